@@ -1,0 +1,57 @@
+/**
+ * The demo's command: which file, on which runtime, and what is printed.
+ */
+import { AutoRuntime, CudaRuntime } from "effect-cuda"
+import * as Console from "effect/Console"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Pipeline from "./Pipeline.ts"
+import * as Progress from "./Progress.ts"
+import { describeRuntime, formatBytes, report } from "./Report.ts"
+import { openFile } from "./Source.ts"
+import type { Source } from "./Source.ts"
+
+const usage = "Usage: npm run demo -- [FILE]"
+
+class WrongUsage extends Data.TaggedError("WrongUsage") {
+  override readonly message = usage
+}
+
+const chunkBytes = 8 * 1024 * 1024
+const slots = 4
+
+/** A GPU slow enough to be watched; used where there is none. */
+const slowDevice = { hostBandwidth: 400e6, deviceBandwidth: 800e6 }
+
+const runtime = AutoRuntime.layer({ simulated: { devices: [slowDevice] } })
+
+/** Runs the demo with the arguments of the command line. When it fails, it has said why. */
+export const main = Effect.fnUntraced(
+  function*(args: ReadonlyArray<string>) {
+    const [path = process.execPath, ...more] = args
+    if (more.length > 0) return yield* new WrongUsage()
+    if (path === "--help" || path === "-h") return yield* Console.log(usage)
+    const source = yield* openFile(path)
+    yield* Effect.provide(demonstrate(source), runtime)
+  },
+  Effect.scoped,
+  Effect.tapError((error) => Console.error(error.message)),
+  Effect.tapDefect((defect) => Console.error(defect))
+)
+
+const demonstrate = Effect.fnUntraced(function*(source: Source) {
+  const { byteLength, name } = source
+  const chunks = Math.ceil(byteLength / chunkBytes)
+  yield* Console.log(`runtime    ${describeRuntime(yield* CudaRuntime.CudaRuntime)}`)
+  yield* Console.log(`file       ${name}`)
+  yield* Console.log(`size       ${formatBytes(byteLength)}, ${chunks} chunks of ${formatBytes(chunkBytes)} at most\n`)
+  const pipelined = yield* withProgress("pipelined", source, Pipeline.pipelined)
+  const serial = yield* withProgress("serial", source, Pipeline.serial)
+  yield* Console.log(report({ byteLength, slots, pipelined, serial }, process.stdout.columns ?? 80))
+})
+
+const withProgress = (label: string, source: Source, run: typeof Pipeline.pipelined) =>
+  Effect.gen(function*() {
+    const advance = yield* Progress.make(label, source.byteLength)
+    return yield* run(source, { chunkBytes, slots, onChunk: (_, bytes) => advance(bytes.byteLength) })
+  }).pipe(Effect.scoped)

@@ -1,0 +1,26 @@
+/** Sends numbers to a GPU and back. Without a GPU the same program runs on a simulated one. */
+import { AutoRuntime, CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+
+const program = Effect.gen(function*() {
+  const device = yield* CudaDevice.current
+  const stream = yield* CudaStream.make()
+  const numbers = Float32Array.of(1, 2, 3, 4, 5, 6)
+  const buffer = yield* CudaMemory.allocate(numbers.byteLength)
+
+  yield* CudaMemory.upload(buffer, numbers, stream)
+  yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 8), 0, { stream })
+  const answer = new Float32Array(numbers.length)
+  yield* CudaMemory.download(answer, buffer, stream)
+
+  yield* Console.log(`${device.name} answered ${answer.join(" ")}`)
+})
+
+const main = program.pipe(
+  Effect.scoped,
+  Effect.provide(AutoRuntime.layer()),
+  Effect.catchTag("CudaError", (error) => Console.error(error.message))
+)
+
+Effect.runFork(main)

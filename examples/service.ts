@@ -1,0 +1,77 @@
+/**
+ * A service on a GPU: keeps values in device memory. It asks for `CudaRuntime` and nothing else, so the program that uses
+ * it decides whether that is a GPU or, in a test, a simulated one.
+ */
+import { CudaMemory, CudaStream } from "effect-cuda"
+import type { CudaError, CudaRuntime } from "effect-cuda"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+
+/** The device has no room for a value. */
+export class CacheFull extends Data.TaggedError("CacheFull")<{ readonly key: string; readonly byteLength: number }> {}
+
+/** There is no value under a key. */
+export class NoValue extends Data.TaggedError("NoValue")<{ readonly key: string }> {}
+
+/** The GPU let the service down: nothing a caller can do, but something to log and to alert on. */
+export class CacheFailed extends Data.TaggedError("CacheFailed")<{ readonly cause: CudaError.CudaError }> {
+  override readonly message = this.cause.isSticky ? `the GPU is lost: ${this.cause.message}` : this.cause.message
+}
+
+/** A value on the device, and the scope that it lives in: closing it releases the memory. */
+interface Entry {
+  readonly buffer: CudaMemory.DeviceBuffer
+  readonly own: Scope.Closeable
+}
+
+export class DeviceCache extends Context.Service<DeviceCache, {
+  readonly put: (key: string, value: Uint8Array) => Effect.Effect<void, CacheFull | CacheFailed>
+  readonly get: (key: string) => Effect.Effect<Uint8Array, NoValue | CacheFailed>
+}>()("examples/service/DeviceCache") {
+  /** Everything made here lives as long as the layer. */
+  static readonly layer: Layer.Layer<DeviceCache, CudaError.CudaError, CudaRuntime.CudaRuntime> = Layer.effect(
+    DeviceCache,
+    Effect.gen(function*() {
+      const context = yield* Effect.context<CudaRuntime.CudaRuntime>()
+      const scope = yield* Effect.scope
+      const stream = yield* CudaStream.make()
+      const entries = new Map<string, Entry>()
+
+      const put = Effect.fn("DeviceCache.put")(function*(key: string, value: Uint8Array) {
+        const own = yield* Scope.fork(scope)
+        const buffer = yield* CudaMemory.allocate(value.byteLength).pipe(
+          Effect.tap((made) => CudaMemory.upload(made, value, stream)),
+          Effect.provideContext(context),
+          Scope.provide(own),
+          Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
+        )
+        const replaced = entries.get(key)
+        entries.set(key, { buffer, own })
+        if (replaced !== undefined) yield* Scope.close(replaced.own, Exit.void)
+      })
+
+      const get = Effect.fn("DeviceCache.get")(function*(key: string) {
+        const entry = entries.get(key)
+        if (entry === undefined) return yield* new NoValue({ key })
+        const value = new Uint8Array(entry.buffer.byteLength)
+        yield* CudaMemory.download(value, entry.buffer, stream)
+        return value
+      })
+
+      return DeviceCache.of({
+        put: (key, value) =>
+          put(key, value).pipe(
+            Effect.catchReason("CudaError", "OutOfMemory", () =>
+              Effect.fail(new CacheFull({ key, byteLength: value.byteLength }))),
+            Effect.catchTag("CudaError", (cause) =>
+              Effect.fail(new CacheFailed({ cause })))
+          ),
+        get: (key) => Effect.catchTag(get(key), "CudaError", (cause) => Effect.fail(new CacheFailed({ cause })))
+      })
+    })
+  )
+}

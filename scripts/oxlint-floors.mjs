@@ -1,0 +1,71 @@
+// The lint rule `house/floors`: which file under src/ may import what (static, dynamic or type-only alike).
+// Modules know the CudaRuntime interface; layers know CUDA's C interface; src/cuda knows nothing but itself and koffi.
+import { dirname, relative, resolve, sep } from "node:path"
+import { fileURLToPath } from "node:url"
+
+const root = fileURLToPath(new URL("..", import.meta.url))
+const sharedByAll = "src/CudaError.ts"
+const runtimeInterface = "src/layers/CudaRuntime.ts"
+
+const floorOf = (path) =>
+  path.startsWith("src/cuda/")
+    ? "cuda"
+    : /^src\/layers\/(native\/|Native[^/]*$)/.test(path)
+    ? "native"
+    : path.startsWith("src/layers/")
+    ? "layers"
+    : path === "src/index.ts"
+    ? "barrel"
+    : "module"
+
+const objection = (file, source) => {
+  const floor = floorOf(file)
+  const [scope, name] = source.split("/")
+  const packageName = scope.startsWith("@") ? `${scope}/${name}` : scope
+  if (packageName === "effect-cuda") return "Inside src, import the module by its relative path."
+  if (packageName === "koffi" && floor !== "cuda" && floor !== "native") {
+    return "Only src/cuda and the native runtime's own files (src/layers/Native*, src/layers/native/) import koffi."
+  }
+  if (floor === "cuda" && (packageName === "effect" || scope === "@effect")) return "src/cuda has no Effect in it."
+  if (source === "effect") return "Import the module (effect/Effect): the barrel makes every program start slower."
+  if (!source.startsWith(".")) return undefined
+
+  const target = relative(root, resolve(root, dirname(file), source)).split(sep).join("/")
+  const targetFloor = floorOf(target)
+  const isAbove = targetFloor === "module" || targetFloor === "barrel"
+  const isLayer = targetFloor === "layers" || targetFloor === "native"
+  if (floor === "cuda" && (isAbove || isLayer)) return "src/cuda imports nothing from the floors above it."
+  if ((floor === "layers" || floor === "native") && isAbove && target !== sharedByAll) {
+    return `A layer imports no module above it, except ${sharedByAll}.`
+  }
+  if (floor === "module" && targetFloor === "barrel") return "Inside src, import the module, not the barrel."
+  if (floor === "module" && isLayer && target !== runtimeInterface) {
+    return `A module knows no layer but the interface, ${runtimeInterface}.`
+  }
+  return undefined
+}
+
+const floors = {
+  create(context) {
+    const file = relative(root, context.filename).split(sep).join("/")
+    if (!file.startsWith("src/")) return {}
+    const check = (node) => {
+      if (typeof node?.value !== "string") return
+      const message = objection(file, node.value)
+      if (message !== undefined) context.report({ node, message })
+    }
+    return {
+      ImportDeclaration: (node) => check(node.source),
+      ExportAllDeclaration: (node) => check(node.source),
+      ExportNamedDeclaration: (node) => check(node.source),
+      ImportExpression: (node) => check(node.source),
+      TSImportType: (node) => check(node.source ?? node.argument?.literal ?? node.argument),
+      CallExpression: (node) => {
+        // require("koffi"), however the function from createRequire is called
+        if (node.callee.type === "Identifier" && /require/i.test(node.callee.name)) check(node.arguments[0])
+      }
+    }
+  }
+}
+
+export default { meta: { name: "house" }, rules: { floors } }

@@ -1,0 +1,349 @@
+/**
+ * The one failure of this library, and its reasons. Every status of the driver, every problem of loading it, and every
+ * misuse that is found before the driver is asked has a reason of its own, so that pipelines can tell them apart.
+ *
+ * Depends on the status table in `cuda/` alone; every other floor uses it.
+ *
+ * @since 0.1.0
+ */
+import * as Data from "effect/Data"
+import * as Predicate from "effect/Predicate"
+import { statuses } from "./cuda/status.ts"
+import type { StatusInfo, StatusTag } from "./cuda/status.ts"
+
+const TypeId = "~effect-cuda/CudaError"
+
+/**
+ * A status the CUDA driver returned: `_tag` is the header's name without its prefix (`CUDA_ERROR_OUT_OF_MEMORY` is
+ * `OutOfMemory`), `code` its number, `name` and `description` the driver's own.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export type StatusReason<Tag extends StatusTag = StatusTag> = {
+  readonly [T in Tag]: StatusInfo & { readonly _tag: T }
+}[Tag]
+
+/**
+ * A status this version of the library does not know; its number and the driver's words for it are kept.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface UnknownStatus extends StatusInfo {
+  readonly _tag: "UnknownStatus"
+}
+
+/**
+ * An argument was refused before the driver was asked.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface InvalidArgument {
+  readonly _tag: "InvalidArgument"
+  /** The argument's name. */
+  readonly argument: string
+  /** The value that was given, printed. */
+  readonly value: string
+  /** What would have been accepted. */
+  readonly expected: string
+}
+
+/**
+ * A resource was used after its release, or after the runtime it came from was released.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface ResourceReleased {
+  readonly _tag: "ResourceReleased"
+  /** What was used, for example `stream 13 of device 0`. */
+  readonly resource: string
+}
+
+/**
+ * A resource of one runtime was given to another one.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface ForeignResource {
+  readonly _tag: "ForeignResource"
+  readonly resource: string
+}
+
+/**
+ * Two resources that must be on the same device are on different ones.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface DeviceMismatch {
+  readonly _tag: "DeviceMismatch"
+  /** The two resources, each with its device. */
+  readonly resources: readonly [string, string]
+  readonly devices: readonly [number, number]
+}
+
+/**
+ * An elapsed time was asked of an event that does not take times.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface TimingDisabled {
+  readonly _tag: "TimingDisabled"
+  readonly resource: string
+}
+
+/**
+ * An elapsed time was asked of an event that was never recorded.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface NotRecorded {
+  readonly _tag: "NotRecorded"
+  readonly resource: string
+}
+
+/**
+ * An elapsed time was asked of an event whose record has not finished yet.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface NotFinished {
+  readonly _tag: "NotFinished"
+  readonly resource: string
+}
+
+/**
+ * The CUDA driver library could not be loaded.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface LibraryNotFound {
+  readonly _tag: "LibraryNotFound"
+  /** Every place that was tried, in order, and what the system's loader said of it. */
+  readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
+}
+
+/**
+ * The installed driver is older than this library needs. Versions are CUDA's: 12040 is CUDA 12.4.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface DriverTooOld {
+  readonly _tag: "DriverTooOld"
+  readonly found: number
+  readonly required: number
+}
+
+/**
+ * The driver library lacks a function that the call needs.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface FunctionMissing {
+  readonly _tag: "FunctionMissing"
+  readonly functionName: string
+  readonly driverVersion: number
+}
+
+/**
+ * The simulated device found that a wait can never end: nothing it waits for is running or can start.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface NeverFinishes {
+  readonly _tag: "NeverFinishes"
+  readonly resource: string
+  /** What holds it back. */
+  readonly because: string
+}
+
+/**
+ * Why a call failed.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export type CudaErrorReason =
+  | StatusReason
+  | UnknownStatus
+  | InvalidArgument
+  | ResourceReleased
+  | ForeignResource
+  | DeviceMismatch
+  | TimingDisabled
+  | NotRecorded
+  | NotFinished
+  | LibraryNotFound
+  | DriverTooOld
+  | FunctionMissing
+  | NeverFinishes
+
+/**
+ * The first failure that ended a device's context, kept to explain the ones that follow from it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FaultOrigin {
+  /** The operation that first met the fault. Work enqueued before it may be what failed. */
+  readonly operation: string
+  readonly device: number
+  readonly status: StatusInfo
+  /** When it was met, in milliseconds since 1970. */
+  readonly at: number
+}
+
+/**
+ * A failed operation: what was called, why it failed, and what it was called with.
+ *
+ * **Details**
+ *
+ * Handle single reasons with `Effect.catchReason("CudaError", "OutOfMemory", …)`. `message`, and with it `String`, logs
+ * and causes, says in a sentence what failed, with what, and what to do about it.
+ *
+ * **Example** (Recovering from a full device)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const buffer = CudaMemory.allocate(1 << 30).pipe(
+ *   Effect.catchReason("CudaError", "OutOfMemory", () => CudaMemory.allocate(1 << 20))
+ * )
+ * ```
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class CudaError extends Data.TaggedError("CudaError")<{
+  /** The operation as a program names it, for example `CudaEvent.record`. */
+  readonly operation: string
+  readonly reason: CudaErrorReason
+  /** The function of the driver that answered, for example `cuEventRecord`. */
+  readonly call?: string | undefined
+  /** The handle or the arguments concerned, printed. */
+  readonly subject?: string | undefined
+  /** The ordinal of the device concerned. */
+  readonly device?: number | undefined
+  /** The failure that ended the device's context, when this one follows from it. */
+  readonly origin?: FaultOrigin | undefined
+}> {
+  /** Marks failures of this library. */
+  readonly [TypeId] = TypeId
+
+  /** True when the context of the device is lost: no later call on that device can succeed in this process. */
+  get isSticky(): boolean {
+    return "isSticky" in this.reason && this.reason.isSticky
+  }
+
+  /** True when the same call can succeed later. */
+  get isRetryable(): boolean {
+    return "isRetryable" in this.reason && this.reason.isRetryable
+  }
+
+  override get message(): string {
+    const subject = this.subject === undefined ? "" : ` (${this.subject})`
+    return `${this.operation}${subject}: ${describe(this.reason, this.call)}${explainOrigin(this)}`
+  }
+}
+
+/**
+ * True for every `CudaError`, whichever copy of the library made it.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isCudaError = (u: unknown): u is CudaError => Predicate.hasProperty(u, TypeId)
+
+/**
+ * The reason of a status code; a code that no table row has keeps its number as an `UnknownStatus`.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export const reasonFromStatus = (code: number): StatusReason | UnknownStatus => byCode.get(code) ?? unknownStatus(code)
+
+/**
+ * The reason for a code that is not in the table, with the driver's words for it where it has any.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export const unknownStatus = (code: number, name?: string, description?: string): UnknownStatus =>
+  Object.freeze({
+    _tag: "UnknownStatus",
+    code,
+    name: name ?? `CUresult ${code}`,
+    description: description ?? "a status this version does not know",
+    advice: "",
+    isSticky: false,
+    isRetryable: false
+  })
+
+const tagged = <Tag extends StatusTag>(tag: Tag): StatusReason<Tag> => Object.freeze({ _tag: tag, ...statuses[tag] })
+
+const byCode: ReadonlyMap<number, StatusReason> = new Map(
+  (Object.keys(statuses) as ReadonlyArray<StatusTag>).map((tag) => [statuses[tag].code, tagged(tag)])
+)
+
+const version = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
+
+const describeSearch = (reason: LibraryNotFound): string =>
+  "the CUDA driver library could not be loaded; tried " +
+  reason.searched.map((place) => `${place.path} (${place.problem})`).join(", ") +
+  ". Install the NVIDIA driver, name its library with the libraryPath option or EFFECT_CUDA_LIBRARY, or use the simulated runtime."
+
+const describeStatus = (reason: StatusReason | UnknownStatus, call: string | undefined): string =>
+  `${call === undefined ? "failed with" : `${call} returned`} ${reason.name} (${reason.code}): ${reason.description}.` +
+  (reason.advice === "" ? "" : ` ${reason.advice}`)
+
+const describe = (reason: CudaErrorReason, call: string | undefined): string => {
+  switch (reason._tag) {
+    case "InvalidArgument":
+      return `${reason.argument} is ${reason.value}; expected ${reason.expected}.`
+    case "ResourceReleased":
+      return `${reason.resource} was released before this call. Keep its scope open while it is in use.`
+    case "ForeignResource":
+      return `${reason.resource} belongs to another runtime. Use it with the runtime that made it.`
+    case "DeviceMismatch":
+      return `${reason.resources[0]} and ${reason.resources[1]} are on different devices.`
+    case "TimingDisabled":
+      return `${reason.resource} does not take times. Make it with { timing: true }.`
+    case "NotRecorded":
+      return `${reason.resource} was never recorded. Record it on a stream first.`
+    case "NotFinished":
+      return `${reason.resource} has not finished yet. Synchronize with it first.`
+    case "LibraryNotFound":
+      return describeSearch(reason)
+    case "DriverTooOld":
+      return `the driver supports CUDA ${version(reason.found)}; at least ${
+        version(reason.required)
+      } is needed. Update the NVIDIA driver.`
+    case "FunctionMissing":
+      return `the driver (CUDA ${
+        version(reason.driverVersion)
+      }) has no function ${reason.functionName}. Update the NVIDIA driver.`
+    case "NeverFinishes":
+      return `${reason.resource} can never finish: ${reason.because}.`
+    default:
+      return describeStatus(reason, call)
+  }
+}
+
+const explainOrigin = (error: CudaError): string => {
+  const origin = error.origin
+  if (origin === undefined) return ""
+  return ` Device ${origin.device} lost its context earlier: ${origin.operation} met ${origin.status.name} at ` +
+    `${new Date(origin.at).toISOString()}.`
+}

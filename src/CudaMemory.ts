@@ -1,0 +1,441 @@
+/**
+ * Memory of devices and pinned memory of the host, and the copies and fills between them, each ordered on a stream.
+ *
+ * Buffers live as long as their scope, and their memory until the work that uses them is done: releasing one never waits
+ * and never frees what the GPU may still touch. Depends on the `CudaRuntime` interface and on the handles shared by the
+ * modules.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
+import * as Predicate from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import { eventFlags } from "./cuda/flags.ts"
+import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
+import type { CudaError } from "./CudaError.ts"
+import type { CudaStream } from "./CudaStream.ts"
+import {
+  BufferTypeId,
+  DeviceBufferImpl,
+  HostBufferImpl,
+  onStream,
+  refuseArgument,
+  released,
+  resolveDevice
+} from "./internal/handles.ts"
+import { CudaRuntime } from "./layers/CudaRuntime.ts"
+import type {
+  CudaRuntimeService,
+  DeviceMemoryRef,
+  EventRef,
+  HostMemoryRef,
+  MemoryRange,
+  StreamRef
+} from "./layers/CudaRuntime.ts"
+
+/**
+ * Memory of a device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceBuffer extends Pipeable, Inspectable.Inspectable {
+  readonly [BufferTypeId]: typeof BufferTypeId
+  readonly kind: "device"
+  readonly runtime: CudaRuntimeService
+  readonly ref: DeviceMemoryRef
+  readonly buffer: DeviceBuffer
+  readonly offset: number
+  readonly byteLength: number
+  /** The `CUdeviceptr`, for other native code and for kernels. */
+  readonly address: number
+  readonly deviceIndex: number
+  readonly device: CudaDevice
+}
+
+/**
+ * Pinned memory of the host: what devices copy from and to at full speed and while JavaScript goes on.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface HostBuffer extends Pipeable, Inspectable.Inspectable {
+  readonly [BufferTypeId]: typeof BufferTypeId
+  readonly kind: "host"
+  readonly runtime: CudaRuntimeService
+  readonly ref: HostMemoryRef
+  readonly buffer: HostBuffer
+  readonly offset: number
+  readonly byteLength: number
+  readonly address: number
+  /** The memory itself. Copies of the device read and write it at any time until their stream has reached their end. */
+  readonly bytes: Uint8Array<ArrayBuffer>
+}
+
+/**
+ * A part of a buffer; a buffer is its own whole part.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Slice<Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer | HostBuffer> {
+  readonly buffer: Buffer
+  /** Bytes from the buffer's start. */
+  readonly offset: number
+  readonly byteLength: number
+}
+
+/**
+ * Memory of JavaScript's own: any typed array, a `DataView`, a `Buffer`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type HostArray = ArrayBufferView
+
+/**
+ * The constructor of a typed array, such as `Float32Array`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TypedArrayConstructor<A> {
+  readonly BYTES_PER_ELEMENT: number
+  new(buffer: ArrayBuffer, byteOffset: number, length: number): A
+}
+
+/**
+ * True for device buffers and host buffers.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, BufferTypeId)
+
+/**
+ * Allocates memory of a device that lives as long as its scope (`cuMemAllocFromPoolAsync`). Its contents are undefined.
+ *
+ * **Details**
+ *
+ * The memory can be used on every stream at once. Its release is ordered on the GPU after the work of the streams that used
+ * it (`cuMemFreeAsync`), and returns at once. When the device is full, waits for the releases that are still pending before it
+ * fails with `OutOfMemory`. Fails with `InvalidArgument` for a size that is not a positive whole number.
+ *
+ * **Gotchas**
+ *
+ * What is released stays in a pool of this process until the runtime is released. The first use of new memory takes the
+ * driver about a millisecond per GiB on the JS thread; memory that comes from the pool takes microseconds.
+ *
+ * **Example** (Clearing a buffer)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const cleared = Effect.tap(CudaMemory.allocate(1 << 20), (buffer) => CudaMemory.fill(buffer, 0))
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const allocate = (byteLength: number, options: {
+  /** Default: the current device. */
+  readonly device?: DeviceInput | undefined
+} = {}): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const device = yield* resolveDevice(options.device)
+    const acquire = Effect.acquireRelease(
+      runtime.memoryAllocate(device, byteLength),
+      (ref) => released(runtime.memoryFree(ref))
+    )
+    const ref = yield* Effect.catchReason(
+      acquire,
+      "CudaError",
+      "OutOfMemory",
+      () => Effect.andThen(runtime.memoryReclaim(device), acquire)
+    )
+    return new DeviceBufferImpl(runtime, ref)
+  })
+
+/**
+ * Allocates pinned host memory that lives as long as its scope (`cuMemHostRegister`). Its contents are undefined.
+ *
+ * **Details**
+ *
+ * The release detaches every view of the memory at once (they have length 0 from then on) and returns at once; the memory is
+ * used again when the work that uses it is done. Fails with `OutOfMemory` beyond the runtime's limit, and with
+ * `InvalidArgument` for a size that is not a positive whole number.
+ *
+ * **Gotchas**
+ *
+ * Memory that is pinned for the first time takes about half a second per GiB, spent on a pool thread and in slices of about a
+ * millisecond on the JS thread; released memory is kept and given out again at once.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const allocateHost = (
+  byteLength: number
+): Effect.Effect<HostBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.flatMap(CudaRuntime, (runtime) =>
+    Effect.map(
+      Effect.acquireRelease(runtime.hostAllocate(byteLength), (ref) => released(runtime.memoryFree(ref))),
+      (ref) => new HostBufferImpl(runtime, ref)
+    ))
+
+/**
+ * Takes a part of a buffer, by default up to its end. The range is checked where it is used.
+ *
+ * @category ranges
+ * @since 0.1.0
+ */
+export const slice = <Buffer extends DeviceBuffer | HostBuffer>(
+  self: Slice<Buffer>,
+  offset: number,
+  byteLength: number = self.byteLength - offset
+): Slice<Buffer> => ({ buffer: self.buffer, offset: self.offset + offset, byteLength })
+
+/**
+ * Sees pinned memory as a typed array, without a copy: as many whole elements as fit.
+ *
+ * **Gotchas**
+ *
+ * The array is the memory: read it after the copy that fills it is done, and leave it alone until the copy that reads it is.
+ * It has length 0 once the buffer is released.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const view = <A>(self: Slice<HostBuffer>, Type: TypedArrayConstructor<A>): A => {
+  const { buffer, byteOffset, byteLength } = self.buffer.bytes
+  const bytes = Math.max(0, Math.min(self.byteLength, byteLength - self.offset))
+  const offset = bytes === 0 ? 0 : self.offset
+  return new Type(buffer, byteOffset + offset, Math.floor(bytes / Type.BYTES_PER_ELEMENT))
+}
+
+/**
+ * Copies between device and pinned memory, in any direction and between devices, as work of a stream: by default the current
+ * one of the destination's device, or of the source's when the destination is on the host (`cuMemcpyHtoDAsync`,
+ * `…DtoHAsync`, `…DtoDAsync`, `cuMemcpyPeerAsync`).
+ *
+ * **Details**
+ *
+ * Returns when the copy is enqueued. Both ends have the same length; use `slice` for parts. Fails with `InvalidArgument` for
+ * ranges that end outside their buffer, overlap, or are both on the host, and with `DeviceMismatch` when the stream is on the
+ * device of neither end.
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export const copy: {
+  (source: Slice, stream?: CudaStream): (destination: Slice) => Effect.Effect<void, CudaError>
+  (destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError>
+} = dual(
+  (args) => isSlice(args[1]),
+  (destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError> => {
+    const { runtime } = destination.buffer
+    const to = rangeOf(destination)
+    const from = rangeOf(source)
+    if (stream !== undefined) return runtime.memoryCopy(to, from, stream.ref)
+    return onStream(runtime, deviceOfCopy(destination, source), stream, (ref) => runtime.memoryCopy(to, from, ref))
+  }
+)
+
+/**
+ * Fills device memory with an 8-, 16- or 32-bit value, as work of a stream, by default the current one of the device
+ * (`cuMemsetD8Async`, `cuMemsetD16Async`, `cuMemsetD32Async`).
+ *
+ * **Details**
+ *
+ * Returns when the fill is enqueued. `value` is a whole number that fits `bits` without a sign (default 8 bits); offset and
+ * length are multiples of the value's size.
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export const fill: {
+  (value: number, options?: FillOptions): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
+  (self: Slice<DeviceBuffer>, value: number, options?: FillOptions): Effect.Effect<void, CudaError>
+} = dual(
+  (args) => isSlice(args[0]),
+  (self: Slice<DeviceBuffer>, value: number, options: FillOptions = {}): Effect.Effect<void, CudaError> => {
+    const { deviceIndex, runtime } = self.buffer
+    const range = rangeOf(self)
+    const bits = options.bits ?? 8
+    return onStream(runtime, deviceIndex, options.stream, (ref) => runtime.memoryFill(range, value, bits, ref))
+  }
+)
+
+/**
+ * How a fill is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FillOptions {
+  /** The width of the value. Default 8. */
+  readonly bits?: 8 | 16 | 32 | undefined
+  readonly stream?: CudaStream | undefined
+}
+
+/**
+ * Copies an ordinary array to device memory of the same length, as work of a stream. Returns once the array has been read and
+ * can be changed again; what follows on the stream finds the data in place.
+ *
+ * **Details**
+ *
+ * The array goes through pinned memory in pieces of 16 MiB at most: a copy by the CPU on the JS thread, at about 10 GB/s, is
+ * what it costs over `copy` from a pinned buffer.
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export const upload = (
+  destination: Slice<DeviceBuffer>,
+  source: HostArray,
+  stream?: CudaStream
+): Effect.Effect<void, CudaError> =>
+  withPieces(
+    "CudaMemory.upload",
+    destination,
+    source,
+    stream,
+    ({ bytes, lanes, pieces, runtime, stream }) =>
+      Effect.gen(function*() {
+        for (const [index, piece] of pieces.entries()) {
+          const lane = lanes[index % 2]!
+          if (index >= 2) yield* runtime.eventSynchronize(lane.event)
+          lane.host.bytes.set(bytes.subarray(piece.offset, piece.offset + piece.byteLength))
+          yield* runtime.memoryCopy(piece.device, lane.range(piece), stream)
+          yield* runtime.eventRecord(lane.event, stream)
+        }
+      })
+  )
+
+/**
+ * Copies device memory to an ordinary array of the same length, and waits until the data is there. Suspends the fiber, not the
+ * thread.
+ *
+ * **Details**
+ *
+ * The data goes through pinned memory in pieces of 16 MiB at most: a copy by the CPU on the JS thread, at about 10 GB/s, is
+ * what it costs over `copy` to a pinned buffer. The array is written while the effect runs; after an interruption or a failure
+ * part of it may have been.
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export const download = (
+  destination: HostArray,
+  source: Slice<DeviceBuffer>,
+  stream?: CudaStream
+): Effect.Effect<void, CudaError> =>
+  withPieces("CudaMemory.download", source, destination, stream, ({ bytes, lanes, pieces, runtime, stream }) => {
+    const start = (index: number) => {
+      const piece = pieces[index]!
+      const lane = lanes[index % 2]!
+      return Effect.andThen(
+        runtime.memoryCopy(lane.range(piece), piece.device, stream),
+        runtime.eventRecord(lane.event, stream)
+      )
+    }
+    return Effect.gen(function*() {
+      yield* start(0)
+      for (const [index, piece] of pieces.entries()) {
+        if (index + 1 < pieces.length) yield* start(index + 1)
+        const lane = lanes[index % 2]!
+        yield* runtime.eventSynchronize(lane.event)
+        bytes.set(lane.host.bytes.subarray(0, piece.byteLength), piece.offset)
+      }
+    })
+  })
+
+/** The most that goes through pinned memory at a time. */
+const pieceSize = 16 * 1024 * 1024
+
+/** A piece of an array, and where it is on the device. */
+interface Piece {
+  readonly offset: number
+  readonly byteLength: number
+  readonly device: MemoryRange
+}
+
+/** Pinned memory for a piece, with the event that tells when its copy is done. */
+interface PinnedLane {
+  readonly host: HostMemoryRef
+  readonly event: EventRef
+  readonly range: (piece: Piece) => MemoryRange
+}
+
+interface Pieces {
+  readonly runtime: CudaRuntimeService
+  readonly stream: StreamRef
+  readonly bytes: Uint8Array
+  readonly pieces: ReadonlyArray<Piece>
+  /** Two, so that the CPU copies one piece while the GPU copies the other; one for a single piece. */
+  readonly lanes: ReadonlyArray<PinnedLane>
+}
+
+/** Splits the way of an array to or from a device into pieces, and gives them what they need for as long as `use` runs. */
+const withPieces = (
+  operation: string,
+  device: Slice<DeviceBuffer>,
+  array: HostArray,
+  stream: CudaStream | undefined,
+  use: (pieces: Pieces) => Effect.Effect<void, CudaError>
+): Effect.Effect<void, CudaError> => {
+  const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
+  const { byteLength } = bytes
+  if (byteLength !== device.byteLength) {
+    return refuseArgument(operation, "array.byteLength", byteLength, `the device memory's ${device.byteLength}`)
+  }
+  if (byteLength === 0) return Effect.void
+  const { deviceIndex, runtime } = device.buffer
+  const pieces = Array.from({ length: Math.ceil(byteLength / pieceSize) }, (_, index): Piece => {
+    const offset = index * pieceSize
+    const length = Math.min(pieceSize, byteLength - offset)
+    return { offset, byteLength: length, device: rangeOf(slice(device, offset, length)) }
+  })
+  return onStream(runtime, deviceIndex, stream, (ref) =>
+    Effect.scoped(Effect.flatMap(
+      Effect.forEach(
+        pieces.slice(0, 2),
+        () => makePinnedLane(runtime, deviceIndex, Math.min(byteLength, pieceSize))
+      ),
+      (lanes) => use({ runtime, stream: ref, bytes, pieces, lanes })
+    )))
+}
+
+const makePinnedLane = (
+  runtime: CudaRuntimeService,
+  device: number,
+  byteLength: number
+): Effect.Effect<PinnedLane, CudaError, Scope.Scope> =>
+  Effect.gen(function*() {
+    const host = yield* Effect.acquireRelease(
+      runtime.hostAllocate(byteLength),
+      (memory) => released(runtime.memoryFree(memory))
+    )
+    const event = yield* Effect.acquireRelease(
+      runtime.eventCreate(device, eventFlags.disableTiming),
+      (made) => released(runtime.eventDestroy(made))
+    )
+    return { host, event, range: (piece) => ({ memory: host, offset: 0, byteLength: piece.byteLength }) }
+  })
+
+const rangeOf = (part: Slice): MemoryRange => ({
+  memory: part.buffer.ref,
+  offset: part.offset,
+  byteLength: part.byteLength
+})
+
+const isSlice = (u: unknown): u is Slice => Predicate.hasProperty(u, "buffer") && isBuffer(u.buffer)
+
+const deviceOfCopy = (destination: Slice, source: Slice): number => {
+  if (destination.buffer.kind === "device") return destination.buffer.deviceIndex
+  return source.buffer.kind === "device" ? source.buffer.deviceIndex : 0
+}

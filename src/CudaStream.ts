@@ -1,0 +1,363 @@
+/**
+ * Streams: queues of work on a device. Work of one stream runs in order; work of two streams runs side by side unless an
+ * event orders it.
+ *
+ * The current stream is what operations use when none is given: `withStream` sets it for one effect. Depends on the
+ * `CudaRuntime` interface and on the handles shared by the modules.
+ *
+ * @since 0.1.0
+ */
+import * as Effect from "effect/Effect"
+import type { Equal } from "effect/Equal"
+import { dual } from "effect/Function"
+import type * as Inspectable from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
+import * as Predicate from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import { eventFlags } from "./cuda/flags.ts"
+import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
+import type { CudaError } from "./CudaError.ts"
+import type { CudaEvent } from "./CudaEvent.ts"
+import {
+  CurrentDevice,
+  CurrentStreams,
+  EventImpl,
+  released,
+  resolveDevice,
+  StreamImpl,
+  StreamTypeId
+} from "./internal/handles.ts"
+import { CudaRuntime } from "./layers/CudaRuntime.ts"
+import type { CudaRuntimeService, PriorityRange, StreamRef } from "./layers/CudaRuntime.ts"
+
+/**
+ * A stream of a device (`CUstream`). Two values are equal when they are the same stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CudaStream extends Pipeable, Inspectable.Inspectable, Equal {
+  readonly [StreamTypeId]: typeof StreamTypeId
+  readonly runtime: CudaRuntimeService
+  readonly ref: StreamRef
+  /** The driver's id: unique in the process and never reused; 0 for a legacy default stream (`cuStreamGetId`). */
+  readonly id: number
+  /** The `CUstream`, for other native code. 1 is the legacy default stream and 2 the per-thread one. */
+  readonly handle: number
+  readonly deviceIndex: number
+  readonly device: CudaDevice
+  /** Lower numbers go first. */
+  readonly priority: number
+  /** True when the stream orders itself against the legacy default stream. */
+  readonly isBlocking: boolean
+  /** `owned` streams are destroyed by their scope or pool, the others never by this library. */
+  readonly origin: "owned" | "default" | "foreign"
+}
+
+/**
+ * A priority: a number of the device's range (lower goes first), `"high"` for its greatest or `"low"` for its least.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Priority = number | "high" | "low"
+
+/**
+ * How a stream is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface PriorityOptions {
+  /** Default: the current device. */
+  readonly device?: DeviceInput | undefined
+  /** Default: `"low"`, the driver's own default. */
+  readonly priority?: Priority | undefined
+  /** What a number outside the device's range means: a failure, or the nearest priority there is. */
+  readonly outOfRange?: "fail" | "clamp" | undefined
+}
+
+/**
+ * How an owned stream is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MakeOptions extends PriorityOptions {
+  /** True to order the stream against the legacy default stream. Default false. */
+  readonly blocking?: boolean | undefined
+}
+
+/**
+ * True for streams.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isCudaStream = (u: unknown): u is CudaStream => Predicate.hasProperty(u, StreamTypeId)
+
+/**
+ * Makes a stream that lives as long as its scope (`cuStreamCreateWithPriority`).
+ *
+ * **Details**
+ *
+ * The release takes no new work, waits for what the stream holds without blocking the event loop, and destroys it
+ * (`cuStreamDestroy`). Fails with `InvalidArgument` for a device or priority there is not, unless `outOfRange` is
+ * `"clamp"`.
+ *
+ * **Example** (Two streams, one before the other)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const copy = yield* CudaStream.make()
+ *   const compute = yield* CudaStream.make({ priority: "high" })
+ *   yield* CudaStream.waitStream(compute, copy)
+ *   yield* CudaStream.synchronize(compute)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (
+  options: MakeOptions = {}
+): Effect.Effect<CudaStream, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.flatMap(CudaRuntime, (runtime) =>
+    Effect.map(
+      Effect.acquireRelease(
+        create(runtime, { ...options, outOfRange: options.outOfRange ?? "fail" }),
+        (ref) => released(runtime.streamDestroy(ref))
+      ),
+      (ref) => new StreamImpl(runtime, ref)
+    ))
+
+/**
+ * Gets a stream from the runtime's pool: 32 streams per device and priority, made on first use and handed out in turn, so
+ * that the 33rd request gets the 1st stream again. They live as long as the runtime.
+ *
+ * **Details**
+ *
+ * All are non-blocking. A priority outside the range is clamped, unless `outOfRange` is `"fail"`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const device = yield* resolveDevice(options.device)
+    const priority = choosePriority(yield* runtime.devicePriorityRange(device), {
+      ...options,
+      outOfRange: options.outOfRange ?? "clamp"
+    })
+    return yield* takeFromPool(runtime, device, priority)
+  })
+
+/**
+ * Gets a device's default stream: the legacy one, or the per-thread one. Both exist always and are never destroyed.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const defaultStream = (options: {
+  readonly device?: DeviceInput | undefined
+  readonly mode?: "legacy" | "perThread" | undefined
+} = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const device = yield* resolveDevice(options.device)
+    return new StreamImpl(runtime, yield* runtime.streamDefault(device, options.mode ?? "legacy"))
+  })
+
+/**
+ * Wraps a stream that other native code made, by its `CUstream` (the same as a `cudaStream_t`). It is never destroyed here.
+ *
+ * **Details**
+ *
+ * The stream must be of the device's primary context; another context is an `InvalidContext` failure. `owner` is kept
+ * reachable as long as the returned stream is.
+ *
+ * **Gotchas**
+ *
+ * The driver cannot tell a handle from any other number: what is no stream ends the process. The stream must outlive every
+ * use of it here, and the release of every buffer that was used on it.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromHandle = (handle: number | bigint, options: {
+  readonly device?: DeviceInput | undefined
+  readonly owner?: unknown
+} = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const device = yield* resolveDevice(options.device)
+    return new StreamImpl(runtime, yield* runtime.streamFromHandle(device, Number(handle)), options.owner)
+  })
+
+/**
+ * Gets the current stream of a device, by default of the current device: that of the innermost `withStream` region on that
+ * device, or its legacy default stream.
+ *
+ * @category current stream
+ * @since 0.1.0
+ */
+export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
+  Effect.flatMap(resolveDevice(device), (ordinal) =>
+    Effect.flatMap(CurrentStreams, (streams) => {
+      const stream = streams.get(ordinal)
+      return stream === undefined ? defaultStream({ device: ordinal }) : Effect.succeed(stream)
+    }))
+
+/**
+ * Runs an effect with a stream as the current one of its device, and that device as the current one; restores both on every
+ * exit.
+ *
+ * @category current stream
+ * @since 0.1.0
+ */
+export const withStream: {
+  (stream: CudaStream): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, stream: CudaStream): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, stream: CudaStream): Effect.Effect<A, E, R> =>
+    self.pipe(
+      Effect.updateService(CurrentStreams, (streams) => new Map(streams).set(stream.deviceIndex, stream)),
+      Effect.provideService(CurrentDevice, stream.deviceIndex)
+    )
+)
+
+/**
+ * Asks whether everything enqueued on the stream so far is done (`cuStreamQuery`). Does not wait.
+ *
+ * @category waiting
+ * @since 0.1.0
+ */
+export const query = (self: CudaStream): Effect.Effect<boolean, CudaError> => self.runtime.streamQuery(self.ref)
+
+/**
+ * Waits until the work enqueued before this call is done. Suspends the fiber, not the thread; work enqueued meanwhile is not
+ * waited for.
+ *
+ * **Details**
+ *
+ * Fails with the reason of a fault of the device, as soon as the driver reports it.
+ *
+ * @category waiting
+ * @since 0.1.0
+ */
+export const synchronize = (self: CudaStream): Effect.Effect<void, CudaError> =>
+  self.runtime.streamSynchronize(self.ref)
+
+/**
+ * Makes work enqueued on the stream from now on start after the event's current record (`cuStreamWaitEvent`). Nothing for an
+ * event that was never recorded. The two may be on different devices.
+ *
+ * @category ordering
+ * @since 0.1.0
+ */
+export const waitEvent: {
+  (event: CudaEvent): (self: CudaStream) => Effect.Effect<void, CudaError>
+  (self: CudaStream, event: CudaEvent): Effect.Effect<void, CudaError>
+} = dual(
+  2,
+  (self: CudaStream, event: CudaEvent): Effect.Effect<void, CudaError> =>
+    self.runtime.streamWaitEvent(self.ref, event.ref)
+)
+
+/**
+ * Makes work enqueued on the stream from now on start after what another stream holds now (`cuEventRecord` of an event of the
+ * runtime's own, then `cuStreamWaitEvent`).
+ *
+ * @category ordering
+ * @since 0.1.0
+ */
+export const waitStream: {
+  (other: CudaStream): (self: CudaStream) => Effect.Effect<void, CudaError>
+  (self: CudaStream, other: CudaStream): Effect.Effect<void, CudaError>
+} = dual(
+  2,
+  (self: CudaStream, other: CudaStream): Effect.Effect<void, CudaError> =>
+    self.runtime.streamWaitStream(self.ref, other.ref)
+)
+
+/**
+ * Records an event at this point of the stream and returns it (`cuEventRecord`). Without an event, makes a default one (no
+ * timing) that lives as long as the scope.
+ *
+ * @category ordering
+ * @since 0.1.0
+ */
+export function recordEvent(self: CudaStream): Effect.Effect<CudaEvent, CudaError, Scope.Scope>
+export function recordEvent<Event extends CudaEvent>(self: CudaStream, event: Event): Effect.Effect<Event, CudaError>
+export function recordEvent(
+  self: CudaStream,
+  event?: CudaEvent
+): Effect.Effect<CudaEvent, CudaError, Scope.Scope> {
+  if (event !== undefined) return Effect.as(self.runtime.eventRecord(event.ref, self.ref), event)
+  return Effect.tap(makeEvent(self), (made) => self.runtime.eventRecord(made.ref, self.ref))
+}
+
+const makeEvent = (stream: CudaStream): Effect.Effect<EventImpl, CudaError, Scope.Scope> =>
+  Effect.map(
+    Effect.acquireRelease(
+      stream.runtime.eventCreate(stream.deviceIndex, eventFlags.disableTiming),
+      (ref) => released(stream.runtime.eventDestroy(ref))
+    ),
+    (ref) => new EventImpl(stream.runtime, ref)
+  )
+
+const create = Effect.fnUntraced(function*(runtime: CudaRuntimeService, options: MakeOptions) {
+  const device = yield* resolveDevice(options.device)
+  const priority = choosePriority(yield* runtime.devicePriorityRange(device), options)
+  return yield* runtime.streamCreate({ device, priority, nonBlocking: options.blocking !== true })
+})
+
+/** What is no whole number stays what it is, for the runtime to refuse. */
+const choosePriority = (range: PriorityRange, { outOfRange, priority = "low" }: PriorityOptions): number => {
+  if (priority === "high") return range.greatest
+  if (priority === "low") return range.least
+  return outOfRange === "clamp" ? Math.max(range.greatest, Math.min(range.least, priority)) : priority
+}
+
+/** Streams per device and priority. */
+const poolSize = 32
+
+interface StreamPool {
+  readonly streams: Array<CudaStream>
+  readonly making: Semaphore.Semaphore
+  taken: number
+}
+
+const pools = new WeakMap<CudaRuntimeService, Map<string, StreamPool>>()
+
+const poolOf = (runtime: CudaRuntimeService, device: number, priority: number): StreamPool => {
+  let ofRuntime = pools.get(runtime)
+  if (ofRuntime === undefined) pools.set(runtime, ofRuntime = new Map())
+  const key = `${device} ${priority}`
+  let pool = ofRuntime.get(key)
+  if (pool === undefined) ofRuntime.set(key, pool = { streams: [], making: Semaphore.makeUnsafe(1), taken: 0 })
+  return pool
+}
+
+const takeFromPool = (runtime: CudaRuntimeService, device: number, priority: number) =>
+  Effect.suspend(() => {
+    const pool = poolOf(runtime, device, priority)
+    const slot = pool.taken++ % poolSize
+    const made = pool.streams[slot]
+    if (made !== undefined) return Effect.succeed(made)
+    const make = Effect.suspend(() => {
+      const known = pool.streams[slot]
+      if (known !== undefined) return Effect.succeed(known)
+      return Effect.map(
+        runtime.streamCreate({ device, priority, nonBlocking: true }),
+        (ref): CudaStream => pool.streams[slot] = new StreamImpl(runtime, ref)
+      )
+    })
+    return Effect.uninterruptible(pool.making.withPermit(make))
+  })

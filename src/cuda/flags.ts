@@ -1,0 +1,91 @@
+/**
+ * Numbers of CUDA's C interface: flags, enumeration values and special handles. No Effect here.
+ *
+ * @since 0.1.0
+ */
+
+/** `CUstream_flags`. */
+export const streamFlags = { default: 0, nonBlocking: 1 } as const
+
+/** The handles that stand for a context's default streams. They need that context to be current. */
+export const defaultStreamHandles = { legacy: 1, perThread: 2 } as const
+
+/** `CUevent_flags`. */
+export const eventFlags = { default: 0, blockingSync: 1, disableTiming: 2, interprocess: 4 } as const
+
+/** Bytes of a `CUipcEventHandle`. */
+export const ipcHandleSize = 64
+
+/** Pinned for every context (`CU_MEMHOSTREGISTER_PORTABLE`). */
+export const hostRegisterPortable = 1
+
+/** `CUmemPool_attribute`. */
+export const poolAttributes = {
+  reuseAllowInternalDependencies: 3,
+  releaseThreshold: 4,
+  reservedCurrent: 5,
+  usedCurrent: 7
+} as const
+
+/** Oldest CUDA version of the driver that this library works with: 12.0, the first with `cuStreamGetId`. */
+export const minimumDriverVersion = 12000
+
+/** The device attributes (`CUdevice_attribute`) that can be asked for by name. */
+export const deviceAttributes = {
+  maxThreadsPerBlock: 1,
+  maxBlockDimX: 2,
+  maxBlockDimY: 3,
+  maxBlockDimZ: 4,
+  maxGridDimX: 5,
+  maxGridDimY: 6,
+  maxGridDimZ: 7,
+  maxSharedMemoryPerBlock: 8,
+  totalConstantMemory: 9,
+  warpSize: 10,
+  maxPitch: 11,
+  maxRegistersPerBlock: 12,
+  clockRate: 13,
+  textureAlignment: 14,
+  multiprocessorCount: 16,
+  kernelExecTimeout: 17,
+  integrated: 18,
+  canMapHostMemory: 19,
+  computeMode: 20,
+  concurrentKernels: 31,
+  eccEnabled: 32,
+  pciBusId: 33,
+  pciDeviceId: 34,
+  tccDriver: 35,
+  memoryClockRate: 36,
+  globalMemoryBusWidth: 37,
+  l2CacheSize: 38,
+  maxThreadsPerMultiprocessor: 39,
+  asyncEngineCount: 40,
+  unifiedAddressing: 41,
+  pciDomainId: 50,
+  computeCapabilityMajor: 75,
+  computeCapabilityMinor: 76,
+  streamPrioritiesSupported: 78,
+  maxSharedMemoryPerMultiprocessor: 81,
+  maxRegistersPerMultiprocessor: 82,
+  managedMemory: 83,
+  multiGpuBoard: 84,
+  pageableMemoryAccess: 88,
+  concurrentManagedAccess: 89,
+  computePreemptionSupported: 90,
+  cooperativeLaunch: 95,
+  maxSharedMemoryPerBlockOptin: 97,
+  hostRegisterSupported: 99,
+  virtualMemoryManagementSupported: 102,
+  maxBlocksPerMultiprocessor: 106,
+  memoryPoolsSupported: 115,
+  gpuDirectRdmaSupported: 116,
+  clusterLaunch: 120,
+  ipcEventSupported: 125,
+  numaId: 131,
+  multicastSupported: 132,
+  hostNumaId: 134
+} as const
+
+/** A device attribute by name. */
+export type DeviceAttribute = keyof typeof deviceAttributes

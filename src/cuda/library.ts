@@ -1,0 +1,128 @@
+/**
+ * Where the driver's library is on each platform, and loading it with koffi. Nothing native is loaded before `load` is
+ * called. No Effect here.
+ *
+ * @since 0.1.0
+ */
+import type Koffi from "koffi"
+import type { LibraryHandle } from "koffi"
+import { ipcHandleSize } from "./flags.ts"
+import { driverFunctions, ipcHandleType } from "./functions.ts"
+import type { DriverFunctionName, DriverFunctions } from "./functions.ts"
+
+/** Fills memory; lets pages be touched off the JS thread. */
+export type Memset = (
+  address: number,
+  value: number,
+  byteLength: number,
+  done: (error: unknown) => void
+) => void
+
+/** A loaded driver library. */
+export interface DriverLibrary {
+  readonly path: string
+  readonly calls: DriverFunctions
+  /** The C string at an address. */
+  readonly readText: (address: number) => string
+  /** The address of the memory of a buffer. */
+  readonly addressOf: (buffer: ArrayBuffer) => number
+  /** The C library's `memset` on a thread of the pool, where the platform has one under a name known here. */
+  readonly memset: Memset | undefined
+}
+
+/** How loading ended. */
+export type LoadResult =
+  | { readonly _tag: "Loaded"; readonly library: DriverLibrary }
+  | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }> }
+  | { readonly _tag: "FunctionMissing"; readonly path: string; readonly functionName: DriverFunctionName }
+
+/**
+ * The places to look for the driver's library, in order. The bare name comes first, except under WSL, where the
+ * distribution may hold a driver of its own that cannot work there.
+ */
+export const candidates = (
+  platform: NodeJS.Platform,
+  environment: Readonly<Record<string, string | undefined>>
+): ReadonlyArray<string> => {
+  if (platform === "win32") {
+    return ["nvcuda.dll", `${environment["SystemRoot"] ?? "C:\\Windows"}\\System32\\nvcuda.dll`]
+  }
+  if (platform !== "linux") return []
+  const wsl = "/usr/lib/wsl/lib/libcuda.so.1"
+  const bare = "libcuda.so.1"
+  const isWsl = environment["WSL_DISTRO_NAME"] !== undefined
+  return [
+    ...(isWsl ? [wsl, bare] : [bare, wsl]),
+    "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
+    "/usr/lib/aarch64-linux-gnu/libcuda.so.1",
+    "/usr/lib/aarch64-linux-gnu/tegra/libcuda.so.1",
+    "/usr/lib64/libcuda.so.1",
+    "/usr/lib/libcuda.so.1",
+    "/usr/local/nvidia/lib64/libcuda.so.1",
+    "/run/opengl-driver/lib/libcuda.so.1"
+  ]
+}
+
+/** Libraries stay loaded and bound for the life of the process. */
+const loaded = new Map<string, DriverLibrary>()
+
+/** Loads the first library of the list that the system accepts, and binds every function of the table. */
+export const load = async (paths: ReadonlyArray<string>): Promise<LoadResult> => {
+  const koffi = await importKoffi()
+  if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
+  const searched: Array<{ readonly path: string; readonly problem: string }> = []
+  for (const path of paths) {
+    const known = loaded.get(path)
+    if (known !== undefined) return { _tag: "Loaded", library: known }
+    try {
+      return bind(koffi, path, koffi.load(path))
+    } catch (error) {
+      searched.push({ path, problem: messageOf(error) })
+    }
+  }
+  return { _tag: "NotFound", searched }
+}
+
+const importKoffi = async (): Promise<typeof Koffi | { readonly path: string; readonly problem: string }> => {
+  try {
+    return (await import("koffi")).default
+  } catch (error) {
+    return { path: "the koffi package", problem: messageOf(error) }
+  }
+}
+
+const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadResult => {
+  const structs = { [ipcHandleType]: ipcHandleStruct(koffi) }
+  const calls: Record<string, unknown> = {}
+  for (const functionName of Object.keys(driverFunctions) as ReadonlyArray<DriverFunctionName>) {
+    const parameters = driverFunctions[functionName].map((type) => type === ipcHandleType ? structs[type] : type)
+    try {
+      calls[functionName] = library.func(functionName, "int", parameters)
+    } catch {
+      return { _tag: "FunctionMissing", path, functionName }
+    }
+  }
+  const bound: DriverLibrary = {
+    path,
+    calls: calls as DriverFunctions,
+    readText: (address) => koffi.decode.string(BigInt(address)),
+    addressOf: (buffer) => Number(koffi.address(buffer)),
+    memset: findMemset(koffi)
+  }
+  loaded.set(path, bound)
+  return { _tag: "Loaded", library: bound }
+}
+
+const ipcHandleStruct = (koffi: typeof Koffi) =>
+  koffi.struct({ reserved: koffi.array("uint8_t", ipcHandleSize, "Typed") })
+
+const findMemset = (koffi: typeof Koffi): Memset | undefined => {
+  try {
+    const c = koffi.load(process.platform === "win32" ? "ucrtbase.dll" : null)
+    return c.func("memset", "uintptr_t", ["uintptr_t", "int", "size_t"]).async
+  } catch {
+    return undefined
+  }
+}
+
+const messageOf = (error: unknown): string => error instanceof Error ? error.message : String(error)

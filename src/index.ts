@@ -1,0 +1,14 @@
+/**
+ * effect-cuda: NVIDIA GPUs orchestrated with Effect. Every module under its own name.
+ *
+ * @since 0.1.0
+ */
+export * as CudaDevice from "./CudaDevice.ts"
+export * as CudaError from "./CudaError.ts"
+export * as CudaEvent from "./CudaEvent.ts"
+export * as CudaMemory from "./CudaMemory.ts"
+export * as CudaStream from "./CudaStream.ts"
+export * as AutoRuntime from "./layers/AutoRuntime.ts"
+export * as CudaRuntime from "./layers/CudaRuntime.ts"
+export * as NativeRuntime from "./layers/NativeRuntime.ts"
+export * as SimulatedRuntime from "./layers/SimulatedRuntime.ts"

@@ -1,0 +1,219 @@
+/**
+ * What the handles of the modules are made of, and the current device and streams: shared by the modules, below them
+ * all. Their types are the modules' own.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Equal from "effect/Equal"
+import * as Hash from "effect/Hash"
+import * as Inspectable from "effect/Inspectable"
+import * as Pipeable from "effect/Pipeable"
+import { eventFlags } from "../cuda/flags.ts"
+import type { CudaDevice, DeviceInput } from "../CudaDevice.ts"
+import { CudaError } from "../CudaError.ts"
+import type { CudaEvent, TimedEvent } from "../CudaEvent.ts"
+import type { DeviceBuffer, HostBuffer } from "../CudaMemory.ts"
+import type { CudaStream } from "../CudaStream.ts"
+import type { CudaRuntimeService, DeviceMemoryRef, EventRef, HostMemoryRef, StreamRef } from "../layers/CudaRuntime.ts"
+
+/** The ordinal of the device that constructors use when none is given. */
+export const CurrentDevice = Context.Reference<number>("effect-cuda/CurrentDevice", { defaultValue: () => 0 })
+
+/** The current stream of each device that has one other than its default stream. */
+export const CurrentStreams = Context.Reference<ReadonlyMap<number, CudaStream>>("effect-cuda/CurrentStreams", {
+  defaultValue: () => new Map()
+})
+
+/** The device of an option, or the current one. */
+export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
+  Effect.withFiber((fiber) => Effect.succeed(deviceOrdinal(device) ?? fiber.getRef(CurrentDevice)))
+
+const deviceOrdinal = (device: DeviceInput | undefined): number | undefined =>
+  typeof device === "object" ? device.ordinal : device
+
+/** Runs an operation on the given stream, or else on the current stream of the device. */
+export const onStream = <A>(
+  runtime: CudaRuntimeService,
+  device: number,
+  stream: CudaStream | undefined,
+  operation: (stream: StreamRef) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> => {
+  if (stream !== undefined) return operation(stream.ref)
+  return Effect.withFiber((fiber) => {
+    const current = fiber.getRef(CurrentStreams).get(device)
+    return current === undefined
+      ? Effect.flatMap(runtime.streamDefault(device, "legacy"), operation)
+      : operation(current.ref)
+  })
+}
+
+/** A release that failed: there is nobody to fail to, so it is logged, unless the driver is already gone. */
+export const released = (release: Effect.Effect<void, CudaError>): Effect.Effect<void> =>
+  Effect.catch(
+    release,
+    (error) => error.reason._tag === "Deinitialized" ? Effect.void : Effect.logWarning(error.message)
+  )
+
+/** Refuses an argument that no runtime sees. */
+export const refuseArgument = (operation: string, argument: string, value: unknown, expected: string) =>
+  Effect.fail(
+    new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value: String(value), expected } })
+  )
+
+abstract class Handle extends Inspectable.Class implements Pipeable.Pipeable {
+  pipe() {
+    return Pipeable.pipeArguments(this, arguments)
+  }
+}
+
+export const StreamTypeId = "~effect-cuda/CudaStream"
+export const EventTypeId = "~effect-cuda/CudaEvent"
+export const TimedEventTypeId = "~effect-cuda/CudaEvent/TimedEvent"
+export const BufferTypeId = "~effect-cuda/CudaMemory/Buffer"
+
+export class StreamImpl extends Handle implements CudaStream {
+  readonly [StreamTypeId] = StreamTypeId
+  readonly runtime: CudaRuntimeService
+  readonly ref: StreamRef
+  /** Keeps what made a foreign stream alive. */
+  readonly owner: unknown
+  constructor(runtime: CudaRuntimeService, ref: StreamRef, owner?: unknown) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+    this.owner = owner
+  }
+  get id(): number {
+    return this.ref.id
+  }
+  get handle(): number {
+    return this.ref.handle
+  }
+  get deviceIndex(): number {
+    return this.ref.device
+  }
+  get device(): CudaDevice {
+    return this.runtime.devices[this.ref.device]!
+  }
+  get priority(): number {
+    return this.ref.priority
+  }
+  get isBlocking(): boolean {
+    return !this.ref.nonBlocking
+  }
+  get origin(): StreamRef["origin"] {
+    return this.ref.origin
+  }
+  [Equal.symbol](that: Equal.Equal): boolean {
+    return that instanceof StreamImpl && that.runtime === this.runtime && that.deviceIndex === this.deviceIndex &&
+      that.id === this.id
+  }
+  [Hash.symbol](): number {
+    return Hash.combine(Hash.number(this.id), Hash.number(this.deviceIndex))
+  }
+  toJSON() {
+    const { deviceIndex, handle, id, isBlocking, origin, priority } = this
+    return { _id: "CudaStream", id, deviceIndex, priority, isBlocking, origin, handle, state: this.ref.state }
+  }
+}
+
+export class EventImpl extends Handle implements CudaEvent {
+  readonly [EventTypeId] = EventTypeId
+  readonly runtime: CudaRuntimeService
+  readonly ref: EventRef
+  constructor(runtime: CudaRuntimeService, ref: EventRef) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+  }
+  get handle(): number {
+    return this.ref.handle
+  }
+  get deviceIndex(): number {
+    return this.ref.device
+  }
+  get device(): CudaDevice {
+    return this.runtime.devices[this.ref.device]!
+  }
+  get flags(): number {
+    return this.ref.flags
+  }
+  get hasTiming(): boolean {
+    return (this.flags & eventFlags.disableTiming) === 0
+  }
+  get isBlocking(): boolean {
+    return (this.flags & eventFlags.blockingSync) !== 0
+  }
+  get isInterprocess(): boolean {
+    return (this.flags & eventFlags.interprocess) !== 0
+  }
+  toJSON() {
+    const { deviceIndex, handle, hasTiming, isBlocking, isInterprocess } = this
+    return { _id: "CudaEvent", deviceIndex, handle, hasTiming, isBlocking, isInterprocess, state: this.ref.state }
+  }
+}
+
+export class TimedEventImpl extends EventImpl implements TimedEvent {
+  readonly [TimedEventTypeId] = TimedEventTypeId
+}
+
+export class DeviceBufferImpl extends Handle implements DeviceBuffer {
+  readonly [BufferTypeId] = BufferTypeId
+  readonly kind = "device"
+  readonly offset = 0
+  readonly runtime: CudaRuntimeService
+  readonly ref: DeviceMemoryRef
+  constructor(runtime: CudaRuntimeService, ref: DeviceMemoryRef) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+  }
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get deviceIndex(): number {
+    return this.ref.device
+  }
+  get device(): CudaDevice {
+    return this.runtime.devices[this.ref.device]!
+  }
+  toJSON() {
+    const { address, byteLength, deviceIndex } = this
+    return { _id: "DeviceBuffer", byteLength, deviceIndex, address, state: this.ref.state }
+  }
+}
+
+export class HostBufferImpl extends Handle implements HostBuffer {
+  readonly [BufferTypeId] = BufferTypeId
+  readonly kind = "host"
+  readonly offset = 0
+  readonly runtime: CudaRuntimeService
+  readonly ref: HostMemoryRef
+  constructor(runtime: CudaRuntimeService, ref: HostMemoryRef) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+  }
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+  toJSON() {
+    const { address, byteLength } = this
+    return { _id: "HostBuffer", byteLength, address, state: this.ref.state }
+  }
+}

@@ -1,0 +1,284 @@
+/**
+ * The only door to a GPU: a service with one member per CUDA operation, which every module of this library depends on.
+ *
+ * Programs use the modules (`CudaStream`, `CudaEvent`, `CudaMemory`, …); this interface is for those who write another
+ * runtime, or a layer around one that watches, checks or changes what programs do. Depends on nothing but the failures
+ * and the names of `cuda/`.
+ *
+ * @since 0.1.0
+ */
+import type * as Brand from "effect/Brand"
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type { DeviceAttribute } from "../cuda/flags.ts"
+import type { CudaError } from "../CudaError.ts"
+
+/**
+ * A `CUstream` as a number. 1 is the legacy default stream and 2 the per-thread one; no handle means "none".
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type StreamHandle = Brand.Branded<number, "effect-cuda/StreamHandle">
+
+/**
+ * A `CUevent` as a number.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type EventHandle = Brand.Branded<number, "effect-cuda/EventHandle">
+
+/**
+ * An address of device memory (`CUdeviceptr`) or of pinned host memory.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Address = Brand.Branded<number, "effect-cuda/Address">
+
+/**
+ * Whether a resource can be used: `closing` while its release waits for the work that uses it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type ResourceState = "live" | "closing" | "released"
+
+/**
+ * A device as the driver describes it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceProperties {
+  /** The device's number, from 0. */
+  readonly ordinal: number
+  readonly name: string
+  /** The driver's form: `GPU-` and 32 hexadecimal digits in five groups. */
+  readonly uuid: string
+  readonly computeCapability: { readonly major: number; readonly minor: number }
+  /** Memory of the device in bytes. */
+  readonly totalMemory: number
+  /** `domain:bus:device.function`, in hexadecimal. */
+  readonly pciBusId: string
+}
+
+/**
+ * Free and total memory of a device, in bytes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryInfo {
+  readonly free: number
+  readonly total: number
+}
+
+/**
+ * The priorities of a device's streams; a lower number is a higher priority.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface PriorityRange {
+  readonly least: number
+  readonly greatest: number
+}
+
+/**
+ * A stream of a runtime.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamRef {
+  readonly handle: StreamHandle
+  /** The driver's id of the stream; 0 for a legacy default stream. Handles are reused, ids are not. */
+  readonly id: number
+  readonly device: number
+  readonly priority: number
+  /** False for streams that order themselves against the legacy default stream. */
+  readonly nonBlocking: boolean
+  /** Who destroys it: the runtime (`owned`), or nobody here. */
+  readonly origin: "owned" | "default" | "foreign"
+  readonly state: ResourceState
+}
+
+/**
+ * An event of a runtime.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface EventRef {
+  readonly handle: EventHandle
+  readonly device: number
+  /** `CUevent_flags`: 1 blocking sync, 2 timing off, 4 interprocess. */
+  readonly flags: number
+  readonly state: ResourceState
+}
+
+/**
+ * Memory of a device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceMemoryRef {
+  readonly kind: "device"
+  readonly address: Address
+  readonly byteLength: number
+  readonly device: number
+  readonly state: ResourceState
+}
+
+/**
+ * Pinned memory of the host.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface HostMemoryRef {
+  readonly kind: "host"
+  readonly address: Address
+  readonly byteLength: number
+  readonly state: ResourceState
+  /** The memory itself. Detached by the release: a view kept longer has length 0. */
+  readonly bytes: Uint8Array<ArrayBuffer>
+}
+
+/**
+ * Memory that copies read and write.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type MemoryRef = DeviceMemoryRef | HostMemoryRef
+
+/**
+ * Bytes of a buffer: where they start and how many.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryRange {
+  readonly memory: MemoryRef
+  readonly offset: number
+  readonly byteLength: number
+}
+
+/**
+ * What a runtime holds at this moment. All zero once every scope has closed.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LiveResources {
+  /** Owned streams, pooled ones included. */
+  readonly streams: number
+  readonly events: number
+  readonly deviceBuffers: number
+  readonly deviceBytes: number
+  readonly hostBuffers: number
+  readonly hostBytes: number
+  /** Fibers that wait for the GPU. */
+  readonly waits: number
+}
+
+/**
+ * The operations. All are lazy, may run any number of times, and check what they are given: a released resource or one
+ * of another runtime is a failure.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CudaRuntimeService {
+  readonly kind: "native" | "simulated"
+  /** CUDA version of the driver: 13000 is 13.0. */
+  readonly driverVersion: number
+  readonly devices: ReadonlyArray<DeviceProperties>
+
+  /** `cuDeviceGetAttribute`. */
+  readonly deviceAttribute: (device: number, attribute: DeviceAttribute) => Effect.Effect<number, CudaError>
+  /** `cuMemGetInfo`. */
+  readonly deviceMemoryInfo: (device: number) => Effect.Effect<MemoryInfo, CudaError>
+  /** `cuCtxGetStreamPriorityRange`. */
+  readonly devicePriorityRange: (device: number) => Effect.Effect<PriorityRange, CudaError>
+  /** `cuDeviceCanAccessPeer`. */
+  readonly deviceCanAccessPeer: (device: number, peer: number) => Effect.Effect<boolean, CudaError>
+  /** Waits for the work that is on every stream of the device, as far as this runtime made or was given them. */
+  readonly deviceSynchronize: (device: number) => Effect.Effect<void, CudaError>
+
+  /** `cuStreamCreateWithPriority`. The priority must be within the device's range. */
+  readonly streamCreate: (options: {
+    readonly device: number
+    readonly priority: number
+    readonly nonBlocking: boolean
+  }) => Effect.Effect<StreamRef, CudaError>
+  /** A context's default stream. */
+  readonly streamDefault: (
+    device: number,
+    mode: "legacy" | "perThread"
+  ) => Effect.Effect<StreamRef, CudaError>
+  /** A stream that something else made and destroys. */
+  readonly streamFromHandle: (device: number, handle: number) => Effect.Effect<StreamRef, CudaError>
+  /** Refuses new work, waits until the stream is done, then `cuStreamDestroy`. Nothing for streams of others. */
+  readonly streamDestroy: (stream: StreamRef) => Effect.Effect<void, CudaError>
+  /** `cuStreamQuery`: true when everything enqueued so far is done. */
+  readonly streamQuery: (stream: StreamRef) => Effect.Effect<boolean, CudaError>
+  /** Waits for the work enqueued before the call. */
+  readonly streamSynchronize: (stream: StreamRef) => Effect.Effect<void, CudaError>
+  /** `cuStreamWaitEvent`. */
+  readonly streamWaitEvent: (stream: StreamRef, event: EventRef) => Effect.Effect<void, CudaError>
+  /** `cuEventRecord` of an event of the runtime's own on `other`, and `cuStreamWaitEvent` for it. */
+  readonly streamWaitStream: (stream: StreamRef, other: StreamRef) => Effect.Effect<void, CudaError>
+
+  /** `cuEventCreate`. */
+  readonly eventCreate: (device: number, flags: number) => Effect.Effect<EventRef, CudaError>
+  /** `cuEventDestroy`, once nothing waits for the event any more. */
+  readonly eventDestroy: (event: EventRef) => Effect.Effect<void, CudaError>
+  /** `cuEventRecord`. */
+  readonly eventRecord: (event: EventRef, stream: StreamRef) => Effect.Effect<void, CudaError>
+  /** `cuEventQuery`. */
+  readonly eventQuery: (event: EventRef) => Effect.Effect<boolean, CudaError>
+  /** Waits for the record that is current at the call. */
+  readonly eventSynchronize: (event: EventRef) => Effect.Effect<void, CudaError>
+  /** `cuEventElapsedTime`, in milliseconds. */
+  readonly eventElapsedTime: (start: EventRef, end: EventRef) => Effect.Effect<number, CudaError>
+  /** `cuIpcGetEventHandle`: 64 bytes. */
+  readonly eventIpcHandle: (event: EventRef) => Effect.Effect<Uint8Array<ArrayBuffer>, CudaError>
+  /** `cuIpcOpenEventHandle`. */
+  readonly eventFromIpcHandle: (device: number, handle: Uint8Array) => Effect.Effect<EventRef, CudaError>
+
+  /** `cuMemAllocFromPoolAsync`, ready for use on every stream when the effect ends. */
+  readonly memoryAllocate: (device: number, byteLength: number) => Effect.Effect<DeviceMemoryRef, CudaError>
+  /** Waits until the releases enqueued so far have happened, then lets the driver reuse their memory (`cuMemPoolTrimTo`). */
+  readonly memoryReclaim: (device: number) => Effect.Effect<void, CudaError>
+  /** Page-locked memory, for every device (`cuMemHostRegister`). */
+  readonly hostAllocate: (byteLength: number) => Effect.Effect<HostMemoryRef, CudaError>
+  /** Refuses new uses, and gives the memory back once the work that uses it is done; does not wait for that. */
+  readonly memoryFree: (memory: MemoryRef) => Effect.Effect<void, CudaError>
+  /** `cuMemcpy…Async` between two ranges of the same length. */
+  readonly memoryCopy: (to: MemoryRange, from: MemoryRange, stream: StreamRef) => Effect.Effect<void, CudaError>
+  /** `cuMemsetD8Async`, `…D16…`, `…D32…`. */
+  readonly memoryFill: (
+    to: MemoryRange,
+    value: number,
+    bits: 8 | 16 | 32,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+
+  /** What the runtime holds now. */
+  readonly liveResources: Effect.Effect<LiveResources>
+}
+
+/**
+ * The runtime that programs are given by a layer: `NativeRuntime.layer`, `SimulatedRuntime.layer`, `AutoRuntime.layer`.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class CudaRuntime extends Context.Service<CudaRuntime, CudaRuntimeService>()(
+  "effect-cuda/layers/CudaRuntime"
+) {}

@@ -1,0 +1,204 @@
+/**
+ * The runtime on NVIDIA GPUs: `CudaRuntime` on the CUDA driver API, called through koffi.
+ *
+ * Importing this module loads nothing native; building the layer finds and loads the driver's library. Each device's
+ * primary context is retained on its first use and released with the layer.
+ *
+ * @since 0.1.0
+ */
+import * as Config from "effect/Config"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import { totalmem } from "node:os"
+import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
+import type { DeviceAttribute } from "../cuda/flags.ts"
+import { candidates, load } from "../cuda/library.ts"
+import type { DriverLibrary } from "../cuda/library.ts"
+import { success } from "../cuda/status.ts"
+import { CudaError, reasonFromStatus } from "../CudaError.ts"
+import type { CudaErrorReason } from "../CudaError.ts"
+import { CudaRuntime } from "./CudaRuntime.ts"
+import type { CudaRuntimeService, DeviceProperties } from "./CudaRuntime.ts"
+import * as Runtime from "./internal/Runtime.ts"
+import { Out } from "./native/Device.ts"
+import { NativeBackend } from "./native/NativeBackend.ts"
+import type { NativePolicy } from "./native/NativeBackend.ts"
+
+/**
+ * How the native runtime works. Everything has a default.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface NativeOptions {
+  /**
+   * The driver's library. Without it `EFFECT_CUDA_LIBRARY` is read from the configuration, and without that the
+   * platform's usual places are tried.
+   */
+  readonly libraryPath?: string | undefined
+  /** How waits learn that the GPU is done. */
+  readonly wait?: {
+    /** How long a wait is asked about on every turn of the event loop before it uses a timer. Default 1 millisecond. */
+    readonly pollFor?: Duration.Input | undefined
+    /** How often the timer asks after that. Default 1 millisecond. */
+    readonly pollInterval?: Duration.Input | undefined
+  } | undefined
+  /** Pinned host memory. */
+  readonly pinned?: {
+    /** Pinned at most, in bytes; more is an `OutOfMemory` failure. Default: the machine's memory. */
+    readonly maxBytes?: number | undefined
+    /** Kept at most for reuse after its release, in bytes. Default 1 GiB. */
+    readonly keepBytes?: number | undefined
+  } | undefined
+}
+
+/**
+ * Makes the runtime for the life of a scope.
+ *
+ * **Details**
+ *
+ * Fails with `LibraryNotFound` (with every place that was tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or the
+ * status of the driver call that failed. Calls `cuInit`, off the JS thread.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeService, CudaError, Scope.Scope> =>
+  Effect.gen(function*() {
+    const policy = yield* resolvePolicy(options)
+    const library = yield* loadLibrary(options.libraryPath)
+    yield* initialize(library)
+    const driverVersion = yield* readVersion(library)
+    const devices = yield* readDevices(library)
+    return yield* Runtime.make(new NativeBackend(library, driverVersion, devices, policy))
+  })
+
+/**
+ * Provides `CudaRuntime` on the GPUs of this machine.
+ *
+ * **Example** (Running a program on a GPU)
+ *
+ * ```ts
+ * import { CudaStream, NativeRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const stream = yield* CudaStream.make()
+ *   yield* CudaStream.synchronize(stream)
+ * }).pipe(Effect.scoped, Effect.provide(NativeRuntime.layer()))
+ * ```
+ *
+ * @see {@link make} for what building the layer can fail with
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options: NativeOptions = {}): Layer.Layer<CudaRuntime, CudaError> =>
+  Layer.effect(CudaRuntime, make(options))
+
+const operation = "NativeRuntime.make"
+
+const fail = (reason: CudaErrorReason, call?: string): Effect.Effect<never, CudaError> =>
+  Effect.fail(new CudaError({ operation, reason, call }))
+
+const check = (call: string, status: number): Effect.Effect<void, CudaError> =>
+  status === success ? Effect.void : fail(reasonFromStatus(status), call)
+
+const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, CudaError> => {
+  const policy = {
+    wait: {
+      pollFor: Duration.toMillis(options.wait?.pollFor ?? 1),
+      pollInterval: Duration.toMillis(options.wait?.pollInterval ?? 1)
+    },
+    pinned: {
+      maxBytes: options.pinned?.maxBytes ?? totalmem(),
+      keepBytes: options.pinned?.keepBytes ?? 1024 ** 3
+    }
+  }
+  for (const [argument, value] of [...Object.entries(policy.wait), ...Object.entries(policy.pinned)]) {
+    if (value >= 0) continue
+    return fail({ _tag: "InvalidArgument", argument, value: String(value), expected: "0 or more" })
+  }
+  return Effect.succeed(policy)
+}
+
+const environmentPath = Config.option(Config.String("EFFECT_CUDA_LIBRARY"))
+
+const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined) {
+  const configured = libraryPath ?? Option.getOrUndefined(yield* Effect.orDie(environmentPath))
+  const paths = configured === undefined ? candidates(process.platform, process.env) : [configured]
+  const result = yield* Effect.promise(() => load(paths))
+  switch (result._tag) {
+    case "Loaded":
+      return result.library
+    case "NotFound":
+      return yield* fail({ _tag: "LibraryNotFound", searched: result.searched })
+    case "FunctionMissing":
+      return yield* fail({ _tag: "FunctionMissing", functionName: result.functionName, driverVersion: 0 })
+  }
+})
+
+const initialize = (library: DriverLibrary): Effect.Effect<void, CudaError> =>
+  Effect.callback((resume) => {
+    library.calls.cuInit.async(0, (_, status) => resume(check("cuInit", status)))
+  })
+
+const readVersion = Effect.fnUntraced(function*(library: DriverLibrary) {
+  const version = new Int32Array(1)
+  yield* check("cuDriverGetVersion", library.calls.cuDriverGetVersion(version))
+  const found = version[0]!
+  if (found < minimumDriverVersion) {
+    return yield* fail({ _tag: "DriverTooOld", found, required: minimumDriverVersion })
+  }
+  return found
+})
+
+const readDevices = Effect.fnUntraced(function*(library: DriverLibrary) {
+  const count = new Int32Array(1)
+  yield* check("cuDeviceGetCount", library.calls.cuDeviceGetCount(count))
+  if (count[0] === 0) return yield* fail(reasonFromStatus(100), "cuDeviceGetCount")
+  return yield* Effect.forEach(
+    Array.from({ length: count[0]! }, (_, ordinal) => ordinal),
+    (ordinal) => readDevice(library, ordinal)
+  )
+})
+
+const readDevice = Effect.fnUntraced(function*({ calls }: DriverLibrary, ordinal: number) {
+  const handles = new Int32Array(1)
+  yield* check("cuDeviceGet", calls.cuDeviceGet(handles, ordinal))
+  const handle = handles[0]!
+  const name = new Uint8Array(256)
+  yield* check("cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, handle))
+  const uuid = new Uint8Array(16)
+  yield* check("cuDeviceGetUuid", calls.cuDeviceGetUuid_v2(uuid, handle))
+  const pciBusId = new Uint8Array(64)
+  yield* check("cuDeviceGetPCIBusId", calls.cuDeviceGetPCIBusId(pciBusId, pciBusId.byteLength, handle))
+  const memory = new Out()
+  yield* check("cuDeviceTotalMem", calls.cuDeviceTotalMem_v2(memory.words, handle))
+  const attribute = (key: DeviceAttribute) => {
+    const value = new Int32Array(1)
+    const status = calls.cuDeviceGetAttribute(value, deviceAttributes[key], handle)
+    return Effect.as(check("cuDeviceGetAttribute", status), value[0]!)
+  }
+  const properties: DeviceProperties = {
+    ordinal,
+    name: readText(name),
+    uuid: formatUuid(uuid),
+    computeCapability: {
+      major: yield* attribute("computeCapabilityMajor"),
+      minor: yield* attribute("computeCapabilityMinor")
+    },
+    totalMemory: memory.value,
+    pciBusId: readText(pciBusId)
+  }
+  return { handle, properties }
+})
+
+const readText = (bytes: Uint8Array): string => new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0)))
+
+const formatUuid = (bytes: Uint8Array): string => {
+  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")
+  return `GPU-${[[0, 8], [8, 12], [12, 16], [16, 20], [20, 32]].map(([from, to]) => hex.slice(from, to)).join("-")}`
+}

@@ -1,0 +1,429 @@
+/**
+ * Simulated GPUs, in process and in `Clock` time: for tests, for examples, and for machines without a GPU.
+ *
+ * Streams, events, copy engines, compute and memory are a discrete-event model. Data really moves, copies take their size
+ * by the bandwidth, kernels are functions with a duration, and every answer is the driver's. With `TestClock` a test
+ * steps the GPUs through virtual time and looks at every moment in between. Depends on the shared runtime and the model.
+ *
+ * @since 0.1.0
+ */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import type { DeviceAttribute } from "../cuda/flags.ts"
+import { statuses, success } from "../cuda/status.ts"
+import type { StatusTag } from "../cuda/status.ts"
+import type { CudaError } from "../CudaError.ts"
+import { CudaRuntime } from "./CudaRuntime.ts"
+import type { CudaRuntimeService, DeviceMemoryRef, PriorityRange, StreamRef } from "./CudaRuntime.ts"
+import { fromStatus, refuse, refuseArgument, refuseResource } from "./internal/failures.ts"
+import type { FaultOrigins } from "./internal/failures.ts"
+import { ownMemory, ownStream, unusable } from "./internal/resources.ts"
+import * as Runtime from "./internal/Runtime.ts"
+import { SimulatedBackend } from "./simulated/backend.ts"
+import type { BackendOptions } from "./simulated/backend.ts"
+import { inject, operationCalls, Plan } from "./simulated/injection.ts"
+import { refuseDevice, resolveDevice } from "./simulated/options.ts"
+import type { DeviceFields, RefusedOption } from "./simulated/options.ts"
+
+/**
+ * What a simulated device is like. Everything has a default: together, a data centre GPU with little memory.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface SimulatedDeviceOptions {
+  readonly name?: string | undefined
+  /** Memory in bytes; 16 GiB by default. Takes memory of the process only where it is touched. */
+  readonly memory?: number | undefined
+  /** 9.0 by default. */
+  readonly computeCapability?: { readonly major: number; readonly minor: number } | undefined
+  /** 2 by default: one for uploads and peer copies, one for downloads. With 1 they take turns. */
+  readonly copyEngines?: number | undefined
+  /** Bytes per second between host and device, each way; 50e9 by default. */
+  readonly hostBandwidth?: number | undefined
+  /** Bytes per second of fills and of copies within the device; 2e12 by default. */
+  readonly deviceBandwidth?: number | undefined
+  /** Bytes per second between devices; 200e9 by default. */
+  readonly peerBandwidth?: number | undefined
+  /** What every copy takes besides its size by the bandwidth; 5 µs by default. */
+  readonly copyLatency?: Duration.Input | undefined
+  /** From 0 to -5 by default. */
+  readonly priorityRange?: PriorityRange | undefined
+  /** How much work, fills and copies within the device run at once; 128 by default. */
+  readonly concurrentKernels?: number | undefined
+  /** Answers that differ from the default device's. */
+  readonly attributes?: { readonly [A in DeviceAttribute]?: number } | undefined
+}
+
+/**
+ * The simulated machine.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface SimulatedOptions {
+  /** How many devices, or what each is like; 1 by default. */
+  readonly devices?: number | ReadonlyArray<SimulatedDeviceOptions> | undefined
+  /** Whether a device reaches another one's memory; true by default. */
+  readonly peerAccess?: boolean | ((device: number, peer: number) => boolean) | undefined
+  /** CUDA version of the driver: 13000, the default, is 13.0. */
+  readonly driverVersion?: number | undefined
+  /** Bytes of pinned host memory there are; unlimited by default. */
+  readonly hostMemory?: number | undefined
+  /** Keeps every operation for `timeline`; off by default, since it grows for as long as the runtime lives. */
+  readonly recordTimeline?: boolean | undefined
+}
+
+/**
+ * An operation that a simulated device has done. Times are nanoseconds of virtual time.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TimelineEntry {
+  readonly device: number
+  /** The stream's id; -1 for releases of memory, which are on a stream of the runtime's own. */
+  readonly streamId: number
+  readonly kind:
+    | "hostToDevice"
+    | "deviceToHost"
+    | "deviceToDevice"
+    | "peerToPeer"
+    | "fill"
+    | "work"
+    | "record"
+    | "wait"
+    | "release"
+  readonly bytes: number
+  readonly start: number
+  readonly end: number
+}
+
+/**
+ * An operation as a program and its failures name it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type OperationName =
+  | "CudaDevice.attribute"
+  | "CudaDevice.canAccessPeer"
+  | "CudaDevice.memoryInfo"
+  | "CudaDevice.priorityRange"
+  | "CudaDevice.synchronize"
+  | "CudaEvent.elapsedTime"
+  | "CudaEvent.fromIpcHandle"
+  | "CudaEvent.ipcHandle"
+  | "CudaEvent.make"
+  | "CudaEvent.query"
+  | "CudaEvent.record"
+  | "CudaEvent.release"
+  | "CudaEvent.synchronize"
+  | "CudaMemory.allocate"
+  | "CudaMemory.allocateHost"
+  | "CudaMemory.copy"
+  | "CudaMemory.fill"
+  | "CudaMemory.reclaim"
+  | "CudaMemory.release"
+  | "CudaStream.defaultStream"
+  | "CudaStream.fromHandle"
+  | "CudaStream.make"
+  | "CudaStream.query"
+  | "CudaStream.release"
+  | "CudaStream.synchronize"
+  | "CudaStream.waitEvent"
+  | "CudaStream.waitStream"
+
+/**
+ * Work of a simulated device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Work {
+  /** Virtual time it takes; infinite for a kernel that hangs. */
+  readonly duration: Duration.Input
+  /** What it does, at its end. When it throws, the work ends in a `LaunchFailed` fault. */
+  readonly run?: (() => void) | undefined
+  /** The fault it ends in: a status that ends the device's context. */
+  readonly fault?: StatusTag | undefined
+}
+
+/**
+ * Steers the simulated devices.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SimulatedControlService {
+  /** Enqueues work on a stream. */
+  readonly launch: (stream: StreamRef | { readonly ref: StreamRef }, work: Work) => Effect.Effect<void, CudaError>
+  /** Makes the next call of an operation fail, or the next so many. A sticky status ends the device's context too. */
+  readonly failNext: (call: OperationName, status: StatusTag, times?: number) => Effect.Effect<void, CudaError>
+  /** Ends a device's context at once, as a fault does: pending work never runs, and every later call fails. */
+  readonly lose: (device: number, status: StatusTag) => Effect.Effect<void, CudaError>
+  /** The content of a device buffer at this moment, not a copy: what `run` reads and writes. */
+  readonly bytes: (
+    memory: DeviceMemoryRef | { readonly ref: DeviceMemoryRef }
+  ) => Effect.Effect<Uint8Array<ArrayBuffer>, CudaError>
+  /** What was done so far, in the order of ending; empty without `recordTimeline`. */
+  readonly timeline: Effect.Effect<ReadonlyArray<TimelineEntry>>
+  /** Nanoseconds of virtual time since the first simulated runtime of this clock was made. */
+  readonly now: Effect.Effect<number>
+  /** How many operations are enqueued and not done, on all simulated devices of this clock. */
+  readonly pendingOperations: Effect.Effect<number>
+}
+
+/**
+ * Steers the simulated devices of the runtime it is provided with: launches work, makes calls fail, ends contexts, and
+ * shows what was done.
+ *
+ * **Example** (Work of 3 ms, stepped through)
+ *
+ * ```ts
+ * import { CudaStream, SimulatedRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import * as TestClock from "effect/testing/TestClock"
+ *
+ * const program = Effect.gen(function*() {
+ *   const control = yield* SimulatedRuntime.SimulatedControl
+ *   const stream = yield* CudaStream.make()
+ *   yield* control.launch(stream, { duration: "3 millis" })
+ *   yield* TestClock.adjust("2 millis")
+ *   const early = yield* CudaStream.query(stream) // false
+ *   yield* TestClock.adjust("1 millis")
+ *   const late = yield* CudaStream.query(stream) // true
+ *   return [early, late]
+ * }).pipe(Effect.scoped, Effect.provide(SimulatedRuntime.layer()), Effect.provide(TestClock.layer()))
+ * ```
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class SimulatedControl extends Context.Service<SimulatedControl, SimulatedControlService>()(
+  "effect-cuda/layers/SimulatedRuntime/SimulatedControl"
+) {}
+
+/**
+ * Makes a simulated machine, and what steers it. Fails with `InvalidArgument` for options that cannot be meant.
+ *
+ * Virtual time is the `Clock` that is current here. The scope releases the runtime: what is left is drained first.
+ *
+ * **Gotchas**
+ *
+ * Draining waits in virtual time like everything else: with `TestClock`, let work finish before its stream is released.
+ *
+ * Data moves when an operation of the runtime, or a wait, lets virtual time pass: after `TestClock.adjust`, query or
+ * synchronize before looking into memory.
+ *
+ * **Example** (A machine without a layer)
+ *
+ * ```ts
+ * import { SimulatedRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const names = Effect.gen(function*() {
+ *   const { runtime } = yield* SimulatedRuntime.make({ devices: 2 })
+ *   return runtime.devices.map((device) => device.name)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (
+  options: SimulatedOptions = {}
+): Effect.Effect<
+  { readonly runtime: CudaRuntimeService; readonly control: SimulatedControlService },
+  CudaError,
+  Scope.Scope
+> =>
+  Effect.gen(function*() {
+    const resolved = yield* resolve(options)
+    const clock = yield* Clock.clockWith(Effect.succeed)
+    const context = yield* Effect.context<never>()
+    const backend = new SimulatedBackend(resolved, clock, context)
+    const plan = new Plan()
+    const service = yield* Runtime.make(backend)
+    return { runtime: CudaRuntime.of(inject(service, backend, plan)), control: makeControl(backend, plan) }
+  })
+
+/**
+ * Provides `CudaRuntime` on simulated devices, and `SimulatedControl` to steer them.
+ *
+ * **Details**
+ *
+ * Interprocess events can be opened by every simulated runtime of the process that has the same `Clock`; a handle of
+ * another clock is `NotSupported`, one of another process `InvalidHandle`.
+ *
+ * **Gotchas**
+ *
+ * A wait that can never end, for work that hangs, fails once nothing else is running: a GPU would wait for ever.
+ *
+ * **Example** (A program without a GPU)
+ *
+ * ```ts
+ * import { CudaEvent, CudaStream, SimulatedRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const stream = yield* CudaStream.make()
+ *   const event = yield* CudaEvent.make()
+ *   yield* CudaEvent.record(event, stream)
+ *   yield* CudaEvent.synchronize(event)
+ * }).pipe(Effect.scoped, Effect.provide(SimulatedRuntime.layer({ devices: 2 })))
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options: SimulatedOptions = {}): Layer.Layer<CudaRuntime | SimulatedControl, CudaError> =>
+  Layer.effectContext(
+    Effect.map(make(options), ({ control, runtime }) =>
+      Context.make(CudaRuntime, runtime).pipe(Context.add(SimulatedControl, control)))
+  )
+
+const makeControl = (backend: SimulatedBackend, plan: Plan): SimulatedControlService => {
+  const origins: FaultOrigins = new Map()
+  return {
+    launch: (target, work) => launch(backend, origins, "ref" in target ? target.ref : target, work),
+    failNext: (call, status, times = 1) => failNext(plan, call, status, times),
+    lose: (device, status) => lose(backend, device, status),
+    bytes: (target) => bytes(backend, "ref" in target ? target.ref : target),
+    timeline: Effect.sync(() => {
+      backend.now()
+      return backend.model.timeline?.slice() ?? []
+    }),
+    now: Effect.sync(() => backend.now()),
+    pendingOperations: Effect.sync(() => {
+      backend.now()
+      return backend.model.world.pending
+    })
+  }
+}
+
+const launch = (
+  backend: SimulatedBackend,
+  origins: FaultOrigins,
+  ref: StreamRef,
+  work: Work
+): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "SimulatedControl.launch"
+    const stream = ownStream(ref)
+    if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
+    const duration = nanoseconds(work.duration)
+    if (duration === undefined) return refuseArgument(operation, "duration", work.duration, "a duration from 0")
+    if (work.fault !== undefined && !isSticky(work.fault)) {
+      return refuseArgument(operation, "fault", work.fault, "a status that ends the context, for example IllegalAddress")
+    }
+    const status = backend.launch(stream, {
+      duration,
+      fault: work.fault === undefined ? success : statuses[work.fault].code,
+      ...(work.run === undefined ? {} : { act: work.run })
+    })
+    if (status === success) return Effect.void
+    const context = { operation, device: stream.device, subject: String(stream) }
+    return Effect.fail(fromStatus(backend, origins, status, context))
+  })
+
+const failNext = (plan: Plan, call: OperationName, status: StatusTag, times: number): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "SimulatedControl.failNext"
+    if (!Object.hasOwn(operationCalls, call)) return refuseArgument(operation, "call", call, "the name of an operation")
+    if (!Object.hasOwn(statuses, status)) return refuseArgument(operation, "status", status, "the tag of a status")
+    if (!Number.isInteger(times) || times < 1) return refuseArgument(operation, "times", times, "an integer above 0")
+    plan.add(call, status, times)
+    return Effect.void
+  })
+
+const lose = (backend: SimulatedBackend, device: number, status: StatusTag): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "SimulatedControl.lose"
+    if (backend.devices[device] === undefined) {
+      return refuseArgument(operation, "device", device, `a device ordinal from 0 to ${backend.devices.length - 1}`)
+    }
+    if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
+    backend.lose(device, statuses[status].code)
+    return Effect.void
+  })
+
+const bytes = (
+  backend: SimulatedBackend,
+  ref: DeviceMemoryRef
+): Effect.Effect<Uint8Array<ArrayBuffer>, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "SimulatedControl.bytes"
+    const memory = ownMemory(ref)
+    if (unusable(backend, memory)) return refuseResource(operation, backend, memory)
+    const content = backend.bytesOf(memory)
+    if (content !== undefined) return Effect.succeed(content)
+    const context = { operation, device: ref.device, subject: String(memory) }
+    return Effect.fail(fromStatus(backend, new Map(), statuses.OutOfMemory.code, context))
+  })
+
+const isSticky = (status: StatusTag): boolean => Object.hasOwn(statuses, status) && statuses[status].isSticky
+
+/** Whole nanoseconds, or infinite; nothing for what is no duration from 0. */
+const nanoseconds = (input: Duration.Input): number | undefined => {
+  const duration = Option.getOrUndefined(Duration.fromInput(input))
+  if (duration === undefined || Duration.isNegative(duration)) return undefined
+  return Duration.isFinite(duration) ? Number(Duration.toNanosUnsafe(duration)) : Infinity
+}
+
+const resolve = (options: SimulatedOptions): Effect.Effect<BackendOptions, CudaError> =>
+  Effect.suspend(() => {
+    const { peerAccess = true } = options
+    const devices = deviceFields(options.devices ?? 1)
+    const refused = devices === undefined ? refusedDevices(options.devices) : refuseOptions(options, devices)
+    if (devices === undefined || refused !== undefined) {
+      return refuse("SimulatedRuntime.make", { _tag: "InvalidArgument", ...(refused ?? refusedDevices(options.devices)) })
+    }
+    return Effect.succeed({
+      devices: devices.map(resolveDevice),
+      driverVersion: options.driverVersion ?? 13000,
+      peerAccess: typeof peerAccess === "function" ? peerAccess : () => peerAccess,
+      hostMemory: options.hostMemory ?? Infinity,
+      recordTimeline: options.recordTimeline ?? false
+    })
+  })
+
+/** The options of each device; nothing when there would be none, or no number of them. */
+const deviceFields = (
+  devices: number | ReadonlyArray<SimulatedDeviceOptions>
+): ReadonlyArray<DeviceFields> | undefined => {
+  if (typeof devices === "number") {
+    return Number.isInteger(devices) && devices >= 1 && devices <= 1024 ? Array.from({ length: devices }, () => ({})) : undefined
+  }
+  if (devices.length === 0) return undefined
+  return devices.map((device) => ({
+    ...device,
+    copyLatency: device.copyLatency === undefined ? undefined : nanoseconds(device.copyLatency) ?? NaN
+  }))
+}
+
+const refusedDevices = (devices: unknown): RefusedOption => ({
+  argument: "devices",
+  value: Array.isArray(devices) ? `an array of ${devices.length}` : String(devices),
+  expected: "a number of devices from 1 to 1024, or what each of at least one is like"
+})
+
+const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
+  const { driverVersion, hostMemory } = options
+  if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
+    return { argument: "driverVersion", value: String(driverVersion), expected: "a CUDA version, for example 13000" }
+  }
+  if (hostMemory !== undefined && !(hostMemory >= 0)) {
+    return { argument: "hostMemory", value: String(hostMemory), expected: "a number of bytes from 0" }
+  }
+  for (const [ordinal, device] of devices.entries()) {
+    const refused = refuseDevice(device, ordinal)
+    if (refused !== undefined) return refused
+  }
+  return undefined
+}

@@ -1,0 +1,107 @@
+/**
+ * What differs between runtimes: the driver's calls, as plain functions that answer with the driver's status codes. The
+ * shared `Runtime` puts checks, lifetimes, failures and waiting around them, so that every runtime means the same.
+ *
+ * A call that yields a value leaves it in `result` (or in the field its comment names) when its status is 0.
+ */
+import type * as Effect from "effect/Effect"
+import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
+import type {
+  AnyMemoryResource,
+  DeviceMemoryResource,
+  EventResource,
+  HostMemoryResource,
+  Owner,
+  StreamResource
+} from "./resources.ts"
+
+/** The status of a watch that can never end, which no driver returns. */
+export const neverFinishes = -1
+
+/** Told once how a wait ended: 0, the status of a fault, or `neverFinishes`. */
+export type OnDone = (status: number) => void
+
+/** Gives up a wait. Harmless after its end. */
+export type Cancel = () => void
+
+/** How a copy's two ends look to the driver. */
+export interface Transfer {
+  readonly to: AnyMemoryResource
+  readonly toOffset: number
+  readonly from: AnyMemoryResource
+  readonly fromOffset: number
+  readonly byteLength: number
+}
+
+export interface Backend extends Owner {
+  readonly driverVersion: number
+  readonly devices: ReadonlyArray<DeviceProperties>
+  /** The driver's call that the last status came from. */
+  call: string
+  /** What the last creating call made. */
+  stream: StreamResource | undefined
+  event: EventResource | undefined
+  memory: DeviceMemoryResource | undefined
+  /** What the last reading call read. */
+  result: number
+
+  /** The driver's own words for a status that the table lacks. */
+  readonly describeStatus: (status: number) => { readonly name: string; readonly description: string } | undefined
+
+  /** Makes a device usable. Runs once per device, off the JS thread where that can take long. */
+  readonly openDevice: (device: number) => Effect.Effect<void, CudaError>
+  readonly priorityRange: (device: number) => PriorityRange
+  readonly attribute: (device: number, attribute: DeviceAttribute) => number
+  readonly memoryInfo: (device: number) => number
+  /** After `memoryInfo`. */
+  readonly memoryInfoResult: MemoryInfo
+  readonly canAccessPeer: (device: number, peer: number) => number
+
+  readonly streamCreate: (device: number, priority: number, nonBlocking: boolean) => number
+  readonly streamDefault: (device: number, mode: "legacy" | "perThread") => number
+  readonly streamFromHandle: (device: number, handle: number) => number
+  readonly streamDestroy: (stream: StreamResource) => number
+  readonly streamQuery: (stream: StreamResource) => number
+  readonly streamWaitEvent: (stream: StreamResource, event: EventResource) => number
+  readonly streamWaitStream: (stream: StreamResource, other: StreamResource) => number
+
+  readonly eventCreate: (device: number, flags: number) => number
+  readonly eventDestroy: (event: EventResource) => number
+  readonly eventRecord: (event: EventResource, stream: StreamResource) => number
+  readonly eventQuery: (event: EventResource) => number
+  readonly eventElapsedTime: (start: EventResource, end: EventResource) => number
+  readonly eventIpcHandle: (event: EventResource, into: Uint8Array) => number
+  readonly eventFromIpcHandle: (device: number, handle: Uint8Array) => number
+
+  readonly memoryAllocate: (device: number, byteLength: number) => number
+  /** Enqueues the release behind the work of the buffer's users. */
+  readonly memoryFree: (memory: DeviceMemoryResource) => number
+  readonly hostAllocate: (byteLength: number) => Effect.Effect<HostMemoryResource, CudaError>
+  /** Takes the memory from its views at once, and back into use once the work of its users is done. */
+  readonly hostFree: (memory: HostMemoryResource) => number
+  readonly memoryCopy: (transfer: Transfer, stream: StreamResource) => number
+  readonly memoryFill: (
+    memory: DeviceMemoryResource,
+    offset: number,
+    value: number,
+    bits: 8 | 16 | 32,
+    count: number,
+    stream: StreamResource
+  ) => number
+
+  /** Tells when the event's current record is done. */
+  readonly watchEvent: (event: EventResource, onDone: OnDone) => Cancel
+  /** Tells when what the stream holds now is done. */
+  readonly watchStream: (stream: StreamResource, onDone: OnDone) => Cancel
+  /** Tells when a device's fresh allocations can be used on every stream. */
+  readonly watchAllocation: (device: number, onDone: OnDone) => Cancel
+  /** Tells when every release enqueued so far on a device has happened. */
+  readonly watchReleases: (device: number, onDone: OnDone) => Cancel
+  /** Makes the memory of finished releases available to every allocation; after `watchReleases`. */
+  readonly memoryTrim: (device: number) => number
+
+  /** Gives back everything the driver still holds for this backend; no other call follows. */
+  readonly close: Effect.Effect<void>
+}

@@ -1,0 +1,144 @@
+/**
+ * What the operations of a runtime share: its backend, what is live, the faults it met, its waits, and the devices it
+ * has opened.
+ */
+import * as Effect from "effect/Effect"
+import * as Semaphore from "effect/Semaphore"
+import { notReady, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { Backend, Cancel, OnDone } from "./Backend.ts"
+import { fromStatus, refuse, refuseArgument } from "./failures.ts"
+import type { FaultOrigins } from "./failures.ts"
+import type { DeviceMemoryResource, EventResource, HostMemoryResource, StreamResource } from "./resources.ts"
+
+/** Begins a wait and says how to give it up. */
+export type Watch = (onDone: OnDone) => Cancel
+
+export class Core {
+  readonly backend: Backend
+  readonly origins: FaultOrigins = new Map()
+  readonly streams = new Set<StreamResource>()
+  readonly defaultStreams = new Map<string, StreamResource>()
+  readonly events = new Set<EventResource>()
+  readonly deviceMemory = new Set<DeviceMemoryResource>()
+  readonly hostMemory = new Set<HostMemoryResource>()
+  /** Ends every outstanding wait with a failure; for the release of the runtime. */
+  readonly waits = new Set<() => void>()
+  closed = false
+  readonly #opened: Array<boolean>
+  readonly #opening: ReadonlyArray<Semaphore.Semaphore>
+
+  constructor(backend: Backend) {
+    this.backend = backend
+    this.#opened = backend.devices.map(() => false)
+    this.#opening = backend.devices.map(() => Semaphore.makeUnsafe(1))
+  }
+
+  /** The failure for a status the backend just returned. */
+  fail(operation: string, status: number, subject: { readonly device: number }): Effect.Effect<never, CudaError> {
+    return Effect.fail(this.error(operation, status, subject.device, String(subject)))
+  }
+
+  /** The failure for a status of a device's call that concerns no resource yet. */
+  failOn(operation: string, status: number, device: number, subject: string): Effect.Effect<never, CudaError> {
+    return Effect.fail(this.error(operation, status, device, subject))
+  }
+
+  error(operation: string, status: number, device: number, subject: string, call?: string): CudaError {
+    return fromStatus(this.backend, this.origins, status, {
+      operation,
+      device,
+      subject,
+      ...(call === undefined ? {} : { call })
+    })
+  }
+
+  /** Answers a query: 0 is true, "not ready" false, all else a failure. */
+  answer(operation: string, status: number, subject: { readonly device: number }): Effect.Effect<boolean, CudaError> {
+    if (status === success) return succeedTrue
+    return status === notReady ? succeedFalse : this.fail(operation, status, subject)
+  }
+
+  /** Runs a driver call that needs its device: checks the ordinal and opens the device on first use. */
+  onDevice<A>(
+    operation: string,
+    device: number,
+    call: () => Effect.Effect<A, CudaError>
+  ): Effect.Effect<A, CudaError> {
+    return Effect.suspend(() => {
+      const refused = this.refuseDevice(operation, "device", device)
+      if (refused !== undefined) return refused
+      return this.#opened[device] === true ? call() : Effect.flatMap(this.#open(operation, device), call)
+    })
+  }
+
+  /** The failure of an ordinal that is no device's, or of a runtime that is gone. */
+  refuseDevice(operation: string, argument: string, device: number): Effect.Effect<never, CudaError> | undefined {
+    if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
+    const count = this.backend.devices.length
+    if (Number.isInteger(device) && device >= 0 && device < count) return undefined
+    return refuseArgument(operation, argument, device, `a device ordinal from 0 to ${count - 1}`)
+  }
+
+  #open(operation: string, device: number): Effect.Effect<void, CudaError> {
+    const open = Effect.suspend(() => {
+      if (this.#opened[device] === true) return Effect.void
+      if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
+      return Effect.map(this.backend.openDevice(device), () => {
+        this.#opened[device] = true
+      })
+    })
+    return Effect.uninterruptible(this.#opening[device]!.withPermit(open))
+  }
+
+  isOpen(device: number): boolean {
+    return this.#opened[device] === true
+  }
+
+  /** Suspends the fiber until the watch ends; interruption gives the watch up. */
+  wait(operation: string, device: number, subject: string, watch: Watch): Effect.Effect<void, CudaError> {
+    return Effect.callback((resume) => {
+      const end = (result: Effect.Effect<void, CudaError>) => {
+        if (this.waits.delete(abandon)) resume(result)
+      }
+      const abandon = () => {
+        cancel()
+        end(refuse(operation, { _tag: "ResourceReleased", resource: `the runtime, while waiting for ${subject},` }))
+      }
+      let cancel: Cancel = noCancel
+      this.waits.add(abandon)
+      cancel = watch((status) =>
+        end(status === success ? Effect.void : Effect.fail(this.error(operation, status, device, subject)))
+      )
+      return Effect.sync(() => {
+        this.waits.delete(abandon)
+        cancel()
+      })
+    })
+  }
+}
+
+const noCancel: Cancel = () => {}
+const succeedTrue = Effect.succeed(true)
+const succeedFalse = Effect.succeed(false)
+
+/** One watch for many: ends when all have, or with the first fault. */
+export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone) => {
+  if (watches.length === 0) {
+    onDone(success)
+    return () => {}
+  }
+  const cancels: Array<Cancel> = []
+  let pending = watches.length
+  const cancelAll = () => cancels.forEach((cancel) => cancel())
+  for (const watch of watches) {
+    cancels.push(watch((status) => {
+      if (pending <= 0) return
+      pending = status === success ? pending - 1 : 0
+      if (pending > 0) return
+      cancelAll()
+      onDone(status)
+    }))
+  }
+  return cancelAll
+}

@@ -1,0 +1,129 @@
+/**
+ * The event operations of every runtime.
+ */
+import * as Effect from "effect/Effect"
+import { eventFlags, ipcHandleSize } from "../../cuda/flags.ts"
+import { notReady, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService } from "../CudaRuntime.ts"
+import type { Core } from "./Core.ts"
+import { refuse, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { ownEvent, ownStream, unusable } from "./resources.ts"
+import type { EventResource } from "./resources.ts"
+
+type EventOperations = Pick<
+  CudaRuntimeService,
+  | "eventCreate"
+  | "eventDestroy"
+  | "eventRecord"
+  | "eventQuery"
+  | "eventSynchronize"
+  | "eventElapsedTime"
+  | "eventIpcHandle"
+  | "eventFromIpcHandle"
+>
+
+export const eventOperations = (core: Core): EventOperations => ({
+  eventCreate: (device, flags) => create(core, device, flags),
+  eventDestroy: (ref) =>
+    Effect.suspend(() => {
+      const event = ownEvent(ref)
+      if (event.owner !== core.backend) return refuseResource("CudaEvent.release", core.backend, event)
+      if (event.state !== "live") return Effect.void
+      event.state = "released"
+      core.events.delete(event)
+      const status = core.backend.eventDestroy(event)
+      return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
+    }),
+  eventRecord: (ref, streamRef) =>
+    Effect.suspend(() => {
+      const event = ownEvent(ref)
+      const stream = ownStream(streamRef)
+      if (unusable(core.backend, event) || unusable(core.backend, stream)) {
+        return refuseResource("CudaEvent.record", core.backend, event, stream)
+      }
+      if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
+      const status = core.backend.eventRecord(event, stream)
+      if (status !== success) return core.fail("CudaEvent.record", status, event)
+      event.recorded = true
+      return Effect.void
+    }),
+  eventQuery: (ref) =>
+    Effect.suspend(() => {
+      const event = ownEvent(ref)
+      if (unusable(core.backend, event)) return refuseResource("CudaEvent.query", core.backend, event)
+      return core.answer("CudaEvent.query", core.backend.eventQuery(event), event)
+    }),
+  eventSynchronize: (ref) =>
+    Effect.suspend(() => {
+      const event = ownEvent(ref)
+      if (unusable(core.backend, event)) return refuseResource("CudaEvent.synchronize", core.backend, event)
+      const status = core.backend.eventQuery(event)
+      if (status === success) return Effect.void
+      if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
+      return core.wait(
+        "CudaEvent.synchronize",
+        event.device,
+        String(event),
+        (onDone) => core.backend.watchEvent(event, onDone)
+      )
+    }),
+  eventElapsedTime: (startRef, endRef) => Effect.suspend(() => elapsedTime(core, ownEvent(startRef), ownEvent(endRef))),
+  eventIpcHandle: (ref) =>
+    Effect.suspend(() => {
+      const event = ownEvent(ref)
+      if (unusable(core.backend, event)) return refuseResource("CudaEvent.ipcHandle", core.backend, event)
+      if ((event.flags & eventFlags.interprocess) === 0) {
+        return refuseArgument("CudaEvent.ipcHandle", "event", event, "an event made with { interprocess: true }")
+      }
+      const bytes = new Uint8Array(ipcHandleSize)
+      const status = core.backend.eventIpcHandle(event, bytes)
+      return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
+    }),
+  eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle)
+})
+
+const create = (core: Core, device: number, flags: number) =>
+  core.onDevice("CudaEvent.make", device, () => {
+    const interprocess = (flags & eventFlags.interprocess) !== 0
+    if (interprocess && (flags & eventFlags.disableTiming) === 0) {
+      return refuseArgument("CudaEvent.make", "timing", true, "false for an interprocess event: it cannot take times")
+    }
+    return adopt(core, "CudaEvent.make", device, core.backend.eventCreate(device, flags))
+  })
+
+const fromIpcHandle = (core: Core, device: number, handle: Uint8Array) =>
+  core.onDevice("CudaEvent.fromIpcHandle", device, () => {
+    if (handle.byteLength !== ipcHandleSize) {
+      return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `${ipcHandleSize} bytes`)
+    }
+    return adopt(core, "CudaEvent.fromIpcHandle", device, core.backend.eventFromIpcHandle(device, handle))
+  })
+
+const adopt = (core: Core, operation: string, device: number, status: number) => {
+  if (status !== success) return core.failOn(operation, status, device, `device ${device}`)
+  const event = core.backend.event!
+  core.events.add(event)
+  return Effect.succeed(event)
+}
+
+/** The driver's own answer does not tell all four failures apart, so they are told apart here, in this order. */
+const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effect.Effect<number, CudaError> => {
+  const operation = "CudaEvent.elapsedTime"
+  if (unusable(core.backend, start) || unusable(core.backend, end)) {
+    return refuseResource(operation, core.backend, start, end)
+  }
+  const both = [start, end]
+  const untimed = both.find((event) => !event.hasTiming)
+  if (untimed !== undefined) return refuse(operation, { _tag: "TimingDisabled", resource: String(untimed) })
+  const blank = both.find((event) => !event.recorded)
+  if (blank !== undefined) return refuse(operation, { _tag: "NotRecorded", resource: String(blank) })
+  for (const event of both) {
+    const status = core.backend.eventQuery(event)
+    if (status === notReady) return refuse(operation, { _tag: "NotFinished", resource: String(event) })
+    if (status !== success) return core.fail(operation, status, event)
+  }
+  if (start.device !== end.device) return refuseDevices(operation, start, end)
+  const status = core.backend.eventElapsedTime(start, end)
+  return status === success ? Effect.succeed(core.backend.result) : core.fail(operation, status, end)
+}

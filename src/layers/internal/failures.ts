@@ -1,0 +1,96 @@
+/**
+ * How the operations of a runtime fail: from a status of the driver, or from a check that came before it. Failing paths
+ * only, so nothing here is on a hot path.
+ */
+import * as Effect from "effect/Effect"
+import { CudaError, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
+import type { CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
+import { neverFinishes } from "./Backend.ts"
+import type { Backend } from "./Backend.ts"
+import type { Owner, Resource } from "./resources.ts"
+
+/** The first fault of each device of a runtime: it explains every failure after it. */
+export type FaultOrigins = Map<number, FaultOrigin>
+
+/** The failure for a status, remembering the first one that ends a device's context. */
+export const fromStatus = (
+  backend: Backend,
+  origins: FaultOrigins,
+  status: number,
+  context: { readonly operation: string; readonly device: number; readonly subject: string; readonly call?: string }
+): CudaError => {
+  if (status === neverFinishes) return stuck(context)
+  const call = context.call ?? backend.call
+  const reason = reasonOf(backend, status)
+  const origin = reason.isSticky ? origins.get(context.device) : undefined
+  if (reason.isSticky && origin === undefined) {
+    origins.set(context.device, {
+      operation: context.operation,
+      device: context.device,
+      status: reason,
+      at: Date.now()
+    })
+  }
+  return new CudaError({ ...context, call, reason, origin })
+}
+
+const stuck = (context: { readonly operation: string; readonly device: number; readonly subject: string }): CudaError =>
+  new CudaError({
+    ...context,
+    reason: {
+      _tag: "NeverFinishes",
+      resource: context.subject,
+      because: "nothing that it waits for is running or can ever start"
+    }
+  })
+
+const reasonOf = (backend: Backend, status: number) => {
+  const known = reasonFromStatus(status)
+  if (known._tag !== "UnknownStatus") return known
+  const words = backend.describeStatus(status)
+  return words === undefined ? known : unknownStatus(status, words.name, words.description)
+}
+
+/** A failure that the driver was not asked about. */
+export const refuse = (operation: string, reason: CudaErrorReason): Effect.Effect<never, CudaError> =>
+  Effect.fail(new CudaError({ operation, reason }))
+
+/** Refuses an argument. */
+export const refuseArgument = (
+  operation: string,
+  argument: string,
+  value: unknown,
+  expected: string
+): Effect.Effect<never, CudaError> =>
+  refuse(operation, { _tag: "InvalidArgument", argument, value: print(value), expected })
+
+/** The failure for the first of the resources that cannot be used; call when one cannot. */
+export const refuseResource = (
+  operation: string,
+  owner: Owner,
+  ...resources: ReadonlyArray<Resource>
+): Effect.Effect<never, CudaError> => {
+  for (const resource of resources) {
+    if (resource.owner !== owner) return refuse(operation, { _tag: "ForeignResource", resource: String(resource) })
+    if (resource.state !== "live") return refuse(operation, { _tag: "ResourceReleased", resource: String(resource) })
+  }
+  return Effect.die(new Error(`${operation}: no resource to refuse`))
+}
+
+/** Refuses two resources that must be on one device. */
+export const refuseDevices = (
+  operation: string,
+  first: Resource & { readonly device: number },
+  second: Resource & { readonly device: number }
+): Effect.Effect<never, CudaError> =>
+  refuse(operation, {
+    _tag: "DeviceMismatch",
+    resources: [String(first), String(second)],
+    devices: [first.device, second.device]
+  })
+
+const print = (value: unknown): string => {
+  if (typeof value === "string") return JSON.stringify(value)
+  if (value instanceof Uint8Array) return `${value.byteLength} bytes`
+  return String(value)
+}

@@ -1,0 +1,194 @@
+/**
+ * The memory operations of every runtime.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService, MemoryRange } from "../CudaRuntime.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { ownMemory, ownStream, unusable } from "./resources.ts"
+import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
+
+type MemoryOperations = Pick<
+  CudaRuntimeService,
+  "memoryAllocate" | "memoryReclaim" | "hostAllocate" | "memoryFree" | "memoryCopy" | "memoryFill"
+>
+
+export const memoryOperations = (core: Core): MemoryOperations => ({
+  memoryAllocate: (device, byteLength) =>
+    Effect.uninterruptible(core.onDevice("CudaMemory.allocate", device, () => allocate(core, device, byteLength))),
+  memoryReclaim: (device) =>
+    core.onDevice("CudaMemory.reclaim", device, () =>
+      Effect.flatMap(
+        core.wait(
+          "CudaMemory.reclaim",
+          device,
+          `device ${device}`,
+          (onDone) => core.backend.watchReleases(device, onDone)
+        ),
+        () => {
+          const status = core.backend.memoryTrim(device)
+          if (status === success) return Effect.void
+          return core.failOn("CudaMemory.reclaim", status, device, `device ${device}`)
+        }
+      )),
+  hostAllocate: (byteLength) =>
+    Effect.uninterruptible(
+      core.onDevice("CudaMemory.allocateHost", 0, () =>
+        refuseByteLength("CudaMemory.allocateHost", byteLength) ??
+          Effect.map(core.backend.hostAllocate(byteLength), (memory) => {
+            core.hostMemory.add(memory)
+            return memory
+          }))
+    ),
+  memoryFree: (ref) =>
+    Effect.suspend(() => {
+      const memory = ownMemory(ref)
+      if (memory.owner !== core.backend) return refuseResource("CudaMemory.release", core.backend, memory)
+      return memory.state === "live" ? free(core, memory) : Effect.void
+    }),
+  memoryCopy: (to, from, stream) => Effect.suspend(() => copy(core, to, from, ownStream(stream))),
+  memoryFill: (to, value, bits, stream) => Effect.suspend(() => fill(core, to, value, bits, ownStream(stream)))
+})
+
+const allocate = (core: Core, device: number, byteLength: number) => {
+  const operation = "CudaMemory.allocate"
+  const refused = refuseByteLength(operation, byteLength)
+  if (refused !== undefined) return refused
+  const status = core.backend.memoryAllocate(device, byteLength)
+  if (status !== success) return core.failOn(operation, status, device, `${byteLength} bytes on device ${device}`)
+  const memory = core.backend.memory!
+  core.deviceMemory.add(memory)
+  const ready = core.wait(operation, device, String(memory), (onDone) => core.backend.watchAllocation(device, onDone))
+  return Effect.as(Effect.onError(ready, () => Effect.ignore(free(core, memory))), memory)
+}
+
+const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaError> => {
+  memory.state = "released"
+  if (memory.kind === "host") {
+    core.hostMemory.delete(memory)
+    const status = core.backend.hostFree(memory)
+    return status === success ? Effect.void : core.failOn("CudaMemory.release", status, 0, String(memory))
+  }
+  core.deviceMemory.delete(memory)
+  const status = core.backend.memoryFree(memory)
+  return status === success ? Effect.void : core.fail("CudaMemory.release", status, memory)
+}
+
+const copy = (
+  core: Core,
+  toRange: MemoryRange,
+  fromRange: MemoryRange,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.copy"
+  const to = ownMemory(toRange.memory)
+  const from = ownMemory(fromRange.memory)
+  const { backend } = core
+  if (unusable(backend, to) || unusable(backend, from) || unusable(backend, stream)) {
+    return refuseResource(operation, backend, to, from, stream)
+  }
+  const refused = refuseRange(operation, "destination", toRange) ?? refuseRange(operation, "source", fromRange) ??
+    refusePair(operation, toRange, fromRange) ?? refusePlacement(operation, to, from, stream)
+  if (refused !== undefined) return refused
+  to.usedOn(stream)
+  from.usedOn(stream)
+  const transfer = {
+    to,
+    toOffset: toRange.offset,
+    from,
+    fromOffset: fromRange.offset,
+    byteLength: toRange.byteLength
+  }
+  const status = transfer.byteLength === 0 ? success : backend.memoryCopy(transfer, stream)
+  if (status === success) return Effect.void
+  return core.failOn(
+    operation,
+    status,
+    stream.device,
+    `${transfer.byteLength} bytes from ${from} to ${to} on ${stream}`
+  )
+}
+
+const fill = (
+  core: Core,
+  range: MemoryRange,
+  value: number,
+  bits: 8 | 16 | 32,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.fill"
+  const memory = ownMemory(range.memory)
+  if (unusable(core.backend, memory) || unusable(core.backend, stream)) {
+    return refuseResource(operation, core.backend, memory, stream)
+  }
+  if (memory.kind === "host") return refuseArgument(operation, "destination", memory, "a device buffer")
+  const refused = refuseRange(operation, "destination", range) ?? refuseFill(operation, range, value, bits)
+  if (refused !== undefined) return refused
+  if (memory.device !== stream.device) return refuseDevices(operation, memory, stream)
+  memory.usedOn(stream)
+  const count = range.byteLength / (bits / 8)
+  const status = count === 0 ? success : core.backend.memoryFill(memory, range.offset, value, bits, count, stream)
+  return status === success ? Effect.void : core.fail(operation, status, memory)
+}
+
+type Refusal = Effect.Effect<never, CudaError> | undefined
+
+const refuseByteLength = (operation: string, byteLength: number): Refusal =>
+  Number.isSafeInteger(byteLength) && byteLength > 0
+    ? undefined
+    : refuseArgument(operation, "byteLength", byteLength, "a positive whole number of bytes below 2^53")
+
+const refuseRange = (operation: string, name: string, range: MemoryRange): Refusal => {
+  const { byteLength, memory, offset } = range
+  if (!Number.isSafeInteger(offset) || offset < 0 || offset > memory.byteLength) {
+    return refuseArgument(operation, `${name}.offset`, offset, `a whole number from 0 to ${memory.byteLength}`)
+  }
+  const room = memory.byteLength - offset
+  if (!Number.isSafeInteger(byteLength) || byteLength < 0 || byteLength > room) {
+    return refuseArgument(operation, `${name}.byteLength`, byteLength, `a whole number from 0 to ${room}`)
+  }
+  return undefined
+}
+
+/** The two ends of a copy: of one length, not both on the host, and apart. */
+const refusePair = (operation: string, to: MemoryRange, from: MemoryRange): Refusal => {
+  if (to.byteLength !== from.byteLength) {
+    return refuseArgument(operation, "source.byteLength", from.byteLength, `the destination's ${to.byteLength}`)
+  }
+  if (to.memory.kind === "host" && from.memory.kind === "host") {
+    return refuseArgument(operation, "destination", to.memory, "a device buffer at one end of the copy at least")
+  }
+  const distance = Math.abs(to.offset - from.offset)
+  if (to.memory === from.memory && distance < to.byteLength) {
+    return refuseArgument(operation, "source.offset", from.offset, "a range that does not overlap the destination")
+  }
+  return undefined
+}
+
+/** A copy's stream is on the device of one of its ends. */
+const refusePlacement = (
+  operation: string,
+  to: AnyMemoryResource,
+  from: AnyMemoryResource,
+  stream: StreamResource
+): Refusal => {
+  const ends = [to, from].filter((memory): memory is DeviceMemoryResource => memory.kind === "device")
+  return ends.some((memory) => memory.device === stream.device) ? undefined : refuseDevices(operation, ends[0]!, stream)
+}
+
+const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 8 | 16 | 32): Refusal => {
+  if (bits !== 8 && bits !== 16 && bits !== 32) return refuseArgument(operation, "bits", bits, "8, 16 or 32")
+  if (!Number.isInteger(value) || value < 0 || value >= 2 ** bits) {
+    return refuseArgument(operation, "value", value, `a whole number from 0 to ${2 ** bits - 1}`)
+  }
+  const width = bits / 8
+  if (range.offset % width !== 0) {
+    return refuseArgument(operation, "destination.offset", range.offset, `a multiple of ${width}`)
+  }
+  if (range.byteLength % width !== 0) {
+    return refuseArgument(operation, "destination.byteLength", range.byteLength, `a multiple of ${width}`)
+  }
+  return undefined
+}

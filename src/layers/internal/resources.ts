@@ -1,0 +1,132 @@
+/**
+ * The resources of a runtime, with the state its operations need: what the public references of `CudaRuntime` are
+ * behind the door. Every runtime makes its resources from these classes, or from subclasses with more state.
+ */
+import { eventFlags } from "../../cuda/flags.ts"
+import type {
+  Address,
+  DeviceMemoryRef,
+  EventHandle,
+  EventRef,
+  HostMemoryRef,
+  MemoryRef,
+  ResourceState,
+  StreamHandle,
+  StreamRef
+} from "../CudaRuntime.ts"
+
+/** What tells the resources of one runtime from those of another. */
+export interface Owner {
+  readonly kind: "native" | "simulated"
+}
+
+export class StreamResource implements StreamRef {
+  state: ResourceState = "live"
+  readonly owner: Owner
+  readonly handle: StreamHandle
+  readonly id: number
+  readonly device: number
+  readonly priority: number
+  readonly nonBlocking: boolean
+  readonly origin: "owned" | "default" | "foreign"
+  constructor(
+    owner: Owner,
+    fields: Pick<StreamRef, "handle" | "id" | "device" | "priority" | "nonBlocking" | "origin">
+  ) {
+    this.owner = owner
+    this.handle = fields.handle
+    this.id = fields.id
+    this.device = fields.device
+    this.priority = fields.priority
+    this.nonBlocking = fields.nonBlocking
+    this.origin = fields.origin
+  }
+  toString(): string {
+    return `stream ${this.id} of device ${this.device}`
+  }
+}
+
+export class EventResource implements EventRef {
+  state: ResourceState = "live"
+  /** True once a record was enqueued; events of other processes count as recorded. */
+  recorded = false
+  readonly owner: Owner
+  readonly handle: EventHandle
+  readonly device: number
+  readonly flags: number
+  constructor(owner: Owner, fields: Pick<EventRef, "handle" | "device" | "flags">) {
+    this.owner = owner
+    this.handle = fields.handle
+    this.device = fields.device
+    this.flags = fields.flags
+  }
+  get hasTiming(): boolean {
+    return (this.flags & eventFlags.disableTiming) === 0
+  }
+  toString(): string {
+    return `event 0x${this.handle.toString(16)} of device ${this.device}`
+  }
+}
+
+/** Buffers know the streams that used them, so that their release can be ordered after that work. */
+class MemoryResource {
+  state: ResourceState = "live"
+  readonly owner: Owner
+  readonly address: Address
+  readonly byteLength: number
+  readonly #users = new Set<StreamResource>()
+  #lastUser: StreamResource | undefined
+  constructor(owner: Owner, address: Address, byteLength: number) {
+    this.owner = owner
+    this.address = address
+    this.byteLength = byteLength
+  }
+  usedOn(stream: StreamResource): void {
+    if (this.#lastUser === stream) return
+    this.#lastUser = stream
+    this.#users.add(stream)
+  }
+  /** The streams whose work may still touch the memory. */
+  get pendingUsers(): Array<StreamResource> {
+    return Array.from(this.#users).filter((stream) => stream.state !== "released")
+  }
+}
+
+export class DeviceMemoryResource extends MemoryResource implements DeviceMemoryRef {
+  readonly kind = "device"
+  readonly device: number
+  constructor(owner: Owner, address: Address, byteLength: number, device: number) {
+    super(owner, address, byteLength)
+    this.device = device
+  }
+  override toString(): string {
+    return `buffer of ${this.byteLength} bytes at 0x${this.address.toString(16)} on device ${this.device}`
+  }
+}
+
+export class HostMemoryResource extends MemoryResource implements HostMemoryRef {
+  readonly kind = "host"
+  bytes: Uint8Array<ArrayBuffer>
+  constructor(owner: Owner, address: Address, bytes: Uint8Array<ArrayBuffer>) {
+    super(owner, address, bytes.byteLength)
+    this.bytes = bytes
+  }
+  override toString(): string {
+    return `pinned buffer of ${this.byteLength} bytes at 0x${this.address.toString(16)}`
+  }
+}
+
+export type AnyMemoryResource = DeviceMemoryResource | HostMemoryResource
+export type Resource = StreamResource | EventResource | AnyMemoryResource
+
+/**
+ * Every reference of a runtime is one of its resources, so these narrow without looking; `unusable`, which every
+ * operation asks first, finds the references of other runtimes.
+ */
+export const ownStream = (ref: StreamRef): StreamResource => ref as StreamResource
+export const ownEvent = (ref: EventRef): EventResource => ref as EventResource
+export const ownMemory = (ref: MemoryRef): AnyMemoryResource => ref as AnyMemoryResource
+
+/** True for a resource of another runtime and for one that was released. */
+export const unusable = (owner: Owner, resource: Resource): boolean =>
+  resource.owner !== owner || resource.state !== "live"

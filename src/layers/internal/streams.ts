@@ -1,0 +1,122 @@
+/**
+ * The stream operations of every runtime.
+ */
+import * as Effect from "effect/Effect"
+import { notReady, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService } from "../CudaRuntime.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument, refuseResource } from "./failures.ts"
+import { ownEvent, ownStream, unusable } from "./resources.ts"
+import type { StreamResource } from "./resources.ts"
+
+type StreamOperations = Pick<
+  CudaRuntimeService,
+  | "streamCreate"
+  | "streamDefault"
+  | "streamFromHandle"
+  | "streamDestroy"
+  | "streamQuery"
+  | "streamSynchronize"
+  | "streamWaitEvent"
+  | "streamWaitStream"
+>
+
+export const streamOperations = (core: Core): StreamOperations => ({
+  streamCreate: (options) => create(core, options),
+  streamDefault: (device, mode) =>
+    core.onDevice("CudaStream.defaultStream", device, () => {
+      const key = `${device} ${mode}`
+      const known = core.defaultStreams.get(key)
+      if (known !== undefined) return Effect.succeed(known)
+      const status = core.backend.streamDefault(device, mode)
+      if (status !== success) return core.failOn("CudaStream.defaultStream", status, device, `device ${device}`)
+      const stream = core.backend.stream!
+      core.defaultStreams.set(key, stream)
+      return Effect.succeed(stream)
+    }),
+  streamFromHandle: (device, handle) =>
+    core.onDevice("CudaStream.fromHandle", device, () => {
+      if (!Number.isSafeInteger(handle) || handle < 0) {
+        return refuseArgument("CudaStream.fromHandle", "handle", handle, "the address of a CUstream")
+      }
+      const status = core.backend.streamFromHandle(device, handle)
+      if (status === success) return Effect.succeed(core.backend.stream!)
+      return core.failOn("CudaStream.fromHandle", status, device, `handle 0x${handle.toString(16)}`)
+    }),
+  streamDestroy: (ref) =>
+    Effect.uninterruptible(Effect.suspend(() => {
+      const stream = ownStream(ref)
+      if (stream.owner !== core.backend) return refuseResource("CudaStream.release", core.backend, stream)
+      if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
+      stream.state = "closing"
+      return Effect.onExit(drain(core, "CudaStream.release", stream), () => destroy(core, stream))
+    })),
+  streamQuery: (ref) =>
+    Effect.suspend(() => {
+      const stream = ownStream(ref)
+      if (unusable(core.backend, stream)) return refuseResource("CudaStream.query", core.backend, stream)
+      return core.answer("CudaStream.query", core.backend.streamQuery(stream), stream)
+    }),
+  streamSynchronize: (ref) =>
+    Effect.suspend(() => {
+      const stream = ownStream(ref)
+      if (unusable(core.backend, stream)) return refuseResource("CudaStream.synchronize", core.backend, stream)
+      return drain(core, "CudaStream.synchronize", stream)
+    }),
+  streamWaitEvent: (ref, eventRef) =>
+    Effect.suspend(() => {
+      const stream = ownStream(ref)
+      const event = ownEvent(eventRef)
+      if (unusable(core.backend, stream) || unusable(core.backend, event)) {
+        return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
+      }
+      const status = core.backend.streamWaitEvent(stream, event)
+      return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
+    }),
+  streamWaitStream: (ref, otherRef) =>
+    Effect.suspend(() => {
+      const stream = ownStream(ref)
+      const other = ownStream(otherRef)
+      if (unusable(core.backend, stream) || unusable(core.backend, other)) {
+        return refuseResource("CudaStream.waitStream", core.backend, stream, other)
+      }
+      const status = core.backend.streamWaitStream(stream, other)
+      return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
+    })
+})
+
+const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate"]>[0]) =>
+  core.onDevice("CudaStream.make", options.device, () => {
+    const { least, greatest } = core.backend.priorityRange(options.device)
+    const { priority } = options
+    if (!Number.isInteger(priority) || priority > least || priority < greatest) {
+      return refuseArgument(
+        "CudaStream.make",
+        "priority",
+        priority,
+        `an integer from ${greatest} (highest) to ${least}`
+      )
+    }
+    const status = core.backend.streamCreate(options.device, priority, options.nonBlocking)
+    if (status !== success) return core.failOn("CudaStream.make", status, options.device, `device ${options.device}`)
+    const stream = core.backend.stream!
+    core.streams.add(stream)
+    return Effect.succeed(stream)
+  })
+
+/** Waits for the work enqueued before now; a stream that is idle answers at once. */
+const drain = (core: Core, operation: string, stream: StreamResource): Effect.Effect<void, CudaError> => {
+  const status = core.backend.streamQuery(stream)
+  if (status === success) return Effect.void
+  if (status !== notReady) return core.fail(operation, status, stream)
+  return core.wait(operation, stream.device, String(stream), (onDone) => core.backend.watchStream(stream, onDone))
+}
+
+const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    stream.state = "released"
+    core.streams.delete(stream)
+    const status = core.backend.streamDestroy(stream)
+    return status === success ? Effect.void : core.fail("CudaStream.release", status, stream)
+  })

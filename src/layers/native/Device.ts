@@ -1,0 +1,165 @@
+/**
+ * A device the native runtime has opened: its primary context, its memory pool, and the streams and events the runtime
+ * needs for itself. And the native streams and events, with what the completion engine keeps on them.
+ */
+import { eventFlags, poolAttributes, streamFlags } from "../../cuda/flags.ts"
+import type { DriverFunctions } from "../../cuda/functions.ts"
+import { success } from "../../cuda/status.ts"
+import type { PriorityRange } from "../CudaRuntime.ts"
+import { EventResource, StreamResource } from "../internal/resources.ts"
+import type { Lane, Point } from "./Lane.ts"
+
+export class NativeStream extends StreamResource {
+  /** Default streams are found through the current context; all others carry theirs in the handle. */
+  readonly needsContext = this.origin === "default"
+  /** Counts the records on this stream, so that waits know their order. */
+  records = 0
+  lane: Lane | undefined
+}
+
+export class NativeEvent extends EventResource {
+  /** The stream and the count of the current record; none for an event of another process. */
+  recordedOn: NativeStream | undefined
+  recordNumber = 0
+  /** What the waits for the current record ask; none while nothing waits. */
+  point: Point | undefined
+  /** The lane of an event that no stream of this process recorded. */
+  lane: Lane | undefined
+}
+
+/** A status with what was made when it is 0. */
+export class Out {
+  readonly words = new Uint32Array(2)
+  /** The pointer or 64-bit number just written. */
+  get value(): number {
+    return this.words[1]! * 0x100000000 + this.words[0]!
+  }
+}
+
+export class NativeDevice {
+  readonly calls: DriverFunctions
+  readonly ordinal: number
+  readonly handle: number
+  readonly context: number
+  priorities: PriorityRange = { least: 0, greatest: 0 }
+  pool = 0
+  /** Allocates only: nothing ever waits on it, so that fresh memory is ready at once. */
+  allocations = 0
+  /** Frees only: waits for the work of each buffer before it. */
+  releases = 0
+  readonly #markers: Array<number> = []
+  readonly #out = new Out()
+  readonly #left = new Out()
+
+  constructor(calls: DriverFunctions, ordinal: number, handle: number, context: number) {
+    this.calls = calls
+    this.ordinal = ordinal
+    this.handle = handle
+    this.context = context
+  }
+
+  /** Makes the context current; `leave` restores what was current before. */
+  enter(): number {
+    return this.calls.cuCtxPushCurrent_v2(this.context)
+  }
+
+  leave(): void {
+    this.calls.cuCtxPopCurrent_v2(this.#left.words)
+  }
+
+  /** Reads the priorities and makes the pool and the runtime's own streams. Returns the failing call with its status. */
+  setUp(): { readonly call: string; readonly status: number } {
+    const steps: ReadonlyArray<readonly [string, () => number]> = [
+      ["cuCtxPushCurrent", () => this.enter()],
+      ["cuCtxGetStreamPriorityRange", () => this.#readPriorities()],
+      ["cuStreamCreateWithPriority", () => this.#makeStream((stream) => this.allocations = stream)],
+      ["cuStreamCreateWithPriority", () => this.#makeStream((stream) => this.releases = stream)],
+      ["cuMemPoolCreate", () => this.#makePool()],
+      ["cuMemPoolSetAttribute", () => this.#setPool(poolAttributes.releaseThreshold, 0xffffffffffffffffn)],
+      ["cuMemPoolSetAttribute", () => this.#setPool(poolAttributes.reuseAllowInternalDependencies, 0n)]
+    ]
+    for (const [index, [call, step]] of steps.entries()) {
+      const status = step()
+      if (status === success) continue
+      if (index > 0) {
+        this.tearDown()
+        this.leave()
+      }
+      return { call, status }
+    }
+    this.leave()
+    return { call: "", status: success }
+  }
+
+  /** Destroys what `setUp` and the markers made. */
+  tearDown(): void {
+    for (const marker of this.#markers.splice(0)) this.calls.cuEventDestroy_v2(marker)
+    if (this.allocations !== 0) this.calls.cuStreamDestroy_v2(this.allocations)
+    if (this.releases !== 0) this.calls.cuStreamDestroy_v2(this.releases)
+    if (this.pool !== 0) this.calls.cuMemPoolDestroy(this.pool)
+    this.allocations = this.releases = this.pool = 0
+  }
+
+  /** A stream for the runtime's own ordering. */
+  makeStream(): { readonly status: number; readonly stream: number } {
+    const entered = this.enter()
+    if (entered !== success) return { status: entered, stream: 0 }
+    let made = 0
+    const status = this.#makeStream((stream) => made = stream)
+    this.leave()
+    return { status, stream: made }
+  }
+
+  /** An event for the runtime's own ordering; 0 when none could be made, with the status in `markerStatus`. */
+  takeMarker(): number {
+    const kept = this.#markers.pop()
+    if (kept !== undefined) return kept
+    this.markerStatus = this.enter()
+    if (this.markerStatus !== success) return 0
+    this.markerStatus = this.calls.cuEventCreate(this.#out.words, eventFlags.disableTiming)
+    this.leave()
+    return this.markerStatus === success ? this.#out.value : 0
+  }
+
+  markerStatus: number = success
+
+  /** Keeps a marker for another use, also while its record is pending: a new record replaces it. */
+  giveMarker(marker: number): void {
+    this.#markers.push(marker)
+  }
+
+  #readPriorities(): number {
+    const range = new Int32Array(2)
+    const status = this.calls.cuCtxGetStreamPriorityRange(range.subarray(0, 1), range.subarray(1, 2))
+    this.priorities = { least: range[0]!, greatest: range[1]! }
+    return status
+  }
+
+  #makeStream(keep: (stream: number) => void): number {
+    const status = this.calls.cuStreamCreateWithPriority(this.#out.words, streamFlags.nonBlocking, 0)
+    if (status === success) keep(this.#out.value)
+    return status
+  }
+
+  #makePool(): number {
+    const status = this.calls.cuMemPoolCreate(this.#out.words, poolProperties(this.ordinal))
+    if (status === success) this.pool = this.#out.value
+    return status
+  }
+
+  #setPool(attribute: number, value: bigint): number {
+    const bytes = BigUint64Array.of(value)
+    const narrow = attribute === poolAttributes.reuseAllowInternalDependencies
+    return this.calls.cuMemPoolSetAttribute(this.pool, attribute, narrow ? new Int32Array([Number(value)]) : bytes)
+  }
+}
+
+/** `CUmemPoolProps`: pinned memory of a device, not shared with other processes. */
+const poolProperties = (ordinal: number): Uint8Array => {
+  const bytes = new Uint8Array(88)
+  const view = new DataView(bytes.buffer)
+  view.setInt32(0, 1, true)
+  view.setInt32(8, 1, true)
+  view.setInt32(12, ordinal, true)
+  return bytes
+}

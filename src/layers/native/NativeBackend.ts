@@ -1,0 +1,611 @@
+/**
+ * The backend on the driver API, on each device's primary context.
+ *
+ * Calls that only need a handle are made as they are, since the handle carries its context; the rest are made between
+ * `enter` and `leave` of the device, so that what other native code made current stays current.
+ */
+import * as Effect from "effect/Effect"
+import { defaultStreamHandles, deviceAttributes, eventFlags, streamFlags } from "../../cuda/flags.ts"
+import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { DriverFunctions } from "../../cuda/functions.ts"
+import type { DriverLibrary } from "../../cuda/library.ts"
+import { notReady, success } from "../../cuda/status.ts"
+import { CudaError, reasonFromStatus } from "../../CudaError.ts"
+import type { Address, DeviceProperties, EventHandle, MemoryInfo, PriorityRange, StreamHandle } from "../CudaRuntime.ts"
+import type { Backend, Cancel, OnDone, Transfer } from "../internal/Backend.ts"
+import { watchAll } from "../internal/Core.ts"
+import { DeviceMemoryResource, HostMemoryResource } from "../internal/resources.ts"
+import type { AnyMemoryResource, EventResource, StreamResource } from "../internal/resources.ts"
+import { Completion } from "./Completion.ts"
+import type { WaitPolicy } from "./Completion.ts"
+import { NativeDevice, NativeEvent, NativeStream, Out } from "./Device.ts"
+import { Lane } from "./Lane.ts"
+import type { Point } from "./Lane.ts"
+import { PinnedMemory, segmentSize } from "./PinnedMemory.ts"
+import type { Block, PinFailure, PinnedPolicy } from "./PinnedMemory.ts"
+
+/** What the native runtime was told at its start, complete. */
+export interface NativePolicy {
+  readonly wait: WaitPolicy
+  readonly pinned: PinnedPolicy
+}
+
+class PinnedResource extends HostMemoryResource {
+  readonly block: Block
+  constructor(owner: NativeBackend, block: Block, byteLength: number) {
+    super(owner, block.address as Address, new Uint8Array(block.buffer, block.offset, byteLength))
+    this.block = block
+  }
+}
+
+export class NativeBackend implements Backend {
+  readonly kind = "native"
+  readonly driverVersion: number
+  readonly devices: ReadonlyArray<DeviceProperties>
+  call = ""
+  stream: NativeStream | undefined
+  event: NativeEvent | undefined
+  memory: DeviceMemoryResource | undefined
+  result = 0
+  memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
+  readonly #library: DriverLibrary
+  readonly #calls: DriverFunctions
+  readonly #handles: ReadonlyArray<number>
+  readonly #opened: Array<NativeDevice | undefined>
+  readonly #streams = new Set<NativeStream>()
+  readonly #completion: Completion
+  readonly #pinned: PinnedMemory
+  /** Releases of pinned memory that wait for their streams. */
+  readonly #pendingGives = new Set<OnDone>()
+  readonly #out = new Out()
+  readonly #integer = new Int32Array(1)
+  readonly #flags = new Uint32Array(1)
+  readonly #float = new Float32Array(1)
+  readonly #sizes = new BigUint64Array(2)
+
+  constructor(
+    library: DriverLibrary,
+    driverVersion: number,
+    devices: ReadonlyArray<{ readonly handle: number; readonly properties: DeviceProperties }>,
+    policy: NativePolicy
+  ) {
+    this.driverVersion = driverVersion
+    this.devices = devices.map((device) => device.properties)
+    this.#library = library
+    this.#calls = library.calls
+    this.#handles = devices.map((device) => device.handle)
+    this.#opened = devices.map(() => undefined)
+    this.#completion = new Completion(library.calls, policy.wait)
+    this.#pinned = new PinnedMemory(library, policy.pinned, (call) => this.#inFirstContext(call), () => this.#isIdle())
+  }
+
+  /** Notes which call a status came from, for failures. */
+  #answer(call: string, status: number): number {
+    if (status !== success) this.call = call
+    return status
+  }
+
+  /** Only for devices that are open: the shared runtime opens a device before it gives out anything of it. */
+  #device(ordinal: number): NativeDevice {
+    return this.#opened[ordinal]!
+  }
+
+  readonly describeStatus = (status: number): { readonly name: string; readonly description: string } | undefined => {
+    if (this.#calls.cuGetErrorName(status, this.#out.words) !== success) return undefined
+    const name = this.#library.readText(this.#out.value)
+    this.#calls.cuGetErrorString(status, this.#out.words)
+    return { name, description: this.#library.readText(this.#out.value) }
+  }
+
+  // Devices
+
+  readonly openDevice = (ordinal: number): Effect.Effect<void, CudaError> =>
+    Effect.callback((resume) => {
+      const handle = this.#handles[ordinal]!
+      const context = new Out()
+      const fail = (call: string, status: number) =>
+        resume(Effect.fail(
+          new CudaError({
+            operation: "CudaRuntime.openDevice",
+            call,
+            reason: reasonFromStatus(status),
+            device: ordinal,
+            subject: `device ${ordinal}`
+          })
+        ))
+      this.#calls.cuDevicePrimaryCtxRetain.async(context.words, handle, (_, retained) => {
+        if (retained !== success) return fail("cuDevicePrimaryCtxRetain", retained)
+        const device = new NativeDevice(this.#calls, ordinal, handle, context.value)
+        const { call, status } = device.setUp()
+        if (status === success) {
+          this.#opened[ordinal] = device
+          return resume(Effect.void)
+        }
+        this.#calls.cuDevicePrimaryCtxRelease_v2(handle)
+        fail(call, status)
+      })
+    })
+
+  readonly priorityRange = (device: number): PriorityRange => this.#device(device).priorities
+
+  readonly attribute = (device: number, attribute: DeviceAttribute): number => {
+    const status = this.#calls.cuDeviceGetAttribute(this.#integer, deviceAttributes[attribute], this.#handles[device]!)
+    this.result = this.#integer[0]!
+    return this.#answer("cuDeviceGetAttribute", status)
+  }
+
+  readonly memoryInfo = (ordinal: number): number => {
+    const device = this.#device(ordinal)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const status = this.#calls.cuMemGetInfo_v2(this.#sizes.subarray(0, 1), this.#sizes.subarray(1, 2))
+    device.leave()
+    this.memoryInfoResult = { free: Number(this.#sizes[0]), total: Number(this.#sizes[1]) }
+    return this.#answer("cuMemGetInfo", status)
+  }
+
+  readonly canAccessPeer = (device: number, peer: number): number => {
+    const status = this.#calls.cuDeviceCanAccessPeer(this.#integer, this.#handles[device]!, this.#handles[peer]!)
+    this.result = this.#integer[0]!
+    return this.#answer("cuDeviceCanAccessPeer", status)
+  }
+
+  // Streams
+
+  readonly streamCreate = (ordinal: number, priority: number, nonBlocking: boolean): number => {
+    const device = this.#device(ordinal)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const flags = nonBlocking ? streamFlags.nonBlocking : streamFlags.default
+    const status = this.#calls.cuStreamCreateWithPriority(this.#out.words, flags, priority)
+    device.leave()
+    if (status !== success) return this.#answer("cuStreamCreateWithPriority", status)
+    const handle = this.#out.value
+    const identified = this.#calls.cuStreamGetId(handle, this.#out.words)
+    if (identified !== success) {
+      this.#calls.cuStreamDestroy_v2(handle)
+      return this.#answer("cuStreamGetId", identified)
+    }
+    this.stream = new NativeStream(this, {
+      handle: handle as StreamHandle,
+      id: this.#out.value,
+      device: ordinal,
+      priority,
+      nonBlocking,
+      origin: "owned"
+    })
+    this.#streams.add(this.stream)
+    return success
+  }
+
+  readonly streamDefault = (ordinal: number, mode: "legacy" | "perThread"): number => {
+    const handle = defaultStreamHandles[mode]
+    const device = this.#device(ordinal)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const status = this.#calls.cuStreamGetId(handle, this.#out.words)
+    device.leave()
+    if (status !== success) return this.#answer("cuStreamGetId", status)
+    this.stream = new NativeStream(this, {
+      handle: handle as StreamHandle,
+      id: mode === "legacy" ? 0 : this.#out.value,
+      device: ordinal,
+      priority: 0,
+      nonBlocking: false,
+      origin: "default"
+    })
+    this.#streams.add(this.stream)
+    return success
+  }
+
+  readonly streamFromHandle = (ordinal: number, handle: number): number => {
+    const device = this.#device(ordinal)
+    const status = this.#calls.cuStreamGetCtx(handle, this.#out.words)
+    if (status !== success) return this.#answer("cuStreamGetCtx", status)
+    if (this.#out.value !== device.context) return this.#answer("cuStreamGetCtx", 201)
+    const id = this.#calls.cuStreamGetId(handle, this.#out.words)
+    const priority = this.#calls.cuStreamGetPriority(handle, this.#integer)
+    const flags = this.#calls.cuStreamGetFlags(handle, this.#flags)
+    if (id !== success) return this.#answer("cuStreamGetId", id)
+    if (priority !== success) return this.#answer("cuStreamGetPriority", priority)
+    if (flags !== success) return this.#answer("cuStreamGetFlags", flags)
+    this.stream = new NativeStream(this, {
+      handle: handle as StreamHandle,
+      id: this.#out.value,
+      device: ordinal,
+      priority: this.#integer[0]!,
+      nonBlocking: (this.#flags[0]! & streamFlags.nonBlocking) !== 0,
+      origin: "foreign"
+    })
+    return success
+  }
+
+  readonly streamDestroy = (resource: StreamResource): number => {
+    const stream = native(resource)
+    this.#streams.delete(stream)
+    if (stream.lane !== undefined && stream.lane.side !== 0) this.#calls.cuStreamDestroy_v2(stream.lane.side)
+    return this.#answer("cuStreamDestroy", this.#calls.cuStreamDestroy_v2(stream.handle))
+  }
+
+  readonly streamQuery = (resource: StreamResource): number => {
+    const stream = native(resource)
+    if (!stream.needsContext) return this.#answer("cuStreamQuery", this.#calls.cuStreamQuery(stream.handle))
+    return this.#entered(stream, "cuStreamQuery", () => this.#calls.cuStreamQuery(stream.handle))
+  }
+
+  readonly streamWaitEvent = (stream: StreamResource, event: EventResource): number =>
+    this.#waitFor(native(stream), event.handle)
+
+  readonly streamWaitStream = (stream: StreamResource, other: StreamResource): number => {
+    const device = this.#device(other.device)
+    const marker = device.takeMarker()
+    if (marker === 0) return this.#answer("cuEventCreate", device.markerStatus)
+    const recorded = this.#recordOn(marker, native(other))
+    const status = recorded === success ? this.#waitFor(native(stream), marker) : recorded
+    device.giveMarker(marker)
+    return status
+  }
+
+  #waitFor(stream: NativeStream, event: number): number {
+    if (!stream.needsContext) {
+      return this.#answer("cuStreamWaitEvent", this.#calls.cuStreamWaitEvent(stream.handle, event, 0))
+    }
+    return this.#entered(stream, "cuStreamWaitEvent", () => this.#calls.cuStreamWaitEvent(stream.handle, event, 0))
+  }
+
+  /** Makes a call with the context of a default stream current. */
+  #entered(stream: NativeStream, name: string, call: () => number): number {
+    const device = this.#device(stream.device)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const status = call()
+    device.leave()
+    return this.#answer(name, status)
+  }
+
+  // Events
+
+  readonly eventCreate = (ordinal: number, flags: number): number => {
+    const device = this.#device(ordinal)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const status = this.#calls.cuEventCreate(this.#out.words, flags)
+    device.leave()
+    return this.#adoptEvent("cuEventCreate", status, ordinal, flags)
+  }
+
+  readonly eventFromIpcHandle = (ordinal: number, handle: Uint8Array): number => {
+    const device = this.#device(ordinal)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const status = this.#calls.cuIpcOpenEventHandle(this.#out.words, { reserved: handle })
+    device.leave()
+    const flags = eventFlags.interprocess | eventFlags.disableTiming
+    const adopted = this.#adoptEvent("cuIpcOpenEventHandle", status, ordinal, flags)
+    if (adopted === success) this.event!.recorded = true
+    return adopted
+  }
+
+  #adoptEvent(call: string, status: number, device: number, flags: number): number {
+    if (status !== success) return this.#answer(call, status)
+    this.event = new NativeEvent(this, { handle: this.#out.value as EventHandle, device, flags })
+    return success
+  }
+
+  /** An event that is waited for is destroyed by its last wait. */
+  readonly eventDestroy = (resource: EventResource): number => {
+    const event = nativeEvent(resource)
+    if (event.point !== undefined) {
+      event.point.release = () => this.#calls.cuEventDestroy_v2(event.handle)
+      return success
+    }
+    return this.#answer("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle))
+  }
+
+  readonly eventRecord = (resource: EventResource, streamResource: StreamResource): number => {
+    const event = nativeEvent(resource)
+    const stream = native(streamResource)
+    if (event.point !== undefined) {
+      const kept = this.#keepRecord(event, event.point)
+      if (kept !== success) return kept
+    }
+    const status = this.#recordOn(event.handle, stream)
+    event.recordedOn = stream
+    event.recordNumber = stream.records
+    return status
+  }
+
+  #recordOn(event: number, stream: NativeStream): number {
+    stream.records++
+    if (!stream.needsContext) {
+      return this.#answer("cuEventRecord", this.#calls.cuEventRecord(event, stream.handle))
+    }
+    return this.#entered(stream, "cuEventRecord", () => this.#calls.cuEventRecord(event, stream.handle))
+  }
+
+  /** Lets the waits for an event's record go on after it is replaced: they ask about a marker that follows it. */
+  #keepRecord(event: NativeEvent, point: Point): number {
+    const lane = this.#laneOf(event)
+    const device = this.#device(lane.device)
+    if (lane.side === 0) {
+      const made = device.makeStream()
+      if (made.status !== success) return this.#answer("cuStreamCreateWithPriority", made.status)
+      lane.side = made.stream
+    }
+    const marker = device.takeMarker()
+    if (marker === 0) return this.#answer("cuEventCreate", device.markerStatus)
+    const waited = this.#calls.cuStreamWaitEvent(lane.side, event.handle, 0)
+    const status = waited === success ? this.#calls.cuEventRecord(marker, lane.side) : waited
+    if (status !== success) {
+      device.giveMarker(marker)
+      return this.#answer("cuStreamWaitEvent", status)
+    }
+    point.event = marker
+    point.release = () => device.giveMarker(marker)
+    event.point = undefined
+    return success
+  }
+
+  readonly eventQuery = (event: EventResource): number =>
+    this.#answer("cuEventQuery", this.#calls.cuEventQuery(event.handle))
+
+  readonly eventElapsedTime = (start: EventResource, end: EventResource): number => {
+    const status = this.#calls.cuEventElapsedTime(this.#float, start.handle, end.handle)
+    this.result = this.#float[0]!
+    return this.#answer("cuEventElapsedTime", status)
+  }
+
+  readonly eventIpcHandle = (event: EventResource, into: Uint8Array): number => {
+    const device = this.#device(event.device)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const status = this.#calls.cuIpcGetEventHandle(into, event.handle)
+    device.leave()
+    return this.#answer("cuIpcGetEventHandle", status)
+  }
+
+  // Memory
+
+  readonly memoryAllocate = (ordinal: number, byteLength: number): number => {
+    const device = this.#device(ordinal)
+    const status = this.#calls.cuMemAllocFromPoolAsync(this.#out.words, byteLength, device.pool, device.allocations)
+    if (status !== success) return this.#answer("cuMemAllocFromPoolAsync", status)
+    this.memory = new DeviceMemoryResource(this, this.#out.value as Address, byteLength, ordinal)
+    return success
+  }
+
+  readonly memoryFree = (memory: DeviceMemoryResource): number => {
+    const device = this.#device(memory.device)
+    for (const user of memory.pendingUsers) {
+      const status = this.#orderReleases(device, native(user))
+      if (status !== success) return status
+    }
+    return this.#answer("cuMemFreeAsync", this.#calls.cuMemFreeAsync(memory.address, device.releases))
+  }
+
+  #orderReleases(device: NativeDevice, user: NativeStream): number {
+    const owner = this.#device(user.device)
+    const marker = owner.takeMarker()
+    if (marker === 0) return this.#answer("cuEventCreate", owner.markerStatus)
+    const recorded = this.#recordOn(marker, user)
+    const status = recorded === success ? this.#calls.cuStreamWaitEvent(device.releases, marker, 0) : recorded
+    owner.giveMarker(marker)
+    return this.#answer(recorded === success ? "cuStreamWaitEvent" : "cuEventRecord", status)
+  }
+
+  /** The releases are done, so this returns at once; only such a call makes the pool see them. */
+  readonly memoryTrim = (ordinal: number): number => {
+    const device = this.#device(ordinal)
+    if (this.#calls.cuStreamQuery(device.releases) === success) this.#calls.cuStreamSynchronize(device.releases)
+    return this.#answer("cuMemPoolTrimTo", this.#calls.cuMemPoolTrimTo(device.pool, 0))
+  }
+
+  readonly hostAllocate = (byteLength: number): Effect.Effect<HostMemoryResource, CudaError> =>
+    Effect.map(
+      Effect.mapError(this.#pinned.take(byteLength), (failure) => pinError(failure, byteLength)),
+      (block) => new PinnedResource(this, block, byteLength)
+    )
+
+  readonly hostFree = (memory: HostMemoryResource): number => {
+    const { block } = memory as PinnedResource
+    const buffer = structuredClone(block.buffer, { transfer: [block.buffer] })
+    memory.bytes = new Uint8Array(0)
+    const give: OnDone = () => {
+      if (this.#pendingGives.delete(give)) this.#pinned.give({ ...block, buffer })
+    }
+    this.#pendingGives.add(give)
+    watchAll(memory.pendingUsers.map((user) => (onDone) => this.watchStream(user, onDone)))(give)
+    return success
+  }
+
+  readonly memoryCopy = (transfer: Transfer, resource: StreamResource): number => {
+    const stream = native(resource)
+    const { byteLength } = transfer
+    let done = 0
+    while (done < byteLength) {
+      const to = transfer.toOffset + done
+      const from = transfer.fromOffset + done
+      const bytes = Math.min(byteLength - done, pieceAt(transfer.to, to), pieceAt(transfer.from, from))
+      const copy = () =>
+        this.#copyPiece(transfer, transfer.to.address + to, transfer.from.address + from, bytes, stream)
+      const status = stream.needsContext ? this.#entered(stream, "", copy) : copy()
+      if (status !== success) return status
+      done += bytes
+    }
+    return success
+  }
+
+  #copyPiece(
+    { from, to }: Transfer,
+    toAddress: number,
+    fromAddress: number,
+    bytes: number,
+    stream: NativeStream
+  ): number {
+    if (from.kind === "host") {
+      return this.#answer(
+        "cuMemcpyHtoDAsync",
+        this.#calls.cuMemcpyHtoDAsync_v2(toAddress, fromAddress, bytes, stream.handle)
+      )
+    }
+    if (to.kind === "host") {
+      return this.#answer(
+        "cuMemcpyDtoHAsync",
+        this.#calls.cuMemcpyDtoHAsync_v2(toAddress, fromAddress, bytes, stream.handle)
+      )
+    }
+    if (to.device === from.device) {
+      return this.#answer(
+        "cuMemcpyDtoDAsync",
+        this.#calls.cuMemcpyDtoDAsync_v2(toAddress, fromAddress, bytes, stream.handle)
+      )
+    }
+    const toContext = this.#device(to.device).context
+    const fromContext = this.#device(from.device).context
+    return this.#answer(
+      "cuMemcpyPeerAsync",
+      this.#calls.cuMemcpyPeerAsync(toAddress, toContext, fromAddress, fromContext, bytes, stream.handle)
+    )
+  }
+
+  readonly memoryFill = (
+    memory: DeviceMemoryResource,
+    offset: number,
+    value: number,
+    bits: 8 | 16 | 32,
+    count: number,
+    resource: StreamResource
+  ): number => {
+    const stream = native(resource)
+    const name = fillCalls[bits]
+    const call = () => this.#calls[name](memory.address + offset, value, count, stream.handle)
+    return stream.needsContext ? this.#entered(stream, name, call) : this.#answer(name, call())
+  }
+
+  // Waiting
+
+  readonly watchEvent = (resource: EventResource, onDone: OnDone): Cancel => {
+    const event = nativeEvent(resource)
+    event.point ??= {
+      event: event.handle,
+      uses: 0,
+      release: () => {
+        event.point = undefined
+      }
+    }
+    return this.#completion.watch(this.#laneOf(event), event.recordNumber, event.point, onDone)
+  }
+
+  readonly watchStream = (resource: StreamResource, onDone: OnDone): Cancel => {
+    const stream = native(resource)
+    const device = this.#device(stream.device)
+    const marker = device.takeMarker()
+    const status = marker === 0
+      ? this.#answer("cuEventCreate", device.markerStatus)
+      : this.#recordOn(marker, stream)
+    if (status !== success) {
+      if (marker !== 0) device.giveMarker(marker)
+      onDone(status)
+      return () => {}
+    }
+    stream.lane ??= new Lane(stream.device)
+    return this.#watchMarker(stream.lane, stream.records, marker, onDone)
+  }
+
+  #watchMarker(lane: Lane, order: number, marker: number, onDone: OnDone): Cancel {
+    const point = { event: marker, uses: 0, release: () => this.#device(lane.device).giveMarker(marker) }
+    return this.#completion.watch(lane, order, point, onDone)
+  }
+
+  /** The lane of the stream that an event is recorded on; events of other processes have one each. */
+  #laneOf(event: NativeEvent): Lane {
+    const stream = event.recordedOn
+    if (stream === undefined) return event.lane ??= new Lane(event.device)
+    return stream.lane ??= new Lane(stream.device)
+  }
+
+  readonly watchAllocation = (ordinal: number, onDone: OnDone): Cancel =>
+    this.#watchOwn(this.#device(ordinal), this.#device(ordinal).allocations, onDone)
+
+  readonly watchReleases = (ordinal: number, onDone: OnDone): Cancel =>
+    this.#watchOwn(this.#device(ordinal), this.#device(ordinal).releases, onDone)
+
+  /** Watches one of the device's own streams; each wait has a lane of its own. */
+  #watchOwn(device: NativeDevice, stream: number, onDone: OnDone): Cancel {
+    const idle = this.#calls.cuStreamQuery(stream)
+    const marker = idle === notReady ? device.takeMarker() : 0
+    const status = marker === 0 ? idle : this.#calls.cuEventRecord(marker, stream)
+    if (status === success && marker !== 0) return this.#watchMarker(new Lane(device.ordinal), 0, marker, onDone)
+    if (marker !== 0) device.giveMarker(marker)
+    onDone(this.#answer("cuStreamQuery", status))
+    return () => {}
+  }
+
+  // Contexts and the end
+
+  /** Pinned memory belongs to every context; any of them serves. */
+  #inFirstContext(call: () => number): number {
+    const device = this.#opened.find((opened) => opened !== undefined)
+    if (device === undefined) return 201
+    const entered = device.enter()
+    if (entered !== success) return entered
+    const status = call()
+    device.leave()
+    return status
+  }
+
+  #isIdle(): boolean {
+    for (const stream of this.#streams) {
+      if (this.streamQuery(stream) === notReady) return false
+    }
+    return this.#opened.every((device) =>
+      device === undefined || this.#calls.cuStreamQuery(device.releases) !== notReady
+    )
+  }
+
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    const devices = this.#opened.filter((device) => device !== undefined)
+    const released = watchAll(devices.map((device) => (onDone) => this.watchReleases(device.ordinal, onDone)))
+    const lanes = [...this.#streams].flatMap((stream) => stream.lane === undefined ? [] : [stream.lane])
+    return Effect.callback<void>((resume) => {
+      released(() => resume(Effect.void))
+    }).pipe(
+      Effect.andThen(Effect.suspend(() => {
+        for (const give of this.#pendingGives) give(success)
+        return this.#pinned.close
+      })),
+      Effect.andThen(Effect.sync(() => {
+        for (const lane of lanes) if (lane.side !== 0) this.#calls.cuStreamDestroy_v2(lane.side)
+      })),
+      Effect.andThen(Effect.forEach(devices, (device) => this.#closeDevice(device), { discard: true }))
+    )
+  })
+
+  #closeDevice(device: NativeDevice): Effect.Effect<void> {
+    return Effect.callback((resume) => {
+      if (device.enter() === success) {
+        device.tearDown()
+        device.leave()
+      }
+      this.#calls.cuDevicePrimaryCtxRelease_v2.async(device.handle, () => resume(Effect.void))
+    })
+  }
+}
+
+const fillCalls = { 8: "cuMemsetD8Async", 16: "cuMemsetD16Async", 32: "cuMemsetD32Async" } as const
+
+/** The resources of this backend are of its own classes. */
+const native = (stream: StreamResource): NativeStream => stream as NativeStream
+const nativeEvent = (event: EventResource): NativeEvent => event as NativeEvent
+
+/** How much a copy may take from an offset on: pinned memory is known to the driver segment by segment. */
+const pieceAt = (memory: AnyMemoryResource, offset: number): number =>
+  memory.kind === "host" ? segmentSize - offset % segmentSize : Number.POSITIVE_INFINITY
+
+const pinError = (failure: PinFailure, byteLength: number): CudaError =>
+  new CudaError({
+    operation: "CudaMemory.allocateHost",
+    call: failure.call,
+    reason: reasonFromStatus(failure.status),
+    subject: `${byteLength} bytes of pinned memory`
+  })

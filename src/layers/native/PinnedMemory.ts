@@ -1,0 +1,194 @@
+/**
+ * Pinned host memory that neither comes nor goes at the cost of the event loop.
+ *
+ * The driver holds its context's lock while it pins or unpins, and unpinning waits for a device that is busy, so a call on
+ * any other thread would still stop the JS thread at its next driver call. Blocks are therefore ordinary ArrayBuffers whose
+ * pages are touched on a pool thread and then pinned in short segments with turns of the event loop between them; released
+ * blocks are kept for reuse; and kept blocks are unpinned segment by segment, while no device has work.
+ *
+ * A block belongs to JavaScript: a view that outlives its buffer is detached, never dangling.
+ */
+import * as Effect from "effect/Effect"
+import { hostRegisterPortable } from "../../cuda/flags.ts"
+import type { DriverLibrary } from "../../cuda/library.ts"
+import { success } from "../../cuda/status.ts"
+
+/** The most the driver pins at a time: about a millisecond of work. A copy is enqueued in pieces of a segment at most. */
+export const segmentSize = 16 * 1024 * 1024
+
+const pageSize = 4096
+const smallestBlock = 64 * 1024
+const trimDelay = 50
+
+/** How much pinned memory there may be, in bytes. */
+export interface PinnedPolicy {
+  /** Pinned at most, in use and kept. */
+  readonly maxBytes: number
+  /** Kept at most for reuse. */
+  readonly keepBytes: number
+}
+
+/** Memory that is pinned from its first to its last page. */
+export interface Block {
+  /** Of one page more than the block. The pinned part starts at `offset`. */
+  readonly buffer: ArrayBuffer
+  readonly offset: number
+  readonly address: number
+  readonly size: number
+}
+
+/** How an allocation failed: the call and its status, or no call when there is no more memory to have. */
+export interface PinFailure {
+  readonly call: string | undefined
+  readonly status: number
+}
+
+export class PinnedMemory {
+  readonly #library: DriverLibrary
+  readonly #policy: PinnedPolicy
+  /** Runs a call with a context current. */
+  readonly #inContext: (call: () => number) => number
+  /** True when no work of this runtime is on a device, so that unpinning has nothing to wait for. */
+  readonly #isIdle: () => boolean
+  readonly #retired: Array<{ readonly block: Block; pinned: number }> = []
+  readonly #kept = new Map<number, Array<Block>>()
+  #keptBytes = 0
+  #pinnedBytes = 0
+  #trim: NodeJS.Timeout | undefined
+
+  constructor(
+    library: DriverLibrary,
+    policy: PinnedPolicy,
+    inContext: (call: () => number) => number,
+    isIdle: () => boolean
+  ) {
+    this.#library = library
+    this.#policy = policy
+    this.#inContext = inContext
+    this.#isIdle = isIdle
+  }
+
+  /** A block of at least this many bytes; its contents are whatever was there. */
+  take(byteLength: number): Effect.Effect<Block, PinFailure> {
+    return Effect.suspend(() => {
+      const size = blockSize(byteLength)
+      const kept = this.#kept.get(size)?.pop()
+      if (kept === undefined) return this.#pin(size)
+      this.#keptBytes -= size
+      return Effect.succeed(kept)
+    })
+  }
+
+  /** Keeps a block that nothing uses any more. */
+  give(block: Block): void {
+    const same = this.#kept.get(block.size)
+    if (same === undefined) this.#kept.set(block.size, [block])
+    else same.push(block)
+    this.#keptBytes += block.size
+    if (this.#keptBytes > this.#policy.keepBytes) this.#scheduleTrim(trimDelay)
+  }
+
+  /** Unpins everything that is kept; after the last work has ended. */
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    clearTimeout(this.#trim)
+    for (const block of [...this.#kept.values()].flat()) this.#retired.push({ block, pinned: block.size })
+    this.#kept.clear()
+    return Effect.whileLoop({
+      while: () => this.#retired.length > 0,
+      body: () => nextTurn,
+      step: () => this.#unpinSegment()
+    })
+  })
+
+  #pin(size: number): Effect.Effect<Block, PinFailure> {
+    const buffer = this.#pinnedBytes + size > this.#policy.maxBytes ? undefined : makeBuffer(size + pageSize)
+    if (buffer === undefined) return Effect.fail({ call: undefined, status: 2 })
+    const start = this.#library.addressOf(buffer)
+    const address = Math.ceil(start / pageSize) * pageSize
+    const block: Block = { buffer, offset: address - start, address, size }
+    this.#pinnedBytes += size
+    let pinned = 0
+    const next = Effect.suspend((): Effect.Effect<void, PinFailure> => {
+      const bytes = Math.min(segmentSize, size - pinned)
+      const status = this.#inContext(() =>
+        this.#library.calls.cuMemHostRegister_v2(address + pinned, bytes, hostRegisterPortable)
+      )
+      if (status !== success) return Effect.fail({ call: "cuMemHostRegister", status })
+      pinned += bytes
+      return Effect.void
+    })
+    const segments = Math.ceil(size / segmentSize)
+    const each = Effect.forEach(
+      Array.from({ length: segments }, (_, index) => index * segmentSize),
+      (offset) => Effect.andThen(this.#touch(address + offset, Math.min(segmentSize, size - offset)), next),
+      { discard: true }
+    )
+    return Effect.as(Effect.onError(each, () => Effect.sync(() => this.#retire(block, pinned))), block)
+  }
+
+  /** Has the system provide the pages, on a pool thread; without that the driver does, more slowly. */
+  #touch(address: number, byteLength: number): Effect.Effect<void> {
+    const { memset } = this.#library
+    if (memset === undefined) return nextTurn
+    return Effect.callback((resume) => memset(address, 0, byteLength, () => resume(Effect.void)))
+  }
+
+  /** Has a block unpinned, from its end, as soon as that waits for nothing. */
+  #retire(block: Block, pinned: number): void {
+    this.#retired.push({ block, pinned })
+    this.#scheduleTrim(0)
+  }
+
+  #scheduleTrim(delay: number): void {
+    this.#trim ??= setTimeout(this.#trimSome, delay).unref()
+  }
+
+  /** Unpins one segment, if no device has work, and comes back for the next. */
+  readonly #trimSome = (): void => {
+    this.#trim = undefined
+    const idle = this.#isIdle()
+    if (idle && this.#retired.length === 0) this.#retireKept()
+    if (idle) this.#unpinSegment()
+    if (this.#retired.length > 0 || this.#keptBytes > this.#policy.keepBytes) this.#scheduleTrim(idle ? 0 : trimDelay)
+  }
+
+  #retireKept(): void {
+    const sizes = [...this.#kept].filter(([, blocks]) => blocks.length > 0).map(([size]) => size)
+    const block = this.#kept.get(Math.max(...sizes))?.pop()
+    if (block === undefined) return
+    this.#keptBytes -= block.size
+    this.#retired.push({ block, pinned: block.size })
+  }
+
+  #unpinSegment(): void {
+    const last = this.#retired.at(-1)
+    if (last === undefined) return
+    if (last.pinned > 0) {
+      last.pinned = (Math.ceil(last.pinned / segmentSize) - 1) * segmentSize
+      this.#inContext(() => this.#library.calls.cuMemHostUnregister(last.block.address + last.pinned))
+    }
+    if (last.pinned > 0) return
+    this.#retired.pop()
+    this.#pinnedBytes -= last.block.size
+  }
+}
+
+const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
+  const immediate = setImmediate(() => resume(Effect.void))
+  return Effect.sync(() => clearImmediate(immediate))
+})
+
+/** Sizes come in steps of an eighth of a power of two, so that blocks fit again at the cost of 12.5 % at most. */
+const blockSize = (byteLength: number): number => {
+  if (byteLength <= smallestBlock) return smallestBlock
+  const step = Math.max(pageSize, 2 ** (Math.ceil(Math.log2(byteLength)) - 4))
+  return Math.ceil(byteLength / step) * step
+}
+
+const makeBuffer = (byteLength: number): ArrayBuffer | undefined => {
+  try {
+    return new ArrayBuffer(byteLength)
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,261 @@
+/**
+ * The simulated devices of one runtime, as plain functions over a `World`: what is made, enqueued, watched and lost.
+ *
+ * Nothing here knows Effect. Whoever calls lets time pass first (`world.advance`), and looks at `lost` where a fault
+ * must be answered.
+ */
+import { Device, EventRecord, Operation, Stream } from "./parts.ts"
+import type { DeviceTraits, EventState, OperationKind, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
+import type { Storage } from "./Storage.ts"
+import { decide } from "./World.ts"
+import type { World } from "./World.ts"
+
+/** Fake addresses of handles start here, those of memory far above. */
+const firstHandle = 2 ** 20
+const firstAddress = 2 ** 40
+
+/** The first id of a stream that is no default one. */
+const firstStreamId = 16
+
+export { neverFinishes }
+
+export class Model implements WatcherHome {
+  readonly world: World
+  readonly devices: ReadonlyArray<Device>
+  readonly waiting = new Set<Watcher>()
+  readonly decided: Array<Watcher> = []
+  readonly timeline: Array<TimelineEntry> | undefined
+  wake: () => void = () => {}
+  usedHostMemory = 0
+  readonly #streams = new Map<number, Stream>()
+  #nextHandle = firstHandle
+  #nextAddress = firstAddress
+  #nextStreamId = firstStreamId
+  #telling = false
+
+  constructor(world: World, devices: ReadonlyArray<DeviceTraits>, recordTimeline = false) {
+    this.world = world
+    this.timeline = recordTimeline ? [] : undefined
+    this.devices = devices.map((traits, ordinal) => new Device(ordinal, traits))
+    for (const device of this.devices) device.timeline = this.timeline
+  }
+
+  /** An address that stands for a thing of the driver. */
+  makeHandle(): number {
+    const handle = this.#nextHandle
+    this.#nextHandle += 16
+    return handle
+  }
+
+  /** An address with room for so many bytes, aligned like an allocation of the driver. */
+  makeAddress(byteLength: number): number {
+    const address = this.#nextAddress
+    this.#nextAddress += Math.ceil(byteLength / 256) * 256
+    return address
+  }
+
+  createStream(device: Device, priority: number, nonBlocking: boolean): Stream {
+    const stream = new Stream(device, { id: this.#nextStreamId++, handle: this.makeHandle(), priority, nonBlocking })
+    device.streams.add(stream)
+    this.#streams.set(stream.handle, stream)
+    return stream
+  }
+
+  /** The stream of a handle; 0 means the legacy default stream, as in C. */
+  findStream(device: Device, handle: number): Stream | undefined {
+    if (handle <= device.legacy.handle) return device.legacy
+    if (handle === device.perThread.handle) return device.perThread
+    const stream = this.#streams.get(handle)
+    return stream?.device === device ? stream : undefined
+  }
+
+  /** Ends the handle; work that is pending goes on. */
+  destroyStream(stream: Stream): void {
+    stream.destroyed = true
+    this.#streams.delete(stream.handle)
+    if (stream.head === undefined) stream.device.streams.delete(stream)
+  }
+
+  record(event: EventState, stream: Stream): void {
+    event.current = this.world.record(stream, false)
+  }
+
+  waitEvent(stream: Stream, event: EventState): void {
+    if (event.current !== undefined) this.world.wait(stream, event.current, false)
+  }
+
+  waitStream(stream: Stream, other: Stream): void {
+    this.world.wait(stream, this.world.record(other, false), false)
+  }
+
+  copy(stream: Stream, to: Storage, toOffset: number, from: Storage, fromOffset: number, bytes: number): void {
+    const kind = copyKind(to, from)
+    to.touch()
+    from.touch()
+    this.world.enqueue(
+      new Operation({
+        kind,
+        stream,
+        bytes,
+        engine: engineOf(stream.device, kind),
+        duration: stream.device.traits.copyLatency + transferTime(bytes, bandwidthOf(stream.device, kind)),
+        act: () => to.touch().set(from.touch().subarray(fromOffset, fromOffset + bytes), toOffset)
+      })
+    )
+  }
+
+  fill(stream: Stream, to: Storage, offset: number, value: number, bits: 8 | 16 | 32, count: number): void {
+    const { compute, traits } = stream.device
+    const bytes = count * (bits / 8)
+    to.touch()
+    this.world.enqueue(
+      new Operation({
+        kind: "fill",
+        stream,
+        bytes,
+        engine: compute,
+        duration: transferTime(bytes, traits.deviceBandwidth),
+        act: () => fillBytes(to.touch(), offset, value, bits, count)
+      })
+    )
+  }
+
+  /** Work of a duration in nanoseconds; infinite for work that hangs. */
+  work(stream: Stream, work: { readonly duration: number; readonly act?: () => void; readonly fault?: number }): void {
+    this.world.enqueue(new Operation({ kind: "work", stream, engine: stream.device.compute, ...work }))
+  }
+
+  /** Counts an allocation; false when it does not fit. */
+  reserve(device: Device, byteLength: number): boolean {
+    if (device.usedMemory + byteLength > device.traits.memory) return false
+    device.usedMemory += byteLength
+    return true
+  }
+
+  /** Gives device memory back once the work enqueued on its users is done, and every release before this one. */
+  release(device: Device, storage: Storage, users: ReadonlyArray<Stream>): void {
+    const { releases } = device
+    const unused = new EventRecord(releases)
+    this.#afterUsers(users, () => this.world.finishRecord(unused))
+    this.world.wait(releases, unused, true)
+    const act = () => {
+      device.usedMemory -= storage.byteLength
+      storage.drop()
+    }
+    this.world.enqueue(new Operation({ kind: "release", stream: releases, bytes: storage.byteLength, act }))
+  }
+
+  /** Gives host memory back once the work enqueued on its users is done. */
+  releaseHost(storage: Storage, users: ReadonlyArray<Stream>): void {
+    this.#afterUsers(users, () => {
+      this.usedHostMemory -= storage.byteLength
+      storage.drop()
+    })
+  }
+
+  /** Runs when what the streams hold now is done, or can never run because its device is lost. */
+  #afterUsers(users: ReadonlyArray<Stream>, run: () => void): void {
+    const busy = users.filter((stream) => stream.device.lost === 0 && !stream.idle)
+    let remaining = busy.length
+    if (remaining === 0) return run()
+    for (const stream of busy) {
+      this.world.watch(this.world.record(stream, true), this, true, () => {
+        if (--remaining === 0) run()
+      })
+    }
+  }
+
+  /** Watches what a stream holds now. */
+  watchStream(stream: Stream, onDone: (status: number) => void): Watcher | undefined {
+    return this.watchRecord(this.world.record(stream, true), onDone)
+  }
+
+  /** Tells at once about a record that is decided. */
+  watchRecord(record: EventRecord, onDone: (status: number) => void): Watcher | undefined {
+    if (!record.done && record.device.lost === 0) return this.world.watch(record, this, false, onDone)
+    onDone(record.done ? 0 : record.device.lost)
+    return undefined
+  }
+
+  /** Decides the waits that can never end: those left when nothing runs that could end. */
+  decideHopeless(): void {
+    if (this.waiting.size === 0 || this.world.nextTime() !== Infinity) return
+    for (const watcher of this.waiting) decide(watcher, neverFinishes)
+  }
+
+  /** Tells those who wait, in order; `because` comes first where a wait never ends. */
+  tell(because: (text: string) => void): void {
+    if (this.#telling) return
+    this.#telling = true
+    for (let index = 0; index < this.decided.length; index++) {
+      const watcher = this.decided[index]!
+      if (watcher.cancelled) continue
+      if (watcher.status === neverFinishes) because(becauseOf(watcher.record))
+      watcher.onDone(watcher.status ?? 0)
+    }
+    this.decided.length = 0
+    this.#telling = false
+  }
+
+  /** Drops everything that is pending. */
+  close(status: number): void {
+    for (const device of this.devices) this.world.lose(device, status)
+    this.waiting.clear()
+    this.decided.length = 0
+    this.#streams.clear()
+  }
+}
+
+/** Why a record that is not done will never be. */
+export const becauseOf = (record: EventRecord): string => {
+  const { stream } = record
+  if (record.done || stream === undefined) return "nothing holds it back"
+  if (record.device.lost !== 0) return `device ${record.device.ordinal} has lost its context`
+  return holdOf(stream, new Set())
+}
+
+const holdOf = (stream: Stream, seen: Set<Stream>): string => {
+  const { head } = stream
+  if (head === undefined || seen.has(stream)) return `${stream} waits for itself`
+  seen.add(stream)
+  if (head.state === "running") {
+    if (head.end === Infinity) return `work on ${stream} never ends`
+    return `${stream} waits for ${head.engine?.name} of device ${stream.device.ordinal}, held by work that never ends`
+  }
+  if (head.kind === "wait" && head.state === "ready") return holdOfWait(stream, head.record!, seen)
+  const first = [...stream.device.streams].find((other) => other.head !== undefined && other.head.group === head.gate)
+  const order = `${stream} comes after earlier work, by the order of the legacy default stream`
+  return first === undefined ? order : `${order}, and ${holdOf(first, seen)}`
+}
+
+const holdOfWait = (stream: Stream, record: EventRecord, seen: Set<Stream>): string => {
+  const waits = `${stream} waits for an event recorded on ${record.stream}`
+  if (record.device.lost !== 0) return `${waits}, whose device has lost its context`
+  return record.stream === undefined ? waits : `${waits}, and ${holdOf(record.stream, seen)}`
+}
+
+const copyKind = (to: Storage, from: Storage): OperationKind => {
+  if (from.device === undefined) return "hostToDevice"
+  if (to.device === undefined) return "deviceToHost"
+  return to.device === from.device ? "deviceToDevice" : "peerToPeer"
+}
+
+const engineOf = (device: Device, kind: OperationKind) => {
+  if (kind === "deviceToDevice") return device.compute
+  return kind === "deviceToHost" ? device.download : device.upload
+}
+
+const bandwidthOf = (device: Device, kind: OperationKind): number => {
+  const { deviceBandwidth, hostBandwidth, peerBandwidth } = device.traits
+  if (kind === "deviceToDevice") return deviceBandwidth
+  return kind === "peerToPeer" ? peerBandwidth : hostBandwidth
+}
+
+/** Whole nanoseconds, so that times are exact. */
+const transferTime = (bytes: number, bandwidth: number): number => Math.ceil((bytes / bandwidth) * 1e9)
+
+const fillBytes = (bytes: Uint8Array, offset: number, value: number, bits: 8 | 16 | 32, count: number): void => {
+  if (bits === 8) bytes.fill(value, offset, offset + count)
+  else if (bits === 16) new Uint16Array(bytes.buffer, offset, count).fill(value)
+  else new Uint32Array(bytes.buffer, offset, count).fill(value)
+}

@@ -1,0 +1,92 @@
+/**
+ * The one timer of a simulated runtime: a fiber that exists only while somebody waits, sleeps until the next operation
+ * ends, lets the world go on to there, and tells those whose wait is over.
+ */
+import type * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type { Model } from "./Model.ts"
+import type { ClockedWorld } from "./worlds.ts"
+
+/** A sleep may end this many nanoseconds early: clocks that count in fractions of milliseconds round. */
+const tolerance = 1000
+
+export class Pacer {
+  readonly #model: Model
+  readonly #clock: Clock.Clock
+  readonly #world: ClockedWorld
+  readonly #fork: (effect: Effect.Effect<void>) => Fiber.Fiber<void>
+  readonly #because: (text: string) => void
+  /** When the fiber will wake; infinite without one. */
+  #due = Infinity
+  #fiber: Fiber.Fiber<void> | undefined
+  #firing = false
+  #stopped = false
+
+  constructor(
+    model: Model,
+    clock: Clock.Clock,
+    world: ClockedWorld,
+    context: Context.Context<never>,
+    because: (text: string) => void
+  ) {
+    this.#model = model
+    this.#clock = clock
+    this.#world = world
+    this.#fork = Effect.runForkWith(context)
+    this.#because = because
+    model.wake = () => this.arm()
+  }
+
+  /** Sees to it that the fiber wakes in time for those who wait now. */
+  arm(): void {
+    if (this.#firing || this.#stopped) return
+    const due = this.#nextDue()
+    if (due >= this.#due) return
+    this.#fiber?.interruptUnsafe()
+    this.#due = due
+    this.#fiber = this.#fork(this.#run)
+  }
+
+  /** Ends the fiber when nobody waits any more, so that it keeps no process alive. */
+  relax(): void {
+    if (this.#firing || this.#model.waiting.size > 0 || this.#model.decided.length > 0) return
+    this.#due = Infinity
+    this.#fiber?.interruptUnsafe()
+    this.#fiber = undefined
+  }
+
+  stop(): void {
+    this.#stopped = true
+    this.#fiber?.interruptUnsafe()
+  }
+
+  #nextDue(): number {
+    const { decided, waiting, world } = this.#model
+    if (decided.length > 0) return world.now
+    if (waiting.size === 0) return Infinity
+    const next = world.nextTime()
+    return next === Infinity ? world.now : next
+  }
+
+  readonly #run: Effect.Effect<void> = Effect.suspend(() => {
+    const wait = Math.ceil(this.#due - this.#world.now())
+    const sleep = wait > 0 ? this.#clock.sleep(Duration.nanos(BigInt(wait))) : Effect.yieldNow
+    return Effect.flatMap(sleep, () => {
+      this.#fire(this.#due)
+      return this.#due === Infinity || this.#stopped ? Effect.void : this.#run
+    })
+  })
+
+  #fire(due: number): void {
+    const now = this.#world.now()
+    this.#firing = true
+    this.#model.world.advance(now < due && due - now <= tolerance ? due : now)
+    this.#model.decideHopeless()
+    this.#model.tell(this.#because)
+    this.#firing = false
+    this.#due = this.#stopped ? Infinity : this.#nextDue()
+  }
+}

@@ -1,0 +1,32 @@
+/**
+ * Memory of the simulation: an ArrayBuffer that comes into being when something first touches it.
+ */
+import type { Device } from "./parts.ts"
+
+export class Storage {
+  /** Nothing for memory of the host. */
+  readonly device: Device | undefined
+  readonly byteLength: number
+  #bytes: Uint8Array<ArrayBuffer> | undefined
+
+  constructor(device: Device | undefined, byteLength: number) {
+    this.device = device
+    this.byteLength = byteLength
+  }
+
+  /** The bytes, all 0 at first. Throws a RangeError when the process cannot hold so many. */
+  touch(): Uint8Array<ArrayBuffer> {
+    return this.#bytes ??= new Uint8Array(this.byteLength)
+  }
+
+  /** Takes the memory from every view of it that is out there; the simulation keeps the content. */
+  detach(): void {
+    if (this.#bytes === undefined) return
+    const { buffer } = this.#bytes
+    this.#bytes = new Uint8Array(structuredClone(buffer, { transfer: [buffer] }))
+  }
+
+  drop(): void {
+    this.#bytes = undefined
+  }
+}

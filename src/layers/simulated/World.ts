@@ -1,0 +1,316 @@
+/**
+ * Virtual time: starts and ends the operations of devices in order. Everything that shares a clock shares a world, so
+ * that runtimes can wait for each other's events.
+ *
+ * A step handles everything of one moment: operations that end, streams that go on because of that, and then engines
+ * that start what is ready, so that the choice among competitors sees all of them. An operation costs O(log n).
+ */
+import { Heap } from "./Heap.ts"
+import { EventRecord, Group, Operation, Watcher } from "./parts.ts"
+import type { Device, Engine, Stream, TimelineEntry, WatcherHome } from "./parts.ts"
+
+/** The status of work whose own code failed: `LaunchFailed`. */
+const launchFailed = 719
+
+export class World {
+  /** Nanoseconds since the world began. */
+  now = 0
+  /** Operations enqueued and not done. */
+  pending = 0
+  readonly #ends = new Heap<Operation>(endsFirst)
+  #goOn: Array<Stream> = []
+  #dirty: Array<Engine> = []
+  #sequence = 0
+  #stepping = false
+
+  /** Lets time pass, and everything happen that happens until then. */
+  advance(to: number): void {
+    if (this.#stepping) return
+    for (;;) {
+      const next = this.nextTime()
+      if (next > to) break
+      if (next > this.now) this.now = next
+      this.#step()
+    }
+    if (to > this.now) this.now = to
+  }
+
+  /** When the next running operation ends; infinite when nothing will ever happen by itself. */
+  nextTime(): number {
+    for (;;) {
+      const next = this.#ends.peek()
+      if (next === undefined) return Infinity
+      if (next.state !== "dropped") return next.end
+      this.#ends.pop()
+    }
+  }
+
+  enqueue(operation: Operation): void {
+    const { stream } = operation
+    operation.sequence = this.#sequence++
+    this.pending++
+    if (!stream.nonBlocking) join(operation)
+    if (stream.tail === undefined) {
+      stream.head = stream.tail = operation
+      this.#goOn.push(stream)
+      this.#step()
+    } else {
+      stream.tail.next = operation
+      stream.tail = operation
+    }
+  }
+
+  /** Makes a record of the stream's work so far. */
+  record(stream: Stream, internal: boolean): EventRecord {
+    const record = new EventRecord(stream)
+    if (stream.idle && (internal || stream.device.timeline === undefined)) this.finishRecord(record)
+    else this.enqueue(new Operation({ kind: "record", stream, record, internal }))
+    return record
+  }
+
+  /** Makes the stream's later work wait for a record. */
+  wait(stream: Stream, record: EventRecord, internal: boolean): void {
+    if (record.done && stream.idle && (internal || stream.device.timeline === undefined)) return
+    this.enqueue(new Operation({ kind: "wait", stream, record, internal }))
+  }
+
+  watch(record: EventRecord, home: WatcherHome, internal: boolean, onDone: (status: number) => void): Watcher {
+    const watcher = new Watcher(record, onDone, home, internal)
+    if (record.done) decide(watcher, 0)
+    else if (record.device.lost !== 0) decide(watcher, record.device.lost)
+    else {
+      record.watchers ??= new Set()
+      record.watchers.add(watcher)
+      record.device.watchers.add(watcher)
+      if (!internal) home.waiting.add(watcher)
+    }
+    return watcher
+  }
+
+  unwatch(watcher: Watcher): void {
+    watcher.cancelled = true
+    watcher.status ??= 0
+    forget(watcher)
+    watcher.record.watchers?.delete(watcher)
+  }
+
+  /** Ends a device's context: what is pending never runs, and those who wait for it are told. */
+  lose(device: Device, status: number): void {
+    if (device.lost !== 0) return
+    device.lost = status
+    for (const stream of device.streams) this.#drop(stream)
+    device.group = new Group(false, undefined)
+    for (const watcher of device.watchers) decide(watcher, status)
+    device.watchers.clear()
+    this.#step()
+  }
+
+  #drop(stream: Stream): void {
+    for (let operation = stream.head; operation !== undefined; operation = operation.next) {
+      operation.state = "dropped"
+      this.pending--
+    }
+    stream.head = stream.tail = undefined
+  }
+
+  /** Handles the present moment until nothing more happens in it. */
+  #step(): void {
+    if (this.#stepping) return
+    this.#stepping = true
+    do {
+      this.#finishDue()
+      this.#driveStreams()
+      this.#startEngines()
+    } while (this.#goOn.length > 0 || this.nextTime() <= this.now)
+    this.#stepping = false
+  }
+
+  #finishDue(): void {
+    while (this.nextTime() <= this.now) this.#finish(this.#ends.pop()!)
+  }
+
+  #driveStreams(): void {
+    while (this.#goOn.length > 0) {
+      const streams = this.#goOn
+      this.#goOn = []
+      for (const stream of streams) this.#drive(stream)
+    }
+  }
+
+  /** Takes the operations at the head that take no time; stops at one that waits, or that needs an engine. */
+  #drive(stream: Stream): void {
+    for (let operation = stream.head; operation !== undefined; operation = stream.head) {
+      if (operation.state === "running") return
+      if (operation.state === "queued" && this.#mustWait(operation)) return
+      if (operation.engine !== undefined) {
+        this.#submit(operation, operation.engine)
+        return
+      }
+      if (operation.kind === "wait") {
+        const record = operation.record!
+        if (!record.done) {
+          record.parked ??= []
+          record.parked.push(stream)
+          return
+        }
+      } else if (operation.kind === "record") {
+        this.finishRecord(operation.record!)
+      } else {
+        operation.act?.()
+      }
+      this.#complete(operation)
+    }
+  }
+
+  /** True when the head is held back by the legacy default stream's order; its stream is called again after that. */
+  #mustWait(operation: Operation): boolean {
+    const { gate } = operation
+    if (gate !== undefined && !gate.complete) {
+      gate.parked.push(operation.stream)
+      return true
+    }
+    operation.gate = undefined
+    operation.state = "ready"
+    operation.ready = this.now
+    operation.start = this.now
+    return false
+  }
+
+  #submit(operation: Operation, engine: Engine): void {
+    operation.state = "running"
+    engine.queue.push(operation)
+    if (engine.dirty) return
+    engine.dirty = true
+    this.#dirty.push(engine)
+  }
+
+  #startEngines(): void {
+    if (this.#dirty.length === 0) return
+    const engines = this.#dirty
+    this.#dirty = []
+    for (const engine of engines) {
+      engine.dirty = false
+      while (engine.busy < engine.slots) {
+        const operation = engine.queue.pop()
+        if (operation === undefined) break
+        if (operation.state !== "dropped") this.#start(operation, engine)
+      }
+    }
+  }
+
+  #start(operation: Operation, engine: Engine): void {
+    engine.busy++
+    operation.start = this.now
+    operation.end = this.now + operation.duration
+    operation.sequence = this.#sequence++
+    if (operation.end !== Infinity) this.#ends.push(operation)
+  }
+
+  #finish(operation: Operation): void {
+    const engine = operation.engine!
+    engine.busy--
+    if (!engine.dirty && engine.queue.size > 0) {
+      engine.dirty = true
+      this.#dirty.push(engine)
+    }
+    const { device } = operation.stream
+    const fault = run(operation)
+    if (device.lost !== 0) return
+    this.#complete(operation)
+    if (fault === 0) this.#goOn.push(operation.stream)
+    else this.lose(device, fault)
+  }
+
+  #complete(operation: Operation): void {
+    const { group, stream } = operation
+    stream.head = operation.next
+    operation.next = undefined
+    if (stream.head === undefined) {
+      stream.tail = undefined
+      if (stream.destroyed) stream.device.streams.delete(stream)
+    }
+    this.pending--
+    if (group !== undefined && --group.pending === 0 && group.closed) this.#completeGroup(group)
+    if (stream.device.timeline !== undefined && !operation.internal) {
+      stream.device.timeline.push(entry(operation, this.now))
+    }
+  }
+
+  #completeGroup(group: Group): void {
+    group.gate = undefined
+    for (const stream of group.parked) this.#goOn.push(stream)
+    group.parked.length = 0
+  }
+
+  /** Ends a record now. Outside of a step, streams that waited for it go on with the next one. */
+  finishRecord(record: EventRecord): void {
+    record.done = true
+    record.time = this.now
+    if (record.parked !== undefined) {
+      for (const stream of record.parked) this.#goOn.push(stream)
+      record.parked = undefined
+    }
+    if (record.watchers !== undefined) {
+      for (const watcher of record.watchers) decide(watcher, 0)
+      record.watchers = undefined
+    }
+    record.stream = undefined
+  }
+}
+
+const endsFirst = (a: Operation, b: Operation): boolean => a.end === b.end ? a.sequence < b.sequence : a.end < b.end
+
+const entry = (operation: Operation, end: number): TimelineEntry => ({
+  device: operation.stream.device.ordinal,
+  streamId: operation.stream.id,
+  kind: operation.kind,
+  bytes: operation.bytes,
+  start: operation.start,
+  end
+})
+
+/** Does what the operation is for; the status of the fault it ends in, or 0. */
+const run = (operation: Operation): number => {
+  try {
+    operation.act?.()
+    return operation.fault
+  } catch {
+    return launchFailed
+  }
+}
+
+/** Puts an operation in its device's order around the legacy default stream. */
+const join = (operation: Operation): void => {
+  const { device, legacy } = operation.stream
+  let { group } = device
+  if (group.legacy !== legacy) {
+    if (group.pending === 0) {
+      group.legacy = legacy
+      group.gate = undefined
+    } else {
+      group.closed = true
+      group = device.group = new Group(legacy, group)
+    }
+  }
+  group.pending++
+  operation.group = group
+  if (group.gate?.complete === true) group.gate = undefined
+  operation.gate = group.gate
+}
+
+/** Settles how a wait ended; those outside the world are told after the step. */
+export const decide = (watcher: Watcher, status: number): void => {
+  if (watcher.status !== undefined) return
+  watcher.status = status
+  forget(watcher)
+  if (watcher.internal) watcher.onDone(status)
+  else {
+    watcher.home.decided.push(watcher)
+    watcher.home.wake()
+  }
+}
+
+const forget = (watcher: Watcher): void => {
+  watcher.home.waiting.delete(watcher)
+  watcher.record.device.watchers.delete(watcher)
+}

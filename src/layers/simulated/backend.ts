@@ -1,0 +1,427 @@
+/**
+ * The simulated devices as a `Backend`: every call lets virtual time pass up to now, answers like the driver, and leaves
+ * the waiting to the pacer.
+ */
+import type * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import { eventFlags } from "../../cuda/flags.ts"
+import type { DeviceAttribute } from "../../cuda/flags.ts"
+import { notReady, statuses, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
+import type { Backend, Cancel, OnDone, Transfer } from "../internal/Backend.ts"
+import { fromStatus } from "../internal/failures.ts"
+import type {
+  AnyMemoryResource,
+  DeviceMemoryResource,
+  EventResource,
+  HostMemoryResource,
+  StreamResource
+} from "../internal/resources.ts"
+import { Model, neverFinishes } from "./Model.ts"
+import type { ResolvedDevice } from "./options.ts"
+import { Pacer } from "./Pacer.ts"
+import { EventState } from "./parts.ts"
+import type { Device, EventRecord } from "./parts.ts"
+import {
+  memoryPart,
+  SimulatedDeviceMemory,
+  simulatedEvent,
+  SimulatedEvent,
+  SimulatedHostMemory,
+  SimulatedStream,
+  streamPart
+} from "./resources.ts"
+import { exportEvent, openEvent, withdrawEvent } from "./shared.ts"
+import { Storage } from "./Storage.ts"
+import { worldOf } from "./worlds.ts"
+import type { ClockedWorld } from "./worlds.ts"
+
+export interface BackendOptions {
+  readonly devices: ReadonlyArray<ResolvedDevice>
+  readonly driverVersion: number
+  readonly peerAccess: (device: number, peer: number) => boolean
+  /** Bytes of pinned memory there are. */
+  readonly hostMemory: number
+  readonly recordTimeline: boolean
+}
+
+const invalidHandle = statuses.InvalidHandle.code
+const outOfMemory = statuses.OutOfMemory.code
+
+export class SimulatedBackend implements Backend {
+  readonly kind = "simulated"
+  readonly driverVersion: number
+  readonly devices: ReadonlyArray<DeviceProperties>
+  readonly model: Model
+  call = ""
+  stream: StreamResource | undefined
+  event: EventResource | undefined
+  memory: DeviceMemoryResource | undefined
+  result = 0
+  memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
+  readonly #options: BackendOptions
+  readonly #world: ClockedWorld
+  readonly #pacer: Pacer
+  readonly #shared = new Set<string>()
+  #because = ""
+
+  constructor(options: BackendOptions, clock: Clock.Clock, context: Context.Context<never>) {
+    this.#options = options
+    this.#world = worldOf(clock)
+    this.driverVersion = options.driverVersion
+    this.devices = options.devices.map((device) => device.properties)
+    this.model = new Model(this.#world.world, options.devices.map((device) => device.traits), options.recordTimeline)
+    this.#pacer = new Pacer(this.model, clock, this.#world, context, (text) => {
+      this.#because = text
+    })
+  }
+
+  /** Lets virtual time pass up to now, and says what now is, in nanoseconds. */
+  now(): number {
+    const { world } = this.#world
+    world.advance(this.#world.now())
+    return world.now
+  }
+
+  /** Begins a call of the driver that touches a device: 0, or the fault that ended the device's context. */
+  #begin(call: string, device: Device): number {
+    this.call = call
+    this.#world.world.advance(this.#world.now())
+    return device.lost
+  }
+
+  #device(ordinal: number): Device {
+    return this.model.devices[ordinal]!
+  }
+
+  describeStatus(status: number): { readonly name: string; readonly description: string } | undefined {
+    return status === neverFinishes ? { name: "NeverFinishes", description: this.#because } : undefined
+  }
+
+  openDevice(device: number): Effect.Effect<void, CudaError> {
+    return Effect.suspend(() => {
+      const status = this.#begin("cuDevicePrimaryCtxRetain", this.#device(device))
+      return status === success ? Effect.void : this.#fail("CudaDevice.open", status, device, `device ${device}`)
+    })
+  }
+
+  priorityRange(device: number): PriorityRange {
+    return this.#options.devices[device]!.priorityRange
+  }
+
+  /** Answered without a context, so a fault does not matter; as on a GPU. */
+  attribute(device: number, attribute: DeviceAttribute): number {
+    this.call = "cuDeviceGetAttribute"
+    this.result = this.#options.devices[device]!.attributes[attribute]
+    return success
+  }
+
+  memoryInfo(device: number): number {
+    const { lost, traits, usedMemory } = this.#settled("cuMemGetInfo", device)
+    this.memoryInfoResult = { free: traits.memory - usedMemory, total: traits.memory }
+    return lost
+  }
+
+  #settled(call: string, device: number): Device {
+    this.#begin(call, this.#device(device))
+    return this.#device(device)
+  }
+
+  /** Answered without a context, as on a GPU. */
+  canAccessPeer(device: number, peer: number): number {
+    this.call = "cuDeviceCanAccessPeer"
+    this.result = device !== peer && this.#options.peerAccess(device, peer) ? 1 : 0
+    return success
+  }
+
+  streamCreate(device: number, priority: number, nonBlocking: boolean): number {
+    const status = this.#begin("cuStreamCreateWithPriority", this.#device(device))
+    if (status !== success) return status
+    this.stream = new SimulatedStream(this, this.model.createStream(this.#device(device), priority, nonBlocking), "owned")
+    return success
+  }
+
+  streamDefault(device: number, mode: "legacy" | "perThread"): number {
+    const part = this.#device(device)
+    const status = this.#begin("cuStreamGetId", part)
+    if (status === success) this.stream = new SimulatedStream(this, part[mode], "default")
+    return status
+  }
+
+  streamFromHandle(device: number, handle: number): number {
+    const status = this.#begin("cuStreamGetId", this.#device(device))
+    if (status !== success) return status
+    const part = this.model.findStream(this.#device(device), handle)
+    if (part === undefined) return invalidHandle
+    this.stream = new SimulatedStream(this, part, "foreign")
+    return success
+  }
+
+  streamDestroy(stream: StreamResource): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuStreamDestroy", part.device)
+    this.model.destroyStream(part)
+    return status
+  }
+
+  streamQuery(stream: StreamResource): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuStreamQuery", part.device)
+    if (status !== success) return status
+    return part.busy ? notReady : success
+  }
+
+  streamWaitEvent(stream: StreamResource, event: EventResource): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuStreamWaitEvent", part.device) || this.#device(event.device).lost
+    if (status === success) this.model.waitEvent(part, simulatedEvent(event).part)
+    return status
+  }
+
+  streamWaitStream(stream: StreamResource, other: StreamResource): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuStreamWaitEvent", part.device) || streamPart(other).device.lost
+    if (status === success) this.model.waitStream(part, streamPart(other))
+    return status
+  }
+
+  eventCreate(device: number, flags: number): number {
+    const status = this.#begin("cuEventCreate", this.#device(device))
+    if (status !== success) return status
+    this.event = new SimulatedEvent(this, new EventState(), this.model.makeHandle(), device, flags)
+    return success
+  }
+
+  eventDestroy(event: EventResource): number {
+    const { sharedAs } = simulatedEvent(event)
+    if (sharedAs !== undefined) this.#withdraw(sharedAs.key)
+    return this.#begin("cuEventDestroy", this.#device(event.device))
+  }
+
+  eventRecord(event: EventResource, stream: StreamResource): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuEventRecord", part.device)
+    if (status === success) this.model.record(simulatedEvent(event).part, part)
+    return status
+  }
+
+  eventQuery(event: EventResource): number {
+    const status = this.#begin("cuEventQuery", this.#device(event.device))
+    if (status !== success) return status
+    const record = simulatedEvent(event).part.current
+    if (record === undefined || record.done) return success
+    return record.device.lost === 0 ? notReady : record.device.lost
+  }
+
+  eventElapsedTime(start: EventResource, end: EventResource): number {
+    const status = this.#begin("cuEventElapsedTime", this.#device(end.device)) || this.#device(start.device).lost
+    if (status !== success) return status
+    const [first, last] = [simulatedEvent(start).part.current, simulatedEvent(end).part.current]
+    if (first === undefined || last === undefined || !start.hasTiming || !end.hasTiming) return invalidHandle
+    if (!first.done || !last.done) return notReady
+    this.result = (last.time - first.time) / 1e6
+    return success
+  }
+
+  eventIpcHandle(event: EventResource, into: Uint8Array): number {
+    const status = this.#begin("cuIpcGetEventHandle", this.#device(event.device))
+    if (status !== success) return status
+    if ((event.flags & eventFlags.interprocess) === 0) return invalidHandle
+    const own = simulatedEvent(event)
+    if (own.sharedAs === undefined) {
+      const handle = new Uint8Array(into.length)
+      own.sharedAs = { key: exportEvent({ event: own.part, world: this.#world.world }, handle), handle }
+      this.#shared.add(own.sharedAs.key)
+    }
+    into.set(own.sharedAs.handle)
+    return success
+  }
+
+  /** Opens handles of every simulated runtime of this process that has the same clock. */
+  eventFromIpcHandle(device: number, handle: Uint8Array): number {
+    const status = this.#begin("cuIpcOpenEventHandle", this.#device(device))
+    if (status !== success) return status
+    const shared = openEvent(handle)
+    if (shared === undefined) return invalidHandle
+    if (shared.world !== this.#world.world) return statuses.NotSupported.code
+    const flags = eventFlags.disableTiming | eventFlags.interprocess
+    const event = new SimulatedEvent(this, shared.event, this.model.makeHandle(), device, flags)
+    event.recorded = true
+    this.event = event
+    return success
+  }
+
+  #withdraw(key: string): void {
+    withdrawEvent(key)
+    this.#shared.delete(key)
+  }
+
+  memoryAllocate(device: number, byteLength: number): number {
+    const part = this.#device(device)
+    const status = this.#begin("cuMemAllocFromPoolAsync", part)
+    if (status !== success) return status
+    if (!this.model.reserve(part, byteLength)) return outOfMemory
+    const address = this.model.makeAddress(byteLength)
+    this.memory = new SimulatedDeviceMemory(this, new Storage(part, byteLength), address, device)
+    return success
+  }
+
+  memoryFree(memory: DeviceMemoryResource): number {
+    const part = this.#device(memory.device)
+    const status = this.#begin("cuMemFreeAsync", part)
+    if (status === success) this.model.release(part, memoryPart(memory), memory.pendingUsers.map(streamPart))
+    return status
+  }
+
+  hostAllocate(byteLength: number): Effect.Effect<HostMemoryResource, CudaError> {
+    const operation = "CudaMemory.allocateHost"
+    return Effect.suspend(() => {
+      const status = this.#begin("cuMemHostRegister", this.#device(0))
+      const memory = status === success ? this.#takeHostMemory(byteLength) : status
+      return typeof memory === "number"
+        ? this.#fail(operation, memory, 0, `${byteLength} bytes`)
+        : Effect.succeed(memory)
+    })
+  }
+
+  #takeHostMemory(byteLength: number): SimulatedHostMemory | number {
+    if (this.model.usedHostMemory + byteLength > this.#options.hostMemory) return outOfMemory
+    const part = new Storage(undefined, byteLength)
+    if (!touch(part)) return outOfMemory
+    this.model.usedHostMemory += byteLength
+    return new SimulatedHostMemory(this, part, this.model.makeAddress(byteLength))
+  }
+
+  hostFree(memory: HostMemoryResource): number {
+    this.call = "cuMemHostUnregister"
+    this.now()
+    const part = memoryPart(memory)
+    part.detach()
+    memory.bytes = new Uint8Array(0)
+    this.model.releaseHost(part, memory.pendingUsers.map(streamPart))
+    return success
+  }
+
+  memoryCopy(transfer: Transfer, stream: StreamResource): number {
+    const part = streamPart(stream)
+    const to = memoryPart(transfer.to)
+    const from = memoryPart(transfer.from)
+    const status = this.#begin("cuMemcpyAsync", part.device) || lostOf(to) || lostOf(from)
+    if (status !== success) return status
+    if (!touch(to) || !touch(from)) return outOfMemory
+    this.model.copy(part, to, transfer.toOffset, from, transfer.fromOffset, transfer.byteLength)
+    return success
+  }
+
+  memoryFill(
+    memory: DeviceMemoryResource,
+    offset: number,
+    value: number,
+    bits: 8 | 16 | 32,
+    count: number,
+    stream: StreamResource
+  ): number {
+    const part = streamPart(stream)
+    const to = memoryPart(memory)
+    const status = this.#begin(`cuMemsetD${bits}Async`, part.device) || lostOf(to)
+    if (status !== success) return status
+    if (!touch(to)) return outOfMemory
+    this.model.fill(part, to, offset, value, bits, count)
+    return success
+  }
+
+  /** Enqueues work that takes a number of nanoseconds. */
+  launch(
+    stream: StreamResource,
+    work: { readonly duration: number; readonly act?: () => void; readonly fault?: number }
+  ): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuLaunchKernel", part.device)
+    if (status === success) this.model.work(part, work)
+    return status
+  }
+
+  /** Ends a device's context. */
+  lose(device: number, status: number): void {
+    this.now()
+    this.model.world.lose(this.#device(device), status)
+    this.#pacer.arm()
+  }
+
+  /** The content of a device buffer. */
+  bytesOf(memory: AnyMemoryResource): Uint8Array<ArrayBuffer> | undefined {
+    this.now()
+    const part = memoryPart(memory)
+    return touch(part) ? part.touch() : undefined
+  }
+
+  watchEvent(event: EventResource, onDone: OnDone): Cancel {
+    const status = this.#begin("cuEventQuery", this.#device(event.device))
+    const record = simulatedEvent(event).part.current
+    if (status === success && record !== undefined) return this.#watch(record, onDone)
+    onDone(status)
+    return noCancel
+  }
+
+  watchStream(stream: StreamResource, onDone: OnDone): Cancel {
+    const part = streamPart(stream)
+    const status = this.#begin("cuStreamQuery", part.device)
+    if (status === success) return this.#watch(this.model.world.record(part, true), onDone)
+    onDone(status)
+    return noCancel
+  }
+
+  watchAllocation(device: number, onDone: OnDone): Cancel {
+    onDone(this.#begin("cuStreamQuery", this.#device(device)))
+    return noCancel
+  }
+
+  watchReleases(device: number, onDone: OnDone): Cancel {
+    const part = this.#device(device)
+    const status = this.#begin("cuStreamQuery", part)
+    if (status === success) return this.#watch(this.model.world.record(part.releases, true), onDone)
+    onDone(status)
+    return noCancel
+  }
+
+  #watch(record: EventRecord, onDone: OnDone): Cancel {
+    const watcher = this.model.watchRecord(record, onDone)
+    if (watcher === undefined) return noCancel
+    this.#pacer.arm()
+    return () => {
+      this.model.world.unwatch(watcher)
+      this.#pacer.relax()
+    }
+  }
+
+  memoryTrim(device: number): number {
+    return this.#begin("cuMemPoolTrimTo", this.#device(device))
+  }
+
+  readonly close: Effect.Effect<void> = Effect.sync(() => {
+    this.#pacer.stop()
+    this.model.close(statuses.Deinitialized.code)
+    for (const key of this.#shared) withdrawEvent(key)
+    this.#shared.clear()
+  })
+
+  #fail(operation: string, status: number, device: number, subject: string): Effect.Effect<never, CudaError> {
+    return Effect.fail(fromStatus(this, new Map(), status, { operation, device, subject }))
+  }
+}
+
+const noCancel = (): void => {}
+
+const lostOf = (storage: Storage): number => storage.device === undefined ? success : storage.device.lost
+
+/** Makes sure that the bytes are there; false when the process cannot hold them. */
+const touch = (storage: Storage): boolean => {
+  try {
+    storage.touch()
+    return true
+  } catch {
+    return false
+  }
+}

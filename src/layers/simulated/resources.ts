@@ -1,0 +1,55 @@
+/**
+ * The resources of a simulated runtime: the shared ones, each with its part of the model.
+ */
+import type { Address, EventHandle, StreamHandle } from "../CudaRuntime.ts"
+import { DeviceMemoryResource, EventResource, HostMemoryResource, StreamResource } from "../internal/resources.ts"
+import type { AnyMemoryResource, Owner } from "../internal/resources.ts"
+import type { EventState, Stream } from "./parts.ts"
+import type { Storage } from "./Storage.ts"
+
+export class SimulatedStream extends StreamResource {
+  readonly part: Stream
+  constructor(owner: Owner, part: Stream, origin: "owned" | "default" | "foreign") {
+    super(owner, {
+      handle: part.handle as StreamHandle,
+      id: part.id,
+      device: part.device.ordinal,
+      priority: part.priority,
+      nonBlocking: part.nonBlocking,
+      origin
+    })
+    this.part = part
+  }
+}
+
+export class SimulatedEvent extends EventResource {
+  readonly part: EventState
+  /** The key of its interprocess handle, once asked for. */
+  sharedAs: { readonly key: string; readonly handle: Uint8Array } | undefined
+  constructor(owner: Owner, part: EventState, handle: number, device: number, flags: number) {
+    super(owner, { handle: handle as EventHandle, device, flags })
+    this.part = part
+  }
+}
+
+export class SimulatedDeviceMemory extends DeviceMemoryResource {
+  readonly part: Storage
+  constructor(owner: Owner, part: Storage, address: number, device: number) {
+    super(owner, address as Address, part.byteLength, device)
+    this.part = part
+  }
+}
+
+export class SimulatedHostMemory extends HostMemoryResource {
+  readonly part: Storage
+  constructor(owner: Owner, part: Storage, address: number) {
+    super(owner, address as Address, part.touch())
+    this.part = part
+  }
+}
+
+/** Every resource of a simulated runtime is one of these, so these narrow without looking. */
+export const streamPart = (stream: StreamResource): Stream => (stream as SimulatedStream).part
+export const simulatedEvent = (event: EventResource): SimulatedEvent => event as SimulatedEvent
+export const memoryPart = (memory: AnyMemoryResource): Storage =>
+  (memory as SimulatedDeviceMemory | SimulatedHostMemory).part

@@ -1,0 +1,23 @@
+/**
+ * Which world a runtime lives in: one per clock, so that runtimes of one clock can wait for each other's events.
+ */
+import type * as Clock from "effect/Clock"
+import { World } from "./World.ts"
+
+/** A world, and how its time is read from its clock. */
+export interface ClockedWorld {
+  readonly world: World
+  /** Nanoseconds since the world began. */
+  readonly now: () => number
+}
+
+const worlds = new WeakMap<Clock.Clock, ClockedWorld>()
+
+export const worldOf = (clock: Clock.Clock): ClockedWorld => {
+  const known = worlds.get(clock)
+  if (known !== undefined) return known
+  const origin = clock.monotonicTimeNanosUnsafe()
+  const made = { world: new World(), now: () => Number(clock.monotonicTimeNanosUnsafe() - origin) }
+  worlds.set(clock, made)
+  return made
+}

@@ -1,0 +1,108 @@
+/**
+ * Devices: what they say of themselves, and the current one.
+ */
+import { assert, layer } from "@effect/vitest"
+import { CudaDevice, CudaStream } from "effect-cuda"
+import { deviceAttributes } from "effect-cuda/cuda/flags"
+import type { DeviceAttribute } from "effect-cuda/cuda/flags"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import type { Rig } from "../support/Rig.ts"
+
+export const deviceContract = (rig: Rig): void =>
+  layer(rig.layer, { excludeTestServices: true })("devices", (it) => {
+    it.effect("are counted, listed and got by ordinal", () =>
+      Effect.gen(function*() {
+        const devices = yield* CudaDevice.all
+        assert.strictEqual(devices.length, rig.deviceCount)
+        assert.strictEqual(yield* CudaDevice.count, rig.deviceCount)
+        for (const [ordinal, device] of devices.entries()) {
+          assert.strictEqual(yield* CudaDevice.get(ordinal), device)
+          assert.strictEqual(device.ordinal, ordinal)
+        }
+      }))
+
+    it.effect("say what they are", () =>
+      Effect.gen(function*() {
+        for (const device of yield* CudaDevice.all) {
+          assert.isNotEmpty(device.name)
+          assert.match(device.uuid, /^GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/)
+          assert.match(device.pciBusId, /^[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]$/)
+          assert.isAbove(device.computeCapability.major, 0)
+          const { major, minor } = device.computeCapability
+          assert.strictEqual(yield* CudaDevice.attribute("computeCapabilityMajor", device), major)
+          assert.strictEqual(yield* CudaDevice.attribute("computeCapabilityMinor", device), minor)
+          const memory = yield* CudaDevice.memoryInfo(device)
+          assert.isAtMost(memory.free, memory.total)
+          assert.isAbove(memory.free, 0)
+          assert.isAtMost(memory.total, device.totalMemory)
+        }
+      }))
+
+    it.effect("answer every named attribute with a whole number", () =>
+      Effect.gen(function*() {
+        for (const name of Object.keys(deviceAttributes) as ReadonlyArray<DeviceAttribute>) {
+          assert.isTrue(Number.isInteger(yield* CudaDevice.attribute(name)), name)
+        }
+        assert.strictEqual(yield* CudaDevice.attribute("warpSize"), 32)
+        assert.strictEqual(yield* CudaDevice.attribute("memoryPoolsSupported"), 1)
+      }))
+
+    it.effect("have a priority range from least to greatest", () =>
+      Effect.gen(function*() {
+        const range = yield* CudaDevice.priorityRange()
+        assert.strictEqual(range.least, 0)
+        assert.isBelow(range.greatest, 0)
+      }))
+
+    for (const ordinal of [-1, 99, 0.5, Number.NaN]) {
+      it.effect(`there is no device ${ordinal}`, () =>
+        leavesNothing(Effect.gen(function*() {
+          yield* refuses(CudaDevice.get(ordinal), "device")
+          yield* refuses(CudaDevice.memoryInfo(ordinal), "device")
+          yield* refuses(CudaDevice.synchronize(ordinal), "device")
+          yield* refuses(CudaDevice.canAccessPeer(0, ordinal), "peer")
+          yield* refuses(CudaDevice.withDevice(Effect.void, ordinal), "device")
+          yield* refuses(CudaStream.make({ device: ordinal }), "device")
+          yield* refuses(CudaStream.fromPool({ device: ordinal }), "device")
+          yield* refuses(CudaStream.defaultStream({ device: ordinal }), "device")
+        })))
+    }
+
+    it.effect("an attribute that is none is refused", () =>
+      refuses(CudaDevice.attribute("shoeSize" as DeviceAttribute), "attribute"))
+
+    it.effect("the current device is a region's and restored on every exit", () =>
+      Effect.gen(function*() {
+        const last = rig.deviceCount - 1
+        const ordinal = Effect.map(CudaDevice.current, (device) => device.ordinal)
+        assert.strictEqual(yield* ordinal, 0)
+        const nested = Effect.gen(function*() {
+          assert.strictEqual(yield* ordinal, last)
+          assert.strictEqual(yield* CudaDevice.withDevice(ordinal, 0), 0)
+          assert.strictEqual(yield* ordinal, last)
+        })
+        yield* CudaDevice.withDevice(nested, last)
+        yield* Effect.exit(CudaDevice.withDevice(Effect.fail("no"), last))
+        assert.strictEqual(yield* ordinal, 0)
+        const fiber = yield* Effect.forkChild(CudaDevice.withDevice(Effect.never, last), { startImmediately: true })
+        fiber.interruptUnsafe()
+        assert.strictEqual(yield* ordinal, 0)
+      }))
+
+    it.effect("synchronize waits for nothing on an idle device", () => CudaDevice.synchronize())
+
+    it.effect("a failure inside a region passes through as it is", () =>
+      Effect.gen(function*() {
+        const exit = yield* Effect.exit(CudaDevice.withDevice(Effect.fail("mine"), 0))
+        assert.deepStrictEqual(exit, Exit.fail("mine"))
+        yield* failsWith(CudaDevice.withDevice(CudaDevice.get(99), 0), "InvalidArgument")
+      }))
+
+    it.effect.skipIf(rig.deviceCount < 2)("peer access is answered both ways", () =>
+      Effect.gen(function*() {
+        assert.strictEqual(yield* CudaDevice.canAccessPeer(0, 1), yield* CudaDevice.canAccessPeer(1, 0))
+        assert.isFalse(yield* CudaDevice.canAccessPeer(0, 0))
+      }))
+  })

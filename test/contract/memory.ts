@@ -1,0 +1,221 @@
+/**
+ * Memory: copies and fills of every kind and range, and every way to ask for one wrongly.
+ */
+import { assert, layer } from "@effect/vitest"
+import { CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
+import type { DeviceBuffer } from "effect-cuda/CudaMemory"
+import * as Effect from "effect/Effect"
+import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import type { Rig } from "../support/Rig.ts"
+
+const mebi = 1024 * 1024
+
+/** Bytes that no two neighbouring positions share, for finding what was copied where. */
+const pattern = (length: number): Uint8Array =>
+  Uint8Array.from({ length }, (_, index) => (index * 31 + (index >> 8)) & 255)
+
+const same = (actual: Uint8Array, expected: Uint8Array) =>
+  assert.strictEqual(Buffer.compare(Buffer.from(actual.buffer, actual.byteOffset, actual.byteLength), expected), 0)
+
+export const memoryContract = (rig: Rig): void =>
+  layer(rig.layer, { excludeTestServices: true })("memory", (it) => {
+    for (const length of [1, 4095, 4096, 65_537, 16 * mebi, 16 * mebi + 1, 40 * mebi + 3]) {
+      it.effect(`${length} bytes go to the device, across it, and back`, () =>
+        leavesNothing(Effect.gen(function*() {
+          const stream = yield* CudaStream.make()
+          const [up, down] = [yield* CudaMemory.allocateHost(length), yield* CudaMemory.allocateHost(length)]
+          const [first, second] = [yield* CudaMemory.allocate(length), yield* CudaMemory.allocate(length)]
+          const bytes = pattern(length)
+          up.bytes.set(bytes)
+          down.bytes.fill(0)
+          yield* CudaMemory.copy(first, up, stream)
+          yield* second.pipe(CudaMemory.copy(first, stream))
+          yield* CudaMemory.copy(down, second, stream)
+          yield* CudaStream.synchronize(stream)
+          same(down.bytes, bytes)
+        })))
+
+      it.effect(`${length} bytes of an ordinary array go to the device and back`, () =>
+        leavesNothing(Effect.gen(function*() {
+          const stream = yield* CudaStream.make()
+          const device = yield* CudaMemory.allocate(length)
+          const bytes = pattern(length)
+          const source = bytes.slice()
+          yield* CudaMemory.upload(device, source, stream)
+          source.fill(0)
+          const target = new Uint8Array(length)
+          yield* CudaMemory.download(target, device, stream)
+          same(target, bytes)
+        })))
+    }
+
+    it.effect("parts of buffers are copied to parts of buffers", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const host = yield* CudaMemory.allocateHost(33 * mebi)
+        const device = yield* CudaMemory.allocate(33 * mebi)
+        const bytes = pattern(33 * mebi)
+        host.bytes.set(bytes)
+        yield* CudaMemory.fill(device, 0, { stream })
+        const middle = CudaMemory.slice(CudaMemory.slice(device, mebi), 5, 31 * mebi)
+        yield* CudaMemory.copy(middle, CudaMemory.slice(host, 3, 31 * mebi), stream)
+        yield* CudaMemory.copy(CudaMemory.slice(device, 0, 100), CudaMemory.slice(device, mebi + 5, 100), stream)
+        const target = new Uint8Array(33 * mebi)
+        yield* CudaMemory.download(target, device, stream)
+        const expected = new Uint8Array(33 * mebi)
+        expected.set(bytes.subarray(3, 3 + 31 * mebi), mebi + 5)
+        expected.copyWithin(0, mebi + 5, mebi + 105)
+        same(target, expected)
+      })))
+
+    it.effect("fills repeat a value of 8, 16 or 32 bits over a range", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(64)
+        yield* CudaMemory.fill(device, 0, { stream })
+        yield* device.pipe(CudaMemory.fill(0xab, { stream }))
+        yield* CudaMemory.fill(CudaMemory.slice(device, 2, 6), 0x1234, { bits: 16, stream })
+        yield* CudaMemory.fill(CudaMemory.slice(device, 8, 16), 0xdeadbeef, { bits: 32, stream })
+        const bytes = new Uint8Array(64)
+        yield* CudaMemory.download(bytes, device, stream)
+        const expected = new Uint8Array(64).fill(0xab)
+        new Uint16Array(expected.buffer, 2, 3).fill(0x1234)
+        new Uint32Array(expected.buffer, 8, 4).fill(0xdeadbeef)
+        same(bytes, expected)
+      })))
+
+    it.effect("nothing to copy or fill is nothing to do", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [device, host] = [yield* CudaMemory.allocate(8), yield* CudaMemory.allocateHost(8)]
+        yield* CudaMemory.copy(CudaMemory.slice(device, 8), CudaMemory.slice(host, 0, 0))
+        yield* CudaMemory.fill(CudaMemory.slice(device, 4, 0), 1)
+        yield* CudaMemory.upload(CudaMemory.slice(device, 0, 0), new Uint8Array(0))
+        yield* CudaMemory.download(new Uint8Array(0), CudaMemory.slice(device, 0, 0))
+      })))
+
+    it.effect("pinned memory is seen as any typed array, without a copy", () =>
+      leavesNothing(Effect.gen(function*() {
+        const host = yield* CudaMemory.allocateHost(37)
+        const words = CudaMemory.view(host, Uint32Array)
+        assert.strictEqual(words.length, 9)
+        words.fill(0x01020304)
+        assert.strictEqual(host.bytes[4], 4)
+        assert.strictEqual(CudaMemory.view(CudaMemory.slice(host, 8, 16), Float64Array).length, 2)
+      })))
+
+    it.effect("views of pinned memory are empty after its release", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [host, view] = yield* Effect.scoped(Effect.gen(function*() {
+          const host = yield* CudaMemory.allocateHost(64)
+          return [host, CudaMemory.view(host, Float32Array)] as const
+        }))
+        assert.deepStrictEqual([view.length, host.bytes.length], [0, 0])
+        assert.strictEqual(CudaMemory.view(host, Float32Array).length, 0)
+      })))
+
+    it.effect("ordinary arrays of every kind are accepted", () =>
+      leavesNothing(Effect.gen(function*() {
+        const device = yield* CudaMemory.allocate(24)
+        yield* CudaMemory.upload(device, Float64Array.of(1, 2, 3))
+        const back = new Float64Array(4).subarray(1)
+        yield* CudaMemory.download(back, device)
+        assert.deepStrictEqual([...back], [1, 2, 3])
+        yield* CudaMemory.upload(device, new DataView(new ArrayBuffer(24)))
+        yield* CudaMemory.download(back, device)
+        assert.deepStrictEqual([...back], [0, 0, 0])
+      })))
+
+    for (const byteLength of [0, -1, 0.5, Number.NaN, 2 ** 53, Number.POSITIVE_INFINITY]) {
+      it.effect(`${byteLength} bytes cannot be allocated`, () =>
+        leavesNothing(Effect.gen(function*() {
+          yield* refuses(CudaMemory.allocate(byteLength), "byteLength")
+          yield* refuses(CudaMemory.allocateHost(byteLength), "byteLength")
+        })))
+    }
+
+    it.effect("more memory than there is, is a failure that leaves everything usable", () =>
+      leavesNothing(Effect.gen(function*() {
+        const { totalMemory } = yield* CudaDevice.get(0)
+        const reason = yield* failsWith(CudaMemory.allocate(totalMemory * 2), "OutOfMemory")
+        assert.isTrue(reason.isRetryable)
+        yield* failsWith(CudaMemory.allocateHost(2 ** 50), "OutOfMemory")
+        yield* CudaMemory.fill(yield* CudaMemory.allocate(mebi), 1)
+      })))
+
+    it.effect("memory that is being given back is waited for before an allocation fails", () =>
+      leavesNothing(Effect.gen(function*() {
+        const { free } = yield* CudaDevice.memoryInfo()
+        const most = Math.floor(free * 0.6)
+        for (let round = 0; round < 3; round++) {
+          yield* Effect.scoped(
+            Effect.flatMap(CudaMemory.allocate(most), (buffer) => CudaMemory.fill(CudaMemory.slice(buffer, 0, 64), 1))
+          )
+        }
+      })))
+
+    it.effect("ranges outside their buffer are refused by name", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [device, host] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocateHost(64)]
+        const { slice } = CudaMemory
+        yield* refuses(CudaMemory.copy(slice(device, 1, 64), slice(host, 0, 64)), "destination.byteLength")
+        yield* refuses(CudaMemory.copy(slice(device, 0, 64), slice(host, 1, 64)), "source.byteLength")
+        yield* refuses(CudaMemory.copy(slice(device, -1, 8), slice(host, 0, 8)), "destination.offset")
+        yield* refuses(CudaMemory.copy(slice(device, 65, 0), slice(host, 0, 0)), "destination.offset")
+        yield* refuses(CudaMemory.copy(slice(device, 0, 8), slice(host, 0.5, 8)), "source.offset")
+        yield* refuses(CudaMemory.copy(slice(device, Number.NaN, 8), slice(host, 0, 8)), "destination.offset")
+        yield* refuses(CudaMemory.copy(slice(device, 0, -8), slice(host, 0, -8)), "destination.byteLength")
+        yield* refuses(CudaMemory.copy(slice(device, 0, 2 ** 60), slice(host, 0, 8)), "destination.byteLength")
+        yield* refuses(CudaMemory.copy(slice(device, 0, 8), slice(host, 0, 9)), "source.byteLength")
+        yield* refuses(CudaMemory.copy(slice(device, 0, 8), slice(device, 7, 8)), "source.offset")
+        yield* refuses(CudaMemory.copy(slice(host, 0, 8), slice(host, 8, 8)), "destination")
+        yield* refuses(CudaMemory.upload(device, new Uint8Array(65)), "array.byteLength")
+        yield* refuses(CudaMemory.download(new Uint8Array(63), device), "array.byteLength")
+      })))
+
+    it.effect("fills that the driver would misread are refused by name", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [device, host] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocateHost(64)]
+        const { slice } = CudaMemory
+        yield* refuses(CudaMemory.fill(device, 256), "value")
+        yield* refuses(CudaMemory.fill(device, -1), "value")
+        yield* refuses(CudaMemory.fill(device, 0.5), "value")
+        yield* refuses(CudaMemory.fill(device, 65_536, { bits: 16 }), "value")
+        yield* refuses(CudaMemory.fill(device, 2 ** 32, { bits: 32 }), "value")
+        yield* refuses(CudaMemory.fill(device, 0, { bits: 64 as 32 }), "bits")
+        yield* refuses(CudaMemory.fill(slice(device, 1, 4), 0, { bits: 16 }), "destination.offset")
+        yield* refuses(CudaMemory.fill(slice(device, 0, 6), 0, { bits: 32 }), "destination.byteLength")
+        yield* refuses(CudaMemory.fill(slice(device, 0, 65), 0), "destination.byteLength")
+        const forced = host.runtime.memoryFill(
+          { memory: host.ref, offset: 0, byteLength: 8 },
+          0,
+          8,
+          (yield* CudaStream.defaultStream()).ref
+        )
+        yield* refuses(forced, "destination")
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)("copies go from device to device, on a stream of either", () =>
+      leavesNothing(Effect.gen(function*() {
+        const bytes = pattern(3 * mebi)
+        const near = yield* CudaMemory.allocate(bytes.length, { device: 0 })
+        for (const device of [0, 1]) {
+          const far: DeviceBuffer = yield* CudaMemory.allocate(bytes.length, { device: 1 })
+          const stream = yield* CudaStream.make({ device })
+          yield* CudaMemory.upload(near, bytes)
+          yield* CudaStream.waitStream(stream, yield* CudaStream.current(0))
+          yield* CudaMemory.copy(far, near, stream)
+          yield* CudaStream.synchronize(stream)
+          const target = new Uint8Array(bytes.length)
+          yield* CudaMemory.download(target, far)
+          same(target, bytes)
+        }
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)("a stream of another device is refused, naming both", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make({ device: 1 })
+        const [device, host] = [yield* CudaMemory.allocate(64, { device: 0 }), yield* CudaMemory.allocateHost(64)]
+        yield* failsWith(CudaMemory.copy(device, host, stream), "DeviceMismatch")
+        yield* failsWith(CudaMemory.fill(device, 0, { stream }), "DeviceMismatch")
+      })))
+  })

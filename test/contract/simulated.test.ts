@@ -1,0 +1,21 @@
+/**
+ * The contract on the simulated runtime, with two devices, in real time.
+ */
+import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { Busy } from "../support/Rig.ts"
+import { contract } from "./contract.ts"
+
+const busy = Layer.effect(
+  Busy,
+  Effect.map(SimulatedRuntime.SimulatedControl, (control) => ({
+    enqueue: (stream, millis) => Effect.orDie(control.launch(stream, { duration: millis }))
+  }))
+)
+
+contract({
+  name: "simulated",
+  deviceCount: 2,
+  layer: Layer.provideMerge(busy, SimulatedRuntime.layer({ devices: 2 }))
+})

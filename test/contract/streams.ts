@@ -1,0 +1,309 @@
+/**
+ * Streams: every row of the reference system, and every way to ask for one wrongly.
+ */
+import { assert, layer } from "@effect/vitest"
+import { CudaDevice, CudaEvent, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
+import * as Effect from "effect/Effect"
+import * as Equal from "effect/Equal"
+import * as Fiber from "effect/Fiber"
+import * as Hash from "effect/Hash"
+import { leavesNothing, refuses } from "../support/assertions.ts"
+import { Busy } from "../support/Rig.ts"
+import type { Rig } from "../support/Rig.ts"
+
+export const streamContract = (rig: Rig): void =>
+  layer(rig.layer, { excludeTestServices: true })("streams", (it) => {
+    it.effect("are non-blocking, of the least priority, with ids of their own", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        assert.isFalse(first.isBlocking)
+        assert.strictEqual(first.priority, (yield* CudaDevice.priorityRange()).least)
+        assert.strictEqual(first.origin, "owned")
+        assert.strictEqual(first.deviceIndex, 0)
+        assert.strictEqual(first.device, yield* CudaDevice.get(0))
+        assert.notStrictEqual(first.id, 0)
+        assert.notStrictEqual(first.id, second.id)
+        assert.isTrue((yield* CudaStream.make({ blocking: true })).isBlocking)
+      })))
+
+    it.effect("take a priority by name or number", () =>
+      leavesNothing(Effect.gen(function*() {
+        const { greatest, least } = yield* CudaDevice.priorityRange()
+        assert.strictEqual((yield* CudaStream.make({ priority: "high" })).priority, greatest)
+        assert.strictEqual((yield* CudaStream.make({ priority: "low" })).priority, least)
+        assert.strictEqual((yield* CudaStream.make({ priority: -1 })).priority, -1)
+        assert.strictEqual((yield* CudaStream.make({ priority: -100, outOfRange: "clamp" })).priority, greatest)
+      })))
+
+    for (const priority of [100, -100, 0.5, Number.NaN]) {
+      it.effect(`refuse priority ${priority}`, () =>
+        leavesNothing(Effect.gen(function*() {
+          yield* refuses(CudaStream.make({ priority }), "priority")
+          yield* refuses(CudaStream.fromPool({ priority, outOfRange: "fail" }), "priority")
+        })))
+    }
+
+    it.effect("know whether their work is done", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const stream = yield* CudaStream.make()
+        assert.isTrue(yield* CudaStream.query(stream))
+        yield* busy.enqueue(stream, 30)
+        assert.isFalse(yield* CudaStream.query(stream))
+        yield* CudaStream.synchronize(stream)
+        assert.isTrue(yield* CudaStream.query(stream))
+      })))
+
+    it.effect("synchronize covers the work before the call only", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const stream = yield* CudaStream.make()
+        yield* busy.enqueue(stream, 20)
+        const waiting = yield* Effect.forkChild(CudaStream.synchronize(stream), { startImmediately: true })
+        yield* busy.enqueue(stream, 300)
+        yield* Fiber.join(waiting)
+        assert.isFalse(yield* CudaStream.query(stream))
+      })))
+
+    it.effect("wait for an event of another stream", () =>
+      leavesNothing(Effect.gen(function*() {
+        const { device, host, reader, writer } = yield* twoStreams
+        const written = yield* CudaStream.recordEvent(writer)
+        assert.strictEqual(written.flags, 2)
+        yield* CudaStream.waitEvent(reader, written)
+        yield* CudaMemory.copy(host, device, reader)
+        yield* CudaStream.synchronize(reader)
+        assert.isTrue(host.bytes.every((byte) => byte === 7))
+      })))
+
+    it.effect("wait for all another stream holds", () =>
+      leavesNothing(Effect.gen(function*() {
+        const { device, host, reader, writer } = yield* twoStreams
+        yield* reader.pipe(CudaStream.waitStream(writer))
+        yield* CudaMemory.copy(host, device, reader)
+        yield* CudaStream.synchronize(reader)
+        assert.isTrue(host.bytes.every((byte) => byte === 7))
+      })))
+
+    it.effect("do not wait for an event never recorded", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const event = yield* CudaEvent.make()
+        yield* stream.pipe(CudaStream.waitEvent(event))
+        yield* CudaEvent.wait(event, stream)
+        assert.isTrue(yield* CudaStream.query(stream))
+      })))
+
+    it.effect("keep waiting for the record that was current, not for a later one", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const event = yield* CudaEvent.make()
+        yield* busy.enqueue(first, 20)
+        yield* CudaEvent.record(event, first)
+        yield* CudaStream.waitEvent(second, event)
+        yield* busy.enqueue(first, 300)
+        yield* CudaEvent.record(event, first)
+        yield* CudaStream.synchronize(second)
+        assert.isFalse(yield* CudaStream.query(first))
+        assert.isFalse(yield* CudaEvent.query(event))
+      })))
+
+    it.effect("record an event and return it", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const event = yield* CudaEvent.make({ timing: true })
+        assert.strictEqual(yield* CudaStream.recordEvent(stream, event), event)
+      })))
+
+    it.effect("default streams are always there, with id 0 for the legacy one", () =>
+      leavesNothing(Effect.gen(function*() {
+        const legacy = yield* CudaStream.defaultStream()
+        const perThread = yield* CudaStream.defaultStream({ mode: "perThread" })
+        assert.deepStrictEqual([legacy.id, legacy.handle, perThread.handle], [0, 1, 2])
+        assert.notStrictEqual(perThread.id, 0)
+        assert.isTrue(Equal.equals(legacy, yield* CudaStream.defaultStream()))
+        assert.isFalse(Equal.equals(legacy, perThread))
+        for (const stream of [legacy, perThread]) {
+          yield* everyOperation(stream)
+          yield* stream.runtime.streamDestroy(stream.ref)
+          yield* everyOperation(stream)
+        }
+      })))
+
+    it.effect("wrap a stream made elsewhere and leave it alone", () =>
+      leavesNothing(Effect.gen(function*() {
+        const made = yield* CudaStream.make({ priority: "high", blocking: true })
+        const wrapped = yield* Effect.scoped(CudaStream.fromHandle(made.handle))
+        assert.strictEqual(wrapped.id, made.id)
+        assert.strictEqual(wrapped.priority, made.priority)
+        assert.strictEqual(wrapped.isBlocking, made.isBlocking)
+        assert.strictEqual(wrapped.origin, "foreign")
+        yield* wrapped.runtime.streamDestroy(wrapped.ref)
+        yield* everyOperation(wrapped)
+        yield* everyOperation(made)
+        assert.strictEqual((yield* CudaStream.fromHandle(BigInt(made.handle))).id, made.id)
+      })))
+
+    for (const handle of [-1, 0.5, Number.NaN, 2 ** 60]) {
+      it.effect(`refuse to wrap handle ${handle}`, () => refuses(CudaStream.fromHandle(handle), "handle"))
+    }
+
+    it.effect("are equal, and hash alike, when they are the same stream", () =>
+      leavesNothing(Effect.gen(function*() {
+        const made = yield* CudaStream.make()
+        const wrapped = yield* CudaStream.fromHandle(made.handle)
+        assert.isTrue(Equal.equals(made, wrapped))
+        assert.strictEqual(Hash.hash(made), Hash.hash(wrapped))
+        assert.isFalse(Equal.equals(made, yield* CudaStream.make()))
+      })))
+
+    it.effect("the current stream is a region's, per device, and restored on every exit", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const id = Effect.map(CudaStream.current(), (current) => current.id)
+        assert.strictEqual(yield* id, 0)
+        const nested = Effect.gen(function*() {
+          assert.strictEqual(yield* id, stream.id)
+          const inner = yield* CudaStream.make()
+          assert.strictEqual(yield* CudaStream.withStream(id, inner), inner.id)
+          assert.strictEqual(yield* id, stream.id)
+        })
+        yield* Effect.scoped(CudaStream.withStream(nested, stream))
+        yield* Effect.exit(CudaStream.withStream(Effect.die("no"), stream))
+        yield* Effect.exit(CudaStream.withStream(Effect.interrupt, stream))
+        assert.strictEqual(yield* id, 0)
+      })))
+
+    it.effect("operations without a stream use the current one", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(64)
+        const host = yield* CudaMemory.allocateHost(64)
+        const event = yield* CudaEvent.make()
+        yield* Effect.gen(function*() {
+          yield* busy.enqueue(stream, 20)
+          yield* CudaMemory.fill(device, 9)
+          yield* CudaMemory.copy(host, device)
+          yield* CudaEvent.record(event)
+          assert.isFalse(yield* CudaEvent.query(event))
+          yield* CudaEvent.wait(event)
+        }).pipe(CudaStream.withStream(stream))
+        yield* CudaEvent.synchronize(event)
+        assert.isTrue(host.bytes.every((byte) => byte === 9))
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)("a region sets stream and device, and each device keeps its own", () =>
+      leavesNothing(Effect.gen(function*() {
+        const other = yield* CudaStream.make({ device: 1 })
+        assert.strictEqual(other.deviceIndex, 1)
+        yield* Effect.gen(function*() {
+          assert.strictEqual((yield* CudaDevice.current).ordinal, 1)
+          assert.strictEqual((yield* CudaStream.make()).deviceIndex, 1)
+          assert.strictEqual((yield* CudaStream.current(0)).id, 0)
+          const onFirst = CudaDevice.withDevice(CudaStream.current(), 0)
+          assert.strictEqual((yield* onFirst).deviceIndex, 0)
+          assert.strictEqual((yield* CudaStream.current()).id, other.id)
+        }).pipe(CudaStream.withStream(other))
+        assert.strictEqual((yield* CudaDevice.current).ordinal, 0)
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)("wait for events of another device", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const near = yield* CudaStream.make({ device: 0 })
+        const far = yield* CudaStream.make({ device: 1 })
+        yield* busy.enqueue(near, 30)
+        yield* CudaStream.waitStream(far, near)
+        assert.isFalse(yield* CudaStream.query(far))
+        yield* CudaStream.synchronize(far)
+        assert.isTrue(yield* CudaStream.query(near))
+      })))
+
+    it.effect("blocking streams order themselves against the legacy default stream, others do not", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const legacy = yield* CudaStream.defaultStream()
+        const blocking = yield* CudaStream.make({ blocking: true })
+        const free = yield* CudaStream.make()
+        const buffer = yield* CudaMemory.allocate(64)
+        yield* busy.enqueue(blocking, 40)
+        yield* CudaMemory.fill(buffer, 1, { stream: legacy })
+        yield* CudaMemory.fill(buffer, 1, { stream: free })
+        yield* CudaStream.synchronize(free)
+        assert.isFalse(yield* CudaStream.query(legacy))
+        yield* CudaStream.synchronize(legacy)
+        assert.isTrue(yield* CudaStream.query(blocking))
+      })))
+  })
+
+/** Pooled streams live as long as the runtime, so these tests do not count what is left. */
+export const poolContract = (rig: Rig): void =>
+  layer(rig.layer, { excludeTestServices: true })("pooled streams", (it) => {
+    it.effect("are 32 per device and priority, in turn: the 33rd request gets the 1st again", () =>
+      Effect.gen(function*() {
+        const request = CudaStream.fromPool({ priority: -2 })
+        const streams = yield* Effect.forEach(Array.from({ length: 64 }), () => request)
+        assert.strictEqual(new Set(streams.map((stream) => stream.id)).size, 32)
+        for (const [index, stream] of streams.slice(0, 32).entries()) {
+          assert.strictEqual(streams[index + 32], stream)
+          assert.isFalse(stream.isBlocking)
+          assert.strictEqual(stream.priority, -2)
+        }
+        const other = yield* CudaStream.fromPool({ priority: -1 })
+        assert.isFalse(streams.some((stream) => stream.id === other.id))
+      }))
+
+    it.effect("are made once each when asked for at the same time", () =>
+      Effect.gen(function*() {
+        const { liveResources } = yield* CudaRuntime.CudaRuntime
+        const before = yield* liveResources
+        const request = CudaStream.fromPool({ priority: "high" })
+        const streams = yield* Effect.forEach(Array.from({ length: 96 }), () => request, { concurrency: "unbounded" })
+        assert.strictEqual(new Set(streams.map((stream) => stream.id)).size, 32)
+        assert.strictEqual((yield* liveResources).streams - before.streams, 32)
+      }))
+
+    it.effect("are not destroyed with the scope that asked for them", () =>
+      Effect.gen(function*() {
+        const stream = yield* Effect.scoped(CudaStream.fromPool())
+        yield* everyOperation(stream).pipe(Effect.scoped)
+      }))
+
+    it.effect("clamp a priority outside the range", () =>
+      Effect.gen(function*() {
+        const { greatest, least } = yield* CudaDevice.priorityRange()
+        assert.strictEqual((yield* CudaStream.fromPool({ priority: 100 })).priority, least)
+        assert.strictEqual((yield* CudaStream.fromPool({ priority: -100 })).priority, greatest)
+      }))
+  })
+
+/** A buffer that `writer` fills with 7s after a while, and room on the host for `reader` to copy it to. */
+const twoStreams = Effect.gen(function*() {
+  const busy = yield* Busy
+  const [writer, reader] = [yield* CudaStream.make(), yield* CudaStream.make()]
+  const device = yield* CudaMemory.allocate(4096)
+  const host = yield* CudaMemory.allocateHost(4096)
+  host.bytes.fill(0)
+  yield* busy.enqueue(writer, 30)
+  yield* CudaMemory.fill(device, 7, { stream: writer })
+  return { writer, reader, device, host }
+})
+
+/** Every operation that a stream takes part in, each checked. */
+const everyOperation = (stream: CudaStream.CudaStream) =>
+  Effect.gen(function*() {
+    const device = yield* CudaMemory.allocate(64)
+    const host = yield* CudaMemory.allocateHost(64)
+    const event = yield* CudaStream.recordEvent(stream)
+    yield* CudaStream.waitEvent(stream, event)
+    yield* CudaStream.waitStream(stream, stream)
+    yield* CudaMemory.fill(device, 5, { stream })
+    yield* CudaMemory.copy(host, device, stream)
+    yield* CudaEvent.record(event, stream)
+    yield* CudaEvent.synchronize(event)
+    yield* CudaStream.synchronize(stream)
+    assert.isTrue(yield* CudaStream.query(stream))
+    assert.isTrue(host.bytes.every((byte) => byte === 5))
+  })

@@ -1,0 +1,461 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+import type { CudaError } from "../../src/CudaError.ts"
+import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
+import { operationCalls } from "../../src/layers/simulated/injection.ts"
+import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
+import type { OperationName, SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
+
+const nonBlocking = (runtime: CudaRuntimeService, device = 0) =>
+  runtime.streamCreate({ device, priority: 0, nonBlocking: true })
+
+const start = (options?: SimulatedOptions) =>
+  Effect.gen(function*() {
+    const { control, runtime } = yield* SimulatedRuntime.make(options)
+    return { control, runtime, stream: yield* nonBlocking(runtime) }
+  })
+
+const reasonOf = <A>(effect: Effect.Effect<A, CudaError>) =>
+  Effect.match(effect, { onSuccess: () => "success", onFailure: ({ reason }) => reason._tag as string })
+
+const millisNow = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
+
+describe("virtual time", () => {
+  it.effect("shows every moment between the enqueueing and the end", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start()
+      const event = yield* runtime.eventCreate(0, 2)
+      yield* control.launch(stream, { duration: "3 millis" })
+      yield* runtime.eventRecord(event, stream)
+      yield* control.launch(stream, { duration: "2 millis" })
+      const look = Effect.all([runtime.eventQuery(event), runtime.streamQuery(stream), control.pendingOperations])
+      assert.deepStrictEqual(yield* look, [false, false, 3])
+      yield* TestClock.adjust("2999 micros")
+      assert.deepStrictEqual(yield* look, [false, false, 3])
+      yield* TestClock.adjust("1 micros")
+      assert.deepStrictEqual(yield* look, [true, false, 1])
+      yield* TestClock.adjust("2 millis")
+      assert.deepStrictEqual(yield* look, [true, true, 0])
+    }))
+
+  it.effect("resumes each waiting fiber at its own moment, in order, within one adjustment", () =>
+    Effect.gen(function*() {
+      const { control, runtime } = yield* start()
+      const log: Array<readonly [name: string, millis: number]> = []
+      const waitFor = Effect.fnUntraced(function*(name: string, millis: number) {
+        const stream = yield* nonBlocking(runtime)
+        yield* control.launch(stream, { duration: millis })
+        yield* runtime.streamSynchronize(stream)
+        log.push([name, yield* millisNow])
+        yield* control.launch(stream, { duration: 0.5 })
+        yield* runtime.streamSynchronize(stream)
+        log.push([`${name}, again`, yield* millisNow])
+      })
+      for (const [name, millis] of [["c", 3], ["a", 1], ["b", 1.25]] as const) yield* Effect.forkChild(waitFor(name, millis))
+      yield* TestClock.adjust(10)
+      assert.deepStrictEqual(log, [
+        ["a", 1],
+        ["b", 1.25],
+        ["a, again", 1.5],
+        ["b, again", 1.75],
+        ["c", 3],
+        ["c, again", 3.5]
+      ])
+    }))
+
+  it.effect("measures elapsed times exactly", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start()
+      const [first, last] = yield* Effect.all([runtime.eventCreate(0, 0), runtime.eventCreate(0, 0)])
+      yield* runtime.eventRecord(first, stream)
+      yield* control.launch(stream, { duration: "1500 micros" })
+      yield* runtime.eventRecord(last, stream)
+      assert.strictEqual(yield* reasonOf(runtime.eventElapsedTime(first, last)), "NotFinished")
+      yield* TestClock.adjust(2)
+      assert.strictEqual(yield* runtime.eventElapsedTime(first, last), 1.5)
+    }))
+
+  it.live("wakes waits under the live clock, many at once", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start()
+      const before = performance.now()
+      yield* control.launch(stream, { duration: 30 })
+      const waits = Array.from({ length: 10_000 }, () => runtime.streamSynchronize(stream))
+      yield* Effect.all(waits, { concurrency: "unbounded", discard: true })
+      const took = performance.now() - before
+      assert.isAtLeast(took, 29)
+      assert.isBelow(took, 3000)
+      assert.strictEqual((yield* runtime.liveResources).waits, 0)
+    }))
+
+  it.effect("gives a wait up when its fiber is interrupted", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start()
+      yield* control.launch(stream, { duration: 10 })
+      const fiber = yield* Effect.forkChild(runtime.streamSynchronize(stream), { startImmediately: true })
+      assert.strictEqual((yield* runtime.liveResources).waits, 1)
+      yield* Fiber.interrupt(fiber)
+      assert.strictEqual((yield* runtime.liveResources).waits, 0)
+      yield* TestClock.adjust(10)
+      assert.isTrue(yield* runtime.streamQuery(stream))
+    }))
+})
+
+describe("waits that never end", () => {
+  it.effect("fail once nothing else runs", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const { control, runtime, stream } = yield* Scope.provide(start(), scope)
+      const other = yield* nonBlocking(runtime)
+      yield* control.launch(stream, { duration: "Infinity" })
+      yield* control.launch(other, { duration: 5 })
+      const fiber = yield* Effect.forkChild(Effect.flip(runtime.streamSynchronize(stream)), { startImmediately: true })
+      yield* TestClock.adjust(4)
+      assert.isUndefined(fiber.pollUnsafe())
+      yield* TestClock.adjust(1)
+      const error = yield* Fiber.join(fiber)
+      assert.deepStrictEqual([error.operation, error.reason._tag], ["CudaStream.synchronize", "NeverFinishes"])
+      // Nothing can drain the hung stream, and the release ends all the same.
+      yield* Scope.close(scope, Exit.void)
+    }))
+})
+
+describe("streams and events", () => {
+  it.effect("have ids like the driver's, and handles that are never used again", () =>
+    Effect.gen(function*() {
+      const { runtime, stream } = yield* start()
+      const second = yield* nonBlocking(runtime)
+      const legacy = yield* runtime.streamDefault(0, "legacy")
+      const perThread = yield* runtime.streamDefault(0, "perThread")
+      assert.deepStrictEqual([legacy.id, perThread.id, stream.id, second.id], [0, 15, 16, 17])
+      assert.deepStrictEqual([legacy.handle, perThread.handle] as Array<number>, [1, 2])
+      yield* runtime.streamDestroy(second)
+      const third = yield* nonBlocking(runtime)
+      assert.notStrictEqual(third.handle, second.handle)
+      assert.strictEqual(third.id, 18)
+      assert.isTrue(stream.handle > 2 ** 16 && stream.handle % 16 === 0)
+    }))
+
+  it.effect("can be found by handle, and are the same stream then", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start({ devices: 2 })
+      const same = yield* runtime.streamFromHandle(0, stream.handle)
+      assert.deepStrictEqual([same.id, same.origin], [stream.id, "foreign"])
+      yield* control.launch(same, { duration: 1 })
+      assert.isFalse(yield* runtime.streamQuery(stream))
+      assert.strictEqual(yield* reasonOf(runtime.streamFromHandle(1, stream.handle)), "InvalidHandle")
+      yield* TestClock.adjust(1)
+    }))
+})
+
+describe("interprocess events", () => {
+  const interprocess = 6
+
+  it.effect("carry order between two runtimes of one clock", () =>
+    Effect.gen(function*() {
+      const [one, two] = yield* Effect.all([start(), start()])
+      const event = yield* one.runtime.eventCreate(0, interprocess)
+      const handle = yield* one.runtime.eventIpcHandle(event)
+      assert.strictEqual(handle.byteLength, 64)
+      const opened = yield* two.runtime.eventFromIpcHandle(0, handle)
+      yield* one.control.launch(one.stream, { duration: 4 })
+      yield* one.runtime.eventRecord(event, one.stream)
+      yield* two.runtime.streamWaitEvent(two.stream, opened)
+      const fiber = yield* Effect.forkChild(Effect.andThen(two.runtime.streamSynchronize(two.stream), millisNow), {
+        startImmediately: true
+      })
+      yield* TestClock.adjust(10)
+      assert.strictEqual(yield* Fiber.join(fiber), 4)
+    }))
+
+  it.effect("are refused with another clock, once released, and when unknown", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* start()
+      const event = yield* runtime.eventCreate(0, interprocess)
+      const handle = yield* runtime.eventIpcHandle(event)
+      const other = yield* TestClock.withLive(Effect.map(start(), (started) => started.runtime))
+      assert.strictEqual(yield* reasonOf(other.eventFromIpcHandle(0, handle)), "NotSupported")
+      assert.strictEqual(yield* reasonOf(runtime.eventFromIpcHandle(0, new Uint8Array(64))), "InvalidHandle")
+      yield* runtime.eventDestroy(event)
+      assert.strictEqual(yield* reasonOf(runtime.eventFromIpcHandle(0, handle)), "InvalidHandle")
+    }))
+})
+
+describe("memory", () => {
+  it.effect("moves data in virtual time", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start()
+      const [host, back] = yield* Effect.all([runtime.hostAllocate(4), runtime.hostAllocate(4)])
+      const memory = yield* runtime.memoryAllocate(0, 4)
+      const range = (of: typeof host | typeof memory) => ({ memory: of, offset: 0, byteLength: 4 })
+      host.bytes.set([1, 2, 3, 4])
+      yield* runtime.memoryCopy(range(memory), range(host), stream)
+      const content = yield* control.bytes(memory)
+      yield* control.launch(stream, { duration: "1 micros", run: () => content.forEach((byte, i) => content[i] = 2 * byte) })
+      yield* runtime.memoryCopy(range(back), range(memory), stream)
+      assert.deepStrictEqual([...back.bytes], [0, 0, 0, 0])
+      yield* TestClock.adjust(1)
+      assert.isTrue(yield* runtime.streamQuery(stream))
+      assert.deepStrictEqual([...back.bytes], [2, 4, 6, 8])
+    }))
+
+  it.effect("is full, and has room again once the users of released memory are done", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start({ devices: [{ memory: 1000 }] })
+      const memory = yield* runtime.memoryAllocate(0, 900)
+      yield* control.launch(stream, { duration: 5 })
+      yield* runtime.memoryFill({ memory, offset: 0, byteLength: 900 }, 1, 8, stream)
+      yield* runtime.memoryFree(memory)
+      assert.deepStrictEqual(yield* runtime.deviceMemoryInfo(0), { free: 100, total: 1000 })
+      assert.strictEqual(yield* reasonOf(runtime.memoryAllocate(0, 900)), "OutOfMemory")
+      const reclaimed = yield* Effect.forkChild(Effect.andThen(runtime.memoryReclaim(0), runtime.memoryAllocate(0, 900)), {
+        startImmediately: true
+      })
+      yield* TestClock.adjust(6)
+      assert.strictEqual((yield* Fiber.join(reclaimed)).byteLength, 900)
+    }))
+
+  it.effect("takes pinned memory from its views at once, and lets pending copies finish", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start()
+      const host = yield* runtime.hostAllocate(4)
+      const memory = yield* runtime.memoryAllocate(0, 4)
+      const view = host.bytes
+      view.set([9, 8, 7, 6])
+      yield* runtime.memoryCopy({ memory, offset: 0, byteLength: 4 }, { memory: host, offset: 0, byteLength: 4 }, stream)
+      yield* runtime.memoryFree(host)
+      assert.deepStrictEqual([view.byteLength, host.bytes.byteLength], [0, 0])
+      yield* TestClock.adjust(1)
+      assert.deepStrictEqual([...(yield* control.bytes(memory))], [9, 8, 7, 6])
+    }))
+
+  it.effect("answers OutOfMemory for more pinned memory than there is or the process can hold", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* start({ hostMemory: 100 })
+      const first = yield* runtime.hostAllocate(60)
+      assert.strictEqual(yield* reasonOf(runtime.hostAllocate(60)), "OutOfMemory")
+      yield* runtime.memoryFree(first)
+      assert.strictEqual(yield* reasonOf(runtime.hostAllocate(60)), "success")
+      const unlimited = yield* start()
+      assert.strictEqual(yield* reasonOf(unlimited.runtime.hostAllocate(2 ** 50)), "OutOfMemory")
+    }))
+})
+
+describe("faults", () => {
+  it.effect("end a context from the end of the work on, and no other", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start({ devices: 2 })
+      const other = yield* nonBlocking(runtime, 1)
+      yield* control.launch(stream, { duration: 5, fault: "IllegalAddress" })
+      yield* control.launch(other, { duration: 8 })
+      const waits = yield* Effect.forkChild(
+        Effect.all([runtime.streamSynchronize(stream), runtime.streamSynchronize(other)].map(reasonOf), {
+          concurrency: "unbounded"
+        }),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust(4)
+      assert.isFalse(yield* runtime.streamQuery(stream))
+      yield* TestClock.adjust(1)
+      const later = [
+        runtime.streamQuery(stream),
+        nonBlocking(runtime),
+        runtime.memoryAllocate(0, 1),
+        runtime.deviceMemoryInfo(0),
+        control.launch(stream, { duration: 1 })
+      ]
+      for (const call of later) assert.strictEqual(yield* reasonOf(call), "IllegalAddress")
+      assert.isFalse(yield* runtime.streamQuery(other))
+      yield* TestClock.adjust(3)
+      assert.deepStrictEqual(yield* Fiber.join(waits), ["IllegalAddress", "success"])
+    }))
+
+  it.effect("end waits at once when a context is lost from outside", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start()
+      yield* control.launch(stream, { duration: "1 hour" })
+      const fiber = yield* Effect.forkChild(reasonOf(runtime.streamSynchronize(stream)), { startImmediately: true })
+      yield* control.lose(0, "EccUncorrectable")
+      assert.strictEqual(yield* Fiber.join(fiber), "EccUncorrectable")
+    }))
+})
+
+/** Every operation, on resources that are made for it. */
+const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
+  Effect.gen(function*() {
+    const memory = yield* runtime.memoryAllocate(0, 8)
+    const range = (offset: number) => ({ memory, offset, byteLength: 4 })
+    const shared = yield* runtime.eventCreate(0, 6)
+    const handle = yield* runtime.eventIpcHandle(shared)
+    const oldEvent = yield* runtime.eventCreate(0, 2)
+    const oldMemory = yield* runtime.memoryAllocate(0, 8)
+    const oldStream = yield* nonBlocking(runtime)
+    const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
+      "CudaDevice.attribute": runtime.deviceAttribute(0, "warpSize"),
+      "CudaDevice.canAccessPeer": runtime.deviceCanAccessPeer(0, 0),
+      "CudaDevice.memoryInfo": runtime.deviceMemoryInfo(0),
+      "CudaDevice.priorityRange": runtime.devicePriorityRange(0),
+      "CudaDevice.synchronize": runtime.deviceSynchronize(0),
+      "CudaEvent.elapsedTime": runtime.eventElapsedTime(event, event),
+      "CudaEvent.fromIpcHandle": runtime.eventFromIpcHandle(0, handle),
+      "CudaEvent.ipcHandle": runtime.eventIpcHandle(shared),
+      "CudaEvent.make": runtime.eventCreate(0, 2),
+      "CudaEvent.query": runtime.eventQuery(event),
+      "CudaEvent.record": runtime.eventRecord(event, stream),
+      "CudaEvent.release": runtime.eventDestroy(oldEvent),
+      "CudaEvent.synchronize": runtime.eventSynchronize(event),
+      "CudaMemory.allocate": runtime.memoryAllocate(0, 8),
+      "CudaMemory.allocateHost": runtime.hostAllocate(8),
+      "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
+      "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
+      "CudaMemory.reclaim": runtime.memoryReclaim(0),
+      "CudaMemory.release": runtime.memoryFree(oldMemory),
+      "CudaStream.defaultStream": runtime.streamDefault(0, "legacy"),
+      "CudaStream.fromHandle": runtime.streamFromHandle(0, stream.handle),
+      "CudaStream.make": nonBlocking(runtime),
+      "CudaStream.query": runtime.streamQuery(stream),
+      "CudaStream.release": runtime.streamDestroy(oldStream),
+      "CudaStream.synchronize": runtime.streamSynchronize(stream),
+      "CudaStream.waitEvent": runtime.streamWaitEvent(stream, event),
+      "CudaStream.waitStream": runtime.streamWaitStream(stream, stream)
+    }
+    return calls
+  })
+
+const names = Object.keys(operationCalls) as ReadonlyArray<OperationName>
+
+describe("failures that are asked for", () => {
+  const prepare = Effect.gen(function*() {
+    const { control, runtime, stream } = yield* start()
+    const event = yield* runtime.eventCreate(0, 0)
+    yield* runtime.eventRecord(event, stream)
+    return { control, calls: yield* operations(runtime, stream, event), runtime }
+  })
+
+  it.effect.each(names)("%s fails as often as asked, then works", (name) =>
+    Effect.gen(function*() {
+      const { calls, control } = yield* prepare
+      yield* control.failNext(name, "MapFailed", 2)
+      for (const other of names) {
+        if (other !== name && !["CudaMemory.copy", "CudaMemory.fill"].includes(other)) yield* calls[other]
+      }
+      for (const _ of [1, 2]) {
+        const error = yield* Effect.flip(calls[name])
+        assert.deepStrictEqual([error.operation, error.reason._tag, error.call], [name, "MapFailed", operationCalls[name]])
+      }
+      yield* TestClock.adjust(1)
+      yield* calls[name]
+      yield* TestClock.adjust(1)
+    }))
+
+  it.effect.each(names)("%s ends the context with a sticky status", (name) =>
+    Effect.gen(function*() {
+      const { calls, control, runtime } = yield* prepare
+      yield* control.failNext(name, "LaunchFailed")
+      const error = yield* Effect.flip(calls[name])
+      assert.deepStrictEqual([error.operation, error.reason._tag], [name, "LaunchFailed"])
+      assert.strictEqual(yield* reasonOf(nonBlocking(runtime)), "LaunchFailed")
+    }))
+})
+
+describe("the timeline", () => {
+  it.effect("has every operation with its times", () =>
+    Effect.gen(function*() {
+      const { control, runtime, stream } = yield* start({ recordTimeline: true })
+      const second = yield* nonBlocking(runtime)
+      const event = yield* runtime.eventCreate(0, 2)
+      yield* control.launch(stream, { duration: "3 micros" })
+      yield* runtime.eventRecord(event, stream)
+      yield* runtime.streamWaitEvent(second, event)
+      const memory = yield* runtime.memoryAllocate(0, 2000)
+      yield* runtime.memoryFill({ memory, offset: 0, byteLength: 2000 }, 7, 8, second)
+      yield* TestClock.adjust(1)
+      assert.deepStrictEqual(yield* control.timeline, [
+        { device: 0, streamId: stream.id, kind: "work", bytes: 0, start: 0, end: 3000 },
+        { device: 0, streamId: stream.id, kind: "record", bytes: 0, start: 3000, end: 3000 },
+        { device: 0, streamId: second.id, kind: "wait", bytes: 0, start: 0, end: 3000 },
+        { device: 0, streamId: second.id, kind: "fill", bytes: 2000, start: 3000, end: 3001 }
+      ])
+      assert.strictEqual(yield* control.now, 1e6)
+    }))
+
+  it.effect("is empty unless it is asked for", () =>
+    Effect.gen(function*() {
+      const { control, stream } = yield* start()
+      yield* control.launch(stream, { duration: 0 })
+      assert.deepStrictEqual(yield* control.timeline, [])
+    }))
+})
+
+describe("options", () => {
+  const refused = (options: SimulatedOptions) =>
+    Effect.map(Effect.flip(Effect.scoped(SimulatedRuntime.make(options))), ({ reason }) =>
+      reason._tag === "InvalidArgument" ? reason.argument : reason._tag)
+
+  it.effect("that cannot be meant are refused by name", () =>
+    Effect.gen(function*() {
+      assert.strictEqual(yield* refused({ devices: 0 }), "devices")
+      assert.strictEqual(yield* refused({ devices: [] }), "devices")
+      assert.strictEqual(yield* refused({ devices: 1.5 }), "devices")
+      assert.strictEqual(yield* refused({ devices: [{}, { memory: -1 }] }), "devices[1].memory")
+      assert.strictEqual(yield* refused({ devices: [{ copyEngines: 0 }] }), "devices[0].copyEngines")
+      assert.strictEqual(yield* refused({ devices: [{ hostBandwidth: NaN }] }), "devices[0].hostBandwidth")
+      assert.strictEqual(yield* refused({ devices: [{ copyLatency: -1 }] }), "devices[0].copyLatency")
+      const priorityRange = { least: -1, greatest: 0 }
+      assert.strictEqual(yield* refused({ devices: [{ priorityRange }] }), "devices[0].priorityRange")
+      assert.strictEqual(yield* refused({ hostMemory: -1 }), "hostMemory")
+    }))
+
+  it.effect("describe the devices", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* start({
+        devices: [{ name: "Big", memory: 5, copyEngines: 1, attributes: { warpSize: 64 } }, {}],
+        peerAccess: (device) => device === 0,
+        driverVersion: 12040
+      })
+      assert.deepStrictEqual(runtime.devices.map(({ name, totalMemory }) => [name, totalMemory]), [
+        ["Big", 5],
+        ["Simulated GPU", 2 ** 34]
+      ])
+      assert.strictEqual(runtime.driverVersion, 12040)
+      assert.strictEqual(yield* runtime.deviceAttribute(0, "warpSize"), 64)
+      assert.strictEqual(yield* runtime.deviceAttribute(0, "asyncEngineCount"), 1)
+      assert.deepStrictEqual(
+        yield* Effect.all([runtime.deviceCanAccessPeer(0, 1), runtime.deviceCanAccessPeer(1, 0)]),
+        [true, false]
+      )
+      assert.deepStrictEqual(yield* runtime.devicePriorityRange(0), { least: 0, greatest: -5 })
+    }))
+
+  it.effect("work through the layer, which provides the control too", () =>
+    Effect.gen(function*() {
+      const runtime = yield* CudaRuntime
+      const control = yield* SimulatedRuntime.SimulatedControl
+      const stream = yield* nonBlocking(runtime)
+      yield* control.launch({ ref: stream }, { duration: 1 })
+      assert.isFalse(yield* runtime.streamQuery(stream))
+      yield* TestClock.adjust(1)
+      assert.isTrue(yield* runtime.streamQuery(stream))
+    }).pipe(Effect.provide(Layer.fresh(SimulatedRuntime.layer({ devices: 2 })))))
+})
+
+describe("arguments of the control", () => {
+  it.effect("are checked", () =>
+    Effect.gen(function*() {
+      const { control, stream } = yield* start()
+      const foreign = (yield* start()).stream
+      assert.strictEqual(yield* reasonOf(control.launch(foreign, { duration: 1 })), "ForeignResource")
+      assert.strictEqual(yield* reasonOf(control.launch(stream, { duration: -1 })), "InvalidArgument")
+      assert.strictEqual(yield* reasonOf(control.launch(stream, { duration: 1, fault: "OutOfMemory" })), "InvalidArgument")
+      assert.strictEqual(yield* reasonOf(control.lose(1, "LaunchFailed")), "InvalidArgument")
+      assert.strictEqual(yield* reasonOf(control.lose(0, "OutOfMemory")), "InvalidArgument")
+      assert.strictEqual(yield* reasonOf(control.failNext("CudaEvent.record", "MapFailed", 0)), "InvalidArgument")
+    }))
+})

@@ -1,0 +1,21 @@
+/**
+ * What the contract suite needs of a runtime besides its layer: a way to keep a stream busy, and to know how many devices
+ * there are before the tests are declared.
+ */
+import type { CudaError } from "effect-cuda/CudaError"
+import type { CudaStream } from "effect-cuda/CudaStream"
+import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+
+export interface Rig {
+  readonly name: string
+  readonly deviceCount: number
+  readonly layer: Layer.Layer<CudaRuntime | Busy, CudaError>
+}
+
+/** Enqueues work that takes the device about this many milliseconds. */
+export class Busy extends Context.Service<Busy, {
+  readonly enqueue: (stream: CudaStream, millis: number) => Effect.Effect<void>
+}>()("effect-cuda/test/Busy") {}

@@ -1,0 +1,43 @@
+/**
+ * Assertions on failures and on what a runtime holds.
+ */
+import { assert } from "@effect/vitest"
+import type { CudaError, CudaErrorReason } from "effect-cuda/CudaError"
+import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+
+type ReasonOf<Tag extends CudaErrorReason["_tag"]> = Extract<CudaErrorReason, { readonly _tag: Tag }>
+
+/** The reason an effect fails with, which must be of this tag. */
+export const failsWith = <Tag extends CudaErrorReason["_tag"], R>(
+  effect: Effect.Effect<unknown, CudaError, R>,
+  tag: Tag
+): Effect.Effect<ReasonOf<Tag>, never, R> =>
+  Effect.map(
+    Effect.flip(Effect.andThen(effect, Effect.die(new Error(`expected ${tag}, but it succeeded`)))),
+    (error) => {
+      assert.strictEqual(error.reason._tag, tag, error.message)
+      assert.include(error.message, error.operation)
+      return error.reason as ReasonOf<Tag>
+    }
+  )
+
+/** Asserts that an effect refuses an argument by name. */
+export const refuses = <R>(
+  effect: Effect.Effect<unknown, CudaError, R>,
+  argument: string
+): Effect.Effect<void, never, R> =>
+  Effect.map(failsWith(effect, "InvalidArgument"), (reason) => assert.strictEqual(reason.argument, argument))
+
+/** Runs an effect in a scope of its own and asserts that nothing it made is left. */
+export const leavesNothing = <A, E, R>(
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A, E, Exclude<R, Scope.Scope> | CudaRuntime> =>
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const before = yield* runtime.liveResources
+    const result = yield* Effect.scoped(effect)
+    assert.deepStrictEqual(yield* runtime.liveResources, before)
+    return result
+  })

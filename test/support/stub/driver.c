@@ -1,0 +1,1310 @@
+/*
+ * A CUDA driver library without a GPU, for the tests of the native runtime. It exports every function the runtime calls,
+ * logs each call with its arguments and outcome, and models streams, events, pools and host registrations well enough for
+ * real programs: work runs in stream order, waits hold it back, copies move bytes. Tests steer it through the `stub_`
+ * functions: failures of single calls, work that stays pending, a fault that sticks.
+ *
+ * What no correct program does (a handle that is gone, memory freed under a running copy, a call without the context it
+ * needs, a call that would block) is counted as misuse and described.
+ *
+ * Not modelled: the order between blocking streams and the legacy default stream, graphs, kernels, virtual memory.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#ifndef STUB_VERSION
+#define STUB_VERSION 13000
+#endif
+#ifndef STUB_DEVICES
+#define STUB_DEVICES 1
+#endif
+#ifndef STUB_INIT
+#define STUB_INIT 0
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef int Status;
+typedef uint64_t Handle;
+
+enum {
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  NOT_INITIALIZED = 3,
+  NO_DEVICE = 100,
+  INVALID_DEVICE = 101,
+  INVALID_CONTEXT = 201,
+  INVALID_HANDLE = 400,
+  NOT_READY = 600,
+  ALREADY_REGISTERED = 712,
+  NOT_REGISTERED = 713
+};
+
+/* ---- Objects. A handle is a kind and an index; indices are never used twice, so a stale handle is always found. ---- */
+
+typedef enum { CONTEXT = 1, STREAM, EVENT, POOL } Kind;
+
+typedef struct Record {
+  bool done;
+  uint64_t time;
+  struct Record *next;
+} Record;
+
+typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE } OpKind;
+
+typedef struct Op {
+  OpKind kind;
+  bool held;
+  Record *record;
+  uint8_t *to;
+  const uint8_t *from;
+  uint64_t bytes;
+  uint32_t value;
+  int width;
+  struct Allocation *allocation;
+  struct Op *next;
+} Op;
+
+typedef struct {
+  bool alive;
+  int device;
+  int retained;
+  Handle legacy, per_thread;
+} Context;
+
+typedef struct {
+  bool alive, internal;
+  Handle context;
+  uint64_t id;
+  unsigned flags;
+  int priority;
+  Op *head, *tail;
+} Stream;
+
+typedef struct {
+  bool alive;
+  Handle context;
+  unsigned flags;
+  Record *record;
+} Event;
+
+/* Bytes of a pool: in use, freed by the GPU but not seen by the host yet, and free for the next allocation. */
+typedef struct {
+  bool alive;
+  int device;
+  uint64_t used, unseen, kept;
+} Pool;
+
+typedef struct Allocation {
+  uint8_t *address;
+  uint64_t bytes;
+  Pool *pool;
+  bool released;
+  struct Allocation *next;
+} Allocation;
+
+typedef struct Registration {
+  uint8_t *address;
+  uint64_t bytes;
+  struct Registration *next;
+} Registration;
+
+typedef struct {
+  void **items;
+  uint64_t count, capacity, first;
+} Table;
+
+typedef struct Failure {
+  char name[64];
+  int status, after, times;
+  struct Failure *next;
+} Failure;
+
+#define MAX_DEVICES 8
+#define MAX_REMOTES 64
+
+static struct {
+  Table tables[5];
+  Allocation *allocations;
+  Registration *registrations;
+  Record *records;
+  Failure *failures;
+  Record *remotes[MAX_REMOTES];
+  int remote_count;
+  Handle primary[MAX_DEVICES];
+  bool initialized;
+  int devices, version, init_status, fault, pending;
+  int least, greatest;
+  uint64_t memory, clock, next_id;
+  uint64_t calls, misuses;
+  char misuse[512];
+  pthread_t main_thread;
+} stub;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static __thread Handle stack[32];
+static __thread int depth;
+
+static Handle make(Kind kind, void *object) {
+  Table *table = &stub.tables[kind];
+  if (table->count == table->capacity) {
+    table->capacity = table->capacity == 0 ? 256 : table->capacity * 2;
+    table->items = realloc(table->items, table->capacity * sizeof(void *));
+  }
+  table->items[table->count] = object;
+  return ((Handle)kind << 40) | (++table->count << 4);
+}
+
+/* The object of a handle, whether it is alive or not; none for what never was a handle since the last reset. */
+static void *find(Kind kind, Handle handle) {
+  Table *table = &stub.tables[kind];
+  uint64_t index = (handle & 0xffffffffff) >> 4;
+  if (handle >> 40 != (uint64_t)kind || index <= table->first || index > table->count) return NULL;
+  return table->items[index - 1];
+}
+
+#define EACH(Type, name, kind) \
+  for (uint64_t i_##name = stub.tables[kind].first; i_##name < stub.tables[kind].count; i_##name++) \
+    for (Type *name = stub.tables[kind].items[i_##name]; name != NULL; name = NULL)
+
+/* ---- The log: one line of JSON per call; a call that repeats the one before only raises its count. ---- */
+
+static struct {
+  char *text;
+  size_t used, capacity, last;
+  unsigned repeats;
+  char *snapshot;
+} logged;
+
+static void log_append(const char *text, size_t size) {
+  if (logged.used + size + 1 > logged.capacity) {
+    logged.capacity = (logged.used + size + 1) * 2;
+    logged.text = realloc(logged.text, logged.capacity);
+  }
+  memcpy(logged.text + logged.used, text, size);
+  logged.used += size;
+  logged.text[logged.used] = 0;
+}
+
+static void log_repeats(void) {
+  char text[32];
+  int size = snprintf(text, sizeof text, ",\"times\":%u}\n", logged.repeats);
+  log_append(text, (size_t)size);
+}
+
+/* Lines stay open at their end until the next one, so that their count can grow. */
+static void log_line(const char *line, size_t size) {
+  if (logged.repeats > 0) {
+    size_t open = logged.used - logged.last;
+    if (open == size && memcmp(logged.text + logged.last, line, size) == 0) {
+      logged.repeats++;
+      return;
+    }
+    log_repeats();
+  }
+  logged.last = logged.used;
+  logged.repeats = 1;
+  log_append(line, size);
+}
+
+static void misuse(const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  if (stub.misuses++ == 0) vsnprintf(stub.misuse, sizeof stub.misuse, format, values);
+  va_end(values);
+}
+
+/* ---- A call: what it was given, and how it ends. ---- */
+
+typedef struct {
+  const char *name;
+  Status status;
+  /* True when the device's fault is the answer; what a call gives back is then given back all the same. */
+  bool faulted;
+  Handle context;
+  char text[640];
+  size_t used;
+} Call;
+
+enum { ALWAYS = 1, NEEDS_CONTEXT = 2 };
+
+static Handle current(void) { return depth == 0 ? 0 : stack[depth - 1]; }
+
+static int injected(const char *name) {
+  for (Failure *failure = stub.failures; failure != NULL; failure = failure->next) {
+    if (strcmp(failure->name, name) != 0 || failure->times == 0) continue;
+    if (failure->after > 0) {
+      failure->after--;
+      continue;
+    }
+    if (failure->times > 0) failure->times--;
+    return failure->status;
+  }
+  return SUCCESS;
+}
+
+static Call begin(const char *name, int needs) {
+  pthread_mutex_lock(&lock);
+  stub.calls++;
+  Call call = {.name = name, .status = injected(name), .context = current()};
+  if (call.status != SUCCESS || (needs & ALWAYS)) return call;
+  if (!stub.initialized) {
+    misuse("%s before cuInit", name);
+    call.status = NOT_INITIALIZED;
+  } else if (stub.fault != SUCCESS) {
+    call.status = stub.fault;
+    call.faulted = true;
+  } else if ((needs & NEEDS_CONTEXT) && call.context == 0) {
+    misuse("%s without a current context", name);
+    call.status = INVALID_CONTEXT;
+  }
+  return call;
+}
+
+static void add(Call *call, const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  if (call->used > 0) call->text[call->used++] = ',';
+  call->used += (size_t)vsnprintf(call->text + call->used, sizeof call->text - call->used - 1, format, values);
+  va_end(values);
+}
+
+static void add_int(Call *call, int64_t value) { add(call, "%lld", (long long)value); }
+
+/* What JavaScript's numbers cannot hold is written as a string. */
+static void add_wide(Call *call, uint64_t value) {
+  add(call, value >> 53 == 0 ? "%llu" : "\"%llu\"", (unsigned long long)value);
+}
+
+static void add_bytes(Call *call, const void *bytes, int count) {
+  char hex[256];
+  for (int i = 0; i < count; i++) snprintf(hex + 2 * i, 3, "%02x", ((const uint8_t *)bytes)[i]);
+  add(call, "\"%s\"", hex);
+}
+
+/* Logs the call and lets the next one in. */
+static Status end(Call *call) {
+  char line[1024];
+  bool main = pthread_equal(pthread_self(), stub.main_thread) != 0;
+  int size = snprintf(line, sizeof line, "{\"name\":\"%s\",\"args\":[%s],\"status\":%d,\"context\":%llu,\"main\":%s",
+                      call->name, call->text, call->status, (unsigned long long)call->context, main ? "true" : "false");
+  log_line(line, (size_t)size);
+  pthread_mutex_unlock(&lock);
+  return call->status;
+}
+
+static void wrong(Call *call, const char *what, Handle handle) {
+  if (call->status != SUCCESS) return;
+  misuse("%s: %s 0x%llx", call->name, what, (unsigned long long)handle);
+  call->status = INVALID_HANDLE;
+}
+
+/* ---- Streams run their operations in order, as far as nothing holds them back. ---- */
+
+static bool overlap(const uint8_t *a, uint64_t a_bytes, const uint8_t *b, uint64_t b_bytes) {
+  return a != NULL && b != NULL && a < b + b_bytes && b < a + a_bytes;
+}
+
+/* True while an operation that is not done yet touches the memory. */
+static bool in_use(const uint8_t *memory, uint64_t bytes) {
+  EACH(Stream, stream, STREAM) {
+    for (Op *op = stream->head; op != NULL; op = op->next) {
+      if (overlap(op->to, op->bytes, memory, bytes) || overlap(op->from, op->bytes, memory, bytes)) return true;
+    }
+  }
+  return false;
+}
+
+static void forget(Allocation *allocation) {
+  Allocation **link = &stub.allocations;
+  while (*link != allocation) link = &(*link)->next;
+  *link = allocation->next;
+  munmap(allocation->address, allocation->bytes);
+  free(allocation);
+}
+
+static void run_free(Allocation *allocation) {
+  if (in_use(allocation->address, allocation->bytes)) misuse("device memory was freed while a stream still uses it");
+  allocation->pool->used -= allocation->bytes;
+  allocation->pool->unseen += allocation->bytes;
+  forget(allocation);
+}
+
+static void run_fill(const Op *op) {
+  for (uint64_t i = 0; i < op->bytes; i += (uint64_t)op->width) memcpy(op->to + i, &op->value, (size_t)op->width);
+}
+
+/* Takes the first operation of a stream off and does it. Every operation takes a microsecond. */
+static void run_first(Stream *stream) {
+  Op *op = stream->head;
+  stream->head = op->next;
+  if (stream->head == NULL) stream->tail = NULL;
+  stub.clock += 1000;
+  if (op->kind == COPY) memcpy(op->to, op->from, op->bytes);
+  if (op->kind == FILL) run_fill(op);
+  if (op->kind == FREE) run_free(op->allocation);
+  if (op->kind == RECORD) {
+    op->record->done = true;
+    op->record->time = stub.clock;
+  }
+  free(op);
+}
+
+static bool can_run(const Op *op) { return !op->held && (op->kind != WAIT || op->record->done); }
+
+static void run_all(void) {
+  bool moved = true;
+  while (moved) {
+    moved = false;
+    EACH(Stream, stream, STREAM) {
+      while (stream->head != NULL && can_run(stream->head)) {
+        run_first(stream);
+        moved = true;
+      }
+    }
+  }
+}
+
+static Op *enqueue(Stream *stream, OpKind kind) {
+  Op *op = calloc(1, sizeof(Op));
+  bool memory = kind == ALLOCATE || kind == FREE;
+  op->kind = kind;
+  op->held = kind == WORK || ((stub.pending & 1) && (kind == COPY || kind == FILL)) || ((stub.pending & 2) && memory);
+  if (stream->tail == NULL) stream->head = op;
+  else stream->tail->next = op;
+  stream->tail = op;
+  return op;
+}
+
+static Record *make_record(void) {
+  Record *record = calloc(1, sizeof(Record));
+  record->next = stub.records;
+  stub.records = record;
+  return record;
+}
+
+/* ---- Contexts and streams by handle. ---- */
+
+static Handle make_stream(Handle context, unsigned flags, int priority, uint64_t id, bool internal) {
+  Stream *stream = calloc(1, sizeof(Stream));
+  *stream = (Stream){.alive = true, .internal = internal, .context = context, .flags = flags, .priority = priority};
+  stream->id = id == 0 ? stub.next_id++ : id;
+  return make(STREAM, stream);
+}
+
+static Handle make_context(int device) {
+  Context *context = calloc(1, sizeof(Context));
+  Handle handle = make(CONTEXT, context);
+  context->alive = true;
+  context->device = device;
+  context->legacy = make_stream(handle, 0, 0, 7, true);
+  context->per_thread = make_stream(handle, 0, 0, 15, true);
+  return handle;
+}
+
+static Context *context_of(Call *call, Handle handle) {
+  Context *context = find(CONTEXT, handle);
+  if (context != NULL && context->alive) return context;
+  wrong(call, "no such context", handle);
+  return NULL;
+}
+
+/* 0 and 1 are the legacy default stream of the current context, 2 is its per-thread one. */
+static Stream *stream_of(Call *call, Handle handle) {
+  if (handle <= 2) {
+    Context *context = find(CONTEXT, call->context);
+    if (context != NULL) return find(STREAM, handle == 2 ? context->per_thread : context->legacy);
+    if (call->status == SUCCESS) {
+      misuse("%s on a default stream without a current context", call->name);
+      call->status = INVALID_CONTEXT;
+    }
+    return NULL;
+  }
+  Stream *stream = find(STREAM, handle);
+  if (stream != NULL && stream->alive) return stream;
+  wrong(call, "no such stream", handle);
+  return NULL;
+}
+
+static Event *event_of(Call *call, Handle handle) {
+  Event *event = find(EVENT, handle);
+  if (event != NULL && event->alive) return event;
+  wrong(call, "no such event", handle);
+  return NULL;
+}
+
+static Pool *pool_of(Call *call, Handle handle) {
+  Pool *pool = find(POOL, handle);
+  if (pool != NULL && pool->alive) return pool;
+  wrong(call, "no such pool", handle);
+  return NULL;
+}
+
+static bool is_device(Call *call, int device) {
+  if (call->status != SUCCESS) return false;
+  if (device >= 0 && device < stub.devices) return true;
+  call->status = INVALID_DEVICE;
+  return false;
+}
+
+static bool ok(const Call *call) { return call->status == SUCCESS; }
+
+/* True also when a fault is the answer: the driver gives things back with their context then. */
+static bool gives_back(const Call *call) { return ok(call) || call->faulted; }
+
+/* ---- The driver: versions, errors, devices. ---- */
+
+EXPORT Status cuInit(unsigned flags) {
+  Call call = begin("cuInit", ALWAYS);
+  add_int(&call, flags);
+  if (ok(&call)) call.status = stub.init_status;
+  if (ok(&call)) stub.initialized = true;
+  return end(&call);
+}
+
+EXPORT Status cuDriverGetVersion(int *version) {
+  Call call = begin("cuDriverGetVersion", ALWAYS);
+  if (ok(&call)) add_int(&call, *version = stub.version);
+  return end(&call);
+}
+
+static Status describe(Call *call, int status, const char **out, const char *text) {
+  bool known = status == 12345;
+  add_int(call, status);
+  *out = known ? text : NULL;
+  if (ok(call) && !known) call->status = INVALID_VALUE;
+  return end(call);
+}
+
+EXPORT Status cuGetErrorName(int status, const char **name) {
+  Call call = begin("cuGetErrorName", ALWAYS);
+  return describe(&call, status, name, "CUDA_ERROR_OF_THE_STUB");
+}
+
+EXPORT Status cuGetErrorString(int status, const char **text) {
+  Call call = begin("cuGetErrorString", ALWAYS);
+  return describe(&call, status, text, "a status that only the stub knows");
+}
+
+EXPORT Status cuDeviceGetCount(int *count) {
+  Call call = begin("cuDeviceGetCount", ALWAYS);
+  if (ok(&call)) add_int(&call, *count = stub.devices);
+  return end(&call);
+}
+
+/* Device handles differ from ordinals, so that a test sees who mixes them up. */
+#define DEVICE_BASE 40
+
+EXPORT Status cuDeviceGet(int *device, int ordinal) {
+  Call call = begin("cuDeviceGet", ALWAYS);
+  if (is_device(&call, ordinal)) add_int(&call, *device = ordinal + DEVICE_BASE);
+  add_int(&call, ordinal);
+  return end(&call);
+}
+
+EXPORT Status cuDeviceGetName(char *name, int size, int device) {
+  Call call = begin("cuDeviceGetName", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE)) snprintf(name, (size_t)size, "Stub GPU %d", device - DEVICE_BASE);
+  add_int(&call, size);
+  add_int(&call, device);
+  return end(&call);
+}
+
+EXPORT Status cuDeviceGetUuid_v2(uint8_t *uuid, int device) {
+  Call call = begin("cuDeviceGetUuid_v2", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE)) {
+    for (int i = 0; i < 16; i++) uuid[i] = (uint8_t)(i * 16 + device - DEVICE_BASE);
+  }
+  add_int(&call, device);
+  return end(&call);
+}
+
+EXPORT Status cuDeviceTotalMem_v2(size_t *bytes, int device) {
+  Call call = begin("cuDeviceTotalMem_v2", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE)) add_wide(&call, *bytes = stub.memory);
+  add_int(&call, device);
+  return end(&call);
+}
+
+EXPORT Status cuDeviceGetAttribute(int *value, int attribute, int device) {
+  Call call = begin("cuDeviceGetAttribute", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE)) {
+    add_int(&call, *value = attribute == 75 ? 9 : attribute == 76 ? 0 : 1000 + attribute);
+  }
+  add_int(&call, attribute);
+  add_int(&call, device);
+  return end(&call);
+}
+
+EXPORT Status cuDeviceGetPCIBusId(char *text, int size, int device) {
+  Call call = begin("cuDeviceGetPCIBusId", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE)) snprintf(text, (size_t)size, "0000:%02X:00.0", device);
+  add_int(&call, size);
+  add_int(&call, device);
+  return end(&call);
+}
+
+EXPORT Status cuDeviceCanAccessPeer(int *can, int device, int peer) {
+  Call call = begin("cuDeviceCanAccessPeer", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE) && is_device(&call, peer - DEVICE_BASE)) {
+    add_int(&call, *can = device != peer);
+  }
+  add_int(&call, device);
+  add_int(&call, peer);
+  return end(&call);
+}
+
+/* ---- Contexts. ---- */
+
+EXPORT Status cuDevicePrimaryCtxRetain(Handle *out, int device) {
+  Call call = begin("cuDevicePrimaryCtxRetain", ALWAYS);
+  int ordinal = device - DEVICE_BASE;
+  if (is_device(&call, ordinal)) {
+    if (stub.primary[ordinal] == 0) stub.primary[ordinal] = make_context(ordinal);
+    Context *context = find(CONTEXT, stub.primary[ordinal]);
+    context->retained++;
+    context->alive = true;
+    add_wide(&call, *out = stub.primary[ordinal]);
+  }
+  add_int(&call, device);
+  return end(&call);
+}
+
+EXPORT Status cuDevicePrimaryCtxRelease_v2(int device) {
+  Call call = begin("cuDevicePrimaryCtxRelease_v2", ALWAYS);
+  int ordinal = device - DEVICE_BASE;
+  add_int(&call, device);
+  Context *context = is_device(&call, ordinal) ? find(CONTEXT, stub.primary[ordinal]) : NULL;
+  if (context != NULL && context->retained > 0) {
+    context->alive = --context->retained > 0;
+  } else if (ok(&call)) {
+    misuse("a primary context was released that nobody retains");
+    call.status = INVALID_CONTEXT;
+  }
+  return end(&call);
+}
+
+EXPORT Status cuCtxPushCurrent_v2(Handle context) {
+  Call call = begin("cuCtxPushCurrent_v2", ALWAYS);
+  add_wide(&call, context);
+  if (context_of(&call, context) != NULL && ok(&call)) stack[depth++] = context;
+  return end(&call);
+}
+
+EXPORT Status cuCtxPopCurrent_v2(Handle *out) {
+  Call call = begin("cuCtxPopCurrent_v2", ALWAYS);
+  if (ok(&call) && depth == 0) {
+    misuse("a context was popped that nobody pushed");
+    call.status = INVALID_CONTEXT;
+  }
+  if (ok(&call)) add_wide(&call, *out = stack[--depth]);
+  return end(&call);
+}
+
+EXPORT Status cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+  Call call = begin("cuCtxGetStreamPriorityRange", NEEDS_CONTEXT);
+  if (ok(&call)) add_int(&call, *least = stub.least);
+  if (ok(&call)) add_int(&call, *greatest = stub.greatest);
+  return end(&call);
+}
+
+static uint64_t taken_memory(int device) {
+  uint64_t bytes = 0;
+  EACH(Pool, pool, POOL) {
+    if (pool->device == device) bytes += pool->used + pool->unseen + pool->kept;
+  }
+  return bytes;
+}
+
+EXPORT Status cuMemGetInfo_v2(size_t *available, size_t *total) {
+  Call call = begin("cuMemGetInfo_v2", NEEDS_CONTEXT);
+  Context *context = ok(&call) ? context_of(&call, call.context) : NULL;
+  if (context != NULL) {
+    add_wide(&call, *available = stub.memory - taken_memory(context->device));
+    add_wide(&call, *total = stub.memory);
+  }
+  return end(&call);
+}
+
+/* ---- Streams. ---- */
+
+EXPORT Status cuStreamCreateWithPriority(Handle *out, unsigned flags, int priority) {
+  Call call = begin("cuStreamCreateWithPriority", NEEDS_CONTEXT);
+  if (ok(&call) && flags > 1) call.status = INVALID_VALUE;
+  if (ok(&call)) add_wide(&call, *out = make_stream(call.context, flags, priority, 0, false));
+  add_int(&call, flags);
+  add_int(&call, priority);
+  return end(&call);
+}
+
+EXPORT Status cuStreamDestroy_v2(Handle handle) {
+  Call call = begin("cuStreamDestroy_v2", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (stream != NULL && gives_back(&call)) {
+    if (stream->internal) misuse("a stream was destroyed that belongs to others");
+    stream->alive = false;
+  }
+  return end(&call);
+}
+
+EXPORT Status cuStreamQuery(Handle handle) {
+  Call call = begin("cuStreamQuery", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call) && stream->head != NULL) call.status = NOT_READY;
+  return end(&call);
+}
+
+static void see_frees(int device) {
+  EACH(Pool, pool, POOL) {
+    if (pool->device != device) continue;
+    pool->kept += pool->unseen;
+    pool->unseen = 0;
+  }
+}
+
+EXPORT Status cuStreamSynchronize(Handle handle) {
+  Call call = begin("cuStreamSynchronize", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call) && stream->head != NULL) misuse("cuStreamSynchronize would block the thread");
+  if (ok(&call)) see_frees(((Context *)find(CONTEXT, stream->context))->device);
+  return end(&call);
+}
+
+EXPORT Status cuStreamWaitEvent(Handle handle, Handle event_handle, unsigned flags) {
+  Call call = begin("cuStreamWaitEvent", 0);
+  add_wide(&call, handle);
+  add_wide(&call, event_handle);
+  add_int(&call, flags);
+  Stream *stream = stream_of(&call, handle);
+  Event *event = event_of(&call, event_handle);
+  if (ok(&call) && event->record != NULL) {
+    enqueue(stream, WAIT)->record = event->record;
+    run_all();
+  }
+  return end(&call);
+}
+
+EXPORT Status cuStreamGetId(Handle handle, uint64_t *id) {
+  Call call = begin("cuStreamGetId", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call)) add_wide(&call, *id = stream->id);
+  return end(&call);
+}
+
+EXPORT Status cuStreamGetPriority(Handle handle, int *priority) {
+  Call call = begin("cuStreamGetPriority", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call)) add_int(&call, *priority = stream->priority);
+  return end(&call);
+}
+
+EXPORT Status cuStreamGetFlags(Handle handle, unsigned *flags) {
+  Call call = begin("cuStreamGetFlags", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call)) add_int(&call, *flags = stream->flags);
+  return end(&call);
+}
+
+EXPORT Status cuStreamGetCtx(Handle handle, Handle *context) {
+  Call call = begin("cuStreamGetCtx", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call)) add_wide(&call, *context = stream->context);
+  return end(&call);
+}
+
+/* ---- Events. ---- */
+
+static Handle make_event(Handle context, unsigned flags, Record *record) {
+  Event *event = calloc(1, sizeof(Event));
+  *event = (Event){.alive = true, .context = context, .flags = flags, .record = record};
+  return make(EVENT, event);
+}
+
+EXPORT Status cuEventCreate(Handle *out, unsigned flags) {
+  Call call = begin("cuEventCreate", NEEDS_CONTEXT);
+  if (ok(&call) && (flags > 7 || (flags & 6) == 4)) call.status = INVALID_VALUE;
+  if (ok(&call)) add_wide(&call, *out = make_event(call.context, flags, NULL));
+  add_int(&call, flags);
+  return end(&call);
+}
+
+EXPORT Status cuEventDestroy_v2(Handle handle) {
+  Call call = begin("cuEventDestroy_v2", 0);
+  add_wide(&call, handle);
+  Event *event = event_of(&call, handle);
+  if (event != NULL && gives_back(&call)) event->alive = false;
+  return end(&call);
+}
+
+EXPORT Status cuEventRecord(Handle handle, Handle stream_handle) {
+  Call call = begin("cuEventRecord", 0);
+  add_wide(&call, handle);
+  add_wide(&call, stream_handle);
+  Event *event = event_of(&call, handle);
+  Stream *stream = stream_of(&call, stream_handle);
+  if (ok(&call) && event->context != stream->context) wrong(&call, "the stream is of another context than event", handle);
+  if (ok(&call)) {
+    event->record = make_record();
+    enqueue(stream, RECORD)->record = event->record;
+    run_all();
+  }
+  return end(&call);
+}
+
+EXPORT Status cuEventQuery(Handle handle) {
+  Call call = begin("cuEventQuery", 0);
+  add_wide(&call, handle);
+  Event *event = event_of(&call, handle);
+  if (ok(&call) && event->record != NULL && !event->record->done) call.status = NOT_READY;
+  return end(&call);
+}
+
+static Status elapsed(const Event *start, const Event *stop, float *milliseconds) {
+  if (((start->flags | stop->flags) & 2) || start->record == NULL || stop->record == NULL) return INVALID_HANDLE;
+  if (start->context != stop->context) return INVALID_HANDLE;
+  if (!start->record->done || !stop->record->done) return NOT_READY;
+  *milliseconds = (float)((double)(stop->record->time - start->record->time) / 1e6);
+  return SUCCESS;
+}
+
+EXPORT Status cuEventElapsedTime(float *milliseconds, Handle start_handle, Handle stop_handle) {
+  Call call = begin("cuEventElapsedTime", 0);
+  add_wide(&call, start_handle);
+  add_wide(&call, stop_handle);
+  Event *start = event_of(&call, start_handle);
+  Event *stop = event_of(&call, stop_handle);
+  if (ok(&call)) call.status = elapsed(start, stop, milliseconds);
+  return end(&call);
+}
+
+/* Interprocess handles: the first eight bytes say which event, the rest is a pattern that a wrong copy breaks. */
+typedef struct {
+  uint8_t bytes[64];
+} IpcHandle;
+
+static void fill_ipc(uint8_t *bytes, uint64_t value) {
+  for (int i = 0; i < 64; i++) bytes[i] = (uint8_t)(i * 7 + 3);
+  memcpy(bytes, &value, sizeof value);
+}
+
+EXPORT Status cuIpcGetEventHandle(IpcHandle *out, Handle handle) {
+  Call call = begin("cuIpcGetEventHandle", 0);
+  add_wide(&call, handle);
+  Event *event = event_of(&call, handle);
+  if (ok(&call) && !(event->flags & 4)) call.status = INVALID_VALUE;
+  if (ok(&call)) fill_ipc(out->bytes, handle);
+  return end(&call);
+}
+
+EXPORT Status cuIpcOpenEventHandle(Handle *out, IpcHandle handle) {
+  Call call = begin("cuIpcOpenEventHandle", NEEDS_CONTEXT);
+  IpcHandle expected;
+  uint64_t remote;
+  memcpy(&remote, handle.bytes, sizeof remote);
+  fill_ipc(expected.bytes, remote);
+  bool known = remote < (uint64_t)stub.remote_count && memcmp(&expected, &handle, sizeof handle) == 0;
+  if (ok(&call) && !known) call.status = find(EVENT, remote) == NULL ? INVALID_VALUE : INVALID_CONTEXT;
+  if (ok(&call)) add_wide(&call, *out = make_event(call.context, 6, stub.remotes[remote]));
+  add_bytes(&call, &handle, 64);
+  return end(&call);
+}
+
+/* ---- Device memory: pools whose allocations and releases are work of a stream. ---- */
+
+typedef struct {
+  int alloc_type, handle_types, location_type, location_id;
+  void *security;
+  size_t max_size;
+  uint8_t rest[56];
+} PoolProperties;
+
+EXPORT Status cuMemPoolCreate(Handle *out, const PoolProperties *properties) {
+  Call call = begin("cuMemPoolCreate", 0);
+  bool valid = properties->alloc_type == 1 && properties->location_type == 1 && properties->handle_types == 0;
+  if (ok(&call) && (!valid || properties->location_id < 0 || properties->location_id >= stub.devices)) {
+    call.status = INVALID_VALUE;
+  }
+  if (ok(&call)) {
+    Pool *pool = calloc(1, sizeof(Pool));
+    *pool = (Pool){.alive = true, .device = properties->location_id};
+    add_wide(&call, *out = make(POOL, pool));
+  }
+  add_bytes(&call, properties, sizeof *properties);
+  return end(&call);
+}
+
+EXPORT Status cuMemPoolDestroy(Handle handle) {
+  Call call = begin("cuMemPoolDestroy", 0);
+  add_wide(&call, handle);
+  Pool *pool = pool_of(&call, handle);
+  if (pool != NULL && gives_back(&call)) pool->alive = false;
+  return end(&call);
+}
+
+EXPORT Status cuMemPoolSetAttribute(Handle handle, int attribute, void *value) {
+  Call call = begin("cuMemPoolSetAttribute", 0);
+  bool narrow = attribute >= 1 && attribute <= 3;
+  add_wide(&call, handle);
+  add_int(&call, attribute);
+  if (narrow) add_int(&call, *(int *)value);
+  else add_wide(&call, *(uint64_t *)value);
+  pool_of(&call, handle);
+  if (ok(&call) && (attribute < 1 || attribute > 8)) call.status = INVALID_VALUE;
+  return end(&call);
+}
+
+EXPORT Status cuMemPoolTrimTo(Handle handle, size_t keep) {
+  Call call = begin("cuMemPoolTrimTo", 0);
+  add_wide(&call, handle);
+  add_wide(&call, keep);
+  Pool *pool = pool_of(&call, handle);
+  if (ok(&call) && pool->kept > keep) pool->kept = keep;
+  return end(&call);
+}
+
+/* Memory comes from what the pool keeps, and from the device when that is not enough. */
+static bool reserve(Pool *pool, uint64_t bytes) {
+  uint64_t reused = bytes < pool->kept ? bytes : pool->kept;
+  if (taken_memory(pool->device) - reused + bytes > stub.memory) return false;
+  pool->kept -= reused;
+  pool->used += bytes;
+  return true;
+}
+
+static Allocation *allocate(Pool *pool, uint64_t bytes) {
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void *address = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (address == MAP_FAILED) return NULL;
+  Allocation *allocation = calloc(1, sizeof(Allocation));
+  *allocation = (Allocation){.address = address, .bytes = bytes, .pool = pool, .next = stub.allocations};
+  return stub.allocations = allocation;
+}
+
+EXPORT Status cuMemAllocFromPoolAsync(Handle *out, size_t bytes, Handle pool_handle, Handle stream_handle) {
+  Call call = begin("cuMemAllocFromPoolAsync", 0);
+  Pool *pool = pool_of(&call, pool_handle);
+  Stream *stream = stream_of(&call, stream_handle);
+  if (ok(&call) && bytes == 0) call.status = INVALID_VALUE;
+  if (ok(&call) && !reserve(pool, bytes)) call.status = OUT_OF_MEMORY;
+  Allocation *allocation = ok(&call) ? allocate(pool, bytes) : NULL;
+  if (ok(&call) && allocation == NULL) call.status = OUT_OF_MEMORY;
+  if (ok(&call)) {
+    add_wide(&call, *out = (Handle)allocation->address);
+    enqueue(stream, ALLOCATE);
+    run_all();
+  }
+  add_wide(&call, bytes);
+  add_wide(&call, pool_handle);
+  add_wide(&call, stream_handle);
+  return end(&call);
+}
+
+static Allocation *allocation_at(const uint8_t *address, uint64_t bytes) {
+  for (Allocation *a = stub.allocations; a != NULL; a = a->next) {
+    if (address >= a->address && address + bytes <= a->address + a->bytes) return a;
+  }
+  return NULL;
+}
+
+EXPORT Status cuMemFreeAsync(Handle address, Handle stream_handle) {
+  Call call = begin("cuMemFreeAsync", 0);
+  add_wide(&call, address);
+  add_wide(&call, stream_handle);
+  Stream *stream = stream_of(&call, stream_handle);
+  Allocation *allocation = allocation_at((uint8_t *)address, 0);
+  bool valid = allocation != NULL && allocation->address == (uint8_t *)address && !allocation->released;
+  if (!valid && gives_back(&call)) wrong(&call, "not an allocation to free", address);
+  if (valid && ok(&call)) {
+    allocation->released = true;
+    enqueue(stream, FREE)->allocation = allocation;
+    run_all();
+  } else if (valid && call.faulted) {
+    allocation->pool->used -= allocation->bytes;
+    forget(allocation);
+  }
+  return end(&call);
+}
+
+/* ---- Pinned host memory. ---- */
+
+static Registration *registration_at(const uint8_t *address, uint64_t bytes) {
+  for (Registration *r = stub.registrations; r != NULL; r = r->next) {
+    if (overlap(r->address, r->bytes, address, bytes)) return r;
+  }
+  return NULL;
+}
+
+EXPORT Status cuMemHostRegister_v2(uint8_t *address, size_t bytes, unsigned flags) {
+  Call call = begin("cuMemHostRegister_v2", NEEDS_CONTEXT);
+  add_wide(&call, (uint64_t)address);
+  add_wide(&call, bytes);
+  add_int(&call, flags);
+  if (ok(&call) && bytes == 0) call.status = INVALID_VALUE;
+  if (ok(&call) && registration_at(address, bytes) != NULL) call.status = ALREADY_REGISTERED;
+  if (ok(&call)) {
+    Registration *registration = calloc(1, sizeof(Registration));
+    *registration = (Registration){.address = address, .bytes = bytes, .next = stub.registrations};
+    stub.registrations = registration;
+  }
+  return end(&call);
+}
+
+static bool unregister(uint8_t *address) {
+  for (Registration **link = &stub.registrations; *link != NULL; link = &(*link)->next) {
+    Registration *registration = *link;
+    if (registration->address != address) continue;
+    if (in_use(address, registration->bytes)) misuse("pinned memory was unregistered while a stream still uses it");
+    *link = registration->next;
+    free(registration);
+    return true;
+  }
+  return false;
+}
+
+EXPORT Status cuMemHostUnregister(uint8_t *address) {
+  Call call = begin("cuMemHostUnregister", NEEDS_CONTEXT);
+  add_wide(&call, (uint64_t)address);
+  if (gives_back(&call) && !unregister(address) && ok(&call)) {
+    misuse("cuMemHostUnregister of memory that is not registered");
+    call.status = NOT_REGISTERED;
+  }
+  return end(&call);
+}
+
+/* ---- Copies and fills. ---- */
+
+/* A copy's host range lies in one registration; the driver refuses one that spans two. */
+static void check_host(Call *call, const uint8_t *address, uint64_t bytes) {
+  if (!ok(call)) return;
+  Registration *registration = registration_at(address, bytes);
+  if (registration == NULL) misuse("%s: host memory that is not pinned", call->name);
+  else if (address < registration->address || address + bytes > registration->address + registration->bytes) {
+    call->status = INVALID_VALUE;
+  }
+}
+
+static void check_device(Call *call, const uint8_t *address, uint64_t bytes) {
+  if (!ok(call)) return;
+  Allocation *allocation = allocation_at(address, bytes);
+  if (allocation != NULL && !allocation->released) return;
+  misuse("%s: device memory that is not allocated", call->name);
+  call->status = INVALID_VALUE;
+}
+
+static Status copy(Call *call, uint8_t *to, const uint8_t *from, uint64_t bytes, Handle stream_handle) {
+  add_wide(call, bytes);
+  add_wide(call, stream_handle);
+  Stream *stream = stream_of(call, stream_handle);
+  if (ok(call)) {
+    Op *op = enqueue(stream, COPY);
+    op->to = to;
+    op->from = from;
+    op->bytes = bytes;
+    run_all();
+  }
+  return end(call);
+}
+
+EXPORT Status cuMemcpyHtoDAsync_v2(uint8_t *to, const uint8_t *from, size_t bytes, Handle stream) {
+  Call call = begin("cuMemcpyHtoDAsync_v2", 0);
+  add_wide(&call, (uint64_t)to);
+  add_wide(&call, (uint64_t)from);
+  check_device(&call, to, bytes);
+  check_host(&call, from, bytes);
+  return copy(&call, to, from, bytes, stream);
+}
+
+EXPORT Status cuMemcpyDtoHAsync_v2(uint8_t *to, const uint8_t *from, size_t bytes, Handle stream) {
+  Call call = begin("cuMemcpyDtoHAsync_v2", 0);
+  add_wide(&call, (uint64_t)to);
+  add_wide(&call, (uint64_t)from);
+  check_host(&call, to, bytes);
+  check_device(&call, from, bytes);
+  return copy(&call, to, from, bytes, stream);
+}
+
+EXPORT Status cuMemcpyDtoDAsync_v2(uint8_t *to, const uint8_t *from, size_t bytes, Handle stream) {
+  Call call = begin("cuMemcpyDtoDAsync_v2", 0);
+  add_wide(&call, (uint64_t)to);
+  add_wide(&call, (uint64_t)from);
+  check_device(&call, to, bytes);
+  check_device(&call, from, bytes);
+  return copy(&call, to, from, bytes, stream);
+}
+
+EXPORT Status cuMemcpyPeerAsync(uint8_t *to, Handle to_context, const uint8_t *from, Handle from_context, size_t bytes,
+                                Handle stream) {
+  Call call = begin("cuMemcpyPeerAsync", 0);
+  add_wide(&call, (uint64_t)to);
+  add_wide(&call, to_context);
+  add_wide(&call, (uint64_t)from);
+  add_wide(&call, from_context);
+  context_of(&call, to_context);
+  context_of(&call, from_context);
+  check_device(&call, to, bytes);
+  check_device(&call, from, bytes);
+  return copy(&call, to, from, bytes, stream);
+}
+
+static Status fill(Call *call, uint8_t *to, uint32_t value, int width, uint64_t count, Handle stream_handle) {
+  add_wide(call, (uint64_t)to);
+  add_int(call, value);
+  add_wide(call, count);
+  add_wide(call, stream_handle);
+  if (ok(call) && (uint64_t)to % (uint64_t)width != 0) call->status = INVALID_VALUE;
+  check_device(call, to, count * (uint64_t)width);
+  Stream *stream = stream_of(call, stream_handle);
+  if (ok(call)) {
+    Op *op = enqueue(stream, FILL);
+    op->to = to;
+    op->bytes = count * (uint64_t)width;
+    op->value = value;
+    op->width = width;
+    run_all();
+  }
+  return end(call);
+}
+
+EXPORT Status cuMemsetD8Async(uint8_t *to, uint8_t value, size_t count, Handle stream) {
+  Call call = begin("cuMemsetD8Async", 0);
+  return fill(&call, to, value, 1, count, stream);
+}
+
+EXPORT Status cuMemsetD16Async(uint8_t *to, uint16_t value, size_t count, Handle stream) {
+  Call call = begin("cuMemsetD16Async", 0);
+  return fill(&call, to, value, 2, count, stream);
+}
+
+EXPORT Status cuMemsetD32Async(uint8_t *to, uint32_t value, size_t count, Handle stream) {
+  Call call = begin("cuMemsetD32Async", 0);
+  return fill(&call, to, value, 4, count, stream);
+}
+
+/* ---- For the tests. ---- */
+
+static void drop_queues(void) {
+  EACH(Stream, stream, STREAM) {
+    while (stream->head != NULL) {
+      Op *op = stream->head;
+      stream->head = op->next;
+      free(op);
+    }
+    stream->tail = NULL;
+  }
+}
+
+static void drop_lists(void) {
+  while (stub.allocations != NULL) forget(stub.allocations);
+  while (stub.registrations != NULL) unregister(stub.registrations->address);
+  while (stub.records != NULL) {
+    Record *next = stub.records->next;
+    free(stub.records);
+    stub.records = next;
+  }
+  while (stub.failures != NULL) {
+    Failure *next = stub.failures->next;
+    free(stub.failures);
+    stub.failures = next;
+  }
+}
+
+static void set_defaults(void) {
+  memset(stub.primary, 0, sizeof stub.primary);
+  stub.remote_count = 0;
+  stub.initialized = false;
+  stub.devices = STUB_DEVICES;
+  stub.version = STUB_VERSION;
+  stub.init_status = STUB_INIT;
+  stub.fault = stub.pending = 0;
+  stub.least = 0;
+  stub.greatest = -5;
+  stub.memory = 8ull << 30;
+  stub.next_id = 16;
+  stub.clock = stub.calls = stub.misuses = 0;
+  stub.misuse[0] = 0;
+}
+
+/* Forgets everything; the calling thread is the main one from then on. Handles from before are stale. */
+EXPORT void stub_reset(void) {
+  pthread_mutex_lock(&lock);
+  drop_queues();
+  drop_lists();
+  for (int kind = CONTEXT; kind <= POOL; kind++) stub.tables[kind].first = stub.tables[kind].count;
+  set_defaults();
+  stub.main_thread = pthread_self();
+  depth = 0;
+  logged.used = logged.repeats = 0;
+  pthread_mutex_unlock(&lock);
+}
+
+/* The log so far, a line of JSON per call. Valid until the next call of this function. */
+EXPORT const char *stub_log(void) {
+  pthread_mutex_lock(&lock);
+  if (logged.repeats > 0) log_repeats();
+  logged.repeats = 0;
+  free(logged.snapshot);
+  logged.snapshot = logged.used == 0 ? strdup("") : strndup(logged.text, logged.used);
+  pthread_mutex_unlock(&lock);
+  return logged.snapshot;
+}
+
+EXPORT void stub_log_clear(void) {
+  pthread_mutex_lock(&lock);
+  logged.used = logged.repeats = 0;
+  pthread_mutex_unlock(&lock);
+}
+
+/* Has a function return a status, without doing its work: `times` calls (-1: all) after the next `after` ones. */
+EXPORT void stub_fail(const char *name, int status, int after, int times) {
+  pthread_mutex_lock(&lock);
+  Failure *failure = calloc(1, sizeof(Failure));
+  snprintf(failure->name, sizeof failure->name, "%s", name);
+  failure->status = status;
+  failure->after = after;
+  failure->times = times;
+  failure->next = stub.failures;
+  stub.failures = failure;
+  pthread_mutex_unlock(&lock);
+}
+
+/* Failures that were asked for and have not happened. */
+EXPORT int stub_failures_left(void) {
+  int left = 0;
+  for (Failure *failure = stub.failures; failure != NULL; failure = failure->next) {
+    if (failure->times > 0) left += failure->times;
+  }
+  return left;
+}
+
+EXPORT void stub_set_devices(int count) { stub.devices = count; }
+EXPORT void stub_set_version(int version) { stub.version = version; }
+EXPORT void stub_set_memory(uint64_t bytes) { stub.memory = bytes; }
+
+EXPORT void stub_set_priorities(int least, int greatest) {
+  stub.least = least;
+  stub.greatest = greatest;
+}
+
+/* What stays pending until `stub_finish`: 1 copies and fills, 2 allocations and releases, 3 both. */
+EXPORT void stub_set_pending(int mask) { stub.pending = mask; }
+
+/* From now on every call answers this status, except those that need no context. */
+EXPORT void stub_fault(int status) { stub.fault = status; }
+
+static Stream *any_stream(Handle handle, int device) {
+  if (handle > 2) return find(STREAM, handle);
+  Context *context = find(CONTEXT, stub.primary[device]);
+  return find(STREAM, handle == 2 ? context->per_thread : context->legacy);
+}
+
+/* Enqueues work that stays pending, like a long kernel. The device tells default streams apart. */
+EXPORT void stub_work(Handle handle, int device) {
+  pthread_mutex_lock(&lock);
+  enqueue(any_stream(handle, device), WORK);
+  pthread_mutex_unlock(&lock);
+}
+
+static int let_go(Stream *stream, int count) {
+  int gone = 0;
+  for (Op *op = stream->head; op != NULL && count != 0; op = op->next) {
+    if (!op->held) continue;
+    op->held = false;
+    gone++;
+    count--;
+  }
+  return gone;
+}
+
+/* Ends the first `count` pending pieces of work of a stream (-1: all). Returns how many there were. */
+EXPORT int stub_finish(Handle handle, int device, int count) {
+  pthread_mutex_lock(&lock);
+  int gone = let_go(any_stream(handle, device), count);
+  run_all();
+  pthread_mutex_unlock(&lock);
+  return gone;
+}
+
+/* Ends all work that is pending now, on every stream. */
+EXPORT int stub_finish_all(void) {
+  pthread_mutex_lock(&lock);
+  int gone = 0;
+  EACH(Stream, stream, STREAM) gone += let_go(stream, -1);
+  run_all();
+  pthread_mutex_unlock(&lock);
+  return gone;
+}
+
+/* What is live: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work. */
+EXPORT int stub_live(int kind) {
+  int count = 0;
+  pthread_mutex_lock(&lock);
+  if (kind == 0) EACH(Stream, stream, STREAM) count += stream->alive && !stream->internal;
+  if (kind == 1) EACH(Event, event, EVENT) count += event->alive;
+  if (kind == 2) EACH(Pool, pool, POOL) count += pool->alive;
+  if (kind == 3) for (Registration *r = stub.registrations; r != NULL; r = r->next) count++;
+  if (kind == 4) for (Allocation *a = stub.allocations; a != NULL; a = a->next) count++;
+  if (kind == 5) EACH(Context, context, CONTEXT) count += context->retained;
+  if (kind == 6) EACH(Stream, stream, STREAM) count += stream->head != NULL;
+  pthread_mutex_unlock(&lock);
+  return count;
+}
+
+EXPORT int stub_misuses(void) { return (int)stub.misuses; }
+EXPORT const char *stub_misuse(void) { return stub.misuse; }
+EXPORT double stub_calls(void) { return (double)stub.calls; }
+
+/* What other native code of the process does: a context or a stream of its own. */
+
+EXPORT Handle stub_push_foreign(void) {
+  pthread_mutex_lock(&lock);
+  Handle context = make_context(0);
+  stack[depth++] = context;
+  pthread_mutex_unlock(&lock);
+  return context;
+}
+
+EXPORT void stub_pop_foreign(void) { depth--; }
+EXPORT Handle stub_current(void) { return current(); }
+EXPORT int stub_depth(void) { return depth; }
+
+/* A stream of a device's primary context, or (with -1) of another context. Never counted as live. */
+EXPORT Handle stub_foreign_stream(int device, unsigned flags, int priority) {
+  pthread_mutex_lock(&lock);
+  Handle context = device < 0 ? make_context(0) : stub.primary[device];
+  Handle stream = make_stream(context, flags, priority, 0, true);
+  pthread_mutex_unlock(&lock);
+  return stream;
+}
+
+/* An interprocess event of another process, recorded there and pending until `stub_remote_finish`. Returns its number. */
+EXPORT int stub_remote_event(uint8_t *handle) {
+  pthread_mutex_lock(&lock);
+  int remote = stub.remote_count++;
+  stub.remotes[remote] = make_record();
+  fill_ipc(handle, (uint64_t)remote);
+  pthread_mutex_unlock(&lock);
+  return remote;
+}
+
+EXPORT void stub_remote_finish(int remote) {
+  pthread_mutex_lock(&lock);
+  stub.remotes[remote]->done = true;
+  run_all();
+  pthread_mutex_unlock(&lock);
+}
