@@ -10,7 +10,7 @@ import { main } from "./demo/Main.ts"
 /** Runs a program as this process: Ctrl-C interrupts it, which closes its scopes; its end sets the exit code. */
 const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
   const interrupt = () => fiber.interruptUnsafe()
-  process.once("SIGINT", interrupt).once("SIGTERM", interrupt)
+  process.on("SIGINT", interrupt).on("SIGTERM", interrupt)
   fiber.addObserver((exit) => {
     process.off("SIGINT", interrupt).off("SIGTERM", interrupt)
     teardown(exit, (code) => {

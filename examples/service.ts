@@ -2,14 +2,15 @@
  * A service on a GPU: keeps values in device memory. It asks for `CudaRuntime` and nothing else, so the program that uses
  * it decides whether that is a GPU or, in a test, a simulated one.
  */
-import { CudaMemory, CudaStream } from "effect-cuda"
-import type { CudaError, CudaRuntime } from "effect-cuda"
+import { CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
+import type { CudaError } from "effect-cuda"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 
 /** The device has no room for a value. */
 export class CacheFull extends Data.TaggedError("CacheFull")<{ readonly key: string; readonly byteLength: number }> {}
@@ -36,16 +37,18 @@ export class DeviceCache extends Context.Service<DeviceCache, {
   static readonly layer: Layer.Layer<DeviceCache, CudaError.CudaError, CudaRuntime.CudaRuntime> = Layer.effect(
     DeviceCache,
     Effect.gen(function*() {
-      const context = yield* Effect.context<CudaRuntime.CudaRuntime>()
+      const runtime = yield* CudaRuntime.CudaRuntime
       const scope = yield* Effect.scope
       const stream = yield* CudaStream.make()
       const entries = new Map<string, Entry>()
+      // One at a time, so that no value is replaced while it is read.
+      const turns = yield* Semaphore.make(1)
 
       const put = Effect.fn("DeviceCache.put")(function*(key: string, value: Uint8Array) {
         const own = yield* Scope.fork(scope)
         const buffer = yield* CudaMemory.allocate(value.byteLength).pipe(
           Effect.tap((made) => CudaMemory.upload(made, value, stream)),
-          Effect.provideContext(context),
+          Effect.provideService(CudaRuntime.CudaRuntime, runtime),
           Scope.provide(own),
           Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
         )
@@ -65,12 +68,17 @@ export class DeviceCache extends Context.Service<DeviceCache, {
       return DeviceCache.of({
         put: (key, value) =>
           put(key, value).pipe(
+            turns.withPermit,
             Effect.catchReason("CudaError", "OutOfMemory", () =>
               Effect.fail(new CacheFull({ key, byteLength: value.byteLength }))),
             Effect.catchTag("CudaError", (cause) =>
               Effect.fail(new CacheFailed({ cause })))
           ),
-        get: (key) => Effect.catchTag(get(key), "CudaError", (cause) => Effect.fail(new CacheFailed({ cause })))
+        get: (key) =>
+          get(key).pipe(
+            turns.withPermit,
+            Effect.catchTag("CudaError", (cause) => Effect.fail(new CacheFailed({ cause })))
+          )
       })
     })
   )

@@ -71,6 +71,7 @@ if (existsSync(join(root, "examples"))) {
 }
 const compilerOptions = {
   target: "ES2022",
+  lib: ["ES2023"],
   types: ["node"],
   module: "NodeNext",
   strict: true,

@@ -152,7 +152,6 @@ export interface DriverTooOld {
 export interface FunctionMissing {
   readonly _tag: "FunctionMissing"
   readonly functionName: string
-  readonly driverVersion: number
 }
 
 /**
@@ -331,9 +330,7 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
         version(reason.required)
       } is needed. Update the NVIDIA driver.`
     case "FunctionMissing":
-      return `the driver (CUDA ${
-        version(reason.driverVersion)
-      }) has no function ${reason.functionName}. Update the NVIDIA driver.`
+      return `the driver's library has no function ${reason.functionName}. Update the NVIDIA driver.`
     case "NeverFinishes":
       return `${reason.resource} can never finish: ${reason.because}.`
     default:

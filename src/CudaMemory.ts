@@ -172,6 +172,9 @@ export const allocate = (byteLength: number, options: {
  *
  * **Gotchas**
  *
+ * Let reads of files into `bytes` end before the release: the system would go on writing to memory that may be in use again.
+ * `bytes.buffer` is larger than the buffer and `bytes` starts inside it.
+ *
  * Memory that is pinned for the first time takes about half a second per GiB, spent on a pool thread and in slices of about a
  * millisecond on the JS thread; released memory is kept and given out again at once.
  *

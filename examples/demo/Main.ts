@@ -41,13 +41,12 @@ export const main = Effect.fnUntraced(
 
 const demonstrate = Effect.fnUntraced(function*(source: Source) {
   const { byteLength, name } = source
-  const chunks = Math.ceil(byteLength / chunkBytes)
   yield* Console.log(`runtime    ${describeRuntime(yield* CudaRuntime.CudaRuntime)}`)
   yield* Console.log(`file       ${name}`)
-  yield* Console.log(`size       ${formatBytes(byteLength)}, ${chunks} chunks of ${formatBytes(chunkBytes)} at most\n`)
+  yield* Console.log(`size       ${formatBytes(byteLength)}, in chunks of ${formatBytes(chunkBytes)}\n`)
   const pipelined = yield* withProgress("pipelined", source, Pipeline.pipelined)
   const serial = yield* withProgress("serial", source, Pipeline.serial)
-  yield* Console.log(report({ byteLength, slots, pipelined, serial }, process.stdout.columns ?? 80))
+  yield* Console.log(report({ byteLength, slots, pipelined, serial }, process.stdout.columns || 80))
 })
 
 const withProgress = (label: string, source: Source, run: typeof Pipeline.pipelined) =>

@@ -168,8 +168,7 @@ const makeBracket = Effect.gen(function*() {
 
 /** Puts the three operations of a chunk on their streams, each after the one before. Nothing here waits for the GPU. */
 const enqueue = Effect.fnUntraced(function*(slot: Slot, { download, stage, upload }: Streams, byteLength: number) {
-  const part = <Buffer extends CudaMemory.DeviceBuffer | CudaMemory.HostBuffer>(buffer: Buffer) =>
-    CudaMemory.slice<Buffer["buffer"]>(buffer, 0, byteLength)
+  const part = (buffer: CudaMemory.Slice) => CudaMemory.slice(buffer, 0, byteLength)
 
   yield* between(slot.uploaded, upload, CudaMemory.copy(part(slot.arrived), part(slot.outgoing), upload))
 

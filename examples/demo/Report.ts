@@ -31,13 +31,13 @@ export const report = (results: Results, columns: number): string => {
     runRow("serial", byteLength, serial) + "   one stream, one chunk at a time",
     `overlap    ${gained.toFixed(2)} × the speed of serial`,
     "",
-    `The first ${pipelined.firstChunks.length} chunks, pipelined:`,
+    `The first chunks (${pipelined.firstChunks.length}), pipelined:`,
     ...timeline(pipelined.firstChunks, window, columns),
     "",
     "The same stretch of time, serial:",
     ...timeline(serial.firstChunks, window, columns),
     "",
-    `${byteLength.toLocaleString("en-US")} bytes came back twice, each time as they are in the file.`
+    `All ${byteLength.toLocaleString("en-US")} bytes came back, both times, as the file has them.`
   ].join("\n")
 }
 
@@ -49,14 +49,17 @@ const runRow = (name: string, byteLength: number, { gpuTime, wallTime }: Run): s
 
 /** Three rows of blocks, a shade per chunk in turn, over a time axis. */
 export const timeline = (chunks: ReadonlyArray<ChunkTimes>, window: Span, columns: number): ReadonlyArray<string> => {
-  const width = Math.max(20, Math.min(100, columns - labelWidth - 1))
+  const width = Math.max(20, Math.min(100, columns - labelWidth - axisRoom))
+  const inOrder = Array.from(chunks).sort((one, other) => one.upload.from - other.upload.from)
   const rows = (["upload", "stage", "download"] as const).map((name) =>
-    name.padEnd(labelWidth) + drawRow(chunks.map((chunk) => chunk[name]), window, width)
+    name.padEnd(labelWidth) + drawRow(inOrder.map((chunk) => chunk[name]), window, width)
   )
   return [...rows.map((line) => line.trimEnd()), ...drawAxis(window, width)]
 }
 
 const labelWidth = 10
+/** For the end of the axis's last number. */
+const axisRoom = 8
 
 const windowOf = (chunks: ReadonlyArray<ChunkTimes>): Span => ({
   from: Math.min(...chunks.map(({ upload }) => upload.from)),
@@ -87,7 +90,7 @@ const drawAxis = ({ from, to }: Span, width: number): ReadonlyArray<string> => {
   let line = ""
   let labels = ""
   for (const mark of marks) {
-    const column = Math.round((mark / (to - from)) * (width - 1))
+    const column = Math.min(width - 1, Math.round((mark / (to - from)) * width))
     line = line.padEnd(column, "─") + "┬"
     labels = labels.padEnd(column) + formatMark(mark, step)
   }

@@ -52,6 +52,7 @@ export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaE
 
 const simulated = (options: AutoOptions, error: CudaError) =>
   Effect.gen(function*() {
-    yield* Effect.logInfo(`CUDA runtime: simulated. ${error.message}`)
+    yield* Effect.logInfo(`CUDA runtime: simulated, since the native one fails with ${error.reason._tag}`)
+    yield* Effect.logDebug(error.message)
     return Context.get(yield* Layer.build(SimulatedRuntime.layer(options.simulated)), CudaRuntime)
   })

@@ -136,7 +136,7 @@ const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined)
     case "NotFound":
       return yield* fail({ _tag: "LibraryNotFound", searched: result.searched })
     case "FunctionMissing":
-      return yield* fail({ _tag: "FunctionMissing", functionName: result.functionName, driverVersion: 0 })
+      return yield* fail({ _tag: "FunctionMissing", functionName: result.functionName })
   }
 })
 

@@ -1,9 +1,10 @@
 /**
  * Simulated GPUs, in process and in `Clock` time: for tests, for examples, and for machines without a GPU.
  *
- * Streams, events, copy engines, compute and memory are a discrete-event model. Data really moves, copies take their size
- * by the bandwidth, kernels are functions with a duration, and every answer is the driver's. With `TestClock` a test
- * steps the GPUs through virtual time and looks at every moment in between. Depends on the shared runtime and the model.
+ * Streams, events, copy engines, compute and memory are a discrete-event model. Data really moves, copies take their
+ * size by the bandwidth, kernels are functions with a duration, and every answer is the driver's. With `TestClock` a
+ * test steps the GPUs through virtual time and looks at every moment in between. Depends on the shared runtime and the
+ * model.
  *
  * @since 0.1.0
  */
@@ -284,8 +285,10 @@ export const make = (
  */
 export const layer = (options: SimulatedOptions = {}): Layer.Layer<CudaRuntime | SimulatedControl, CudaError> =>
   Layer.effectContext(
-    Effect.map(make(options), ({ control, runtime }) =>
-      Context.make(CudaRuntime, runtime).pipe(Context.add(SimulatedControl, control)))
+    Effect.map(
+      make(options),
+      ({ control, runtime }) => Context.make(CudaRuntime, runtime).pipe(Context.add(SimulatedControl, control))
+    )
   )
 
 const makeControl = (backend: SimulatedBackend, plan: Plan): SimulatedControlService => {
@@ -320,7 +323,12 @@ const launch = (
     const duration = nanoseconds(work.duration)
     if (duration === undefined) return refuseArgument(operation, "duration", work.duration, "a duration from 0")
     if (work.fault !== undefined && !isSticky(work.fault)) {
-      return refuseArgument(operation, "fault", work.fault, "a status that ends the context, for example IllegalAddress")
+      return refuseArgument(
+        operation,
+        "fault",
+        work.fault,
+        "a status that ends the context, for example IllegalAddress"
+      )
     }
     const status = backend.launch(stream, {
       duration,
@@ -382,7 +390,10 @@ const resolve = (options: SimulatedOptions): Effect.Effect<BackendOptions, CudaE
     const devices = deviceFields(options.devices ?? 1)
     const refused = devices === undefined ? refusedDevices(options.devices) : refuseOptions(options, devices)
     if (devices === undefined || refused !== undefined) {
-      return refuse("SimulatedRuntime.make", { _tag: "InvalidArgument", ...(refused ?? refusedDevices(options.devices)) })
+      return refuse("SimulatedRuntime.make", {
+        _tag: "InvalidArgument",
+        ...(refused ?? refusedDevices(options.devices))
+      })
     }
     return Effect.succeed({
       devices: devices.map(resolveDevice),
@@ -398,7 +409,9 @@ const deviceFields = (
   devices: number | ReadonlyArray<SimulatedDeviceOptions>
 ): ReadonlyArray<DeviceFields> | undefined => {
   if (typeof devices === "number") {
-    return Number.isInteger(devices) && devices >= 1 && devices <= 1024 ? Array.from({ length: devices }, () => ({})) : undefined
+    return Number.isInteger(devices) && devices >= 1 && devices <= 1024
+      ? Array.from({ length: devices }, () => ({}))
+      : undefined
   }
   if (devices.length === 0) return undefined
   return devices.map((device) => ({

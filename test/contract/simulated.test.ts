@@ -14,8 +14,11 @@ const busy = Layer.effect(
   }))
 )
 
+/** Small, since what the device holds is memory of this process. */
+const device = { memory: 2 ** 30 }
+
 contract({
   name: "simulated",
   deviceCount: 2,
-  layer: Layer.provideMerge(busy, SimulatedRuntime.layer({ devices: 2 }))
+  layer: Layer.provideMerge(busy, SimulatedRuntime.layer({ devices: [device, device] }))
 })

@@ -26,7 +26,12 @@ const makeWith = (recordTimeline: boolean, devices: ReadonlyArray<Partial<Device
   const traits = devices.length === 0 ? [plain] : devices.map((device) => ({ ...plain, ...device }))
   const model = new Model(world, traits, recordTimeline)
   const device = model.devices[0]!
-  return { world, model, device, stream: (priority = 0, nonBlocking = true) => model.createStream(device, priority, nonBlocking) }
+  return {
+    world,
+    model,
+    device,
+    stream: (priority = 0, nonBlocking = true) => model.createStream(device, priority, nonBlocking)
+  }
 }
 
 const times = (model: Model, kind: string) =>
@@ -67,7 +72,8 @@ describe("engines", () => {
   it("starts the higher priority first, then the earlier ready, then the earlier enqueued", () => {
     const { model, stream, world } = make({ concurrentKernels: 1 })
     const order: Array<string> = []
-    const work = (name: string, on: Stream, duration: number) => model.work(on, { duration, act: () => order.push(name) })
+    const work = (name: string, on: Stream, duration: number) =>
+      model.work(on, { duration, act: () => order.push(name) })
     work("first", stream(), 10)
     const late = stream()
     model.waitStream(late, late)
@@ -403,7 +409,13 @@ const execute = (program: ReadonlyArray<Instruction>, traits: Partial<DeviceTrai
   }
   world.advance(now + 1e6)
   assert.strictEqual(world.pending, 0)
-  return { bytes: memory.map((storage) => storage.touch()[0]), nodes: graph(program, streamKinds), model, records, streams }
+  return {
+    bytes: memory.map((storage) => storage.touch()[0]),
+    nodes: graph(program, streamKinds),
+    model,
+    records,
+    streams
+  }
 }
 
 /** What the model did with each node: a stream's operations end in the order of its instructions. */
@@ -423,7 +435,8 @@ const assertContents = ({ bytes, nodes }: ReturnType<typeof execute>) => {
   }
 }
 
-const distinct = (program: ReadonlyArray<Instruction>) => program.filter(({ from, op, to }) => op !== "copy" || from !== to)
+const distinct = (program: ReadonlyArray<Instruction>) =>
+  program.filter(({ from, op, to }) => op !== "copy" || from !== to)
 
 describe("random programs", () => {
   it.prop("start and end exactly when the graph says, where engines never lack", [Program], ([drawn]) => {

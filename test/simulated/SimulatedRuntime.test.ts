@@ -58,7 +58,9 @@ describe("virtual time", () => {
         yield* runtime.streamSynchronize(stream)
         log.push([`${name}, again`, yield* millisNow])
       })
-      for (const [name, millis] of [["c", 3], ["a", 1], ["b", 1.25]] as const) yield* Effect.forkChild(waitFor(name, millis))
+      for (const [name, millis] of [["c", 3], ["a", 1], ["b", 1.25]] as const) {
+        yield* Effect.forkChild(waitFor(name, millis))
+      }
       yield* TestClock.adjust(10)
       assert.deepStrictEqual(log, [
         ["a", 1],
@@ -198,7 +200,10 @@ describe("memory", () => {
       host.bytes.set([1, 2, 3, 4])
       yield* runtime.memoryCopy(range(memory), range(host), stream)
       const content = yield* control.bytes(memory)
-      yield* control.launch(stream, { duration: "1 micros", run: () => content.forEach((byte, i) => content[i] = 2 * byte) })
+      yield* control.launch(stream, {
+        duration: "1 micros",
+        run: () => content.forEach((byte, i) => content[i] = 2 * byte)
+      })
       yield* runtime.memoryCopy(range(back), range(memory), stream)
       assert.deepStrictEqual([...back.bytes], [0, 0, 0, 0])
       yield* TestClock.adjust(1)
@@ -215,9 +220,12 @@ describe("memory", () => {
       yield* runtime.memoryFree(memory)
       assert.deepStrictEqual(yield* runtime.deviceMemoryInfo(0), { free: 100, total: 1000 })
       assert.strictEqual(yield* reasonOf(runtime.memoryAllocate(0, 900)), "OutOfMemory")
-      const reclaimed = yield* Effect.forkChild(Effect.andThen(runtime.memoryReclaim(0), runtime.memoryAllocate(0, 900)), {
-        startImmediately: true
-      })
+      const reclaimed = yield* Effect.forkChild(
+        Effect.andThen(runtime.memoryReclaim(0), runtime.memoryAllocate(0, 900)),
+        {
+          startImmediately: true
+        }
+      )
       yield* TestClock.adjust(6)
       assert.strictEqual((yield* Fiber.join(reclaimed)).byteLength, 900)
     }))
@@ -229,7 +237,11 @@ describe("memory", () => {
       const memory = yield* runtime.memoryAllocate(0, 4)
       const view = host.bytes
       view.set([9, 8, 7, 6])
-      yield* runtime.memoryCopy({ memory, offset: 0, byteLength: 4 }, { memory: host, offset: 0, byteLength: 4 }, stream)
+      yield* runtime.memoryCopy(
+        { memory, offset: 0, byteLength: 4 },
+        { memory: host, offset: 0, byteLength: 4 },
+        stream
+      )
       yield* runtime.memoryFree(host)
       assert.deepStrictEqual([view.byteLength, host.bytes.byteLength], [0, 0])
       yield* TestClock.adjust(1)
@@ -348,7 +360,11 @@ describe("failures that are asked for", () => {
       }
       for (const _ of [1, 2]) {
         const error = yield* Effect.flip(calls[name])
-        assert.deepStrictEqual([error.operation, error.reason._tag, error.call], [name, "MapFailed", operationCalls[name]])
+        assert.deepStrictEqual([error.operation, error.reason._tag, error.call], [
+          name,
+          "MapFailed",
+          operationCalls[name]
+        ])
       }
       yield* TestClock.adjust(1)
       yield* calls[name]
@@ -396,8 +412,10 @@ describe("the timeline", () => {
 
 describe("options", () => {
   const refused = (options: SimulatedOptions) =>
-    Effect.map(Effect.flip(Effect.scoped(SimulatedRuntime.make(options))), ({ reason }) =>
-      reason._tag === "InvalidArgument" ? reason.argument : reason._tag)
+    Effect.map(
+      Effect.flip(Effect.scoped(SimulatedRuntime.make(options))),
+      ({ reason }) => reason._tag === "InvalidArgument" ? reason.argument : reason._tag
+    )
 
   it.effect("that cannot be meant are refused by name", () =>
     Effect.gen(function*() {
@@ -453,7 +471,10 @@ describe("arguments of the control", () => {
       const foreign = (yield* start()).stream
       assert.strictEqual(yield* reasonOf(control.launch(foreign, { duration: 1 })), "ForeignResource")
       assert.strictEqual(yield* reasonOf(control.launch(stream, { duration: -1 })), "InvalidArgument")
-      assert.strictEqual(yield* reasonOf(control.launch(stream, { duration: 1, fault: "OutOfMemory" })), "InvalidArgument")
+      assert.strictEqual(
+        yield* reasonOf(control.launch(stream, { duration: 1, fault: "OutOfMemory" })),
+        "InvalidArgument"
+      )
       assert.strictEqual(yield* reasonOf(control.lose(1, "LaunchFailed")), "InvalidArgument")
       assert.strictEqual(yield* reasonOf(control.lose(0, "OutOfMemory")), "InvalidArgument")
       assert.strictEqual(yield* reasonOf(control.failNext("CudaEvent.record", "MapFailed", 0)), "InvalidArgument")

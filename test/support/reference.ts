@@ -96,7 +96,7 @@ const conflict = (a: Instruction, b: Instruction): boolean => {
  */
 export const contents = (nodes: ReadonlyArray<Node>, buffers: number): ReadonlyArray<number | undefined> => {
   const before = ancestors(nodes)
-  const bytes = new Array<number | undefined>(buffers).fill(0)
+  const bytes = Array.from({ length: buffers }, (): number | undefined => 0)
   const racing = (node: Node) =>
     nodes.some((other) =>
       other.index !== node.index && conflict(node.instruction, other.instruction) &&

@@ -6,7 +6,6 @@
  */
 import type * as Effect from "effect/Effect"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
-import type { CudaError } from "../../CudaError.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
 import type {
   AnyMemoryResource,
@@ -22,6 +21,12 @@ export const neverFinishes = -1
 
 /** Told once how a wait ended: 0, the status of a fault, or `neverFinishes`. */
 export type OnDone = (status: number) => void
+
+/** How a call that takes its time failed. */
+export interface DriverFailure {
+  readonly call: string
+  readonly status: number
+}
 
 /** Gives up a wait. Harmless after its end. */
 export type Cancel = () => void
@@ -47,11 +52,11 @@ export interface Backend extends Owner {
   /** What the last reading call read. */
   result: number
 
-  /** The driver's own words for a status that the table lacks. */
+  /** The driver's own words for a status that the table lacks, or what keeps a wait from ever ending. */
   readonly describeStatus: (status: number) => { readonly name: string; readonly description: string } | undefined
 
   /** Makes a device usable. Runs once per device, off the JS thread where that can take long. */
-  readonly openDevice: (device: number) => Effect.Effect<void, CudaError>
+  readonly openDevice: (device: number) => Effect.Effect<void, DriverFailure>
   readonly priorityRange: (device: number) => PriorityRange
   readonly attribute: (device: number, attribute: DeviceAttribute) => number
   readonly memoryInfo: (device: number) => number
@@ -78,7 +83,7 @@ export interface Backend extends Owner {
   readonly memoryAllocate: (device: number, byteLength: number) => number
   /** Enqueues the release behind the work of the buffer's users. */
   readonly memoryFree: (memory: DeviceMemoryResource) => number
-  readonly hostAllocate: (byteLength: number) => Effect.Effect<HostMemoryResource, CudaError>
+  readonly hostAllocate: (byteLength: number) => Effect.Effect<HostMemoryResource, DriverFailure>
   /** Takes the memory from its views at once, and back into use once the work of its users is done. */
   readonly hostFree: (memory: HostMemoryResource) => number
   readonly memoryCopy: (transfer: Transfer, stream: StreamResource) => number

@@ -44,6 +44,15 @@ export class Core {
     return Effect.fail(this.error(operation, status, device, subject))
   }
 
+  /** The device whose lost context made a call between two devices fail; the first one when neither is. */
+  blame(first: StreamResource, second: { readonly device: number }): number {
+    if (first.device === second.device || this.origins.has(first.device)) return first.device
+    const { call } = this.backend
+    const status = this.backend.streamQuery(first)
+    this.backend.call = call
+    return status === success || status === notReady ? second.device : first.device
+  }
+
   error(operation: string, status: number, device: number, subject: string, call?: string): CudaError {
     return fromStatus(this.backend, this.origins, status, {
       operation,
@@ -81,11 +90,14 @@ export class Core {
   }
 
   #open(operation: string, device: number): Effect.Effect<void, CudaError> {
-    const open = Effect.suspend(() => {
+    const open = Effect.suspend((): Effect.Effect<void, CudaError> => {
       if (this.#opened[device] === true) return Effect.void
       if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
-      return Effect.map(this.backend.openDevice(device), () => {
-        this.#opened[device] = true
+      return Effect.mapBoth(this.backend.openDevice(device), {
+        onSuccess: () => {
+          this.#opened[device] = true
+        },
+        onFailure: ({ call, status }) => this.error(operation, status, device, `device ${device}`, call)
       })
     })
     return Effect.uninterruptible(this.#opening[device]!.withPermit(open))

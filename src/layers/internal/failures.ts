@@ -19,7 +19,7 @@ export const fromStatus = (
   status: number,
   context: { readonly operation: string; readonly device: number; readonly subject: string; readonly call?: string }
 ): CudaError => {
-  if (status === neverFinishes) return stuck(context)
+  if (status === neverFinishes) return stuck(backend, context)
   const call = context.call ?? backend.call
   const reason = reasonOf(backend, status)
   const origin = reason.isSticky ? origins.get(context.device) : undefined
@@ -34,13 +34,16 @@ export const fromStatus = (
   return new CudaError({ ...context, call, reason, origin })
 }
 
-const stuck = (context: { readonly operation: string; readonly device: number; readonly subject: string }): CudaError =>
+const stuck = (
+  backend: Backend,
+  context: { readonly operation: string; readonly device: number; readonly subject: string }
+): CudaError =>
   new CudaError({
     ...context,
     reason: {
       _tag: "NeverFinishes",
       resource: context.subject,
-      because: "nothing that it waits for is running or can ever start"
+      because: backend.describeStatus(neverFinishes)?.description ?? "nothing that it waits for can ever start"
     }
   })
 

@@ -37,9 +37,13 @@ export const memoryOperations = (core: Core): MemoryOperations => ({
     Effect.uninterruptible(
       core.onDevice("CudaMemory.allocateHost", 0, () =>
         refuseByteLength("CudaMemory.allocateHost", byteLength) ??
-          Effect.map(core.backend.hostAllocate(byteLength), (memory) => {
-            core.hostMemory.add(memory)
-            return memory
+          Effect.mapBoth(core.backend.hostAllocate(byteLength), {
+            onSuccess: (memory) => {
+              core.hostMemory.add(memory)
+              return memory
+            },
+            onFailure: ({ call, status }) =>
+              core.error("CudaMemory.allocateHost", status, 0, `${byteLength} bytes of pinned memory`, call)
           }))
     ),
   memoryFree: (ref) =>
@@ -103,12 +107,9 @@ const copy = (
   }
   const status = transfer.byteLength === 0 ? success : backend.memoryCopy(transfer, stream)
   if (status === success) return Effect.void
-  return core.failOn(
-    operation,
-    status,
-    stream.device,
-    `${transfer.byteLength} bytes from ${from} to ${to} on ${stream}`
-  )
+  const far = [to, from].find((end) => end.kind === "device" && end.device !== stream.device)
+  const device = far?.kind === "device" ? core.blame(stream, far) : stream.device
+  return core.failOn(operation, status, device, `${transfer.byteLength} bytes from ${from} to ${to} on ${stream}`)
 }
 
 const fill = (

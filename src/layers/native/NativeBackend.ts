@@ -10,9 +10,8 @@ import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { notReady, success } from "../../cuda/status.ts"
-import { CudaError, reasonFromStatus } from "../../CudaError.ts"
 import type { Address, DeviceProperties, EventHandle, MemoryInfo, PriorityRange, StreamHandle } from "../CudaRuntime.ts"
-import type { Backend, Cancel, OnDone, Transfer } from "../internal/Backend.ts"
+import type { Backend, Cancel, DriverFailure, OnDone, Transfer } from "../internal/Backend.ts"
 import { watchAll } from "../internal/Core.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "../internal/resources.ts"
 import type { AnyMemoryResource, EventResource, StreamResource } from "../internal/resources.ts"
@@ -22,7 +21,7 @@ import { NativeDevice, NativeEvent, NativeStream, Out } from "./Device.ts"
 import { Lane } from "./Lane.ts"
 import type { Point } from "./Lane.ts"
 import { PinnedMemory, segmentSize } from "./PinnedMemory.ts"
-import type { Block, PinFailure, PinnedPolicy } from "./PinnedMemory.ts"
+import type { Block, PinnedPolicy } from "./PinnedMemory.ts"
 
 /** What the native runtime was told at its start, complete. */
 export interface NativePolicy {
@@ -99,22 +98,12 @@ export class NativeBackend implements Backend {
 
   // Devices
 
-  readonly openDevice = (ordinal: number): Effect.Effect<void, CudaError> =>
+  readonly openDevice = (ordinal: number): Effect.Effect<void, DriverFailure> =>
     Effect.callback((resume) => {
       const handle = this.#handles[ordinal]!
       const context = new Out()
-      const fail = (call: string, status: number) =>
-        resume(Effect.fail(
-          new CudaError({
-            operation: "CudaRuntime.openDevice",
-            call,
-            reason: reasonFromStatus(status),
-            device: ordinal,
-            subject: `device ${ordinal}`
-          })
-        ))
       this.#calls.cuDevicePrimaryCtxRetain.async(context.words, handle, (_, retained) => {
-        if (retained !== success) return fail("cuDevicePrimaryCtxRetain", retained)
+        if (retained !== success) return resume(Effect.fail({ call: "cuDevicePrimaryCtxRetain", status: retained }))
         const device = new NativeDevice(this.#calls, ordinal, handle, context.value)
         const { call, status } = device.setUp()
         if (status === success) {
@@ -122,7 +111,7 @@ export class NativeBackend implements Backend {
           return resume(Effect.void)
         }
         this.#calls.cuDevicePrimaryCtxRelease_v2(handle)
-        fail(call, status)
+        resume(Effect.fail({ call, status }))
       })
     })
 
@@ -310,9 +299,10 @@ export class NativeBackend implements Backend {
       if (kept !== success) return kept
     }
     const status = this.#recordOn(event.handle, stream)
+    if (status !== success) return status
     event.recordedOn = stream
     event.recordNumber = stream.records
-    return status
+    return success
   }
 
   #recordOn(event: number, stream: NativeStream): number {
@@ -400,11 +390,8 @@ export class NativeBackend implements Backend {
     return this.#answer("cuMemPoolTrimTo", this.#calls.cuMemPoolTrimTo(device.pool, 0))
   }
 
-  readonly hostAllocate = (byteLength: number): Effect.Effect<HostMemoryResource, CudaError> =>
-    Effect.map(
-      Effect.mapError(this.#pinned.take(byteLength), (failure) => pinError(failure, byteLength)),
-      (block) => new PinnedResource(this, block, byteLength)
-    )
+  readonly hostAllocate = (byteLength: number): Effect.Effect<HostMemoryResource, DriverFailure> =>
+    Effect.map(this.#pinned.take(byteLength), (block) => new PinnedResource(this, block, byteLength))
 
   readonly hostFree = (memory: HostMemoryResource): number => {
     const { block } = memory as PinnedResource
@@ -601,11 +588,3 @@ const nativeEvent = (event: EventResource): NativeEvent => event as NativeEvent
 /** How much a copy may take from an offset on: pinned memory is known to the driver segment by segment. */
 const pieceAt = (memory: AnyMemoryResource, offset: number): number =>
   memory.kind === "host" ? segmentSize - offset % segmentSize : Number.POSITIVE_INFINITY
-
-const pinError = (failure: PinFailure, byteLength: number): CudaError =>
-  new CudaError({
-    operation: "CudaMemory.allocateHost",
-    call: failure.call,
-    reason: reasonFromStatus(failure.status),
-    subject: `${byteLength} bytes of pinned memory`
-  })

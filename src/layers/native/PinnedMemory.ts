@@ -11,7 +11,8 @@
 import * as Effect from "effect/Effect"
 import { hostRegisterPortable } from "../../cuda/flags.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
-import { success } from "../../cuda/status.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import type { DriverFailure } from "../internal/Backend.ts"
 
 /** The most the driver pins at a time: about a millisecond of work. A copy is enqueued in pieces of a segment at most. */
 export const segmentSize = 16 * 1024 * 1024
@@ -35,12 +36,6 @@ export interface Block {
   readonly offset: number
   readonly address: number
   readonly size: number
-}
-
-/** How an allocation failed: the call and its status, or no call when there is no more memory to have. */
-export interface PinFailure {
-  readonly call: string | undefined
-  readonly status: number
 }
 
 export class PinnedMemory {
@@ -69,7 +64,7 @@ export class PinnedMemory {
   }
 
   /** A block of at least this many bytes; its contents are whatever was there. */
-  take(byteLength: number): Effect.Effect<Block, PinFailure> {
+  take(byteLength: number): Effect.Effect<Block, DriverFailure> {
     return Effect.suspend(() => {
       const size = blockSize(byteLength)
       const kept = this.#kept.get(size)?.pop()
@@ -100,15 +95,16 @@ export class PinnedMemory {
     })
   })
 
-  #pin(size: number): Effect.Effect<Block, PinFailure> {
-    const buffer = this.#pinnedBytes + size > this.#policy.maxBytes ? undefined : makeBuffer(size + pageSize)
-    if (buffer === undefined) return Effect.fail({ call: undefined, status: 2 })
+  #pin(size: number): Effect.Effect<Block, DriverFailure> {
+    if (this.#pinnedBytes + size > this.#policy.maxBytes) return this.#makeRoom(size)
+    const buffer = makeBuffer(size + pageSize)
+    if (buffer === undefined) return Effect.fail(noMemory)
     const start = this.#library.addressOf(buffer)
     const address = Math.ceil(start / pageSize) * pageSize
     const block: Block = { buffer, offset: address - start, address, size }
     this.#pinnedBytes += size
     let pinned = 0
-    const next = Effect.suspend((): Effect.Effect<void, PinFailure> => {
+    const next = Effect.suspend((): Effect.Effect<void, DriverFailure> => {
       const bytes = Math.min(segmentSize, size - pinned)
       const status = this.#inContext(() =>
         this.#library.calls.cuMemHostRegister_v2(address + pinned, bytes, hostRegisterPortable)
@@ -133,6 +129,14 @@ export class PinnedMemory {
     return Effect.callback((resume) => memset(address, 0, byteLength, () => resume(Effect.void)))
   }
 
+  /** Unpins kept blocks until a new one fits under the limit. */
+  #makeRoom(size: number): Effect.Effect<Block, DriverFailure> {
+    if (this.#retired.length === 0) this.#retireKept()
+    if (this.#retired.length === 0 || !this.#isIdle()) return Effect.fail(noMemory)
+    this.#unpinSegment()
+    return Effect.andThen(nextTurn, Effect.suspend(() => this.#pin(size)))
+  }
+
   /** Has a block unpinned, from its end, as soon as that waits for nothing. */
   #retire(block: Block, pinned: number): void {
     this.#retired.push({ block, pinned })
@@ -154,7 +158,7 @@ export class PinnedMemory {
 
   #retireKept(): void {
     const sizes = [...this.#kept].filter(([, blocks]) => blocks.length > 0).map(([size]) => size)
-    const block = this.#kept.get(Math.max(...sizes))?.pop()
+    const block = this.#kept.get(Math.max(0, ...sizes))?.pop()
     if (block === undefined) return
     this.#keptBytes -= block.size
     this.#retired.push({ block, pinned: block.size })
@@ -172,6 +176,9 @@ export class PinnedMemory {
     this.#pinnedBytes -= last.block.size
   }
 }
+
+/** The limit, or what JavaScript can hold. */
+const noMemory: DriverFailure = { call: "cuMemHostRegister", status: statuses.OutOfMemory.code }
 
 const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
   const immediate = setImmediate(() => resume(Effect.void))

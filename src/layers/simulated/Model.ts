@@ -4,11 +4,14 @@
  * Nothing here knows Effect. Whoever calls lets time pass first (`world.advance`), and looks at `lost` where a fault
  * must be answered.
  */
+import { neverFinishes } from "../internal/Backend.ts"
 import { Device, EventRecord, Operation, Stream } from "./parts.ts"
 import type { DeviceTraits, EventState, OperationKind, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
 import type { Storage } from "./Storage.ts"
 import { decide } from "./World.ts"
 import type { World } from "./World.ts"
+
+export { neverFinishes }
 
 /** Fake addresses of handles start here, those of memory far above. */
 const firstHandle = 2 ** 20
@@ -16,8 +19,6 @@ const firstAddress = 2 ** 40
 
 /** The first id of a stream that is no default one. */
 const firstStreamId = 16
-
-export { neverFinishes }
 
 export class Model implements WatcherHome {
   readonly world: World

@@ -1,6 +1,6 @@
 /**
- * The simulated devices as a `Backend`: every call lets virtual time pass up to now, answers like the driver, and leaves
- * the waiting to the pacer.
+ * The simulated devices as a `Backend`: every call lets virtual time pass up to now, answers like the driver, and
+ * leaves the waiting to the pacer.
  */
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
@@ -8,10 +8,8 @@ import * as Effect from "effect/Effect"
 import { eventFlags } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
-import type { CudaError } from "../../CudaError.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
-import type { Backend, Cancel, OnDone, Transfer } from "../internal/Backend.ts"
-import { fromStatus } from "../internal/failures.ts"
+import type { Backend, Cancel, DriverFailure, OnDone, Transfer } from "../internal/Backend.ts"
 import type {
   AnyMemoryResource,
   DeviceMemoryResource,
@@ -27,8 +25,8 @@ import type { Device, EventRecord } from "./parts.ts"
 import {
   memoryPart,
   SimulatedDeviceMemory,
-  simulatedEvent,
   SimulatedEvent,
+  simulatedEvent,
   SimulatedHostMemory,
   SimulatedStream,
   streamPart
@@ -100,10 +98,10 @@ export class SimulatedBackend implements Backend {
     return status === neverFinishes ? { name: "NeverFinishes", description: this.#because } : undefined
   }
 
-  openDevice(device: number): Effect.Effect<void, CudaError> {
+  openDevice(device: number): Effect.Effect<void, DriverFailure> {
     return Effect.suspend(() => {
       const status = this.#begin("cuDevicePrimaryCtxRetain", this.#device(device))
-      return status === success ? Effect.void : this.#fail("CudaDevice.open", status, device, `device ${device}`)
+      return status === success ? Effect.void : this.#fail(status)
     })
   }
 
@@ -139,7 +137,11 @@ export class SimulatedBackend implements Backend {
   streamCreate(device: number, priority: number, nonBlocking: boolean): number {
     const status = this.#begin("cuStreamCreateWithPriority", this.#device(device))
     if (status !== success) return status
-    this.stream = new SimulatedStream(this, this.model.createStream(this.#device(device), priority, nonBlocking), "owned")
+    this.stream = new SimulatedStream(
+      this,
+      this.model.createStream(this.#device(device), priority, nonBlocking),
+      "owned"
+    )
     return success
   }
 
@@ -275,14 +277,11 @@ export class SimulatedBackend implements Backend {
     return status
   }
 
-  hostAllocate(byteLength: number): Effect.Effect<HostMemoryResource, CudaError> {
-    const operation = "CudaMemory.allocateHost"
+  hostAllocate(byteLength: number): Effect.Effect<HostMemoryResource, DriverFailure> {
     return Effect.suspend(() => {
       const status = this.#begin("cuMemHostRegister", this.#device(0))
       const memory = status === success ? this.#takeHostMemory(byteLength) : status
-      return typeof memory === "number"
-        ? this.#fail(operation, memory, 0, `${byteLength} bytes`)
-        : Effect.succeed(memory)
+      return typeof memory === "number" ? this.#fail(memory) : Effect.succeed(memory)
     })
   }
 
@@ -407,8 +406,8 @@ export class SimulatedBackend implements Backend {
     this.#shared.clear()
   })
 
-  #fail(operation: string, status: number, device: number, subject: string): Effect.Effect<never, CudaError> {
-    return Effect.fail(fromStatus(this, new Map(), status, { operation, device, subject }))
+  #fail(status: number): Effect.Effect<never, DriverFailure> {
+    return Effect.fail({ call: this.call, status })
   }
 }
 

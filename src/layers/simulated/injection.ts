@@ -68,10 +68,17 @@ export class Plan {
 
 /** The service, with the failures of a plan in it. */
 export const inject = (service: CudaRuntimeService, backend: SimulatedBackend, plan: Plan): CudaRuntimeService => {
-  const guard = <A>(operation: OperationName, device: number, subject: unknown, run: () => Effect.Effect<A, CudaError>) =>
+  const guard = <A>(
+    operation: OperationName,
+    device: number,
+    subject: unknown,
+    run: () => Effect.Effect<A, CudaError>
+  ) =>
     Effect.suspend(() => {
       const status = plan.isEmpty ? undefined : plan.take(operation)
-      return status === undefined ? run() : failWith(backend, { operation, device, subject: String(subject), status }, run)
+      return status === undefined
+        ? run()
+        : failWith(backend, { operation, device, subject: String(subject), status }, run)
     })
   return {
     ...service,
@@ -119,8 +126,12 @@ const injectDevices = (service: CudaRuntimeService, guard: Guard) => ({
   devicePriorityRange: (device) =>
     guard("CudaDevice.priorityRange", device, `device ${device}`, () => service.devicePriorityRange(device)),
   deviceCanAccessPeer: (device, peer) =>
-    guard("CudaDevice.canAccessPeer", device, `devices ${device} and ${peer}`, () =>
-      service.deviceCanAccessPeer(device, peer)),
+    guard(
+      "CudaDevice.canAccessPeer",
+      device,
+      `devices ${device} and ${peer}`,
+      () => service.deviceCanAccessPeer(device, peer)
+    ),
   deviceSynchronize: (device) =>
     guard("CudaDevice.synchronize", device, `device ${device}`, () => service.deviceSynchronize(device))
 } satisfies Partial<CudaRuntimeService>)
@@ -131,8 +142,12 @@ const injectStreams = (service: CudaRuntimeService, guard: Guard) => ({
   streamDefault: (device, mode) =>
     guard("CudaStream.defaultStream", device, `device ${device}`, () => service.streamDefault(device, mode)),
   streamFromHandle: (device, handle) =>
-    guard("CudaStream.fromHandle", device, `handle 0x${handle.toString(16)}`, () =>
-      service.streamFromHandle(device, handle)),
+    guard(
+      "CudaStream.fromHandle",
+      device,
+      `handle 0x${handle.toString(16)}`,
+      () => service.streamFromHandle(device, handle)
+    ),
   streamDestroy: (stream) => guard("CudaStream.release", stream.device, stream, () => service.streamDestroy(stream)),
   streamQuery: (stream) => guard("CudaStream.query", stream.device, stream, () => service.streamQuery(stream)),
   streamSynchronize: (stream) =>
@@ -161,8 +176,12 @@ const injectEvents = (service: CudaRuntimeService, guard: Guard) => ({
 
 const injectMemory = (service: CudaRuntimeService, guard: Guard) => ({
   memoryAllocate: (device, byteLength) =>
-    guard("CudaMemory.allocate", device, `${byteLength} bytes on device ${device}`, () =>
-      service.memoryAllocate(device, byteLength)),
+    guard(
+      "CudaMemory.allocate",
+      device,
+      `${byteLength} bytes on device ${device}`,
+      () => service.memoryAllocate(device, byteLength)
+    ),
   memoryReclaim: (device) =>
     guard("CudaMemory.reclaim", device, `device ${device}`, () => service.memoryReclaim(device)),
   hostAllocate: (byteLength) =>

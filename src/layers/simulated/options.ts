@@ -102,7 +102,10 @@ const isCountOrZero = (value: unknown): boolean => Number.isSafeInteger(value) &
 const isBytes = isCount
 const isRate = (value: unknown): boolean => typeof value === "number" && value > 0
 
-const ownAttributes = (properties: DeviceProperties, traits: DeviceTraits): { readonly [A in DeviceAttribute]?: number } => ({
+const ownAttributes = (
+  properties: DeviceProperties,
+  traits: DeviceTraits
+): { readonly [A in DeviceAttribute]?: number } => ({
   computeCapabilityMajor: properties.computeCapability.major,
   computeCapabilityMinor: properties.computeCapability.minor,
   asyncEngineCount: traits.copyEngines,

@@ -69,7 +69,7 @@ export class Operation {
 
 /**
  * Neighbours in a device's order around its legacy default stream: either operations of that stream, or operations of
- * the blocking streams. A group starts when the one before it is complete, which is what CUDA promises in both directions.
+ * the blocking streams. A group starts when the one before it is complete: what CUDA promises in both directions.
  */
 export class Group {
   legacy: boolean

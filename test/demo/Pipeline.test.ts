@@ -1,0 +1,170 @@
+/**
+ * The demo's pipeline on the simulated runtime: the bytes are the source's, wrong ones are found, and nothing is left behind
+ * wherever it is interrupted.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaRuntime } from "effect-cuda"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import { BytesDiffer, pipelined, serial } from "../../examples/demo/Pipeline.ts"
+import { FileProblem } from "../../examples/demo/Source.ts"
+import type { Source } from "../../examples/demo/Source.ts"
+import { changedRuntime, fastRuntime, makeBytes, memorySource, nothingLive, wrapEvery } from "./support.ts"
+
+const runs = { pipelined, serial }
+const chunkBytes = 256
+
+/** What comes back, put together again. */
+const collect = Effect.fnUntraced(function*(run: typeof pipelined, bytes: Uint8Array, slots: number) {
+  const returned = new Uint8Array(bytes.byteLength)
+  let total = 0
+  const result = yield* run(memorySource(bytes), {
+    chunkBytes,
+    slots,
+    onChunk: (offset, chunk) =>
+      Effect.sync(() => {
+        returned.set(chunk, offset)
+        total += chunk.byteLength
+      })
+  })
+  return { result, returned, total }
+})
+
+describe.each(["pipelined", "serial"] as const)("%s", (name) => {
+  it.live.each<readonly [string, number]>([
+    ["1 byte", 1],
+    ["one byte less than a chunk", chunkBytes - 1],
+    ["exactly one chunk", chunkBytes],
+    ["a chunk and a byte", chunkBytes + 1],
+    ["as many chunks as slots", 3 * chunkBytes],
+    ["many rounds of the slots, and an odd end", 41 * chunkBytes + 17]
+  ])("brings back exactly the bytes: %s", ([, byteLength]) =>
+    Effect.gen(function*() {
+      const bytes = makeBytes(byteLength)
+      const { result, returned, total } = yield* collect(runs[name], bytes, 3)
+      assert.strictEqual(total, byteLength)
+      assert.isTrue(Buffer.from(returned).equals(bytes))
+      assert.strictEqual(result.firstChunks.length, Math.min(12, Math.ceil(byteLength / chunkBytes)))
+      assert.deepStrictEqual(yield* liveNow, nothingLive)
+    }).pipe(Effect.provide(fastRuntime)))
+
+  it.live.each(
+    [
+      ["upload", 0],
+      ["stage", 1],
+      ["download", 2]
+    ] as const
+  )("finds out when one %s does not happen", ([, place]) =>
+    Effect.gen(function*() {
+      const failure = yield* Effect.flip(
+        runs[name](memorySource(makeBytes(9 * chunkBytes + 5)), { chunkBytes, slots: 3 })
+      )
+      assert.instanceOf(failure, BytesDiffer)
+      assert.match(failure.message, /^memory: byte \d+ is \d+ but came back as \d+$/)
+      assert.deepStrictEqual(yield* liveNow, nothingLive)
+    }).pipe(Effect.provide(skippingCopy(place))))
+
+  it.live("finds a single wrong byte, and says where", () =>
+    Effect.gen(function*() {
+      const bytes = makeBytes(5 * chunkBytes)
+      const at = 3 * chunkBytes + 99
+      const failure = yield* Effect.flip(runs[name](readDifferently(bytes, at), { chunkBytes, slots: 3 }))
+      assert.instanceOf(failure, BytesDiffer)
+      assert.strictEqual(failure.offset, at)
+    }).pipe(Effect.provide(fastRuntime)))
+
+  it.live("fails with the source's failure, and leaves nothing", () =>
+    Effect.gen(function*() {
+      const problem = new FileProblem({ path: "memory", problem: "is gone" })
+      const source = memorySource(makeBytes(5 * chunkBytes))
+      const failing: Source = {
+        ...source,
+        read: (into, offset) => offset < 2 * chunkBytes ? source.read(into, offset) : Effect.fail(problem)
+      }
+      assert.strictEqual(yield* Effect.flip(runs[name](failing, { chunkBytes, slots: 3 })), problem)
+      assert.deepStrictEqual(yield* liveNow, nothingLive)
+    }).pipe(Effect.provide(fastRuntime)))
+
+  it.live("leaves nothing behind when interrupted at any step", () =>
+    Effect.gen(function*() {
+      const steps = yield* interruptedAt(runs[name], Number.POSITIVE_INFINITY, "before")
+      assert.isTrue(Exit.isSuccess(steps.exit))
+      assert.isAbove(steps.count, 40)
+      for (let step = 1; step <= steps.count; step++) {
+        for (const when of ["before", "after"] as const) {
+          const { exit, live } = yield* interruptedAt(runs[name], step, when)
+          assert.isTrue(Exit.isFailure(exit), `${when} step ${step} is interrupted`)
+          assert.deepStrictEqual(live, nothingLive, `${when} step ${step}`)
+        }
+      }
+    }).pipe(Effect.provide(fastRuntime)))
+})
+
+describe("both", () => {
+  it.live("times its operations in their order", () =>
+    Effect.gen(function*() {
+      const { result } = yield* collect(pipelined, makeBytes(8 * chunkBytes), 3)
+      for (const { download, stage, upload } of result.firstChunks) {
+        assert.isAtMost(upload.from, upload.to)
+        assert.isAtMost(upload.to, stage.to)
+        assert.isAtMost(stage.to, download.to)
+      }
+      assert.isTrue(Duration.isPositive(result.wallTime))
+    }).pipe(Effect.provide(fastRuntime)))
+})
+
+const liveNow = Effect.flatMap(CudaRuntime.CudaRuntime, (runtime) => runtime.liveResources)
+
+/** A runtime on which every eighth chunk's copy of a kind does not happen: 0 upload, 1 stage, 2 download. */
+const skippingCopy = (place: number) =>
+  changedRuntime((runtime) => {
+    let copies = 0
+    const placeOf = (to: string, from: string) => from === "host" ? 0 : to === "host" ? 2 : 1
+    return {
+      ...runtime,
+      memoryCopy: (to, from, stream) =>
+        placeOf(to.memory.kind, from.memory.kind) === place && ++copies === 8
+          ? Effect.void
+          : runtime.memoryCopy(to, from, stream)
+    }
+  })
+
+/** A source that answers differently for one byte when it is asked again. */
+const readDifferently = (bytes: Uint8Array, at: number): Source => {
+  const source = memorySource(bytes)
+  let asked = false
+  return {
+    ...source,
+    read: (into, offset) =>
+      Effect.map(source.read(into, offset), () => {
+        if (at < offset || at >= offset + into.byteLength) return
+        if (asked) into[at - offset]! ^= 0x40
+        asked = true
+      })
+  }
+}
+
+/** Runs until the operation of a number begins or has ended, and interrupts there. */
+const interruptedAt = Effect.fnUntraced(function*(run: typeof pipelined, step: number, when: "before" | "after") {
+  const runtime = yield* CudaRuntime.CudaRuntime
+  let count = 0
+  const running: { fiber?: Fiber.Fiber<unknown, unknown> } = {}
+  const wrapped = wrapEvery(runtime, (operation) =>
+    Effect.suspend(() => {
+      const here = ++count === step
+      const interrupt = Effect.sync(() => {
+        if (here) running.fiber?.interruptUnsafe()
+      })
+      return when === "before" ? Effect.andThen(interrupt, operation) : Effect.ensuring(operation, interrupt)
+    }))
+  const fiber = yield* Effect.forkChild(
+    run(memorySource(makeBytes(3 * chunkBytes + 1)), { chunkBytes, slots: 2 }).pipe(
+      Effect.provideService(CudaRuntime.CudaRuntime, wrapped)
+    )
+  )
+  running.fiber = fiber
+  const exit = yield* Fiber.await(fiber)
+  return { count, exit, live: yield* runtime.liveResources }
+})

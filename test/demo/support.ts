@@ -1,0 +1,56 @@
+/**
+ * Sources in memory and runtimes that misbehave, for the tests of the demo.
+ */
+import { CudaRuntime, SimulatedRuntime } from "effect-cuda"
+import type { CudaError } from "effect-cuda"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type { Source } from "../../examples/demo/Source.ts"
+
+/** Bytes that repeat at no length a chunk could have. */
+export const makeBytes = (byteLength: number): Uint8Array =>
+  Uint8Array.from({ length: byteLength }, (_, index) => (index * 31 + (index >> 8) * 7 + 1) % 251)
+
+/** A source whose reads end on a later turn, as a file's do. */
+export const memorySource = (bytes: Uint8Array): Source => ({
+  name: "memory",
+  byteLength: bytes.byteLength,
+  read: (into, offset) =>
+    Effect.map(Effect.yieldNow, () => {
+      into.set(bytes.subarray(offset, offset + into.byteLength))
+    })
+})
+
+/** A device that takes hardly any time. */
+export const fastRuntime = SimulatedRuntime.layer({
+  devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }]
+})
+
+type Service = CudaRuntime.CudaRuntimeService
+
+/** The same runtime with something around every operation. */
+export const wrapEvery = (
+  runtime: Service,
+  around: (operation: Effect.Effect<unknown, CudaError.CudaError>) => Effect.Effect<unknown, CudaError.CudaError>
+): Service =>
+  new Proxy(runtime, {
+    get: (target, name) => {
+      const member: unknown = Reflect.get(target, name)
+      if (typeof member !== "function") return member
+      return (...args: ReadonlyArray<unknown>) => around(Reflect.apply(member, target, args))
+    }
+  })
+
+/** The runtime of `fastRuntime`, changed. */
+export const changedRuntime = (change: (runtime: Service) => Service) =>
+  Layer.effect(CudaRuntime.CudaRuntime, Effect.map(CudaRuntime.CudaRuntime, change)).pipe(Layer.provide(fastRuntime))
+
+export const nothingLive: CudaRuntime.LiveResources = {
+  streams: 0,
+  events: 0,
+  deviceBuffers: 0,
+  deviceBytes: 0,
+  hostBuffers: 0,
+  hostBytes: 0,
+  waits: 0
+}
