@@ -65,6 +65,7 @@ export const driverFunctions = {
   cuMemcpyDtoHAsync_v2: [handle, handle, size, handle],
   cuMemcpyDtoDAsync_v2: [handle, handle, size, handle],
   cuMemcpyPeerAsync: [handle, handle, handle, handle, size, handle],
+  cuLaunchHostFunc: [handle, handle, handle],
   cuMemsetD8Async: [handle, "uint8_t", size, handle],
   cuMemsetD16Async: [handle, "uint16_t", size, handle],
   cuMemsetD32Async: [handle, uint, size, handle]

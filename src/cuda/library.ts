@@ -34,7 +34,12 @@ export interface DriverLibrary {
 export type LoadResult =
   | { readonly _tag: "Loaded"; readonly library: DriverLibrary }
   | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }> }
-  | { readonly _tag: "FunctionMissing"; readonly path: string; readonly functionName: DriverFunctionName }
+  | {
+    readonly _tag: "FunctionMissing"
+    readonly functionName: DriverFunctionName
+    /** CUDA version of the driver, as far as it says; it may lack the function because it is too old. */
+    readonly driverVersion: number | undefined
+  }
 
 /**
  * The places to look for the driver's library, in order. The bare name comes first, except under WSL, where the
@@ -99,7 +104,7 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
     try {
       calls[functionName] = library.func(functionName, "int", parameters)
     } catch {
-      return { _tag: "FunctionMissing", path, functionName }
+      return { _tag: "FunctionMissing", functionName, driverVersion: readVersion(library) }
     }
   }
   const bound: DriverLibrary = {
@@ -111,6 +116,16 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
   }
   loaded.set(path, bound)
   return { _tag: "Loaded", library: bound }
+}
+
+const readVersion = (library: LibraryHandle): number | undefined => {
+  try {
+    const version = new Int32Array(1)
+    const status = library.func("cuDriverGetVersion", "int", [...driverFunctions.cuDriverGetVersion])(version)
+    return status === 0 ? version[0] : undefined
+  } catch {
+    return undefined
+  }
 }
 
 const ipcHandleStruct = (koffi: typeof Koffi) =>

@@ -9,6 +9,7 @@
  */
 import type * as Brand from "effect/Brand"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type { DeviceAttribute } from "../cuda/flags.ts"
 import type { CudaError } from "../CudaError.ts"
@@ -167,6 +168,49 @@ export interface MemoryRange {
   readonly offset: number
   readonly byteLength: number
 }
+
+/**
+ * How waits learn that the GPU is done.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface WaitOptions {
+  /**
+   * How long after its start a wait is asked about on every turn of the event loop. Waits that end in that time end within
+   * microseconds of the GPU; until then the loop does not sleep.
+   */
+  readonly pollFor?: Duration.Input | undefined
+  /**
+   * Whether the GPU wakes the event loop after that, which uses no CPU and costs tens of microseconds. Otherwise a timer
+   * asks once per millisecond.
+   */
+  readonly wakeUp?: boolean | undefined
+}
+
+/**
+ * The waiting policy of a region, over that of the runtime's layer. The simulated runtime waits in `Clock` time, without
+ * any of this.
+ *
+ * **Example** (A wait that uses no CPU)
+ *
+ * ```ts
+ * import { CudaRuntime, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const stream: CudaStream.CudaStream
+ *
+ * const quiet = CudaStream.synchronize(stream).pipe(
+ *   Effect.provideService(CudaRuntime.CurrentWaitOptions, { pollFor: 0 })
+ * )
+ * ```
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const CurrentWaitOptions = Context.Reference<WaitOptions>("effect-cuda/CurrentWaitOptions", {
+  defaultValue: () => ({})
+})
 
 /**
  * What a runtime holds at this moment. All zero once every scope has closed.

@@ -17,15 +17,17 @@ import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
 import type { DeviceAttribute } from "../cuda/flags.ts"
 import { candidates, load } from "../cuda/library.ts"
 import type { DriverLibrary } from "../cuda/library.ts"
-import { success } from "../cuda/status.ts"
-import { CudaError, reasonFromStatus } from "../CudaError.ts"
+import { statuses, success } from "../cuda/status.ts"
+import { CudaError, reasonFromStatus, unknownStatus } from "../CudaError.ts"
 import type { CudaErrorReason } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
-import type { CudaRuntimeService, DeviceProperties } from "./CudaRuntime.ts"
+import type { CudaRuntimeService, DeviceProperties, WaitOptions } from "./CudaRuntime.ts"
 import * as Runtime from "./internal/Runtime.ts"
-import { Out } from "./native/Device.ts"
+import { describeStatus, Out } from "./native/Device.ts"
+import type { Warn } from "./native/Device.ts"
 import { NativeBackend } from "./native/NativeBackend.ts"
 import type { NativePolicy } from "./native/NativeBackend.ts"
+import { wakerOfThread } from "./native/Waker.ts"
 
 /**
  * How the native runtime works. Everything has a default.
@@ -39,13 +41,11 @@ export interface NativeOptions {
    * platform's usual places are tried.
    */
   readonly libraryPath?: string | undefined
-  /** How waits learn that the GPU is done. */
-  readonly wait?: {
-    /** How long a wait is asked about on every turn of the event loop before it uses a timer. Default 1 millisecond. */
-    readonly pollFor?: Duration.Input | undefined
-    /** How often the timer asks after that. Default 1 millisecond. */
-    readonly pollInterval?: Duration.Input | undefined
-  } | undefined
+  /**
+   * How waits learn that the GPU is done: polled for 300 microseconds, then woken by the GPU, unless it says otherwise. A
+   * region can have its own with `CudaRuntime.CurrentWaitOptions`.
+   */
+  readonly wait?: WaitOptions | undefined
   /** Pinned host memory. */
   readonly pinned?: {
     /** Pinned at most, in bytes; more is an `OutOfMemory` failure. Default: the machine's memory. */
@@ -73,7 +73,9 @@ export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeServ
     yield* initialize(library)
     const driverVersion = yield* readVersion(library)
     const devices = yield* readDevices(library)
-    return yield* Runtime.make(new NativeBackend(library, driverVersion, devices, policy))
+    const waker = policy.wait.wakeUp ? yield* openWaker : undefined
+    const warn = yield* makeWarn(library)
+    return yield* Runtime.make(new NativeBackend(library, driverVersion, devices, policy, waker, warn))
   })
 
 /**
@@ -103,21 +105,30 @@ const operation = "NativeRuntime.make"
 const fail = (reason: CudaErrorReason, call?: string): Effect.Effect<never, CudaError> =>
   Effect.fail(new CudaError({ operation, reason, call }))
 
-const check = (call: string, status: number): Effect.Effect<void, CudaError> =>
-  status === success ? Effect.void : fail(reasonFromStatus(status), call)
+const check = (library: DriverLibrary, call: string, status: number): Effect.Effect<void, CudaError> => {
+  if (status === success) return Effect.void
+  const known = reasonFromStatus(status)
+  if (known._tag !== "UnknownStatus") return fail(known, call)
+  const words = describeStatus(library, status)
+  return fail(unknownStatus(status, words?.name, words?.description), call)
+}
 
 const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, CudaError> => {
   const policy = {
     wait: {
-      pollFor: Duration.toMillis(options.wait?.pollFor ?? 1),
-      pollInterval: Duration.toMillis(options.wait?.pollInterval ?? 1)
+      pollFor: Duration.toMillis(options.wait?.pollFor ?? Duration.micros(300n)),
+      wakeUp: options.wait?.wakeUp ?? true,
+      safetyInterval: 100,
+      timerInterval: 1
     },
     pinned: {
       maxBytes: options.pinned?.maxBytes ?? totalmem(),
       keepBytes: options.pinned?.keepBytes ?? 1024 ** 3
     }
   }
-  for (const [argument, value] of [...Object.entries(policy.wait), ...Object.entries(policy.pinned)]) {
+  const pollFor = options.wait?.pollFor
+  const given = { pollFor: typeof pollFor === "number" ? pollFor : policy.wait.pollFor, ...policy.pinned }
+  for (const [argument, value] of Object.entries(given)) {
     if (value >= 0) continue
     return fail({ _tag: "InvalidArgument", argument, value: String(value), expected: "0 or more" })
   }
@@ -135,29 +146,54 @@ const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined)
       return result.library
     case "NotFound":
       return yield* fail({ _tag: "LibraryNotFound", searched: result.searched })
-    case "FunctionMissing":
+    case "FunctionMissing": {
+      const found = result.driverVersion
+      if (found !== undefined && found < minimumDriverVersion) return yield* tooOld(found)
       return yield* fail({ _tag: "FunctionMissing", functionName: result.functionName })
+    }
   }
 })
 
+/** For releases of which no program hears: logged where the layer was built, unless the driver is already gone. */
+const makeWarn = (library: DriverLibrary): Effect.Effect<Warn> =>
+  Effect.map(Effect.context<never>(), (context) => {
+    const run = Effect.runForkWith(context)
+    return (call, status, handle) => {
+      if (status === success || status === statuses.Deinitialized.code) return
+      const error = Effect.flip(check(library, call, status))
+      run(Effect.flatMap(error, ({ message }) => Effect.logWarning(`${message} (handle 0x${handle.toString(16)})`)))
+    }
+  })
+
+/** Says once in the life of a thread when there is none. */
+const openWaker = Effect.gen(function*() {
+  const waker = yield* Effect.promise(wakerOfThread)
+  if (waker === undefined && !saidNoWaker) {
+    saidNoWaker = true
+    yield* Effect.logWarning("The GPU cannot wake this event loop: waits ask once per millisecond instead")
+  }
+  return waker
+})
+
+let saidNoWaker = false
+
+const tooOld = (found: number) => fail({ _tag: "DriverTooOld", found, required: minimumDriverVersion })
+
 const initialize = (library: DriverLibrary): Effect.Effect<void, CudaError> =>
   Effect.callback((resume) => {
-    library.calls.cuInit.async(0, (_, status) => resume(check("cuInit", status)))
+    library.calls.cuInit.async(0, (_, status) => resume(check(library, "cuInit", status)))
   })
 
 const readVersion = Effect.fnUntraced(function*(library: DriverLibrary) {
   const version = new Int32Array(1)
-  yield* check("cuDriverGetVersion", library.calls.cuDriverGetVersion(version))
+  yield* check(library, "cuDriverGetVersion", library.calls.cuDriverGetVersion(version))
   const found = version[0]!
-  if (found < minimumDriverVersion) {
-    return yield* fail({ _tag: "DriverTooOld", found, required: minimumDriverVersion })
-  }
-  return found
+  return found < minimumDriverVersion ? yield* tooOld(found) : found
 })
 
 const readDevices = Effect.fnUntraced(function*(library: DriverLibrary) {
   const count = new Int32Array(1)
-  yield* check("cuDeviceGetCount", library.calls.cuDeviceGetCount(count))
+  yield* check(library, "cuDeviceGetCount", library.calls.cuDeviceGetCount(count))
   if (count[0] === 0) return yield* fail(reasonFromStatus(100), "cuDeviceGetCount")
   return yield* Effect.forEach(
     Array.from({ length: count[0]! }, (_, ordinal) => ordinal),
@@ -165,22 +201,23 @@ const readDevices = Effect.fnUntraced(function*(library: DriverLibrary) {
   )
 })
 
-const readDevice = Effect.fnUntraced(function*({ calls }: DriverLibrary, ordinal: number) {
+const readDevice = Effect.fnUntraced(function*(library: DriverLibrary, ordinal: number) {
+  const { calls } = library
   const handles = new Int32Array(1)
-  yield* check("cuDeviceGet", calls.cuDeviceGet(handles, ordinal))
+  yield* check(library, "cuDeviceGet", calls.cuDeviceGet(handles, ordinal))
   const handle = handles[0]!
   const name = new Uint8Array(256)
-  yield* check("cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, handle))
+  yield* check(library, "cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, handle))
   const uuid = new Uint8Array(16)
-  yield* check("cuDeviceGetUuid", calls.cuDeviceGetUuid_v2(uuid, handle))
+  yield* check(library, "cuDeviceGetUuid", calls.cuDeviceGetUuid_v2(uuid, handle))
   const pciBusId = new Uint8Array(64)
-  yield* check("cuDeviceGetPCIBusId", calls.cuDeviceGetPCIBusId(pciBusId, pciBusId.byteLength, handle))
+  yield* check(library, "cuDeviceGetPCIBusId", calls.cuDeviceGetPCIBusId(pciBusId, pciBusId.byteLength, handle))
   const memory = new Out()
-  yield* check("cuDeviceTotalMem", calls.cuDeviceTotalMem_v2(memory.words, handle))
+  yield* check(library, "cuDeviceTotalMem", calls.cuDeviceTotalMem_v2(memory.words, handle))
   const attribute = (key: DeviceAttribute) => {
     const value = new Int32Array(1)
     const status = calls.cuDeviceGetAttribute(value, deviceAttributes[key], handle)
-    return Effect.as(check("cuDeviceGetAttribute", status), value[0]!)
+    return Effect.as(check(library, "cuDeviceGetAttribute", status), value[0]!)
   }
   const properties: DeviceProperties = {
     ordinal,

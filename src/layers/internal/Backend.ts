@@ -6,7 +6,7 @@
  */
 import type * as Effect from "effect/Effect"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
-import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
+import type { DeviceProperties, MemoryInfo, PriorityRange, WaitOptions } from "../CudaRuntime.ts"
 import type {
   AnyMemoryResource,
   DeviceMemoryResource,
@@ -19,8 +19,11 @@ import type {
 /** The status of a watch that can never end, which no driver returns. */
 export const neverFinishes = -1
 
-/** Told once how a wait ended: 0, the status of a fault, or `neverFinishes`. */
-export type OnDone = (status: number) => void
+/** What found the end of a wait: polling, a wake-up by the GPU, a timer, or the clock of a simulated device. */
+export type WaitStage = "poll" | "wake" | "timer" | "clock"
+
+/** Told once how a wait ended: with 0, the status of a fault, or `neverFinishes`. No stage means at once. */
+export type OnDone = (status: number, stage?: WaitStage) => void
 
 /** How a call that takes its time failed. */
 export interface DriverFailure {
@@ -97,15 +100,18 @@ export interface Backend extends Owner {
   ) => number
 
   /** Tells when the event's current record is done. */
-  readonly watchEvent: (event: EventResource, onDone: OnDone) => Cancel
+  readonly watchEvent: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
   /** Tells when what the stream holds now is done. */
-  readonly watchStream: (stream: StreamResource, onDone: OnDone) => Cancel
+  readonly watchStream: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel
   /** Tells when a device's fresh allocations can be used on every stream. */
   readonly watchAllocation: (device: number, onDone: OnDone) => Cancel
   /** Tells when every release enqueued so far on a device has happened. */
   readonly watchReleases: (device: number, onDone: OnDone) => Cancel
   /** Makes the memory of finished releases available to every allocation; after `watchReleases`. */
   readonly memoryTrim: (device: number) => number
+
+  /** Ends the waits whose work is done, without waiting for a turn of theirs. */
+  readonly settle: () => void
 
   /** Gives back everything the driver still holds for this backend; no other call follows. */
   readonly close: Effect.Effect<void>

@@ -2,17 +2,22 @@
  * What the operations of a runtime share: its backend, what is live, the faults it met, its waits, and the devices it
  * has opened.
  */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { Backend, Cancel, OnDone } from "./Backend.ts"
+import { measureWait } from "../CudaMetrics.ts"
+import type { MeasuredWait } from "../CudaMetrics.ts"
+import { CurrentWaitOptions } from "../CudaRuntime.ts"
+import type { WaitOptions } from "../CudaRuntime.ts"
+import type { Backend, Cancel, OnDone, WaitStage } from "./Backend.ts"
 import { fromStatus, refuse, refuseArgument } from "./failures.ts"
 import type { FaultOrigins } from "./failures.ts"
 import type { DeviceMemoryResource, EventResource, HostMemoryResource, StreamResource } from "./resources.ts"
 
 /** Begins a wait and says how to give it up. */
-export type Watch = (onDone: OnDone) => Cancel
+export type Watch = (onDone: OnDone, options: WaitOptions) => Cancel
 
 export class Core {
   readonly backend: Backend
@@ -109,24 +114,30 @@ export class Core {
 
   /** Suspends the fiber until the watch ends; interruption gives the watch up. */
   wait(operation: string, device: number, subject: string, watch: Watch): Effect.Effect<void, CudaError> {
-    return Effect.callback((resume) => {
-      const end = (result: Effect.Effect<void, CudaError>) => {
-        if (this.waits.delete(abandon)) resume(result)
-      }
-      const abandon = () => {
-        cancel()
-        end(refuse(operation, { _tag: "ResourceReleased", resource: `the runtime, while waiting for ${subject},` }))
-      }
-      let cancel: Cancel = noCancel
-      this.waits.add(abandon)
-      cancel = watch((status) =>
-        end(status === success ? Effect.void : Effect.fail(this.error(operation, status, device, subject)))
-      )
-      return Effect.sync(() => {
-        this.waits.delete(abandon)
-        cancel()
+    return Effect.withFiber((fiber) =>
+      Effect.callback((resume) => {
+        let cancel: Cancel = noCancel
+        let measured: MeasuredWait | undefined
+        const end = (result: Effect.Effect<void, CudaError>, stage?: WaitStage) => {
+          if (!this.waits.delete(abandon)) return
+          measured?.(stage)
+          resume(result)
+        }
+        const abandon = () => {
+          cancel()
+          end(refuse(operation, { _tag: "ResourceReleased", resource: `the runtime, while waiting for ${subject},` }))
+        }
+        this.waits.add(abandon)
+        cancel = watch((status, stage) => {
+          end(status === success ? Effect.void : Effect.fail(this.error(operation, status, device, subject)), stage)
+        }, fiber.getRef(CurrentWaitOptions))
+        if (this.waits.has(abandon)) measured = measureWait(fiber.context, fiber.getRef(Clock.Clock))
+        return Effect.sync(() => {
+          if (this.waits.delete(abandon)) measured?.("interrupted")
+          cancel()
+        })
       })
-    })
+    )
   }
 }
 
@@ -135,7 +146,7 @@ const succeedTrue = Effect.succeed(true)
 const succeedFalse = Effect.succeed(false)
 
 /** One watch for many: ends when all have, or with the first fault. */
-export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone) => {
+export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone, options) => {
   if (watches.length === 0) {
     onDone(success)
     return () => {}
@@ -144,13 +155,16 @@ export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone) => {
   let pending = watches.length
   const cancelAll = () => cancels.forEach((cancel) => cancel())
   for (const watch of watches) {
-    cancels.push(watch((status) => {
+    if (pending <= 0) break
+    const onOneDone: OnDone = (status, stage) => {
       if (pending <= 0) return
       pending = status === success ? pending - 1 : 0
       if (pending > 0) return
       cancelAll()
-      onDone(status)
-    }))
+      onDone(status, stage)
+    }
+    cancels.push(watch(onOneDone, options))
   }
+  if (pending <= 0) cancelAll()
   return cancelAll
 }

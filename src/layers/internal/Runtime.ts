@@ -72,7 +72,7 @@ const deviceOperations = (core: Core): DeviceOperations => ({
         "CudaDevice.synchronize",
         device,
         `device ${device}`,
-        watchAll(streams.map((stream) => (onDone) => core.backend.watchStream(stream, onDone)))
+        watchAll(streams.map((stream) => (onDone, options) => core.backend.watchStream(stream, onDone, options)))
       )
     })
 })
@@ -107,6 +107,7 @@ const close = (core: Core): Effect.Effect<void> =>
     for (const stream of core.defaultStreams.values()) stream.state = "released"
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
     yield* releaseAll("event", [...core.events], eventDestroy)
+    core.backend.settle()
     for (const abandon of core.waits) abandon()
     yield* core.backend.close
   })

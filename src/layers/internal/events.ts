@@ -65,7 +65,7 @@ export const eventOperations = (core: Core): EventOperations => ({
         "CudaEvent.synchronize",
         event.device,
         String(event),
-        (onDone) => core.backend.watchEvent(event, onDone)
+        (onDone, options) => core.backend.watchEvent(event, onDone, options)
       )
     }),
   eventElapsedTime: (startRef, endRef) => Effect.suspend(() => elapsedTime(core, ownEvent(startRef), ownEvent(endRef))),

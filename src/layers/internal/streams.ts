@@ -50,7 +50,7 @@ export const streamOperations = (core: Core): StreamOperations => ({
       if (stream.owner !== core.backend) return refuseResource("CudaStream.release", core.backend, stream)
       if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
       stream.state = "closing"
-      return Effect.onExit(drain(core, "CudaStream.release", stream), () => destroy(core, stream))
+      return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
     })),
   streamQuery: (ref) =>
     Effect.suspend(() => {
@@ -119,8 +119,25 @@ const drain = (core: Core, operation: string, stream: StreamResource): Effect.Ef
   const status = core.backend.streamQuery(stream)
   if (status === success) return Effect.void
   if (status !== notReady) return core.fail(operation, status, stream)
-  return core.wait(operation, stream.device, String(stream), (onDone) => core.backend.watchStream(stream, onDone))
+  return core.wait(
+    operation,
+    stream.device,
+    String(stream),
+    (onDone, options) => core.backend.watchStream(stream, onDone, options)
+  )
 }
+
+/**
+ * Drains a stream that is going to be destroyed. When waiting itself fails, but not with a fault, the work may still be
+ * running on memory that others hold, so the stream is asked until it is idle.
+ */
+const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
+  Effect.onError(drain(core, "CudaStream.release", stream), () =>
+    Effect.whileLoop({
+      while: () => core.backend.streamQuery(stream) === notReady,
+      body: () => Effect.sleep(1),
+      step: () => {}
+    }))
 
 const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {

@@ -4,8 +4,10 @@
  */
 import { eventFlags, poolAttributes, streamFlags } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
+import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
 import type { PriorityRange } from "../CudaRuntime.ts"
+import type { DriverFailure } from "../internal/Backend.ts"
 import { EventResource, StreamResource } from "../internal/resources.ts"
 import type { Lane, Point } from "./Lane.ts"
 
@@ -36,6 +38,9 @@ export class Out {
   }
 }
 
+/** Says that a call of a release failed; nothing for one that did not. */
+export type Warn = (call: string, status: number, handle: number) => void
+
 export class NativeDevice {
   readonly calls: DriverFunctions
   readonly ordinal: number
@@ -47,6 +52,8 @@ export class NativeDevice {
   allocations = 0
   /** Frees only: waits for the work of each buffer before it. */
   releases = 0
+  /** The last attempt to make a stream or an event. */
+  made: DriverFailure = { call: "", status: success }
   readonly #markers: Array<number> = []
   readonly #out = new Out()
   readonly #left = new Out()
@@ -68,7 +75,7 @@ export class NativeDevice {
   }
 
   /** Reads the priorities and makes the pool and the runtime's own streams. Returns the failing call with its status. */
-  setUp(): { readonly call: string; readonly status: number } {
+  setUp(warn: Warn): DriverFailure {
     const steps: ReadonlyArray<readonly [string, () => number]> = [
       ["cuCtxPushCurrent", () => this.enter()],
       ["cuCtxGetStreamPriorityRange", () => this.#readPriorities()],
@@ -82,7 +89,7 @@ export class NativeDevice {
       const status = step()
       if (status === success) continue
       if (index > 0) {
-        this.tearDown()
+        this.tearDown(warn)
         this.leave()
       }
       return { call, status }
@@ -92,36 +99,39 @@ export class NativeDevice {
   }
 
   /** Destroys what `setUp` and the markers made. */
-  tearDown(): void {
-    for (const marker of this.#markers.splice(0)) this.calls.cuEventDestroy_v2(marker)
-    if (this.allocations !== 0) this.calls.cuStreamDestroy_v2(this.allocations)
-    if (this.releases !== 0) this.calls.cuStreamDestroy_v2(this.releases)
-    if (this.pool !== 0) this.calls.cuMemPoolDestroy(this.pool)
+  tearDown(warn: Warn): void {
+    const { allocations, calls, pool, releases } = this
+    for (const marker of this.#markers.splice(0)) warn("cuEventDestroy", calls.cuEventDestroy_v2(marker), marker)
+    if (allocations !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(allocations), allocations)
+    if (releases !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(releases), releases)
+    if (pool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
     this.allocations = this.releases = this.pool = 0
   }
 
-  /** A stream for the runtime's own ordering. */
-  makeStream(): { readonly status: number; readonly stream: number } {
-    const entered = this.enter()
-    if (entered !== success) return { status: entered, stream: 0 }
+  /** A stream for the runtime's own ordering; 0 when none could be made, and why in `made`. */
+  makeStream(): number {
     let made = 0
-    const status = this.#makeStream((stream) => made = stream)
-    this.leave()
-    return { status, stream: made }
+    this.#make("cuStreamCreateWithPriority", () => this.#makeStream((stream) => made = stream))
+    return made
   }
 
-  /** An event for the runtime's own ordering; 0 when none could be made, with the status in `markerStatus`. */
+  /** An event for the runtime's own ordering; 0 when none could be made, and why in `made`. */
   takeMarker(): number {
     const kept = this.#markers.pop()
     if (kept !== undefined) return kept
-    this.markerStatus = this.enter()
-    if (this.markerStatus !== success) return 0
-    this.markerStatus = this.calls.cuEventCreate(this.#out.words, eventFlags.disableTiming)
-    this.leave()
-    return this.markerStatus === success ? this.#out.value : 0
+    this.#make("cuEventCreate", () => this.calls.cuEventCreate(this.#out.words, eventFlags.disableTiming))
+    return this.made.status === success ? this.#out.value : 0
   }
 
-  markerStatus: number = success
+  #make(call: string, create: () => number): void {
+    const entered = this.enter()
+    if (entered !== success) {
+      this.made = { call: "cuCtxPushCurrent", status: entered }
+      return
+    }
+    this.made = { call, status: create() }
+    this.leave()
+  }
 
   /** Keeps a marker for another use, also while its record is pending: a new record replaces it. */
   giveMarker(marker: number): void {
@@ -162,4 +172,16 @@ const poolProperties = (ordinal: number): Uint8Array => {
   view.setInt32(8, 1, true)
   view.setInt32(12, ordinal, true)
   return bytes
+}
+
+/** The driver's own words for a status. */
+export const describeStatus = (
+  library: DriverLibrary,
+  status: number
+): { readonly name: string; readonly description: string } | undefined => {
+  const out = new Out()
+  if (library.calls.cuGetErrorName(status, out.words) !== success) return undefined
+  const name = library.readText(out.value)
+  library.calls.cuGetErrorString(status, out.words)
+  return { name, description: library.readText(out.value) }
 }

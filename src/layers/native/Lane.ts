@@ -18,9 +18,18 @@ export interface Watch {
   readonly order: number
   readonly point: Point
   readonly onDone: OnDone
+  /** Whether the GPU may be asked to wake the loop for it. */
+  readonly wakeUp: boolean
   previous: Watch | undefined
   next: Watch | undefined
   pending: boolean
+}
+
+/** A stream of the runtime's own beside the lane's, which waits for records of it in order. */
+export interface SideStream {
+  readonly stream: number
+  /** The last record it was made to wait for. */
+  order: number
 }
 
 /** The waits of one stream, first to finish first. */
@@ -28,8 +37,10 @@ export class Lane {
   readonly device: number
   head: Watch | undefined
   tail: Watch | undefined
-  /** The stream on which records are kept that the program replaces while they are waited for; 0 until needed. */
-  side = 0
+  /** One, unless a wait for an older record came after it had been used for a later one. */
+  readonly sides: Array<SideStream> = []
+  /** The record whose end will wake the loop. */
+  armed = -1
   constructor(device: number) {
     this.device = device
   }

@@ -4,24 +4,36 @@
  * Calls that only need a handle are made as they are, since the handle carries its context; the rest are made between
  * `enter` and `leave` of the device, so that what other native code made current stays current.
  */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { defaultStreamHandles, deviceAttributes, eventFlags, streamFlags } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { notReady, success } from "../../cuda/status.ts"
-import type { Address, DeviceProperties, EventHandle, MemoryInfo, PriorityRange, StreamHandle } from "../CudaRuntime.ts"
+import { reasonFromStatus } from "../../CudaError.ts"
+import type {
+  Address,
+  DeviceProperties,
+  EventHandle,
+  MemoryInfo,
+  PriorityRange,
+  StreamHandle,
+  WaitOptions
+} from "../CudaRuntime.ts"
 import type { Backend, Cancel, DriverFailure, OnDone, Transfer } from "../internal/Backend.ts"
 import { watchAll } from "../internal/Core.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "../internal/resources.ts"
 import type { AnyMemoryResource, EventResource, StreamResource } from "../internal/resources.ts"
 import { Completion } from "./Completion.ts"
 import type { WaitPolicy } from "./Completion.ts"
-import { NativeDevice, NativeEvent, NativeStream, Out } from "./Device.ts"
+import { describeStatus, NativeDevice, NativeEvent, NativeStream, Out } from "./Device.ts"
+import type { Warn } from "./Device.ts"
 import { Lane } from "./Lane.ts"
 import type { Point } from "./Lane.ts"
 import { PinnedMemory, segmentSize } from "./PinnedMemory.ts"
 import type { Block, PinnedPolicy } from "./PinnedMemory.ts"
+import type { Waker } from "./Waker.ts"
 
 /** What the native runtime was told at its start, complete. */
 export interface NativePolicy {
@@ -54,8 +66,9 @@ export class NativeBackend implements Backend {
   readonly #streams = new Set<NativeStream>()
   readonly #completion: Completion
   readonly #pinned: PinnedMemory
-  /** Releases of pinned memory that wait for their streams. */
-  readonly #pendingGives = new Set<OnDone>()
+  readonly #warn: Warn
+  /** Releases that wait for the work of streams. */
+  readonly #pendingReleases = new Set<() => void>()
   readonly #out = new Out()
   readonly #integer = new Int32Array(1)
   readonly #flags = new Uint32Array(1)
@@ -66,16 +79,27 @@ export class NativeBackend implements Backend {
     library: DriverLibrary,
     driverVersion: number,
     devices: ReadonlyArray<{ readonly handle: number; readonly properties: DeviceProperties }>,
-    policy: NativePolicy
+    policy: NativePolicy,
+    waker: Waker | undefined,
+    warn: Warn
   ) {
+    this.#warn = warn
     this.driverVersion = driverVersion
     this.devices = devices.map((device) => device.properties)
     this.#library = library
     this.#calls = library.calls
     this.#handles = devices.map((device) => device.handle)
     this.#opened = devices.map(() => undefined)
-    this.#completion = new Completion(library.calls, policy.wait)
-    this.#pinned = new PinnedMemory(library, policy.pinned, (call) => this.#inFirstContext(call), () => this.#isIdle())
+    this.#completion = new Completion(library.calls, policy.wait, waker, (ordinal) => this.#device(ordinal), (call) => {
+      this.call = call
+    })
+    this.#pinned = new PinnedMemory(
+      library,
+      policy.pinned,
+      (name, call) => this.#inFirstContext(name, call),
+      () => this.#isIdle(),
+      warn
+    )
   }
 
   /** Notes which call a status came from, for failures. */
@@ -89,12 +113,7 @@ export class NativeBackend implements Backend {
     return this.#opened[ordinal]!
   }
 
-  readonly describeStatus = (status: number): { readonly name: string; readonly description: string } | undefined => {
-    if (this.#calls.cuGetErrorName(status, this.#out.words) !== success) return undefined
-    const name = this.#library.readText(this.#out.value)
-    this.#calls.cuGetErrorString(status, this.#out.words)
-    return { name, description: this.#library.readText(this.#out.value) }
-  }
+  readonly describeStatus = (status: number) => describeStatus(this.#library, status)
 
   // Devices
 
@@ -105,7 +124,7 @@ export class NativeBackend implements Backend {
       this.#calls.cuDevicePrimaryCtxRetain.async(context.words, handle, (_, retained) => {
         if (retained !== success) return resume(Effect.fail({ call: "cuDevicePrimaryCtxRetain", status: retained }))
         const device = new NativeDevice(this.#calls, ordinal, handle, context.value)
-        const { call, status } = device.setUp()
+        const { call, status } = device.setUp(this.#warn)
         if (status === success) {
           this.#opened[ordinal] = device
           return resume(Effect.void)
@@ -212,7 +231,7 @@ export class NativeBackend implements Backend {
   readonly streamDestroy = (resource: StreamResource): number => {
     const stream = native(resource)
     this.#streams.delete(stream)
-    if (stream.lane !== undefined && stream.lane.side !== 0) this.#calls.cuStreamDestroy_v2(stream.lane.side)
+    if (stream.lane !== undefined) this.#completion.forget(stream.lane)
     return this.#answer("cuStreamDestroy", this.#calls.cuStreamDestroy_v2(stream.handle))
   }
 
@@ -228,7 +247,7 @@ export class NativeBackend implements Backend {
   readonly streamWaitStream = (stream: StreamResource, other: StreamResource): number => {
     const device = this.#device(other.device)
     const marker = device.takeMarker()
-    if (marker === 0) return this.#answer("cuEventCreate", device.markerStatus)
+    if (marker === 0) return this.#answer(device.made.call, device.made.status)
     const recorded = this.#recordOn(marker, native(other))
     const status = recorded === success ? this.#waitFor(native(stream), marker) : recorded
     device.giveMarker(marker)
@@ -284,8 +303,10 @@ export class NativeBackend implements Backend {
   /** An event that is waited for is destroyed by its last wait. */
   readonly eventDestroy = (resource: EventResource): number => {
     const event = nativeEvent(resource)
+    if (event.lane !== undefined) this.#completion.forget(event.lane)
     if (event.point !== undefined) {
-      event.point.release = () => this.#calls.cuEventDestroy_v2(event.handle)
+      event.point.release = () =>
+        this.#warn("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle), event.handle)
       return success
     }
     return this.#answer("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle))
@@ -317,19 +338,17 @@ export class NativeBackend implements Backend {
   #keepRecord(event: NativeEvent, point: Point): number {
     const lane = this.#laneOf(event)
     const device = this.#device(lane.device)
-    if (lane.side === 0) {
-      const made = device.makeStream()
-      if (made.status !== success) return this.#answer("cuStreamCreateWithPriority", made.status)
-      lane.side = made.stream
-    }
+    const side = this.#completion.sideFor(lane, event.recordNumber)
+    if (side === undefined) return this.#answer(device.made.call, device.made.status)
     const marker = device.takeMarker()
-    if (marker === 0) return this.#answer("cuEventCreate", device.markerStatus)
-    const waited = this.#calls.cuStreamWaitEvent(lane.side, event.handle, 0)
-    const status = waited === success ? this.#calls.cuEventRecord(marker, lane.side) : waited
+    if (marker === 0) return this.#answer(device.made.call, device.made.status)
+    const waited = this.#calls.cuStreamWaitEvent(side.stream, event.handle, 0)
+    const status = waited === success ? this.#calls.cuEventRecord(marker, side.stream) : waited
     if (status !== success) {
       device.giveMarker(marker)
-      return this.#answer("cuStreamWaitEvent", status)
+      return this.#answer(waited === success ? "cuEventRecord" : "cuStreamWaitEvent", status)
     }
+    side.order = event.recordNumber
     point.event = marker
     point.release = () => device.giveMarker(marker)
     event.point = undefined
@@ -366,17 +385,38 @@ export class NativeBackend implements Backend {
 
   readonly memoryFree = (memory: DeviceMemoryResource): number => {
     const device = this.#device(memory.device)
-    for (const user of memory.pendingUsers) {
+    const users = memory.pendingUsers
+    const free = () => this.#calls.cuMemFreeAsync(memory.address, device.releases)
+    for (const user of users) {
       const status = this.#orderReleases(device, native(user))
-      if (status !== success) return status
+      if (status === success) continue
+      this.#whenIdle(users, () => this.#warn("cuMemFreeAsync", free(), memory.address))
+      return status
     }
-    return this.#answer("cuMemFreeAsync", this.#calls.cuMemFreeAsync(memory.address, device.releases))
+    return this.#answer("cuMemFreeAsync", free())
+  }
+
+  /** Runs a release when the streams have done what they hold; at the latest when the runtime is released. */
+  #whenIdle(users: ReadonlyArray<StreamResource>, release: () => void): void {
+    const once = () => {
+      if (this.#pendingReleases.delete(once)) release()
+    }
+    this.#pendingReleases.add(once)
+    const watch = watchAll(users.map((user) => (onDone) => this.watchStream(user, onDone)))
+    const attempt = () => {
+      if (!this.#pendingReleases.has(once)) return
+      watch((status) => {
+        if (status === success || reasonFromStatus(status).isSticky) return once()
+        setTimeout(attempt, retryDelay).unref()
+      }, {})
+    }
+    attempt()
   }
 
   #orderReleases(device: NativeDevice, user: NativeStream): number {
     const owner = this.#device(user.device)
     const marker = owner.takeMarker()
-    if (marker === 0) return this.#answer("cuEventCreate", owner.markerStatus)
+    if (marker === 0) return this.#answer(owner.made.call, owner.made.status)
     const recorded = this.#recordOn(marker, user)
     const status = recorded === success ? this.#calls.cuStreamWaitEvent(device.releases, marker, 0) : recorded
     owner.giveMarker(marker)
@@ -386,7 +426,10 @@ export class NativeBackend implements Backend {
   /** The releases are done, so this returns at once; only such a call makes the pool see them. */
   readonly memoryTrim = (ordinal: number): number => {
     const device = this.#device(ordinal)
-    if (this.#calls.cuStreamQuery(device.releases) === success) this.#calls.cuStreamSynchronize(device.releases)
+    if (this.#calls.cuStreamQuery(device.releases) === success) {
+      const status = this.#calls.cuStreamSynchronize(device.releases)
+      if (status !== success) return this.#answer("cuStreamSynchronize", status)
+    }
     return this.#answer("cuMemPoolTrimTo", this.#calls.cuMemPoolTrimTo(device.pool, 0))
   }
 
@@ -397,11 +440,7 @@ export class NativeBackend implements Backend {
     const { block } = memory as PinnedResource
     const buffer = structuredClone(block.buffer, { transfer: [block.buffer] })
     memory.bytes = new Uint8Array(0)
-    const give: OnDone = () => {
-      if (this.#pendingGives.delete(give)) this.#pinned.give({ ...block, buffer })
-    }
-    this.#pendingGives.add(give)
-    watchAll(memory.pendingUsers.map((user) => (onDone) => this.watchStream(user, onDone)))(give)
+    this.#whenIdle(memory.pendingUsers, () => this.#pinned.give({ ...block, buffer }))
     return success
   }
 
@@ -471,7 +510,7 @@ export class NativeBackend implements Backend {
 
   // Waiting
 
-  readonly watchEvent = (resource: EventResource, onDone: OnDone): Cancel => {
+  readonly watchEvent = (resource: EventResource, onDone: OnDone, options: WaitOptions = {}): Cancel => {
     const event = nativeEvent(resource)
     event.point ??= {
       event: event.handle,
@@ -480,15 +519,16 @@ export class NativeBackend implements Backend {
         event.point = undefined
       }
     }
-    return this.#completion.watch(this.#laneOf(event), event.recordNumber, event.point, onDone)
+    const policy = policyOf(options, (event.flags & eventFlags.blockingSync) !== 0)
+    return this.#completion.watch(this.#laneOf(event), event.recordNumber, event.point, policy, onDone)
   }
 
-  readonly watchStream = (resource: StreamResource, onDone: OnDone): Cancel => {
+  readonly watchStream = (resource: StreamResource, onDone: OnDone, options: WaitOptions = {}): Cancel => {
     const stream = native(resource)
     const device = this.#device(stream.device)
     const marker = device.takeMarker()
     const status = marker === 0
-      ? this.#answer("cuEventCreate", device.markerStatus)
+      ? this.#answer(device.made.call, device.made.status)
       : this.#recordOn(marker, stream)
     if (status !== success) {
       if (marker !== 0) device.giveMarker(marker)
@@ -496,12 +536,12 @@ export class NativeBackend implements Backend {
       return () => {}
     }
     stream.lane ??= new Lane(stream.device)
-    return this.#watchMarker(stream.lane, stream.records, marker, onDone)
+    return this.#watchMarker(stream.lane, stream.records, marker, policyOf(options, false), onDone)
   }
 
-  #watchMarker(lane: Lane, order: number, marker: number, onDone: OnDone): Cancel {
+  #watchMarker(lane: Lane, order: number, marker: number, policy: Partial<WaitPolicy>, onDone: OnDone): Cancel {
     const point = { event: marker, uses: 0, release: () => this.#device(lane.device).giveMarker(marker) }
-    return this.#completion.watch(lane, order, point, onDone)
+    return this.#completion.watch(lane, order, point, policy, onDone)
   }
 
   /** The lane of the stream that an event is recorded on; events of other processes have one each. */
@@ -519,26 +559,31 @@ export class NativeBackend implements Backend {
 
   /** Watches one of the device's own streams; each wait has a lane of its own. */
   #watchOwn(device: NativeDevice, stream: number, onDone: OnDone): Cancel {
+    const ended = (call: string, status: number): Cancel => {
+      onDone(this.#answer(call, status))
+      return () => {}
+    }
     const idle = this.#calls.cuStreamQuery(stream)
-    const marker = idle === notReady ? device.takeMarker() : 0
-    const status = marker === 0 ? idle : this.#calls.cuEventRecord(marker, stream)
-    if (status === success && marker !== 0) return this.#watchMarker(new Lane(device.ordinal), 0, marker, onDone)
-    if (marker !== 0) device.giveMarker(marker)
-    onDone(this.#answer("cuStreamQuery", status))
-    return () => {}
+    if (idle !== notReady) return ended("cuStreamQuery", idle)
+    const marker = device.takeMarker()
+    if (marker === 0) return ended(device.made.call, device.made.status)
+    const recorded = this.#calls.cuEventRecord(marker, stream)
+    if (recorded === success) return this.#watchMarker(new Lane(device.ordinal), 0, marker, { wakeUp: false }, onDone)
+    device.giveMarker(marker)
+    return ended("cuEventRecord", recorded)
   }
 
   // Contexts and the end
 
   /** Pinned memory belongs to every context; any of them serves. */
-  #inFirstContext(call: () => number): number {
+  #inFirstContext(name: string, call: () => number): DriverFailure | undefined {
     const device = this.#opened.find((opened) => opened !== undefined)
-    if (device === undefined) return 201
+    if (device === undefined) return undefined
     const entered = device.enter()
-    if (entered !== success) return entered
+    if (entered !== success) return { call: "cuCtxPushCurrent", status: entered }
     const status = call()
     device.leave()
-    return status
+    return status === success ? undefined : { call: name, status }
   }
 
   #isIdle(): boolean {
@@ -550,19 +595,20 @@ export class NativeBackend implements Backend {
     )
   }
 
+  readonly settle = (): void => this.#completion.settle()
+
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     const devices = this.#opened.filter((device) => device !== undefined)
     const released = watchAll(devices.map((device) => (onDone) => this.watchReleases(device.ordinal, onDone)))
-    const lanes = [...this.#streams].flatMap((stream) => stream.lane === undefined ? [] : [stream.lane])
     return Effect.callback<void>((resume) => {
-      released(() => resume(Effect.void))
+      released(() => resume(Effect.void), {})
     }).pipe(
       Effect.andThen(Effect.suspend(() => {
-        for (const give of this.#pendingGives) give(success)
+        for (const release of this.#pendingReleases) release()
         return this.#pinned.close
       })),
       Effect.andThen(Effect.sync(() => {
-        for (const lane of lanes) if (lane.side !== 0) this.#calls.cuStreamDestroy_v2(lane.side)
+        this.#completion.close()
       })),
       Effect.andThen(Effect.forEach(devices, (device) => this.#closeDevice(device), { discard: true }))
     )
@@ -571,19 +617,31 @@ export class NativeBackend implements Backend {
   #closeDevice(device: NativeDevice): Effect.Effect<void> {
     return Effect.callback((resume) => {
       if (device.enter() === success) {
-        device.tearDown()
+        device.tearDown(this.#warn)
         device.leave()
       }
-      this.#calls.cuDevicePrimaryCtxRelease_v2.async(device.handle, () => resume(Effect.void))
+      this.#calls.cuDevicePrimaryCtxRelease_v2.async(device.handle, (_, status) => {
+        this.#warn("cuDevicePrimaryCtxRelease", status, device.handle)
+        resume(Effect.void)
+      })
     })
   }
 }
+
+/** How long a release that could not wait lets pass before it tries again, in milliseconds. */
+const retryDelay = 10
 
 const fillCalls = { 8: "cuMemsetD8Async", 16: "cuMemsetD16Async", 32: "cuMemsetD32Async" } as const
 
 /** The resources of this backend are of its own classes. */
 const native = (stream: StreamResource): NativeStream => stream as NativeStream
 const nativeEvent = (event: EventResource): NativeEvent => event as NativeEvent
+
+const policyOf = (options: WaitOptions, blocking: boolean): Partial<WaitPolicy> => ({
+  ...(options.pollFor === undefined ? undefined : { pollFor: Duration.toMillis(options.pollFor) }),
+  ...(blocking ? { pollFor: 0 } : undefined),
+  ...(options.wakeUp === undefined ? undefined : { wakeUp: options.wakeUp })
+})
 
 /** How much a copy may take from an offset on: pinned memory is known to the driver segment by segment. */
 const pieceAt = (memory: AnyMemoryResource, offset: number): number =>

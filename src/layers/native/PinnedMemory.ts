@@ -11,8 +11,9 @@
 import * as Effect from "effect/Effect"
 import { hostRegisterPortable } from "../../cuda/flags.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
-import { statuses, success } from "../../cuda/status.ts"
+import { statuses } from "../../cuda/status.ts"
 import type { DriverFailure } from "../internal/Backend.ts"
+import type { Warn } from "./Device.ts"
 
 /** The most the driver pins at a time: about a millisecond of work. A copy is enqueued in pieces of a segment at most. */
 export const segmentSize = 16 * 1024 * 1024
@@ -41,8 +42,9 @@ export interface Block {
 export class PinnedMemory {
   readonly #library: DriverLibrary
   readonly #policy: PinnedPolicy
-  /** Runs a call with a context current. */
-  readonly #inContext: (call: () => number) => number
+  /** Runs a call with a context current, and says how it failed. */
+  readonly #inContext: (name: string, call: () => number) => DriverFailure | undefined
+  readonly #warn: Warn
   /** True when no work of this runtime is on a device, so that unpinning has nothing to wait for. */
   readonly #isIdle: () => boolean
   readonly #retired: Array<{ readonly block: Block; pinned: number }> = []
@@ -54,13 +56,15 @@ export class PinnedMemory {
   constructor(
     library: DriverLibrary,
     policy: PinnedPolicy,
-    inContext: (call: () => number) => number,
-    isIdle: () => boolean
+    inContext: (name: string, call: () => number) => DriverFailure | undefined,
+    isIdle: () => boolean,
+    warn: Warn
   ) {
     this.#library = library
     this.#policy = policy
     this.#inContext = inContext
     this.#isIdle = isIdle
+    this.#warn = warn
   }
 
   /** A block of at least this many bytes; its contents are whatever was there. */
@@ -106,10 +110,11 @@ export class PinnedMemory {
     let pinned = 0
     const next = Effect.suspend((): Effect.Effect<void, DriverFailure> => {
       const bytes = Math.min(segmentSize, size - pinned)
-      const status = this.#inContext(() =>
-        this.#library.calls.cuMemHostRegister_v2(address + pinned, bytes, hostRegisterPortable)
+      const failure = this.#inContext(
+        "cuMemHostRegister",
+        () => this.#library.calls.cuMemHostRegister_v2(address + pinned, bytes, hostRegisterPortable)
       )
-      if (status !== success) return Effect.fail({ call: "cuMemHostRegister", status })
+      if (failure !== undefined) return Effect.fail(failure)
       pinned += bytes
       return Effect.void
     })
@@ -169,7 +174,9 @@ export class PinnedMemory {
     if (last === undefined) return
     if (last.pinned > 0) {
       last.pinned = (Math.ceil(last.pinned / segmentSize) - 1) * segmentSize
-      this.#inContext(() => this.#library.calls.cuMemHostUnregister(last.block.address + last.pinned))
+      const address = last.block.address + last.pinned
+      const failure = this.#inContext("cuMemHostUnregister", () => this.#library.calls.cuMemHostUnregister(address))
+      if (failure !== undefined) this.#warn(failure.call, failure.status, address)
     }
     if (last.pinned > 0) return
     this.#retired.pop()

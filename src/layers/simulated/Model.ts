@@ -192,7 +192,7 @@ export class Model implements WatcherHome {
       const watcher = this.decided[index]!
       if (watcher.cancelled) continue
       if (watcher.status === neverFinishes) because(becauseOf(watcher.record))
-      watcher.onDone(watcher.status ?? 0)
+      watcher.onDone(watcher.status ?? 0, "clock")
     }
     this.decided.length = 0
     this.#telling = false

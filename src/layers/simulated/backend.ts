@@ -399,6 +399,13 @@ export class SimulatedBackend implements Backend {
     return this.#begin("cuMemPoolTrimTo", this.#device(device))
   }
 
+  settle(): void {
+    this.now()
+    this.model.tell((text) => {
+      this.#because = text
+    })
+  }
+
   readonly close: Effect.Effect<void> = Effect.sync(() => {
     this.#pacer.stop()
     this.model.close(statuses.Deinitialized.code)

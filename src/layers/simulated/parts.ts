@@ -116,7 +116,7 @@ export class EventState {
 /** Somebody who is told how a record ends. */
 export class Watcher {
   readonly record: EventRecord
-  readonly onDone: (status: number) => void
+  readonly onDone: (status: number, stage?: "clock") => void
   /** Takes part in the order of time: told within the step that ends the record, not after it. */
   readonly internal: boolean
   readonly home: WatcherHome
@@ -124,7 +124,12 @@ export class Watcher {
   /** Nobody waits any more. */
   cancelled = false
 
-  constructor(record: EventRecord, onDone: (status: number) => void, home: WatcherHome, internal: boolean) {
+  constructor(
+    record: EventRecord,
+    onDone: (status: number, stage?: "clock") => void,
+    home: WatcherHome,
+    internal: boolean
+  ) {
     this.record = record
     this.onDone = onDone
     this.home = home

@@ -59,7 +59,9 @@ typedef struct Record {
   struct Record *next;
 } Record;
 
-typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE } OpKind;
+typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE, HOST } OpKind;
+
+typedef void (*HostFunction)(void *data);
 
 typedef struct Op {
   OpKind kind;
@@ -71,6 +73,8 @@ typedef struct Op {
   uint32_t value;
   int width;
   struct Allocation *allocation;
+  HostFunction function;
+  void *data;
   struct Op *next;
 } Op;
 
@@ -314,14 +318,15 @@ static bool overlap(const uint8_t *a, uint64_t a_bytes, const uint8_t *b, uint64
   return a != NULL && b != NULL && a < b + b_bytes && b < a + a_bytes;
 }
 
-/* True while an operation that is not done yet touches the memory. */
-static bool in_use(const uint8_t *memory, uint64_t bytes) {
+/* Counts it as misuse when operations that are not done yet touch memory that goes away, and keeps them from it. */
+static void retract(const uint8_t *memory, uint64_t bytes, const char *complaint) {
   EACH(Stream, stream, STREAM) {
     for (Op *op = stream->head; op != NULL; op = op->next) {
-      if (overlap(op->to, op->bytes, memory, bytes) || overlap(op->from, op->bytes, memory, bytes)) return true;
+      if (!overlap(op->to, op->bytes, memory, bytes) && !overlap(op->from, op->bytes, memory, bytes)) continue;
+      misuse("%s while a stream still uses it", complaint);
+      op->bytes = 0;
     }
   }
-  return false;
 }
 
 static void forget(Allocation *allocation) {
@@ -333,7 +338,7 @@ static void forget(Allocation *allocation) {
 }
 
 static void run_free(Allocation *allocation) {
-  if (in_use(allocation->address, allocation->bytes)) misuse("device memory was freed while a stream still uses it");
+  retract(allocation->address, allocation->bytes, "device memory was freed");
   allocation->pool->used -= allocation->bytes;
   allocation->pool->unseen += allocation->bytes;
   forget(allocation);
@@ -352,6 +357,8 @@ static void run_first(Stream *stream) {
   if (op->kind == COPY) memcpy(op->to, op->from, op->bytes);
   if (op->kind == FILL) run_fill(op);
   if (op->kind == FREE) run_free(op->allocation);
+  /* The driver calls no host function any more once the context has failed. */
+  if (op->kind == HOST && stub.fault == SUCCESS) op->function(op->data);
   if (op->kind == RECORD) {
     op->record->done = true;
     op->record->time = stub.clock;
@@ -418,6 +425,14 @@ static Context *context_of(Call *call, Handle handle) {
   return NULL;
 }
 
+/* Nothing of a device may be used once its context is released. */
+static bool is_current_use(Call *call, Handle context_handle) {
+  Context *context = find(CONTEXT, context_handle);
+  if (context != NULL && context->alive) return true;
+  wrong(call, "a resource of a released context", context_handle);
+  return false;
+}
+
 /* 0 and 1 are the legacy default stream of the current context, 2 is its per-thread one. */
 static Stream *stream_of(Call *call, Handle handle) {
   if (handle <= 2) {
@@ -430,14 +445,14 @@ static Stream *stream_of(Call *call, Handle handle) {
     return NULL;
   }
   Stream *stream = find(STREAM, handle);
-  if (stream != NULL && stream->alive) return stream;
+  if (stream != NULL && stream->alive) return is_current_use(call, stream->context) ? stream : NULL;
   wrong(call, "no such stream", handle);
   return NULL;
 }
 
 static Event *event_of(Call *call, Handle handle) {
   Event *event = find(EVENT, handle);
-  if (event != NULL && event->alive) return event;
+  if (event != NULL && event->alive) return is_current_use(call, event->context) ? event : NULL;
   wrong(call, "no such event", handle);
   return NULL;
 }
@@ -804,7 +819,7 @@ static void fill_ipc(uint8_t *bytes, uint64_t value) {
 }
 
 EXPORT Status cuIpcGetEventHandle(IpcHandle *out, Handle handle) {
-  Call call = begin("cuIpcGetEventHandle", 0);
+  Call call = begin("cuIpcGetEventHandle", NEEDS_CONTEXT);
   add_wide(&call, handle);
   Event *event = event_of(&call, handle);
   if (ok(&call) && !(event->flags & 4)) call.status = INVALID_VALUE;
@@ -922,19 +937,26 @@ static Allocation *allocation_at(const uint8_t *address, uint64_t bytes) {
   return NULL;
 }
 
+/* The allocation that begins here and was not given back yet. */
+static Allocation *allocation_from(const uint8_t *address) {
+  for (Allocation *a = stub.allocations; a != NULL; a = a->next) {
+    if (a->address == address && !a->released) return a;
+  }
+  return NULL;
+}
+
 EXPORT Status cuMemFreeAsync(Handle address, Handle stream_handle) {
   Call call = begin("cuMemFreeAsync", 0);
   add_wide(&call, address);
   add_wide(&call, stream_handle);
   Stream *stream = stream_of(&call, stream_handle);
-  Allocation *allocation = allocation_at((uint8_t *)address, 0);
-  bool valid = allocation != NULL && allocation->address == (uint8_t *)address && !allocation->released;
-  if (!valid && gives_back(&call)) wrong(&call, "not an allocation to free", address);
-  if (valid && ok(&call)) {
+  Allocation *allocation = allocation_from((uint8_t *)address);
+  if (allocation == NULL) wrong(&call, "not an allocation to free", address);
+  if (allocation != NULL && ok(&call)) {
     allocation->released = true;
     enqueue(stream, FREE)->allocation = allocation;
     run_all();
-  } else if (valid && call.faulted) {
+  } else if (allocation != NULL && call.faulted) {
     allocation->pool->used -= allocation->bytes;
     forget(allocation);
   }
@@ -969,7 +991,7 @@ static bool unregister(uint8_t *address) {
   for (Registration **link = &stub.registrations; *link != NULL; link = &(*link)->next) {
     Registration *registration = *link;
     if (registration->address != address) continue;
-    if (in_use(address, registration->bytes)) misuse("pinned memory was unregistered while a stream still uses it");
+    retract(address, registration->bytes, "pinned memory was unregistered");
     *link = registration->next;
     free(registration);
     return true;
@@ -1094,6 +1116,24 @@ EXPORT Status cuMemsetD16Async(uint8_t *to, uint16_t value, size_t count, Handle
 EXPORT Status cuMemsetD32Async(uint8_t *to, uint32_t value, size_t count, Handle stream) {
   Call call = begin("cuMemsetD32Async", 0);
   return fill(&call, to, value, 4, count, stream);
+}
+
+/* ---- Host functions: called where the stream reaches them, on whichever thread made it go on. ---- */
+
+EXPORT Status cuLaunchHostFunc(Handle stream_handle, HostFunction function, void *data) {
+  Call call = begin("cuLaunchHostFunc", 0);
+  add_wide(&call, stream_handle);
+  add_wide(&call, (uint64_t)function);
+  add_wide(&call, (uint64_t)data);
+  Stream *stream = stream_of(&call, stream_handle);
+  if (ok(&call) && function == NULL) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    Op *op = enqueue(stream, HOST);
+    op->function = function;
+    op->data = data;
+    run_all();
+  }
+  return end(&call);
 }
 
 /* ---- For the tests. ---- */
@@ -1308,3 +1348,6 @@ EXPORT void stub_remote_finish(int remote) {
   run_all();
   pthread_mutex_unlock(&lock);
 }
+
+/* A process that does not steer the stub finds it ready. */
+__attribute__((constructor)) static void start(void) { stub_reset(); }

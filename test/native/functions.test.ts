@@ -1,0 +1,792 @@
+/**
+ * What the native runtime asks of the driver: for every operation the exact calls, their arguments and the context they are
+ * made in. The last test fails when a function of the table was never called.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as CudaDevice from "effect-cuda/CudaDevice"
+import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaMemory from "effect-cuda/CudaMemory"
+import * as CudaStream from "effect-cuda/CudaStream"
+import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as Scope from "effect/Scope"
+import { deviceAttributes } from "../../src/cuda/flags.ts"
+import type { DeviceAttribute } from "../../src/cuda/flags.ts"
+import { driverFunctions } from "../../src/cuda/functions.ts"
+import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+import { assertReleased, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
+import type { StubOptions } from "../support/stubDriver.ts"
+
+const stub = openStub()
+
+const gibibyte = 1024 ** 3
+const segment = 16 * 1024 * 1024
+
+/** The device handles of the stub are its ordinals and 40. */
+const deviceHandle = (ordinal: number): number => 40 + ordinal
+
+/** What a device's first use left in the driver. */
+interface Opened {
+  readonly context: number
+  readonly pool: number
+  readonly allocations: number
+  readonly releases: number
+}
+
+const resultOf = (name: DriverFunctionName, index = 0): number => Number(stub.calls(name)[index]!.args[0])
+
+/** Opens a device and forgets the calls that this took. */
+const openDevice = (ordinal = 0): Effect.Effect<Opened, never, CudaRuntime> =>
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    stub.clear()
+    yield* Effect.orDie(runtime.devicePriorityRange(ordinal))
+    const opened = {
+      context: resultOf("cuDevicePrimaryCtxRetain"),
+      pool: resultOf("cuMemPoolCreate"),
+      allocations: resultOf("cuStreamCreateWithPriority", 0),
+      releases: resultOf("cuStreamCreateWithPriority", 1)
+    }
+    stub.clear()
+    return opened
+  })
+
+/** Runs a program with an opened device 0. */
+const opened = <A, E>(
+  program: (device: Opened) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
+  options?: StubOptions
+) => onStub(stub, Effect.flatMap(openDevice(), program), options)
+
+/** The calls of an effect alone. */
+const callsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.gen(function*() {
+    stub.clear()
+    const result = yield* effect
+    const lines = stub.lines()
+    const calls = stub.calls()
+    stub.clear()
+    return { result, lines, calls }
+  })
+
+/** A call between the push and the pop of a context. */
+const within = (context: number, ...calls: ReadonlyArray<ReadonlyArray<number | string>>) => [
+  ["cuCtxPushCurrent_v2", context],
+  ...calls,
+  ["cuCtxPopCurrent_v2", context]
+]
+
+describe("building the layer", () => {
+  it.live("initializes the driver off the JS thread and reads every device", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const runtime = yield* CudaRuntime
+        const [init, ...rest] = stub.calls()
+        assert.deepStrictEqual([init!.name, init!.args, init!.main], ["cuInit", [0], false])
+        assert.isTrue(rest.every((call) => call.main))
+        const ofDevice = (ordinal: number) => [
+          ["cuDeviceGet", deviceHandle(ordinal), ordinal],
+          ["cuDeviceGetName", 256, deviceHandle(ordinal)],
+          ["cuDeviceGetUuid_v2", deviceHandle(ordinal)],
+          ["cuDeviceGetPCIBusId", 64, deviceHandle(ordinal)],
+          ["cuDeviceTotalMem_v2", 80 * gibibyte, deviceHandle(ordinal)],
+          ["cuDeviceGetAttribute", 9, 75, deviceHandle(ordinal)],
+          ["cuDeviceGetAttribute", 0, 76, deviceHandle(ordinal)]
+        ]
+        assert.deepStrictEqual(stub.lines().slice(1), [
+          ["cuDriverGetVersion", 13000],
+          ["cuDeviceGetCount", 2],
+          ...ofDevice(0),
+          ...ofDevice(1)
+        ])
+        assert.strictEqual(runtime.driverVersion, 13000)
+        assert.deepStrictEqual(runtime.devices[1], {
+          ordinal: 1,
+          name: "Stub GPU 1",
+          uuid: "GPU-01112131-4151-6171-8191-a1b1c1d1e1f1",
+          computeCapability: { major: 9, minor: 0 },
+          totalMemory: 80 * gibibyte,
+          pciBusId: "0000:29:00.0"
+        })
+      }),
+      {
+        prepare: () => {
+          stub.devices = 2
+          stub.memory = 80 * gibibyte
+        }
+      }
+    ))
+
+  it.live("retains no context before a device is used", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        yield* CudaDevice.count
+        yield* CudaDevice.all
+        assert.deepStrictEqual(stub.live, nothingLive)
+      })
+    ))
+})
+
+describe("opening and closing a device", () => {
+  const poolProperties = (ordinal: number): string => {
+    const bytes = Buffer.alloc(88)
+    bytes.writeInt32LE(1, 0) // CU_MEM_ALLOCATION_TYPE_PINNED
+    bytes.writeInt32LE(0, 4) // CU_MEM_HANDLE_TYPE_NONE
+    bytes.writeInt32LE(1, 8) // CU_MEM_LOCATION_TYPE_DEVICE
+    bytes.writeInt32LE(ordinal, 12)
+    return bytes.toString("hex")
+  }
+
+  it.live("retains the primary context on another thread, then makes the pool and two streams in it", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const runtime = yield* CudaRuntime
+        const { calls, lines } = yield* callsOf(runtime.devicePriorityRange(1))
+        const [retain] = calls
+        assert.deepStrictEqual([retain!.name, retain!.main], ["cuDevicePrimaryCtxRetain", false])
+        const context = Number(retain!.args[0])
+        const [allocations, releases] = stubResults(calls, "cuStreamCreateWithPriority")
+        const [pool] = stubResults(calls, "cuMemPoolCreate")
+        assert.deepStrictEqual(lines, [
+          ["cuDevicePrimaryCtxRetain", context, deviceHandle(1)],
+          ...within(
+            context,
+            ["cuCtxGetStreamPriorityRange", 0, -5],
+            ["cuStreamCreateWithPriority", allocations!, 1, 0],
+            ["cuStreamCreateWithPriority", releases!, 1, 0],
+            ["cuMemPoolCreate", pool!, poolProperties(1)],
+            ["cuMemPoolSetAttribute", pool!, 4, "18446744073709551615"],
+            ["cuMemPoolSetAttribute", pool!, 3, 0]
+          )
+        ])
+      }),
+      { prepare: () => void (stub.devices = 2) }
+    ))
+
+  it.live("opens a device once, however many fibers use it first", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        yield* Effect.all(Array.from({ length: 20 }, () => CudaStream.make()), { concurrency: "unbounded" })
+        assert.lengthOf(stub.calls("cuDevicePrimaryCtxRetain"), 1)
+        assert.strictEqual(stub.live.contexts, 1)
+      })
+    ))
+
+  it.live("closes a device: markers, streams and pool in its context, then releases it on another thread", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      const device = yield* Effect.gen(function*() {
+        const device = yield* openDevice()
+        const [first, second] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
+        yield* CudaStream.waitStream(first, second)
+        const marker = Number(stub.calls("cuEventCreate")[0]!.args[0])
+        yield* Effect.addFinalizer(() => Effect.sync(() => stub.clear()))
+        return { ...device, marker }
+      }).pipe(Effect.scoped, Effect.provide(stubLayer(stub)))
+      const { allocations, context, marker, pool, releases } = device
+      const afterStreams = stub.lines().filter(([name]) => !["cuStreamQuery"].includes(String(name))).slice(-7)
+      assert.deepStrictEqual(afterStreams, [
+        ...within(
+          context,
+          ["cuEventDestroy_v2", marker],
+          ["cuStreamDestroy_v2", allocations],
+          ["cuStreamDestroy_v2", releases],
+          ["cuMemPoolDestroy", pool]
+        ),
+        ["cuDevicePrimaryCtxRelease_v2", deviceHandle(0)]
+      ])
+      assert.isFalse(stub.calls("cuDevicePrimaryCtxRelease_v2")[0]!.main)
+      assertReleased(stub)
+    }))
+})
+
+const stubResults = (
+  calls: ReadonlyArray<{ readonly name: string; readonly args: ReadonlyArray<number | string> }>,
+  name: DriverFunctionName
+) => calls.filter((call) => call.name === name).map((call) => Number(call.args[0]))
+
+describe("devices", () => {
+  it.live("reads every attribute by its number", () =>
+    opened(() =>
+      Effect.forEach(Object.entries(deviceAttributes), ([name, number]) =>
+        Effect.gen(function*() {
+          const { lines, result } = yield* callsOf(CudaDevice.attribute(name as DeviceAttribute))
+          assert.deepStrictEqual(lines, [["cuDeviceGetAttribute", result, number, deviceHandle(0)]])
+        }))
+    ))
+
+  it.live("reads free and total memory above 4 GiB", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        yield* CudaMemory.allocate(5 * gibibyte)
+        const { lines, result } = yield* callsOf(CudaDevice.memoryInfo())
+        assert.deepStrictEqual(result, { free: 3 * gibibyte, total: 8 * gibibyte })
+        assert.deepStrictEqual(lines, within(context, ["cuMemGetInfo_v2", 3 * gibibyte, 8 * gibibyte]))
+      })
+    ))
+
+  it.live("answers the priority range it read when it opened the device", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          const { lines, result } = yield* callsOf(CudaDevice.priorityRange())
+          assert.deepStrictEqual(result, { least: 2, greatest: -3 })
+          assert.deepStrictEqual(lines, [])
+        }),
+      { prepare: () => void (stub.priorities = { least: 2, greatest: -3 }) }
+    ))
+
+  it.live("asks about peer access by device handles", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          const { lines, result } = yield* callsOf(CudaDevice.canAccessPeer(0, 1))
+          assert.isTrue(result)
+          assert.deepStrictEqual(lines, [["cuDeviceCanAccessPeer", 1, deviceHandle(0), deviceHandle(1)]])
+          assert.isFalse(yield* CudaDevice.canAccessPeer(0, 0))
+        }),
+      { prepare: () => void (stub.devices = 2) }
+    ))
+
+  it.live("synchronizes with a marker on each stream, default ones in their context", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        yield* CudaStream.defaultStream()
+        stub.clear()
+        yield* CudaDevice.synchronize()
+        const records = stub.calls("cuEventRecord")
+        assert.sameMembers(records.map((call) => Number(call.args[1])), [stream.handle, 1])
+        assert.strictEqual(records.find((call) => call.args[1] === 1)!.context, context)
+      })
+    ))
+})
+
+describe("streams", () => {
+  const creations: ReadonlyArray<readonly [CudaStream.MakeOptions, flags: number, priority: number]> = [
+    [{}, 1, 0],
+    [{ blocking: true }, 0, 0],
+    [{ priority: "high" }, 1, -5],
+    [{ priority: -2 }, 1, -2],
+    [{ priority: -100, outOfRange: "clamp" }, 1, -5],
+    [{ priority: 100, outOfRange: "clamp" }, 1, 0]
+  ]
+  for (const [options, flags, priority] of creations) {
+    it.live(`make ${JSON.stringify(options)} creates with flags ${flags} and priority ${priority}`, () =>
+      opened(({ context }) =>
+        Effect.gen(function*() {
+          const { lines, result: stream } = yield* callsOf(CudaStream.make(options))
+          assert.deepStrictEqual(lines, [
+            ...within(context, ["cuStreamCreateWithPriority", stream.handle, flags, priority]),
+            ["cuStreamGetId", stream.handle, stream.id]
+          ])
+          assert.deepStrictEqual([stream.priority, stream.isBlocking, stream.deviceIndex], [priority, flags === 0, 0])
+        })
+      ))
+  }
+
+  it.live("the release asks whether the stream is done and destroys it", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        let handle = 0
+        const { lines } = yield* callsOf(Effect.scoped(Effect.gen(function*() {
+          handle = (yield* CudaStream.make()).handle
+          stub.clear()
+        })))
+        assert.deepStrictEqual(lines, [["cuStreamQuery", handle], ["cuStreamDestroy_v2", handle]])
+      })
+    ))
+
+  it.live("the pool makes 32 streams and hands them out in turn", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const streams = yield* Effect.forEach(Array.from({ length: 33 }), () => CudaStream.fromPool())
+        assert.strictEqual(streams[32]!.handle, streams[0]!.handle)
+        assert.lengthOf(stub.calls("cuStreamCreateWithPriority"), 32)
+        assert.isTrue(stub.calls("cuStreamCreateWithPriority").every(({ args }) => args[1] === 1))
+      })
+    ))
+
+  for (const [mode, handle, id] of [["legacy", 1, 0], ["perThread", 2, 15]] as const) {
+    it.live(`the ${mode} default stream is handle ${handle}, used in its context and never destroyed`, () =>
+      opened(({ context }) =>
+        Effect.gen(function*() {
+          const made = yield* callsOf(CudaStream.defaultStream({ mode }))
+          assert.deepStrictEqual([made.result.handle, made.result.id], [handle, id])
+          assert.deepStrictEqual(made.lines, within(context, ["cuStreamGetId", handle, mode === "legacy" ? 7 : 15]))
+          const stream = made.result
+          const query = yield* callsOf(CudaStream.query(stream))
+          assert.deepStrictEqual(query.lines, within(context, ["cuStreamQuery", handle]))
+          const event = yield* CudaEvent.make()
+          const record = yield* callsOf(CudaEvent.record(event, stream))
+          assert.deepStrictEqual(record.lines, within(context, ["cuEventRecord", event.handle, handle]))
+          const wait = yield* callsOf(CudaStream.waitEvent(stream, event))
+          assert.deepStrictEqual(wait.lines, within(context, ["cuStreamWaitEvent", handle, event.handle, 0]))
+          const buffer = yield* CudaMemory.allocate(64)
+          const fill = yield* callsOf(CudaMemory.fill(buffer, 7, { stream }))
+          assert.deepStrictEqual(fill.lines, within(context, ["cuMemsetD8Async", buffer.address, 7, 64, handle]))
+        })
+      ))
+  }
+
+  it.live("copies on a default stream happen in its context", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const host = yield* CudaMemory.allocateHost(64)
+        const buffer = yield* CudaMemory.allocate(64)
+        const stream = yield* CudaStream.defaultStream()
+        const { lines } = yield* callsOf(CudaMemory.copy(buffer, host, stream))
+        assert.deepStrictEqual(
+          lines,
+          within(context, ["cuMemcpyHtoDAsync_v2", buffer.address, host.address, 64, 1])
+        )
+      })
+    ))
+
+  it.live("wraps a stream of other code after asking what it is, and never destroys it", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const handle = stub.foreignStream(0, { flags: 1, priority: -4 })
+        const { lines, result: stream } = yield* callsOf(Effect.scoped(CudaStream.fromHandle(handle)))
+        assert.deepStrictEqual(lines, [
+          ["cuStreamGetCtx", handle, context],
+          ["cuStreamGetId", handle, stream.id],
+          ["cuStreamGetPriority", handle, -4],
+          ["cuStreamGetFlags", handle, 1]
+        ])
+        assert.deepStrictEqual(
+          [stream.handle, stream.priority, stream.isBlocking, stream.origin],
+          [handle, -4, false, "foreign"]
+        )
+        yield* CudaStream.synchronize(stream)
+        assert.lengthOf(stub.calls("cuStreamDestroy_v2"), 0)
+      })
+    ))
+
+  it.live("refuses a stream of another context", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(CudaStream.fromHandle(stub.foreignStream(-1)))
+        assert.strictEqual(error.reason._tag, "InvalidContext")
+      })
+    ))
+
+  it.live("query, waitEvent and waitStream are one call per step, without a context", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const [one, two] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
+        const event = yield* CudaEvent.make()
+        const query = yield* callsOf(CudaStream.query(one))
+        assert.deepStrictEqual([query.result, query.lines], [true, [["cuStreamQuery", one.handle]]])
+        const wait = yield* callsOf(CudaStream.waitEvent(one, event))
+        assert.deepStrictEqual(wait.lines, [["cuStreamWaitEvent", one.handle, event.handle, 0]])
+        const same = yield* callsOf(CudaEvent.wait(event, two))
+        assert.deepStrictEqual(same.lines, [["cuStreamWaitEvent", two.handle, event.handle, 0]])
+        yield* CudaStream.waitStream(one, two)
+        const again = yield* callsOf(CudaStream.waitStream(one, two))
+        const marker = Number(again.lines[0]![1])
+        assert.deepStrictEqual(again.lines, [
+          ["cuEventRecord", marker, two.handle],
+          ["cuStreamWaitEvent", one.handle, marker, 0]
+        ])
+        assert.isTrue([...query.calls, ...wait.calls, ...again.calls].every((call) => call.context === 0))
+      })
+    ))
+
+  it.live("an unfinished stream answers false, and synchronize records a marker and asks about it", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        stub.work(stream)
+        assert.isFalse(yield* CudaStream.query(stream))
+        stub.clear()
+        const waiting = yield* Effect.forkChild(CudaStream.synchronize(stream))
+        yield* until("the marker is asked about", () => stub.calls("cuEventQuery").length > 0)
+        const marker = Number(stub.calls("cuEventCreate")[0]!.args[0])
+        assert.deepStrictEqual(stub.calls("cuEventCreate")[0]!.args, [marker, 2])
+        assert.deepStrictEqual(stub.calls("cuEventRecord")[0]!.args, [marker, stream.handle])
+        assert.deepStrictEqual(stub.calls("cuEventQuery")[0]!.args, [marker])
+        stub.finish(stream)
+        yield* Fiber.join(waiting)
+        assert.isTrue(yield* CudaStream.query(stream))
+      })
+    ))
+})
+
+describe("events", () => {
+  const kinds: ReadonlyArray<readonly [CudaEvent.UntimedOptions | CudaEvent.TimedOptions, number]> = [
+    [{}, 2],
+    [{ timing: true }, 0],
+    [{ blocking: true }, 3],
+    [{ timing: true, blocking: true }, 1],
+    [{ interprocess: true }, 6],
+    [{ interprocess: true, blocking: true }, 7]
+  ]
+  for (const [options, flags] of kinds) {
+    it.live(`make ${JSON.stringify(options)} creates with flags ${flags}`, () =>
+      opened(({ context }) =>
+        Effect.gen(function*() {
+          const { lines, result: event } = yield* callsOf(
+            options.timing === true ? CudaEvent.make(options) : CudaEvent.make(options)
+          )
+          assert.deepStrictEqual(lines, within(context, ["cuEventCreate", event.handle, flags]))
+          assert.strictEqual(event.flags, flags)
+        })
+      ))
+  }
+
+  it.live("record, query and release are one call each, without a context", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const released = yield* callsOf(Effect.scoped(Effect.gen(function*() {
+          const event = yield* CudaEvent.make()
+          const record = yield* callsOf(CudaEvent.record(event, stream))
+          assert.deepStrictEqual(record.lines, [["cuEventRecord", event.handle, stream.handle]])
+          const query = yield* callsOf(CudaEvent.query(event))
+          assert.deepStrictEqual([query.result, query.lines], [true, [["cuEventQuery", event.handle]]])
+          const synchronize = yield* callsOf(CudaEvent.synchronize(event))
+          assert.deepStrictEqual(synchronize.lines, [["cuEventQuery", event.handle]])
+          return event.handle
+        })))
+        assert.deepStrictEqual(released.lines, [["cuEventDestroy_v2", released.result]])
+      })
+    ))
+
+  it.live("recordEvent without an event makes one with timing off", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const { calls, result } = yield* callsOf(CudaStream.recordEvent(stream))
+        assert.deepStrictEqual(calls[1]!.args, [result.handle, 2])
+        assert.deepStrictEqual(calls.at(-1)!.args, [result.handle, stream.handle])
+      })
+    ))
+
+  it.live("elapsedTime queries both, then reads the milliseconds", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const start = yield* CudaEvent.make({ timing: true })
+        const end = yield* CudaEvent.make({ timing: true })
+        const buffer = yield* CudaMemory.allocate(64)
+        yield* CudaEvent.record(start, stream)
+        yield* CudaMemory.fill(buffer, 1, { stream })
+        yield* CudaMemory.fill(buffer, 2, { stream })
+        yield* CudaEvent.record(end, stream)
+        const { lines, result } = yield* callsOf(CudaEvent.elapsedTime(start, end))
+        assert.deepStrictEqual(lines, [
+          ["cuEventQuery", start.handle],
+          ["cuEventQuery", end.handle],
+          ["cuEventElapsedTime", start.handle, end.handle]
+        ])
+        // Three operations of the stub, a microsecond each, as a 32-bit float of milliseconds.
+        assert.closeTo(Duration.toMillis(result), 0.003, 1e-6)
+      })
+    ))
+
+  it.live("ipcHandle gives the 64 bytes that the driver wrote, asked in the event's context", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const event = yield* CudaEvent.make({ interprocess: true })
+        const { lines, result } = yield* callsOf(CudaEvent.ipcHandle(event))
+        assert.deepStrictEqual(lines, within(context, ["cuIpcGetEventHandle", event.handle]))
+        const pattern = Uint8Array.from({ length: 64 }, (_, index) => index * 7 + 3)
+        new DataView(pattern.buffer).setBigUint64(0, BigInt(event.handle), true)
+        assert.deepStrictEqual(result, pattern)
+      })
+    ))
+
+  it.live("fromIpcHandle passes the 64 bytes by value, in the device's context", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const remote = stub.remoteEvent()
+        const { lines, result: event } = yield* callsOf(CudaEvent.fromIpcHandle(remote.handle))
+        assert.deepStrictEqual(
+          lines,
+          within(context, ["cuIpcOpenEventHandle", event.handle, Buffer.from(remote.handle).toString("hex")])
+        )
+        assert.isTrue(event.isInterprocess)
+        assert.isFalse(yield* CudaEvent.query(event))
+        remote.finish()
+        assert.isTrue(yield* CudaEvent.query(event))
+      })
+    ))
+
+  it.live("fromIpcHandle reads a view into a larger buffer from where it starts", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const remote = stub.remoteEvent()
+        const large = new Uint8Array(256).fill(0xff)
+        large.set(remote.handle, 100)
+        yield* CudaEvent.fromIpcHandle(large.subarray(100, 164))
+        remote.finish()
+      })
+    ))
+})
+
+describe("memory", () => {
+  it.live("allocates from the pool on a stream of its own, with 64-bit sizes", () =>
+    opened(({ allocations, pool }) =>
+      Effect.gen(function*() {
+        const { lines, result: buffer } = yield* callsOf(CudaMemory.allocate(5 * gibibyte))
+        assert.deepStrictEqual(lines, [
+          ["cuMemAllocFromPoolAsync", buffer.address, 5 * gibibyte, pool, allocations],
+          ["cuStreamQuery", allocations]
+        ])
+      })
+    ))
+
+  it.live("frees on the release stream, after the work of every stream that used the buffer", () =>
+    opened(({ releases }) =>
+      Effect.gen(function*() {
+        const [one, two, idle] = yield* Effect.all([CudaStream.make(), CudaStream.make(), CudaStream.make()])
+        yield* CudaStream.waitStream(idle, one)
+        const { lines, result } = yield* callsOf(Effect.scoped(Effect.gen(function*() {
+          const buffer = yield* CudaMemory.allocate(64)
+          yield* CudaMemory.fill(buffer, 1, { stream: one })
+          yield* CudaMemory.fill(buffer, 2, { stream: two })
+          yield* CudaMemory.fill(buffer, 3, { stream: one })
+          stub.clear()
+          return buffer.address
+        })))
+        const marker = Number(lines[0]![1])
+        assert.deepStrictEqual(lines, [
+          ["cuEventRecord", marker, one.handle],
+          ["cuStreamWaitEvent", releases, marker, 0],
+          ["cuEventRecord", marker, two.handle],
+          ["cuStreamWaitEvent", releases, marker, 0],
+          ["cuMemFreeAsync", result, releases]
+        ])
+      })
+    ))
+
+  it.live("pins whole pages, portable, in the context of an open device", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const { calls, result: host } = yield* callsOf(CudaMemory.allocateHost(100))
+        assert.deepStrictEqual(calls.map(({ args, name }) => [name, ...args]), [
+          ...within(context, ["cuMemHostRegister_v2", host.address, 64 * 1024, 1])
+        ])
+        assert.strictEqual(host.address % 4096, 0)
+        assert.strictEqual(host.bytes.byteLength, 100)
+      })
+    ))
+
+  it.live("copies each way with its own call, offsets added to addresses", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const host = yield* CudaMemory.allocateHost(1000)
+        const [from, to] = yield* Effect.all([CudaMemory.allocate(1000), CudaMemory.allocate(1000)])
+        host.bytes.forEach((_, index) => host.bytes[index] = index % 251)
+        const up = yield* callsOf(
+          CudaMemory.copy(CudaMemory.slice(from, 10, 90), CudaMemory.slice(host, 20, 90), stream)
+        )
+        assert.deepStrictEqual(up.lines, [
+          ["cuMemcpyHtoDAsync_v2", from.address + 10, host.address + 20, 90, stream.handle]
+        ])
+        const across = yield* callsOf(
+          CudaMemory.copy(CudaMemory.slice(to, 30, 90), CudaMemory.slice(from, 10, 90), stream)
+        )
+        assert.deepStrictEqual(across.lines, [
+          ["cuMemcpyDtoDAsync_v2", to.address + 30, from.address + 10, 90, stream.handle]
+        ])
+        const down = yield* callsOf(
+          CudaMemory.copy(CudaMemory.slice(host, 500, 90), CudaMemory.slice(to, 30, 90), stream)
+        )
+        assert.deepStrictEqual(down.lines, [
+          ["cuMemcpyDtoHAsync_v2", host.address + 500, to.address + 30, 90, stream.handle]
+        ])
+        assert.deepStrictEqual(host.bytes.slice(500, 590), host.bytes.slice(20, 110))
+      })
+    ))
+
+  it.live("copies between devices with both contexts", () =>
+    opened(
+      ({ context }) =>
+        Effect.gen(function*() {
+          const other = yield* openDevice(1)
+          const stream = yield* CudaStream.make({ device: 1 })
+          const from = yield* CudaMemory.allocate(256)
+          const to = yield* CudaMemory.allocate(256, { device: 1 })
+          const { lines } = yield* callsOf(CudaMemory.copy(to, from, stream))
+          assert.deepStrictEqual(lines, [
+            ["cuMemcpyPeerAsync", to.address, other.context, from.address, context, 256, stream.handle]
+          ])
+        }),
+      { prepare: () => void (stub.devices = 2) }
+    ))
+
+  const fills: ReadonlyArray<readonly [8 | 16 | 32, DriverFunctionName, number]> = [
+    [8, "cuMemsetD8Async", 0xff],
+    [16, "cuMemsetD16Async", 0xfedc],
+    [32, "cuMemsetD32Async", 0xfedcba98]
+  ]
+  for (const [bits, name, value] of fills) {
+    it.live(`fills with ${bits} bits, counting elements`, () =>
+      opened(() =>
+        Effect.gen(function*() {
+          const stream = yield* CudaStream.make()
+          const buffer = yield* CudaMemory.allocate(64)
+          const part = CudaMemory.slice(buffer, 16, 32)
+          const { lines } = yield* callsOf(CudaMemory.fill(part, value, { bits, stream }))
+          assert.deepStrictEqual(lines, [[name, buffer.address + 16, value, 32 / (bits / 8), stream.handle]])
+        })
+      ))
+  }
+
+  it.live("passes offsets and lengths above 4 GiB whole", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const buffer = yield* CudaMemory.allocate(6 * gibibyte)
+        const far = CudaMemory.slice(buffer, 5 * gibibyte + 3, 7)
+        const { lines } = yield* callsOf(CudaMemory.fill(far, 9, { stream }))
+        assert.deepStrictEqual(lines, [["cuMemsetD8Async", buffer.address + 5 * gibibyte + 3, 9, 7, stream.handle]])
+      })
+    ))
+
+  it.live("copies of a range longer than 4 GiB keep their length", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          const stream = yield* CudaStream.make()
+          const buffer = yield* CudaMemory.allocate(12 * gibibyte)
+          stub.pending = "copies"
+          const to = CudaMemory.slice(buffer, 0, 5 * gibibyte)
+          const from = CudaMemory.slice(buffer, 6 * gibibyte, 5 * gibibyte)
+          stub.fail("cuMemcpyDtoDAsync_v2", 1)
+          yield* Effect.flip(CudaMemory.copy(to, from, stream))
+          assert.deepStrictEqual(stub.calls("cuMemcpyDtoDAsync_v2")[0]!.args, [
+            buffer.address,
+            buffer.address + 6 * gibibyte,
+            5 * gibibyte,
+            stream.handle
+          ])
+        }),
+      { prepare: () => void (stub.memory = 16 * gibibyte) }
+    ))
+
+  it.live("a copy or fill of no bytes asks nothing", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const buffer = yield* CudaMemory.allocate(64)
+        const host = yield* CudaMemory.allocateHost(64)
+        const empty = CudaMemory.slice(buffer, 64, 0)
+        const { lines } = yield* callsOf(
+          Effect.andThen(
+            CudaMemory.copy(empty, CudaMemory.slice(host, 0, 0), stream),
+            CudaMemory.fill(empty, 0, { stream })
+          )
+        )
+        assert.deepStrictEqual(lines, [])
+      })
+    ))
+
+  it.live("uploads and downloads ordinary arrays through pinned memory", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const bytes = Uint8Array.from({ length: 2 * segment + 1000 }, (_, index) => (index * 31) % 253)
+        const back = new Uint8Array(bytes.byteLength)
+        const buffer = yield* CudaMemory.allocate(bytes.byteLength)
+        yield* CudaMemory.upload(buffer, bytes, stream)
+        yield* CudaMemory.download(back, buffer, stream)
+        assert.isTrue(Buffer.from(bytes.buffer).equals(Buffer.from(back.buffer)))
+        assert.deepStrictEqual(stub.calls("cuMemcpyHtoDAsync_v2").map(({ args }) => args[2]), [segment, segment, 1000])
+        assert.deepStrictEqual(stub.calls("cuMemcpyDtoHAsync_v2").map(({ args }) => args[2]), [segment, segment, 1000])
+      })
+    ))
+
+  it.live("reclaiming synchronizes with the finished release stream and trims the pool", () =>
+    opened(({ pool, releases }) =>
+      Effect.gen(function*() {
+        const runtime = yield* CudaRuntime
+        const { lines } = yield* callsOf(runtime.memoryReclaim(0))
+        assert.deepStrictEqual(lines.slice(-2), [["cuStreamSynchronize", releases], ["cuMemPoolTrimTo", pool, 0]])
+      })
+    ))
+})
+
+describe("contexts of other native code", () => {
+  it.live("stay current, and nothing that needs a context is called in them", () =>
+    opened(({ context }) =>
+      Effect.acquireUseRelease(
+        Effect.sync(() => stub.pushForeign()),
+        (foreign) =>
+          Effect.gen(function*() {
+            stub.clear()
+            const host = yield* CudaMemory.allocateHost(64)
+            const buffer = yield* CudaMemory.allocate(64)
+            const stream = yield* CudaStream.make()
+            const event = yield* CudaEvent.make()
+            const byDefault = yield* CudaStream.defaultStream()
+            yield* CudaDevice.memoryInfo()
+            yield* CudaEvent.record(event, byDefault)
+            yield* CudaStream.waitEvent(stream, event)
+            yield* CudaStream.waitStream(byDefault, stream)
+            yield* CudaMemory.copy(buffer, host, byDefault)
+            yield* CudaMemory.fill(buffer, 0, { stream: byDefault })
+            yield* CudaStream.synchronize(byDefault)
+            yield* CudaDevice.synchronize()
+            assert.strictEqual(stub.current, foreign)
+            assert.strictEqual(stub.depth, 1)
+            const inForeign = stub.calls().filter((call) => call.main && call.context !== context)
+            assert.deepStrictEqual(inForeign.filter(({ args, name }) => needsContext(name, args)), [])
+          }),
+        () => Effect.sync(() => stub.popForeign())
+      )
+    ))
+
+  /** What SEMANTICS calls dependent on the current context: making things, and anything on a default stream. */
+  const needsContext = (name: DriverFunctionName, args: ReadonlyArray<number | string>): boolean =>
+    ["cuStreamCreateWithPriority", "cuEventCreate", "cuMemHostRegister_v2", "cuMemGetInfo_v2"].includes(name) ||
+    (streamArgument[name] !== undefined && Number(args[streamArgument[name]]) <= 2)
+
+  const streamArgument: { readonly [Name in DriverFunctionName]?: number } = {
+    cuStreamQuery: 0,
+    cuStreamGetId: 0,
+    cuStreamWaitEvent: 0,
+    cuEventRecord: 1,
+    cuMemcpyHtoDAsync_v2: 3,
+    cuMemsetD8Async: 3
+  }
+})
+
+describe("the table", () => {
+  it.live("asks the driver for its words on a status it does not know", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        stub.fail("cuEventCreate", 12345)
+        const error = yield* Effect.flip(CudaEvent.make())
+        assert.include(error.message, "CUDA_ERROR_OF_THE_STUB (12345): a status that only the stub knows")
+      })
+    ))
+
+  it.live("has the GPU wake the event loop for a wait that takes long", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        stub.work(stream)
+        const waiting = yield* Effect.forkChild(CudaStream.synchronize(stream))
+        yield* until("the wake-up is arranged", () => stub.calls("cuLaunchHostFunc").length > 0)
+        stub.finish(stream)
+        yield* Fiber.join(waiting)
+      })
+    ))
+
+  it("has no function that nothing here calls", () => {
+    stub.reset()
+    assert.deepStrictEqual(
+      Object.keys(driverFunctions).filter((name) => !stub.seen.has(name as DriverFunctionName)),
+      []
+    )
+  })
+})

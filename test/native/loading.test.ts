@@ -1,0 +1,297 @@
+/**
+ * Finding, loading and refusing a driver library: what a program is told when there is none, or not the right one.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import type { CudaError } from "effect-cuda/CudaError"
+import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import { existsSync, mkdtempSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+import { candidates } from "../../src/cuda/library.ts"
+import { runChild } from "../support/stub/child.ts"
+import { copyStub, logged, openStub, pause } from "../support/stubDriver.ts"
+import type { StubDriver } from "../support/stubDriver.ts"
+
+const stub = openStub()
+const nowhere = "/nowhere/libcuda.so.1"
+
+const build = (options?: NativeRuntime.NativeOptions) => Effect.scoped(NativeRuntime.make(options))
+
+/** What an effect fails with; dies when it does not. */
+const refusal = <A, R>(effect: Effect.Effect<A, CudaError, R>): Effect.Effect<CudaError, never, R> =>
+  Effect.flip(Effect.andThen(effect, Effect.die(new Error("expected a failure, but it succeeded"))))
+
+/** What building the runtime on a stub fails with. */
+const failureOf = (driver: StubDriver): Effect.Effect<CudaError, unknown> =>
+  Effect.suspend(() => {
+    driver.reset()
+    return Effect.flip(build({ libraryPath: driver.path }))
+  })
+
+const withLibrary = (path: string) =>
+  Effect.provideService(
+    ConfigProvider.ConfigProvider,
+    ConfigProvider.fromUnknown({ EFFECT_CUDA_LIBRARY: path })
+  )
+
+describe("the library", () => {
+  it.live("that is missing is a failure with its place and the loader's words", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(build({ libraryPath: nowhere }))
+      assert.strictEqual(error.operation, "NativeRuntime.make")
+      assert.strictEqual(error.reason._tag, "LibraryNotFound")
+      if (error.reason._tag !== "LibraryNotFound") return
+      assert.deepStrictEqual(error.reason.searched.map(({ path }) => path), [nowhere])
+      assert.match(error.reason.searched[0]!.problem, /no such file|cannot open/i)
+      assert.include(error.message, nowhere)
+      assert.include(error.message, "EFFECT_CUDA_LIBRARY")
+    }))
+
+  it.live("that is no library is a failure with the loader's words", () =>
+    Effect.gen(function*() {
+      const path = join(mkdtempSync(join(tmpdir(), "effect-cuda-")), "libcuda.so.1")
+      writeFileSync(path, "not a library")
+      const error = yield* Effect.flip(build({ libraryPath: path }))
+      assert.strictEqual(error.reason._tag, "LibraryNotFound")
+      if (error.reason._tag === "LibraryNotFound") assert.isNotEmpty(error.reason.searched[0]!.problem)
+    }))
+
+  it.live("is looked for in every usual place, each listed", (context) =>
+    Effect.gen(function*() {
+      const usual = candidates(process.platform, process.env)
+      const outcome = yield* Effect.result(build())
+      if (outcome._tag === "Success") return context.skip("this machine has a driver")
+      const { reason } = outcome.failure
+      if (reason._tag !== "LibraryNotFound") return context.skip("this machine has a driver")
+      assert.deepStrictEqual(reason.searched.map(({ path }) => path), usual)
+      assert.isTrue(reason.searched.every(({ problem }) => problem.length > 0))
+    }))
+
+  it.live("is named by EFFECT_CUDA_LIBRARY in the configuration", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      const runtime = yield* build().pipe(withLibrary(stub.path))
+      assert.strictEqual(runtime.devices[0]!.name, "Stub GPU 0")
+      const error = yield* Effect.flip(build().pipe(withLibrary(nowhere)))
+      assert.include(error.message, nowhere)
+    }))
+
+  it.live("is that of the option when there is one", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      const runtime = yield* build({ libraryPath: stub.path }).pipe(withLibrary(nowhere))
+      assert.strictEqual(runtime.kind, "native")
+    }))
+
+  it.live("is loaded once, and works for one runtime after another and for two at once", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      yield* build({ libraryPath: stub.path })
+      const two = yield* Effect.scoped(Effect.all([
+        NativeRuntime.make({ libraryPath: stub.path }),
+        NativeRuntime.make({ libraryPath: stub.path })
+      ], { concurrency: 2 }))
+      assert.notStrictEqual(two[0], two[1])
+    }))
+
+  it.live("lacks a function: it is named", () =>
+    Effect.gen(function*() {
+      const error = yield* failureOf(copyStub(["cuMemPoolTrimTo=stub_hidden"]))
+      assert.deepStrictEqual<unknown>(error.reason, { _tag: "FunctionMissing", functionName: "cuMemPoolTrimTo" })
+      assert.include(error.message, "has no function cuMemPoolTrimTo")
+      assert.notInclude(error.message, "0.0")
+    }))
+})
+
+describe("the driver", () => {
+  it.live("that is too old is a failure with both versions", () =>
+    Effect.gen(function*() {
+      const error = yield* failureOf(copyStub(["STUB_VERSION=11080"]))
+      assert.deepStrictEqual<unknown>(error.reason, { _tag: "DriverTooOld", found: 11080, required: 12000 })
+      assert.include(error.message, "11.8")
+      assert.include(error.message, "12.0")
+    }))
+
+  it.live("that is so old that it lacks functions is too old, too", () =>
+    Effect.gen(function*() {
+      const error = yield* failureOf(copyStub(["STUB_VERSION=11040", "cuStreamGetId=stub_hidden"]))
+      assert.deepStrictEqual<unknown>(error.reason, { _tag: "DriverTooOld", found: 11040, required: 12000 })
+    }))
+
+  it.live("of exactly the oldest version works", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      stub.version = 12000
+      assert.strictEqual((yield* build({ libraryPath: stub.path })).driverVersion, 12000)
+    }))
+
+  it.live("without a device is a NoDevice failure", () =>
+    Effect.gen(function*() {
+      const error = yield* failureOf(copyStub(["STUB_DEVICES=0"]))
+      assert.deepInclude(error.reason, { _tag: "NoDevice", code: 100 })
+    }))
+
+  const initializations = [
+    ["StubLibrary", 34, "the toolkit's link-time stub"],
+    ["NoDevice", 100, "cuInit"],
+    ["Unknown", 999, "dmesg"],
+    ["SystemDriverMismatch", 803, "cuInit"]
+  ] as const
+  for (const [tag, code, words] of initializations) {
+    it.live(`whose cuInit answers ${code} is a ${tag} failure`, () =>
+      Effect.gen(function*() {
+        const error = yield* failureOf(copyStub([`STUB_INIT=${code}`]))
+        assert.strictEqual(error.reason._tag, tag)
+        assert.strictEqual(error.call, "cuInit")
+        assert.include(error.message, words)
+      }))
+  }
+
+  it.live("that failed to initialize can be tried again", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      stub.fail("cuInit", 802)
+      const error = yield* Effect.flip(build({ libraryPath: stub.path }))
+      assert.isTrue(error.isRetryable)
+      yield* build({ libraryPath: stub.path })
+    }))
+})
+
+describe("options that make no sense are refused by name", () => {
+  const refused: ReadonlyArray<readonly [string, string, NativeRuntime.NativeOptions]> = [
+    ["pollFor", "negative", { wait: { pollFor: -1 } }],
+    ["pollFor", "NaN", { wait: { pollFor: Number.NaN } }],
+    ["maxBytes", "negative", { pinned: { maxBytes: -1 } }],
+    ["maxBytes", "NaN", { pinned: { maxBytes: Number.NaN } }],
+    ["keepBytes", "negative", { pinned: { keepBytes: -4096 } }],
+    ["keepBytes", "NaN", { pinned: { keepBytes: Number.NaN } }]
+  ]
+  for (const [argument, what, options] of refused) {
+    it.live(`${argument}: ${what}`, () =>
+      Effect.gen(function*() {
+        stub.reset()
+        const error = yield* refusal(build({ libraryPath: stub.path, ...options }))
+        assert.deepInclude(error.reason, { _tag: "InvalidArgument", argument })
+        assert.strictEqual(stub.callCount, 0)
+      }))
+  }
+
+  it.live("what does make sense is accepted", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      yield* build({
+        libraryPath: stub.path,
+        wait: { pollFor: "0 millis", wakeUp: false },
+        pinned: { maxBytes: 0, keepBytes: 0 }
+      })
+    }))
+})
+
+describe("the usual places", () => {
+  it("on Linux begin with the bare name", () => {
+    const places = candidates("linux", {})
+    assert.strictEqual(places[0], "libcuda.so.1")
+    assert.includeMembers([...places], [
+      "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
+      "/usr/lib64/libcuda.so.1",
+      "/usr/lib/libcuda.so.1"
+    ])
+    assert.strictEqual(new Set(places).size, places.length)
+  })
+
+  it("under WSL begin with the driver of Windows", () => {
+    const places = candidates("linux", { WSL_DISTRO_NAME: "Ubuntu" })
+    assert.deepStrictEqual(places.slice(0, 2), ["/usr/lib/wsl/lib/libcuda.so.1", "libcuda.so.1"])
+  })
+
+  it("on Windows are the bare name and the system's folder", () => {
+    assert.deepStrictEqual(candidates("win32", { SystemRoot: "D:\\Win" }), [
+      "nvcuda.dll",
+      "D:\\Win\\System32\\nvcuda.dll"
+    ])
+    assert.deepStrictEqual(candidates("win32", {})[1], "C:\\Windows\\System32\\nvcuda.dll")
+  })
+
+  it("on macOS are none", () => {
+    assert.deepStrictEqual(candidates("darwin", {}), [])
+  })
+})
+
+describe("importing", () => {
+  it("loads nothing native", async () => {
+    const { exit, output } = await runChild(`
+      await import("./index.js")
+      const libraries = process.report.getReport().sharedObjects
+      console.log(JSON.stringify(libraries.filter((path) => /koffi|libcuda/.test(path))))
+    `)
+    assert.deepStrictEqual([exit, output.trim()], [0, "[]"])
+  })
+
+  it("shows in that report what building the layer loads", async () => {
+    const { exit, output } = await runChild(`
+      import * as Effect from "effect/Effect"
+      import { NativeRuntime } from "./index.js"
+      await Effect.runPromise(Effect.scoped(NativeRuntime.make({ libraryPath: ${JSON.stringify(stub.path)} })))
+      const libraries = process.report.getReport().sharedObjects
+      console.log(JSON.stringify(libraries.filter((path) => /koffi|libcuda/.test(path))))
+    `)
+    assert.strictEqual(exit, 0, output)
+    assert.match(output, /"[^"]*koffi[^"]*"/)
+    assert.match(output, /libcuda/)
+  })
+})
+
+describe("AutoRuntime", () => {
+  const source = fileURLToPath(new URL("../../src/layers/SimulatedRuntime.ts", import.meta.url))
+  const kindOn = (driver: StubDriver | string) =>
+    Effect.gen(function*() {
+      const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/layers/AutoRuntime"))
+      const native = { libraryPath: typeof driver === "string" ? driver : driver.path }
+      if (typeof driver !== "string") driver.reset()
+      return yield* logged(Effect.provide(
+        Effect.map(CudaRuntime, ({ kind }) => kind),
+        AutoRuntime.layer({ native })
+      ))
+    })
+
+  describe.runIf(existsSync(source))("chooses", () => {
+    it.live("the GPU when there is one, and says so", () =>
+      Effect.gen(function*() {
+        const { lines, result } = yield* kindOn(stub)
+        assert.strictEqual(result, "native")
+        assert.lengthOf(lines, 1)
+        assert.match(lines[0]!, /^Info .*1 × Stub GPU 0/)
+        yield* pause()
+      }))
+
+    const simulated: ReadonlyArray<readonly [string, () => StubDriver | string, RegExp]> = [
+      ["there is no library", () => nowhere, /LibraryNotFound/],
+      ["a function is missing", () => copyStub(["cuMemPoolTrimTo=stub_hidden"]), /FunctionMissing/],
+      ["the driver is too old", () => copyStub(["STUB_VERSION=11080"]), /DriverTooOld/],
+      ["there is no device", () => copyStub(["STUB_DEVICES=0"]), /NoDevice/],
+      ["the library is the toolkit's stub", () => copyStub(["STUB_INIT=34"]), /StubLibrary/]
+    ]
+    for (const [why, make, words] of simulated) {
+      it.live(`a simulated device when ${why}, and says why`, () =>
+        Effect.gen(function*() {
+          const { lines, result } = yield* kindOn(make())
+          assert.strictEqual(result, "simulated")
+          assert.lengthOf(lines, 1)
+          assert.match(lines[0]!, /^Info CUDA runtime: simulated/)
+          assert.match(lines[0]!, words)
+        }))
+    }
+
+    for (const status of [999, 803, 700]) {
+      it.live(`nothing, and fails, when the GPU is there and does not work (${status})`, () =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(kindOn(copyStub([`STUB_INIT=${status}`])))
+          assert.strictEqual(error.call, "cuInit")
+        }))
+    }
+  })
+})

@@ -1,0 +1,629 @@
+/**
+ * What becomes of the driver's statuses: every function the runtime calls is made to fail with a status of every class, in
+ * every place it is called from, and the failure says what a person and a program need. Nothing leaks on the way.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as CudaDevice from "effect-cuda/CudaDevice"
+import type { CudaError } from "effect-cuda/CudaError"
+import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaMemory from "effect-cuda/CudaMemory"
+import * as CudaStream from "effect-cuda/CudaStream"
+import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as Scope from "effect/Scope"
+import { driverFunctions } from "../../src/cuda/functions.ts"
+import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+import { statuses } from "../../src/cuda/status.ts"
+import type { StatusTag } from "../../src/cuda/status.ts"
+import { logged, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
+import type { DriverLive } from "../support/stubDriver.ts"
+
+const stub = openStub()
+
+interface StatusClass {
+  readonly what: string
+  readonly code: number
+  readonly tag: string
+  readonly name: string
+  readonly isSticky: boolean
+  readonly isRetryable: boolean
+}
+
+const known = (what: string, tag: StatusTag): StatusClass => ({ what, tag, ...statuses[tag] })
+
+const classes: ReadonlyArray<StatusClass> = [
+  known("plain", "InvalidValue"),
+  known("out of memory", "OutOfMemory"),
+  known("retryable", "SystemNotReady"),
+  known("sticky", "IllegalAddress"),
+  {
+    what: "unknown",
+    code: 12345,
+    tag: "UnknownStatus",
+    name: "CUDA_ERROR_OF_THE_STUB",
+    isSticky: false,
+    isRetryable: false
+  }
+]
+
+/** The driver's call as failures name it. */
+const publicName = (name: DriverFunctionName): string => name.replace(/_v2$/, "")
+
+type Program<A> = Effect.Effect<A, CudaError, CudaRuntime | Scope.Scope>
+
+/** A way to meet a failing function. */
+interface Scenario {
+  readonly fails: DriverFunctionName
+  readonly where: string
+  readonly operation: string
+  readonly subject?: RegExp
+  /** Prepares, then arms the failure, and gives what the operation failed with. */
+  readonly program: (arm: Effect.Effect<void>) => Program<CudaError>
+}
+
+const checkError = (error: CudaError, scenario: Scenario, status: StatusClass): void => {
+  assert.strictEqual(error._tag, "CudaError")
+  assert.strictEqual(error.operation, scenario.operation)
+  assert.strictEqual(error.call, publicName(scenario.fails))
+  assert.strictEqual(error.reason._tag, status.tag)
+  assert.isTrue("code" in error.reason && error.reason.code === status.code)
+  assert.strictEqual(error.isSticky, status.isSticky)
+  assert.strictEqual(error.isRetryable, status.isRetryable)
+  assert.include(error.message, `${publicName(scenario.fails)} returned ${status.name} (${status.code}): `)
+  assert.match(error.message, scenario.subject ?? /device 0/)
+  assert.include(String(error), error.message)
+}
+
+const nothingHeld = {
+  streams: 0,
+  events: 0,
+  deviceBuffers: 0,
+  deviceBytes: 0,
+  hostBuffers: 0,
+  hostBytes: 0,
+  waits: 0
+}
+
+/** An operation that fails, after what it needs. */
+const failing = <A>(
+  fails: DriverFunctionName,
+  operation: string,
+  prepare: Program<A>,
+  run: (prepared: A) => Program<unknown>,
+  details: { readonly where?: string; readonly subject?: RegExp } = {}
+): Scenario => ({
+  fails,
+  operation,
+  where: details.where ?? "",
+  ...(details.subject === undefined ? {} : { subject: details.subject }),
+  program: (arm) =>
+    Effect.gen(function*() {
+      const prepared = yield* prepare
+      yield* arm
+      return yield* failureOf(run(prepared))
+    })
+})
+
+/** What an effect fails with; dies when it does not. */
+const failureOf = <A, R>(effect: Effect.Effect<A, CudaError, R>): Effect.Effect<CudaError, never, R> =>
+  Effect.flip(Effect.andThen(effect, Effect.die(new Error("expected a failure, but it succeeded"))))
+
+const openDevice = Effect.asVoid(CudaDevice.priorityRange())
+const runtime = Effect.map(CudaRuntime, (service) => service)
+const stream = CudaStream.make()
+const event = CudaEvent.make()
+const both = Effect.all({ stream, event })
+const twoStreams = Effect.all([stream, stream])
+const buffers = Effect.all({
+  stream,
+  host: CudaMemory.allocateHost(256),
+  from: CudaMemory.allocate(256),
+  to: CudaMemory.allocate(256)
+})
+const busyStream = Effect.tap(stream, (made) => Effect.sync(() => stub.work(made)))
+const onForeignStream = Effect.andThen(openDevice, Effect.sync(() => stub.foreignStream(0)))
+const remoteHandle = Effect.sync(() => stub.remoteEvent().handle)
+
+const devices: ReadonlyArray<Scenario> = [
+  failing("cuDeviceGetAttribute", "CudaDevice.attribute", openDevice, () => CudaDevice.attribute("warpSize"), {
+    subject: /warpSize/
+  }),
+  failing("cuMemGetInfo_v2", "CudaDevice.memoryInfo", openDevice, () => CudaDevice.memoryInfo()),
+  failing("cuCtxPushCurrent_v2", "CudaDevice.memoryInfo", openDevice, () => CudaDevice.memoryInfo()),
+  failing("cuDeviceCanAccessPeer", "CudaDevice.canAccessPeer", openDevice, () => CudaDevice.canAccessPeer(0, 1), {
+    subject: /devices 0 and 1/
+  }),
+  failing("cuEventRecord", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize()),
+  failing("cuEventCreate", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize())
+]
+
+const streams: ReadonlyArray<Scenario> = [
+  failing("cuCtxPushCurrent_v2", "CudaStream.make", openDevice, () => stream),
+  failing("cuStreamCreateWithPriority", "CudaStream.make", openDevice, () => stream),
+  failing("cuStreamGetId", "CudaStream.make", openDevice, () => stream),
+  failing("cuStreamCreateWithPriority", "CudaStream.make", openDevice, () => CudaStream.fromPool(), {
+    where: "of the pool"
+  }),
+  failing("cuCtxPushCurrent_v2", "CudaStream.defaultStream", openDevice, () => CudaStream.defaultStream()),
+  failing("cuStreamGetId", "CudaStream.defaultStream", openDevice, () => CudaStream.defaultStream()),
+  ...(["cuStreamGetCtx", "cuStreamGetId", "cuStreamGetPriority", "cuStreamGetFlags"] as const).map((name) =>
+    failing(name, "CudaStream.fromHandle", onForeignStream, (handle) => CudaStream.fromHandle(handle), {
+      subject: /handle 0x[0-9a-f]+/
+    })
+  ),
+  failing("cuStreamQuery", "CudaStream.query", stream, CudaStream.query, { subject: /stream \d+ of device 0/ }),
+  failing("cuCtxPushCurrent_v2", "CudaStream.query", CudaStream.defaultStream(), CudaStream.query, {
+    where: "of a default stream"
+  }),
+  failing("cuStreamQuery", "CudaStream.synchronize", stream, CudaStream.synchronize),
+  failing("cuEventCreate", "CudaStream.synchronize", busyStream, CudaStream.synchronize, { where: "of its marker" }),
+  failing("cuCtxPushCurrent_v2", "CudaStream.synchronize", busyStream, CudaStream.synchronize, {
+    where: "for its marker"
+  }),
+  failing("cuEventRecord", "CudaStream.synchronize", busyStream, CudaStream.synchronize, { where: "of its marker" }),
+  failing("cuEventQuery", "CudaStream.synchronize", busyStream, CudaStream.synchronize, { where: "while it waits" }),
+  failing("cuStreamWaitEvent", "CudaStream.waitEvent", both, (made) => CudaStream.waitEvent(made.stream, made.event)),
+  failing("cuEventCreate", "CudaStream.waitStream", twoStreams, ([one, two]) => CudaStream.waitStream(one, two)),
+  failing("cuEventRecord", "CudaStream.waitStream", twoStreams, ([one, two]) => CudaStream.waitStream(one, two)),
+  failing("cuStreamWaitEvent", "CudaStream.waitStream", twoStreams, ([one, two]) => CudaStream.waitStream(one, two))
+]
+
+const timed = Effect.gen(function*() {
+  const made = yield* stream
+  const [start, end] = yield* Effect.all([CudaEvent.make({ timing: true }), CudaEvent.make({ timing: true })])
+  yield* CudaEvent.record(start, made)
+  yield* CudaEvent.record(end, made)
+  return { start, end }
+})
+
+/** An event with a pending record. */
+const pendingEvent = Effect.gen(function*() {
+  const made = yield* busyStream
+  return { stream: made, event: yield* CudaStream.recordEvent(made) }
+})
+
+/** An event whose pending record a fiber waits for. */
+const awaitedEvent = Effect.gen(function*() {
+  const made = yield* pendingEvent
+  yield* Effect.forkScoped(Effect.ignore(CudaEvent.synchronize(made.event)))
+  yield* until("the fiber waits", () => stub.calls("cuEventQuery").length > 0)
+  return made
+})
+
+const recordAgain = (made: Effect.Success<typeof awaitedEvent>) => CudaEvent.record(made.event, made.stream)
+const replacing = { where: "that replaces an awaited one" }
+
+const events: ReadonlyArray<Scenario> = [
+  failing("cuCtxPushCurrent_v2", "CudaEvent.make", openDevice, () => event),
+  failing("cuEventCreate", "CudaEvent.make", openDevice, () => event),
+  failing("cuEventRecord", "CudaEvent.record", both, (made) => CudaEvent.record(made.event, made.stream), {
+    subject: /event 0x[0-9a-f]+ of device 0/
+  }),
+  failing("cuStreamCreateWithPriority", "CudaEvent.record", awaitedEvent, recordAgain, replacing),
+  failing("cuEventCreate", "CudaEvent.record", awaitedEvent, recordAgain, replacing),
+  failing("cuStreamWaitEvent", "CudaEvent.record", awaitedEvent, recordAgain, replacing),
+  failing("cuEventRecord", "CudaEvent.record", awaitedEvent, recordAgain, replacing),
+  failing("cuEventQuery", "CudaEvent.query", event, CudaEvent.query),
+  failing("cuEventQuery", "CudaEvent.synchronize", event, CudaEvent.synchronize),
+  failing("cuEventQuery", "CudaEvent.elapsedTime", timed, ({ end, start }) => CudaEvent.elapsedTime(start, end)),
+  failing("cuEventElapsedTime", "CudaEvent.elapsedTime", timed, ({ end, start }) => CudaEvent.elapsedTime(start, end)),
+  failing("cuIpcGetEventHandle", "CudaEvent.ipcHandle", CudaEvent.make({ interprocess: true }), CudaEvent.ipcHandle),
+  failing(
+    "cuIpcOpenEventHandle",
+    "CudaEvent.fromIpcHandle",
+    Effect.tap(remoteHandle, () => openDevice),
+    (handle) => CudaEvent.fromIpcHandle(handle)
+  )
+]
+
+type Buffers = Effect.Success<typeof buffers>
+
+const copying = (fails: DriverFunctionName, run: (made: Buffers) => Program<unknown>): Scenario =>
+  failing(fails, "CudaMemory.copy", buffers, run, { subject: /256 bytes from .* to .* on stream \d+/ })
+
+const filling = (fails: DriverFunctionName, bits: 8 | 16 | 32): Scenario =>
+  failing(fails, "CudaMemory.fill", buffers, (made) => CudaMemory.fill(made.to, 1, { bits, stream: made.stream }))
+
+const peers = Effect.all({
+  stream,
+  from: CudaMemory.allocate(256),
+  to: CudaMemory.allocate(256, { device: 1 })
+})
+
+const memory: ReadonlyArray<Scenario> = [
+  failing(
+    "cuMemAllocFromPoolAsync",
+    "CudaMemory.allocate",
+    Effect.tap(runtime, () => openDevice),
+    (service) => service.memoryAllocate(0, 4096),
+    { subject: /4096 bytes on device 0/ }
+  ),
+  failing(
+    "cuStreamQuery",
+    "CudaMemory.allocate",
+    Effect.tap(runtime, () => openDevice),
+    (service) => service.memoryAllocate(0, 4096),
+    { where: "of the allocation" }
+  ),
+  failing("cuMemHostRegister_v2", "CudaMemory.allocateHost", openDevice, () => CudaMemory.allocateHost(100), {
+    subject: /100 bytes of pinned memory/
+  }),
+  failing("cuCtxPushCurrent_v2", "CudaMemory.allocateHost", openDevice, () => CudaMemory.allocateHost(100), {
+    subject: /100 bytes of pinned memory/
+  }),
+  failing("cuStreamQuery", "CudaMemory.reclaim", runtime, (service) => service.memoryReclaim(0)),
+  failing("cuMemPoolTrimTo", "CudaMemory.reclaim", runtime, (service) => service.memoryReclaim(0)),
+  failing("cuStreamSynchronize", "CudaMemory.reclaim", runtime, (service) => service.memoryReclaim(0)),
+  copying("cuMemcpyHtoDAsync_v2", (made) => CudaMemory.copy(made.to, made.host, made.stream)),
+  copying("cuMemcpyDtoHAsync_v2", (made) => CudaMemory.copy(made.host, made.from, made.stream)),
+  copying("cuMemcpyDtoDAsync_v2", (made) => CudaMemory.copy(made.to, made.from, made.stream)),
+  failing("cuMemcpyPeerAsync", "CudaMemory.copy", peers, (made) => CudaMemory.copy(made.to, made.from, made.stream)),
+  filling("cuMemsetD8Async", 8),
+  filling("cuMemsetD16Async", 16),
+  filling("cuMemsetD32Async", 32)
+]
+
+const operations = [...devices, ...streams, ...events, ...memory]
+
+describe("an operation fails with the status of its call", () => {
+  // memoryReclaim asks the device's own stream first, so the device is opened before a failure is armed.
+  const opened = (scenario: Scenario) => scenario.operation === "CudaMemory.reclaim" ? openDevice : Effect.void
+  for (const scenario of operations) {
+    const { fails, operation, program, where } = scenario
+    describe(`${fails} ${where} in ${operation}`, () => {
+      for (const status of classes) {
+        it.live(`${status.what} (${status.code})`, () =>
+          onStub(
+            stub,
+            Effect.gen(function*() {
+              yield* opened(scenario)
+              const arm = Effect.sync(() => stub.fail(fails, status.code))
+              const error = yield* Effect.scoped(Effect.ensuring(program(arm), Effect.sync(() => stub.finishAll())))
+              checkError(error, scenario, status)
+              const held = yield* (yield* CudaRuntime).liveResources
+              const pooled = where === "of the pool" ? { streams: held.streams } : {}
+              assert.deepStrictEqual(held, { ...nothingHeld, ...pooled })
+            }),
+            // Waits poll for as long as the test runs, so that they make no other calls than those that are to fail.
+            { prepare: () => void (stub.devices = 2), wait: { pollFor: "1 minute" } }
+          ))
+      }
+    })
+  }
+})
+
+describe("opening a device fails with the status of its call, and can be tried again", () => {
+  const opening: ReadonlyArray<readonly [DriverFunctionName, after: number]> = [
+    ["cuDevicePrimaryCtxRetain", 0],
+    ["cuCtxPushCurrent_v2", 0],
+    ["cuCtxGetStreamPriorityRange", 0],
+    ["cuStreamCreateWithPriority", 0],
+    ["cuStreamCreateWithPriority", 1],
+    ["cuMemPoolCreate", 0],
+    ["cuMemPoolSetAttribute", 0],
+    ["cuMemPoolSetAttribute", 1]
+  ]
+  for (const [fails, after] of opening) {
+    for (const status of classes) {
+      it.live(`${fails}, call ${after + 1}: ${status.what} (${status.code})`, () =>
+        onStub(
+          stub,
+          Effect.gen(function*() {
+            stub.fail(fails, status.code, { after })
+            const error = yield* failureOf(CudaDevice.memoryInfo())
+            checkError(error, { fails, operation: "CudaDevice.memoryInfo", where: "", program: Effect.die }, status)
+            assert.deepStrictEqual(stub.live, { ...stub.live, streams: 0, events: 0, pools: 0, contexts: 0 })
+            yield* CudaStream.make()
+          })
+        ))
+    }
+  }
+})
+
+describe("building the layer fails with the status of its call", () => {
+  const building: ReadonlyArray<DriverFunctionName> = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetUuid_v2",
+    "cuDeviceGetPCIBusId",
+    "cuDeviceTotalMem_v2",
+    "cuDeviceGetAttribute"
+  ]
+  for (const fails of building) {
+    for (const status of classes) {
+      it.live(`${fails}: ${status.what} (${status.code})`, () =>
+        Effect.gen(function*() {
+          stub.reset()
+          stub.fail(fails, status.code)
+          const error = yield* failureOf(Effect.scoped(NativeRuntime.make({ libraryPath: stub.path })))
+          const scenario = { fails, operation: "NativeRuntime.make", where: "", subject: /./, program: Effect.die }
+          checkError(error, scenario, status)
+          assert.strictEqual(stub.failuresLeft, 0)
+        }))
+    }
+  }
+})
+
+/** A release that fails: what is then left in the driver. */
+interface Release {
+  readonly fails: DriverFunctionName
+  readonly what: string
+  readonly left: Partial<DriverLive>
+  /** Makes the resource and arms the failure for when it is released. */
+  readonly program: (arm: Effect.Effect<void>) => Program<unknown>
+  /** Before the runtime itself is released, rather than a scope in it. */
+  readonly atEnd?: boolean
+  readonly says?: RegExp
+}
+
+const releases: ReadonlyArray<Release> = [
+  {
+    fails: "cuStreamDestroy_v2",
+    what: "a stream",
+    left: { streams: 1 },
+    program: (arm) => Effect.andThen(stream, arm),
+    says: /CudaStream\.release \(stream \d+ of device 0\)/
+  },
+  {
+    fails: "cuEventDestroy_v2",
+    what: "an event",
+    left: { events: 1 },
+    program: (arm) => Effect.andThen(event, arm),
+    says: /CudaEvent\.release \(event 0x[0-9a-f]+ of device 0\)/
+  },
+  {
+    fails: "cuEventDestroy_v2",
+    what: "an event that is waited for",
+    left: { events: 1 },
+    program: (arm) =>
+      Effect.gen(function*() {
+        const made = yield* busyStream
+        const waiting = yield* Effect.scoped(Effect.gen(function*() {
+          const awaited = yield* CudaStream.recordEvent(made)
+          const fiber = yield* Effect.forkChild(CudaEvent.synchronize(awaited))
+          yield* until("the fiber waits", () => stub.calls("cuEventQuery").length > 0)
+          return fiber
+        }))
+        yield* arm
+        stub.finishAll()
+        yield* Fiber.join(waiting)
+      })
+  },
+  {
+    fails: "cuMemFreeAsync",
+    what: "a device buffer",
+    left: { allocations: 1 },
+    program: (arm) => Effect.andThen(CudaMemory.allocate(64), arm),
+    says: /CudaMemory\.release \(buffer of 64 bytes at 0x[0-9a-f]+ on device 0\)/
+  },
+  ...(["cuEventCreate", "cuEventRecord", "cuStreamWaitEvent"] as const).map((fails): Release => ({
+    fails,
+    what: "a device buffer, ordered after its users",
+    left: {},
+    program: (arm) =>
+      Effect.gen(function*() {
+        const made = yield* stream
+        const buffer = yield* CudaMemory.allocate(64)
+        yield* CudaMemory.fill(buffer, 0, { stream: made })
+        yield* arm
+      }),
+    says: /CudaMemory\.release \(buffer of 64 bytes/
+  })),
+  {
+    fails: "cuMemHostUnregister",
+    what: "pinned memory",
+    left: { registrations: 1 },
+    program: (arm) => Effect.andThen(Effect.scoped(CudaMemory.allocateHost(64)), arm),
+    atEnd: true
+  },
+  {
+    fails: "cuMemPoolDestroy",
+    what: "the pool",
+    left: { pools: 1 },
+    program: (arm) => Effect.andThen(openDevice, arm),
+    atEnd: true
+  },
+  {
+    fails: "cuStreamDestroy_v2",
+    what: "the runtime's own streams",
+    left: { streams: 1 },
+    program: (arm) => Effect.andThen(openDevice, arm),
+    atEnd: true
+  },
+  {
+    fails: "cuEventDestroy_v2",
+    what: "the runtime's own events",
+    left: { events: 1 },
+    program: (arm) =>
+      Effect.andThen(
+        Effect.scoped(Effect.flatMap(twoStreams, ([one, two]) => CudaStream.waitStream(one, two))),
+        arm
+      ),
+    atEnd: true
+  },
+  {
+    fails: "cuDevicePrimaryCtxRelease_v2",
+    what: "the context",
+    left: { contexts: 1 },
+    program: (arm) => Effect.andThen(openDevice, arm),
+    atEnd: true
+  }
+]
+
+describe("a release that fails is a warning in the log, never a failure", () => {
+  for (const { atEnd, fails, left, program, says, what } of releases) {
+    for (const status of classes) {
+      it.live(`${fails} of ${what}: ${status.what} (${status.code})`, () =>
+        Effect.gen(function*() {
+          const arm = Effect.sync(() => stub.fail(fails, status.code))
+          const inScope = Effect.gen(function*() {
+            yield* Effect.scoped(program(arm))
+            const held = yield* (yield* CudaRuntime).liveResources
+            assert.deepStrictEqual(held, nothingHeld)
+          })
+          const { lines } = yield* logged(onStub(stub, atEnd === true ? program(arm) : inScope, { left }))
+          assert.lengthOf(lines, 1, lines.join("\n"))
+          assert.match(lines[0]!, /^Warn /)
+          assert.include(lines[0]!, publicName(fails))
+          assert.include(lines[0]!, `${status.name} (${status.code})`)
+          if (says !== undefined) assert.match(lines[0]!, says)
+        }))
+    }
+  }
+
+  const ownReleases = releases.filter((release) => release.atEnd !== true && Object.keys(release.left).length > 0)
+  for (const { fails, left, program, what } of ownReleases) {
+    it.live(`${fails} of ${what} says nothing when the driver has shut down`, () =>
+      Effect.gen(function*() {
+        const arm = Effect.sync(() => stub.fail(fails, statuses.Deinitialized.code))
+        const { lines } = yield* logged(onStub(stub, Effect.scoped(program(arm)), { left }))
+        assert.deepStrictEqual(lines, [])
+      }))
+  }
+
+  it.live("a stream whose draining fails is destroyed all the same", () =>
+    Effect.gen(function*() {
+      const { lines } = yield* logged(onStub(
+        stub,
+        Effect.scoped(Effect.andThen(stream, Effect.sync(() => stub.fail("cuStreamQuery", 999))))
+      ))
+      assert.lengthOf(lines, 1)
+      assert.match(lines[0]!, /^Warn CudaStream\.release .*cuStreamQuery returned CUDA_ERROR_UNKNOWN \(999\)/)
+    }))
+})
+
+describe("every status of the table", () => {
+  const rows = Object.entries(statuses) as ReadonlyArray<readonly [StatusTag, (typeof statuses)[StatusTag]]>
+
+  it("has a hundred rows or so, each code once", () => {
+    assert.isAbove(rows.length, 90)
+    assert.strictEqual(new Set(rows.map(([, { code }]) => code)).size, rows.length)
+  })
+
+  it.live("becomes the reason of the same name", () =>
+    Effect.forEach(rows, ([tag, info]) =>
+      onStub(
+        stub,
+        Effect.gen(function*() {
+          const made = yield* both
+          stub.fail("cuEventRecord", info.code)
+          const error = yield* failureOf(CudaEvent.record(made.event, made.stream))
+          assert.deepStrictEqual<unknown>(error.reason, { _tag: tag, ...info })
+          assert.include(error.message, `cuEventRecord returned ${info.name} (${info.code}): ${info.description}`)
+          assert.include(error.message, info.advice)
+        })
+      )))
+
+  it.live("a status that neither the table nor the driver knows keeps its number", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const made = yield* both
+        stub.fail("cuEventRecord", 54321)
+        const error = yield* failureOf(CudaEvent.record(made.event, made.stream))
+        assert.deepInclude(error.reason, { _tag: "UnknownStatus", code: 54321 })
+        assert.include(error.message, "54321")
+      })
+    ))
+
+  it.live("a driver that cannot say what a status is called does no harm", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const made = yield* both
+        stub.fail("cuEventRecord", 12345, { times: 2 })
+        stub.fail("cuGetErrorName", 1)
+        const nameless = yield* failureOf(CudaEvent.record(made.event, made.stream))
+        assert.include(nameless.message, "12345")
+        stub.fail("cuGetErrorString", 1)
+        const wordless = yield* failureOf(CudaEvent.record(made.event, made.stream))
+        assert.include(wordless.message, "CUDA_ERROR_OF_THE_STUB (12345)")
+      })
+    ))
+})
+
+describe("a fault that sticks", () => {
+  it.live("is explained at every later failure with its origin", () =>
+    logged(onStub(
+      stub,
+      Effect.gen(function*() {
+        const made = yield* both
+        stub.fault = 700
+        const first = yield* failureOf(CudaEvent.record(made.event, made.stream))
+        assert.isTrue(first.isSticky)
+        assert.isUndefined(first.origin)
+        for (
+          const operation of [CudaStream.query(made.stream), CudaStream.synchronize(made.stream), CudaEvent.make()]
+        ) {
+          const later = yield* failureOf(operation)
+          assert.strictEqual(later.reason._tag, "IllegalAddress")
+          assert.strictEqual(later.origin?.operation, "CudaEvent.record")
+          assert.strictEqual(later.origin?.status.name, "CUDA_ERROR_ILLEGAL_ADDRESS")
+          assert.include(
+            later.message,
+            "Device 0 lost its context earlier: CudaEvent.record met CUDA_ERROR_ILLEGAL_ADDRESS"
+          )
+        }
+      })
+    )))
+
+  it.live("is one device's: the other has an origin of its own", () =>
+    logged(onStub(
+      stub,
+      Effect.gen(function*() {
+        const here = yield* CudaStream.make({ device: 0 })
+        const there = yield* CudaStream.make({ device: 1 })
+        stub.fail("cuStreamQuery", 700)
+        yield* failureOf(CudaStream.query(here))
+        stub.fail("cuStreamQuery", 719)
+        const other = yield* failureOf(CudaStream.query(there))
+        assert.isUndefined(other.origin)
+        assert.strictEqual(other.device, 1)
+      }),
+      { prepare: () => void (stub.devices = 2) }
+    )))
+
+  it.live("lets everything be released, with warnings", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      const program = Effect.gen(function*() {
+        const made = yield* buffers
+        const recorded = yield* CudaStream.recordEvent(made.stream)
+        yield* CudaMemory.copy(made.to, made.host, made.stream)
+        yield* CudaEvent.synchronize(recorded)
+        stub.fault = 719
+      })
+      const { lines } = yield* logged(Effect.provide(Effect.scoped(program), stubLayer(stub)))
+      assert.isAbove(lines.length, 3)
+      assert.isTrue(lines.every((line) => line.startsWith("Warn ")))
+      assert.isUndefined(stub.misuse)
+      // Device memory goes with its context.
+      assert.deepStrictEqual({ ...stub.live, allocations: 0 }, nothingLive)
+    }))
+})
+
+describe("the scenarios", () => {
+  /** The words for other failures, the pop of a context that was just pushed, and wake-ups, which waits do without. */
+  const exempt = ["cuGetErrorName", "cuGetErrorString", "cuCtxPopCurrent_v2", "cuLaunchHostFunc"]
+
+  it.live("make every function fail that can", () =>
+    Effect.sync(() => {
+      const opening = [
+        "cuDevicePrimaryCtxRetain",
+        "cuCtxGetStreamPriorityRange",
+        "cuMemPoolCreate",
+        "cuMemPoolSetAttribute"
+      ]
+      const building = Object.keys(driverFunctions).filter((name) =>
+        /^cu(Init|DriverGet|DeviceGet|DeviceTotal)/.test(name)
+      )
+      const failed = new Set<string>([...operations, ...releases].map(({ fails }) => fails).concat())
+      for (const name of [...opening, ...building, ...exempt]) failed.add(name)
+      assert.deepStrictEqual(Object.keys(driverFunctions).filter((name) => !failed.has(name)), [])
+    }))
+})

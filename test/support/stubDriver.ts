@@ -1,0 +1,347 @@
+/**
+ * The stub driver (`stub/driver.c`) for tests: builds it with the system's C compiler, steers it, reads its log, and runs
+ * programs on a native runtime that is loaded from it.
+ */
+import { afterAll, assert } from "@effect/vitest"
+import type { CudaError } from "effect-cuda/CudaError"
+import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import type * as Scope from "effect/Scope"
+import koffi from "koffi"
+import { execFileSync } from "node:child_process"
+import { createHash } from "node:crypto"
+import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+
+const source = fileURLToPath(new URL("./stub/driver.c", import.meta.url))
+
+/** Compiles the stub with these macros, once per source, and returns the library's path. */
+export const buildStub = (macros: ReadonlyArray<string> = []): string => {
+  const key = createHash("sha256").update(readFileSync(source)).update(macros.join(" ")).digest("hex").slice(0, 16)
+  const folder = join(tmpdir(), "effect-cuda-stub")
+  const path = join(folder, `libcuda-${key}.so`)
+  if (existsSync(path)) return path
+  mkdirSync(folder, { recursive: true })
+  // Workers build side by side: each under a name of its own, and the last one to finish wins.
+  const building = `${path}.${process.pid}`
+  compile(["-shared", "-fPIC", "-O1", "-pthread", ...macros.map((macro) => `-D${macro}`), source, "-o", building])
+  renameSync(building, path)
+  return path
+}
+
+const compile = (parameters: ReadonlyArray<string>): void => {
+  try {
+    execFileSync("cc", parameters, { stdio: ["ignore", "inherit", "pipe"] })
+  } catch (error) {
+    const problem = error instanceof Error && "stderr" in error ? String(error.stderr) || error.message : String(error)
+    throw new Error(`The native tests need a C compiler ("cc") for the stub driver: ${problem}`, { cause: error })
+  }
+}
+
+/** A call of the driver, in the order they were made. */
+export interface DriverCall {
+  readonly name: DriverFunctionName
+  /** What went in, and what came out where the call succeeded, in the order of the parameters. */
+  readonly args: ReadonlyArray<number | string>
+  readonly status: number
+  /** The context that was current on the calling thread; 0 for none. */
+  readonly context: number
+  /** Made on the thread that reset the stub. */
+  readonly main: boolean
+  /** How often it was made in a row. */
+  readonly times: number
+}
+
+const liveKinds = ["streams", "events", "pools", "registrations", "allocations", "contexts", "busyStreams"] as const
+
+/** What is live in the driver; `contexts` counts retains. */
+export type DriverLive = Record<(typeof liveKinds)[number], number>
+
+/** Nothing at all. */
+export const nothingLive: DriverLive = {
+  streams: 0,
+  events: 0,
+  pools: 0,
+  registrations: 0,
+  allocations: 0,
+  contexts: 0,
+  busyStreams: 0
+}
+
+const bind = (path: string) => {
+  const library = koffi.load(path)
+  const bound = (name: string, result: string, parameters: ReadonlyArray<string>) =>
+    library.func(name, result, [...parameters])
+  return {
+    reset: bound("stub_reset", "void", []),
+    log: bound("stub_log", "str", []),
+    logClear: bound("stub_log_clear", "void", []),
+    fail: bound("stub_fail", "void", ["str", "int", "int", "int"]),
+    failuresLeft: bound("stub_failures_left", "int", []),
+    setDevices: bound("stub_set_devices", "void", ["int"]),
+    setVersion: bound("stub_set_version", "void", ["int"]),
+    setMemory: bound("stub_set_memory", "void", ["uint64_t"]),
+    setPriorities: bound("stub_set_priorities", "void", ["int", "int"]),
+    setPending: bound("stub_set_pending", "void", ["int"]),
+    fault: bound("stub_fault", "void", ["int"]),
+    work: bound("stub_work", "void", ["uint64_t", "int"]),
+    finish: bound("stub_finish", "int", ["uint64_t", "int", "int"]),
+    finishAll: bound("stub_finish_all", "int", []),
+    live: bound("stub_live", "int", ["int"]),
+    misuses: bound("stub_misuses", "int", []),
+    misuse: bound("stub_misuse", "str", []),
+    calls: bound("stub_calls", "double", []),
+    pushForeign: bound("stub_push_foreign", "uint64_t", []),
+    popForeign: bound("stub_pop_foreign", "void", []),
+    current: bound("stub_current", "uint64_t", []),
+    depth: bound("stub_depth", "int", []),
+    foreignStream: bound("stub_foreign_stream", "uint64_t", ["int", "uint32_t", "int"]),
+    remoteEvent: bound("stub_remote_event", "int", ["void *"]),
+    remoteFinish: bound("stub_remote_finish", "void", ["int"])
+  }
+}
+
+type StreamLike = { readonly handle: number; readonly deviceIndex: number }
+
+const pendingMasks = { nothing: 0, copies: 1, memory: 2, everything: 3 } as const
+
+/** One loaded stub driver. */
+export class StubDriver {
+  readonly path: string
+  /** Every function that was called since the library was loaded. */
+  readonly seen = new Set<DriverFunctionName>()
+  readonly #control: ReturnType<typeof bind>
+
+  constructor(path: string) {
+    this.path = path
+    this.#control = bind(path)
+    this.#control.reset()
+  }
+
+  /** Back to the start: nothing live, nothing logged, nothing told. */
+  reset(): void {
+    this.calls()
+    this.#control.reset()
+  }
+
+  /** The calls since the last `clear`. */
+  calls(name?: DriverFunctionName): ReadonlyArray<DriverCall> {
+    const text: string = this.#control.log()
+    const calls = text.split("\n").filter((line) => line !== "").map((line): DriverCall => JSON.parse(line))
+    for (const call of calls) this.seen.add(call.name)
+    return name === undefined ? calls : calls.filter((call) => call.name === name)
+  }
+
+  /** The calls since the last `clear`, each as its name and arguments. */
+  lines(): ReadonlyArray<ReadonlyArray<number | string>> {
+    return this.calls().map(({ args, name }) => [name, ...args])
+  }
+
+  clear(): void {
+    this.calls()
+    this.#control.logClear()
+  }
+
+  /** How many calls were made since the last reset. */
+  get callCount(): number {
+    return this.#control.calls()
+  }
+
+  /** Has a function return a status without doing its work: `times` calls (-1: all of them) after the next `after` ones. */
+  fail(name: DriverFunctionName, status: number, { after = 0, times = 1 } = {}): void {
+    this.#control.fail(name, status, after, times)
+  }
+
+  /** Failures asked for that have not happened. */
+  get failuresLeft(): number {
+    return this.#control.failuresLeft()
+  }
+
+  set devices(count: number) {
+    this.#control.setDevices(count)
+  }
+
+  set version(version: number) {
+    this.#control.setVersion(version)
+  }
+
+  set memory(bytes: number) {
+    this.#control.setMemory(bytes)
+  }
+
+  set priorities({ greatest, least }: { readonly least: number; readonly greatest: number }) {
+    this.#control.setPriorities(least, greatest)
+  }
+
+  /** What stays pending until it is finished. */
+  set pending(what: keyof typeof pendingMasks) {
+    this.#control.setPending(pendingMasks[what])
+  }
+
+  /** Every call answers this status from now on. */
+  set fault(status: number) {
+    this.#control.fault(status)
+  }
+
+  /** Enqueues work on a stream that stays pending, like a long kernel. */
+  work(stream: StreamLike): void {
+    this.#control.work(stream.handle, stream.deviceIndex)
+  }
+
+  /** Ends the first `count` pieces of pending work of a stream, by default all; returns how many there were. */
+  finish(stream: StreamLike, count = -1): number {
+    return this.#control.finish(stream.handle, stream.deviceIndex, count)
+  }
+
+  finishAll(): number {
+    return this.#control.finishAll()
+  }
+
+  /** Ends all work, and holds none from now on. */
+  letGo(): void {
+    this.pending = "nothing"
+    this.finishAll()
+  }
+
+  get live(): DriverLive {
+    return Object.fromEntries(liveKinds.map((kind, index) => [kind, this.#control.live(index)])) as DriverLive
+  }
+
+  /** The first misuse of the driver, if there was one. */
+  get misuse(): string | undefined {
+    return this.#control.misuses() === 0 ? undefined : this.#control.misuse()
+  }
+
+  /** Makes a context of other native code current on this thread; returns it. */
+  pushForeign(): number {
+    return Number(this.#control.pushForeign())
+  }
+
+  popForeign(): void {
+    this.#control.popForeign()
+  }
+
+  /** The current context of this thread, 0 for none. */
+  get current(): number {
+    return Number(this.#control.current())
+  }
+
+  /** How many contexts are pushed on this thread. */
+  get depth(): number {
+    return this.#control.depth()
+  }
+
+  /** A stream of other native code on a device's primary context, which must be retained; on another context for -1. */
+  foreignStream(device: number, { flags = 0, priority = 0 } = {}): number {
+    return Number(this.#control.foreignStream(device, flags, priority))
+  }
+
+  /** An interprocess event of another process, with a pending record. */
+  remoteEvent(): { readonly handle: Uint8Array; readonly finish: () => void } {
+    const handle = new Uint8Array(64)
+    const remote: number = this.#control.remoteEvent(handle)
+    return { handle, finish: () => this.#control.remoteFinish(remote) }
+  }
+}
+
+/** The stub of this process. */
+export const openStub = (macros: ReadonlyArray<string> = []): StubDriver => new StubDriver(buildStub(macros))
+
+const copies: Array<string> = []
+
+afterAll(() => {
+  for (const path of copies) rmSync(path, { force: true })
+})
+
+/** A stub of its own, with a state apart from every other one. */
+export const copyStub = (macros: ReadonlyArray<string> = []): StubDriver => {
+  const built = buildStub(macros)
+  const path = built.replace(/\.so$/, `-${process.pid}-${copies.length}.so`)
+  copyFileSync(built, path)
+  copies.push(path)
+  return new StubDriver(path)
+}
+
+/** The native runtime on a stub. */
+export const stubLayer = (
+  stub: StubDriver,
+  options: NativeRuntime.NativeOptions = {}
+): Layer.Layer<CudaRuntime, CudaError> => NativeRuntime.layer({ libraryPath: stub.path, ...options })
+
+/** How a program on the stub is run. */
+export interface StubOptions extends NativeRuntime.NativeOptions {
+  /** Tells the stub what it is to be, after its reset. */
+  readonly prepare?: ((stub: StubDriver) => void) | undefined
+  /** What may be left in the driver after the runtime's release, because the call that gives it back was made to fail. */
+  readonly left?: Partial<DriverLive> | undefined
+}
+
+/** Runs a program on a runtime of its own, and asserts that after its release the driver was not misused and holds nothing. */
+export const onStub = <A, E>(
+  stub: StubDriver,
+  program: Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
+  { left = {}, prepare, ...options }: StubOptions = {}
+): Effect.Effect<A, E | CudaError> =>
+  Effect.gen(function*() {
+    stub.reset()
+    prepare?.(stub)
+    // A test that fails ends here instead of waiting for the work it left.
+    const letGo = Effect.onError(program, () => Effect.sync(() => stub.letGo()))
+    const result = yield* letGo.pipe(Effect.scoped, Effect.provide(stubLayer(stub, options)))
+    assertReleased(stub, left)
+    yield* assertQuiet(stub)
+    return result
+  })
+
+/** Asserts that the driver was used well, and holds nothing but what is named. */
+export const assertReleased = (stub: StubDriver, left: Partial<DriverLive> = {}): void => {
+  assert.isUndefined(stub.misuse)
+  assert.deepStrictEqual(stub.live, { ...nothingLive, ...left })
+  assert.strictEqual(stub.depth, 0, "contexts that were pushed and not popped")
+  assert.strictEqual(stub.failuresLeft, 0, "failures that were asked for and never happened")
+}
+
+/** Asserts that the driver is not called any more. */
+export const assertQuiet = (stub: StubDriver): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    const before = stub.callCount
+    yield* pause(3)
+    assert.strictEqual(stub.callCount - before, 0, "calls of the driver after the runtime's release")
+  })
+
+/** Lets the event loop turn for some milliseconds, whatever the Clock. */
+export const pause = (milliseconds = 0): Effect.Effect<void> =>
+  Effect.callback<void>((resume) => {
+    const timer = setTimeout(() => resume(Effect.void), milliseconds)
+    return Effect.sync(() => clearTimeout(timer))
+  })
+
+/** Turns the event loop until something holds; dies when it does not within two seconds. */
+export const until = (what: string, holds: () => boolean): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const deadline = performance.now() + 2000
+    const look: Effect.Effect<void> = Effect.suspend(() => {
+      if (holds()) return Effect.void
+      if (performance.now() > deadline) return Effect.die(new Error(`waited in vain: ${what}`))
+      return Effect.andThen(pause(1), look)
+    })
+    return look
+  })
+
+/** Collects what an effect logs, instead of printing it. */
+export const logged = <A, E, R>(
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<{ readonly result: A; readonly lines: ReadonlyArray<string> }, E, R> =>
+  Effect.suspend(() => {
+    const lines: Array<string> = []
+    const logger = Logger.make<unknown, void>(({ logLevel, message }) => {
+      lines.push(`${logLevel} ${(Array.isArray(message) ? message : [message]).map(String).join(" ")}`)
+    })
+    return Effect.map(Effect.provide(effect, Logger.layer([logger])), (result) => ({ result, lines }))
+  })
