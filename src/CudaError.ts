@@ -296,7 +296,13 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
   (Object.keys(statuses) as ReadonlyArray<StatusTag>).map((tag) => [statuses[tag].code, tagged(tag)])
 )
 
-const version = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
+/**
+ * Prints a CUDA version as people write it: 12040 is `12.4`.
+ *
+ * @category formatting
+ * @since 0.1.0
+ */
+export const formatVersion = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
 
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +
@@ -326,8 +332,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
     case "LibraryNotFound":
       return describeSearch(reason)
     case "DriverTooOld":
-      return `the driver supports CUDA ${version(reason.found)}; at least ${
-        version(reason.required)
+      return `the driver supports CUDA ${formatVersion(reason.found)}; at least ${
+        formatVersion(reason.required)
       } is needed. Update the NVIDIA driver.`
     case "FunctionMissing":
       return `the driver's library has no function ${reason.functionName}. Update the NVIDIA driver.`

@@ -28,8 +28,8 @@ import {
   StreamImpl,
   StreamTypeId
 } from "./internal/handles.ts"
-import { CudaRuntime } from "./layers/CudaRuntime.ts"
-import type { CudaRuntimeService, PriorityRange, StreamRef } from "./layers/CudaRuntime.ts"
+import { CudaRuntime, resolvePriority } from "./layers/CudaRuntime.ts"
+import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRuntime.ts"
 
 /**
  * A stream of a device (`CUstream`). Two values are equal when they are the same stream.
@@ -54,14 +54,6 @@ export interface CudaStream extends Pipeable, Inspectable.Inspectable, Equal {
   /** `owned` streams are destroyed by their scope or pool, the others never by this library. */
   readonly origin: "owned" | "default" | "foreign"
 }
-
-/**
- * A priority: a number of the device's range (lower goes first), `"high"` for its greatest or `"low"` for its least.
- *
- * @category models
- * @since 0.1.0
- */
-export type Priority = number | "high" | "low"
 
 /**
  * How a stream is to be.
@@ -129,7 +121,7 @@ export const make = (
   Effect.flatMap(CudaRuntime, (runtime) =>
     Effect.map(
       Effect.acquireRelease(
-        create(runtime, { ...options, outOfRange: options.outOfRange ?? "fail" }),
+        create(runtime, options),
         (ref) => released(runtime.streamDestroy(ref))
       ),
       (ref) => new StreamImpl(runtime, ref)
@@ -150,10 +142,8 @@ export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStrea
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const device = yield* resolveDevice(options.device)
-    const priority = choosePriority(yield* runtime.devicePriorityRange(device), {
-      ...options,
-      outOfRange: options.outOfRange ?? "clamp"
-    })
+    const range = yield* runtime.devicePriorityRange(device)
+    const priority = resolvePriority(range, options.priority ?? "low", options.outOfRange ?? "clamp")
     return yield* takeFromPool(runtime, device, priority)
   })
 
@@ -312,18 +302,14 @@ const makeEvent = (stream: CudaStream): Effect.Effect<EventImpl, CudaError, Scop
     (ref) => new EventImpl(stream.runtime, ref)
   )
 
-const create = Effect.fnUntraced(function*(runtime: CudaRuntimeService, options: MakeOptions) {
-  const device = yield* resolveDevice(options.device)
-  const priority = choosePriority(yield* runtime.devicePriorityRange(device), options)
-  return yield* runtime.streamCreate({ device, priority, nonBlocking: options.blocking !== true })
-})
-
-/** What is no whole number stays what it is, for the runtime to refuse. */
-const choosePriority = (range: PriorityRange, { outOfRange, priority = "low" }: PriorityOptions): number => {
-  if (priority === "high") return range.greatest
-  if (priority === "low") return range.least
-  return outOfRange === "clamp" ? Math.max(range.greatest, Math.min(range.least, priority)) : priority
-}
+const create = (runtime: CudaRuntimeService, options: MakeOptions): Effect.Effect<StreamRef, CudaError> =>
+  Effect.flatMap(resolveDevice(options.device), (device) =>
+    runtime.streamCreate({
+      device,
+      priority: options.priority ?? "low",
+      outOfRange: options.outOfRange,
+      nonBlocking: options.blocking !== true
+    }))
 
 /** Streams per device and priority. */
 const poolSize = 32

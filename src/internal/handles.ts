@@ -47,12 +47,15 @@ export const onStream = <A>(
   })
 }
 
-/** A release that failed: there is nobody to fail to, so it is logged, unless the driver is already gone. */
+/**
+ * A release that failed: there is nobody to fail to, so it is logged, unless the driver is already gone. What follows from
+ * the loss of a device's context is said once.
+ */
 export const released = (release: Effect.Effect<void, CudaError>): Effect.Effect<void> =>
-  Effect.catch(
-    release,
-    (error) => error.reason._tag === "Deinitialized" ? Effect.void : Effect.logWarning(error.message)
-  )
+  Effect.catch(release, (error) => {
+    if (error.reason._tag === "Deinitialized") return Effect.void
+    return error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message)
+  })
 
 /** Refuses an argument that no runtime sees. */
 export const refuseArgument = (operation: string, argument: string, value: unknown, expected: string) =>

@@ -6,6 +6,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { formatVersion } from "../CudaError.ts"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import * as NativeRuntime from "./NativeRuntime.ts"
@@ -38,7 +39,7 @@ export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaE
     CudaRuntime,
     NativeRuntime.make(options.native).pipe(
       Effect.tap(({ devices, driverVersion }) =>
-        Effect.logInfo(`CUDA runtime: ${devices.length} × ${devices[0]!.name}, driver ${driverVersion}`)
+        Effect.logInfo(`CUDA runtime: ${devices.length} × ${devices[0]!.name}, CUDA ${formatVersion(driverVersion)}`)
       ),
       Effect.catchReasons("CudaError", {
         LibraryNotFound: (_, error) => simulated(options, error),

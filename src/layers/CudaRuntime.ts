@@ -88,6 +88,44 @@ export interface PriorityRange {
 }
 
 /**
+ * A priority: a number of the device's range (lower goes first), `"high"` for its greatest or `"low"` for its least.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Priority = number | "high" | "low"
+
+/**
+ * What a stream is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamOptions {
+  readonly device: number
+  readonly priority: Priority
+  /** What a number outside the device's range means: a failure (the default), or the nearest priority there is. */
+  readonly outOfRange?: "fail" | "clamp" | undefined
+  readonly nonBlocking: boolean
+}
+
+/**
+ * The number of a priority on a device. What is no number of the range stays what it is, unless it is to be clamped.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const resolvePriority = (
+  range: PriorityRange,
+  priority: Priority,
+  outOfRange: "fail" | "clamp" = "fail"
+): number => {
+  if (priority === "high") return range.greatest
+  if (priority === "low") return range.least
+  return outOfRange === "clamp" ? Math.max(range.greatest, Math.min(range.least, priority)) : priority
+}
+
+/**
  * A stream of a runtime.
  *
  * @category models
@@ -254,12 +292,8 @@ export interface CudaRuntimeService {
   /** Waits for the work that is on every stream of the device, as far as this runtime made or was given them. */
   readonly deviceSynchronize: (device: number) => Effect.Effect<void, CudaError>
 
-  /** `cuStreamCreateWithPriority`. The priority must be within the device's range. */
-  readonly streamCreate: (options: {
-    readonly device: number
-    readonly priority: number
-    readonly nonBlocking: boolean
-  }) => Effect.Effect<StreamRef, CudaError>
+  /** `cuStreamCreateWithPriority`. */
+  readonly streamCreate: (options: StreamOptions) => Effect.Effect<StreamRef, CudaError>
   /** A context's default stream. */
   readonly streamDefault: (
     device: number,

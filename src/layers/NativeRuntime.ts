@@ -102,15 +102,20 @@ export const layer = (options: NativeOptions = {}): Layer.Layer<CudaRuntime, Cud
 
 const operation = "NativeRuntime.make"
 
-const fail = (reason: CudaErrorReason, call?: string): Effect.Effect<never, CudaError> =>
-  Effect.fail(new CudaError({ operation, reason, call }))
+const fail = (reason: CudaErrorReason, call?: string, subject?: string): Effect.Effect<never, CudaError> =>
+  Effect.fail(new CudaError({ operation, reason, call, subject }))
 
-const check = (library: DriverLibrary, call: string, status: number): Effect.Effect<void, CudaError> => {
+const check = (
+  library: DriverLibrary,
+  call: string,
+  status: number,
+  subject?: string
+): Effect.Effect<void, CudaError> => {
   if (status === success) return Effect.void
   const known = reasonFromStatus(status)
-  if (known._tag !== "UnknownStatus") return fail(known, call)
+  if (known._tag !== "UnknownStatus") return fail(known, call, subject)
   const words = describeStatus(library, status)
-  return fail(unknownStatus(status, words?.name, words?.description), call)
+  return fail(unknownStatus(status, words?.name, words?.description), call, subject)
 }
 
 const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, CudaError> => {
@@ -154,14 +159,22 @@ const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined)
   }
 })
 
-/** For releases of which no program hears: logged where the layer was built, unless the driver is already gone. */
+/**
+ * For releases of which no program hears: logged where the layer was built, unless the driver is already gone. What follows
+ * from the loss of a context is said once.
+ */
 const makeWarn = (library: DriverLibrary): Effect.Effect<Warn> =>
   Effect.map(Effect.context<never>(), (context) => {
     const run = Effect.runForkWith(context)
+    let saidLost = false
     return (call, status, handle) => {
       if (status === success || status === statuses.Deinitialized.code) return
-      const error = Effect.flip(check(library, call, status))
-      run(Effect.flatMap(error, ({ message }) => Effect.logWarning(`${message} (handle 0x${handle.toString(16)})`)))
+      const log = (error: CudaError) => {
+        if (saidLost && error.isSticky) return Effect.logDebug(error.message)
+        saidLost ||= error.isSticky
+        return Effect.logWarning(error.message)
+      }
+      run(Effect.flatMap(Effect.flip(check(library, call, status, `handle 0x${handle.toString(16)}`)), log))
     }
   })
 

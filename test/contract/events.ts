@@ -129,6 +129,7 @@ export const eventContract = (rig: Rig): void =>
         yield* failsWith(CudaEvent.elapsedTime(start, end), "NotRecorded")
         yield* CudaEvent.record(start, stream)
         yield* failsWith(CudaEvent.elapsedTime(start, end), "NotRecorded")
+        yield* CudaEvent.synchronize(start)
         yield* busy.enqueue(stream, 20)
         yield* CudaEvent.record(end, stream)
         const reason = yield* failsWith(CudaEvent.elapsedTime(start, end), "NotFinished")

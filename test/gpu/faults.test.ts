@@ -12,6 +12,11 @@ import { Busy } from "../support/Rig.ts"
 
 describe.skipIf(gpu === undefined)("a faulting kernel", () => {
   layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+    it.effect.skipIf(nativeRig.deviceCount < 2)(
+      "opens the second device first",
+      () => Effect.scoped(CudaStream.make({ device: 1 }))
+    )
+
     it.effect("ends every outstanding wait of its device with the reason, promptly", () =>
       Effect.gen(function*() {
         const busy = yield* Busy
@@ -58,13 +63,16 @@ describe.skipIf(gpu === undefined)("a faulting kernel", () => {
         )
       }))
 
-    it.effect.skipIf(nativeRig.deviceCount < 2)("leaves other devices alone", () =>
-      Effect.gen(function*() {
-        yield* failsWith(CudaStream.make({ device: 0 }), "IllegalAddress")
-        const stream = yield* CudaStream.make({ device: 1 })
-        const device = yield* CudaMemory.allocate(64, { device: 1 })
-        yield* CudaMemory.fill(device, 3, { stream })
-        yield* CudaStream.synchronize(stream)
-      }))
+    it.effect.skipIf(nativeRig.deviceCount < 2)(
+      "leaves devices alone that were in use before",
+      () =>
+        Effect.gen(function*() {
+          yield* failsWith(CudaStream.make({ device: 0 }), "IllegalAddress")
+          const stream = yield* CudaStream.make({ device: 1 })
+          const device = yield* CudaMemory.allocate(64, { device: 1 })
+          yield* CudaMemory.fill(device, 3, { stream })
+          yield* CudaStream.synchronize(stream)
+        })
+    )
   })
 })

@@ -588,7 +588,7 @@ describe("a fault that sticks", () => {
       { prepare: () => void (stub.devices = 2) }
     )))
 
-  it.live("lets everything be released, with warnings", () =>
+  it.live("lets everything be released, and does not say so for each", () =>
     Effect.gen(function*() {
       stub.reset()
       const program = Effect.gen(function*() {
@@ -599,7 +599,8 @@ describe("a fault that sticks", () => {
         stub.fault = 719
       })
       const { lines } = yield* logged(Effect.provide(Effect.scoped(program), stubLayer(stub)))
-      assert.isAbove(lines.length, 3)
+      assert.isNotEmpty(lines)
+      assert.isAtMost(lines.length, 2)
       assert.isTrue(lines.every((line) => line.startsWith("Warn ")))
       assert.isUndefined(stub.misuse)
       // Device memory goes with its context.

@@ -93,6 +93,8 @@ const bind = (path: string) => {
     work: bound("stub_work", "void", ["uint64_t", "int"]),
     finish: bound("stub_finish", "int", ["uint64_t", "int", "int"]),
     finishAll: bound("stub_finish_all", "int", []),
+    holdHosts: bound("stub_hold_hosts", "void", ["int"]),
+    hostCalls: bound("stub_host_calls", "int", ["int"]),
     live: bound("stub_live", "int", ["int"]),
     misuses: bound("stub_misuses", "int", []),
     misuse: bound("stub_misuse", "str", []),
@@ -206,7 +208,18 @@ export class StubDriver {
   /** Ends all work, and holds none from now on. */
   letGo(): void {
     this.pending = "nothing"
+    this.holdsHostFunctions = false
     this.finishAll()
+  }
+
+  /** Whether host functions that streams have reached are held back. */
+  set holdsHostFunctions(held: boolean) {
+    this.#control.holdHosts(held ? 1 : 0)
+  }
+
+  /** The host functions that were called, and those of them on the thread that reset the stub. */
+  get hostCalls(): { readonly all: number; readonly onMain: number } {
+    return { all: this.#control.hostCalls(0), onMain: this.#control.hostCalls(1) }
   }
 
   get live(): DriverLive {

@@ -102,14 +102,16 @@ export class Core {
         onSuccess: () => {
           this.#opened[device] = true
         },
-        onFailure: ({ call, status }) => this.error(operation, status, device, `device ${device}`, call)
+        onFailure: ({ call, status }) =>
+          this.error(operation, status, this.#lostDevice ?? device, `device ${device}`, call)
       })
     })
     return Effect.uninterruptible(this.#opening[device]!.withPermit(open))
   }
 
-  isOpen(device: number): boolean {
-    return this.#opened[device] === true
+  /** A device that has lost its context: after that no other one can be opened either. */
+  get #lostDevice(): number | undefined {
+    return this.origins.keys().next().value
   }
 
   /** Suspends the fiber until the watch ends; interruption gives the watch up. */

@@ -4,6 +4,7 @@
 import * as Effect from "effect/Effect"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
+import { resolvePriority } from "../CudaRuntime.ts"
 import type { CudaRuntimeService } from "../CudaRuntime.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
@@ -88,8 +89,9 @@ export const streamOperations = (core: Core): StreamOperations => ({
 
 const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate"]>[0]) =>
   core.onDevice("CudaStream.make", options.device, () => {
-    const { least, greatest } = core.backend.priorityRange(options.device)
-    const { priority } = options
+    const range = core.backend.priorityRange(options.device)
+    const { greatest, least } = range
+    const priority = resolvePriority(range, options.priority, options.outOfRange)
     if (!Number.isInteger(priority) || priority > least || priority < greatest) {
       return refuseArgument(
         "CudaStream.make",
@@ -132,12 +134,15 @@ const drain = (core: Core, operation: string, stream: StreamResource): Effect.Ef
  * running on memory that others hold, so the stream is asked until it is idle.
  */
 const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
-  Effect.onError(drain(core, "CudaStream.release", stream), () =>
-    Effect.whileLoop({
-      while: () => core.backend.streamQuery(stream) === notReady,
+  Effect.catch(drain(core, "CudaStream.release", stream), (error) => {
+    const isHung = error.reason._tag === "NeverFinishes"
+    const idle = Effect.whileLoop({
+      while: () => !isHung && core.backend.streamQuery(stream) === notReady,
       body: () => Effect.sleep(1),
       step: () => {}
-    }))
+    })
+    return Effect.andThen(idle, Effect.fail(error))
+  })
 
 const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {

@@ -2,7 +2,8 @@
  * A CUDA driver library without a GPU, for the tests of the native runtime. It exports every function the runtime calls,
  * logs each call with its arguments and outcome, and models streams, events, pools and host registrations well enough for
  * real programs: work runs in stream order, waits hold it back, copies move bytes. Tests steer it through the `stub_`
- * functions: failures of single calls, work that stays pending, a fault that sticks.
+ * functions: failures of single calls, work that stays pending, a fault that sticks. Host functions are called from a
+ * thread of the stub's own, one after another, with no lock of the stub held.
  *
  * What no correct program does (a handle that is gone, memory freed under a running copy, a call without the context it
  * needs, a call that would block) is counted as misuse and described.
@@ -151,10 +152,15 @@ static struct {
   uint64_t memory, clock, next_id;
   uint64_t calls, misuses;
   char misuse[512];
+  bool hosts_held, host_running;
+  int host_calls, host_calls_on_main;
   pthread_t main_thread;
 } stub;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* A host function was reached, and: one was called. */
+static pthread_cond_t host_reached = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t host_called = PTHREAD_COND_INITIALIZER;
 static __thread Handle stack[32];
 static __thread int depth;
 
@@ -357,8 +363,6 @@ static void run_first(Stream *stream) {
   if (op->kind == COPY) memcpy(op->to, op->from, op->bytes);
   if (op->kind == FILL) run_fill(op);
   if (op->kind == FREE) run_free(op->allocation);
-  /* The driver calls no host function any more once the context has failed. */
-  if (op->kind == HOST && stub.fault == SUCCESS) op->function(op->data);
   if (op->kind == RECORD) {
     op->record->done = true;
     op->record->time = stub.clock;
@@ -366,7 +370,12 @@ static void run_first(Stream *stream) {
   free(op);
 }
 
-static bool can_run(const Op *op) { return !op->held && (op->kind != WAIT || op->record->done); }
+/* Host functions are left to their thread. */
+static bool can_run(const Op *op) {
+  return !op->held && op->kind != HOST && (op->kind != WAIT || op->record->done);
+}
+
+static bool at_host_function(const Stream *stream) { return stream->head != NULL && stream->head->kind == HOST; }
 
 static void run_all(void) {
   bool moved = true;
@@ -377,8 +386,60 @@ static void run_all(void) {
         run_first(stream);
         moved = true;
       }
+      if (at_host_function(stream)) pthread_cond_signal(&host_reached);
     }
   }
+}
+
+/* A stream whose next operation is a host function that may be called; none while they are held back. */
+static Stream *find_host_function(void) {
+  Stream *found = NULL;
+  if (stub.hosts_held) return NULL;
+  EACH(Stream, stream, STREAM) {
+    if (found == NULL && at_host_function(stream)) found = stream;
+  }
+  return found;
+}
+
+/* The thread that calls host functions. A stream goes on when its host function has returned. */
+static void *call_host_functions(void *unused) {
+  (void)unused;
+  pthread_mutex_lock(&lock);
+  for (;;) {
+    Stream *stream = find_host_function();
+    if (stream == NULL) {
+      pthread_cond_wait(&host_reached, &lock);
+      continue;
+    }
+    /* The driver calls no host function any more once the context has failed. */
+    if (stub.fault == SUCCESS) {
+      HostFunction function = stream->head->function;
+      void *data = stream->head->data;
+      stub.host_running = true;
+      stub.host_calls++;
+      if (pthread_equal(pthread_self(), stub.main_thread)) stub.host_calls_on_main++;
+      pthread_mutex_unlock(&lock);
+      function(data);
+      pthread_mutex_lock(&lock);
+      stub.host_running = false;
+    }
+    run_first(stream);
+    run_all();
+    pthread_cond_broadcast(&host_called);
+  }
+  return NULL;
+}
+
+static void start_host_thread(void) {
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, call_host_functions, NULL) == 0) pthread_detach(thread);
+}
+
+static pthread_once_t host_thread_once = PTHREAD_ONCE_INIT;
+
+/* Waits until the host functions that were reached have been called. */
+static void await_host_functions(void) {
+  while (stub.host_running || find_host_function() != NULL) pthread_cond_wait(&host_called, &lock);
 }
 
 static Op *enqueue(Stream *stream, OpKind kind) {
@@ -1118,7 +1179,7 @@ EXPORT Status cuMemsetD32Async(uint8_t *to, uint32_t value, size_t count, Handle
   return fill(&call, to, value, 4, count, stream);
 }
 
-/* ---- Host functions: called where the stream reaches them, on whichever thread made it go on. ---- */
+/* ---- Host functions. ---- */
 
 EXPORT Status cuLaunchHostFunc(Handle stream_handle, HostFunction function, void *data) {
   Call call = begin("cuLaunchHostFunc", 0);
@@ -1128,6 +1189,7 @@ EXPORT Status cuLaunchHostFunc(Handle stream_handle, HostFunction function, void
   Stream *stream = stream_of(&call, stream_handle);
   if (ok(&call) && function == NULL) call.status = INVALID_VALUE;
   if (ok(&call)) {
+    pthread_once(&host_thread_once, start_host_thread);
     Op *op = enqueue(stream, HOST);
     op->function = function;
     op->data = data;
@@ -1178,11 +1240,14 @@ static void set_defaults(void) {
   stub.next_id = 16;
   stub.clock = stub.calls = stub.misuses = 0;
   stub.misuse[0] = 0;
+  stub.hosts_held = false;
+  stub.host_calls = stub.host_calls_on_main = 0;
 }
 
 /* Forgets everything; the calling thread is the main one from then on. Handles from before are stale. */
 EXPORT void stub_reset(void) {
   pthread_mutex_lock(&lock);
+  while (stub.host_running) pthread_cond_wait(&host_called, &lock);
   drop_queues();
   drop_lists();
   for (int kind = CONTEXT; kind <= POOL; kind++) stub.tables[kind].first = stub.tables[kind].count;
@@ -1290,10 +1355,28 @@ EXPORT int stub_finish_all(void) {
   return gone;
 }
 
+/* Holds back the host functions that streams reach, as a driver with a busy thread does; or lets them go. */
+EXPORT void stub_hold_hosts(int held) {
+  pthread_mutex_lock(&lock);
+  stub.hosts_held = held != 0;
+  pthread_cond_signal(&host_reached);
+  pthread_mutex_unlock(&lock);
+}
+
+/* How many host functions were called: 0 all of them, 1 those on the thread that reset the stub. Waits for those due. */
+EXPORT int stub_host_calls(int which) {
+  pthread_mutex_lock(&lock);
+  await_host_functions();
+  int calls = which == 0 ? stub.host_calls : stub.host_calls_on_main;
+  pthread_mutex_unlock(&lock);
+  return calls;
+}
+
 /* What is live: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work. */
 EXPORT int stub_live(int kind) {
   int count = 0;
   pthread_mutex_lock(&lock);
+  await_host_functions();
   if (kind == 0) EACH(Stream, stream, STREAM) count += stream->alive && !stream->internal;
   if (kind == 1) EACH(Event, event, EVENT) count += event->alive;
   if (kind == 2) EACH(Pool, pool, POOL) count += pool->alive;

@@ -1,0 +1,23 @@
+/**
+ * What is told of many measurements, and how numbers are written.
+ */
+
+/** The value that a share of the values, from 0 to 1, does not exceed; NaN of none. */
+export const quantile = (values: ReadonlyArray<number>, share: number): number => {
+  const sorted = values.toSorted((left, right) => left - right)
+  return sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] ?? Number.NaN
+}
+
+export const median = (values: ReadonlyArray<number>): number => quantile(values, 0.5)
+
+/** A number with so many digits after the point; "–" for what was not measured. */
+export const fixed = (value: number | undefined, digits = 1): string =>
+  value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(digits)
+
+/** A difference with its sign. */
+export const signed = (value: number | undefined, digits = 1): string =>
+  value !== undefined && value >= 0 ? `+${fixed(value, digits)}` : fixed(value, digits)
+
+/** How many times one is the other. */
+export const times = (value: number, reference: number | undefined): string =>
+  reference === undefined || !Number.isFinite(value / reference) ? "–" : `${(value / reference).toFixed(2)}×`
