@@ -9,7 +9,7 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import type * as Inspectable from "effect/Inspectable"
+import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
@@ -35,7 +35,7 @@ import type { CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
  * @category models
  * @since 0.1.0
  */
-export interface CudaEvent extends Pipeable, Inspectable.Inspectable {
+export interface CudaEvent extends Pipeable, Inspectable {
   readonly [EventTypeId]: typeof EventTypeId
   readonly runtime: CudaRuntimeService
   readonly ref: EventRef
@@ -94,6 +94,17 @@ export interface UntimedOptions extends BaseOptions {
   readonly timing?: false | undefined
   /** True to share it with other processes through `ipcHandle` (`CU_EVENT_INTERPROCESS`). Default false. */
   readonly interprocess?: boolean | undefined
+}
+
+/**
+ * What events do on a stream: the one that is given, or the current one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamOperation {
+  (self: CudaEvent, stream?: CudaStream): Effect.Effect<void, CudaError>
+  (stream?: CudaStream): (self: CudaEvent) => Effect.Effect<void, CudaError>
 }
 
 /**
@@ -193,15 +204,10 @@ export const ipcHandle = (self: CudaEvent): Effect.Effect<Uint8Array<ArrayBuffer
  * @category ordering
  * @since 0.1.0
  */
-export const record: {
-  (stream?: CudaStream): (self: CudaEvent) => Effect.Effect<void, CudaError>
-  (self: CudaEvent, stream?: CudaStream): Effect.Effect<void, CudaError>
-} = dual(
-  (args) => isCudaEvent(args[0]),
-  (self: CudaEvent, stream?: CudaStream): Effect.Effect<void, CudaError> =>
-    stream === undefined
-      ? onStream(self.runtime, self.deviceIndex, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
-      : self.runtime.eventRecord(self.ref, stream.ref)
+export const record: StreamOperation = streamOperation((self, stream) =>
+  stream === undefined
+    ? onStream(self.runtime, self.deviceIndex, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
+    : self.runtime.eventRecord(self.ref, stream.ref)
 )
 
 /**
@@ -211,13 +217,8 @@ export const record: {
  * @category ordering
  * @since 0.1.0
  */
-export const wait: {
-  (stream?: CudaStream): (self: CudaEvent) => Effect.Effect<void, CudaError>
-  (self: CudaEvent, stream?: CudaStream): Effect.Effect<void, CudaError>
-} = dual(
-  (args) => isCudaEvent(args[0]),
-  (self: CudaEvent, stream?: CudaStream): Effect.Effect<void, CudaError> =>
-    onStream(self.runtime, self.deviceIndex, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
+export const wait: StreamOperation = streamOperation((self, stream) =>
+  onStream(self.runtime, self.deviceIndex, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
 )
 
 /**
@@ -276,3 +277,15 @@ const scoped = <Event extends CudaEvent>(
       Effect.acquireRelease(create(runtime), (ref) => released(runtime.eventDestroy(ref))),
       (ref) => new Wrapper(runtime, ref)
     ))
+
+/** Data first when the first argument is an event. Without `arguments`, since this is called often. */
+function streamOperation(
+  body: (self: CudaEvent, stream: CudaStream | undefined) => Effect.Effect<void, CudaError>
+): StreamOperation {
+  function operation(self: CudaEvent, stream?: CudaStream): Effect.Effect<void, CudaError>
+  function operation(stream?: CudaStream): (self: CudaEvent) => Effect.Effect<void, CudaError>
+  function operation(first?: CudaEvent | CudaStream, second?: CudaStream) {
+    return isCudaEvent(first) ? body(first, second) : (self: CudaEvent) => body(self, first)
+  }
+  return operation
+}

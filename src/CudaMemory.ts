@@ -8,8 +8,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
-import { dual } from "effect/Function"
-import type * as Inspectable from "effect/Inspectable"
+import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
@@ -42,7 +41,7 @@ import type {
  * @category models
  * @since 0.1.0
  */
-export interface DeviceBuffer extends Pipeable, Inspectable.Inspectable {
+export interface DeviceBuffer extends Pipeable, Inspectable {
   readonly [BufferTypeId]: typeof BufferTypeId
   readonly kind: "device"
   readonly runtime: CudaRuntimeService
@@ -62,7 +61,7 @@ export interface DeviceBuffer extends Pipeable, Inspectable.Inspectable {
  * @category models
  * @since 0.1.0
  */
-export interface HostBuffer extends Pipeable, Inspectable.Inspectable {
+export interface HostBuffer extends Pipeable, Inspectable {
   readonly [BufferTypeId]: typeof BufferTypeId
   readonly kind: "host"
   readonly runtime: CudaRuntimeService
@@ -173,7 +172,7 @@ export const allocate = (byteLength: number, options: {
  * **Gotchas**
  *
  * Let reads of files into `bytes` end before the release: the system would go on writing to memory that may be in use again.
- * `bytes.buffer` is larger than the buffer and `bytes` starts inside it.
+ * `bytes.buffer` is larger than the buffer and `bytes` starts inside it. Do not transfer it to another thread.
  *
  * Memory that is pinned for the first time takes about half a second per GiB, spent on a pool thread and in slices of about a
  * millisecond on the JS thread; released memory is kept and given out again at once.
@@ -234,19 +233,20 @@ export const view = <A>(self: Slice<HostBuffer>, Type: TypedArrayConstructor<A>)
  * @category copies
  * @since 0.1.0
  */
-export const copy: {
-  (source: Slice, stream?: CudaStream): (destination: Slice) => Effect.Effect<void, CudaError>
-  (destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError>
-} = dual(
-  (args) => isSlice(args[1]),
-  (destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError> => {
-    const { runtime } = destination.buffer
-    const to = rangeOf(destination)
-    const from = rangeOf(source)
-    if (stream !== undefined) return runtime.memoryCopy(to, from, stream.ref)
-    return onStream(runtime, deviceOfCopy(destination, source), stream, (ref) => runtime.memoryCopy(to, from, ref))
-  }
-)
+export function copy(destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError>
+export function copy(source: Slice, stream?: CudaStream): (destination: Slice) => Effect.Effect<void, CudaError>
+export function copy(first: Slice, second?: Slice | CudaStream, third?: CudaStream) {
+  if (isSlice(second)) return copyTo(first, second, third)
+  return (destination: Slice) => copyTo(destination, first, second)
+}
+
+const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefined): Effect.Effect<void, CudaError> => {
+  const { runtime } = destination.buffer
+  const to = rangeOf(destination)
+  const from = rangeOf(source)
+  if (stream !== undefined) return runtime.memoryCopy(to, from, stream.ref)
+  return onStream(runtime, deviceOfCopy(destination, source), stream, (ref) => runtime.memoryCopy(to, from, ref))
+}
 
 /**
  * Fills device memory with an 8-, 16- or 32-bit value, as work of a stream, by default the current one of the device
@@ -260,18 +260,37 @@ export const copy: {
  * @category copies
  * @since 0.1.0
  */
-export const fill: {
-  (value: number, options?: FillOptions): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
-  (self: Slice<DeviceBuffer>, value: number, options?: FillOptions): Effect.Effect<void, CudaError>
-} = dual(
-  (args) => isSlice(args[0]),
-  (self: Slice<DeviceBuffer>, value: number, options: FillOptions = {}): Effect.Effect<void, CudaError> => {
-    const { deviceIndex, runtime } = self.buffer
-    const range = rangeOf(self)
-    const bits = options.bits ?? 8
-    return onStream(runtime, deviceIndex, options.stream, (ref) => runtime.memoryFill(range, value, bits, ref))
+export function fill(
+  self: Slice<DeviceBuffer>,
+  value: number,
+  options?: FillOptions
+): Effect.Effect<void, CudaError>
+export function fill(
+  value: number,
+  options?: FillOptions
+): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
+export function fill(
+  first: Slice<DeviceBuffer> | number,
+  second?: number | FillOptions,
+  third: FillOptions = {}
+) {
+  if (typeof first === "number") {
+    const options = typeof second === "object" ? second : {}
+    return (self: Slice<DeviceBuffer>) => fillWith(self, first, options)
   }
-)
+  return fillWith(first, typeof second === "number" ? second : Number.NaN, third)
+}
+
+const fillWith = (
+  self: Slice<DeviceBuffer>,
+  value: number,
+  options: FillOptions
+): Effect.Effect<void, CudaError> => {
+  const { deviceIndex, runtime } = self.buffer
+  const range = rangeOf(self)
+  const bits = options.bits ?? 8
+  return onStream(runtime, deviceIndex, options.stream, (ref) => runtime.memoryFill(range, value, bits, ref))
+}
 
 /**
  * How a fill is to be.

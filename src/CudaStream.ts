@@ -10,7 +10,7 @@
 import * as Effect from "effect/Effect"
 import type { Equal } from "effect/Equal"
 import { dual } from "effect/Function"
-import type * as Inspectable from "effect/Inspectable"
+import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
@@ -37,7 +37,7 @@ import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRunti
  * @category models
  * @since 0.1.0
  */
-export interface CudaStream extends Pipeable, Inspectable.Inspectable, Equal {
+export interface CudaStream extends Pipeable, Inspectable, Equal {
   readonly [StreamTypeId]: typeof StreamTypeId
   readonly runtime: CudaRuntimeService
   readonly ref: StreamRef

@@ -216,7 +216,8 @@ export interface MemoryRange {
 export interface WaitOptions {
   /**
    * How long after its start a wait is asked about on every turn of the event loop. Waits that end in that time end within
-   * microseconds of the GPU; until then the loop does not sleep.
+   * microseconds of the GPU; until then the loop does not sleep. A stream whose last wait took 20 times as long is not
+   * polled for the next time, unless a region asks for it.
    */
   readonly pollFor?: Duration.Input | undefined
   /**

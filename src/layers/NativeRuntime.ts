@@ -42,7 +42,7 @@ export interface NativeOptions {
    */
   readonly libraryPath?: string | undefined
   /**
-   * How waits learn that the GPU is done: polled for 300 microseconds, then woken by the GPU, unless it says otherwise. A
+   * How waits learn that the GPU is done: polled for 200 microseconds, then woken by the GPU, unless it says otherwise. A
    * region can have its own with `CudaRuntime.CurrentWaitOptions`.
    */
   readonly wait?: WaitOptions | undefined
@@ -121,7 +121,7 @@ const check = (
 const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, CudaError> => {
   const policy = {
     wait: {
-      pollFor: Duration.toMillis(options.wait?.pollFor ?? Duration.micros(300n)),
+      pollFor: Duration.toMillis(options.wait?.pollFor ?? Duration.micros(200n)),
       wakeUp: options.wait?.wakeUp ?? true,
       safetyInterval: 100,
       timerInterval: 1

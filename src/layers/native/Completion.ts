@@ -26,6 +26,12 @@ export interface WaitPolicy {
   readonly timerInterval: number
 }
 
+/** Waits that end in one turn of the event loop at most, so that many at once do not hold it: about a millisecond of work. */
+const endsPerTurn = 256
+
+/** A wait of this many times the polling time makes its stream a slow one, whose next wait is not polled for. */
+const slowAfter = 20
+
 export class Completion {
   readonly #calls: DriverFunctions
   readonly #policy: WaitPolicy
@@ -39,6 +45,8 @@ export class Completion {
   readonly #sided = new Set<Lane>()
   /** Devices whose events must not be asked about. */
   readonly #paused = new Set<number>()
+  /** How many more waits may end in this turn. */
+  #endsLeft = 0
   #pollUntil = 0
   #stage: WaitStage = "poll"
   #immediate: NodeJS.Immediate | undefined
@@ -59,26 +67,23 @@ export class Completion {
     this.#unsubscribe = waker?.subscribe(() => this.#onWake()) ?? (() => {})
   }
 
-  /** Begins a wait for the `order`-th record of the lane's stream. */
-  watch(lane: Lane, order: number, point: Point, options: Partial<WaitPolicy>, onDone: OnDone): Cancel {
-    const watch: Watch = {
-      lane,
-      order,
-      point,
-      onDone,
-      wakeUp: options.wakeUp ?? this.#policy.wakeUp,
-      previous: undefined,
-      next: undefined,
-      pending: true
+  /** Begins a wait for a point. */
+  watch(point: Point, options: Partial<WaitPolicy>, onDone: OnDone): Cancel {
+    const watch: Watch = { onDone }
+    const { lane } = point
+    const now = performance.now()
+    if (point.watches.size === 0) {
+      point.begun = now
+      lane.insert(point)
     }
-    point.uses++
-    lane.insert(watch)
+    point.watches.add(watch)
+    point.wakeUp ||= options.wakeUp ?? this.#policy.wakeUp
     this.#lanes.add(lane)
-    const pollFor = options.pollFor ?? this.#policy.pollFor
-    if (pollFor > 0) this.#pollUntil = Math.max(this.#pollUntil, performance.now() + pollFor)
+    const pollFor = options.pollFor ?? (lane.isSlow ? 0 : this.#policy.pollFor)
+    if (pollFor > 0) this.#pollUntil = Math.max(this.#pollUntil, now + pollFor)
     this.#schedule()
     return () => {
-      if (watch.pending) this.#retire(watch)
+      if (point.watches.delete(watch)) this.#leave(point)
     }
   }
 
@@ -114,7 +119,7 @@ export class Completion {
 
   /** Ends the waits whose work is done. */
   settle(): void {
-    this.#askAll("poll")
+    this.#askAll("poll", Number.POSITIVE_INFINITY)
   }
 
   /** No wait comes after this. */
@@ -124,13 +129,13 @@ export class Completion {
     for (const lane of this.#sided) this.forget(lane)
   }
 
-  #retire(watch: Watch): void {
-    const { lane, point } = watch
-    watch.pending = false
-    lane.remove(watch)
-    if (lane.head === undefined) this.#lanes.delete(lane)
-    point.uses--
-    if (point.uses === 0) point.release()
+  /** After a wait has ended. */
+  #leave(point: Point): void {
+    if (point.watches.size > 0) return
+    point.lane.remove(point)
+    if (point.lane.head === undefined) this.#lanes.delete(point.lane)
+    if (!point.lane.isLasting) this.forget(point.lane)
+    point.release()
     if (this.#lanes.size === 0) this.#rest()
   }
 
@@ -178,63 +183,65 @@ export class Completion {
     this.#askAll("wake")
   }
 
-  #askAll(stage: WaitStage): void {
+  #askAll(stage: WaitStage, most = endsPerTurn): void {
     this.#stage = stage
+    this.#endsLeft = most
     for (const lane of this.#lanes) this.#ask(lane)
-    this.#schedule()
+    if (this.#endsLeft > 0) this.#schedule()
+    else this.#immediate ??= setImmediate(this.#onTurn)
   }
 
   #ask(lane: Lane): void {
     if (this.#paused.has(lane.device)) return
-    while (lane.head !== undefined) {
+    while (lane.head !== undefined && this.#endsLeft > 0) {
       const first = lane.head
-      const status = this.#calls.cuEventQuery(first.point.event)
+      const status = this.#calls.cuEventQuery(first.event)
       if (status === notReady) return
       if (status !== success) {
         this.#onFailure("cuEventQuery")
         this.#fail(first, status)
         continue
       }
+      lane.isSlow = performance.now() - first.begun > slowAfter * this.#policy.pollFor
       this.#finish(lane, first.order)
-      if (lane.tail !== lane.head && this.#calls.cuEventQuery(lane.tail!.point.event) === success) {
+      if (lane.tail !== lane.head && this.#calls.cuEventQuery(lane.tail!.event) === success) {
         this.#finish(lane, lane.tail!.order)
       }
     }
   }
 
-  /** Ends every wait of the lane for records up to this one. */
+  /** Ends every wait of the lane for records up to this one, as far as this turn may. */
   #finish(lane: Lane, order: number): void {
-    while (lane.head !== undefined && lane.head.order <= order) {
-      const watch = lane.head
-      this.#retire(watch)
-      watch.onDone(success, this.#stage)
+    while (lane.head !== undefined && lane.head.order <= order && this.#endsLeft > 0) this.#end(lane.head, success)
+  }
+
+  /** Ends waits of a point, as many as this turn may. */
+  #end(point: Point, status: number): void {
+    for (const watch of point.watches) {
+      if (this.#endsLeft-- <= 0) return
+      point.watches.delete(watch)
+      this.#leave(point)
+      watch.onDone(status, this.#stage)
     }
   }
 
-  /** A fault is the device's: all of its waits end with it. Any other status is this wait's alone. */
-  #fail(watch: Watch, status: number): void {
-    const { device } = watch.lane
-    if (!reasonFromStatus(status).isSticky) {
-      this.#retire(watch)
-      return watch.onDone(status, this.#stage)
-    }
+  /** A fault is the device's: all of its waits end with it. Any other status concerns this point alone. */
+  #fail(point: Point, status: number): void {
+    if (!reasonFromStatus(status).isSticky) return this.#end(point, status)
+    const { device } = point.lane
     for (const lane of this.#lanes) {
-      while (lane.device === device && lane.head !== undefined) {
-        const next = lane.head
-        this.#retire(next)
-        next.onDone(status, this.#stage)
-      }
+      while (lane.device === device && lane.head !== undefined && this.#endsLeft > 0) this.#end(lane.head, status)
     }
   }
 
   /** Has the GPU wake the loop when the lane's first wait is done. False when it will not. */
   #arm(lane: Lane): boolean {
     const first = lane.head
-    if (this.#waker === undefined || first === undefined || !first.wakeUp || this.#paused.has(lane.device)) return false
+    if (this.#waker === undefined || first?.wakeUp !== true || this.#paused.has(lane.device)) return false
     if (lane.armed === first.order) return true
     const side = this.sideFor(lane, first.order)
     if (side === undefined) return false
-    if (this.#calls.cuStreamWaitEvent(side.stream, first.point.event, 0) !== success) return false
+    if (this.#calls.cuStreamWaitEvent(side.stream, first.event, 0) !== success) return false
     side.order = first.order
     if (this.#calls.cuLaunchHostFunc(side.stream, this.#waker.send, this.#waker.handle) !== success) return false
     lane.armed = first.order

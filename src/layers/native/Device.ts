@@ -25,8 +25,6 @@ export class NativeEvent extends EventResource {
   recordNumber = 0
   /** What the waits for the current record ask; none while nothing waits. */
   point: Point | undefined
-  /** The lane of an event that no stream of this process recorded. */
-  lane: Lane | undefined
 }
 
 /** A status with what was made when it is 0. */

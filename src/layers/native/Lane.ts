@@ -3,26 +3,33 @@
  */
 import type { OnDone } from "../internal/Backend.ts"
 
-/** A recorded event of the driver that waits ask about, shared by all waits for the same record. */
-export interface Point {
-  event: number
-  uses: number
-  /** Runs when no wait asks any more. */
-  release: () => void
-}
-
 /** A pending wait. */
 export interface Watch {
-  readonly lane: Lane
-  /** The place of its record among those of the lane's stream. */
-  readonly order: number
-  readonly point: Point
   readonly onDone: OnDone
-  /** Whether the GPU may be asked to wake the loop for it. */
-  readonly wakeUp: boolean
-  previous: Watch | undefined
-  next: Watch | undefined
-  pending: boolean
+}
+
+/** A recorded event of the driver, and the waits for it. It is in its lane while there are any. */
+export class Point {
+  readonly lane: Lane
+  /** The place of the record among those of the lane's stream. */
+  readonly order: number
+  /** What is asked about: the event, or a marker behind the record once the program has replaced it. */
+  event: number
+  /** Runs when nothing waits any more. */
+  release: () => void
+  readonly watches = new Set<Watch>()
+  /** When the first of them began, in milliseconds. */
+  begun = 0
+  /** Whether any of them may be ended by a wake-up. */
+  wakeUp = false
+  previous: Point | undefined
+  next: Point | undefined
+  constructor(lane: Lane, order: number, event: number, release: () => void) {
+    this.lane = lane
+    this.order = order
+    this.event = event
+    this.release = release
+  }
 }
 
 /** A stream of the runtime's own beside the lane's, which waits for records of it in order. */
@@ -32,37 +39,42 @@ export interface SideStream {
   order: number
 }
 
-/** The waits of one stream, first to finish first. */
+/** The records of one stream that are waited for, first to finish first. */
 export class Lane {
   readonly device: number
-  head: Watch | undefined
-  tail: Watch | undefined
+  /** True for the lane of a stream, which lasts as long; others are for one wait. */
+  readonly isLasting: boolean
+  head: Point | undefined
+  tail: Point | undefined
   /** One, unless a wait for an older record came after it had been used for a later one. */
   readonly sides: Array<SideStream> = []
+  /** Whether its last wait took so long that polling for the next one is hardly worth the CPU. */
+  isSlow = false
   /** The record whose end will wake the loop. */
   armed = -1
-  constructor(device: number) {
+  constructor(device: number, isLasting: boolean) {
     this.device = device
+    this.isLasting = isLasting
   }
 
   /** Almost always at the end, since waits mostly follow the order of the records. */
-  insert(watch: Watch): void {
+  insert(point: Point): void {
     let before = this.tail
-    while (before !== undefined && before.order > watch.order) before = before.previous
+    while (before !== undefined && before.order > point.order) before = before.previous
     const after = before === undefined ? this.head : before.next
-    watch.previous = before
-    watch.next = after
-    if (before === undefined) this.head = watch
-    else before.next = watch
-    if (after === undefined) this.tail = watch
-    else after.previous = watch
+    point.previous = before
+    point.next = after
+    if (before === undefined) this.head = point
+    else before.next = point
+    if (after === undefined) this.tail = point
+    else after.previous = point
   }
 
-  remove(watch: Watch): void {
-    if (watch.previous === undefined) this.head = watch.next
-    else watch.previous.next = watch.next
-    if (watch.next === undefined) this.tail = watch.previous
-    else watch.next.previous = watch.previous
-    watch.previous = watch.next = undefined
+  remove(point: Point): void {
+    if (point.previous === undefined) this.head = point.next
+    else point.previous.next = point.next
+    if (point.next === undefined) this.tail = point.previous
+    else point.next.previous = point.previous
+    point.previous = point.next = undefined
   }
 }

@@ -29,8 +29,7 @@ import { Completion } from "./Completion.ts"
 import type { WaitPolicy } from "./Completion.ts"
 import { describeStatus, NativeDevice, NativeEvent, NativeStream, Out } from "./Device.ts"
 import type { Warn } from "./Device.ts"
-import { Lane } from "./Lane.ts"
-import type { Point } from "./Lane.ts"
+import { Lane, Point } from "./Lane.ts"
 import { PinnedMemory, segmentSize } from "./PinnedMemory.ts"
 import type { Block, PinnedPolicy } from "./PinnedMemory.ts"
 import type { Waker } from "./Waker.ts"
@@ -303,7 +302,6 @@ export class NativeBackend implements Backend {
   /** An event that is waited for is destroyed by its last wait. */
   readonly eventDestroy = (resource: EventResource): number => {
     const event = nativeEvent(resource)
-    if (event.lane !== undefined) this.#completion.forget(event.lane)
     if (event.point !== undefined) {
       event.point.release = () =>
         this.#warn("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle), event.handle)
@@ -336,9 +334,9 @@ export class NativeBackend implements Backend {
 
   /** Lets the waits for an event's record go on after it is replaced: they ask about a marker that follows it. */
   #keepRecord(event: NativeEvent, point: Point): number {
-    const lane = this.#laneOf(event)
+    const { lane, order } = point
     const device = this.#device(lane.device)
-    const side = this.#completion.sideFor(lane, event.recordNumber)
+    const side = this.#completion.sideFor(lane, order)
     if (side === undefined) return this.#answer(device.made.call, device.made.status)
     const marker = device.takeMarker()
     if (marker === 0) return this.#answer(device.made.call, device.made.status)
@@ -348,7 +346,7 @@ export class NativeBackend implements Backend {
       device.giveMarker(marker)
       return this.#answer(waited === success ? "cuEventRecord" : "cuStreamWaitEvent", status)
     }
-    side.order = event.recordNumber
+    side.order = order
     point.event = marker
     point.release = () => device.giveMarker(marker)
     event.point = undefined
@@ -438,9 +436,13 @@ export class NativeBackend implements Backend {
 
   readonly hostFree = (memory: HostMemoryResource): number => {
     const { block } = memory as PinnedResource
-    const buffer = structuredClone(block.buffer, { transfer: [block.buffer] })
+    const isThere = block.buffer.byteLength > 0
+    const buffer = isThere ? structuredClone(block.buffer, { transfer: [block.buffer] }) : block.buffer
     memory.bytes = new Uint8Array(0)
-    this.#whenIdle(memory.pendingUsers, () => this.#pinned.give({ ...block, buffer }))
+    this.#whenIdle(memory.pendingUsers, () => {
+      if (isThere) this.#pinned.give({ ...block, buffer })
+      else this.#pinned.drop(block)
+    })
     return success
   }
 
@@ -512,15 +514,12 @@ export class NativeBackend implements Backend {
 
   readonly watchEvent = (resource: EventResource, onDone: OnDone, options: WaitOptions = {}): Cancel => {
     const event = nativeEvent(resource)
-    event.point ??= {
-      event: event.handle,
-      uses: 0,
-      release: () => {
-        event.point = undefined
-      }
-    }
-    const policy = policyOf(options, (event.flags & eventFlags.blockingSync) !== 0)
-    return this.#completion.watch(this.#laneOf(event), event.recordNumber, event.point, policy, onDone)
+    event.point ??= this.#pointOf(event)
+    return this.#completion.watch(
+      event.point,
+      policyOf(options, (event.flags & eventFlags.blockingSync) !== 0),
+      onDone
+    )
   }
 
   readonly watchStream = (resource: StreamResource, onDone: OnDone, options: WaitOptions = {}): Cancel => {
@@ -535,20 +534,22 @@ export class NativeBackend implements Backend {
       onDone(status)
       return () => {}
     }
-    stream.lane ??= new Lane(stream.device)
-    return this.#watchMarker(stream.lane, stream.records, marker, policyOf(options, false), onDone)
+    return this.#watchMarker(laneOf(stream), stream.records, marker, policyOf(options, false), onDone)
   }
 
   #watchMarker(lane: Lane, order: number, marker: number, policy: Partial<WaitPolicy>, onDone: OnDone): Cancel {
-    const point = { event: marker, uses: 0, release: () => this.#device(lane.device).giveMarker(marker) }
-    return this.#completion.watch(lane, order, point, policy, onDone)
+    const point = new Point(lane, order, marker, () => this.#device(lane.device).giveMarker(marker))
+    return this.#completion.watch(point, policy, onDone)
   }
 
-  /** The lane of the stream that an event is recorded on; events of other processes have one each. */
-  #laneOf(event: NativeEvent): Lane {
+  /** What waits for an event's record ask. An event that other processes may record has a lane of its own. */
+  #pointOf(event: NativeEvent): Point {
     const stream = event.recordedOn
-    if (stream === undefined) return event.lane ??= new Lane(event.device)
-    return stream.lane ??= new Lane(stream.device)
+    const isShared = (event.flags & eventFlags.interprocess) !== 0
+    const lane = stream === undefined || isShared ? new Lane(event.device, false) : laneOf(stream)
+    return new Point(lane, event.recordNumber, event.handle, () => {
+      event.point = undefined
+    })
   }
 
   readonly watchAllocation = (ordinal: number, onDone: OnDone): Cancel =>
@@ -568,7 +569,9 @@ export class NativeBackend implements Backend {
     const marker = device.takeMarker()
     if (marker === 0) return ended(device.made.call, device.made.status)
     const recorded = this.#calls.cuEventRecord(marker, stream)
-    if (recorded === success) return this.#watchMarker(new Lane(device.ordinal), 0, marker, { wakeUp: false }, onDone)
+    if (recorded === success) {
+      return this.#watchMarker(new Lane(device.ordinal, false), 0, marker, { wakeUp: false }, onDone)
+    }
     device.giveMarker(marker)
     return ended("cuEventRecord", recorded)
   }
@@ -632,6 +635,8 @@ export class NativeBackend implements Backend {
 const retryDelay = 10
 
 const fillCalls = { 8: "cuMemsetD8Async", 16: "cuMemsetD16Async", 32: "cuMemsetD32Async" } as const
+
+const laneOf = (stream: NativeStream): Lane => stream.lane ??= new Lane(stream.device, true)
 
 /** The resources of this backend are of its own classes. */
 const native = (stream: StreamResource): NativeStream => stream as NativeStream

@@ -87,6 +87,11 @@ export class PinnedMemory {
     if (this.#keptBytes > this.#policy.keepBytes) this.#scheduleTrim(trimDelay)
   }
 
+  /** Unpins a block that is not to be used again: the program gave its buffer to another thread. */
+  drop(block: Block): void {
+    this.#retire(block, block.size)
+  }
+
   /** Unpins everything that is kept; after the last work has ended. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     clearTimeout(this.#trim)
