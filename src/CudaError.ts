@@ -204,6 +204,26 @@ export interface FaultOrigin {
 }
 
 /**
+ * What a failure is made of.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CudaErrorFields {
+  /** The operation as a program names it, for example `CudaEvent.record`. */
+  readonly operation: string
+  readonly reason: CudaErrorReason
+  /** The function of the driver that answered, for example `cuEventRecord`. */
+  readonly call?: string | undefined
+  /** The handle or the arguments concerned, printed. */
+  readonly subject?: string | undefined
+  /** The ordinal of the device concerned. */
+  readonly device?: number | undefined
+  /** The failure that ended the device's context, when this one follows from it. */
+  readonly origin?: FaultOrigin | undefined
+}
+
+/**
  * A failed operation: what was called, why it failed, and what it was called with.
  *
  * **Details**
@@ -225,21 +245,13 @@ export interface FaultOrigin {
  * @category errors
  * @since 0.1.0
  */
-export class CudaError extends Data.TaggedError("CudaError")<{
-  /** The operation as a program names it, for example `CudaEvent.record`. */
-  readonly operation: string
-  readonly reason: CudaErrorReason
-  /** The function of the driver that answered, for example `cuEventRecord`. */
-  readonly call?: string | undefined
-  /** The handle or the arguments concerned, printed. */
-  readonly subject?: string | undefined
-  /** The ordinal of the device concerned. */
-  readonly device?: number | undefined
-  /** The failure that ended the device's context, when this one follows from it. */
-  readonly origin?: FaultOrigin | undefined
-}> {
+export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & { readonly message: string }> {
   /** Marks failures of this library. */
   readonly [TypeId] = TypeId
+
+  constructor(fields: CudaErrorFields) {
+    super({ ...fields, message: messageOf(fields) })
+  }
 
   /** True when the context of the device is lost: no later call on that device can succeed in this process. */
   get isSticky(): boolean {
@@ -249,11 +261,6 @@ export class CudaError extends Data.TaggedError("CudaError")<{
   /** True when the same call can succeed later. */
   get isRetryable(): boolean {
     return "isRetryable" in this.reason && this.reason.isRetryable
-  }
-
-  override get message(): string {
-    const subject = this.subject === undefined ? "" : ` (${this.subject})`
-    return `${this.operation}${subject}: ${describe(this.reason, this.call)}${explainOrigin(this)}`
   }
 }
 
@@ -304,6 +311,9 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
  */
 export const formatVersion = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
 
+const messageOf = ({ call, operation, origin, reason, subject }: CudaErrorFields): string =>
+  `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${explainOrigin(origin)}`
+
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +
   reason.searched.map((place) => `${place.path} (${place.problem})`).join(", ") +
@@ -344,8 +354,7 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
   }
 }
 
-const explainOrigin = (error: CudaError): string => {
-  const origin = error.origin
+const explainOrigin = (origin: FaultOrigin | undefined): string => {
   if (origin === undefined) return ""
   return ` Device ${origin.device} lost its context earlier: ${origin.operation} met ${origin.status.name} at ` +
     `${new Date(origin.at).toISOString()}.`

@@ -130,10 +130,9 @@ describe("a worker with waits that the GPU is to wake", () => {
               for (let round = 0; round < 3; round++) {
                 const worker = startWorker()
                 worker.on("error", () => {})
-                const exited = once(worker, "exit").catch(() => once(worker, "exit"))
+                const exited = new Promise((resolve) => worker.once("exit", resolve))
                 ${outside === "" ? "" : `yield* Effect.promise(() => once(worker, "message")); ${outside}`}
-                const [code] = yield* Effect.promise(() => exited)
-                console.log("exit", code)
+                console.log("exit", yield* Effect.promise(() => exited))
                 const called = hostCalls(0)
                 finishAll()
                 console.log(hostCalls(0) - called ${moment === "before" ? ">= 0" : ">= 20"})

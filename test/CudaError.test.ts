@@ -1,0 +1,112 @@
+/**
+ * The failure: every status of the table has a reason, and every reason a message a person can act on.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaError } from "effect-cuda"
+import { statuses } from "effect-cuda/cuda/status"
+import type { StatusTag } from "effect-cuda/cuda/status"
+import type { CudaErrorReason } from "effect-cuda/CudaError"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Logger from "effect/Logger"
+import { inspect } from "node:util"
+
+const tags = Object.keys(statuses) as ReadonlyArray<StatusTag>
+
+const fail = (reason: CudaErrorReason) =>
+  new CudaError.CudaError({
+    operation: "CudaEvent.record",
+    call: "cuEventRecord",
+    subject: "event 7",
+    device: 0,
+    reason
+  })
+
+/** One of each reason that is no status, with words its message must have. */
+const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> = [
+  [CudaError.unknownStatus(12345), ["12345"]],
+  [{ _tag: "InvalidArgument", argument: "priority", value: "100", expected: "an integer" }, ["priority", "100"]],
+  [{ _tag: "ResourceReleased", resource: "stream 7" }, ["stream 7", "released"]],
+  [{ _tag: "ForeignResource", resource: "stream 7" }, ["stream 7", "another runtime"]],
+  [{ _tag: "DeviceMismatch", resources: ["event 1", "stream 7"], devices: [0, 1] }, ["event 1", "stream 7"]],
+  [{ _tag: "TimingDisabled", resource: "event 1" }, ["event 1", "timing: true"]],
+  [{ _tag: "NotRecorded", resource: "event 1" }, ["event 1", "never recorded"]],
+  [{ _tag: "NotFinished", resource: "event 1" }, ["event 1", "not finished"]],
+  [{ _tag: "LibraryNotFound", searched: [{ path: "libcuda.so.1", problem: "missing" }] }, ["libcuda.so.1", "missing"]],
+  [{ _tag: "DriverTooOld", found: 11080, required: 12000 }, ["11.8", "12.0"]],
+  [{ _tag: "FunctionMissing", functionName: "cuStreamGetId" }, ["cuStreamGetId"]],
+  [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]]
+]
+
+describe("CudaError", () => {
+  it("has a reason for every status, found by its number", () => {
+    assert.strictEqual(tags.length, 100)
+    assert.strictEqual(new Set(tags.map((tag) => statuses[tag].code)).size, tags.length)
+    for (const tag of tags) {
+      const reason = CudaError.reasonFromStatus(statuses[tag].code)
+      assert.strictEqual(reason._tag, tag)
+      assert.isTrue(Object.isFrozen(reason))
+      assert.strictEqual(reason, CudaError.reasonFromStatus(statuses[tag].code))
+      assert.match(reason.name, /^CUDA_ERROR_[A-Z0-9_]+$/)
+      assert.isNotEmpty(reason.description)
+      assert.isFalse(reason.isSticky && reason.isRetryable, tag)
+    }
+  })
+
+  it("keeps the number of a status it does not know", () => {
+    const reason = CudaError.reasonFromStatus(4711)
+    assert.deepStrictEqual([reason._tag, reason.code, reason.isSticky], ["UnknownStatus", 4711, false])
+  })
+
+  it("says which statuses lose the context, and which are worth another try", () => {
+    for (const code of [214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719]) {
+      assert.isTrue(fail(CudaError.reasonFromStatus(code)).isSticky, String(code))
+    }
+    for (const code of [2, 46, 600, 802]) {
+      assert.isTrue(fail(CudaError.reasonFromStatus(code)).isRetryable, String(code))
+    }
+    for (const code of [1, 201, 400, 801, 999]) {
+      const error = fail(CudaError.reasonFromStatus(code))
+      assert.isFalse(error.isSticky || error.isRetryable, String(code))
+    }
+  })
+
+  it("says what was called, with what, and which status", () => {
+    for (const tag of tags) {
+      const { code, description, name } = statuses[tag]
+      const { message } = fail(CudaError.reasonFromStatus(code))
+      for (const part of ["CudaEvent.record", "event 7", "cuEventRecord", name, `(${code})`, description]) {
+        assert.include(message, part)
+      }
+    }
+    for (const [reason, parts] of others) {
+      const { message } = fail(reason)
+      for (const part of ["CudaEvent.record", "event 7", ...parts]) assert.include(message, part)
+    }
+  })
+
+  it("explains what follows from a lost context", () => {
+    const lost = CudaError.reasonFromStatus(700)
+    assert(lost._tag === "IllegalAddress")
+    const origin = { operation: "CudaStream.synchronize", device: 1, status: lost, at: 0 }
+    const { message } = new CudaError.CudaError({ operation: "CudaEvent.make", reason: lost, origin })
+    assert.include(message, "Device 1 lost its context earlier: CudaStream.synchronize met CUDA_ERROR_ILLEGAL_ADDRESS")
+  })
+
+  it.effect("prints its message with String, in causes and in logs", () =>
+    Effect.gen(function*() {
+      const error = fail(CudaError.reasonFromStatus(2))
+      assert.include(String(error), error.message)
+      assert.include(inspect(error), error.message)
+      assert.include(Cause.pretty(Cause.fail(error)), error.message)
+      const lines: Array<string> = []
+      const logger = Logger.map(Logger.formatLogFmt, (line) => void lines.push(line))
+      yield* Effect.provide(Effect.logError(error), Logger.layer([logger]))
+      assert.include(lines.join("\n"), "CUDA_ERROR_OUT_OF_MEMORY")
+    }))
+
+  it("is known by its guard", () => {
+    assert.isTrue(CudaError.isCudaError(fail(CudaError.reasonFromStatus(2))))
+    assert.isFalse(CudaError.isCudaError(new Error("no")))
+  })
+})

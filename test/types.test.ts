@@ -1,0 +1,86 @@
+/**
+ * What the types promise: both forms of every operation, times only of timed events, narrowing by reason. The type check
+ * decides; the test runs what it can without a device.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaDevice, CudaError, CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
+import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+
+type Same<A, B> = [A, B] extends [B, A] ? true : false
+
+/** Compiles only when both are the same type. */
+const same = <A, B>(proof: Same<A, B>): boolean => proof
+
+interface Given {
+  readonly stream: CudaStream.CudaStream
+  readonly event: CudaEvent.CudaEvent
+  readonly timed: CudaEvent.TimedEvent
+  readonly device: CudaMemory.DeviceBuffer
+  readonly host: CudaMemory.HostBuffer
+}
+
+type Operation = Effect.Effect<void, CudaError.CudaError>
+
+/** Every operation of two arguments, data first and data last: neither asks for anything. */
+export const bothForms = ({ device, event, host, stream, timed }: Given): ReadonlyArray<Operation> => [
+  CudaEvent.record(event, stream),
+  event.pipe(CudaEvent.record(stream)),
+  CudaEvent.record(event),
+  event.pipe(CudaEvent.record()),
+  CudaEvent.wait(event, stream),
+  event.pipe(CudaEvent.wait(stream)),
+  CudaStream.waitEvent(stream, event),
+  stream.pipe(CudaStream.waitEvent(event)),
+  CudaStream.waitStream(stream, stream),
+  stream.pipe(CudaStream.waitStream(stream)),
+  CudaMemory.copy(device, host, stream),
+  device.pipe(CudaMemory.copy(host, stream)),
+  device.pipe(CudaMemory.copy(CudaMemory.slice(host, 0, 8))),
+  CudaMemory.fill(device, 1, { bits: 16, stream }),
+  device.pipe(CudaMemory.fill(1)),
+  Effect.asVoid(CudaEvent.elapsedTime(timed, timed)),
+  Effect.asVoid(timed.pipe(CudaEvent.elapsedTime(timed))),
+  Effect.void.pipe(CudaStream.withStream(stream)),
+  CudaStream.withStream(Effect.void, stream)
+]
+
+export const refused = ({ event, timed }: Given) => [
+  // @ts-expect-error an event without times has no elapsed time
+  CudaEvent.elapsedTime(event, timed),
+  // @ts-expect-error timing and interprocess exclude each other
+  CudaEvent.make({ timing: true, interprocess: true })
+]
+
+type Of<A> = Effect.Effect<A, CudaError.CudaError, CudaRuntime | Scope.Scope>
+
+describe("types", () => {
+  it("of constructors ask for the runtime and a scope, and tell timed events apart", () => {
+    assert.isTrue(same<ReturnType<typeof makeTimed>, Of<CudaEvent.TimedEvent>>(true))
+    assert.isTrue(same<ReturnType<typeof makeUntimed>, Of<CudaEvent.CudaEvent>>(true))
+    assert.isTrue(same<ReturnType<typeof CudaStream.make>, Of<CudaStream.CudaStream>>(true))
+    assert.isTrue(same<ReturnType<typeof CudaMemory.allocateHost>, Of<CudaMemory.HostBuffer>>(true))
+    assert.isTrue(same<Effect.Success<ReturnType<typeof measure>>, Duration.Duration>(true))
+  })
+
+  it("of regions add only what they need", () => {
+    const inside = Effect.succeed(1).pipe(CudaDevice.withDevice(0))
+    assert.isTrue(same<typeof inside, Effect.Effect<number, CudaError.CudaError, CudaRuntime>>(true))
+  })
+
+  it("of failures narrow by reason", () => {
+    const error = new CudaError.CudaError({ operation: "x", reason: CudaError.reasonFromStatus(2) })
+    const recovered = Effect.fail(error).pipe(
+      Effect.catchReason("CudaError", "OutOfMemory", (reason) => Effect.succeed(reason.code)),
+      Effect.catchReason("CudaError", "InvalidArgument", (reason) => Effect.succeed(reason.argument.length))
+    )
+    assert.isTrue(same<Effect.Success<typeof recovered>, number>(true))
+    assert.strictEqual(Effect.runSync(recovered), 2)
+  })
+})
+
+const makeTimed = () => CudaEvent.make({ timing: true })
+const makeUntimed = () => CudaEvent.make({ blocking: true })
+const measure = (timed: CudaEvent.TimedEvent) => CudaEvent.elapsedTime(timed, timed)
