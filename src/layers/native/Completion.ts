@@ -43,14 +43,14 @@ export class Completion {
   readonly #lanes = new Set<Lane>()
   /** The lanes with side streams. */
   readonly #sided = new Set<Lane>()
-  /** Devices whose events must not be asked about. */
-  readonly #paused = new Set<number>()
+  /** How often the events of a device must not be asked about. */
+  readonly #paused = new Map<number, number>()
   /** How many more waits may end in this turn. */
   #endsLeft = 0
-  #pollUntil = 0
   #stage: WaitStage = "poll"
   #immediate: NodeJS.Immediate | undefined
   #timer: NodeJS.Timeout | undefined
+  #interval = 0
 
   constructor(
     calls: DriverFunctions,
@@ -64,7 +64,7 @@ export class Completion {
     this.#waker = waker
     this.#deviceOf = deviceOf
     this.#onFailure = onFailure
-    this.#unsubscribe = waker?.subscribe(() => this.#onWake()) ?? (() => {})
+    this.#unsubscribe = waker?.subscribe(this.#onWake) ?? (() => {})
   }
 
   /** Begins a wait for a point. */
@@ -80,8 +80,8 @@ export class Completion {
     point.wakeUp ||= options.wakeUp ?? this.#policy.wakeUp
     this.#lanes.add(lane)
     const pollFor = options.pollFor ?? (lane.isSlow ? 0 : this.#policy.pollFor)
-    if (pollFor > 0) this.#pollUntil = Math.max(this.#pollUntil, now + pollFor)
-    this.#schedule()
+    if (pollFor > 0) lane.pollUntil = Math.max(lane.pollUntil, now + pollFor)
+    this.#expect(lane, now)
     return () => {
       if (point.watches.delete(watch)) this.#leave(point)
     }
@@ -110,16 +110,23 @@ export class Completion {
    * would end it.
    */
   pause(device: number): () => void {
-    this.#paused.add(device)
+    let isOver = false
+    this.#paused.set(device, this.#pauses(device) + 1)
     return () => {
-      this.#paused.delete(device)
-      this.#schedule()
+      if (isOver) return
+      isOver = true
+      this.#paused.set(device, this.#pauses(device) - 1)
+      if (this.#pauses(device) === 0) this.#onWake()
     }
   }
 
   /** Ends the waits whose work is done. */
   settle(): void {
-    this.#askAll("poll", Number.POSITIVE_INFINITY)
+    this.#ask("wake", Number.POSITIVE_INFINITY)
+  }
+
+  #pauses(device: number): number {
+    return this.#paused.get(device) ?? 0
   }
 
   /** No wait comes after this. */
@@ -133,7 +140,10 @@ export class Completion {
   #leave(point: Point): void {
     if (point.watches.size > 0) return
     point.lane.remove(point)
-    if (point.lane.head === undefined) this.#lanes.delete(point.lane)
+    if (point.lane.head === undefined) {
+      point.lane.pollUntil = 0
+      this.#lanes.delete(point.lane)
+    }
     if (!point.lane.isLasting) this.forget(point.lane)
     point.release()
     if (this.#lanes.size === 0) this.#rest()
@@ -144,55 +154,58 @@ export class Completion {
     clearTimeout(this.#timer)
     this.#immediate = undefined
     this.#timer = undefined
-    this.#pollUntil = 0
   }
 
-  /** Polls while any wait is young; then has the GPU wake the loop, and a timer beside it that keeps the process alive. */
-  #schedule(): void {
-    if (this.#immediate !== undefined || this.#lanes.size === 0) return
-    if (performance.now() < this.#pollUntil) {
-      this.#immediate = setImmediate(this.#onTurn)
+  /** Sees to it that the end of a lane's first wait is found: by polling while a wait is young, else by a wake-up or a timer. */
+  #expect(lane: Lane, now: number): void {
+    if (lane.pollUntil > now) {
+      this.#immediate ??= setImmediate(this.#onTurn)
       return
     }
-    let interval = this.#policy.safetyInterval
-    for (const lane of this.#lanes) {
-      if (!this.#arm(lane)) interval = this.#policy.timerInterval
-    }
-    this.#timer ??= setTimeout(this.#onTimer, interval)
+    lane.pollUntil = 0
+    const interval = this.#arm(lane) ? this.#policy.safetyInterval : this.#policy.timerInterval
+    if (this.#timer !== undefined && this.#interval <= interval) return
+    clearTimeout(this.#timer)
+    this.#interval = interval
+    this.#timer = setTimeout(this.#onTimer, interval)
   }
 
   readonly #onTurn = (): void => {
     this.#immediate = undefined
-    clearTimeout(this.#timer)
-    this.#timer = undefined
-    this.#askAll("poll")
+    this.#ask("poll", endsPerTurn)
   }
 
   readonly #onTimer = (): void => {
     this.#timer = undefined
-    this.#askAll("timer")
+    this.#ask("timer", endsPerTurn)
   }
 
-  /** Fibers go on from a turn of the loop, as they do after polling: the wake-up itself is outside of any. */
-  #onWake(): void {
-    if (this.#lanes.size > 0 && this.#immediate === undefined) this.#immediate = setImmediate(this.#onWoken)
-  }
-
-  readonly #onWoken = (): void => {
+  readonly #onWake = (): void => {
+    clearImmediate(this.#immediate)
     this.#immediate = undefined
-    this.#askAll("wake")
+    this.#ask("wake", endsPerTurn)
   }
 
-  #askAll(stage: WaitStage, most = endsPerTurn): void {
+  /** Asks about the first wait of every lane; of those only that are polled, where polling is why. */
+  #ask(stage: WaitStage, most: number): void {
     this.#stage = stage
     this.#endsLeft = most
-    for (const lane of this.#lanes) this.#ask(lane)
-    if (this.#endsLeft > 0) this.#schedule()
-    else this.#immediate ??= setImmediate(this.#onTurn)
+    for (const lane of this.#lanes) {
+      if (stage !== "poll" || lane.pollUntil > 0) this.#askLane(lane)
+      if (this.#endsLeft <= 0) return this.#goOnLater(lane)
+    }
+    const now = performance.now()
+    for (const lane of this.#lanes) this.#expect(lane, now)
   }
 
-  #ask(lane: Lane): void {
-    if (this.#paused.has(lane.device)) return
+  /** The rest has its turn after the event loop has had one; the lane that took this one comes last then. */
+  #goOnLater(lane: Lane): void {
+    if (this.#lanes.delete(lane)) this.#lanes.add(lane)
+    if (this.#lanes.size > 0) this.#immediate ??= setImmediate(this.#onWake)
+  }
+
+  #askLane(lane: Lane): void {
+    if (this.#pauses(lane.device) > 0) return
     while (lane.head !== undefined && this.#endsLeft > 0) {
       const first = lane.head
       const status = this.#calls.cuEventQuery(first.event)
@@ -237,7 +250,7 @@ export class Completion {
   /** Has the GPU wake the loop when the lane's first wait is done. False when it will not. */
   #arm(lane: Lane): boolean {
     const first = lane.head
-    if (this.#waker === undefined || first?.wakeUp !== true || this.#paused.has(lane.device)) return false
+    if (this.#waker === undefined || first?.wakeUp !== true || this.#pauses(lane.device) > 0) return false
     if (lane.armed === first.order) return true
     const side = this.sideFor(lane, first.order)
     if (side === undefined) return false

@@ -48,6 +48,8 @@ export class Lane {
   tail: Point | undefined
   /** One, unless a wait for an older record came after it had been used for a later one. */
   readonly sides: Array<SideStream> = []
+  /** Until when it is asked about on every turn of the event loop; 0 while nothing waits. */
+  pollUntil = 0
   /** Whether its last wait took so long that polling for the next one is hardly worth the CPU. */
   isSlow = false
   /** The record whose end will wake the loop. */

@@ -1,67 +1,70 @@
 /**
  * Lets a thread of the driver wake the event loop, with no thread and no CPU of ours.
  *
- * The driver's host function is libuv's own `uv_async_send`, so no code of ours runs on the driver's thread. Its handle
- * belongs to a libuv loop of the waker's own, which is never run but when its descriptor becomes readable: the event loop
- * watches that descriptor. The handle and its loop live as long as the process, so that a host function may come at any
- * time, also after a worker thread that waited for it was terminated; a handle on the thread's own loop could not.
+ * The driver's host function is the C library's own `fflush`, so no code of ours runs on the driver's thread. Its stream is
+ * the writing end of a pipe, with one byte always buffered; Node.js reads the other end, and knows by itself when a thread
+ * that is on its way out can be told nothing more. (A libuv handle of ours on the loop aborts the process when a worker
+ * thread ends with it open.) The stream lives as long as the process, so a host function may come at any time, also after
+ * the thread that waited is gone.
+ *
+ * No wake-up is lost: the byte that was read is replaced before anyone looks what has ended, so a host function either
+ * finds a byte to send, or ran early enough to be seen.
  *
  * There is one waker per thread. It keeps no process alive.
  */
 import type Koffi from "koffi"
+import { Socket } from "node:net"
 
 export interface Waker {
-  /** The address of `uv_async_send`, and of the handle to send: what `cuLaunchHostFunc` is given. */
+  /** The address of `fflush`, and of the stream to flush: what `cuLaunchHostFunc` is given. */
   readonly send: number
   readonly handle: number
   /** Has a function called on every wake-up, until the returned one is. Wake-ups that come together are one. */
   readonly subscribe: (onWake: () => void) => () => void
 }
 
-/** The waker of this thread, or undefined where libuv cannot be reached in this way: then waits use timers. */
+/** The waker of this thread, or undefined on a platform without one: then waits use timers. */
 export const wakerOfThread = (): Promise<Waker | undefined> => opened ??= open()
 
 let opened: Promise<Waker | undefined> | undefined
 
 const open = async (): Promise<Waker | undefined> => {
   try {
-    return make((await import("koffi")).default)
+    return process.platform === "linux" ? make((await import("koffi")).default) : undefined
   } catch {
     return undefined
   }
 }
 
-const asyncHandleType = 1
-const runOnceWithoutWaiting = 2
+/** `O_CLOEXEC | O_NONBLOCK` of Linux: not inherited by other programs, and never a reason to wait. */
+const pipeFlags = 0o2000000 | 0o4000
 
 const make = (koffi: typeof Koffi): Waker | undefined => {
-  const node = koffi.load(null)
-  const bind = (name: string, result: string, ...parameters: Array<string>) => node.func(name, result, parameters)
-  const calloc = bind("calloc", "uintptr_t", "size_t", "size_t")
-  const loop: number = calloc(1, bind("uv_loop_size", "size_t")())
-  const handle: number = calloc(1, bind("uv_handle_size", "size_t", "int")(asyncHandleType))
-  const run = bind("uv_run", "int", "uintptr_t", "int")
-  if (bind("uv_loop_init", "int", "uintptr_t")(loop) !== 0) return undefined
-  if (bind("uv_async_init", "int", "uintptr_t", "uintptr_t", "uintptr_t")(loop, handle, 0) !== 0) return undefined
-  const descriptor: number = bind("uv_backend_fd", "int", "uintptr_t")(loop)
-  if (descriptor < 0) return undefined
-  run(loop, runOnceWithoutWaiting)
+  const c = koffi.load(null)
+  const ends = new Int32Array(2)
+  if (c.func("pipe2", "int", ["void *", "int"])(ends, pipeFlags) !== 0) return undefined
+  const stream: number = c.func("fdopen", "uintptr_t", ["int", "str"])(ends[1], "w")
+  if (stream === 0) return undefined
+  const put = c.func("fputc", "int", ["int", "uintptr_t"])
+  put(0, stream)
 
   const subscribers = new Set<() => void>()
-  const poll = koffi.node.poll(descriptor, { readable: true }, () => {
-    run(loop, runOnceWithoutWaiting)
+  const callback = () => {
+    put(0, stream)
     for (const onWake of subscribers) onWake()
-  })
-  poll.unref()
-  const subscribe = (onWake: () => void) => {
-    subscribers.add(onWake)
-    return () => {
-      subscribers.delete(onWake)
+    return true
+  }
+  const socket = new Socket({ fd: ends[0]!, writable: false, onread: { buffer: new Uint8Array(64), callback } })
+  socket.resume()
+  socket.unref()
+  return {
+    send: Number(c.symbol("fflush")),
+    handle: stream,
+    subscribe: (onWake) => {
+      subscribers.add(onWake)
+      return () => {
+        subscribers.delete(onWake)
+      }
     }
   }
-  held.push(poll)
-  return { send: Number(node.symbol("uv_async_send")), handle, subscribe }
 }
-
-/** Poll handles close when they are collected, so they are held for the life of the thread. */
-const held: Array<object> = []
