@@ -126,7 +126,7 @@ export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicat
  * **Gotchas**
  *
  * What is released stays in a pool of this process until the runtime is released. The first use of new memory takes the
- * driver about a millisecond per GiB on the JS thread; memory that comes from the pool takes microseconds.
+ * driver about a millisecond per GiB on the JS thread, and the first allocation on a device about 10 milliseconds; memory that comes from the pool takes microseconds.
  *
  * **Example** (Clearing a buffer)
  *

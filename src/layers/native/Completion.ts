@@ -27,7 +27,7 @@ export interface WaitPolicy {
 }
 
 /** Waits that end in one turn of the event loop at most, so that many at once do not hold it: about a millisecond of work. */
-const endsPerTurn = 256
+const endsPerTurn = 128
 
 /** A wait of this many times the polling time makes its stream a slow one, whose next wait is not polled for. */
 const slowAfter = 20
