@@ -71,7 +71,7 @@ if (existsSync(join(root, "examples"))) {
 }
 const compilerOptions = {
   target: "ES2022",
-  lib: ["ES2023"],
+  lib: ["ES2023", "DOM"],
   types: ["node"],
   module: "NodeNext",
   strict: true,

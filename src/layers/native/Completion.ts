@@ -201,7 +201,8 @@ export class Completion {
   /** The rest has its turn after the event loop has had one; the lane that took this one comes last then. */
   #goOnLater(lane: Lane): void {
     if (this.#lanes.delete(lane)) this.#lanes.add(lane)
-    if (this.#lanes.size > 0) this.#immediate ??= setImmediate(this.#onWake)
+    clearImmediate(this.#immediate)
+    this.#immediate = this.#lanes.size > 0 ? setImmediate(this.#onWake) : undefined
   }
 
   #askLane(lane: Lane): void {
