@@ -748,6 +748,20 @@ describe("pinned memory", () => {
       })
     )))
 
+  it.live("that the program gave to another thread is unpinned and not used again", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        yield* Effect.scoped(Effect.gen(function*() {
+          const { buffer } = (yield* CudaMemory.allocateHost(segment)).bytes
+          structuredClone(buffer, { transfer: [buffer] })
+        }))
+        yield* until("it is unpinned", () => stub.live.registrations === 0)
+        yield* CudaMemory.allocateHost(segment)
+        assert.strictEqual(stub.calls("cuMemHostRegister_v2").length, 2)
+      })
+    ))
+
   it.live("beyond the limit is OutOfMemory, and nothing stays pinned", () =>
     onStub(
       stub,
