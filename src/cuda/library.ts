@@ -115,7 +115,21 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
     memset: findMemset(koffi)
   }
   loaded.set(path, bound)
+  keepLoaded(koffi, path)
   return { _tag: "Loaded", library: bound }
+}
+
+/** `RTLD_NOW | RTLD_NODELETE` of Linux. */
+const keepFlags = 0x2 | 0x1000
+
+/** The driver's own threads go on when the thread that loaded it ends and koffi lets go of the library. */
+const keepLoaded = (koffi: typeof Koffi, path: string): void => {
+  if (process.platform !== "linux") return
+  try {
+    koffi.load(null).func("dlopen", "uintptr_t", ["str", "int"])(path, keepFlags)
+  } catch {
+    // Without dlopen there is nothing to hold on to; the library is loaded all the same.
+  }
 }
 
 const readVersion = (library: LibraryHandle): number | undefined => {

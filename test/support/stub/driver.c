@@ -11,7 +11,6 @@
  * Not modelled: the order between blocking streams and the legacy default stream, graphs, kernels, virtual memory.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -434,8 +433,6 @@ static void *call_host_functions(void *unused) {
 /* The thread runs code of this library, which therefore stays when its last user unloads it. */
 static void start_host_thread(void) {
   pthread_t thread;
-  Dl_info self;
-  if (dladdr((void *)call_host_functions, &self) != 0) dlopen(self.dli_fname, RTLD_NOW);
   if (pthread_create(&thread, NULL, call_host_functions, NULL) == 0) pthread_detach(thread);
 }
 
