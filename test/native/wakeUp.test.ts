@@ -794,7 +794,7 @@ describe("where the event loop cannot be reached", () => {
       assert.isAbove(result.timer, 0)
       assert.lengthOf(lines, 1)
       assert.match(lines[0]!, /^Warn .*cannot wake/)
-      assert.lengthOf(missed, 1)
+      assert.lengthOf(missed.filter((name) => name !== "dlopen"), 1)
       assertReleased(stub)
     }))
 
@@ -802,7 +802,7 @@ describe("where the event loop cannot be reached", () => {
     Effect.gen(function*() {
       const { missed, module } = yield* fresh
       const { lines } = yield* logged(Effect.scoped(module.make({ libraryPath: stub.path, wait: { wakeUp: false } })))
-      assert.deepStrictEqual([lines, missed], [[], []])
+      assert.deepStrictEqual([lines, missed], [[], ["dlopen"]])
       const { lines: later } = yield* logged(Effect.scoped(module.make({ libraryPath: stub.path })))
       assert.lengthOf(later, 1)
     }))
