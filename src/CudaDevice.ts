@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type { DeviceAttribute } from "./cuda/flags.ts"
 import type { CudaError } from "./CudaError.ts"
-import { CurrentDevice, refuseArgument, resolveDevice } from "./internal/handles.ts"
+import { CurrentDevice, named, refuseArgument, resolveDevice } from "./internal/handles.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "./layers/CudaRuntime.ts"
 
@@ -21,6 +21,16 @@ import type { DeviceProperties, MemoryInfo, PriorityRange } from "./layers/CudaR
  * @since 0.1.0
  */
 export interface CudaDevice extends DeviceProperties {}
+
+export type {
+  /**
+   * The name of a device attribute.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  DeviceAttribute
+}
 
 /**
  * How functions are told a device: its ordinal, or the device itself.
@@ -99,7 +109,7 @@ export const withDevice: {
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, device: DeviceInput): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
     Effect.flatMap(
-      Effect.flatMap(resolveDevice(device), get),
+      Effect.flatMap(resolveDevice(device), get).pipe(named("CudaDevice.withDevice")),
       ({ ordinal }) => Effect.provideService(self, CurrentDevice, ordinal)
     )
 )

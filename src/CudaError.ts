@@ -13,6 +13,23 @@ import type { StatusInfo, StatusTag } from "./cuda/status.ts"
 
 const TypeId = "~effect-cuda/CudaError"
 
+export type {
+  /**
+   * What is known of a status.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  StatusInfo,
+  /**
+   * The tag of a status.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  StatusTag
+}
+
 /**
  * A status the CUDA driver returned: `_tag` is the header's name without its prefix (`CUDA_ERROR_OUT_OF_MEMORY` is
  * `OutOfMemory`), `code` its number, `name` and `description` the driver's own.
@@ -247,7 +264,9 @@ export interface CudaErrorFields {
  */
 export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & { readonly message: string }> {
   /** Marks failures of this library. */
-  readonly [TypeId] = TypeId
+  get [TypeId](): typeof TypeId {
+    return TypeId
+  }
 
   constructor(fields: CudaErrorFields) {
     super({ ...fields, message: messageOf(fields) })

@@ -36,7 +36,7 @@ import type { CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
  * @since 0.1.0
  */
 export interface CudaEvent extends Pipeable, Inspectable {
-  readonly [EventTypeId]: typeof EventTypeId
+  readonly "~effect-cuda/CudaEvent": "~effect-cuda/CudaEvent"
   readonly runtime: CudaRuntimeService
   readonly ref: EventRef
   /** The `CUevent`, for other native code. */
@@ -57,7 +57,7 @@ export interface CudaEvent extends Pipeable, Inspectable {
  * @since 0.1.0
  */
 export interface TimedEvent extends CudaEvent {
-  readonly [TimedEventTypeId]: typeof TimedEventTypeId
+  readonly "~effect-cuda/CudaEvent/TimedEvent": "~effect-cuda/CudaEvent/TimedEvent"
 }
 
 /**
@@ -206,7 +206,7 @@ export const ipcHandle = (self: CudaEvent): Effect.Effect<Uint8Array<ArrayBuffer
  */
 export const record: StreamOperation = streamOperation((self, stream) =>
   stream === undefined
-    ? onStream(self.runtime, self.deviceIndex, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
+    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
     : self.runtime.eventRecord(self.ref, stream.ref)
 )
 
@@ -218,7 +218,7 @@ export const record: StreamOperation = streamOperation((self, stream) =>
  * @since 0.1.0
  */
 export const wait: StreamOperation = streamOperation((self, stream) =>
-  onStream(self.runtime, self.deviceIndex, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
+  onStream(self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
 )
 
 /**

@@ -15,11 +15,13 @@ import type * as Scope from "effect/Scope"
 import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
+import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import {
   BufferTypeId,
   DeviceBufferImpl,
   HostBufferImpl,
+  named,
   onStream,
   refuseArgument,
   released,
@@ -42,7 +44,7 @@ import type {
  * @since 0.1.0
  */
 export interface DeviceBuffer extends Pipeable, Inspectable {
-  readonly [BufferTypeId]: typeof BufferTypeId
+  readonly "~effect-cuda/CudaMemory/Buffer": "~effect-cuda/CudaMemory/Buffer"
   readonly kind: "device"
   readonly runtime: CudaRuntimeService
   readonly ref: DeviceMemoryRef
@@ -62,7 +64,7 @@ export interface DeviceBuffer extends Pipeable, Inspectable {
  * @since 0.1.0
  */
 export interface HostBuffer extends Pipeable, Inspectable {
-  readonly [BufferTypeId]: typeof BufferTypeId
+  readonly "~effect-cuda/CudaMemory/Buffer": "~effect-cuda/CudaMemory/Buffer"
   readonly kind: "host"
   readonly runtime: CudaRuntimeService
   readonly ref: HostMemoryRef
@@ -195,11 +197,25 @@ export const allocateHost = (
  * @category ranges
  * @since 0.1.0
  */
-export const slice = <Buffer extends DeviceBuffer | HostBuffer>(
+export function slice<Buffer extends DeviceBuffer | HostBuffer>(
   self: Slice<Buffer>,
   offset: number,
-  byteLength: number = self.byteLength - offset
-): Slice<Buffer> => ({ buffer: self.buffer, offset: self.offset + offset, byteLength })
+  byteLength?: number
+): Slice<Buffer>
+export function slice(
+  offset: number,
+  byteLength?: number
+): <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>) => Slice<Buffer>
+export function slice(first: Slice | number, second?: number, third?: number) {
+  if (typeof first === "number") return (self: Slice) => part(self, first, second)
+  return part(first, second ?? 0, third)
+}
+
+const part = (self: Slice, offset: number, byteLength = self.byteLength - offset): Slice => ({
+  buffer: self.buffer,
+  offset: self.offset + offset,
+  byteLength
+})
 
 /**
  * Sees pinned memory as a typed array, without a copy: as many whole elements as fit.
@@ -207,16 +223,23 @@ export const slice = <Buffer extends DeviceBuffer | HostBuffer>(
  * **Gotchas**
  *
  * The array is the memory: read it after the copy that fills it is done, and leave it alone until the copy that reads it is.
- * It has length 0 once the buffer is released.
+ * It has length 0 once the buffer is released. Like a typed array's own constructor this throws a `RangeError`, for a part that
+ * is not inside the buffer or does not start at a multiple of the element's size.
  *
  * @category accessors
  * @since 0.1.0
  */
 export const view = <A>(self: Slice<HostBuffer>, Type: TypedArrayConstructor<A>): A => {
   const { buffer, byteOffset, byteLength } = self.buffer.bytes
-  const bytes = Math.max(0, Math.min(self.byteLength, byteLength - self.offset))
-  const offset = bytes === 0 ? 0 : self.offset
-  return new Type(buffer, byteOffset + offset, Math.floor(bytes / Type.BYTES_PER_ELEMENT))
+  if (byteLength === 0) return new Type(buffer, 0, 0)
+  const end = self.offset + self.byteLength
+  const isInside = Number.isInteger(self.offset) && self.offset >= 0 && self.byteLength >= 0 && end <= byteLength
+  if (!isInside || self.offset % Type.BYTES_PER_ELEMENT !== 0) {
+    throw new RangeError(
+      `CudaMemory.view: bytes ${self.offset} to ${end} of a buffer of ${byteLength}, in elements of ${Type.BYTES_PER_ELEMENT}`
+    )
+  }
+  return new Type(buffer, byteOffset + self.offset, Math.floor(self.byteLength / Type.BYTES_PER_ELEMENT))
 }
 
 /**
@@ -286,7 +309,8 @@ const fillWith = (
   value: number,
   options: FillOptions
 ): Effect.Effect<void, CudaError> => {
-  const { deviceIndex, runtime } = self.buffer
+  const { deviceIndex, kind, runtime } = self.buffer
+  if (kind !== "device") return refuseArgument("CudaMemory.fill", "destination", self.buffer, "a device buffer")
   const range = rangeOf(self)
   const bits = options.bits ?? 8
   return onStream(runtime, deviceIndex, options.stream, (ref) => runtime.memoryFill(range, value, bits, ref))
@@ -316,26 +340,39 @@ export interface FillOptions {
  * @category copies
  * @since 0.1.0
  */
-export const upload = (
+export function upload(
   destination: Slice<DeviceBuffer>,
   source: HostArray,
   stream?: CudaStream
-): Effect.Effect<void, CudaError> =>
+): Effect.Effect<void, CudaError>
+export function upload(
+  source: HostArray,
+  stream?: CudaStream
+): (destination: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
+export function upload(
+  first: Slice<DeviceBuffer> | HostArray,
+  second?: HostArray | CudaStream,
+  third?: CudaStream
+) {
+  if (isSlice(first)) return uploadTo(first, second, third)
+  return (destination: Slice<DeviceBuffer>) => uploadTo(destination, first, isCudaStream(second) ? second : undefined)
+}
+
+const uploadTo = (destination: Slice<DeviceBuffer>, source: unknown, stream: CudaStream | undefined) =>
   withPieces(
     "CudaMemory.upload",
     destination,
     source,
     stream,
-    ({ bytes, lanes, pieces, runtime, stream }) =>
-      Effect.gen(function*() {
-        for (const [index, piece] of pieces.entries()) {
-          const lane = lanes[index % 2]!
-          if (index >= 2) yield* runtime.eventSynchronize(lane.event)
-          lane.host.bytes.set(bytes.subarray(piece.offset, piece.offset + piece.byteLength))
-          yield* runtime.memoryCopy(piece.device, lane.range(piece), stream)
-          yield* runtime.eventRecord(lane.event, stream)
-        }
-      })
+    Effect.fnUntraced(function*({ bytesOf, lanes, pieces, runtime, stream }) {
+      for (const [index, piece] of pieces.entries()) {
+        const lane = lanes[index % 2]!
+        if (index >= 2) yield* runtime.eventSynchronize(lane.event)
+        lane.host.bytes.set(yield* bytesOf(piece))
+        yield* runtime.memoryCopy(piece.device, lane.range(piece), stream)
+        yield* runtime.eventRecord(lane.event, stream)
+      }
+    })
   )
 
 /**
@@ -351,30 +388,49 @@ export const upload = (
  * @category copies
  * @since 0.1.0
  */
-export const download = (
+export function download(
   destination: HostArray,
   source: Slice<DeviceBuffer>,
   stream?: CudaStream
-): Effect.Effect<void, CudaError> =>
-  withPieces("CudaMemory.download", source, destination, stream, ({ bytes, lanes, pieces, runtime, stream }) => {
-    const start = (index: number) => {
-      const piece = pieces[index]!
-      const lane = lanes[index % 2]!
-      return Effect.andThen(
-        runtime.memoryCopy(lane.range(piece), piece.device, stream),
-        runtime.eventRecord(lane.event, stream)
-      )
-    }
-    return Effect.gen(function*() {
+): Effect.Effect<void, CudaError>
+export function download(
+  source: Slice<DeviceBuffer>,
+  stream?: CudaStream
+): (destination: HostArray) => Effect.Effect<void, CudaError>
+export function download(
+  first: HostArray | Slice<DeviceBuffer>,
+  second?: Slice<DeviceBuffer> | CudaStream,
+  third?: CudaStream
+) {
+  if (isSlice(second)) return downloadTo(first, second, third)
+  return (destination: HostArray) => downloadTo(destination, first, isCudaStream(second) ? second : undefined)
+}
+
+const downloadTo = (destination: unknown, source: unknown, stream: CudaStream | undefined) =>
+  withPieces(
+    "CudaMemory.download",
+    source,
+    destination,
+    stream,
+    Effect.fnUntraced(function*({ bytesOf, lanes, pieces, runtime, stream }) {
+      const start = (index: number) => {
+        const piece = pieces[index]!
+        const lane = lanes[index % 2]!
+        return Effect.andThen(
+          runtime.memoryCopy(lane.range(piece), piece.device, stream),
+          runtime.eventRecord(lane.event, stream)
+        )
+      }
       yield* start(0)
       for (const [index, piece] of pieces.entries()) {
         if (index + 1 < pieces.length) yield* start(index + 1)
         const lane = lanes[index % 2]!
         yield* runtime.eventSynchronize(lane.event)
-        bytes.set(lane.host.bytes.subarray(0, piece.byteLength), piece.offset)
+        const target = yield* bytesOf(piece)
+        target.set(lane.host.bytes.subarray(0, piece.byteLength))
       }
     })
-  })
+  )
 
 /** The most that goes through pinned memory at a time. */
 const pieceSize = 16 * 1024 * 1024
@@ -396,8 +452,9 @@ interface PinnedLane {
 interface Pieces {
   readonly runtime: CudaRuntimeService
   readonly stream: StreamRef
-  readonly bytes: Uint8Array
   readonly pieces: ReadonlyArray<Piece>
+  /** The array's bytes of a piece; a failure once the array is no longer what it was. */
+  readonly bytesOf: (piece: Piece) => Effect.Effect<Uint8Array, CudaError>
   /** Two, so that the CPU copies one piece while the GPU copies the other; one for a single piece. */
   readonly lanes: ReadonlyArray<PinnedLane>
 }
@@ -405,31 +462,59 @@ interface Pieces {
 /** Splits the way of an array to or from a device into pieces, and gives them what they need for as long as `use` runs. */
 const withPieces = (
   operation: string,
-  device: Slice<DeviceBuffer>,
-  array: HostArray,
+  device: unknown,
+  array: unknown,
   stream: CudaStream | undefined,
   use: (pieces: Pieces) => Effect.Effect<void, CudaError>
-): Effect.Effect<void, CudaError> => {
-  const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
-  const { byteLength } = bytes
-  if (byteLength !== device.byteLength) {
-    return refuseArgument(operation, "array.byteLength", byteLength, `the device memory's ${device.byteLength}`)
-  }
-  if (byteLength === 0) return Effect.void
-  const { deviceIndex, runtime } = device.buffer
-  const pieces = Array.from({ length: Math.ceil(byteLength / pieceSize) }, (_, index): Piece => {
+): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    if (!isSlice(device) || device.buffer.kind !== "device") {
+      return refuseArgument(operation, "device memory", device, "a device buffer or a part of one")
+    }
+    const { deviceIndex, runtime } = device.buffer
+    const { byteLength } = device
+    const bytes = bytesOfArray(array)
+    if (bytes?.byteLength !== byteLength) {
+      const given = bytes === undefined ? "no array, or detached" : `of ${bytes.byteLength} bytes`
+      return refuseArgument(operation, "array", given, `an array of the device memory's ${byteLength} bytes`)
+    }
+    const bytesOf = ({ byteLength, offset }: Piece) => {
+      const part = bytes.byteLength === device.byteLength ? bytes.subarray(offset, offset + byteLength) : undefined
+      return part === undefined
+        ? refuseArgument(
+          operation,
+          "array",
+          "detached or resized",
+          "an array that stays as it is until the copy is done"
+        )
+        : Effect.succeed(part)
+    }
+    return onStream(runtime, deviceIndex, stream, (ref) => {
+      if (byteLength === 0) return runtime.memoryFill(rangeOf(device), 0, 8, ref)
+      const pieces = piecesOf(device)
+      const size = Math.min(byteLength, pieceSize)
+      return Effect.scoped(Effect.flatMap(
+        Effect.forEach(pieces.slice(0, 2), () => makePinnedLane(runtime, deviceIndex, size)),
+        (lanes) => use({ runtime, stream: ref, bytesOf, pieces, lanes })
+      ))
+    })
+  }).pipe(named(operation))
+
+const piecesOf = (device: Slice): ReadonlyArray<Piece> =>
+  Array.from({ length: Math.ceil(device.byteLength / pieceSize) }, (_, index) => {
     const offset = index * pieceSize
-    const length = Math.min(pieceSize, byteLength - offset)
-    return { offset, byteLength: length, device: rangeOf(slice(device, offset, length)) }
+    const byteLength = Math.min(pieceSize, device.byteLength - offset)
+    return { offset, byteLength, device: rangeOf(slice(device, offset, byteLength)) }
   })
-  return onStream(runtime, deviceIndex, stream, (ref) =>
-    Effect.scoped(Effect.flatMap(
-      Effect.forEach(
-        pieces.slice(0, 2),
-        () => makePinnedLane(runtime, deviceIndex, Math.min(byteLength, pieceSize))
-      ),
-      (lanes) => use({ runtime, stream: ref, bytes, pieces, lanes })
-    )))
+
+/** Nothing for what is no array, or one whose memory is gone. */
+const bytesOfArray = (array: unknown): Uint8Array | undefined => {
+  if (!ArrayBuffer.isView(array)) return undefined
+  try {
+    return new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
+  } catch {
+    return undefined
+  }
 }
 
 const makePinnedLane = (

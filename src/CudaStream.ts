@@ -23,6 +23,7 @@ import {
   CurrentDevice,
   CurrentStreams,
   EventImpl,
+  named,
   released,
   resolveDevice,
   StreamImpl,
@@ -38,7 +39,7 @@ import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRunti
  * @since 0.1.0
  */
 export interface CudaStream extends Pipeable, Inspectable, Equal {
-  readonly [StreamTypeId]: typeof StreamTypeId
+  readonly "~effect-cuda/CudaStream": "~effect-cuda/CudaStream"
   readonly runtime: CudaRuntimeService
   readonly ref: StreamRef
   /** The driver's id: unique in the process and never reused; 0 for a legacy default stream (`cuStreamGetId`). */
@@ -49,6 +50,8 @@ export interface CudaStream extends Pipeable, Inspectable, Equal {
   readonly device: CudaDevice
   /** Lower numbers go first. */
   readonly priority: number
+  /** `CUstream_flags`: 1 for a non-blocking stream. */
+  readonly flags: number
   /** True when the stream orders itself against the legacy default stream. */
   readonly isBlocking: boolean
   /** `owned` streams are destroyed by their scope or pool, the others never by this library. */
@@ -145,7 +148,7 @@ export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStrea
     const range = yield* runtime.devicePriorityRange(device)
     const priority = resolvePriority(range, options.priority ?? "low", options.outOfRange ?? "clamp")
     return yield* takeFromPool(runtime, device, priority)
-  })
+  }).pipe(named("CudaStream.fromPool"))
 
 /**
  * Gets a device's default stream: the legacy one, or the per-thread one. Both exist always and are never destroyed.
@@ -197,11 +200,12 @@ export const fromHandle = (handle: number | bigint, options: {
  * @since 0.1.0
  */
 export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
-  Effect.flatMap(resolveDevice(device), (ordinal) =>
-    Effect.flatMap(CurrentStreams, (streams) => {
-      const stream = streams.get(ordinal)
-      return stream === undefined ? defaultStream({ device: ordinal }) : Effect.succeed(stream)
-    }))
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const ordinal = yield* resolveDevice(device)
+    const stream = (yield* CurrentStreams).get(runtime)?.get(ordinal)
+    return stream ?? (yield* defaultStream({ device: ordinal }))
+  }).pipe(named("CudaStream.current"))
 
 /**
  * Runs an effect with a stream as the current one of its device, and that device as the current one; restores both on every
@@ -217,7 +221,11 @@ export const withStream: {
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, stream: CudaStream): Effect.Effect<A, E, R> =>
     self.pipe(
-      Effect.updateService(CurrentStreams, (streams) => new Map(streams).set(stream.deviceIndex, stream)),
+      Effect.updateService(CurrentStreams, (streams) =>
+        new Map(streams).set(
+          stream.runtime,
+          new Map(streams.get(stream.runtime)).set(stream.deviceIndex, stream)
+        )),
       Effect.provideService(CurrentDevice, stream.deviceIndex)
     )
 )

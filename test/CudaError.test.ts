@@ -3,13 +3,13 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaError } from "effect-cuda"
-import { statuses } from "effect-cuda/cuda/status"
-import type { StatusTag } from "effect-cuda/cuda/status"
 import type { CudaErrorReason } from "effect-cuda/CudaError"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
 import { inspect } from "node:util"
+import { statuses } from "../src/cuda/status.ts"
+import type { StatusTag } from "../src/cuda/status.ts"
 
 const tags = Object.keys(statuses) as ReadonlyArray<StatusTag>
 

@@ -80,12 +80,23 @@ export const load = async (paths: ReadonlyArray<string>): Promise<LoadResult> =>
     const known = loaded.get(path)
     if (known !== undefined) return { _tag: "Loaded", library: known }
     try {
-      return bind(koffi, path, koffi.load(path))
+      const library = koffi.load(path)
+      if (isDriver(library)) return bind(koffi, path, library)
+      searched.push({ path, problem: "not a CUDA driver: it has no cuInit" })
     } catch (error) {
       searched.push({ path, problem: messageOf(error) })
     }
   }
   return { _tag: "NotFound", searched }
+}
+
+const isDriver = (library: LibraryHandle): boolean => {
+  try {
+    library.func("cuInit", "int", [...driverFunctions.cuInit])
+    return true
+  } catch {
+    return false
+  }
 }
 
 const importKoffi = async (): Promise<typeof Koffi | { readonly path: string; readonly problem: string }> => {

@@ -8,9 +8,9 @@ import * as Equal from "effect/Equal"
 import * as Hash from "effect/Hash"
 import * as Inspectable from "effect/Inspectable"
 import * as Pipeable from "effect/Pipeable"
-import { eventFlags } from "../cuda/flags.ts"
+import { eventFlags, streamFlags } from "../cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "../CudaDevice.ts"
-import { CudaError } from "../CudaError.ts"
+import { CudaError, isCudaError } from "../CudaError.ts"
 import type { CudaEvent, TimedEvent } from "../CudaEvent.ts"
 import type { DeviceBuffer, HostBuffer } from "../CudaMemory.ts"
 import type { CudaStream } from "../CudaStream.ts"
@@ -19,30 +19,36 @@ import type { CudaRuntimeService, DeviceMemoryRef, EventRef, HostMemoryRef, Stre
 /** The ordinal of the device that constructors use when none is given. */
 export const CurrentDevice = Context.Reference<number>("effect-cuda/CurrentDevice", { defaultValue: () => 0 })
 
-/** The current stream of each device that has one other than its default stream. */
-export const CurrentStreams = Context.Reference<ReadonlyMap<number, CudaStream>>("effect-cuda/CurrentStreams", {
-  defaultValue: () => new Map()
-})
+/** The current streams of a runtime, by device. */
+export type StreamsByDevice = ReadonlyMap<number, CudaStream>
+
+/** The current stream of each runtime's devices, where it is another than the default stream. */
+export const CurrentStreams = Context.Reference<ReadonlyMap<CudaRuntimeService, StreamsByDevice>>(
+  "effect-cuda/CurrentStreams",
+  { defaultValue: () => new Map() }
+)
 
 /** The device of an option, or the current one. */
 export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
   Effect.withFiber((fiber) => Effect.succeed(deviceOrdinal(device) ?? fiber.getRef(CurrentDevice)))
 
+/** What is forced past the types and is no device is not a number, for the runtime to refuse. */
 const deviceOrdinal = (device: DeviceInput | undefined): number | undefined =>
-  typeof device === "object" ? device.ordinal : device
+  typeof device === "object" ? device?.ordinal ?? Number.NaN : device
 
-/** Runs an operation on the given stream, or else on the current stream of the device. */
+/** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
 export const onStream = <A>(
   runtime: CudaRuntimeService,
-  device: number,
+  device: number | undefined,
   stream: CudaStream | undefined,
   operation: (stream: StreamRef) => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> => {
   if (stream !== undefined) return operation(stream.ref)
   return Effect.withFiber((fiber) => {
-    const current = fiber.getRef(CurrentStreams).get(device)
+    const ordinal = device ?? fiber.getRef(CurrentDevice)
+    const current = fiber.getRef(CurrentStreams).get(runtime)?.get(ordinal)
     return current === undefined
-      ? Effect.flatMap(runtime.streamDefault(device, "legacy"), operation)
+      ? Effect.flatMap(runtime.streamDefault(ordinal, "legacy"), operation)
       : operation(current.ref)
   })
 }
@@ -56,6 +62,10 @@ export const released = (release: Effect.Effect<void, CudaError>): Effect.Effect
     if (error.reason._tag === "Deinitialized") return Effect.void
     return error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message)
   })
+
+/** Has a failure name the operation that the program called, not the one that it is made of. */
+export const named = (operation: string) => <A, E, R>(self: Effect.Effect<A, E | CudaError, R>) =>
+  Effect.mapError(self, (error) => isCudaError(error) ? new CudaError({ ...error, operation }) : error)
 
 /** Refuses an argument that no runtime sees. */
 export const refuseArgument = (operation: string, argument: string, value: unknown, expected: string) =>
@@ -100,6 +110,9 @@ export class StreamImpl extends Handle implements CudaStream {
   }
   get priority(): number {
     return this.ref.priority
+  }
+  get flags(): number {
+    return this.ref.nonBlocking ? streamFlags.nonBlocking : streamFlags.default
   }
   get isBlocking(): boolean {
     return !this.ref.nonBlocking

@@ -29,7 +29,8 @@ export interface AutoOptions {
  *
  * **Details**
  *
- * Every other failure of the native runtime is one of this layer too: a GPU that is there but does not work is not hidden.
+ * Every other failure of the native runtime is one of this layer too: a GPU that is there but does not work is not hidden,
+ * nor is a `libraryPath` that leads nowhere.
  *
  * @category layers
  * @since 0.1.0
@@ -42,7 +43,8 @@ export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaE
         Effect.logInfo(`CUDA runtime: ${devices.length} × ${devices[0]!.name}, CUDA ${formatVersion(driverVersion)}`)
       ),
       Effect.catchReasons("CudaError", {
-        LibraryNotFound: (_, error) => simulated(options, error),
+        LibraryNotFound: (_, error) =>
+          options.native?.libraryPath === undefined ? simulated(options, error) : Effect.fail(error),
         FunctionMissing: (_, error) => simulated(options, error),
         DriverTooOld: (_, error) => simulated(options, error),
         NoDevice: (_, error) => simulated(options, error),

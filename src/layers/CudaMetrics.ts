@@ -6,11 +6,7 @@
  *
  * @since 0.1.0
  */
-import type * as Clock from "effect/Clock"
-import type * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
 import * as Metric from "effect/Metric"
-import type { WaitStage } from "./internal/Backend.ts"
 
 /**
  * The fibers that wait now.
@@ -49,19 +45,4 @@ export const waitTimes = {
   timer: waitTime("timer"),
   clock: waitTime("clock"),
   interrupted: waitTime("interrupted")
-}
-
-/** Ends the count of a wait: by the stage that found its end, or because it was interrupted. */
-export type MeasuredWait = (end: WaitStage | "interrupted" | undefined) => void
-
-/** Counts a wait from now on. */
-export const measureWait = (context: Context.Context<never>, clock: Clock.Clock): MeasuredWait => {
-  const start = clock.monotonicTimeNanosUnsafe()
-  outstandingWaits.modifyUnsafe(1, context)
-  return (end) => {
-    outstandingWaits.modifyUnsafe(-1, context)
-    if (end === undefined) return
-    waitTimes[end].updateUnsafe(Duration.nanos(clock.monotonicTimeNanosUnsafe() - start), context)
-    if (end === "wake") wakeUps.updateUnsafe(1, context)
-  }
 }

@@ -3,10 +3,10 @@
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaDevice, CudaStream } from "effect-cuda"
-import { deviceAttributes } from "effect-cuda/cuda/flags"
-import type { DeviceAttribute } from "effect-cuda/cuda/flags"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { deviceAttributes } from "../../src/cuda/flags.ts"
+import type { DeviceAttribute } from "../../src/cuda/flags.ts"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import type { Rig } from "../support/Rig.ts"
 

@@ -4,6 +4,7 @@
 import { assert, describe, it, layer } from "@effect/vitest"
 import { CudaEvent, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -107,6 +108,7 @@ export const lifetimeContract = (rig: Rig): void => {
         const runtime = Context.get(context, CudaRuntime.CudaRuntime)
         const leaked = yield* Scope.make()
         const left = yield* Scope.provide(Effect.provideContext(everything, context), leaked)
+        const wrapped = yield* Effect.provideContext(CudaStream.fromHandle(left.stream.handle), context)
         yield* Context.get(context, Busy).enqueue(left.stream, 30)
         yield* CudaMemory.fill(left.device, 1, { stream: left.stream })
         yield* CudaEvent.record(left.event, left.stream)
@@ -118,9 +120,32 @@ export const lifetimeContract = (rig: Rig): void => {
         const live = yield* runtime.liveResources
         assert.isTrue(Object.values(live).every((count) => count === 0), JSON.stringify(live))
         yield* Effect.forEach(uses(left, left), (use) => failsWith(use, "ResourceReleased"))
+        yield* Effect.forEach(uses({ ...left, stream: wrapped }, left), (use) => failsWith(use, "ResourceReleased"))
         yield* failsWith(runtime.eventCreate(0, 2), "ResourceReleased")
         yield* failsWith(runtime.hostAllocate(64), "ResourceReleased")
         yield* Scope.close(leaked, Exit.void)
+      }))
+
+    it.live("released while a device is being opened and memory pinned, ends those first", () =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const context = yield* Scope.provide(Layer.build(Layer.fresh(rig.layer)), scope)
+        const runtime = Context.get(context, CudaRuntime.CudaRuntime)
+        const begun: ReadonlyArray<Effect.Effect<unknown, CudaError>> = [
+          runtime.streamCreate({ device: 0, priority: "low", nonBlocking: true }),
+          runtime.hostAllocate(1 << 26)
+        ]
+        const fibers = yield* Effect.forEach(
+          begun,
+          (use) => Effect.forkChild(Effect.exit(use), { startImmediately: true })
+        )
+        yield* Scope.close(scope, Exit.void)
+        const exits = yield* Effect.forEach(fibers, Fiber.join)
+        for (const exit of exits) {
+          if (Exit.isFailure(exit)) assert.include(Cause.pretty(exit.cause), "was released")
+        }
+        const live = yield* runtime.liveResources
+        assert.isTrue(Object.values(live).every((count) => count === 0), JSON.stringify(live))
       }))
 
     it.live("can be made and released many times", () =>

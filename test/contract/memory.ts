@@ -103,6 +103,38 @@ export const memoryContract = (rig: Rig): void =>
         assert.strictEqual(CudaMemory.view(CudaMemory.slice(host, 8, 16), Float64Array).length, 2)
       })))
 
+    it.effect("an array whose memory is gone is refused", () =>
+      leavesNothing(Effect.gen(function*() {
+        const device = yield* CudaMemory.allocate(64)
+        const array = new Uint8Array(64)
+        const upload = CudaMemory.upload(device, array)
+        const download = device.pipe((buffer) => CudaMemory.download(array, buffer))
+        structuredClone(array.buffer, { transfer: [array.buffer] })
+        yield* refuses(upload, "array")
+        yield* refuses(download, "array")
+      })))
+
+    it.effect("both forms of upload and download do the same", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(8)
+        yield* device.pipe(CudaMemory.slice(4), CudaMemory.upload(Uint8Array.of(1, 2, 3, 4), stream))
+        yield* device.pipe(CudaMemory.slice(0, 4), CudaMemory.upload(Uint8Array.of(5, 6, 7, 8)))
+        yield* CudaStream.synchronize(yield* CudaStream.current())
+        const target = new Uint8Array(8)
+        yield* CudaMemory.download(device, stream)(target)
+        assert.deepStrictEqual([...target], [5, 6, 7, 8, 1, 2, 3, 4])
+      })))
+
+    it.effect("views are of the buffer's own bytes, from a multiple of the element's size on", () =>
+      leavesNothing(Effect.gen(function*() {
+        const host = yield* CudaMemory.allocateHost(64)
+        for (const [offset, byteLength] of [[1, 8], [-4, 8], [60, 8], [0.5, 4], [0, -4]] as const) {
+          const part = CudaMemory.slice(host, offset, byteLength)
+          assert.throws(() => CudaMemory.view(part, Float32Array), RangeError)
+        }
+      })))
+
     it.effect("views of pinned memory are empty after its release", () =>
       leavesNothing(Effect.gen(function*() {
         const [host, view] = yield* Effect.scoped(Effect.gen(function*() {
@@ -168,8 +200,10 @@ export const memoryContract = (rig: Rig): void =>
         yield* refuses(CudaMemory.copy(slice(device, 0, 8), slice(host, 0, 9)), "source.byteLength")
         yield* refuses(CudaMemory.copy(slice(device, 0, 8), slice(device, 7, 8)), "source.offset")
         yield* refuses(CudaMemory.copy(slice(host, 0, 8), slice(host, 8, 8)), "destination")
-        yield* refuses(CudaMemory.upload(device, new Uint8Array(65)), "array.byteLength")
-        yield* refuses(CudaMemory.download(new Uint8Array(63), device), "array.byteLength")
+        yield* refuses(CudaMemory.upload(device, new Uint8Array(65)), "array")
+        yield* refuses(CudaMemory.download(new Uint8Array(63), device), "array")
+        yield* refuses(CudaMemory.upload(slice(device, 65, 0), new Uint8Array(0)), "destination.offset")
+        yield* refuses(CudaMemory.fill(host as unknown as DeviceBuffer, 0), "destination")
       })))
 
     it.effect("fills that the driver would misread are refused by name", () =>

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
 import * as Fiber from "effect/Fiber"
 import * as Hash from "effect/Hash"
-import { leavesNothing, refuses } from "../support/assertions.ts"
+import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
@@ -17,13 +17,15 @@ export const streamContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
         assert.isFalse(first.isBlocking)
+        assert.strictEqual(first.flags, 1)
         assert.strictEqual(first.priority, (yield* CudaDevice.priorityRange()).least)
         assert.strictEqual(first.origin, "owned")
         assert.strictEqual(first.deviceIndex, 0)
         assert.strictEqual(first.device, yield* CudaDevice.get(0))
         assert.notStrictEqual(first.id, 0)
         assert.notStrictEqual(first.id, second.id)
-        assert.isTrue((yield* CudaStream.make({ blocking: true })).isBlocking)
+        const blocking = yield* CudaStream.make({ blocking: true })
+        assert.deepStrictEqual([blocking.isBlocking, blocking.flags], [true, 0])
       })))
 
     it.effect("take a priority by name or number", () =>
@@ -145,6 +147,20 @@ export const streamContract = (rig: Rig): void =>
         assert.strictEqual((yield* CudaStream.fromHandle(BigInt(made.handle))).id, made.id)
       })))
 
+    it.effect("the handles of the default streams stand for them", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [legacy, perThread] = [
+          yield* CudaStream.defaultStream(),
+          yield* CudaStream.defaultStream({ mode: "perThread" })
+        ]
+        for (const [handle, stream] of [[0, legacy], [1, legacy], [2, perThread]] as const) {
+          const wrapped = yield* CudaStream.fromHandle(handle)
+          assert.isTrue(Equal.equals(wrapped, stream))
+          yield* everyOperation(wrapped)
+        }
+        yield* refuses(CudaStream.defaultStream({ mode: "other" as "legacy" }), "mode")
+      })))
+
     for (const handle of [-1, 0.5, Number.NaN, 2 ** 60]) {
       it.effect(`refuse to wrap handle ${handle}`, () => refuses(CudaStream.fromHandle(handle), "handle"))
     }
@@ -208,6 +224,24 @@ export const streamContract = (rig: Rig): void =>
         }).pipe(CudaStream.withStream(other))
         assert.strictEqual((yield* CudaDevice.current).ordinal, 0)
       })))
+
+    it.effect.skipIf(rig.deviceCount < 2)(
+      "the current stream is that of the current device, whatever the event's is",
+      () =>
+        leavesNothing(Effect.gen(function*() {
+          const busy = yield* Busy
+          const near = yield* CudaStream.make({ device: 0 })
+          const far = yield* CudaStream.make({ device: 1 })
+          const event = yield* CudaEvent.make({ device: 0 })
+          yield* busy.enqueue(near, 40)
+          yield* CudaEvent.record(event, near)
+          yield* CudaEvent.wait(event).pipe(CudaStream.withStream(far))
+          assert.isFalse(yield* CudaStream.query(far))
+          yield* failsWith(CudaEvent.record(event).pipe(CudaStream.withStream(far)), "DeviceMismatch")
+          yield* CudaStream.synchronize(far)
+          assert.isTrue(yield* CudaStream.query(near))
+        }))
+    )
 
     it.effect.skipIf(rig.deviceCount < 2)("wait for events of another device", () =>
       leavesNothing(Effect.gen(function*() {

@@ -250,12 +250,9 @@ describe("AutoRuntime", () => {
   const kindOn = (driver: StubDriver | string) =>
     Effect.gen(function*() {
       const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/layers/AutoRuntime"))
-      const native = { libraryPath: typeof driver === "string" ? driver : driver.path }
       if (typeof driver !== "string") driver.reset()
-      return yield* logged(Effect.provide(
-        Effect.map(CudaRuntime, ({ kind }) => kind),
-        AutoRuntime.layer({ native })
-      ))
+      const kind = Effect.provide(Effect.map(CudaRuntime, ({ kind }) => kind), AutoRuntime.layer())
+      return yield* logged(withLibrary(typeof driver === "string" ? driver : driver.path)(kind))
     })
 
   describe.runIf(existsSync(source))("chooses", () => {
@@ -285,6 +282,21 @@ describe("AutoRuntime", () => {
           assert.match(lines[0]!, words)
         }))
     }
+
+    it.live("nothing, and fails, when the program named a library that is not there", () =>
+      Effect.gen(function*() {
+        const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/layers/AutoRuntime"))
+        const layer = AutoRuntime.layer({ native: { libraryPath: nowhere } })
+        const error = yield* Effect.flip(Effect.provide(CudaRuntime, layer))
+        assert.strictEqual(error.reason._tag, "LibraryNotFound")
+      }))
+
+    it.live("a library that is no driver is none", () =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(build({ libraryPath: "libc.so.6" }))
+        assert.strictEqual(error.reason._tag, "LibraryNotFound")
+        assert.include(error.message, "libc.so.6 (not a CUDA driver")
+      }))
 
     for (const status of [999, 803, 700]) {
       it.live(`nothing, and fails, when the GPU is there and does not work (${status})`, () =>

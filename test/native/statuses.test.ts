@@ -143,7 +143,7 @@ const streams: ReadonlyArray<Scenario> = [
   failing("cuCtxPushCurrent_v2", "CudaStream.make", openDevice, () => stream),
   failing("cuStreamCreateWithPriority", "CudaStream.make", openDevice, () => stream),
   failing("cuStreamGetId", "CudaStream.make", openDevice, () => stream),
-  failing("cuStreamCreateWithPriority", "CudaStream.make", openDevice, () => CudaStream.fromPool(), {
+  failing("cuStreamCreateWithPriority", "CudaStream.fromPool", openDevice, () => CudaStream.fromPool(), {
     where: "of the pool"
   }),
   failing("cuCtxPushCurrent_v2", "CudaStream.defaultStream", openDevice, () => CudaStream.defaultStream()),

@@ -7,17 +7,19 @@ import * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import { measureWait } from "../CudaMetrics.ts"
-import type { MeasuredWait } from "../CudaMetrics.ts"
 import { CurrentWaitOptions } from "../CudaRuntime.ts"
 import type { WaitOptions } from "../CudaRuntime.ts"
 import type { Backend, Cancel, OnDone, WaitStage } from "./Backend.ts"
 import { fromStatus, refuse, refuseArgument } from "./failures.ts"
 import type { FaultOrigins } from "./failures.ts"
+import { measureWait } from "./measure.ts"
+import type { MeasuredWait } from "./measure.ts"
 import type { DeviceMemoryResource, EventResource, HostMemoryResource, StreamResource } from "./resources.ts"
 
 /** Begins a wait and says how to give it up. */
 export type Watch = (onDone: OnDone, options: WaitOptions) => Cancel
+
+const mostPins = 1_000_000
 
 export class Core {
   readonly backend: Backend
@@ -29,6 +31,9 @@ export class Core {
   readonly hostMemory = new Set<HostMemoryResource>()
   /** Ends every outstanding wait with a failure; for the release of the runtime. */
   readonly waits = new Set<() => void>()
+  readonly foreignStreams = new Map<string, StreamResource>()
+  /** Held while memory is being pinned, which takes many turns of the event loop. */
+  readonly pinning = Semaphore.makeUnsafe(mostPins)
   closed = false
   readonly #opened: Array<boolean>
   readonly #opening: ReadonlyArray<Semaphore.Semaphore>
@@ -82,7 +87,9 @@ export class Core {
     return Effect.suspend(() => {
       const refused = this.refuseDevice(operation, "device", device)
       if (refused !== undefined) return refused
-      return this.#opened[device] === true ? call() : Effect.flatMap(this.#open(operation, device), call)
+      if (this.#opened[device] === true) return call()
+      const opened = this.#open(operation, device)
+      return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", device) ?? call())
     })
   }
 
@@ -108,6 +115,14 @@ export class Core {
     })
     return Effect.uninterruptible(this.#opening[device]!.withPermit(open))
   }
+
+  /** Waits for devices that are being opened and memory that is being pinned. Nothing begins after `closed`. */
+  readonly whenQuiet: Effect.Effect<void> = Effect.suspend(() =>
+    Effect.andThen(
+      Effect.forEach(this.#opening, (opening) => opening.withPermit(Effect.void), { discard: true }),
+      this.pinning.withPermits(mostPins)(Effect.void)
+    )
+  )
 
   /** A device that has lost its context: after that no other one can be opened either. */
   get #lostDevice(): number | undefined {

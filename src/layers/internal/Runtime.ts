@@ -97,6 +97,7 @@ const sumBytes = (buffers: Iterable<{ readonly byteLength: number }>): number =>
 const close = (core: Core): Effect.Effect<void> =>
   Effect.gen(function*() {
     core.closed = true
+    yield* core.whenQuiet
     const { eventDestroy, memoryFree, streamDestroy, streamSynchronize } = {
       ...streamOperations(core),
       ...eventOperations(core),
@@ -106,6 +107,7 @@ const close = (core: Core): Effect.Effect<void> =>
     yield* releaseAll("stream", [...core.defaultStreams.values()], streamSynchronize)
     for (const stream of core.defaultStreams.values()) stream.state = "released"
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
+    for (const stream of core.foreignStreams.values()) stream.state = "released"
     yield* releaseAll("event", [...core.events], eventDestroy)
     core.backend.settle()
     for (const abandon of core.waits) abandon()

@@ -94,7 +94,7 @@ const create = (core: Core, device: number, flags: number) =>
 
 const fromIpcHandle = (core: Core, device: number, handle: Uint8Array) =>
   core.onDevice("CudaEvent.fromIpcHandle", device, () => {
-    if (handle.byteLength !== ipcHandleSize) {
+    if (!(handle instanceof Uint8Array) || handle.byteLength !== ipcHandleSize) {
       return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `${ipcHandleSize} bytes`)
     }
     return adopt(core, "CudaEvent.fromIpcHandle", device, core.backend.eventFromIpcHandle(device, handle))

@@ -31,7 +31,7 @@ export const fromStatus = (
       at: Date.now()
     })
   }
-  return new CudaError({ ...context, call, reason, origin })
+  return new CudaError({ ...context, call: call === "" ? undefined : call, reason, origin })
 }
 
 const stuck = (

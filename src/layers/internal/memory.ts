@@ -37,7 +37,7 @@ export const memoryOperations = (core: Core): MemoryOperations => ({
     Effect.uninterruptible(
       core.onDevice("CudaMemory.allocateHost", 0, () =>
         refuseByteLength("CudaMemory.allocateHost", byteLength) ??
-          Effect.mapBoth(core.backend.hostAllocate(byteLength), {
+          Effect.mapBoth(core.pinning.withPermit(core.backend.hostAllocate(byteLength)), {
             onSuccess: (memory) => {
               core.hostMemory.add(memory)
               return memory
@@ -65,7 +65,8 @@ const allocate = (core: Core, device: number, byteLength: number) => {
   const memory = core.backend.memory!
   core.deviceMemory.add(memory)
   const ready = core.wait(operation, device, String(memory), (onDone) => core.backend.watchAllocation(device, onDone))
-  return Effect.as(Effect.onError(ready, () => Effect.ignore(free(core, memory))), memory)
+  const undo = Effect.suspend(() => memory.state === "live" ? Effect.ignore(free(core, memory)) : Effect.void)
+  return Effect.as(Effect.onError(ready, () => undo), memory)
 }
 
 const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaError> => {

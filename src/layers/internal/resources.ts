@@ -76,6 +76,7 @@ class MemoryResource {
   readonly byteLength: number
   readonly #users = new Set<StreamResource>()
   #lastUser: StreamResource | undefined
+  #pruneAt = 16
   constructor(owner: Owner, address: Address, byteLength: number) {
     this.owner = owner
     this.address = address
@@ -85,6 +86,12 @@ class MemoryResource {
     if (this.#lastUser === stream) return
     this.#lastUser = stream
     this.#users.add(stream)
+    if (this.#users.size >= this.#pruneAt) this.#prune()
+  }
+  /** Forgets streams that are gone, so that a buffer may outlive any number of them. */
+  #prune(): void {
+    for (const user of this.#users) if (user.state === "released") this.#users.delete(user)
+    this.#pruneAt = Math.max(16, this.#users.size * 2)
   }
   /** The streams whose work may still touch the memory. */
   get pendingUsers(): Array<StreamResource> {

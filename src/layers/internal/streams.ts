@@ -2,6 +2,7 @@
  * The stream operations of every runtime.
  */
 import * as Effect from "effect/Effect"
+import { defaultStreamHandles } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
@@ -25,26 +26,8 @@ type StreamOperations = Pick<
 
 export const streamOperations = (core: Core): StreamOperations => ({
   streamCreate: (options) => create(core, options),
-  streamDefault: (device, mode) =>
-    core.onDevice("CudaStream.defaultStream", device, () => {
-      const key = `${device} ${mode}`
-      const known = core.defaultStreams.get(key)
-      if (known !== undefined) return Effect.succeed(known)
-      const status = core.backend.streamDefault(device, mode)
-      if (status !== success) return core.failOn("CudaStream.defaultStream", status, device, `device ${device}`)
-      const stream = core.backend.stream!
-      core.defaultStreams.set(key, stream)
-      return Effect.succeed(stream)
-    }),
-  streamFromHandle: (device, handle) =>
-    core.onDevice("CudaStream.fromHandle", device, () => {
-      if (!Number.isSafeInteger(handle) || handle < 0) {
-        return refuseArgument("CudaStream.fromHandle", "handle", handle, "the address of a CUstream")
-      }
-      const status = core.backend.streamFromHandle(device, handle)
-      if (status === success) return Effect.succeed(core.backend.stream!)
-      return core.failOn("CudaStream.fromHandle", status, device, `handle 0x${handle.toString(16)}`)
-    }),
+  streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
+  streamFromHandle: (device, handle) => fromHandle(core, device, handle),
   streamDestroy: (ref) =>
     Effect.uninterruptible(Effect.suspend(() => {
       const stream = ownStream(ref)
@@ -115,6 +98,40 @@ const failBetween = (
   stream: StreamResource,
   other: StreamResource | EventResource
 ): Effect.Effect<never, CudaError> => core.failOn(operation, status, core.blame(stream, other), `${stream}, ${other}`)
+
+const defaultStream = (core: Core, operation: string, device: number, mode: "legacy" | "perThread") =>
+  core.onDevice(operation, device, () => {
+    if (!Object.hasOwn(defaultStreamHandles, mode)) {
+      return refuseArgument(operation, "mode", mode, `"legacy" or "perThread"`)
+    }
+    const key = `${device} ${mode}`
+    const known = core.defaultStreams.get(key)
+    if (known !== undefined) return Effect.succeed(known)
+    const status = core.backend.streamDefault(device, mode)
+    if (status !== success) return core.failOn(operation, status, device, `device ${device}`)
+    const stream = core.backend.stream!
+    core.defaultStreams.set(key, stream)
+    return Effect.succeed(stream)
+  })
+
+/** The handles that stand for default streams are those; the same stream is the same resource, however often it is wrapped. */
+const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<StreamResource, CudaError> => {
+  const operation = "CudaStream.fromHandle"
+  if (handle === 0 || handle === defaultStreamHandles.legacy) return defaultStream(core, operation, device, "legacy")
+  if (handle === defaultStreamHandles.perThread) return defaultStream(core, operation, device, "perThread")
+  return core.onDevice(operation, device, () => {
+    if (!Number.isSafeInteger(handle) || handle < 0) {
+      return refuseArgument(operation, "handle", handle, "the address of a CUstream")
+    }
+    const status = core.backend.streamFromHandle(device, handle)
+    if (status !== success) return core.failOn(operation, status, device, `handle 0x${handle.toString(16)}`)
+    const made = core.backend.stream!
+    const key = `${device} ${made.id}`
+    const known = core.foreignStreams.get(key)
+    if (known === undefined) core.foreignStreams.set(key, made)
+    return Effect.succeed(known ?? made)
+  })
+}
 
 /** Waits for the work enqueued before now; a stream that is idle answers at once. */
 const drain = (core: Core, operation: string, stream: StreamResource): Effect.Effect<void, CudaError> => {

@@ -29,6 +29,9 @@ export interface WaitPolicy {
 /** Waits that end in one turn of the event loop at most, so that many at once do not hold it: about a millisecond of work. */
 const endsPerTurn = 128
 
+/** The side streams a lane has for wake-ups at most; the rest is left to the timer. */
+const mostSides = 4
+
 /** A wait of this many times the polling time makes its stream a slow one, whose next wait is not polled for. */
 const slowAfter = 20
 
@@ -88,9 +91,10 @@ export class Completion {
   }
 
   /** A stream of the runtime's own that can be made to wait for a record of the lane's; none when that fails. */
-  sideFor(lane: Lane, order: number): SideStream | undefined {
+  sideFor(lane: Lane, order: number, most = Number.POSITIVE_INFINITY): SideStream | undefined {
     const free = lane.sides.find((side) => side.order <= order)
     if (free !== undefined) return free
+    if (lane.sides.length >= most) return undefined
     const stream = this.#deviceOf(lane.device).makeStream()
     if (stream === 0) return undefined
     const side = { stream, order }
@@ -99,10 +103,11 @@ export class Completion {
     return side
   }
 
-  /** Gives back what the waits of a lane needed; with its stream. */
-  forget(lane: Lane): void {
-    for (const side of lane.sides.splice(0)) this.#calls.cuStreamDestroy_v2(side.stream)
-    this.#sided.delete(lane)
+  /** Gives back the side streams of a lane, but for this many. */
+  forget(lane: Lane, keep = 0): void {
+    if (lane.sides.length <= keep) return
+    for (const side of lane.sides.splice(keep)) this.#calls.cuStreamDestroy_v2(side.stream)
+    if (keep === 0) this.#sided.delete(lane)
   }
 
   /**
@@ -143,8 +148,8 @@ export class Completion {
     if (point.lane.head === undefined) {
       point.lane.pollUntil = 0
       this.#lanes.delete(point.lane)
+      this.forget(point.lane, point.lane.isLasting ? 1 : 0)
     }
-    if (!point.lane.isLasting) this.forget(point.lane)
     point.release()
     if (this.#lanes.size === 0) this.#rest()
   }
@@ -253,7 +258,7 @@ export class Completion {
     const first = lane.head
     if (this.#waker === undefined || first?.wakeUp !== true || this.#pauses(lane.device) > 0) return false
     if (lane.armed === first.order) return true
-    const side = this.sideFor(lane, first.order)
+    const side = this.sideFor(lane, first.order, mostSides)
     if (side === undefined) return false
     if (this.#calls.cuStreamWaitEvent(side.stream, first.event, 0) !== success) return false
     side.order = first.order

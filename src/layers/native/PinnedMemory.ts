@@ -141,6 +141,8 @@ export class PinnedMemory {
 
   /** Unpins kept blocks until a new one fits under the limit. */
   #makeRoom(size: number): Effect.Effect<Block, DriverFailure> {
+    const larger = [...this.#kept].filter(([kept, blocks]) => kept > size && blocks.length > 0).map(([kept]) => kept)
+    if (larger.length > 0) return this.take(Math.min(...larger))
     if (this.#retired.length === 0) this.#retireKept()
     if (this.#retired.length === 0 || !this.#isIdle()) return Effect.fail(noMemory)
     this.#unpinSegment()
@@ -189,8 +191,8 @@ export class PinnedMemory {
   }
 }
 
-/** The limit, or what JavaScript can hold. */
-const noMemory: DriverFailure = { call: "cuMemHostRegister", status: statuses.OutOfMemory.code }
+/** The limit, or what JavaScript can hold; no call of the driver said so. */
+const noMemory: DriverFailure = { call: "", status: statuses.OutOfMemory.code }
 
 const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
   const immediate = setImmediate(() => resume(Effect.void))

@@ -5,7 +5,7 @@
  * the writing end of a pipe, with one byte always buffered; Node.js reads the other end, and knows by itself when a thread
  * that is on its way out can be told nothing more. (A libuv handle of ours on the loop aborts the process when a worker
  * thread ends with it open.) The stream lives as long as the process, so a host function may come at any time, also after
- * the thread that waited is gone.
+ * the thread that waited is gone; of a worker that is terminated its descriptor does too.
  *
  * No wake-up is lost: the byte that was read is replaced before anyone looks what has ended, so a host function either
  * finds a byte to send, or ran early enough to be seen.
@@ -14,6 +14,7 @@
  */
 import type Koffi from "koffi"
 import { Socket } from "node:net"
+import { isMainThread } from "node:worker_threads"
 
 export interface Waker {
   /** The address of `fflush`, and of the stream to flush: what `cuLaunchHostFunc` is given. */
@@ -57,6 +58,7 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
   const socket = new Socket({ fd: ends[0]!, writable: false, onread: { buffer: new Uint8Array(64), callback } })
   socket.resume()
   socket.unref()
+  if (!isMainThread) process.once("exit", () => retire(koffi, ends[1]!, stream))
   return {
     send: Number(c.symbol("fflush")),
     handle: stream,
@@ -67,4 +69,11 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
       }
     }
   }
+}
+
+/** With its byte sent, the stream has nothing left to flush whoever may still ask, so its descriptor can go. */
+const retire = (koffi: typeof Koffi, descriptor: number, stream: number): void => {
+  const c = koffi.load(null)
+  c.func("fflush", "int", ["uintptr_t"])(stream)
+  c.func("close", "int", ["int"])(descriptor)
 }
