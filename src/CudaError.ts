@@ -206,7 +206,7 @@ export type CudaErrorReason =
   | NeverFinishes
 
 /**
- * The first failure that ended a device's context, kept to explain the ones that follow from it.
+ * The first failure that ended the contexts of the process, kept to explain the ones that follow from it.
  *
  * @category models
  * @since 0.1.0
@@ -236,7 +236,7 @@ export interface CudaErrorFields {
   readonly subject?: string | undefined
   /** The ordinal of the device concerned. */
   readonly device?: number | undefined
-  /** The failure that ended the device's context, when this one follows from it. */
+  /** The failure that ended the contexts of the process, when this one follows from it. */
   readonly origin?: FaultOrigin | undefined
 }
 
@@ -272,7 +272,7 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
     super({ ...fields, message: messageOf(fields) })
   }
 
-  /** True when the context of the device is lost: no later call on that device can succeed in this process. */
+  /** True when the contexts of the process are lost: no later call on any device can succeed in it. */
   get isSticky(): boolean {
     return "isSticky" in this.reason && this.reason.isSticky
   }
@@ -375,6 +375,6 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
 
 const explainOrigin = (origin: FaultOrigin | undefined): string => {
   if (origin === undefined) return ""
-  return ` Device ${origin.device} lost its context earlier: ${origin.operation} met ${origin.status.name} at ` +
-    `${new Date(origin.at).toISOString()}.`
+  return ` A fault ended the contexts of this process earlier: ${origin.operation} met ${origin.status.name} on device ` +
+    `${origin.device} at ${new Date(origin.at).toISOString()}.`
 }

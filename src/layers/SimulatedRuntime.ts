@@ -164,9 +164,12 @@ export interface Work {
 export interface SimulatedControlService {
   /** Enqueues work on a stream. */
   readonly launch: (stream: StreamRef | { readonly ref: StreamRef }, work: Work) => Effect.Effect<void, CudaError>
-  /** Makes the next call of an operation fail, or the next so many. A sticky status ends the device's context too. */
+  /** Makes the next call of an operation fail, or the next so many. A sticky status ends the contexts too. */
   readonly failNext: (call: OperationName, status: StatusTag, times?: number) => Effect.Effect<void, CudaError>
-  /** Ends a device's context at once, as a fault does: pending work never runs, and every later call fails. */
+  /**
+   * Ends the contexts of the runtime at once, as a fault on this device does: pending work never runs, and every later call
+   * fails, on every device.
+   */
   readonly lose: (device: number, status: StatusTag) => Effect.Effect<void, CudaError>
   /** The content of a device buffer at this moment, not a copy: what `run` reads and writes. */
   readonly bytes: (
@@ -292,7 +295,7 @@ export const layer = (options: SimulatedOptions = {}): Layer.Layer<CudaRuntime |
   )
 
 const makeControl = (backend: SimulatedBackend, plan: Plan): SimulatedControlService => {
-  const origins: FaultOrigins = new Map()
+  const origins: FaultOrigins = { first: undefined }
   return {
     launch: (target, work) => launch(backend, origins, "ref" in target ? target.ref : target, work),
     failNext: (call, status, times = 1) => failNext(plan, call, status, times),
@@ -372,7 +375,7 @@ const bytes = (
     const content = backend.bytesOf(memory)
     if (content !== undefined) return Effect.succeed(content)
     const context = { operation, device: ref.device, subject: String(memory) }
-    return Effect.fail(fromStatus(backend, new Map(), statuses.OutOfMemory.code, context))
+    return Effect.fail(fromStatus(backend, { first: undefined }, statuses.OutOfMemory.code, context))
   })
 
 const isSticky = (status: StatusTag): boolean => Object.hasOwn(statuses, status) && statuses[status].isSticky

@@ -23,7 +23,7 @@ const mostPins = 1_000_000
 
 export class Core {
   readonly backend: Backend
-  readonly origins: FaultOrigins = new Map()
+  readonly origins: FaultOrigins = { first: undefined }
   readonly streams = new Set<StreamResource>()
   readonly defaultStreams = new Map<string, StreamResource>()
   readonly events = new Set<EventResource>()
@@ -52,15 +52,6 @@ export class Core {
   /** The failure for a status of a device's call that concerns no resource yet. */
   failOn(operation: string, status: number, device: number, subject: string): Effect.Effect<never, CudaError> {
     return Effect.fail(this.error(operation, status, device, subject))
-  }
-
-  /** The device whose lost context made a call between two devices fail; the first one when neither is. */
-  blame(first: StreamResource, second: { readonly device: number }): number {
-    if (first.device === second.device || this.origins.has(first.device)) return first.device
-    const { call } = this.backend
-    const status = this.backend.streamQuery(first)
-    this.backend.call = call
-    return status === success || status === notReady ? second.device : first.device
   }
 
   error(operation: string, status: number, device: number, subject: string, call?: string): CudaError {
@@ -109,8 +100,7 @@ export class Core {
         onSuccess: () => {
           this.#opened[device] = true
         },
-        onFailure: ({ call, status }) =>
-          this.error(operation, status, this.#lostDevice ?? device, `device ${device}`, call)
+        onFailure: ({ call, status }) => this.error(operation, status, device, `device ${device}`, call)
       })
     })
     return Effect.uninterruptible(this.#opening[device]!.withPermit(open))
@@ -123,11 +113,6 @@ export class Core {
       this.pinning.withPermits(mostPins)(Effect.void)
     )
   )
-
-  /** A device that has lost its context: after that no other one can be opened either. */
-  get #lostDevice(): number | undefined {
-    return this.origins.keys().next().value
-  }
 
   /** Suspends the fiber until the watch ends; interruption gives the watch up. */
   wait(operation: string, device: number, subject: string, watch: Watch): Effect.Effect<void, CudaError> {

@@ -9,10 +9,12 @@ import { neverFinishes } from "./Backend.ts"
 import type { Backend } from "./Backend.ts"
 import type { Owner, Resource } from "./resources.ts"
 
-/** The first fault of each device of a runtime: it explains every failure after it. */
-export type FaultOrigins = Map<number, FaultOrigin>
+/** The first fault that a runtime met: it explains every sticky failure after it. */
+export interface FaultOrigins {
+  first: FaultOrigin | undefined
+}
 
-/** The failure for a status, remembering the first one that ends a device's context. */
+/** The failure for a status, remembering the first one that ends the contexts of the process. */
 export const fromStatus = (
   backend: Backend,
   origins: FaultOrigins,
@@ -22,14 +24,10 @@ export const fromStatus = (
   if (status === neverFinishes) return stuck(backend, context)
   const call = context.call ?? backend.call
   const reason = reasonOf(backend, status)
-  const origin = reason.isSticky ? origins.get(context.device) : undefined
-  if (reason.isSticky && origin === undefined) {
-    origins.set(context.device, {
-      operation: context.operation,
-      device: context.device,
-      status: reason,
-      at: Date.now()
-    })
+  const origin = reason.isSticky ? origins.first : undefined
+  if (reason.isSticky) {
+    const { device, operation } = context
+    origins.first ??= { operation, device, status: reason, at: Date.now() }
   }
   return new CudaError({ ...context, call: call === "" ? undefined : call, reason, origin })
 }

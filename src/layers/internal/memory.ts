@@ -108,9 +108,12 @@ const copy = (
   }
   const status = transfer.byteLength === 0 ? success : backend.memoryCopy(transfer, stream)
   if (status === success) return Effect.void
-  const far = [to, from].find((end) => end.kind === "device" && end.device !== stream.device)
-  const device = far?.kind === "device" ? core.blame(stream, far) : stream.device
-  return core.failOn(operation, status, device, `${transfer.byteLength} bytes from ${from} to ${to} on ${stream}`)
+  return core.failOn(
+    operation,
+    status,
+    stream.device,
+    `${transfer.byteLength} bytes from ${from} to ${to} on ${stream}`
+  )
 }
 
 const fill = (

@@ -10,7 +10,7 @@ import type { CudaRuntimeService } from "../CudaRuntime.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
-import type { EventResource, StreamResource } from "./resources.ts"
+import type { StreamResource } from "./resources.ts"
 
 type StreamOperations = Pick<
   CudaRuntimeService,
@@ -56,7 +56,7 @@ export const streamOperations = (core: Core): StreamOperations => ({
         return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
       }
       const status = core.backend.streamWaitEvent(stream, event)
-      return status === success ? Effect.void : failBetween(core, "CudaStream.waitEvent", status, stream, event)
+      return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
     }),
   streamWaitStream: (ref, otherRef) =>
     Effect.suspend(() => {
@@ -66,7 +66,7 @@ export const streamOperations = (core: Core): StreamOperations => ({
         return refuseResource("CudaStream.waitStream", core.backend, stream, other)
       }
       const status = core.backend.streamWaitStream(stream, other)
-      return status === success ? Effect.void : failBetween(core, "CudaStream.waitStream", status, stream, other)
+      return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
     })
 })
 
@@ -89,15 +89,6 @@ const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate
     core.streams.add(stream)
     return Effect.succeed(stream)
   })
-
-/** A call between two devices fails for the one that is lost. */
-const failBetween = (
-  core: Core,
-  operation: string,
-  status: number,
-  stream: StreamResource,
-  other: StreamResource | EventResource
-): Effect.Effect<never, CudaError> => core.failOn(operation, status, core.blame(stream, other), `${stream}, ${other}`)
 
 const defaultStream = (core: Core, operation: string, device: number, mode: "legacy" | "perThread") =>
   core.onDevice(operation, device, () => {

@@ -50,6 +50,7 @@ export class Completion {
   readonly #paused = new Map<number, number>()
   /** How many more waits may end in this turn. */
   #endsLeft = 0
+  #sawFault = false
   #stage: WaitStage = "poll"
   #immediate: NodeJS.Immediate | undefined
   #timer: NodeJS.Timeout | undefined
@@ -199,8 +200,16 @@ export class Completion {
       if (stage !== "poll" || lane.pollUntil > 0) this.#askLane(lane)
       if (this.#endsLeft <= 0) return this.#goOnLater(lane)
     }
+    if (this.#sawFault) return this.#afterFault()
     const now = performance.now()
     for (const lane of this.#lanes) this.#expect(lane, now)
+  }
+
+  /** A fault ends every context of the process, so every lane is asked, without waiting for its turn. */
+  #afterFault(): void {
+    this.#sawFault = false
+    clearImmediate(this.#immediate)
+    this.#immediate = this.#lanes.size > 0 ? setImmediate(this.#onWake) : undefined
   }
 
   /** The rest has its turn after the event loop has had one; the lane that took this one comes last then. */
@@ -248,6 +257,7 @@ export class Completion {
   #fail(point: Point, status: number): void {
     if (!reasonFromStatus(status).isSticky) return this.#end(point, status)
     const { device } = point.lane
+    this.#sawFault = true
     for (const lane of this.#lanes) {
       while (lane.device === device && lane.head !== undefined && this.#endsLeft > 0) this.#end(lane.head, status)
     }

@@ -38,7 +38,10 @@ export class Model implements WatcherHome {
     this.world = world
     this.timeline = recordTimeline ? [] : undefined
     this.devices = devices.map((traits, ordinal) => new Device(ordinal, traits))
-    for (const device of this.devices) device.timeline = this.timeline
+    for (const device of this.devices) {
+      device.timeline = this.timeline
+      device.siblings = this.devices
+    }
   }
 
   /** An address that stands for a thing of the driver. */

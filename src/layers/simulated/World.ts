@@ -94,15 +94,20 @@ export class World {
     watcher.record.watchers?.delete(watcher)
   }
 
-  /** Ends a device's context: what is pending never runs, and those who wait for it are told. */
+  /** Ends the context of a device, and as on a GPU those of all the process has: what is pending there never runs. */
   lose(device: Device, status: number): void {
     if (device.lost !== 0) return
+    for (const sibling of device.siblings) this.#end(sibling, status)
+    this.#step()
+  }
+
+  /** What is pending never runs, and those who wait for it are told. */
+  #end(device: Device, status: number): void {
     device.lost = status
     for (const stream of device.streams) this.#drop(stream)
     device.group = new Group(false, undefined)
     for (const watcher of device.watchers) decide(watcher, status)
     device.watchers.clear()
-    this.#step()
   }
 
   #drop(stream: Stream): void {

@@ -98,11 +98,9 @@ export class SimulatedBackend implements Backend {
     return status === neverFinishes ? { name: "NeverFinishes", description: this.#because } : undefined
   }
 
-  /** As on a GPU, a process in which one device has lost its context can open no other. */
   openDevice(device: number): Effect.Effect<void, DriverFailure> {
     return Effect.suspend(() => {
-      const begun = this.#begin("cuDevicePrimaryCtxRetain", this.#device(device))
-      const status = begun === success ? this.model.devices.find((other) => other.lost !== success)?.lost ?? 0 : begun
+      const status = this.#begin("cuDevicePrimaryCtxRetain", this.#device(device))
       return status === success ? Effect.void : this.#fail(status)
     })
   }

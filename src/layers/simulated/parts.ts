@@ -243,6 +243,8 @@ export class Device {
   readonly releases: Stream
   readonly streams = new Set<Stream>()
   readonly watchers = new Set<Watcher>()
+  /** The devices of the same runtime, itself included. */
+  siblings: ReadonlyArray<Device> = [this]
   group = new Group(false, undefined)
   usedMemory = 0
   /** What was done when, for those who keep it. */
