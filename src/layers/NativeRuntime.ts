@@ -121,7 +121,7 @@ const check = (
 const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, CudaError> => {
   const policy = {
     wait: {
-      pollFor: Duration.toMillis(options.wait?.pollFor ?? Duration.micros(200n)),
+      pollFor: toMillis(options.wait?.pollFor ?? Duration.micros(200n)),
       wakeUp: options.wait?.wakeUp ?? true,
       safetyInterval: 100,
       timerInterval: 1
@@ -131,13 +131,21 @@ const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, Cuda
       keepBytes: options.pinned?.keepBytes ?? 1024 ** 3
     }
   }
-  const pollFor = options.wait?.pollFor
-  const given = { pollFor: typeof pollFor === "number" ? pollFor : policy.wait.pollFor, ...policy.pinned }
-  for (const [argument, value] of Object.entries(given)) {
+  for (const [argument, value] of Object.entries({ pollFor: policy.wait.pollFor, ...policy.pinned })) {
     if (value >= 0) continue
     return fail({ _tag: "InvalidArgument", argument, value: String(value), expected: "0 or more" })
   }
   return Effect.succeed(policy)
+}
+
+/** Not a number for what is no duration, as for negative numbers and `NaN`, which a duration would make 0. */
+const toMillis = (input: Duration.Input): number => {
+  if (typeof input === "number") return input
+  try {
+    return Duration.toMillis(input)
+  } catch {
+    return Number.NaN
+  }
 }
 
 const environmentPath = Config.option(Config.String("EFFECT_CUDA_LIBRARY"))

@@ -165,6 +165,7 @@ describe("options that make no sense are refused by name", () => {
   const refused: ReadonlyArray<readonly [string, string, NativeRuntime.NativeOptions]> = [
     ["pollFor", "negative", { wait: { pollFor: -1 } }],
     ["pollFor", "NaN", { wait: { pollFor: Number.NaN } }],
+    ["pollFor", "no duration", { wait: { pollFor: "soon" as "1 second" } }],
     ["maxBytes", "negative", { pinned: { maxBytes: -1 } }],
     ["maxBytes", "NaN", { pinned: { maxBytes: Number.NaN } }],
     ["keepBytes", "negative", { pinned: { keepBytes: -4096 } }],
