@@ -18,7 +18,7 @@ export interface StatusInfo {
 const plain = (code: number, name: string, description: string, advice = ""): StatusInfo =>
   Object.freeze({ code, name, description, advice, isSticky: false, isRetryable: false })
 
-/** The context is lost with this status, and with it everything on that device in this process. */
+/** The contexts of the process are lost with this status: no call on any device succeeds after it. */
 const sticky = (code: number, name: string, description: string, advice = ""): StatusInfo =>
   Object.freeze({ code, name, description, advice, isSticky: true, isRetryable: false })
 

@@ -221,8 +221,8 @@ export interface WaitOptions {
    */
   readonly pollFor?: Duration.Input | undefined
   /**
-   * Whether the GPU wakes the event loop after that, which uses no CPU and costs tens of microseconds. Otherwise a timer
-   * asks once per millisecond. A layer without wake-ups has none for a region either.
+   * Whether the GPU wakes the event loop after that, which uses hardly any CPU and costs tens to hundreds of microseconds.
+   * Otherwise a timer asks once per millisecond. A layer without wake-ups has none for a region either.
    */
   readonly wakeUp?: boolean | undefined
 }

@@ -151,7 +151,7 @@ export interface Work {
   readonly duration: Duration.Input
   /** What it does, at its end. When it throws, the work ends in a `LaunchFailed` fault. */
   readonly run?: (() => void) | undefined
-  /** The fault it ends in: a status that ends the device's context. */
+  /** The fault it ends in: a status that ends the contexts. */
   readonly fault?: StatusTag | undefined
 }
 

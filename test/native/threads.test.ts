@@ -154,6 +154,24 @@ describe("a worker with waits that the GPU is to wake", () => {
   }
 })
 
+describe("workers that come and go", () => {
+  it("leave no descriptor behind", async () => {
+    const { exit, output } = await run(`
+      import { readdirSync } from "node:fs"
+      if (!isMainThread) await run(rounds(1))
+      else {
+        const live = () => readdirSync("/proc/self/fd").length
+        const one = () => new Promise((resolve) => startWorker().once("exit", resolve))
+        await one()
+        const before = live()
+        for (let count = 0; count < 8; count++) await one()
+        console.log(live() - before)
+      }
+    `)
+    assert.deepStrictEqual([exit, output], [0, "0"])
+  })
+})
+
 describe("a process", () => {
   it("whose only pending thing is a wait that the GPU is to end stays alive, and then exits", async () => {
     const { exit, milliseconds, output } = await run(`

@@ -27,27 +27,12 @@ import {
   pause,
   until
 } from "../support/stubDriver.ts"
+import { begin, failureOf, isPending, succeeds } from "../support/waits.ts"
 
 const stub = openStub()
 const segment = 16 * 1024 * 1024
 
 const held = Effect.flatMap(CudaRuntime, (runtime) => runtime.liveResources)
-
-/** Forks an effect and turns the event loop until it waits, or is done. */
-const begin = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.tap(Effect.forkChild(effect), () => pause(2))
-
-const isPending = <A, E>(fiber: Fiber.Fiber<A, E>): boolean => fiber.pollUnsafe() === undefined
-
-/** The end of a fiber that must come within two seconds. */
-const ended = <A, E>(fiber: Fiber.Fiber<A, E>): Effect.Effect<Exit.Exit<A, E>> =>
-  Effect.andThen(until("the fiber ends", () => !isPending(fiber)), Fiber.await(fiber))
-
-/** The failure of a fiber that must fail. */
-const failureOf = <A>(fiber: Fiber.Fiber<A, CudaError>): Effect.Effect<CudaError> =>
-  Effect.andThen(ended(fiber), Effect.flip(Effect.andThen(Fiber.join(fiber), Effect.die("expected a failure"))))
-
-const succeeds = <A, E>(fiber: Fiber.Fiber<A, E>): Effect.Effect<void> =>
-  Effect.map(ended(fiber), (exit) => assert.isTrue(Exit.isSuccess(exit), String(exit)))
 
 /** A stream with work that stays pending. */
 const busyStream = Effect.tap(CudaStream.make(), (stream) => Effect.sync(() => stub.work(stream)))
@@ -448,6 +433,22 @@ describe("a fault while fibers wait", () => {
 describe("the stages of a wait", () => {
   const questions = (): number => stub.calls("cuEventQuery").reduce((sum, { times }) => sum + times, 0)
 
+  it.live("begun newest first have few streams of the runtime's own, and one afterwards", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* busyStream
+        const events = yield* Effect.forEach(Array.from({ length: 40 }), () => CudaEvent.make({ blocking: true }))
+        yield* Effect.forEach(events, (event) => CudaEvent.record(event, stream))
+        const before = stub.live.streams
+        const fibers = yield* Effect.forEach([...events].reverse(), (event) => begin(CudaEvent.synchronize(event)))
+        assert.isAtMost(stub.live.streams - before, 4)
+        stub.finishAll()
+        yield* Effect.forEach(fibers, succeeds)
+        assert.isAtMost(stub.live.streams - before, 1)
+      })
+    ))
+
   it.live("without wake-ups: every turn at first, then a timer", () =>
     onStub(
       stub,
@@ -762,6 +763,18 @@ describe("pinned memory", () => {
       })
     ))
 
+  it.live("under the limit, a larger block that is kept serves a smaller need, also while there is work", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        yield* Effect.scoped(CudaMemory.allocateHost(768 * 1024))
+        yield* busyStream
+        assert.strictEqual((yield* CudaMemory.allocateHost(512 * 1024)).bytes.byteLength, 512 * 1024)
+        stub.finishAll()
+      }),
+      { pinned: { maxBytes: 1024 * 1024 } }
+    ))
+
   it.live("beyond the limit is OutOfMemory, and nothing stays pinned", () =>
     onStub(
       stub,
@@ -842,6 +855,36 @@ describe("the release of the runtime", () => {
       remote.finish()
       assertReleased(stub)
       yield* assertQuiet(stub)
+    }))
+
+  it.live("in the midst of a device's first use and of pinning lets both end, and leaves nothing", () =>
+    Effect.gen(function*() {
+      for (const begun of ["streamCreate", "hostAllocate"] as const) {
+        const { close, runtime } = yield* openRuntime()
+        const use: Effect.Effect<unknown, CudaError> = begun === "streamCreate"
+          ? runtime.streamCreate({ device: 0, priority: "low", nonBlocking: true })
+          : runtime.hostAllocate(16 * segment)
+        if (begun === "hostAllocate") yield* runtime.devicePriorityRange(0)
+        const fiber = yield* Effect.forkDetach(Effect.exit(use), { startImmediately: true })
+        yield* close
+        yield* Fiber.join(fiber)
+        assertReleased(stub)
+        yield* assertQuiet(stub)
+      }
+    }))
+
+  it.live("makes a foreign stream a released one", () =>
+    Effect.gen(function*() {
+      const { close, runtime, use } = yield* openRuntime()
+      const own = yield* use(CudaStream.make())
+      const foreign = yield* use(CudaStream.fromHandle(own.handle))
+      assert.strictEqual((yield* use(CudaStream.fromHandle(own.handle))).ref, foreign.ref)
+      yield* close
+      const late = [runtime.streamQuery(foreign.ref), runtime.streamWaitStream(foreign.ref, foreign.ref)]
+      for (const operation of late) {
+        assert.strictEqual((yield* Effect.flip(operation)).reason._tag, "ResourceReleased")
+      }
+      assertReleased(stub)
     }))
 
   it.live("waits for the work of its streams, and for releases", () =>
