@@ -10,7 +10,8 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import type { DeviceAttribute } from "./cuda/flags.ts"
 import type { CudaError } from "./CudaError.ts"
-import { CurrentDevice, named, refuseArgument, resolveDevice } from "./internal/handles.ts"
+import { named, refuseArgument } from "./internal/handles.ts"
+import { CurrentPlace, resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "./layers/CudaRuntime.ts"
 
@@ -110,7 +111,8 @@ export const withDevice: {
   <A, E, R>(self: Effect.Effect<A, E, R>, device: DeviceInput): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
     Effect.flatMap(
       Effect.flatMap(resolveDevice(device), get).pipe(named("CudaDevice.withDevice")),
-      ({ ordinal }) => Effect.provideService(self, CurrentDevice, ordinal)
+      ({ ordinal }) =>
+        Effect.updateService(self, CurrentPlace, (outer) => ({ device: ordinal, stream: undefined, outer }))
     )
 )
 

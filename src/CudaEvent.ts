@@ -17,15 +17,8 @@ import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import {
-  EventImpl,
-  EventTypeId,
-  onStream,
-  released,
-  resolveDevice,
-  TimedEventImpl,
-  TimedEventTypeId
-} from "./internal/handles.ts"
+import { EventImpl, EventTypeId, released, TimedEventImpl, TimedEventTypeId } from "./internal/handles.ts"
+import { onStream, resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
 

@@ -17,16 +17,8 @@ import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import {
-  BufferTypeId,
-  DeviceBufferImpl,
-  HostBufferImpl,
-  named,
-  onStream,
-  refuseArgument,
-  released,
-  resolveDevice
-} from "./internal/handles.ts"
+import { BufferTypeId, DeviceBufferImpl, HostBufferImpl, named, refuseArgument, released } from "./internal/handles.ts"
+import { onStream, resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type {
   CudaRuntimeService,

@@ -14,22 +14,14 @@ import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
-import {
-  CurrentDevice,
-  CurrentStreams,
-  EventImpl,
-  named,
-  released,
-  resolveDevice,
-  StreamImpl,
-  StreamTypeId
-} from "./internal/handles.ts"
-import { CudaRuntime, resolvePriority } from "./layers/CudaRuntime.ts"
+import { EventImpl, named, released, StreamImpl, StreamTypeId } from "./internal/handles.ts"
+import { CurrentPlace, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
+import { resolvePool } from "./internal/streamPool.ts"
+import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRuntime.ts"
 
 /**
@@ -143,11 +135,8 @@ export const make = (
  */
 export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.gen(function*() {
-    const runtime = yield* CudaRuntime
-    const device = yield* resolveDevice(options.device)
-    const range = yield* runtime.devicePriorityRange(device)
-    const priority = resolvePriority(range, options.priority ?? "low", options.outOfRange ?? "clamp")
-    return yield* takeFromPool(runtime, device, priority)
+    const pool = yield* resolvePool(yield* CudaRuntime, options)
+    return yield* pool.take
   }).pipe(named("CudaStream.fromPool"))
 
 /**
@@ -203,7 +192,7 @@ export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaErr
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const ordinal = yield* resolveDevice(device)
-    const stream = (yield* CurrentStreams).get(runtime)?.get(ordinal)
+    const stream = regionStream(yield* CurrentPlace, runtime, ordinal)
     return stream ?? (yield* defaultStream({ device: ordinal }))
   }).pipe(named("CudaStream.current"))
 
@@ -220,13 +209,57 @@ export const withStream: {
 } = dual(
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, stream: CudaStream): Effect.Effect<A, E, R> =>
-    self.pipe(
-      Effect.updateService(CurrentStreams, (streams) =>
-        new Map(streams).set(
-          stream.runtime,
-          new Map(streams.get(stream.runtime)).set(stream.deviceIndex, stream)
-        )),
-      Effect.provideService(CurrentDevice, stream.deviceIndex)
+    Effect.updateService(self, CurrentPlace, (place) => onStreamOf(stream, place))
+)
+
+/**
+ * Runs an effect with a stream from the pool as the current one, and its device as the current one; restores both on every
+ * exit.
+ *
+ * **Details**
+ *
+ * Other regions and branches take other streams of the pool meanwhile, as long as there are any. The stream is in no order
+ * with the one that was current: `CudaBranch.all` and `CudaBranch.fork` run effects on pooled streams that are.
+ *
+ * **Example** (A fill beside everything else)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const cleared = Effect.gen(function*() {
+ *   const buffer = yield* CudaMemory.allocate(4096)
+ *   yield* CudaMemory.fill(buffer, 0)
+ *   yield* CudaStream.synchronize(yield* CudaStream.current())
+ * }).pipe(Effect.scoped, CudaStream.withPooledStream({ priority: "high" }))
+ * ```
+ *
+ * @category current stream
+ * @since 0.1.0
+ */
+export const withPooledStream: {
+  (
+    options?: PriorityOptions
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | CudaError, R | CudaRuntime>
+  <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    options?: PriorityOptions
+  ): Effect.Effect<A, E | CudaError, R | CudaRuntime>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    options: PriorityOptions = {}
+  ): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
+    Effect.acquireUseRelease(
+      Effect.flatMap(CudaRuntime, (runtime) =>
+        Effect.flatMap(resolvePool(runtime, options), (pool) =>
+          pool.lease(1)).pipe(
+            named("CudaStream.withPooledStream")
+          )),
+      ({ streams }) =>
+        withStream(self, streams[0]!),
+      ({ giveBack }) => Effect.sync(giveBack)
     )
 )
 
@@ -318,40 +351,3 @@ const create = (runtime: CudaRuntimeService, options: MakeOptions): Effect.Effec
       outOfRange: options.outOfRange,
       nonBlocking: options.blocking !== true
     }))
-
-/** Streams per device and priority. */
-const poolSize = 32
-
-interface StreamPool {
-  readonly streams: Array<CudaStream>
-  readonly making: Semaphore.Semaphore
-  taken: number
-}
-
-const pools = new WeakMap<CudaRuntimeService, Map<string, StreamPool>>()
-
-const poolOf = (runtime: CudaRuntimeService, device: number, priority: number): StreamPool => {
-  let ofRuntime = pools.get(runtime)
-  if (ofRuntime === undefined) pools.set(runtime, ofRuntime = new Map())
-  const key = `${device} ${priority}`
-  let pool = ofRuntime.get(key)
-  if (pool === undefined) ofRuntime.set(key, pool = { streams: [], making: Semaphore.makeUnsafe(1), taken: 0 })
-  return pool
-}
-
-const takeFromPool = (runtime: CudaRuntimeService, device: number, priority: number) =>
-  Effect.suspend(() => {
-    const pool = poolOf(runtime, device, priority)
-    const slot = pool.taken++ % poolSize
-    const made = pool.streams[slot]
-    if (made !== undefined) return Effect.succeed(made)
-    const make = Effect.suspend(() => {
-      const known = pool.streams[slot]
-      if (known !== undefined) return Effect.succeed(known)
-      return Effect.map(
-        runtime.streamCreate({ device, priority, nonBlocking: true }),
-        (ref): CudaStream => pool.streams[slot] = new StreamImpl(runtime, ref)
-      )
-    })
-    return Effect.uninterruptible(pool.making.withPermit(make))
-  })

@@ -3,6 +3,8 @@
  *
  * @since 0.1.0
  */
+export * as CudaBranch from "./CudaBranch.ts"
+export * as CudaDependency from "./CudaDependency.ts"
 export * as CudaDevice from "./CudaDevice.ts"
 export * as CudaError from "./CudaError.ts"
 export * as CudaEvent from "./CudaEvent.ts"

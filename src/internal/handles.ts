@@ -1,57 +1,18 @@
 /**
- * What the handles of the modules are made of, and the current device and streams: shared by the modules, below them
- * all. Their types are the modules' own.
+ * What the handles of the modules are made of: shared by the modules, below them all. Their types are the modules' own.
  */
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
 import * as Hash from "effect/Hash"
 import * as Inspectable from "effect/Inspectable"
 import * as Pipeable from "effect/Pipeable"
 import { eventFlags, streamFlags } from "../cuda/flags.ts"
-import type { CudaDevice, DeviceInput } from "../CudaDevice.ts"
+import type { CudaDevice } from "../CudaDevice.ts"
 import { CudaError, isCudaError } from "../CudaError.ts"
 import type { CudaEvent, TimedEvent } from "../CudaEvent.ts"
 import type { DeviceBuffer, HostBuffer } from "../CudaMemory.ts"
 import type { CudaStream } from "../CudaStream.ts"
 import type { CudaRuntimeService, DeviceMemoryRef, EventRef, HostMemoryRef, StreamRef } from "../layers/CudaRuntime.ts"
-
-/** The ordinal of the device that constructors use when none is given. */
-export const CurrentDevice = Context.Reference<number>("effect-cuda/CurrentDevice", { defaultValue: () => 0 })
-
-/** The current streams of a runtime, by device. */
-export type StreamsByDevice = ReadonlyMap<number, CudaStream>
-
-/** The current stream of each runtime's devices, where it is another than the default stream. */
-export const CurrentStreams = Context.Reference<ReadonlyMap<CudaRuntimeService, StreamsByDevice>>(
-  "effect-cuda/CurrentStreams",
-  { defaultValue: () => new Map() }
-)
-
-/** The device of an option, or the current one. */
-export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
-  Effect.withFiber((fiber) => Effect.succeed(deviceOrdinal(device) ?? fiber.getRef(CurrentDevice)))
-
-/** What is forced past the types and is no device is not a number, for the runtime to refuse. */
-const deviceOrdinal = (device: DeviceInput | undefined): number | undefined =>
-  typeof device === "object" ? device?.ordinal ?? Number.NaN : device
-
-/** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
-export const onStream = <A>(
-  runtime: CudaRuntimeService,
-  device: number | undefined,
-  stream: CudaStream | undefined,
-  operation: (stream: StreamRef) => Effect.Effect<A, CudaError>
-): Effect.Effect<A, CudaError> => {
-  if (stream !== undefined) return operation(stream.ref)
-  return Effect.withFiber((fiber) => {
-    const ordinal = device ?? fiber.getRef(CurrentDevice)
-    const current = fiber.getRef(CurrentStreams).get(runtime)?.get(ordinal)
-    return current === undefined
-      ? Effect.flatMap(runtime.streamDefault(ordinal, "legacy"), operation)
-      : operation(current.ref)
-  })
-}
 
 /**
  * A release that failed: there is nobody to fail to, so it is logged, unless the driver is already gone. What follows from
@@ -73,7 +34,8 @@ export const refuseArgument = (operation: string, argument: string, value: unkno
     new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value: String(value), expected } })
   )
 
-abstract class Handle extends Inspectable.Class implements Pipeable.Pipeable {
+/** What every value of the modules is: it can be piped and prints itself. */
+export abstract class Handle extends Inspectable.Class implements Pipeable.Pipeable {
   pipe() {
     return Pipeable.pipeArguments(this, arguments)
   }

@@ -312,6 +312,13 @@ export interface CudaRuntimeService {
   readonly streamWaitEvent: (stream: StreamRef, event: EventRef) => Effect.Effect<void, CudaError>
   /** `cuEventRecord` of an event of the runtime's own on `other`, and `cuStreamWaitEvent` for it. */
   readonly streamWaitStream: (stream: StreamRef, other: StreamRef) => Effect.Effect<void, CudaError>
+  /** One `cuEventRecord` of an event of the runtime's own on `from`, and a `cuStreamWaitEvent` for it on every branch. */
+  readonly streamFork: (from: StreamRef, branches: ReadonlyArray<StreamRef>) => Effect.Effect<void, CudaError>
+  /**
+   * What `streamWaitStream` does, for every branch. One that cannot be waited for does not keep the others from being; its
+   * failure is that of the whole.
+   */
+  readonly streamJoin: (into: StreamRef, branches: ReadonlyArray<StreamRef>) => Effect.Effect<void, CudaError>
 
   /** `cuEventCreate`. */
   readonly eventCreate: (device: number, flags: number) => Effect.Effect<EventRef, CudaError>

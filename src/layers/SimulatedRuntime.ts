@@ -112,6 +112,8 @@ export interface TimelineEntry {
  * @since 0.1.0
  */
 export type OperationName =
+  | "CudaBranch.fork"
+  | "CudaBranch.join"
   | "CudaDevice.attribute"
   | "CudaDevice.canAccessPeer"
   | "CudaDevice.memoryInfo"

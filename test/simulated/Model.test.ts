@@ -76,7 +76,7 @@ describe("engines", () => {
       model.work(on, { duration, act: () => order.push(name) })
     work("first", stream(), 10)
     const late = stream()
-    model.waitStream(late, late)
+    model.fork(late, [late])
     work("low, earlier", stream(0), 10)
     world.advance(1)
     work("low, later", stream(0), 10)
@@ -279,7 +279,7 @@ describe("waits that never end", () => {
     const { model, stream, world } = make()
     const [hung, waiting, busy] = [stream(), stream(), stream()]
     model.work(hung, { duration: Infinity })
-    model.waitStream(waiting, hung)
+    model.fork(hung, [waiting])
     model.work(busy, { duration: 10 })
     const told: Array<string> = []
     model.watchStream(waiting, (status) => told.push(String(status)))

@@ -308,7 +308,10 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const oldEvent = yield* runtime.eventCreate(0, 2)
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
     const oldStream = yield* nonBlocking(runtime)
+    const branch = yield* nonBlocking(runtime)
     const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
+      "CudaBranch.fork": runtime.streamFork(stream, [branch]),
+      "CudaBranch.join": runtime.streamJoin(stream, [branch]),
       "CudaDevice.attribute": runtime.deviceAttribute(0, "warpSize"),
       "CudaDevice.canAccessPeer": runtime.deviceCanAccessPeer(0, 0),
       "CudaDevice.memoryInfo": runtime.deviceMemoryInfo(0),

@@ -73,7 +73,8 @@ export interface Backend extends Owner {
   readonly streamDestroy: (stream: StreamResource) => number
   readonly streamQuery: (stream: StreamResource) => number
   readonly streamWaitEvent: (stream: StreamResource, event: EventResource) => number
-  readonly streamWaitStream: (stream: StreamResource, other: StreamResource) => number
+  /** One record on `from`, which every branch waits for. */
+  readonly streamFork: (from: StreamResource, branches: ReadonlyArray<StreamResource>) => number
 
   readonly eventCreate: (device: number, flags: number) => number
   readonly eventDestroy: (event: EventResource) => number

@@ -22,6 +22,8 @@ type StreamOperations = Pick<
   | "streamSynchronize"
   | "streamWaitEvent"
   | "streamWaitStream"
+  | "streamFork"
+  | "streamJoin"
 >
 
 export const streamOperations = (core: Core): StreamOperations => ({
@@ -65,10 +67,39 @@ export const streamOperations = (core: Core): StreamOperations => ({
       if (unusable(core.backend, stream) || unusable(core.backend, other)) {
         return refuseResource("CudaStream.waitStream", core.backend, stream, other)
       }
-      const status = core.backend.streamWaitStream(stream, other)
+      const status = core.backend.streamFork(other, [stream])
       return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
-    })
+    }),
+  streamFork: (from, branches) => Effect.suspend(() => fork(core, ownStream(from), branches.map(ownStream))),
+  streamJoin: (into, branches) => Effect.suspend(() => join(core, ownStream(into), branches.map(ownStream)))
 })
+
+const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamResource>) => {
+  const operation = "CudaBranch.fork"
+  const { backend } = core
+  if (unusable(backend, from) || branches.some((branch) => unusable(backend, branch))) {
+    return refuseResource(operation, backend, from, ...branches)
+  }
+  const status = backend.streamFork(from, branches)
+  return status === success ? Effect.void : core.fail(operation, status, from)
+}
+
+const join = (core: Core, into: StreamResource, branches: ReadonlyArray<StreamResource>) => {
+  const operation = "CudaBranch.join"
+  const { backend } = core
+  if (unusable(backend, into)) return refuseResource(operation, backend, into)
+  const waiting = [into]
+  let failed: Effect.Effect<never, CudaError> | undefined
+  for (const branch of branches) {
+    if (unusable(backend, branch)) {
+      failed ??= refuseResource(operation, backend, branch)
+      continue
+    }
+    const status = backend.streamFork(branch, waiting)
+    if (status !== success) failed ??= core.fail(operation, status, branch)
+  }
+  return failed ?? Effect.void
+}
 
 const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate"]>[0]) =>
   core.onDevice("CudaStream.make", options.device, () => {

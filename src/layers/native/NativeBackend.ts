@@ -243,12 +243,14 @@ export class NativeBackend implements Backend {
   readonly streamWaitEvent = (stream: StreamResource, event: EventResource): number =>
     this.#waitFor(native(stream), event.handle)
 
-  readonly streamWaitStream = (stream: StreamResource, other: StreamResource): number => {
-    const device = this.#device(other.device)
+  readonly streamFork = (from: StreamResource, branches: ReadonlyArray<StreamResource>): number => {
+    const device = this.#device(from.device)
     const marker = device.takeMarker()
     if (marker === 0) return this.#answer(device.made.call, device.made.status)
-    const recorded = this.#recordOn(marker, native(other))
-    const status = recorded === success ? this.#waitFor(native(stream), marker) : recorded
+    let status = this.#recordOn(marker, native(from))
+    for (let index = 0; index < branches.length && status === success; index++) {
+      status = this.#waitFor(native(branches[index]!), marker)
+    }
     device.giveMarker(marker)
     return status
   }

@@ -88,8 +88,10 @@ export class Model implements WatcherHome {
     if (event.current !== undefined) this.world.wait(stream, event.current, false)
   }
 
-  waitStream(stream: Stream, other: Stream): void {
-    this.world.wait(stream, this.world.record(other, false), false)
+  /** What is enqueued on the branches from now on starts after what a stream holds now. */
+  fork(from: Stream, branches: ReadonlyArray<Stream>): void {
+    const point = this.world.record(from, false)
+    for (const branch of branches) this.world.wait(branch, point, false)
   }
 
   copy(stream: Stream, to: Storage, toOffset: number, from: Storage, fromOffset: number, bytes: number): void {

@@ -182,10 +182,11 @@ export class SimulatedBackend implements Backend {
     return status
   }
 
-  streamWaitStream(stream: StreamResource, other: StreamResource): number {
-    const part = streamPart(stream)
-    const status = this.#begin("cuStreamWaitEvent", part.device) || streamPart(other).device.lost
-    if (status === success) this.model.waitStream(part, streamPart(other))
+  streamFork(from: StreamResource, branches: ReadonlyArray<StreamResource>): number {
+    const part = streamPart(from)
+    let status = this.#begin("cuStreamWaitEvent", part.device)
+    for (const branch of branches) status ||= streamPart(branch).device.lost
+    if (status === success) this.model.fork(part, branches.map(streamPart))
     return status
   }
 

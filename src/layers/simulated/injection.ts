@@ -10,6 +10,8 @@ import type { SimulatedBackend } from "./backend.ts"
 
 /** Every operation as a program names it, and the driver's call that is said to have failed. */
 export const operationCalls = {
+  "CudaBranch.fork": "cuStreamWaitEvent",
+  "CudaBranch.join": "cuStreamWaitEvent",
   "CudaDevice.attribute": "cuDeviceGetAttribute",
   "CudaDevice.canAccessPeer": "cuDeviceCanAccessPeer",
   "CudaDevice.memoryInfo": "cuMemGetInfo",
@@ -155,7 +157,9 @@ const injectStreams = (service: CudaRuntimeService, guard: Guard) => ({
   streamWaitEvent: (stream, event) =>
     guard("CudaStream.waitEvent", stream.device, stream, () => service.streamWaitEvent(stream, event)),
   streamWaitStream: (stream, other) =>
-    guard("CudaStream.waitStream", stream.device, stream, () => service.streamWaitStream(stream, other))
+    guard("CudaStream.waitStream", stream.device, stream, () => service.streamWaitStream(stream, other)),
+  streamFork: (from, branches) => guard("CudaBranch.fork", from.device, from, () => service.streamFork(from, branches)),
+  streamJoin: (into, branches) => guard("CudaBranch.join", into.device, into, () => service.streamJoin(into, branches))
 } satisfies Partial<CudaRuntimeService>)
 
 const injectEvents = (service: CudaRuntimeService, guard: Guard) => ({

@@ -1,0 +1,62 @@
+/**
+ * Where operations happen when they are not told: the current device, and the current stream of each device. Regions nest,
+ * so a place knows the one around it, and a region costs one small object.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type { DeviceInput } from "../CudaDevice.ts"
+import type { CudaError } from "../CudaError.ts"
+import type { CudaStream } from "../CudaStream.ts"
+import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
+
+/** A region's device, its stream if it set one, and the region around it. */
+export interface Place {
+  readonly device: number
+  readonly stream: CudaStream | undefined
+  readonly outer: Place | undefined
+}
+
+export const CurrentPlace = Context.Reference<Place>("effect-cuda/CurrentPlace", {
+  defaultValue: () => ({ device: 0, stream: undefined, outer: undefined })
+})
+
+/** The place of a region on a stream. */
+export const onStreamOf = (stream: CudaStream, outer: Place): Place => ({ device: stream.deviceIndex, stream, outer })
+
+/** The stream that the innermost region set on a device of a runtime; none stands for the default stream. */
+export const regionStream = (
+  place: Place,
+  runtime: CudaRuntimeService,
+  device: number
+): CudaStream | undefined => {
+  for (let at: Place | undefined = place; at !== undefined; at = at.outer) {
+    if (at.device === device && at.stream?.runtime === runtime) return at.stream
+  }
+  return undefined
+}
+
+/** The device of an option, or the current one. */
+export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
+  Effect.withFiber((fiber) => Effect.succeed(deviceOrdinal(device) ?? fiber.getRef(CurrentPlace).device))
+
+/** What is forced past the types and is no device is not a number, for the runtime to refuse. */
+const deviceOrdinal = (device: DeviceInput | undefined): number | undefined =>
+  typeof device === "object" ? device?.ordinal ?? Number.NaN : device
+
+/** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
+export const onStream = <A, E, R>(
+  runtime: CudaRuntimeService,
+  device: number | undefined,
+  stream: CudaStream | undefined,
+  operation: (stream: StreamRef) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | CudaError, R> => {
+  if (stream !== undefined) return operation(stream.ref)
+  return Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
+    const place = fiber.getRef(CurrentPlace)
+    const ordinal = device ?? place.device
+    const current = regionStream(place, runtime, ordinal)
+    return current === undefined
+      ? Effect.flatMap(runtime.streamDefault(ordinal, "legacy"), operation)
+      : operation(current.ref)
+  })
+}

@@ -1,0 +1,116 @@
+/**
+ * The pooled streams of a runtime: 32 per device and priority, made on first use and handed out in turn. What combinators
+ * run on is leased: while a stream is leased, other leases take another one, as long as there is one.
+ */
+import * as Effect from "effect/Effect"
+import * as Semaphore from "effect/Semaphore"
+import type { CudaError } from "../CudaError.ts"
+import type { CudaStream, PriorityOptions } from "../CudaStream.ts"
+import { resolvePriority } from "../layers/CudaRuntime.ts"
+import type { CudaRuntimeService } from "../layers/CudaRuntime.ts"
+import { StreamImpl } from "./handles.ts"
+import { resolveDevice } from "./place.ts"
+
+/** Streams per device and priority. */
+const poolSize = 32
+
+/** Streams that no other lease has, unless all of the pool are leased; until they are given back. */
+export interface Leased {
+  readonly streams: ReadonlyArray<CudaStream>
+  readonly giveBack: () => void
+}
+
+/** The streams of one device and priority. */
+export class StreamPool {
+  readonly #runtime: CudaRuntimeService
+  readonly #device: number
+  readonly #priority: number
+  readonly #streams: Array<CudaStream | undefined> = Array.from({ length: poolSize }, () => undefined)
+  readonly #leases = new Uint32Array(poolSize)
+  readonly #making = Semaphore.makeUnsafe(1)
+  #next = 0
+
+  constructor(runtime: CudaRuntimeService, device: number, priority: number) {
+    this.#runtime = runtime
+    this.#device = device
+    this.#priority = priority
+  }
+
+  /** The next stream in turn. */
+  readonly take: Effect.Effect<CudaStream, CudaError> = Effect.suspend(() => this.#stream(this.#turn()))
+
+  /** Run without interruption: what is leased has to be given back. */
+  lease(count: number): Effect.Effect<Leased, CudaError> {
+    return Effect.suspend(() => {
+      const slots: Array<number> = []
+      const streams: Array<CudaStream> = []
+      while (slots.length < count) slots.push(this.#leaseSlot())
+      const giveBack = () => slots.forEach((slot) => this.#leases[slot]!--)
+      for (const slot of slots) {
+        const made = this.#streams[slot]
+        if (made === undefined) break
+        streams.push(made)
+      }
+      if (streams.length === count) return Effect.succeed({ streams, giveBack })
+      return Effect.forEach(slots, (slot) => this.#stream(slot)).pipe(
+        Effect.map((all): Leased => ({ streams: all, giveBack })),
+        Effect.onError(() => Effect.sync(giveBack))
+      )
+    })
+  }
+
+  #turn(): number {
+    const slot = this.#next
+    this.#next = (slot + 1) % poolSize
+    return slot
+  }
+
+  #leaseSlot(): number {
+    let slot = this.#turn()
+    for (let tried = 1; tried < poolSize && this.#leases[slot] !== 0; tried++) slot = this.#turn()
+    this.#leases[slot]!++
+    return slot
+  }
+
+  #stream(slot: number): Effect.Effect<CudaStream, CudaError> {
+    const made = this.#streams[slot]
+    if (made !== undefined) return Effect.succeed(made)
+    const make = Effect.suspend(() => {
+      const known = this.#streams[slot]
+      if (known !== undefined) return Effect.succeed(known)
+      return Effect.map(
+        this.#runtime.streamCreate({ device: this.#device, priority: this.#priority, nonBlocking: true }),
+        (ref): CudaStream => this.#streams[slot] = new StreamImpl(this.#runtime, ref)
+      )
+    })
+    return Effect.uninterruptible(this.#making.withPermit(make))
+  }
+}
+
+const pools = new WeakMap<CudaRuntimeService, Array<Map<number, StreamPool>>>()
+
+/** The pool of a device and a priority that it has. */
+export const streamPool = (runtime: CudaRuntimeService, device: number, priority: number): StreamPool => {
+  let ofRuntime = pools.get(runtime)
+  if (ofRuntime === undefined) pools.set(runtime, ofRuntime = runtime.devices.map(() => new Map()))
+  const ofDevice = ofRuntime[device]!
+  let pool = ofDevice.get(priority)
+  if (pool === undefined) ofDevice.set(priority, pool = new StreamPool(runtime, device, priority))
+  return pool
+}
+
+/** The pool that options ask for. A priority outside the range is clamped, unless it is to fail. */
+export const resolvePool = (
+  runtime: CudaRuntimeService,
+  options: PriorityOptions
+): Effect.Effect<StreamPool, CudaError> =>
+  Effect.flatMap(
+    resolveDevice(options.device),
+    (device) =>
+      Effect.map(runtime.devicePriorityRange(device), (range) =>
+        streamPool(
+          runtime,
+          device,
+          resolvePriority(range, options.priority ?? "low", options.outOfRange ?? "clamp")
+        ))
+  )
