@@ -11,7 +11,8 @@ const programs = [
   "waiting/many",
   "waiting/service",
   "waiting/eventLoop",
-  "operations"
+  "operations",
+  "forkJoin"
 ]
 const wanted = process.argv.slice(2)
 /** A program that hangs is ended after so many milliseconds. */

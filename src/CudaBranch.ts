@@ -7,6 +7,7 @@
  *
  * @since 0.1.0
  */
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -19,7 +20,7 @@ import type { Concurrency } from "effect/Types"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream, PriorityOptions } from "./CudaStream.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
-import { CurrentPlace, onStream, onStreamOf, regionStream } from "./internal/place.ts"
+import { CurrentPlace, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
 import type { Place } from "./internal/place.ts"
 import { resolvePool, streamPool } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
@@ -118,7 +119,7 @@ export const isCudaBranch = (u: unknown): u is CudaBranch<unknown, unknown> => P
  *   yield* CudaBranch.all([CudaMemory.fill(left, 0), CudaMemory.fill(right, 0)])
  *   yield* CudaMemory.copy(left, right) // after both fills
  *   yield* CudaStream.synchronize(yield* CudaStream.current())
- * }).pipe(Effect.scoped, CudaStream.withPooledStream)
+ * }).pipe(Effect.scoped, CudaStream.withPooledStream())
  * ```
  *
  * @category combinators
@@ -134,18 +135,12 @@ export function all(
 ): Effect.Effect<unknown, unknown, unknown> {
   if (Predicate.isIterable(branches)) {
     const list = Array.from(branches)
-    return branching("CudaBranch.all", list.length, options, (onBranch) =>
-      Effect.all(
-        list.map((branch, index) => onBranch(index, branch)),
-        options
-      ))
+    return branching("CudaBranch.all", list.length, (index) => list[index]!, options)
   }
-  const entries = Object.entries(branches)
-  return branching("CudaBranch.all", entries.length, options, (onBranch) =>
-    Effect.all(
-      Object.fromEntries(entries.map(([name, branch], index) => [name, onBranch(index, branch)])),
-      options
-    ))
+  const [names, effects] = [Object.keys(branches), Object.values(branches)]
+  const results = branching("CudaBranch.all", names.length, (index) => effects[index]!, options)
+  if (options.discard === true) return results
+  return Effect.map(results, (all) => Object.fromEntries(names.map((name, index) => [name, all?.[index]])))
 }
 
 /**
@@ -182,12 +177,7 @@ export const forEach: {
     options: AllOptions = {}
   ) => {
     const list = Array.from(items)
-    return branching(
-      "CudaBranch.forEach",
-      list.length,
-      options,
-      (onBranch) => Effect.forEach(list, (item, index) => onBranch(index, body(item, index)), options)
-    )
+    return branching("CudaBranch.forEach", list.length, (index) => body(list[index]!, index), options)
   }
 )
 
@@ -210,7 +200,8 @@ export type ForEach<A, E, R, Options> = Effect.Effect<
  * **Details**
  *
  * The effect runs in a fiber of its own, at once. When the scope closes before the branch was joined, the effect is
- * interrupted, and the stream it was forked from waits for what it enqueued.
+ * interrupted, and the stream it was forked from waits for what it enqueued; where that stream was a branch's that is over,
+ * the stream of the region around it.
  *
  * **Example** (An upload beside a fill)
  *
@@ -254,10 +245,13 @@ export const fork: {
           { runtime, origin, options, count: 1 },
           (leased) =>
             Effect.map(
-              Effect.forkDetach(Effect.provideService(self, CurrentPlace, onStreamOf(leased.streams[0]!, place)), {
-                startImmediately: true
-              }),
-              (fiber) => new BranchImpl(runtime, fiber, leased, origin)
+              Effect.forkDetach(
+                Effect.provideService(self, CurrentPlace, onStreamOf(leased.streams[0]!, place, leased)),
+                {
+                  startImmediately: true
+                }
+              ),
+              (fiber) => new BranchImpl(runtime, fiber, leased, place)
             )
         )
       ),
@@ -292,26 +286,29 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   joined = false
   readonly #runtime: CudaRuntimeService
   readonly #leased: Leased
-  readonly #origin: StreamRef
-  constructor(runtime: CudaRuntimeService, fiber: Fiber.Fiber<A, E>, leased: Leased, origin: StreamRef) {
+  readonly #from: Place
+  constructor(runtime: CudaRuntimeService, fiber: Fiber.Fiber<A, E>, leased: Leased, from: Place) {
     super()
     this.#runtime = runtime
     this.fiber = fiber
     this.#leased = leased
-    this.#origin = origin
+    this.#from = from
   }
   get stream(): CudaStream {
     return this.#leased.streams[0]!
   }
-  /** A stream that is gone waits for nothing: its release drained it. */
   get release(): Effect.Effect<void> {
-    const joinOrigin = Effect.suspend(() =>
-      this.joined || this.#origin.state !== "live"
-        ? Effect.void
-        : this.#runtime.streamJoin(this.#origin, [this.stream.ref])
-    )
-    return Effect.andThen(Fiber.interrupt(this.fiber), released(joinOrigin)).pipe(
+    return Effect.andThen(Fiber.interrupt(this.fiber), released(Effect.suspend(() => this.#joinBack()))).pipe(
       Effect.ensuring(Effect.sync(() => this.#leased.giveBack()))
+    )
+  }
+  /** A stream that is gone waits for nothing: its release drained it. */
+  #joinBack(): Effect.Effect<void, CudaError> {
+    if (this.joined) return Effect.void
+    return streamOf(
+      this.#runtime,
+      openPlace(this.#from),
+      (origin) => origin.state === "live" ? this.#runtime.streamJoin(origin, [this.stream.ref]) : Effect.void
     )
   }
   toJSON() {
@@ -319,36 +316,30 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   }
 }
 
-/** Runs an effect as the branch of an index. */
-type OnBranch = <A, E, R>(index: number, effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-
 /** Forks streams from the current one for so many branches, runs them, and joins the streams of those that began. */
 const branching = <A, E, R>(
   operation: string,
   branches: number,
-  options: AllOptions,
-  run: (onBranch: OnBranch) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | CudaError, R | CudaRuntime> => {
+  effectOf: (index: number) => Effect.Effect<A, E, R>,
+  options: AllOptions
+): Effect.Effect<Array<A> | undefined, E | CudaError, R | CudaRuntime> => {
   const { streams: most = branches } = options
-  if (!Number.isInteger(most) || most < 1 && branches > 0) {
+  if (!Number.isInteger(most) || (most < 1 && branches > 0)) {
     return refuseArgument(operation, "streams", most, "a whole number of streams, at least 1")
   }
   const count = Math.min(most, branches)
-  if (count === 0) return run((_, effect) => effect)
+  if (count === 0) return Effect.succeed(options.discard === true ? undefined : [])
   return Effect.uninterruptibleMask((restore) =>
     atOrigin((runtime, origin, place) =>
-      forking(operation, { runtime, origin, options, count }, ({ giveBack, streams }) => {
-        const places = streams.map((stream) => onStreamOf(stream, place))
-        const begun = new Set<StreamRef>()
-        const onBranch: OnBranch = (index, effect) =>
-          Effect.suspend(() => {
-            const slot = index % count
-            begun.add(streams[slot]!.ref)
-            return Effect.provideService(effect, CurrentPlace, places[slot]!)
-          })
-        return Effect.onExit(restore(run(onBranch)), (exit) => {
-          giveBack()
-          const joined = runtime.streamJoin(origin, Array.from(begun))
+      forking(operation, { runtime, origin, options, count }, (leased) => {
+        const run = new Run(leased, place)
+        const { concurrency, discard } = options
+        const all = concurrency === undefined || concurrency === 1
+          ? run.inTurn(branches, effectOf, discard === true)
+          : run.sideBySide(branches, effectOf, { concurrency, discard })
+        return Effect.onExit(restore(all), (exit) => {
+          leased.giveBack()
+          const joined = runtime.streamJoin(origin, run.begun)
           return Exit.isSuccess(exit) ? joined : Effect.ignore(joined)
         })
       })
@@ -356,17 +347,79 @@ const branching = <A, E, R>(
   )
 }
 
+/** Branches being run on leased streams. */
+class Run {
+  readonly #leased: Leased
+  readonly #places: ReadonlyArray<Place>
+  readonly #isBegun: Array<boolean>
+  constructor(leased: Leased, outer: Place) {
+    this.#leased = leased
+    this.#places = leased.streams.map((stream) => onStreamOf(stream, outer, leased))
+    this.#isBegun = leased.streams.map(() => false)
+  }
+
+  /** The streams of branches that began. */
+  get begun(): ReadonlyArray<StreamRef> {
+    return this.#isBegun.includes(false)
+      ? this.#leased.refs.filter((_, slot) => this.#isBegun[slot])
+      : this.#leased.refs
+  }
+
+  #begin(index: number): Place {
+    const slot = index % this.#places.length
+    this.#isBegun[slot] = true
+    return this.#places[slot]!
+  }
+
+  /** One branch after the other, in this fiber. It is called often, so there is one region whose place changes. */
+  inTurn<A, E, R>(
+    branches: number,
+    effectOf: (index: number) => Effect.Effect<A, E, R>,
+    discard: boolean
+  ): Effect.Effect<Array<A> | undefined, E, R> {
+    return Effect.withFiber((fiber) => {
+      const outer = fiber.context
+      const results: Array<A> | undefined = discard ? undefined : []
+      let index = 0
+      const loop = Effect.whileLoop({
+        while: () => index < branches,
+        body: () => {
+          fiber.setContext(Context.add(outer, CurrentPlace, this.#begin(index)))
+          return effectOf(index++)
+        },
+        step: (result) => results?.push(result)
+      })
+      return Effect.onExit(Effect.as(loop, results), () => {
+        fiber.setContext(outer)
+        return Effect.void
+      })
+    })
+  }
+
+  sideBySide<A, E, R>(
+    branches: number,
+    effectOf: (index: number) => Effect.Effect<A, E, R>,
+    options: { readonly concurrency: Concurrency; readonly discard: boolean | undefined }
+  ): Effect.Effect<Array<A> | undefined, E, R> {
+    const indices = Array.from({ length: branches }, (_, index) => index)
+    const all = Effect.forEach(
+      indices,
+      (index) => Effect.suspend(() => Effect.provideService(effectOf(index), CurrentPlace, this.#begin(index))),
+      options
+    )
+    return Effect.map(all, (results) => results ?? undefined)
+  }
+}
+
 /** Finds the current stream, which branches are forked from. */
 const atOrigin = <A, E, R>(
   body: (runtime: CudaRuntimeService, origin: StreamRef, place: Place) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
-  Effect.flatMap(CudaRuntime, (runtime) =>
-    Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
-      const place = fiber.getRef(CurrentPlace)
-      const current = regionStream(place, runtime, place.device)
-      if (current !== undefined) return body(runtime, current.ref, place)
-      return Effect.flatMap(runtime.streamDefault(place.device, "legacy"), (ref) => body(runtime, ref, place))
-    }))
+  Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
+    const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
+    const place = fiber.getRef(CurrentPlace)
+    return streamOf(runtime, place, (origin) => body(runtime, origin, place))
+  })
 
 interface Forking {
   readonly runtime: CudaRuntimeService
@@ -381,23 +434,17 @@ const forking = <A, E, R>(
   operation: string,
   { count, options, origin, runtime }: Forking,
   use: (leased: Leased) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | CudaError, R> =>
-  Effect.flatMap(lease(operation, runtime, origin, options, count), (leased) => {
-    const forked = runtime.streamFork(origin, leased.streams.map((stream) => stream.ref))
-    return Effect.flatMap(Effect.onError(forked, () => Effect.sync(leased.giveBack)), () => use(leased))
-  })
-
-const lease = (
-  operation: string,
-  runtime: CudaRuntimeService,
-  origin: StreamRef,
-  options: BranchOptions,
-  count: number
-): Effect.Effect<Leased, CudaError> => {
-  if (options.device === undefined && options.priority === undefined) {
-    return streamPool(runtime, origin.device, origin.priority).lease(count)
+): Effect.Effect<A, E | CudaError, R> => {
+  const fork = (leased: Leased) => {
+    const forked = Effect.onError(runtime.streamFork(origin, leased.refs), () => Effect.sync(() => leased.giveBack()))
+    return Effect.flatMap(forked, () => use(leased))
   }
-  const { device = origin.device, priority = "low" } = options
-  const pool = resolvePool(runtime, { ...options, device, priority })
-  return Effect.flatMap(pool, (found) => found.lease(count)).pipe(named(operation))
+  const { device = origin.device, priority } = options
+  if (device === origin.device && priority === undefined) {
+    const pool = streamPool(runtime, origin.device, origin.priority)
+    const leased = pool.tryLease(count)
+    return leased === undefined ? Effect.flatMap(pool.lease(count).pipe(named(operation)), fork) : fork(leased)
+  }
+  const leasing = Effect.flatMap(resolvePool(runtime, { ...options, device }), (pool) => pool.lease(count))
+  return Effect.flatMap(leasing.pipe(named(operation)), fork)
 }

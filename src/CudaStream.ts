@@ -252,16 +252,14 @@ export const withPooledStream: {
     options: PriorityOptions = {}
   ): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
     Effect.acquireUseRelease(
-      Effect.flatMap(CudaRuntime, (runtime) =>
-        Effect.flatMap(resolvePool(runtime, options), (pool) =>
-          pool.lease(1)).pipe(
-            named("CudaStream.withPooledStream")
-          )),
-      ({ streams }) =>
-        withStream(self, streams[0]!),
-      ({ giveBack }) => Effect.sync(giveBack)
+      Effect.flatMap(CudaRuntime, (runtime) => leaseOne(runtime, options)),
+      (lease) => Effect.updateService(self, CurrentPlace, (place) => onStreamOf(lease.streams[0]!, place, lease)),
+      (lease) => Effect.sync(() => lease.giveBack())
     )
 )
+
+const leaseOne = (runtime: CudaRuntimeService, options: PriorityOptions) =>
+  Effect.flatMap(resolvePool(runtime, options), (pool) => pool.lease(1)).pipe(named("CudaStream.withPooledStream"))
 
 /**
  * Asks whether everything enqueued on the stream so far is done (`cuStreamQuery`). Does not wait.

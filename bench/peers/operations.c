@@ -6,12 +6,14 @@
  */
 #include "driver.h"
 
-enum { COPY_BYTES = 4096 };
+enum { COPY_BYTES = 4096, BRANCHES = 8 };
 
 static CUstream stream, other;
 static CUevent event, marker;
 static void *host;
 static CUdeviceptr device;
+static CUstream branches[BRANCHES];
+static CUevent forked, joined[BRANCHES];
 
 static void record(void) { CHECK(cuEventRecord, (event, stream)); }
 
@@ -37,6 +39,21 @@ static void copy(void) { CHECK(cuMemcpyHtoDAsync_v2, (device, host, COPY_BYTES, 
 
 static void fill(void) { CHECK(cuMemsetD8Async, (device, 0, COPY_BYTES, stream)); }
 
+/* Every branch starts after what the stream holds, which goes on after all of them. */
+static void fork_join_with(int filling) {
+  CHECK(cuEventRecord, (forked, stream));
+  for (int i = 0; i < BRANCHES; i++) CHECK(cuStreamWaitEvent, (branches[i], forked, 0));
+  for (int i = 0; filling && i < BRANCHES; i++) CHECK(cuMemsetD8Async, (device, 0, COPY_BYTES, branches[i]));
+  for (int i = 0; i < BRANCHES; i++) {
+    CHECK(cuEventRecord, (joined[i], branches[i]));
+    CHECK(cuStreamWaitEvent, (stream, joined[i], 0));
+  }
+}
+
+static void fork_join(void) { fork_join_with(0); }
+
+static void fork_fill_join(void) { fork_join_with(1); }
+
 static const struct {
   const char *name;
   void (*run)(void);
@@ -51,6 +68,8 @@ static const struct {
   {"waitStream", wait_stream, 0},
   {"copy", copy, 0},
   {"fill", fill, 0},
+  {"forkJoin", fork_join, 0},
+  {"forkFillJoin", fork_fill_join, 0},
 };
 
 /* The call is made through a pointer, as a binding's would be; that costs a nanosecond. */
@@ -76,6 +95,11 @@ int main(int argc, char **argv) {
   other = make_stream();
   event = make_event(DISABLE_TIMING);
   marker = make_event(DISABLE_TIMING);
+  forked = make_event(DISABLE_TIMING);
+  for (int i = 0; i < BRANCHES; i++) {
+    branches[i] = make_stream();
+    joined[i] = make_event(DISABLE_TIMING);
+  }
   CHECK(cuMemHostAlloc, (&host, COPY_BYTES, 0));
   CHECK(cuMemAlloc_v2, (&device, COPY_BYTES));
   char line[256], name[32];

@@ -14,6 +14,8 @@ export interface Place {
   readonly device: number
   readonly stream: CudaStream | undefined
   readonly outer: Place | undefined
+  /** Of a stream that the region has for its time only. */
+  readonly lease?: { readonly isOver: boolean } | undefined
 }
 
 export const CurrentPlace = Context.Reference<Place>("effect-cuda/CurrentPlace", {
@@ -21,7 +23,19 @@ export const CurrentPlace = Context.Reference<Place>("effect-cuda/CurrentPlace",
 })
 
 /** The place of a region on a stream. */
-export const onStreamOf = (stream: CudaStream, outer: Place): Place => ({ device: stream.deviceIndex, stream, outer })
+export const onStreamOf = (stream: CudaStream, outer: Place, lease?: Place["lease"]): Place => ({
+  device: stream.deviceIndex,
+  stream,
+  outer,
+  lease
+})
+
+/** The innermost region whose stream is still its own. */
+export const openPlace = (place: Place): Place => {
+  let at = place
+  while (at.lease?.isOver === true && at.outer !== undefined) at = at.outer
+  return at
+}
 
 /** The stream that the innermost region set on a device of a runtime; none stands for the default stream. */
 export const regionStream = (
@@ -51,12 +65,18 @@ export const onStream = <A, E, R>(
   operation: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   if (stream !== undefined) return operation(stream.ref)
-  return Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
-    const place = fiber.getRef(CurrentPlace)
-    const ordinal = device ?? place.device
-    const current = regionStream(place, runtime, ordinal)
-    return current === undefined
-      ? Effect.flatMap(runtime.streamDefault(ordinal, "legacy"), operation)
-      : operation(current.ref)
-  })
+  return Effect.withFiber((fiber) => streamOf(runtime, fiber.getRef(CurrentPlace), operation, device))
+}
+
+/** Runs an operation on the stream that is current at a place, by default that of its device. */
+export const streamOf = <A, E, R>(
+  runtime: CudaRuntimeService,
+  place: Place,
+  operation: (stream: StreamRef) => Effect.Effect<A, E, R>,
+  device = place.device
+): Effect.Effect<A, E | CudaError, R> => {
+  const current = regionStream(place, runtime, device)
+  return current === undefined
+    ? Effect.flatMap(runtime.streamDefault(device, "legacy"), operation)
+    : operation(current.ref)
 }

@@ -7,7 +7,7 @@ import * as Semaphore from "effect/Semaphore"
 import type { CudaError } from "../CudaError.ts"
 import type { CudaStream, PriorityOptions } from "../CudaStream.ts"
 import { resolvePriority } from "../layers/CudaRuntime.ts"
-import type { CudaRuntimeService } from "../layers/CudaRuntime.ts"
+import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
 import { StreamImpl } from "./handles.ts"
 import { resolveDevice } from "./place.ts"
 
@@ -15,9 +15,21 @@ import { resolveDevice } from "./place.ts"
 const poolSize = 32
 
 /** Streams that no other lease has, unless all of the pool are leased; until they are given back. */
-export interface Leased {
+export class Leased {
   readonly streams: ReadonlyArray<CudaStream>
-  readonly giveBack: () => void
+  readonly refs: ReadonlyArray<StreamRef>
+  isOver = false
+  readonly #free: () => void
+  constructor(streams: ReadonlyArray<CudaStream>, free: () => void) {
+    this.streams = streams
+    this.refs = streams.map((stream) => stream.ref)
+    this.#free = free
+  }
+  giveBack(): void {
+    if (this.isOver) return
+    this.isOver = true
+    this.#free()
+  }
 }
 
 /** The streams of one device and priority. */
@@ -39,24 +51,38 @@ export class StreamPool {
   /** The next stream in turn. */
   readonly take: Effect.Effect<CudaStream, CudaError> = Effect.suspend(() => this.#stream(this.#turn()))
 
+  /** Leases streams that are all made already; nothing if one is not. */
+  tryLease(count: number): Leased | undefined {
+    const slots = this.#choose(count)
+    const streams: Array<CudaStream> = []
+    for (const slot of slots) {
+      const made = this.#streams[slot]
+      if (made !== undefined) streams.push(made)
+    }
+    if (streams.length === count) return new Leased(streams, () => this.#free(slots))
+    this.#free(slots)
+    return undefined
+  }
+
   /** Run without interruption: what is leased has to be given back. */
   lease(count: number): Effect.Effect<Leased, CudaError> {
     return Effect.suspend(() => {
-      const slots: Array<number> = []
-      const streams: Array<CudaStream> = []
-      while (slots.length < count) slots.push(this.#leaseSlot())
-      const giveBack = () => slots.forEach((slot) => this.#leases[slot]!--)
-      for (const slot of slots) {
-        const made = this.#streams[slot]
-        if (made === undefined) break
-        streams.push(made)
-      }
-      if (streams.length === count) return Effect.succeed({ streams, giveBack })
+      const slots = this.#choose(count)
       return Effect.forEach(slots, (slot) => this.#stream(slot)).pipe(
-        Effect.map((all): Leased => ({ streams: all, giveBack })),
-        Effect.onError(() => Effect.sync(giveBack))
+        Effect.map((streams) => new Leased(streams, () => this.#free(slots))),
+        Effect.onError(() => Effect.sync(() => this.#free(slots)))
       )
     })
+  }
+
+  #choose(count: number): ReadonlyArray<number> {
+    const slots: Array<number> = []
+    while (slots.length < count) slots.push(this.#leaseSlot())
+    return slots
+  }
+
+  #free(slots: ReadonlyArray<number>): void {
+    for (const slot of slots) this.#leases[slot]!--
   }
 
   #turn(): number {

@@ -1,0 +1,360 @@
+/**
+ * Branches and dependencies on the simulated runtime, in virtual time: random programs against a reference of what comes
+ * before what, exact to the nanosecond, and what failing calls leave behind.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as CudaBranch from "effect-cuda/CudaBranch"
+import * as CudaDependency from "effect-cuda/CudaDependency"
+import type { CudaError } from "effect-cuda/CudaError"
+import * as CudaStream from "effect-cuda/CudaStream"
+import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import type { CudaRuntimeService } from "effect-cuda/layers/CudaRuntime"
+import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import type { SimulatedControlService } from "effect-cuda/layers/SimulatedRuntime"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+
+/** A machine that never lacks an engine. */
+const machine = { devices: [{ concurrentKernels: 1_000_000 }], recordTimeline: true }
+
+const between = (minimum: number, maximum: number) => Schema.Int.check(Schema.isBetween({ minimum, maximum }))
+
+/** Programs are drawn as lists of words, and read as trees. */
+const Words = Schema.Array(
+  Schema.Struct({
+    word: Schema.Literals(["work", "work", "work", "all", "next", "end", "end", "fork", "join", "point", "after"]),
+    number: between(1, 60)
+  })
+).check(Schema.isMaxLength(50))
+
+type Word = (typeof Words.Type)[number]
+
+type Step =
+  | { readonly op: "work"; readonly id: number; readonly duration: number }
+  | { readonly op: "all"; readonly branches: ReadonlyArray<Program>; readonly streams: number | undefined }
+  | { readonly op: "fork"; readonly body: Program }
+  | { readonly op: "join" | "after"; readonly which: number }
+  | { readonly op: "point" }
+
+type Program = ReadonlyArray<Step>
+
+/** Streams that a program may lease, so that none is leased twice: the pool has 32, of which one is the program's own. */
+const mostLeases = 30
+
+/** Reads words as a tree. Durations are distinct, so that they tell which work an entry of the timeline is. */
+const read = (words: ReadonlyArray<Word>): Program => {
+  let position = 0
+  let works = 0
+  let leases = 0
+  const readSteps = (depth: number): { readonly steps: Program; readonly more: boolean } => {
+    const steps: Array<Step> = []
+    while (position < words.length) {
+      const { number, word } = words[position++]!
+      if (word === "next" && depth > 0) return { steps, more: true }
+      if (word === "end" && depth > 0) return { steps, more: false }
+      if (word === "work") steps.push({ op: "work", id: works, duration: number * 1000 + works++ })
+      else if (word === "all") {
+        const branches: Array<Program> = []
+        for (let more = true; more;) {
+          const branch = readSteps(depth + 1)
+          branches.push(branch.steps)
+          more = branch.more && branches.length < 5
+        }
+        const streams = number % 3 === 0 ? 1 + number % 2 : undefined
+        leases += Math.min(streams ?? branches.length, branches.length)
+        if (leases <= mostLeases) steps.push({ op: "all", branches, streams })
+      } else if (word === "fork") {
+        const { steps: body } = readSteps(depth + 1)
+        if (++leases <= mostLeases) steps.push({ op: "fork", body })
+      } else if (word === "join" || word === "after") steps.push({ op: word, which: number })
+      else if (word === "point") steps.push({ op: "point" })
+    }
+    return { steps, more: false }
+  }
+  return readSteps(0).steps
+}
+
+/** What was launched when, and after what it may start. */
+interface Expected {
+  readonly duration: number
+  readonly after: ReadonlySet<number>
+}
+
+/** A place where work is enqueued, with the work that what comes next has to wait for. */
+interface Line {
+  frontier: ReadonlySet<number>
+  readonly around: Line | undefined
+  isOpen: boolean
+}
+
+/** The promise: what each work comes after, by walking the tree and no stream at all. */
+const promise = (program: Program): ReadonlyArray<Expected> => {
+  const works: Array<Expected> = []
+  const handles: Array<{ readonly line: Line; readonly from: Line; isJoined: boolean }> = []
+  /** Last in, first out: a fork within another one's effect was made when that effect began, so before it. */
+  const closing: typeof handles = []
+  const points: Array<ReadonlySet<number>> = []
+  const lineFrom = (line: Line): Line => ({ frontier: line.frontier, around: line, isOpen: true })
+  const join = (line: Line, others: Iterable<number>) => {
+    line.frontier = new Set([...line.frontier, ...others])
+  }
+  const run = (steps: Program, line: Line): void => {
+    for (const step of steps) {
+      if (step.op === "work") {
+        works[step.id] = { duration: step.duration, after: line.frontier }
+        line.frontier = new Set([step.id])
+      } else if (step.op === "all") {
+        const { branches } = step
+        const lines = Array.from(
+          { length: Math.min(step.streams ?? branches.length, branches.length) },
+          () => lineFrom(line)
+        )
+        branches.forEach((branch, index) => run(branch, lines[index % lines.length]!))
+        for (const branch of lines) {
+          branch.isOpen = false
+          join(line, branch.frontier)
+        }
+      } else if (step.op === "fork") {
+        const handle = { line: lineFrom(line), from: line, isJoined: false }
+        handles.push(handle)
+        run(step.body, handle.line)
+        closing.unshift(handle)
+      } else if (step.op === "point") points.push(line.frontier)
+      else if (step.op === "after" && points.length > 0) join(line, points[step.which % points.length]!)
+      else if (step.op === "join") {
+        const handle = reachable(handles, step.which, line)
+        if (handle === undefined) continue
+        join(line, handle.line.frontier)
+        handle.isJoined = true
+      }
+    }
+  }
+  const root: Line = { frontier: new Set(), around: undefined, isOpen: true }
+  run(program, root)
+  for (const handle of closing) {
+    let into = handle.from
+    while (!into.isOpen && into.around !== undefined) into = into.around
+    if (!handle.isJoined) join(into, handle.line.frontier)
+    handle.line.isOpen = false
+  }
+  works.push({ duration: lastDuration, after: root.frontier })
+  return works
+}
+
+/** A branch cannot join itself or one that it runs in: their effects have not ended. */
+const reachable = <Handle extends { readonly line: Line }>(
+  handles: ReadonlyArray<Handle>,
+  which: number,
+  line: Line
+): Handle | undefined => {
+  const lines = new Set<Line>()
+  for (let at: Line | undefined = line; at !== undefined; at = at.around) lines.add(at)
+  const others = handles.filter((handle) => !lines.has(handle.line))
+  return others.length === 0 ? undefined : others[which % others.length]
+}
+
+/** Enqueued after the scope of the whole program has closed. */
+const lastDuration = 999_999
+
+interface Machine {
+  readonly runtime: CudaRuntimeService
+  readonly control: SimulatedControlService
+}
+
+/** Runs the tree as a program of the library; which branch joins which is decided as in the promise. */
+const execute = (program: Program, { control }: Machine) => {
+  const handles: Array<{ readonly line: Line; readonly branch: CudaBranch.CudaBranch<void, CudaError> }> = []
+  const points: Array<CudaDependency.CudaDependency> = []
+  const launch = (duration: number) =>
+    Effect.flatMap(CudaStream.current(), (stream) => control.launch(stream, { duration: `${duration} nanos` }))
+  const lineIn = (around: Line): Line => ({ frontier: new Set(), around, isOpen: true })
+  const run = (steps: Program, line: Line): Effect.Effect<void, CudaError, CudaRuntime | Scope.Scope> =>
+    Effect.forEach(steps, (step) => perform(step, line), { discard: true })
+  const perform = (step: Step, line: Line): Effect.Effect<unknown, CudaError, CudaRuntime | Scope.Scope> =>
+    Effect.gen(function*() {
+      if (step.op === "work") return yield* launch(step.duration)
+      if (step.op === "all") {
+        const { branches, streams } = step
+        return yield* CudaBranch.forEach(branches, (branch) => run(branch, lineIn(line)), { streams, discard: true })
+      }
+      if (step.op === "fork") {
+        const inner = lineIn(line)
+        const place = handles.push({ line: inner, branch: never }) - 1
+        handles[place] = { line: inner, branch: yield* CudaBranch.fork(run(step.body, inner)) }
+        return
+      }
+      if (step.op === "point") return points.push(yield* CudaDependency.make([yield* CudaStream.current()]))
+      if (step.op === "after") {
+        if (points.length > 0) yield* CudaDependency.wait(points[step.which % points.length]!)
+        return
+      }
+      const handle = reachable(handles, step.which, line)
+      if (handle !== undefined) yield* CudaBranch.join(handle.branch)
+    })
+  const root: Line = { frontier: new Set(), around: undefined, isOpen: true }
+  return Effect.andThen(Effect.scoped(run(program, root)), launch(lastDuration))
+}
+
+/** Stands where a handle will be; nothing can join a branch that it runs in. */
+const never: CudaBranch.CudaBranch<void, CudaError> = Object.create(null)
+
+const onMachine = <A, E>(body: (machine: Machine) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>) =>
+  Effect.gen(function*() {
+    const made = yield* SimulatedRuntime.make(machine)
+    return yield* body(made).pipe(Effect.provideService(CudaRuntime, made.runtime))
+  }).pipe(Effect.scoped)
+
+describe("random programs of branches, forks, joins and dependencies", () => {
+  it.effect.prop(
+    "start everything exactly when the promise allows, neither later nor sooner",
+    [Words],
+    ([words]) =>
+      onMachine((made) =>
+        Effect.gen(function*() {
+          const program = read(words)
+          const before = yield* made.runtime.liveResources
+          const stream = yield* CudaStream.make()
+          yield* CudaStream.withStream(execute(program, made), stream)
+          yield* TestClock.adjust("1 second")
+          const expected = promise(program)
+          const timeline = yield* made.control.timeline
+          const observed = new Map(
+            timeline.filter(({ kind }) => kind === "work").map(({ end, start }) => [end - start, start])
+          )
+          assert.strictEqual(observed.size, expected.length)
+          const ends: Array<number> = []
+          // What a work comes after has been launched before it, but a branch may be numbered before what it waits for.
+          const startOf = (index: number): number => Math.max(0, ...Array.from(expected[index]!.after, endOf))
+          const endOf = (index: number): number => ends[index] ??= startOf(index) + expected[index]!.duration
+          for (const [index, { duration }] of expected.entries()) {
+            assert.strictEqual(observed.get(duration), startOf(index), `start of work ${index}`)
+          }
+          const { events, waits } = yield* made.runtime.liveResources
+          assert.deepStrictEqual([events, waits], [before.events, before.waits])
+        })
+      ),
+    { arbitrary: { runs: 400, size: 50 } }
+  )
+})
+
+describe("calls that fail", () => {
+  const streamIds = (count: number) =>
+    Effect.map(
+      CudaBranch.all(Array.from({ length: count }, () => CudaStream.current())),
+      (streams) => new Set(streams.map(({ id }) => id)).size
+    )
+
+  it.effect("in the middle of a fork give the streams back", () =>
+    onMachine(({ control }) =>
+      Effect.gen(function*() {
+        for (const operation of ["CudaStream.make", "CudaBranch.fork"] as const) {
+          for (let time = 0; time < 5; time++) {
+            yield* control.failNext(operation, "OutOfMemory")
+            const error = yield* Effect.flip(streamIds(20))
+            assert.strictEqual(error.reason._tag, "OutOfMemory")
+            yield* control.failNext(operation, "OutOfMemory")
+            yield* Effect.flip(Effect.scoped(CudaBranch.fork(Effect.void)))
+          }
+          assert.strictEqual(yield* streamIds(32), 32)
+          if (operation === "CudaStream.make") yield* streamIds(32)
+        }
+      })
+    ))
+
+  it.effect("in a join are the failure of what succeeded, and are not put before a failure", () =>
+    onMachine(({ control }) =>
+      Effect.gen(function*() {
+        yield* control.failNext("CudaBranch.join", "NotPermitted")
+        const error = yield* Effect.flip(CudaBranch.all([Effect.void]))
+        assert.deepStrictEqual([error.operation, error.reason._tag], ["CudaBranch.join", "NotPermitted"])
+        yield* control.failNext("CudaBranch.join", "NotPermitted")
+        assert.strictEqual(yield* Effect.flip(CudaBranch.all([Effect.fail("no")])), "no")
+        assert.strictEqual(yield* streamIds(32), 32)
+        const branch = yield* CudaBranch.fork(Effect.void)
+        yield* control.failNext("CudaBranch.join", "NotPermitted")
+        assert.strictEqual((yield* Effect.flip(CudaBranch.join(branch))).operation, "CudaBranch.join")
+        yield* CudaBranch.join(branch)
+      })
+    ))
+
+  it.effect("of one branch do not keep the others from being joined", () =>
+    onMachine(({ control, runtime }) =>
+      Effect.gen(function*() {
+        const [origin, gone, busy] = [yield* CudaStream.make(), yield* CudaStream.make(), yield* CudaStream.make()]
+        yield* control.launch(busy, { duration: "1 milli" })
+        yield* runtime.streamDestroy(gone.ref)
+        const error = yield* Effect.flip(runtime.streamJoin(origin.ref, [gone.ref, busy.ref]))
+        assert.strictEqual(error.reason._tag, "ResourceReleased")
+        assert.isFalse(yield* CudaStream.query(origin))
+        yield* TestClock.adjust("1 milli")
+        assert.isTrue(yield* CudaStream.query(origin))
+      })
+    ))
+
+  it.effect("as defects of a branch end the whole as in Effect.all, and joins", () =>
+    onMachine(({ control }) =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const launch = Effect.flatMap(
+          CudaStream.current(),
+          (current) => control.launch(current, { duration: "1 milli" })
+        )
+        for (const concurrency of [1, 2]) {
+          const exit = yield* CudaBranch.forEach([1, 2], (n) => n === 1 ? launch : Effect.die("defect"), {
+            concurrency
+          }).pipe(CudaStream.withStream(stream), Effect.exit)
+          assert.isTrue(Exit.isFailure(exit) && Cause.hasDies(exit.cause))
+          assert.isFalse(yield* CudaStream.query(stream))
+          yield* TestClock.adjust("1 milli")
+        }
+        const thrown = yield* CudaBranch.forEach([1], (): Effect.Effect<void> => {
+          throw new Error("thrown")
+        }).pipe(CudaStream.withStream(stream), Effect.exit)
+        assert.isTrue(Exit.isFailure(thrown) && Cause.hasDies(thrown.cause))
+        assert.strictEqual((yield* CudaStream.current()).id, 0)
+      })
+    ))
+})
+
+describe("what a fork and a join ask of the runtime", () => {
+  /** Counts the waits between streams that a program asks for. */
+  const counting = (runtime: CudaRuntimeService) => {
+    const counts = { forked: 0, joined: 0 }
+    const counted: CudaRuntimeService = {
+      ...runtime,
+      streamFork: (from, branches) => {
+        counts.forked += branches.length
+        return runtime.streamFork(from, branches)
+      },
+      streamJoin: (into, branches) => {
+        counts.joined += branches.length
+        return runtime.streamJoin(into, branches)
+      }
+    }
+    return { counts, counted }
+  }
+
+  it.effect("is a wait each way for every stream, and none for branches that never began", () =>
+    onMachine(({ runtime }) =>
+      Effect.gen(function*() {
+        const { counted, counts } = counting(runtime)
+        const run = <A, E>(effect: Effect.Effect<A, E, CudaRuntime>) =>
+          Effect.provideService(effect, CudaRuntime, counted)
+        const eight = Array.from({ length: 8 }, () => Effect.void)
+        yield* run(CudaBranch.all(eight))
+        assert.deepStrictEqual(counts, { forked: 8, joined: 8 })
+        yield* run(CudaBranch.all(eight, { streams: 3 }))
+        assert.deepStrictEqual(counts, { forked: 11, joined: 11 })
+        yield* Effect.exit(run(CudaBranch.all([Effect.void, Effect.fail("no"), Effect.void])))
+        assert.deepStrictEqual(counts, { forked: 14, joined: 13 })
+        yield* run(Effect.scoped(Effect.flatMap(CudaBranch.fork(Effect.void), (branch) => CudaBranch.join(branch))))
+        assert.deepStrictEqual(counts, { forked: 15, joined: 14 })
+        yield* run(CudaBranch.all([]))
+        assert.deepStrictEqual(counts, { forked: 15, joined: 14 })
+      })
+    ))
+})
