@@ -337,9 +337,12 @@ const branching = <A, E, R>(
         const all = concurrency === undefined || concurrency === 1
           ? run.inTurn(branches, effectOf, discard === true)
           : run.sideBySide(branches, effectOf, { concurrency, discard })
-        return Effect.onExit(restore(all), (exit) => {
+        const giveBack = () => {
           leased.giveBack()
-          const joined = runtime.streamJoin(origin, run.begun)
+          return Effect.void
+        }
+        return Effect.onExit(restore(all), (exit) => {
+          const joined = Effect.onExit(runtime.streamJoin(origin, run.begun), giveBack)
           return Exit.isSuccess(exit) ? joined : Effect.ignore(joined)
         })
       })

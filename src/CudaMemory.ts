@@ -8,6 +8,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
 import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
@@ -18,6 +19,7 @@ import type { CudaError } from "./CudaError.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { BufferTypeId, DeviceBufferImpl, HostBufferImpl, named, refuseArgument, released } from "./internal/handles.ts"
+import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
 import { onStream, resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type {
@@ -25,6 +27,8 @@ import type {
   DeviceMemoryRef,
   EventRef,
   HostMemoryRef,
+  MemoryAccess,
+  MemoryOptions,
   MemoryRange,
   StreamRef
 } from "./layers/CudaRuntime.ts"
@@ -47,6 +51,8 @@ export interface DeviceBuffer extends Pipeable, Inspectable {
   readonly address: number
   readonly deviceIndex: number
   readonly device: CudaDevice
+  /** Whether its uses on different streams wait for each other by themselves. */
+  readonly isOrdered: boolean
 }
 
 /**
@@ -66,6 +72,8 @@ export interface HostBuffer extends Pipeable, Inspectable {
   readonly address: number
   /** The memory itself. Copies of the device read and write it at any time until their stream has reached their end. */
   readonly bytes: Uint8Array<ArrayBuffer>
+  /** Whether the device's uses of it on different streams wait for each other by themselves. */
+  readonly isOrdered: boolean
 }
 
 /**
@@ -109,6 +117,20 @@ export interface TypedArrayConstructor<A> {
 export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, BufferTypeId)
 
 /**
+ * How a buffer is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface BufferOptions {
+  /**
+   * Whether the buffer orders its uses by itself: a copy, fill or `access` on one stream waits on the GPU for those on
+   * other streams that it conflicts with. Default: what `withOrdering` says around the allocation, else false.
+   */
+  readonly ordered?: boolean | undefined
+}
+
+/**
  * Allocates memory of a device that lives as long as its scope (`cuMemAllocFromPoolAsync`). Its contents are undefined.
  *
  * **Details**
@@ -134,15 +156,19 @@ export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicat
  * @category constructors
  * @since 0.1.0
  */
-export const allocate = (byteLength: number, options: {
-  /** Default: the current device. */
-  readonly device?: DeviceInput | undefined
-} = {}): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+export const allocate = (
+  byteLength: number,
+  options: BufferOptions & {
+    /** Default: the current device. */
+    readonly device?: DeviceInput | undefined
+  } = {}
+): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const device = yield* resolveDevice(options.device)
+    const memoryOptions = yield* resolveOptions(options)
     const acquire = Effect.acquireRelease(
-      runtime.memoryAllocate(device, byteLength),
+      runtime.memoryAllocate(device, byteLength, memoryOptions),
       (ref) => released(runtime.memoryFree(ref))
     )
     const ref = yield* Effect.catchReason(
@@ -175,13 +201,69 @@ export const allocate = (byteLength: number, options: {
  * @since 0.1.0
  */
 export const allocateHost = (
-  byteLength: number
+  byteLength: number,
+  options: BufferOptions = {}
 ): Effect.Effect<HostBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.flatMap(CudaRuntime, (runtime) =>
-    Effect.map(
-      Effect.acquireRelease(runtime.hostAllocate(byteLength), (ref) => released(runtime.memoryFree(ref))),
-      (ref) => new HostBufferImpl(runtime, ref)
-    ))
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const memoryOptions = yield* resolveOptions(options)
+    const ref = yield* Effect.acquireRelease(
+      runtime.hostAllocate(byteLength, memoryOptions),
+      (made) => released(runtime.memoryFree(made))
+    )
+    return new HostBufferImpl(runtime, ref)
+  })
+
+const resolveOptions = ({ ordered }: BufferOptions): Effect.Effect<MemoryOptions> =>
+  Effect.withFiber((fiber) => Effect.succeed({ ordered: ordered ?? fiber.getRef(CurrentOrdering) }))
+
+/**
+ * Runs an effect in which buffers are made to order themselves, or not to. What the options of a buffer say goes
+ * before.
+ *
+ * **Details**
+ *
+ * Uses of such a buffer on different streams wait for each other on the GPU, as their reads and writes of the same
+ * bytes require: a write waits for the reads and writes before it, a read for the writes. Reads do not wait for reads,
+ * parts that do not overlap not for each other, and uses on one stream are in order anyway. The order is that in which
+ * the uses were enqueued. Each use is a `cuEventRecord` more, and a `cuStreamWaitEvent` for each stream it has to wait
+ * for.
+ *
+ * **Gotchas**
+ *
+ * A buffer has to know all of its uses, so this is about the buffers that are allocated in the region, wherever they
+ * are used, and not about those that are used in it. Work that the library does not enqueue itself is told to it with
+ * `access`.
+ *
+ * What JavaScript does with the `bytes` of pinned memory is not seen: wait with `settled` before.
+ *
+ * **Example** (Two streams without an event)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const [up, down] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
+ *   const buffer = yield* CudaMemory.allocate(4096)
+ *   const host = yield* CudaMemory.allocateHost(4096)
+ *   yield* CudaMemory.fill(buffer, 1, { stream: up })
+ *   yield* CudaMemory.copy(host, buffer, down) // after the fill
+ *   yield* CudaMemory.fill(buffer, 2, { stream: up }) // after the copy
+ *   yield* CudaMemory.settled(host)
+ *   return host.bytes[0] // 1
+ * }).pipe(CudaMemory.withOrdering(), Effect.scoped)
+ * ```
+ *
+ * @category ordering
+ * @since 0.1.0
+ */
+export function withOrdering(enabled?: boolean): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+export function withOrdering<A, E, R>(self: Effect.Effect<A, E, R>, enabled?: boolean): Effect.Effect<A, E, R>
+export function withOrdering(first?: Effect.Effect<unknown, unknown, unknown> | boolean, enabled = true) {
+  if (Effect.isEffect(first)) return Effect.provideService(first, CurrentOrdering, enabled)
+  return <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.provideService(self, CurrentOrdering, first ?? true)
+}
 
 /**
  * Takes a part of a buffer, by default up to its end. The range is checked where it is used.
@@ -319,6 +401,113 @@ export interface FillOptions {
   readonly bits?: 8 | 16 | 32 | undefined
   readonly stream?: CudaStream | undefined
 }
+
+/**
+ * The memory that work reads and writes. What it both reads and writes need only be among the writes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Accesses {
+  readonly reads?: ReadonlyArray<Slice> | undefined
+  readonly writes?: ReadonlyArray<Slice> | undefined
+}
+
+/**
+ * Orders work that the library does not know, such as kernels that other native code launches, among the uses of
+ * buffers that order themselves: the stream, by default the current one, waits as these uses require, the effect
+ * enqueues its work on it, and later uses on other streams wait for that in turn, however the effect ends.
+ *
+ * **Details**
+ *
+ * Buffers that do not order themselves may be named too: they are not ordered, but their memory lives until the work is
+ * done. Fails with `InvalidArgument` for ranges that end outside their buffer.
+ *
+ * While the effect runs, a copy or fill on another stream that conflicts with it comes after what it has enqueued so
+ * far and before the rest. Of two accesses that conflict on different streams the later one begins when the earlier one
+ * has ended, which suspends the fiber; but one inside the other goes on, also in a fiber that the outer effect forks.
+ *
+ * **Gotchas**
+ *
+ * All of the work must be enqueued on that one stream, and before the effect ends. An access within an access that
+ * waits for one of another fiber, while that waits for the outer one, waits for ever: name all that is used in one
+ * access instead.
+ *
+ * **Example** (A kernel of other native code)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const launchScale: (input: number, output: number, stream: number) => void
+ *
+ * const scale = (output: CudaMemory.DeviceBuffer, input: CudaMemory.DeviceBuffer, stream: CudaStream.CudaStream) =>
+ *   Effect.sync(() => launchScale(input.address, output.address, stream.handle)).pipe(
+ *     CudaMemory.access({ reads: [input], writes: [output] }, stream)
+ *   )
+ * ```
+ *
+ * @category ordering
+ * @since 0.1.0
+ */
+export const access: {
+  (
+    uses: Accesses,
+    stream?: CudaStream
+  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | CudaError, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, uses: Accesses, stream?: CudaStream): Effect.Effect<A, E | CudaError, R>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(
+    self: Effect.Effect<A, E, R>,
+    { reads = [], writes = [] }: Accesses,
+    stream?: CudaStream
+  ): Effect.Effect<A, E | CudaError, R> => {
+    const runtime = [...writes, ...reads][0]?.buffer.runtime
+    if (runtime === undefined) return self
+    return onStream(runtime, undefined, stream, (ref) =>
+      Effect.withFiber((fiber) =>
+        within(self, runtime, {
+          stream: ref,
+          reads: reads.map(rangeOf),
+          writes: writes.map(rangeOf),
+          outer: fiber.getRef(CurrentAccess)
+        })
+      ))
+  }
+)
+
+/** The end is registered before the begin, which can be interrupted while it waits. */
+const within = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  runtime: CudaRuntimeService,
+  access: MemoryAccess
+): Effect.Effect<A, E | CudaError, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.onExit(
+      restore(Effect.andThen(runtime.memoryBegin(access), Effect.provideService(self, CurrentAccess, access))),
+      () => runtime.memoryEnd(access)
+    )
+  )
+
+/**
+ * Waits until the uses so far of a buffer that orders itself, or of a part of it, are done. Suspends the fiber, not the
+ * thread.
+ *
+ * **Details**
+ *
+ * Waits for these uses alone, not for what else is on their streams. Fails with `InvalidArgument` for a buffer that
+ * does not order itself.
+ *
+ * **Gotchas**
+ *
+ * Other fibers may enqueue further uses meanwhile, which this does not wait for.
+ *
+ * @category ordering
+ * @since 0.1.0
+ */
+export const settled = (self: Slice): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => self.buffer.runtime.memorySettled(rangeOf(self)))
 
 /**
  * Copies an ordinary array to device memory of the same length, as work of a stream. Returns once the array has been read and

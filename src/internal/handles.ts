@@ -155,6 +155,9 @@ export class DeviceBufferImpl extends Handle implements DeviceBuffer {
   get address(): number {
     return this.ref.address
   }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
+  }
   get deviceIndex(): number {
     return this.ref.device
   }
@@ -186,6 +189,9 @@ export class HostBufferImpl extends Handle implements HostBuffer {
   }
   get address(): number {
     return this.ref.address
+  }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
   }
   get bytes(): Uint8Array<ArrayBuffer> {
     return this.ref.bytes

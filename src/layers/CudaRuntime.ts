@@ -168,6 +168,8 @@ export interface DeviceMemoryRef {
   readonly kind: "device"
   readonly address: Address
   readonly byteLength: number
+  /** Whether its uses on different streams wait for each other by themselves. */
+  readonly isOrdered: boolean
   readonly device: number
   readonly state: ResourceState
 }
@@ -182,6 +184,8 @@ export interface HostMemoryRef {
   readonly kind: "host"
   readonly address: Address
   readonly byteLength: number
+  /** Whether its uses on different streams wait for each other by themselves. */
+  readonly isOrdered: boolean
   readonly state: ResourceState
   /** The memory itself. Detached by the release: a view kept longer has length 0. */
   readonly bytes: Uint8Array<ArrayBuffer>
@@ -205,6 +209,32 @@ export interface MemoryRange {
   readonly memory: MemoryRef
   readonly offset: number
   readonly byteLength: number
+}
+
+/**
+ * What memory is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryOptions {
+  /** Whether its uses on different streams wait for each other by themselves; false by default. */
+  readonly ordered?: boolean | undefined
+}
+
+/**
+ * Work of a stream that the runtime does not know, and the memory that it uses. Each is one time of such work: it is
+ * begun and ended once.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryAccess {
+  readonly stream: StreamRef
+  readonly reads: ReadonlyArray<MemoryRange>
+  readonly writes: ReadonlyArray<MemoryRange>
+  /** The access that this one is a part of: it may begin while that one goes on, whatever the two use. */
+  readonly outer: MemoryAccess | undefined
 }
 
 /**
@@ -338,11 +368,15 @@ export interface CudaRuntimeService {
   readonly eventFromIpcHandle: (device: number, handle: Uint8Array) => Effect.Effect<EventRef, CudaError>
 
   /** `cuMemAllocFromPoolAsync`, ready for use on every stream when the effect ends. */
-  readonly memoryAllocate: (device: number, byteLength: number) => Effect.Effect<DeviceMemoryRef, CudaError>
+  readonly memoryAllocate: (
+    device: number,
+    byteLength: number,
+    options?: MemoryOptions
+  ) => Effect.Effect<DeviceMemoryRef, CudaError>
   /** Waits until the releases enqueued so far have happened, then lets the driver reuse their memory (`cuMemPoolTrimTo`). */
   readonly memoryReclaim: (device: number) => Effect.Effect<void, CudaError>
   /** Page-locked memory, for every device (`cuMemHostRegister`). */
-  readonly hostAllocate: (byteLength: number) => Effect.Effect<HostMemoryRef, CudaError>
+  readonly hostAllocate: (byteLength: number, options?: MemoryOptions) => Effect.Effect<HostMemoryRef, CudaError>
   /** Refuses new uses, and gives the memory back once the work that uses it is done; does not wait for that. */
   readonly memoryFree: (memory: MemoryRef) => Effect.Effect<void, CudaError>
   /** `cuMemcpy…Async` between two ranges of the same length. */
@@ -354,6 +388,19 @@ export interface CudaRuntimeService {
     bits: 8 | 16 | 32,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
+  /**
+   * Has a stream wait as the uses of an access require (`cuStreamWaitEvent`); what is enqueued from now on is part of
+   * the access. Suspends while an access that conflicts with it goes on on another stream. `memoryEnd` must follow,
+   * however this ends.
+   */
+  readonly memoryBegin: (access: MemoryAccess) => Effect.Effect<void, CudaError>
+  /**
+   * Marks what was enqueued since the access began, for the uses that come after (`cuEventRecord`). Nothing for one
+   * that did not begin.
+   */
+  readonly memoryEnd: (access: MemoryAccess) => Effect.Effect<void, CudaError>
+  /** Waits for the uses so far of bytes of an ordered buffer. */
+  readonly memorySettled: (range: MemoryRange) => Effect.Effect<void, CudaError>
 
   /** What the runtime holds now. */
   readonly liveResources: Effect.Effect<LiveResources>

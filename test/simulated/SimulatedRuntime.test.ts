@@ -302,6 +302,7 @@ describe("faults", () => {
 const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
   Effect.gen(function*() {
     const memory = yield* runtime.memoryAllocate(0, 8)
+    const ordered = yield* runtime.memoryAllocate(0, 8, { ordered: true })
     const range = (offset: number) => ({ memory, offset, byteLength: 4 })
     const shared = yield* runtime.eventCreate(0, 6)
     const handle = yield* runtime.eventIpcHandle(shared)
@@ -325,12 +326,14 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaEvent.record": runtime.eventRecord(event, stream),
       "CudaEvent.release": runtime.eventDestroy(oldEvent),
       "CudaEvent.synchronize": runtime.eventSynchronize(event),
+      "CudaMemory.access": runtime.memoryBegin({ stream, reads: [], writes: [], outer: undefined }),
       "CudaMemory.allocate": runtime.memoryAllocate(0, 8),
       "CudaMemory.allocateHost": runtime.hostAllocate(8),
       "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
       "CudaMemory.release": runtime.memoryFree(oldMemory),
+      "CudaMemory.settled": runtime.memorySettled({ memory: ordered, offset: 0, byteLength: 8 }),
       "CudaStream.defaultStream": runtime.streamDefault(0, "legacy"),
       "CudaStream.fromHandle": runtime.streamFromHandle(0, stream.handle),
       "CudaStream.make": nonBlocking(runtime),

@@ -43,6 +43,11 @@ export interface Transfer {
   readonly byteLength: number
 }
 
+/** A point in the work of a stream, for the ordering of buffers; each backend has its own kind. */
+export interface Marker {
+  readonly device: number
+}
+
 export interface Backend extends Owner {
   readonly driverVersion: number
   readonly devices: ReadonlyArray<DeviceProperties>
@@ -52,6 +57,9 @@ export interface Backend extends Owner {
   stream: StreamResource | undefined
   event: EventResource | undefined
   memory: DeviceMemoryResource | undefined
+  marker: Marker | undefined
+  /** Set when a copy fails of which a part has been enqueued already. */
+  enqueuedPart: boolean
   /** What the last reading call read. */
   result: number
 
@@ -100,6 +108,15 @@ export interface Backend extends Owner {
     stream: StreamResource
   ) => number
 
+  /** Makes a marker behind what a stream holds now. */
+  readonly markerRecord: (stream: StreamResource) => number
+  readonly markerWait: (stream: StreamResource, marker: Marker) => number
+  readonly markerQuery: (marker: Marker) => number
+  /** Takes a marker back for another use. Streams that were made to wait for it still do. */
+  readonly markerRelease: (marker: Marker) => void
+
+  /** Tells when a marker is reached; it is not released before that. */
+  readonly watchMarker: (marker: Marker, onDone: OnDone, options?: WaitOptions) => Cancel
   /** Tells when the event's current record is done. */
   readonly watchEvent: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
   /** Tells when what the stream holds now is done. */

@@ -4,20 +4,35 @@
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryRange } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, MemoryOptions, MemoryRange } from "../CudaRuntime.ts"
+import { accessOperations, enqueueOrdered } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { Ordering } from "./ordering.ts"
+import { refuseRange } from "./ranges.ts"
+import type { Refusal } from "./ranges.ts"
 import { ownMemory, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 
 type MemoryOperations = Pick<
   CudaRuntimeService,
-  "memoryAllocate" | "memoryReclaim" | "hostAllocate" | "memoryFree" | "memoryCopy" | "memoryFill"
+  | "memoryAllocate"
+  | "memoryReclaim"
+  | "hostAllocate"
+  | "memoryFree"
+  | "memoryCopy"
+  | "memoryFill"
+  | "memoryBegin"
+  | "memoryEnd"
+  | "memorySettled"
 >
 
 export const memoryOperations = (core: Core): MemoryOperations => ({
-  memoryAllocate: (device, byteLength) =>
-    Effect.uninterruptible(core.onDevice("CudaMemory.allocate", device, () => allocate(core, device, byteLength))),
+  ...accessOperations(core),
+  memoryAllocate: (device, byteLength, options = {}) =>
+    Effect.uninterruptible(
+      core.onDevice("CudaMemory.allocate", device, () => allocate(core, device, byteLength, options))
+    ),
   memoryReclaim: (device) =>
     core.onDevice("CudaMemory.reclaim", device, () =>
       Effect.flatMap(
@@ -33,14 +48,14 @@ export const memoryOperations = (core: Core): MemoryOperations => ({
           return core.failOn("CudaMemory.reclaim", status, device, `device ${device}`)
         }
       )),
-  hostAllocate: (byteLength) =>
+  hostAllocate: (byteLength, options = {}) =>
     Effect.uninterruptible(
       core.onDevice("CudaMemory.allocateHost", 0, () =>
         refuseByteLength("CudaMemory.allocateHost", byteLength) ??
           Effect.mapBoth(core.pinning.withPermit(core.backend.hostAllocate(byteLength)), {
             onSuccess: (memory) => {
               core.hostMemory.add(memory)
-              return memory
+              return withOptions(memory, options)
             },
             onFailure: ({ call, status }) =>
               core.error("CudaMemory.allocateHost", status, 0, `${byteLength} bytes of pinned memory`, call)
@@ -56,13 +71,18 @@ export const memoryOperations = (core: Core): MemoryOperations => ({
   memoryFill: (to, value, bits, stream) => Effect.suspend(() => fill(core, to, value, bits, ownStream(stream)))
 })
 
-const allocate = (core: Core, device: number, byteLength: number) => {
+const withOptions = <Memory extends AnyMemoryResource>(memory: Memory, { ordered }: MemoryOptions): Memory => {
+  if (ordered === true) memory.ordering = new Ordering()
+  return memory
+}
+
+const allocate = (core: Core, device: number, byteLength: number, options: MemoryOptions) => {
   const operation = "CudaMemory.allocate"
   const refused = refuseByteLength(operation, byteLength)
   if (refused !== undefined) return refused
   const status = core.backend.memoryAllocate(device, byteLength)
   if (status !== success) return core.failOn(operation, status, device, `${byteLength} bytes on device ${device}`)
-  const memory = core.backend.memory!
+  const memory = withOptions(core.backend.memory!, options)
   core.deviceMemory.add(memory)
   const ready = core.wait(operation, device, String(memory), (onDone) => core.backend.watchAllocation(device, onDone))
   const undo = Effect.suspend(() => memory.state === "live" ? Effect.ignore(free(core, memory)) : Effect.void)
@@ -71,6 +91,7 @@ const allocate = (core: Core, device: number, byteLength: number) => {
 
 const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaError> => {
   memory.state = "released"
+  memory.ordering?.close()
   if (memory.kind === "host") {
     core.hostMemory.delete(memory)
     const status = core.backend.hostFree(memory)
@@ -106,7 +127,10 @@ const copy = (
     fromOffset: fromRange.offset,
     byteLength: toRange.byteLength
   }
-  const status = transfer.byteLength === 0 ? success : backend.memoryCopy(transfer, stream)
+  if (transfer.byteLength === 0) return Effect.void
+  const status = to.ordering === undefined && from.ordering === undefined
+    ? backend.memoryCopy(transfer, stream)
+    : enqueueOrdered(core, stream, [fromRange], [toRange], () => backend.memoryCopy(transfer, stream))
   if (status === success) return Effect.void
   return core.failOn(
     operation,
@@ -134,28 +158,24 @@ const fill = (
   if (memory.device !== stream.device) return refuseDevices(operation, memory, stream)
   memory.usedOn(stream)
   const count = range.byteLength / (bits / 8)
-  const status = count === 0 ? success : core.backend.memoryFill(memory, range.offset, value, bits, count, stream)
+  if (count === 0) return Effect.void
+  const { backend } = core
+  const status = memory.ordering === undefined
+    ? backend.memoryFill(memory, range.offset, value, bits, count, stream)
+    : enqueueOrdered(
+      core,
+      stream,
+      [],
+      [range],
+      () => backend.memoryFill(memory, range.offset, value, bits, count, stream)
+    )
   return status === success ? Effect.void : core.fail(operation, status, memory)
 }
-
-type Refusal = Effect.Effect<never, CudaError> | undefined
 
 const refuseByteLength = (operation: string, byteLength: number): Refusal =>
   Number.isSafeInteger(byteLength) && byteLength > 0
     ? undefined
     : refuseArgument(operation, "byteLength", byteLength, "a positive whole number of bytes below 2^53")
-
-const refuseRange = (operation: string, name: string, range: MemoryRange): Refusal => {
-  const { byteLength, memory, offset } = range
-  if (!Number.isSafeInteger(offset) || offset < 0 || offset > memory.byteLength) {
-    return refuseArgument(operation, `${name}.offset`, offset, `a whole number from 0 to ${memory.byteLength}`)
-  }
-  const room = memory.byteLength - offset
-  if (!Number.isSafeInteger(byteLength) || byteLength < 0 || byteLength > room) {
-    return refuseArgument(operation, `${name}.byteLength`, byteLength, `a whole number from 0 to ${room}`)
-  }
-  return undefined
-}
 
 /** The two ends of a copy: of one length, not both on the host, and apart. */
 const refusePair = (operation: string, to: MemoryRange, from: MemoryRange): Refusal => {

@@ -14,6 +14,7 @@ import type {
   StreamHandle,
   StreamRef
 } from "../CudaRuntime.ts"
+import type { Ordering, Track } from "./ordering.ts"
 
 /** What tells the resources of one runtime from those of another. */
 export interface Owner {
@@ -22,6 +23,8 @@ export interface Owner {
 
 export class StreamResource implements StreamRef {
   state: ResourceState = "live"
+  /** Its uses of ordered buffers; none before the first. */
+  track: Track | undefined
   readonly owner: Owner
   readonly handle: StreamHandle
   readonly id: number
@@ -71,6 +74,8 @@ export class EventResource implements EventRef {
 /** Buffers know the streams that used them, so that their release can be ordered after that work. */
 class MemoryResource {
   state: ResourceState = "live"
+  /** Its uses, for a buffer that orders itself. */
+  ordering: Ordering | undefined
   readonly owner: Owner
   readonly address: Address
   readonly byteLength: number
@@ -81,6 +86,9 @@ class MemoryResource {
     this.owner = owner
     this.address = address
     this.byteLength = byteLength
+  }
+  get isOrdered(): boolean {
+    return this.ordering !== undefined
   }
   usedOn(stream: StreamResource): void {
     if (this.#lastUser === stream) return

@@ -21,7 +21,7 @@ import type {
   StreamHandle,
   WaitOptions
 } from "../CudaRuntime.ts"
-import type { Backend, Cancel, DriverFailure, OnDone, Transfer } from "../internal/Backend.ts"
+import type { Backend, Cancel, DriverFailure, Marker, OnDone, Transfer } from "../internal/Backend.ts"
 import { watchAll } from "../internal/Core.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "../internal/resources.ts"
 import type { AnyMemoryResource, EventResource, StreamResource } from "../internal/resources.ts"
@@ -48,6 +48,21 @@ class PinnedResource extends HostMemoryResource {
   }
 }
 
+/** An event of a device's store, recorded on a stream. */
+class NativeMarker implements Marker {
+  readonly device: number
+  readonly stream: NativeStream
+  readonly event: number
+  /** The place of the record among those of the stream. */
+  readonly order: number
+  constructor(stream: NativeStream, event: number) {
+    this.device = stream.device
+    this.stream = stream
+    this.event = event
+    this.order = stream.records
+  }
+}
+
 export class NativeBackend implements Backend {
   readonly kind = "native"
   readonly driverVersion: number
@@ -56,6 +71,8 @@ export class NativeBackend implements Backend {
   stream: NativeStream | undefined
   event: NativeEvent | undefined
   memory: DeviceMemoryResource | undefined
+  marker: NativeMarker | undefined
+  enqueuedPart = false
   result = 0
   memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
   readonly #library: DriverLibrary
@@ -373,6 +390,32 @@ export class NativeBackend implements Backend {
     return this.#answer("cuIpcGetEventHandle", status)
   }
 
+  // Markers
+
+  readonly markerRecord = (resource: StreamResource): number => {
+    const stream = native(resource)
+    const device = this.#device(stream.device)
+    const event = device.takeMarker()
+    if (event === 0) return this.#answer(device.made.call, device.made.status)
+    const status = this.#recordOn(event, stream)
+    if (status === success) this.marker = new NativeMarker(stream, event)
+    else device.giveMarker(event)
+    return status
+  }
+
+  readonly markerWait = (stream: StreamResource, marker: Marker): number =>
+    this.#waitFor(native(stream), nativeMarker(marker).event)
+
+  readonly markerQuery = (marker: Marker): number =>
+    this.#answer("cuEventQuery", this.#calls.cuEventQuery(nativeMarker(marker).event))
+
+  readonly markerRelease = (marker: Marker): void => this.#device(marker.device).giveMarker(nativeMarker(marker).event)
+
+  readonly watchMarker = (resource: Marker, onDone: OnDone, options: WaitOptions = {}): Cancel => {
+    const { event, order, stream } = nativeMarker(resource)
+    return this.#completion.watch(new Point(laneOf(stream), order, event, () => {}), policyOf(options, false), onDone)
+  }
+
   // Memory
 
   readonly memoryAllocate = (ordinal: number, byteLength: number): number => {
@@ -459,7 +502,10 @@ export class NativeBackend implements Backend {
       const copy = () =>
         this.#copyPiece(transfer, transfer.to.address + to, transfer.from.address + from, bytes, stream)
       const status = stream.needsContext ? this.#entered(stream, "", copy) : copy()
-      if (status !== success) return status
+      if (status !== success) {
+        this.enqueuedPart = done > 0
+        return status
+      }
       done += bytes
     }
     return success
@@ -643,6 +689,7 @@ const laneOf = (stream: NativeStream): Lane => stream.lane ??= new Lane(stream.d
 /** The resources of this backend are of its own classes. */
 const native = (stream: StreamResource): NativeStream => stream as NativeStream
 const nativeEvent = (event: EventResource): NativeEvent => event as NativeEvent
+const nativeMarker = (marker: Marker): NativeMarker => marker as NativeMarker
 
 const policyOf = (options: WaitOptions, blocking: boolean): Partial<WaitPolicy> => ({
   ...(options.pollFor === undefined ? undefined : { pollFor: Duration.toMillis(options.pollFor) }),

@@ -9,7 +9,7 @@ import { eventFlags } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
-import type { Backend, Cancel, DriverFailure, OnDone, Transfer } from "../internal/Backend.ts"
+import type { Backend, Cancel, DriverFailure, Marker, OnDone, Transfer } from "../internal/Backend.ts"
 import type {
   AnyMemoryResource,
   DeviceMemoryResource,
@@ -48,6 +48,15 @@ export interface BackendOptions {
 const invalidHandle = statuses.InvalidHandle.code
 const outOfMemory = statuses.OutOfMemory.code
 
+class SimulatedMarker implements Marker {
+  readonly device: number
+  readonly record: EventRecord
+  constructor(record: EventRecord) {
+    this.device = record.device.ordinal
+    this.record = record
+  }
+}
+
 export class SimulatedBackend implements Backend {
   readonly kind = "simulated"
   readonly driverVersion: number
@@ -57,6 +66,8 @@ export class SimulatedBackend implements Backend {
   stream: StreamResource | undefined
   event: EventResource | undefined
   memory: DeviceMemoryResource | undefined
+  marker: SimulatedMarker | undefined
+  enqueuedPart = false
   result = 0
   memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
   readonly #options: BackendOptions
@@ -261,6 +272,39 @@ export class SimulatedBackend implements Backend {
     this.#shared.delete(key)
   }
 
+  markerRecord(stream: StreamResource): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuEventRecord", part.device)
+    if (status === success) this.marker = new SimulatedMarker(this.model.world.record(part, false))
+    return status
+  }
+
+  markerWait(stream: StreamResource, marker: Marker): number {
+    const part = streamPart(stream)
+    const { record } = simulatedMarker(marker)
+    const status = this.#begin("cuStreamWaitEvent", part.device) || record.device.lost
+    if (status === success) this.model.world.wait(part, record, false)
+    return status
+  }
+
+  markerQuery(marker: Marker): number {
+    const { record } = simulatedMarker(marker)
+    const status = this.#begin("cuEventQuery", record.device)
+    if (status !== success) return status
+    return record.done ? success : notReady
+  }
+
+  /** A record is nobody's to give back. */
+  markerRelease(): void {}
+
+  watchMarker(marker: Marker, onDone: OnDone): Cancel {
+    const { record } = simulatedMarker(marker)
+    const status = this.#begin("cuEventQuery", record.device)
+    if (status === success) return this.#watch(record, onDone)
+    onDone(status)
+    return noCancel
+  }
+
   memoryAllocate(device: number, byteLength: number): number {
     const part = this.#device(device)
     const status = this.#begin("cuMemAllocFromPoolAsync", part)
@@ -420,6 +464,9 @@ export class SimulatedBackend implements Backend {
 }
 
 const noCancel = (): void => {}
+
+/** Every marker of a simulated runtime is one of these. */
+const simulatedMarker = (marker: Marker): SimulatedMarker => marker as SimulatedMarker
 
 const lostOf = (storage: Storage): number => storage.device === undefined ? success : storage.device.lost
 

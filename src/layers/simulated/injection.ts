@@ -25,12 +25,14 @@ export const operationCalls = {
   "CudaEvent.record": "cuEventRecord",
   "CudaEvent.release": "cuEventDestroy",
   "CudaEvent.synchronize": "cuEventQuery",
+  "CudaMemory.access": "cuStreamWaitEvent",
   "CudaMemory.allocate": "cuMemAllocFromPoolAsync",
   "CudaMemory.allocateHost": "cuMemHostRegister",
   "CudaMemory.copy": "cuMemcpyAsync",
   "CudaMemory.fill": "cuMemsetD8Async",
   "CudaMemory.reclaim": "cuMemPoolTrimTo",
   "CudaMemory.release": "cuMemFreeAsync",
+  "CudaMemory.settled": "cuEventQuery",
   "CudaStream.defaultStream": "cuStreamGetId",
   "CudaStream.fromHandle": "cuStreamGetId",
   "CudaStream.make": "cuStreamCreateWithPriority",
@@ -179,22 +181,26 @@ const injectEvents = (service: CudaRuntimeService, guard: Guard) => ({
 } satisfies Partial<CudaRuntimeService>)
 
 const injectMemory = (service: CudaRuntimeService, guard: Guard) => ({
-  memoryAllocate: (device, byteLength) =>
+  memoryAllocate: (device, byteLength, options) =>
     guard(
       "CudaMemory.allocate",
       device,
       `${byteLength} bytes on device ${device}`,
-      () => service.memoryAllocate(device, byteLength)
+      () => service.memoryAllocate(device, byteLength, options)
     ),
   memoryReclaim: (device) =>
     guard("CudaMemory.reclaim", device, `device ${device}`, () => service.memoryReclaim(device)),
-  hostAllocate: (byteLength) =>
-    guard("CudaMemory.allocateHost", 0, `${byteLength} bytes`, () => service.hostAllocate(byteLength)),
+  hostAllocate: (byteLength, options) =>
+    guard("CudaMemory.allocateHost", 0, `${byteLength} bytes`, () => service.hostAllocate(byteLength, options)),
   memoryFree: (memory) => guard("CudaMemory.release", deviceOf(memory), memory, () => service.memoryFree(memory)),
   memoryCopy: (to, from, stream) =>
     guard("CudaMemory.copy", stream.device, stream, () => service.memoryCopy(to, from, stream)),
   memoryFill: (to, value, bits, stream) =>
-    guard("CudaMemory.fill", stream.device, stream, () => service.memoryFill(to, value, bits, stream))
+    guard("CudaMemory.fill", stream.device, stream, () => service.memoryFill(to, value, bits, stream)),
+  memoryBegin: (access) =>
+    guard("CudaMemory.access", access.stream.device, access.stream, () => service.memoryBegin(access)),
+  memorySettled: (range) =>
+    guard("CudaMemory.settled", deviceOf(range.memory), range.memory, () => service.memorySettled(range))
 } satisfies Partial<CudaRuntimeService>)
 
 const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memory.device : 0

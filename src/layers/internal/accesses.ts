@@ -1,0 +1,183 @@
+/**
+ * The uses of buffers that order themselves, for the operations of every runtime: work that the runtime enqueues
+ * itself, work that it only knows the begin and the end of, and waiting for all of it.
+ */
+import * as Effect from "effect/Effect"
+import { notReady, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService, MemoryAccess, MemoryRange } from "../CudaRuntime.ts"
+import { watchAll } from "./Core.ts"
+import type { Core, Watch } from "./Core.ts"
+import { refuseArgument, refuseResource } from "./failures.ts"
+import { Access, marksOfPart, Track, Work } from "./ordering.ts"
+import type { Mark, Part } from "./ordering.ts"
+import { refuseRange } from "./ranges.ts"
+import type { Refusal } from "./ranges.ts"
+import { ownMemory, ownStream, unusable } from "./resources.ts"
+import type { StreamResource } from "./resources.ts"
+
+type AccessOperations = Pick<CudaRuntimeService, "memoryBegin" | "memoryEnd" | "memorySettled">
+
+export const accessOperations = (core: Core): AccessOperations => {
+  const accesses = new WeakMap<MemoryAccess, Access>()
+  return {
+    memoryBegin: (access) => Effect.suspend(() => begin(core, accesses, access)),
+    memoryEnd: (access) => Effect.suspend(() => end(core, accesses, access)),
+    memorySettled: (range) => Effect.suspend(() => settled(core, range))
+  }
+}
+
+/**
+ * Enqueues work that uses memory of which some orders itself: after the uses it has to wait for, and marked for those
+ * that have to wait for it. Returns the status of the call, or of the wait or the mark that failed.
+ */
+export const enqueueOrdered = (
+  core: Core,
+  stream: StreamResource,
+  reads: ReadonlyArray<MemoryRange>,
+  writes: ReadonlyArray<MemoryRange>,
+  call: () => number
+): number => {
+  const { backend } = core
+  const work = new Work(trackOf(core, stream), partsOf(reads, writes))
+  const begun = work.begin(backend)
+  if (begun !== success) return begun
+  backend.enqueuedPart = false
+  const status = call()
+  if (status !== success && !backend.enqueuedPart) return status
+  const marked = work.end(backend)
+  return status === success ? marked : status
+}
+
+/** A stream that was wrapped from its handle has the track of the resource that owns it. */
+const trackOf = (core: Core, stream: StreamResource): Track => {
+  if (stream.track !== undefined) return stream.track
+  if (stream.origin !== "foreign") return stream.track = new Track(stream)
+  for (const owned of core.streams) {
+    if (owned.id === stream.id && owned.device === stream.device) return stream.track = trackOf(core, owned)
+  }
+  return stream.track = new Track(stream)
+}
+
+/** The bytes that order themselves, what is read first. */
+const partsOf = (reads: ReadonlyArray<MemoryRange>, writes: ReadonlyArray<MemoryRange>): ReadonlyArray<Part> => {
+  const parts: Array<Part> = []
+  for (const range of reads) addPart(parts, range, false)
+  for (const range of writes) addPart(parts, range, true)
+  return parts
+}
+
+const addPart = (parts: Array<Part>, { byteLength, memory, offset }: MemoryRange, writes: boolean): void => {
+  const { ordering } = ownMemory(memory)
+  if (ordering !== undefined && byteLength > 0) parts.push({ ordering, from: offset, to: offset + byteLength, writes })
+}
+
+const accessOperation = "CudaMemory.access"
+
+const begin = (
+  core: Core,
+  accesses: WeakMap<MemoryAccess, Access>,
+  access: MemoryAccess
+): Effect.Effect<void, CudaError> => {
+  const refused = refuseAccess(core, access)
+  if (refused !== undefined) return refused
+  if (accesses.has(access)) return refuseArgument(accessOperation, "access", "one begun before", "a new one")
+  const stream = ownStream(access.stream)
+  const parts = partsOf(access.reads, access.writes)
+  const own = new Access(trackOf(core, stream), parts, openOf(accesses, access.outer))
+  accesses.set(access, own)
+  const start = () => {
+    for (const { memory } of [...access.reads, ...access.writes]) ownMemory(memory).usedOn(stream)
+    const status = own.begin(core.backend)
+    return status === success ? Effect.void : core.fail(accessOperation, status, stream)
+  }
+  if (!own.isBlocked) return start()
+  return Effect.andThen(awaitTurn(core, own, stream), Effect.suspend(() => refuseAccess(core, access) ?? start()))
+}
+
+/** Suspends until the accesses that have to end first have. */
+const awaitTurn = (core: Core, access: Access, stream: StreamResource): Effect.Effect<void, CudaError> =>
+  core.wait(accessOperation, stream.device, `the accesses before it on ${stream}`, (onDone) => {
+    if (!access.isBlocked) onDone(success)
+    access.onTurn = () => onDone(success)
+    return () => {
+      access.onTurn = undefined
+    }
+  })
+
+const openOf = (accesses: WeakMap<MemoryAccess, Access>, innermost: MemoryAccess | undefined): ReadonlySet<Access> => {
+  const open = new Set<Access>()
+  for (let at = innermost; at !== undefined; at = at.outer) {
+    const own = accesses.get(at)
+    if (own !== undefined) open.add(own)
+  }
+  return open
+}
+
+const refuseAccess = (core: Core, access: MemoryAccess): Refusal => {
+  const { backend } = core
+  const stream = ownStream(access.stream)
+  const ranges = [...access.reads, ...access.writes]
+  const memories = ranges.map(({ memory }) => ownMemory(memory))
+  if (unusable(backend, stream) || memories.some((memory) => unusable(backend, memory))) {
+    return refuseResource(accessOperation, backend, stream, ...memories)
+  }
+  const named = (ranges: ReadonlyArray<MemoryRange>, name: string) =>
+    ranges.map((range, index) => refuseRange(accessOperation, `${name}[${index}]`, range))
+  return [...named(access.reads, "reads"), ...named(access.writes, "writes")].find((refused) => refused !== undefined)
+}
+
+const end = (
+  core: Core,
+  accesses: WeakMap<MemoryAccess, Access>,
+  access: MemoryAccess
+): Effect.Effect<void, CudaError> => {
+  const own = accesses.get(access)
+  if (own === undefined) return Effect.void
+  accesses.delete(access)
+  const status = own.end(core.backend)
+  return status === success ? Effect.void : core.fail(accessOperation, status, ownStream(access.stream))
+}
+
+const settled = (core: Core, range: MemoryRange): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.settled"
+  const memory = ownMemory(range.memory)
+  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  const { ordering } = memory
+  if (ordering === undefined) return refuseArgument(operation, "buffer", memory, "a buffer that orders itself")
+  const refused = refuseRange(operation, "buffer", range)
+  if (refused !== undefined) return refused
+  const part = { ordering, from: range.offset, to: range.offset + range.byteLength, writes: true }
+  const device = memory.kind === "device" ? memory.device : 0
+  return core.wait(operation, device, String(memory), (onDone, options) => {
+    const marks = marksOfPart(part, core.backend)
+    if (typeof marks !== "number") return watchMarks(core, marks)(onDone, options)
+    onDone(marks)
+    return () => {}
+  })
+}
+
+/** Watches marks, and releases them at the end. */
+const watchMarks = (core: Core, marks: ReadonlyArray<Mark>): Watch => (onDone, options) => {
+  let isOver = false
+  const finish = () => {
+    if (!isOver) { for (const mark of marks) mark.release() }
+    isOver = true
+  }
+  const watch = watchAll(marks.map((mark) => watchMark(core, mark)))
+  const cancel = watch((status, stage) => {
+    finish()
+    onDone(status, stage)
+  }, options)
+  return () => {
+    cancel()
+    finish()
+  }
+}
+
+const watchMark = (core: Core, { marker }: Mark): Watch => (onDone, options) => {
+  const status = core.backend.markerQuery(marker)
+  if (status === notReady) return core.backend.watchMarker(marker, onDone, options)
+  onDone(status)
+  return () => {}
+}

@@ -1,0 +1,285 @@
+/**
+ * Buffers that order themselves: uses on different streams wait for each other where they must, and only there.
+ */
+import { assert, layer } from "@effect/vitest"
+import { CudaMemory, CudaStream } from "effect-cuda"
+import type { CudaStream as Stream } from "effect-cuda/CudaStream"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { Busy } from "../support/Rig.ts"
+import type { Rig } from "../support/Rig.ts"
+
+const ordered = { ordered: true } as const
+
+/** Keeps a stream busy with work that uses memory. */
+const busyWith = (stream: Stream, millis: number, uses: CudaMemory.Accesses) =>
+  Effect.flatMap(Busy, (busy) => CudaMemory.access(busy.enqueue(stream, millis), uses, stream))
+
+const streams = (count: number) => Effect.replicateEffect(CudaStream.make(), count)
+
+/** Every byte is this one. */
+const assertBytes = (bytes: Uint8Array, value: number) =>
+  assert.strictEqual(bytes.findIndex((byte) => byte !== value), -1)
+
+const isBusy = (stream: Stream) => Effect.map(CudaStream.query(stream), (isDone) => !isDone)
+
+export const orderingContract = (rig: Rig): void =>
+  layer(rig.layer, { excludeTestServices: true })("buffers that order themselves", (it) => {
+    it.effect("a write waits for every read on every stream", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [one, two, three, writer] = yield* streams(4)
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        yield* busyWith(one!, 30, { reads: [buffer] })
+        yield* busyWith(two!, 60, { reads: [buffer] })
+        yield* busyWith(three!, 1, { reads: [buffer] })
+        yield* CudaMemory.fill(buffer, 1, { stream: writer! })
+        yield* CudaStream.synchronize(one!)
+        assert.isTrue(yield* isBusy(writer!))
+        yield* CudaStream.synchronize(writer!)
+        assert.isFalse(yield* isBusy(two!))
+      })))
+
+    it.effect("reads wait for a write, and not for each other", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [writer, slow, quick] = yield* streams(3)
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        const host = yield* CudaMemory.allocateHost(64)
+        host.bytes.fill(0)
+        yield* busyWith(writer!, 20, { writes: [buffer] })
+        yield* CudaMemory.fill(buffer, 7, { stream: writer! })
+        yield* busyWith(slow!, 100, { reads: [buffer] })
+        yield* CudaMemory.copy(host, buffer, quick!)
+        yield* CudaStream.synchronize(quick!)
+        assertBytes(host.bytes, 7)
+        assert.isTrue(yield* isBusy(slow!))
+      })))
+
+    it.effect("parts that do not overlap do not wait for each other", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [slow, quick] = yield* streams(2)
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        yield* busyWith(slow!, 100, { writes: [CudaMemory.slice(buffer, 0, 32)] })
+        yield* CudaMemory.fill(CudaMemory.slice(buffer, 32), 1, { stream: quick! })
+        yield* CudaStream.synchronize(quick!)
+        assert.isTrue(yield* isBusy(slow!))
+      })))
+
+    it.effect("buffers that do not order themselves are left alone", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [slow, quick] = yield* streams(2)
+        const buffer = yield* CudaMemory.allocate(64)
+        yield* busyWith(slow!, 100, { writes: [buffer] })
+        yield* CudaMemory.fill(buffer, 1, { stream: quick! })
+        yield* CudaStream.synchronize(quick!)
+        assert.isTrue(yield* isBusy(slow!))
+      })))
+
+    it.effect("copies and fills on many streams mean what they mean one after the other", () =>
+      leavesNothing(
+        Effect.gen(function*() {
+          const busy = yield* Busy
+          const all = [...yield* streams(3), yield* CudaStream.defaultStream()]
+          const [first, second] = [yield* CudaMemory.allocate(256), yield* CudaMemory.allocate(256)]
+          const host = yield* CudaMemory.allocateHost(32 * 256)
+          for (const stream of all) yield* busy.enqueue(stream, 5)
+          for (let round = 0; round < 32; round++) {
+            const on = (shift: number): Stream => all[(round * 3 + shift) % 4]!
+            yield* CudaMemory.fill(first, round, { stream: on(0) })
+            yield* CudaMemory.copy(second, first, on(1))
+            yield* CudaMemory.copy(CudaMemory.slice(host, round * 256, 256), second, on(2))
+          }
+          yield* CudaMemory.settled(host)
+          for (let round = 0; round < 32; round++) {
+            assertBytes(host.bytes.subarray(round * 256, round * 256 + 256), round)
+          }
+        }).pipe(CudaMemory.withOrdering())
+      ))
+
+    it.effect("pinned memory is written after the copies that read it", () =>
+      leavesNothing(
+        Effect.gen(function*() {
+          const busy = yield* Busy
+          const [up, down] = yield* streams(2)
+          const host = yield* CudaMemory.allocateHost(64)
+          const [from, to] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocate(64)]
+          host.bytes.fill(1)
+          yield* CudaMemory.fill(from, 2, { stream: down! })
+          yield* busy.enqueue(up!, 20)
+          yield* CudaMemory.copy(to, host, up!)
+          yield* CudaMemory.copy(host, from, down!)
+          const target = new Uint8Array(64)
+          yield* CudaMemory.download(target, to, down!)
+          assertBytes(target, 1)
+          assertBytes(host.bytes, 2)
+        }).pipe(CudaMemory.withOrdering())
+      ))
+
+    it.effect("uploads and downloads are in order with the rest", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const [one, two, three] = yield* streams(3)
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        const target = new Uint8Array(64)
+        yield* busy.enqueue(one!, 20)
+        yield* CudaMemory.upload(buffer, new Uint8Array(64).fill(3), one!)
+        yield* CudaMemory.download(target, buffer, two!)
+        assertBytes(target, 3)
+        yield* busyWith(two!, 20, { reads: [buffer] })
+        yield* CudaMemory.upload(buffer, new Uint8Array(64).fill(4), three!)
+        yield* CudaMemory.download(target, buffer, three!)
+        assert.isFalse(yield* isBusy(two!))
+        assertBytes(target, 4)
+      })))
+
+    it.effect("an access is one use, whatever it enqueues, and lets others in between", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const [one, two] = yield* streams(2)
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        const host = yield* CudaMemory.allocateHost(64)
+        const work = Effect.gen(function*() {
+          yield* busy.enqueue(one!, 20)
+          yield* CudaMemory.fill(buffer, 5, { stream: one! })
+          yield* CudaMemory.copy(host, buffer, two!)
+          yield* CudaMemory.fill(buffer, 6, { stream: one! })
+        })
+        yield* CudaMemory.access(work, { writes: [buffer] }, one!)
+        yield* CudaStream.synchronize(two!)
+        assertBytes(host.bytes, 5)
+      })))
+
+    it.effect("accesses of different fibers that conflict take turns", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const all = yield* streams(3)
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        let inside = 0
+        const work = (stream: Stream) =>
+          Effect.gen(function*() {
+            assert.strictEqual(++inside, 1)
+            yield* busy.enqueue(stream, 1)
+            yield* Effect.yieldNow
+            inside--
+          })
+        const use = (stream: Stream) => CudaMemory.access(work(stream), { writes: [buffer] }, stream)
+        yield* Effect.forEach([...all, ...all], use, { concurrency: 3, discard: true })
+        yield* CudaMemory.settled(buffer)
+        for (const stream of all) assert.isFalse(yield* isBusy(stream))
+      })))
+
+    it.effect("settled waits for the uses alone, not for what else is on their streams", () =>
+      leavesNothing(Effect.gen(function*() {
+        const busy = yield* Busy
+        const [one, two] = yield* streams(2)
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        yield* CudaMemory.settled(buffer)
+        yield* busyWith(one!, 20, { reads: [buffer] })
+        yield* busyWith(two!, 30, { reads: [buffer] })
+        yield* busy.enqueue(one!, 200)
+        yield* CudaMemory.settled(CudaMemory.slice(buffer, 8, 8))
+        assert.isFalse(yield* isBusy(two!))
+        assert.isTrue(yield* isBusy(one!))
+        const waiting = yield* Effect.forkChild(
+          Effect.andThen(busyWith(two!, 100, { writes: [buffer] }), CudaMemory.settled(buffer)),
+          { startImmediately: true }
+        )
+        yield* Fiber.interrupt(waiting)
+        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocate(8)), "buffer")
+      })))
+
+    it.effect("buffers and streams are released while uses wait for each other", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [one, two] = yield* streams(2)
+        const target = yield* CudaMemory.allocateHost(64, ordered)
+        yield* Effect.scoped(Effect.gen(function*() {
+          const buffer = yield* CudaMemory.allocate(64, ordered)
+          yield* busyWith(one!, 30, { writes: [buffer] })
+          yield* CudaMemory.fill(buffer, 8, { stream: one! })
+          yield* CudaMemory.copy(target, buffer, two!)
+        }))
+        assert.isTrue(yield* isBusy(two!))
+        yield* Effect.scoped(Effect.gen(function*() {
+          const stream = yield* CudaStream.make()
+          yield* busyWith(stream, 20, { reads: [target] })
+        }))
+        const other = yield* CudaMemory.allocate(64, ordered)
+        yield* CudaMemory.copy(other, target, two!)
+        const array = new Uint8Array(64)
+        yield* CudaMemory.download(array, other, one!)
+        assertBytes(array, 8)
+      })))
+
+    it.effect("a released buffer is refused", () =>
+      leavesNothing(Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const buffer = yield* Scope.provide(CudaMemory.allocate(64, ordered), scope)
+        const stream = yield* CudaStream.make()
+        yield* CudaMemory.fill(buffer, 1, { stream })
+        yield* Scope.close(scope, Exit.void)
+        yield* failsWith(CudaMemory.settled(buffer), "ResourceReleased")
+        yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer] }, stream), "ResourceReleased")
+        yield* failsWith(CudaMemory.fill(buffer, 1, { stream }), "ResourceReleased")
+      })))
+
+    it.effect("streams that were wrapped or are the default take part", () =>
+      leavesNothing(Effect.gen(function*() {
+        const made = yield* CudaStream.make()
+        const wrapped = yield* CudaStream.fromHandle(made.handle)
+        const perThread = yield* CudaStream.defaultStream({ mode: "perThread" })
+        const buffer = yield* CudaMemory.allocate(64, ordered)
+        const host = yield* CudaMemory.allocateHost(64, ordered)
+        for (const [value, [one, two]] of [[wrapped, made], [made, perThread], [perThread, wrapped]].entries()) {
+          yield* busyWith(one!, 10, { writes: [buffer] })
+          yield* CudaMemory.fill(buffer, value, { stream: one! })
+          yield* CudaMemory.copy(host, buffer, two!)
+          yield* CudaMemory.settled(host)
+          assertBytes(host.bytes, value)
+        }
+      })))
+
+    it.effect("interruption at any moment leaves nothing", () =>
+      leavesNothing(Effect.gen(function*() {
+        for (let millis = 0; millis < 10; millis++) {
+          const work = Effect.gen(function*() {
+            const [one, two] = yield* streams(2)
+            const buffer = yield* CudaMemory.allocate(64, ordered)
+            const slow = CudaMemory.access(Effect.sleep(3), { writes: [buffer] }, one!)
+            yield* Effect.all([slow, busyWith(two!, 2, { writes: [buffer] })], { concurrency: 2 })
+            yield* CudaMemory.settled(buffer)
+            yield* CudaMemory.download(new Uint8Array(64), buffer, one!)
+          })
+          yield* leavesNothing(Effect.ignore(Effect.timeout(Effect.scoped(work), millis)))
+        }
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)(
+      "uses on streams of different devices wait for each other",
+      () =>
+        leavesNothing(
+          Effect.gen(function*() {
+            const near = yield* CudaStream.make({ device: 0 })
+            const far = yield* CudaStream.make({ device: 1 })
+            const buffer = yield* CudaMemory.allocate(64, { device: 0 })
+            const there = yield* CudaMemory.allocate(64, { device: 1 })
+            const host = yield* CudaMemory.allocateHost(64)
+            yield* busyWith(near, 20, { writes: [buffer] })
+            yield* CudaMemory.fill(buffer, 1, { stream: near })
+            yield* CudaMemory.copy(there, buffer, far)
+            yield* busyWith(far, 20, { reads: [buffer] })
+            yield* CudaMemory.fill(buffer, 2, { stream: near })
+            yield* CudaMemory.copy(host, there, far)
+            yield* CudaMemory.settled(buffer)
+            assert.isFalse(yield* isBusy(near))
+            yield* CudaMemory.settled(host)
+            assertBytes(host.bytes, 1)
+            yield* CudaMemory.copy(there, buffer, near)
+            yield* CudaMemory.copy(host, there, far)
+            yield* CudaMemory.settled(host)
+            assertBytes(host.bytes, 2)
+          }).pipe(CudaMemory.withOrdering())
+        )
+    )
+  })

@@ -1,0 +1,884 @@
+/**
+ * Buffers that order themselves: on random programs, the order that their waits make is exactly the order that the uses
+ * require, and no wait is one that others imply. First the structure alone, then whole programs in virtual time.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
+import type { CudaError } from "effect-cuda/CudaError"
+import type { CudaRuntime, StreamHandle } from "effect-cuda/layers/CudaRuntime"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+import type { Marker } from "../src/layers/internal/Backend.ts"
+import { Ordering, Track, Work } from "../src/layers/internal/ordering.ts"
+import type { Markers } from "../src/layers/internal/ordering.ts"
+import { StreamResource } from "../src/layers/internal/resources.ts"
+import { failsWith, refuses } from "./support/assertions.ts"
+import { graph, schedule } from "./support/reference.ts"
+import type { Instruction, Node } from "./support/reference.ts"
+
+const between = (minimum: number, maximum: number) => Schema.Int.check(Schema.isBetween({ minimum, maximum }))
+
+// The structure alone
+
+const Bytes = Schema.Struct({
+  buffer: between(0, 1),
+  from: between(0, 11),
+  length: between(1, 6),
+  writes: Schema.Boolean
+})
+
+const Step = Schema.Struct({
+  stream: between(0, 3),
+  bytes: Schema.Array(Bytes).check(Schema.isMinLength(1), Schema.isMaxLength(3)),
+  /** What happens after it: the work of its stream ends, or the stream is released too. */
+  after: Schema.Literals(["nothing", "nothing", "finish", "release"]),
+  fails: Schema.Literals(["nothing", "nothing", "nothing", "record", "wait"])
+})
+
+interface Step extends Schema.Schema.Type<typeof Step> {}
+
+/** Something in a stream: work, or a wait for something of another stream; and all that comes before it. */
+interface Item {
+  readonly work: number | undefined
+  readonly before: ReadonlySet<Item>
+  isDone: boolean
+}
+
+class FakeMarker implements Marker {
+  readonly device = 0
+  readonly item: Item | undefined
+  isReleased = false
+  constructor(item: Item | undefined) {
+    this.item = item
+  }
+}
+
+/** Keeps what comes before what, and finds markers that are used after their release. */
+class FakeMarkers implements Markers {
+  marker: FakeMarker | undefined
+  readonly made: Array<FakeMarker> = []
+  readonly last = new Map<StreamResource, Item>()
+  waits: Array<{ readonly target: Item; readonly earlier: ReadonlySet<Item> }> = []
+  queries = 0
+  failing: Step["fails"] = "nothing"
+
+  enqueue(stream: StreamResource, work: number | undefined, target?: Item): Item {
+    const before = new Set<Item>()
+    for (const item of [this.last.get(stream), target]) {
+      if (item === undefined) continue
+      before.add(item)
+      for (const earlier of item.before) before.add(earlier)
+    }
+    const item: Item = { work, before, isDone: false }
+    this.last.set(stream, item)
+    return item
+  }
+
+  markerRecord(stream: StreamResource): number {
+    if (this.failing === "record") return 1
+    this.marker = new FakeMarker(this.last.get(stream))
+    this.made.push(this.marker)
+    return 0
+  }
+
+  markerWait(stream: StreamResource, marker: Marker): number {
+    const { item, isReleased } = fake(marker)
+    assert.isFalse(isReleased, "a wait for a marker that was given back")
+    if (this.failing === "wait") return 1
+    const own = this.last.get(stream)
+    this.waits.push({ target: item!, earlier: new Set(own === undefined ? [] : [own, ...own.before]) })
+    this.enqueue(stream, undefined, item)
+    return 0
+  }
+
+  markerQuery(marker: Marker): number {
+    assert.isFalse(fake(marker).isReleased, "a question about a marker that was given back")
+    this.queries++
+    return fake(marker).item?.isDone === false ? 600 : 0
+  }
+
+  markerRelease(marker: Marker): void {
+    assert.isFalse(fake(marker).isReleased, "a marker that was given back twice")
+    fake(marker).isReleased = true
+  }
+
+  /** Ends what a stream holds, and so all that comes before. */
+  finish(stream: StreamResource): void {
+    const last = this.last.get(stream)
+    if (last === undefined) return
+    last.isDone = true
+    for (const item of last.before) item.isDone = true
+  }
+}
+
+const fake = (marker: Marker): FakeMarker => marker as FakeMarker
+
+const fakeOwner = { kind: "simulated" } as const
+let streamIds = 0
+const fakeStream = () => {
+  const id = ++streamIds
+  const handle = id as StreamHandle
+  return new Track(
+    new StreamResource(fakeOwner, { handle, id, device: 0, priority: 0, nonBlocking: true, origin: "owned" })
+  )
+}
+
+interface Done {
+  readonly step: Step
+  readonly track: Track
+  readonly item: Item
+  /** The work that had ended when it was enqueued. */
+  readonly finished: ReadonlySet<number>
+}
+
+const clash = (one: Step, other: Step): boolean =>
+  one.bytes.some((a) =>
+    other.bytes.some((b) =>
+      a.buffer === b.buffer && (a.writes || b.writes) && a.from < b.from + b.length && b.from < a.from + a.length
+    )
+  )
+
+/** No wait of one piece of work is for what its stream came after anyway, or another of its waits is for. */
+const assertNeeded = (waits: FakeMarkers["waits"]): void => {
+  const [first] = waits
+  for (const wait of waits) {
+    assert.isFalse(first!.earlier.has(wait.target), "a wait for what the stream came after anyway")
+    for (const other of waits) {
+      if (other === wait) continue
+      assert.isFalse(
+        other.target === wait.target || other.target.before.has(wait.target),
+        "a wait that another implies"
+      )
+    }
+  }
+}
+
+/** Runs steps; those that cannot be enqueued are left out of what was done. */
+const runSteps = (steps: ReadonlyArray<Step>) => {
+  const markers = new FakeMarkers()
+  const orderings = [new Ordering(), new Ordering()]
+  const tracks = Array.from({ length: 4 }, fakeStream)
+  const done: Array<Done> = []
+  for (const step of steps) {
+    const track = tracks[step.stream]!
+    const parts = [...step.bytes].sort((a, b) => Number(a.writes) - Number(b.writes)).map((bytes) => ({
+      ordering: orderings[bytes.buffer]!,
+      from: bytes.from,
+      to: bytes.from + bytes.length,
+      writes: bytes.writes
+    }))
+    const work = new Work(track, parts)
+    markers.waits = []
+    markers.failing = step.fails
+    const begun = work.begin(markers)
+    assertNeeded(markers.waits)
+    if (begun === 0) {
+      const finished = new Set(done.flatMap(({ item }, index) => item.isDone ? [index] : []))
+      done.push({ step, track, item: markers.enqueue(track.stream, done.length), finished })
+      work.end(markers)
+    }
+    markers.failing = "nothing"
+    if (step.after !== "nothing") markers.finish(track.stream)
+    if (step.after === "release") {
+      track.stream.state = "released"
+      tracks[step.stream] = fakeStream()
+    }
+  }
+  return { done, markers, orderings }
+}
+
+/** The work that each piece of work must come after: what it conflicts with, what its stream holds, and so on. */
+const required = (done: ReadonlyArray<Done>): ReadonlyArray<ReadonlySet<number>> => {
+  const all: Array<Set<number>> = []
+  for (const [index, { step, track }] of done.entries()) {
+    const before = new Set<number>()
+    for (const [earlier, other] of done.slice(0, index).entries()) {
+      if (other.track !== track && !clash(other.step, step)) continue
+      before.add(earlier)
+      for (const further of all[earlier]!) before.add(further)
+    }
+    all.push(before)
+  }
+  return all
+}
+
+const observed = ({ item }: Done): ReadonlySet<number> => new Set([...item.before].flatMap(({ work }) => work ?? []))
+
+const assertClosed = ({ markers, orderings }: ReturnType<typeof runSteps>): void => {
+  for (const ordering of orderings) ordering.close()
+  assert.isTrue(markers.made.every(({ isReleased }) => isReleased), "a marker that was not given back")
+}
+
+const Steps = Schema.Array(Step).check(Schema.isMaxLength(60))
+
+describe("uses of ordered bytes", () => {
+  it.prop("come after exactly what they must, and no wait is implied", [Steps], ([drawn]) => {
+    const result = runSteps(drawn.map((step) => ({ ...step, after: "nothing", fails: "nothing" })))
+    const { done, markers } = result
+    const expected = required(done)
+    for (const [index, one] of done.entries()) {
+      assert.deepStrictEqual([...observed(one)].sort(), [...expected[index]!].sort(), `order of ${index}`)
+    }
+    assert.strictEqual(markers.made.length, done.length, "one mark for each")
+    assertClosed(result)
+  }, { arbitrary: { runs: 500, size: 60 } })
+
+  it.prop("need not come after what has ended, and streams come and go", [Steps], ([drawn]) => {
+    const result = runSteps(drawn.map((step) => ({ ...step, fails: "nothing" })))
+    const expected = required(result.done)
+    for (const [index, one] of result.done.entries()) {
+      const seen = observed(one)
+      for (const before of seen) assert.isTrue(expected[index]!.has(before), `${index} waits for ${before}`)
+      for (const before of expected[index]!) {
+        assert.isTrue(seen.has(before) || one.finished.has(before), `${index} does not wait for ${before}`)
+      }
+    }
+    assertClosed(result)
+  }, { arbitrary: { runs: 500, size: 60 } })
+
+  it.prop("keep the order where marks and waits fail", [Steps], ([drawn]) => {
+    const result = runSteps(drawn)
+    const expected = required(result.done)
+    for (const [index, one] of result.done.entries()) {
+      const seen = observed(one)
+      for (const before of expected[index]!) {
+        assert.isTrue(seen.has(before) || one.finished.has(before), `${index} does not wait for ${before}`)
+      }
+    }
+    assertClosed(result)
+  }, { arbitrary: { runs: 500, size: 60 } })
+
+  const single = (from: number, stream: number, writes: boolean): Step => ({
+    stream,
+    bytes: [{ buffer: 0, from, length: 1, writes }],
+    after: "nothing",
+    fails: "nothing"
+  })
+
+  it("that are done are forgotten, however many bytes they are spread over", () => {
+    const { markers, orderings } = runSteps(
+      Array.from({ length: 1500 }, (_, index) => ({ ...single(index, index % 4, index % 3 === 0), after: "finish" }))
+    )
+    assert.isAtMost(orderings[0]!.uses.length, 32)
+    assert.isBelow(markers.queries, 3 * 1500)
+  })
+
+  it("that are not done are all kept, and asked about ever more rarely", () => {
+    const { markers, orderings } = runSteps(Array.from({ length: 2048 }, (_, index) => single(index, index % 4, true)))
+    assert.strictEqual(orderings[0]!.uses.length, 2048)
+    assert.isBelow(markers.queries, 4 * 2048)
+  })
+
+  it("that streams repeat are one each, whatever their number", () => {
+    const { markers, orderings } = runSteps(
+      Array.from({ length: 1500 }, (_, index) => single(3, index % 4, index % 50 === 0))
+    )
+    assert.isAtMost(orderings[0]!.uses.length, 8)
+    assert.isAtMost(markers.made.filter(({ isReleased }) => !isReleased).length, 8)
+  })
+
+  it("do not keep the streams that are gone in memory", () => {
+    const markers = new FakeMarkers()
+    const ordering = new Ordering()
+    let track = fakeStream()
+    const tracks = [track]
+    for (let round = 0; round < 100; round++) {
+      const work = new Work(track, [{ ordering, from: 0, to: 1, writes: true }])
+      work.begin(markers)
+      work.end(markers)
+      if (round > 0) tracks[round - 1]!.stream.state = "released"
+      tracks.push(track = fakeStream())
+    }
+    const reached = new Set<Track>()
+    const visit = (from: Track): void => {
+      if (reached.has(from)) return
+      reached.add(from)
+      for (const known of from.known.keys()) visit(known)
+    }
+    for (const use of ordering.uses) visit(use.track)
+    assert.isAtMost(reached.size, 4)
+  })
+})
+
+// Programs in virtual time
+
+/** One byte takes a millisecond on every link, and everything else nothing. */
+const slow = {
+  hostBandwidth: 1000,
+  deviceBandwidth: 1000,
+  peerBandwidth: 1000,
+  copyLatency: 0,
+  concurrentKernels: 1_000_000
+}
+
+const bufferSize = 16
+const bufferCount = 3
+
+const streamKinds = [
+  { legacy: true, blocking: false },
+  { legacy: false, blocking: true },
+  { legacy: false, blocking: true },
+  { legacy: false, blocking: false },
+  { legacy: false, blocking: false },
+  { legacy: false, blocking: false }
+]
+
+const Operation = Schema.Struct({
+  op: Schema.Literals(["copy", "copy", "fill", "work"]),
+  stream: between(0, streamKinds.length - 1),
+  event: between(0, 0),
+  to: between(0, bufferCount - 1),
+  from: between(0, bufferCount - 1),
+  value: between(1, 20),
+  pause: between(0, 9),
+  toOffset: between(0, bufferSize - 1),
+  fromOffset: between(0, bufferSize - 1),
+  length: between(1, bufferSize)
+})
+
+type Operation = Schema.Schema.Type<typeof Operation>
+
+const Operations = Schema.Array(Operation).check(Schema.isMaxLength(40))
+
+/** Ranges that are inside their buffers, and copies between two of them. */
+const proper = (drawn: ReadonlyArray<Operation>): ReadonlyArray<Operation> =>
+  drawn.filter(({ from, op, to }) => op !== "copy" || from !== to).map((operation) => ({
+    ...operation,
+    length: Math.min(operation.length, bufferSize - operation.toOffset, bufferSize - operation.fromOffset)
+  }))
+
+const reads = ({ from, fromOffset, length, op }: Operation) =>
+  op === "fill" ? [] : [{ buffer: from, offset: fromOffset, length }]
+const writes = ({ length, to, toOffset }: Operation) => [{ buffer: to, offset: toOffset, length }]
+
+const meet = (
+  some: ReturnType<typeof reads>,
+  others: ReturnType<typeof reads>
+) =>
+  some.some((a) =>
+    others.some((b) => a.buffer === b.buffer && a.offset < b.offset + b.length && b.offset < a.offset + a.length)
+  )
+
+/** What must be done before each operation: what its stream's order says, and every earlier one it conflicts with. */
+const orderedGraph = (program: ReadonlyArray<Operation>): ReadonlyArray<Node> =>
+  graph(program, streamKinds).map((node) => {
+    const later = program[node.index]!
+    const dependencies = new Set(node.dependencies)
+    for (const [index, earlier] of program.slice(0, node.index).entries()) {
+      const conflicts = meet(writes(earlier), [...reads(later), ...writes(later)]) ||
+        meet(reads(earlier), writes(later))
+      if (conflicts) dependencies.add(index)
+    }
+    return { ...node, dependencies }
+  })
+
+const durationOf = (program: ReadonlyArray<Operation>) => (instruction: Instruction): number => {
+  const { length, op, value } = program.find((operation) => operation === instruction)!
+  return op === "work" ? value : length
+}
+
+/** What work does: every byte of its target becomes the one it reads plus one, mixed with its value. */
+const mixed = (byte: number, value: number): number => (byte * 3 + value) & 255
+
+/** The contents after the operations one after the other. */
+const sequential = (program: ReadonlyArray<Operation>): ReadonlyArray<ReadonlyArray<number>> => {
+  const buffers = Array.from({ length: bufferCount }, () => new Uint8Array(bufferSize))
+  for (const { from, fromOffset, length, op, to, toOffset, value } of program) {
+    const source = buffers[from]!.slice(fromOffset, fromOffset + length)
+    const result = op === "fill"
+      ? source.fill(value)
+      : op === "copy"
+      ? source
+      : source.map((byte) => mixed(byte, value))
+    buffers[to]!.set(result, toOffset)
+  }
+  return buffers.map((bytes) => [...bytes])
+}
+
+type Program<A> = Effect.Effect<A, CudaError, CudaRuntime | SimulatedRuntime.SimulatedControl | Scope.Scope>
+
+const onSlowDevice = <A>(program: Program<A>, options: SimulatedRuntime.SimulatedOptions = {}) =>
+  program.pipe(
+    Effect.scoped,
+    Effect.provide(SimulatedRuntime.layer({ devices: [slow], recordTimeline: true, ...options }))
+  )
+
+const makeStreams = Effect.forEach(
+  streamKinds,
+  ({ blocking, legacy }) => legacy ? CudaStream.defaultStream() : CudaStream.make({ blocking })
+)
+
+/** Work on a stream that the library does not know. */
+const launch = (
+  operation: Operation,
+  stream: CudaStream.CudaStream,
+  to: CudaMemory.Slice<CudaMemory.DeviceBuffer>,
+  from: CudaMemory.Slice<CudaMemory.DeviceBuffer>
+) =>
+  Effect.gen(function*() {
+    const control = yield* SimulatedRuntime.SimulatedControl
+    const target = yield* control.bytes(to.buffer)
+    const source = yield* control.bytes(from.buffer)
+    const run = () => {
+      const bytes = source.slice(from.offset, from.offset + from.byteLength)
+      target.set(bytes.map((byte) => mixed(byte, operation.value)), to.offset)
+    }
+    yield* CudaMemory.access(
+      control.launch(stream, { duration: operation.value, run }),
+      { reads: [from], writes: [to] },
+      stream
+    )
+  })
+
+const execute = (program: ReadonlyArray<Operation>) =>
+  Effect.gen(function*() {
+    const control = yield* SimulatedRuntime.SimulatedControl
+    const streams = yield* makeStreams
+    const buffers = yield* Effect.replicateEffect(CudaMemory.allocate(bufferSize), bufferCount)
+    for (const operation of program) {
+      const { from, fromOffset, length, op, pause, to, toOffset, value } = operation
+      yield* TestClock.adjust(pause)
+      const stream = streams[operation.stream]!
+      const target = CudaMemory.slice(buffers[to]!, toOffset, length)
+      const source = CudaMemory.slice(buffers[from]!, fromOffset, length)
+      if (op === "copy") yield* CudaMemory.copy(target, source, stream)
+      else if (op === "fill") yield* CudaMemory.fill(target, value, { stream })
+      else yield* launch(operation, stream, target, source)
+    }
+    yield* TestClock.adjust("1 hour")
+    assert.strictEqual(yield* control.pendingOperations, 0)
+    const contents = yield* Effect.forEach(
+      buffers,
+      (buffer) => Effect.map(control.bytes(buffer), (bytes) => [...bytes])
+    )
+    return { contents, streams, timeline: yield* control.timeline }
+  }).pipe(CudaMemory.withOrdering())
+
+describe("random programs on ordered buffers", () => {
+  it.effect.prop(
+    "start exactly when their conflicts allow, and mean what they say in order",
+    [Operations],
+    ([drawn]) =>
+      Effect.gen(function*() {
+        const program = proper(drawn)
+        const { contents, streams, timeline } = yield* onSlowDevice(execute(program))
+        const expected = schedule(orderedGraph(program), durationOf(program))
+        const begin = timeline.length === 0
+          ? 0
+          : Math.min(...timeline.map(({ start }) => start)) - program[0]!.pause * 1e6
+        const queues = streams.map(({ id }) =>
+          timeline.filter(({ kind, streamId }) => streamId === id && kind !== "wait" && kind !== "record")
+        )
+        for (const [index, { op, stream }] of program.entries()) {
+          const { end, start } = queues[stream]!.shift()!
+          assert.deepStrictEqual(
+            [(start - begin) / 1e6, (end - begin) / 1e6],
+            [expected[index]!.start, expected[index]!.end],
+            `${op} ${index}`
+          )
+        }
+        assert.deepStrictEqual(contents, sequential(program))
+      }),
+    { arbitrary: { runs: 150, size: 40 } }
+  )
+})
+
+// Accesses, and what is left when something fails
+
+/** Two streams and two ordered buffers of 64 bytes on a device where nothing takes time but work. */
+const setting = Effect.gen(function*() {
+  const control = yield* SimulatedRuntime.SimulatedControl
+  const [first, second, third] = yield* Effect.all([CudaStream.make(), CudaStream.make(), CudaStream.make()])
+  const [buffer, other] = yield* Effect.all([
+    CudaMemory.allocate(64, { ordered: true }),
+    CudaMemory.allocate(64, { ordered: true })
+  ])
+  /** Work of so many milliseconds. */
+  const work = (stream: CudaStream.CudaStream, duration: number) => control.launch(stream, { duration })
+  /** When the work on a stream started and ended, in milliseconds. */
+  const timesOf = (stream: CudaStream.CudaStream) =>
+    Effect.gen(function*() {
+      yield* TestClock.adjust("1 hour")
+      const timeline = yield* control.timeline
+      return timeline.filter(({ kind, streamId }) => streamId === stream.id && kind === "work").map((
+        { end, start }
+      ) => [
+        start / 1e6,
+        end / 1e6
+      ])
+    })
+  const countOf = (kind: SimulatedRuntime.TimelineEntry["kind"]) =>
+    Effect.map(control.timeline, (timeline) => timeline.filter((entry) => entry.kind === kind).length)
+  return { buffer, control, countOf, first, other, second, third, timesOf, work }
+})
+
+type Setting = Effect.Success<typeof setting>
+
+/** Runs a test in its own world: time starts at 0. */
+const inSetting = <A>(test: (setting: Setting) => Program<A>) =>
+  onSlowDevice(Effect.flatMap(setting, (made) =>
+    // Releases wait for what a test has left.
+    Effect.ensuring(test(made), TestClock.adjust("1 hour"))))
+
+/** An access that lasts until it is let go, and then enqueues work. */
+const held = (
+  { work }: Setting,
+  stream: CudaStream.CudaStream,
+  uses: CudaMemory.Accesses,
+  duration = 10
+) =>
+  Effect.gen(function*() {
+    const begun = yield* Deferred.make<void>()
+    const go = yield* Deferred.make<void>()
+    const effect = Effect.gen(function*() {
+      yield* Deferred.succeed(begun, undefined)
+      yield* Deferred.await(go)
+      yield* work(stream, duration)
+    })
+    const fiber = yield* Effect.forkScoped(CudaMemory.access(effect, uses, stream), { startImmediately: true })
+    const end = Effect.andThen(Deferred.succeed(go, undefined), Fiber.join(fiber))
+    return { begun: Deferred.isDone(begun), end, fiber }
+  })
+
+describe("an access", () => {
+  it.effect("orders what its effect enqueues among the other uses", () =>
+    inSetting(({ buffer, first, second, third, timesOf, work }) =>
+      Effect.gen(function*() {
+        const writes = { writes: [buffer] }
+        const reads = { reads: [buffer] }
+        yield* CudaMemory.access(work(first, 10), writes, first)
+        yield* CudaMemory.access(work(second, 20), reads, second)
+        yield* CudaMemory.access(work(third, 30), reads, third)
+        yield* CudaMemory.access(work(first, 5), writes, first)
+        assert.deepStrictEqual(yield* timesOf(first), [[0, 10], [40, 45]])
+        assert.deepStrictEqual(yield* timesOf(second), [[10, 30]])
+        assert.deepStrictEqual(yield* timesOf(third), [[10, 40]])
+      })
+    ))
+
+  it.effect("uses the current stream where none is named, in both forms", () =>
+    inSetting(({ buffer, first, second, timesOf, work }) =>
+      Effect.gen(function*() {
+        const use = CudaMemory.access({ writes: [buffer] })
+        yield* CudaStream.withStream(use(work(first, 10)), first)
+        yield* work(second, 1).pipe(CudaMemory.access({ writes: [buffer] }, second))
+        assert.deepStrictEqual(yield* timesOf(second), [[10, 11]])
+      })
+    ))
+
+  it.effect("marks what was enqueued, however it ends", () =>
+    inSetting(({ buffer, first, other, second, timesOf, work }) =>
+      Effect.gen(function*() {
+        const failing = Effect.andThen(work(first, 10), Effect.fail("no" as const))
+        const failed = yield* Effect.flip(CudaMemory.access(failing, { writes: [buffer] }, first))
+        assert.strictEqual(failed, "no")
+        const hanging = Effect.andThen(work(first, 10), Effect.never)
+        const fiber = yield* Effect.forkChild(CudaMemory.access(hanging, { writes: [other] }, first), {
+          startImmediately: true
+        })
+        yield* Fiber.interrupt(fiber)
+        yield* CudaMemory.access(work(second, 1), { reads: [buffer] }, second)
+        yield* CudaMemory.access(work(second, 1), { reads: [other] }, second)
+        assert.deepStrictEqual(yield* timesOf(second), [[10, 11], [20, 21]])
+      })
+    ))
+
+  it.effect("waits for one that conflicts on another stream to end, and those behind it in turn", () =>
+    inSetting((setting) =>
+      Effect.gen(function*() {
+        const { buffer, first, second, third, timesOf } = setting
+        const writing = yield* held(setting, first, { writes: [buffer] })
+        const reading = yield* held(setting, second, { reads: [buffer] })
+        const again = yield* held(setting, third, { writes: [buffer] })
+        assert.deepStrictEqual([yield* writing.begun, yield* reading.begun, yield* again.begun], [true, false, false])
+        yield* writing.end
+        yield* Effect.yieldNow
+        assert.deepStrictEqual([yield* reading.begun, yield* again.begun], [true, false])
+        const late = yield* held(setting, first, { reads: [buffer] })
+        assert.isFalse(yield* late.begun)
+        yield* reading.end
+        yield* Effect.yieldNow
+        assert.deepStrictEqual([yield* again.begun, yield* late.begun], [true, false])
+        yield* again.end
+        yield* late.end
+        assert.deepStrictEqual(yield* timesOf(first), [[0, 10], [30, 40]])
+        assert.deepStrictEqual(yield* timesOf(second), [[10, 20]])
+        assert.deepStrictEqual(yield* timesOf(third), [[20, 30]])
+      })
+    ))
+
+  it.effect("waits for none on its own stream, of other bytes, or that reads what it reads", () =>
+    inSetting((setting) =>
+      Effect.gen(function*() {
+        const { buffer, first, second, third } = setting
+        const { slice } = CudaMemory
+        const accesses = yield* Effect.all([
+          held(setting, first, { writes: [slice(buffer, 0, 32)] }),
+          held(setting, first, { writes: [slice(buffer, 0, 32)] }),
+          held(setting, second, { reads: [slice(buffer, 32)] }),
+          held(setting, third, { reads: [slice(buffer, 32)] })
+        ])
+        for (const { begun } of accesses) assert.isTrue(yield* begun)
+        for (const { end } of accesses) yield* end
+      })
+    ))
+
+  it.effect("can be interrupted while it waits, which lets those behind it go", () =>
+    inSetting((setting) =>
+      Effect.gen(function*() {
+        const { buffer, first, second, third } = setting
+        const reading = yield* held(setting, first, { reads: [buffer] })
+        const writing = yield* held(setting, second, { writes: [buffer] })
+        const behind = yield* held(setting, third, { reads: [buffer] })
+        assert.deepStrictEqual([yield* writing.begun, yield* behind.begun], [false, false])
+        yield* Fiber.interrupt(writing.fiber)
+        yield* Effect.yieldNow
+        assert.isTrue(yield* behind.begun)
+        yield* behind.end
+        yield* reading.end
+        const { waits } = yield* buffer.runtime.liveResources
+        assert.strictEqual(waits, 0)
+      })
+    ))
+
+  it.effect("fails when its buffer is gone after the wait", () =>
+    inSetting((setting) =>
+      Effect.gen(function*() {
+        const { first, second } = setting
+        const scope = yield* Scope.make()
+        const buffer = yield* Scope.provide(CudaMemory.allocate(64, { ordered: true }), scope)
+        const reading = yield* held(setting, first, { reads: [buffer] })
+        const writing = yield* held(setting, second, { writes: [buffer] })
+        yield* Scope.close(scope, Exit.void)
+        yield* reading.end
+        yield* failsWith(writing.end, "ResourceReleased")
+      })
+    ))
+
+  it.effect("goes on inside another one, on whatever stream", () =>
+    inSetting((setting) =>
+      Effect.gen(function*() {
+        const { buffer, first, second, third, timesOf, work } = setting
+        const go = yield* Deferred.make<void>()
+        const outer = Effect.gen(function*() {
+          yield* work(first, 10)
+          yield* Deferred.await(go)
+          yield* CudaMemory.access(work(second, 20), { writes: [buffer] }, second)
+          yield* work(first, 5)
+        })
+        const running = yield* Effect.forkChild(CudaMemory.access(outer, { writes: [buffer] }, first), {
+          startImmediately: true
+        })
+        const waiting = yield* held(setting, third, { writes: [buffer] })
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.join(running)
+        yield* waiting.end
+        assert.deepStrictEqual(yield* timesOf(first), [[0, 10], [30, 35]])
+        assert.deepStrictEqual(yield* timesOf(second), [[10, 30]])
+        assert.deepStrictEqual(yield* timesOf(third), [[35, 45]])
+      })
+    ))
+
+  it.effect("inside another one may outlast it, and those behind wait for both", () =>
+    inSetting((setting) =>
+      Effect.gen(function*() {
+        const { buffer, first, second, third } = setting
+        const go = yield* Deferred.make<void>()
+        const outer = Effect.andThen(Deferred.await(go), held(setting, second, { writes: [buffer] }))
+        const running = yield* Effect.forkScoped(CudaMemory.access(outer, { writes: [buffer] }, first), {
+          startImmediately: true
+        })
+        const waiting = yield* held(setting, third, { writes: [buffer] })
+        yield* Deferred.succeed(go, undefined)
+        const inner = yield* Fiber.join(running)
+        yield* Effect.yieldNow
+        assert.deepStrictEqual([yield* inner.begun, yield* waiting.begun], [true, false])
+        yield* inner.end
+        yield* Effect.yieldNow
+        assert.isTrue(yield* waiting.begun)
+        yield* waiting.end
+      })
+    ))
+
+  it.effect("lets copies and fills in between, after what it has enqueued and before the rest", () =>
+    inSetting(({ buffer, control, first, second, timesOf, work }) =>
+      Effect.gen(function*() {
+        const effect = Effect.gen(function*() {
+          yield* work(first, 10)
+          yield* CudaMemory.fill(buffer, 1, { stream: second })
+          yield* work(first, 10)
+        })
+        yield* CudaMemory.access(effect, { reads: [buffer] }, first)
+        assert.deepStrictEqual(yield* timesOf(first), [[0, 10], [74, 84]])
+        const [fill] = (yield* control.timeline).filter(({ kind }) => kind === "fill")
+        assert.deepStrictEqual([fill!.start, fill!.end], [10e6, 74e6])
+      })
+    ))
+
+  it.effect("refuses what is no part of a buffer, by name", () =>
+    inSetting(({ buffer, first }) =>
+      Effect.gen(function*() {
+        const outside = CudaMemory.slice(buffer, 60, 8)
+        yield* refuses(CudaMemory.access(Effect.void, { writes: [buffer, outside] }, first), "writes[1].byteLength")
+        const before = CudaMemory.slice(buffer, -1, 8)
+        yield* refuses(CudaMemory.access(Effect.void, { reads: [before] }, first), "reads[0].offset")
+      })
+    ))
+
+  it.effect("of nothing, or of buffers that do not order themselves, orders nothing", () =>
+    inSetting(({ buffer, countOf, first, second, timesOf, work }) =>
+      Effect.gen(function*() {
+        const plain = yield* CudaMemory.allocate(64)
+        const uses = { reads: [plain], writes: [plain, CudaMemory.slice(buffer, 64)] }
+        yield* CudaMemory.access(work(first, 10), uses, first)
+        yield* CudaMemory.access(work(second, 10), uses, second)
+        yield* CudaMemory.access(work(second, 10), {}, second)
+        assert.deepStrictEqual(yield* timesOf(second), [[0, 10], [10, 20]])
+        assert.deepStrictEqual([yield* countOf("record"), yield* countOf("wait")], [0, 0])
+      })
+    ))
+
+  it.effect("is one time of work: an access that goes on cannot be begun again", () =>
+    inSetting(({ buffer, first }) =>
+      Effect.gen(function*() {
+        const writes = [{ memory: buffer.ref, offset: 0, byteLength: 8 }]
+        const access = { stream: first.ref, reads: [], writes, outer: undefined }
+        yield* buffer.runtime.memoryBegin(access)
+        yield* refuses(buffer.runtime.memoryBegin(access), "access")
+        yield* buffer.runtime.memoryEnd(access)
+        yield* buffer.runtime.memoryEnd(access)
+      })
+    ))
+})
+
+describe("settled", () => {
+  it.effect("ends with the uses so far, not with what else is on their streams", () =>
+    inSetting(({ buffer, first, second, work }) =>
+      Effect.gen(function*() {
+        yield* CudaMemory.access(work(first, 10), { reads: [CudaMemory.slice(buffer, 0, 32)] }, first)
+        yield* CudaMemory.access(work(second, 20), { writes: [CudaMemory.slice(buffer, 32)] }, second)
+        yield* work(first, 1000)
+        const left = yield* Effect.forkChild(CudaMemory.settled(CudaMemory.slice(buffer, 0, 8)), {
+          startImmediately: true
+        })
+        const all = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        yield* CudaMemory.access(work(second, 1000), { writes: [buffer] }, second)
+        const ended = () => [left, all].map((fiber) => fiber.pollUnsafe() !== undefined)
+        yield* TestClock.adjust("9 millis")
+        assert.deepStrictEqual(ended(), [false, false])
+        yield* TestClock.adjust("1 millis")
+        assert.deepStrictEqual(ended(), [true, false])
+        yield* TestClock.adjust("10 millis")
+        assert.deepStrictEqual(ended(), [true, true])
+        yield* TestClock.adjust("1 hour")
+        yield* CudaMemory.settled(buffer)
+      })
+    ))
+
+  it.effect("waits for what an access in progress has enqueued", () =>
+    inSetting(({ buffer, first, work }) =>
+      Effect.gen(function*() {
+        const fiber = yield* CudaMemory.access(
+          Effect.andThen(work(first, 10), Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })),
+          { writes: [buffer] },
+          first
+        )
+        assert.isUndefined(fiber.pollUnsafe())
+        yield* TestClock.adjust("10 millis")
+        assert.isDefined(fiber.pollUnsafe())
+      })
+    ))
+
+  it.effect("is given up by interruption", () =>
+    inSetting(({ buffer, first, work }) =>
+      Effect.gen(function*() {
+        yield* CudaMemory.access(work(first, 10), { writes: [buffer] }, first)
+        const fiber = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        yield* Fiber.interrupt(fiber)
+        assert.strictEqual((yield* buffer.runtime.liveResources).waits, 0)
+        yield* TestClock.adjust("1 hour")
+      })
+    ))
+
+  it.effect("refuses a buffer that does not order itself, and ranges outside of it", () =>
+    inSetting(({ buffer }) =>
+      Effect.gen(function*() {
+        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocate(8)), "buffer")
+        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocateHost(8)), "buffer")
+        yield* refuses(CudaMemory.settled(CudaMemory.slice(buffer, 65, 0)), "buffer.offset")
+      })
+    ))
+})
+
+describe("which buffers order themselves", () => {
+  it.effect("options say, and else the innermost region", () =>
+    inSetting(() =>
+      Effect.gen(function*() {
+        const made = (options?: CudaMemory.BufferOptions) =>
+          Effect.gen(function*() {
+            const both = [yield* CudaMemory.allocate(8, options), yield* CudaMemory.allocateHost(8, options)]
+            assert.strictEqual(both[0]!.isOrdered, both[1]!.isOrdered)
+            return both[0]!.isOrdered
+          })
+        assert.isFalse(yield* made())
+        assert.isTrue(yield* made({ ordered: true }))
+        assert.isTrue(yield* CudaMemory.withOrdering(made()))
+        assert.isFalse(yield* made({ ordered: false }).pipe(CudaMemory.withOrdering()))
+        assert.isFalse(yield* made().pipe(CudaMemory.withOrdering(false), CudaMemory.withOrdering()))
+        assert.isTrue(yield* made({ ordered: undefined }).pipe(CudaMemory.withOrdering(true)))
+      })
+    ))
+
+  it.effect("the pinned memory of uploads and downloads never is", () =>
+    inSetting(({ countOf }) =>
+      Effect.gen(function*() {
+        const plain = yield* CudaMemory.allocate(8, { ordered: false })
+        yield* CudaMemory.upload(plain, new Uint8Array(8))
+        yield* TestClock.adjust("1 hour")
+        assert.deepStrictEqual([yield* countOf("record"), yield* countOf("wait")], [1, 0])
+      }).pipe(CudaMemory.withOrdering())
+    ))
+})
+
+describe("failures", () => {
+  it.effect("of operations leave no marks", () =>
+    inSetting(({ buffer, control, countOf, first, other, second, timesOf, work }) =>
+      Effect.gen(function*() {
+        const uses = [
+          ["CudaMemory.fill", CudaMemory.fill(buffer, 1, { stream: first })],
+          ["CudaMemory.copy", CudaMemory.copy(buffer, other, first)],
+          ["CudaMemory.access", CudaMemory.access(work(first, 10), { writes: [buffer] }, first)],
+          ["CudaMemory.settled", CudaMemory.settled(buffer)]
+        ] as const
+        yield* CudaMemory.access(work(second, 10), { writes: [buffer] }, second)
+        for (const [name, use] of uses) {
+          yield* control.failNext(name, "SystemNotReady")
+          yield* failsWith(use, "SystemNotReady")
+        }
+        assert.deepStrictEqual(yield* timesOf(first), [])
+        assert.deepStrictEqual([yield* countOf("record"), yield* countOf("wait")], [1, 0])
+        yield* refuses(CudaMemory.copy(buffer, CudaMemory.slice(other, 0, 8), first), "source.byteLength")
+        yield* CudaMemory.fill(buffer, 1, { stream: first })
+        yield* TestClock.adjust("1 hour")
+        assert.deepStrictEqual([yield* countOf("record"), yield* countOf("wait")], [2, 1])
+      })
+    ))
+
+  it.effect("of the device fail every use, and what waits", () =>
+    inSetting(({ buffer, control, first, second, work }) =>
+      Effect.gen(function*() {
+        yield* CudaMemory.access(work(first, 10), { writes: [buffer] }, first)
+        const waiting = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        yield* control.lose(0, "IllegalAddress")
+        yield* failsWith(Fiber.join(waiting), "IllegalAddress")
+        yield* failsWith(CudaMemory.fill(buffer, 1, { stream: second }), "IllegalAddress")
+        yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer] }, second), "IllegalAddress")
+        yield* failsWith(CudaMemory.settled(buffer), "IllegalAddress")
+      })
+    ))
+})
