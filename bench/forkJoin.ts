@@ -20,7 +20,9 @@ import { printTable, run } from "./support/report.ts"
 import { fixed, median, times } from "./support/statistics.ts"
 
 const branchCount = 8
-const rounds = 10
+const rounds = 20
+/** Rounds that compile and are not kept. */
+const warmUp = 20
 const batches = 10
 /** Forks and joins per batch: few enough not to fill the driver's queues. */
 const count = 40
@@ -99,7 +101,7 @@ await run("forkJoin", (driver) =>
     for (const kind of [empty, filling]) {
       const single = calls(subjects, kind.isFilling)
       const costs: Record<"c" | "single" | "all", Array<number>> = { c: [], single: [], all: [] }
-      for (let round = -2; round < rounds; round++) {
+      for (let round = -warmUp; round < rounds; round++) {
         const c = peer === undefined ? [] : yield* peer.ask(kind.peer, count, batches)
         const taken: typeof costs = { c: c.map((nanos) => nanos / count), single: [], all: [] }
         for (let batch = 0; batch < batches; batch++) {
@@ -109,7 +111,6 @@ await run("forkJoin", (driver) =>
           taken.all.push(branches(kind.branches))
           yield* turn
         }
-        // The first rounds compile and are not kept.
         if (round < 0) continue
         for (const way of ["c", "single", "all"] as const) costs[way].push(...taken[way])
       }

@@ -239,25 +239,24 @@ export const fork: {
     options: BranchOptions = {}
   ): Effect.Effect<CudaBranch<A, E>, CudaError, R | CudaRuntime | Scope.Scope> =>
     Effect.acquireRelease(
-      atOrigin((runtime, origin, place) =>
-        forking(
-          "CudaBranch.fork",
-          { runtime, origin, options, count: 1 },
-          (leased) =>
-            Effect.map(
-              Effect.forkDetach(
-                Effect.provideService(self, CurrentPlace, onStreamOf(leased.streams[0]!, place, leased)),
-                {
-                  startImmediately: true
-                }
-              ),
-              (fiber) => new BranchImpl(runtime, fiber, leased, place)
-            )
-        )
-      ),
+      atOrigin((at) => leasing("CudaBranch.fork", at, options, 1, (leased) => start(self, at, leased))),
       (branch) => branch.release
     )
 )
+
+const start = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  { origin, place, runtime }: Origin,
+  leased: Leased
+): Effect.Effect<BranchImpl<A, E>, CudaError, R> => {
+  const [stream] = leased.streams
+  const placed = Effect.provideService(self, CurrentPlace, onStreamOf(stream!, place, leased))
+  return runtime.streamFork(origin, leased.refs).pipe(
+    Effect.onError(() => Effect.sync(() => leased.giveBack())),
+    Effect.andThen(Effect.forkDetach(placed, { startImmediately: true })),
+    Effect.map((fiber) => new BranchImpl(runtime, fiber, leased, place))
+  )
+}
 
 /**
  * Makes a stream, by default the current one, go on after all that a branch has enqueued, and returns the branch's result.
@@ -322,7 +321,7 @@ const branching = <A, E, R>(
   branches: number,
   effectOf: (index: number) => Effect.Effect<A, E, R>,
   options: AllOptions
-): Effect.Effect<Array<A> | undefined, E | CudaError, R | CudaRuntime> => {
+): Effect.Effect<Array<A> | void, E | CudaError, R | CudaRuntime> => {
   const { streams: most = branches } = options
   if (!Number.isInteger(most) || (most < 1 && branches > 0)) {
     return refuseArgument(operation, "streams", most, "a whole number of streams, at least 1")
@@ -330,21 +329,15 @@ const branching = <A, E, R>(
   const count = Math.min(most, branches)
   if (count === 0) return Effect.succeed(options.discard === true ? undefined : [])
   return Effect.uninterruptibleMask((restore) =>
-    atOrigin((runtime, origin, place) =>
-      forking(operation, { runtime, origin, options, count }, (leased) => {
-        const run = new Run(leased, place)
+    atOrigin((at) =>
+      leasing(operation, at, options, count, (leased) => {
+        const run = new Run(at, leased)
         const { concurrency, discard } = options
         const all = concurrency === undefined || concurrency === 1
           ? run.inTurn(branches, effectOf, discard === true)
           : run.sideBySide(branches, effectOf, { concurrency, discard })
-        const giveBack = () => {
-          leased.giveBack()
-          return Effect.void
-        }
-        return Effect.onExit(restore(all), (exit) => {
-          const joined = Effect.onExit(runtime.streamJoin(origin, run.begun), giveBack)
-          return Exit.isSuccess(exit) ? joined : Effect.ignore(joined)
-        })
+        const forked = Effect.flatMap(at.runtime.streamFork(at.origin, leased.refs), () => restore(all))
+        return Effect.onExit(forked, (exit) => run.end(exit))
       })
     )
   )
@@ -352,26 +345,20 @@ const branching = <A, E, R>(
 
 /** Branches being run on leased streams. */
 class Run {
+  readonly #at: Origin
   readonly #leased: Leased
-  readonly #places: ReadonlyArray<Place>
-  readonly #isBegun: Array<boolean>
-  constructor(leased: Leased, outer: Place) {
+  /** Branches begin in their order, so the first streams are those that were used. */
+  #used = 0
+  constructor(at: Origin, leased: Leased) {
+    this.#at = at
     this.#leased = leased
-    this.#places = leased.streams.map((stream) => onStreamOf(stream, outer, leased))
-    this.#isBegun = leased.streams.map(() => false)
-  }
-
-  /** The streams of branches that began. */
-  get begun(): ReadonlyArray<StreamRef> {
-    return this.#isBegun.includes(false)
-      ? this.#leased.refs.filter((_, slot) => this.#isBegun[slot])
-      : this.#leased.refs
   }
 
   #begin(index: number): Place {
-    const slot = index % this.#places.length
-    this.#isBegun[slot] = true
-    return this.#places[slot]!
+    const { streams } = this.#leased
+    const slot = index % streams.length
+    if (slot === this.#used) this.#used++
+    return onStreamOf(streams[slot]!, this.#at.place, this.#leased)
   }
 
   /** One branch after the other, in this fiber. It is called often, so there is one region whose place changes. */
@@ -379,75 +366,86 @@ class Run {
     branches: number,
     effectOf: (index: number) => Effect.Effect<A, E, R>,
     discard: boolean
-  ): Effect.Effect<Array<A> | undefined, E, R> {
-    return Effect.withFiber((fiber) => {
-      const outer = fiber.context
-      const results: Array<A> | undefined = discard ? undefined : []
-      let index = 0
-      const loop = Effect.whileLoop({
-        while: () => index < branches,
-        body: () => {
-          fiber.setContext(Context.add(outer, CurrentPlace, this.#begin(index)))
-          return effectOf(index++)
-        },
-        step: (result) => results?.push(result)
-      })
-      return Effect.onExit(Effect.as(loop, results), () => {
-        fiber.setContext(outer)
-        return Effect.void
-      })
+  ): Effect.Effect<Array<A> | void, E, R> {
+    const { context, fiber } = this.#at
+    const results: Array<A> = []
+    let index = 0
+    const loop = Effect.whileLoop({
+      while: () => index < branches,
+      body: () => {
+        fiber.setContext(Context.addUnsafe(context, CurrentPlace.key, this.#begin(index)))
+        return effectOf(index++)
+      },
+      step: discard ? noStep : (result) => results.push(result)
     })
+    return discard ? loop : Effect.as(loop, results)
   }
 
   sideBySide<A, E, R>(
     branches: number,
     effectOf: (index: number) => Effect.Effect<A, E, R>,
     options: { readonly concurrency: Concurrency; readonly discard: boolean | undefined }
-  ): Effect.Effect<Array<A> | undefined, E, R> {
+  ): Effect.Effect<Array<A> | void, E, R> {
     const indices = Array.from({ length: branches }, (_, index) => index)
-    const all = Effect.forEach(
+    return Effect.forEach(
       indices,
       (index) => Effect.suspend(() => Effect.provideService(effectOf(index), CurrentPlace, this.#begin(index))),
       options
     )
-    return Effect.map(all, (results) => results ?? undefined)
+  }
+
+  /** Restores the region, and joins the streams of branches that began. A failure of theirs goes before one of the join. */
+  end(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void, CudaError> {
+    const { context, fiber, origin, runtime } = this.#at
+    fiber.setContext(context)
+    const { refs } = this.#leased
+    const used = this.#used === refs.length ? refs : refs.slice(0, this.#used)
+    if (used.length === 0) return this.#giveBack()
+    const joined = Effect.onExit(runtime.streamJoin(origin, used), this.#giveBack)
+    return Exit.isSuccess(exit) ? joined : Effect.ignore(joined)
+  }
+
+  readonly #giveBack = (): Effect.Effect<void> => {
+    this.#leased.giveBack()
+    return Effect.void
   }
 }
 
-/** Finds the current stream, which branches are forked from. */
-const atOrigin = <A, E, R>(
-  body: (runtime: CudaRuntimeService, origin: StreamRef, place: Place) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
-  Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
-    const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
-    const place = fiber.getRef(CurrentPlace)
-    return streamOf(runtime, place, (origin) => body(runtime, origin, place))
-  })
+const noStep = () => {}
 
-interface Forking {
+/** Where branches are forked: from the current stream, by a fiber in a context. */
+interface Origin {
   readonly runtime: CudaRuntimeService
   readonly origin: StreamRef
-  readonly options: BranchOptions
-  /** Streams. */
-  readonly count: number
+  readonly place: Place
+  readonly fiber: Fiber.Fiber<unknown, unknown>
+  readonly context: Context.Context<never>
 }
 
-/** Leases streams and has them wait for the origin. Who uses them gives them back. */
-const forking = <A, E, R>(
+const atOrigin = <A, E, R>(
+  body: (at: Origin) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
+  Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
+    const { context } = fiber
+    const runtime = Context.getUnsafe(context, CudaRuntime)
+    const place = fiber.getRef(CurrentPlace)
+    return streamOf(runtime, place, (origin) => body({ runtime, origin, place, fiber, context }))
+  })
+
+/** Leases streams. Who uses them gives them back. */
+const leasing = <A, E, R>(
   operation: string,
-  { count, options, origin, runtime }: Forking,
+  { origin, runtime }: Origin,
+  options: BranchOptions,
+  count: number,
   use: (leased: Leased) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  const fork = (leased: Leased) => {
-    const forked = Effect.onError(runtime.streamFork(origin, leased.refs), () => Effect.sync(() => leased.giveBack()))
-    return Effect.flatMap(forked, () => use(leased))
-  }
   const { device = origin.device, priority } = options
   if (device === origin.device && priority === undefined) {
     const pool = streamPool(runtime, origin.device, origin.priority)
     const leased = pool.tryLease(count)
-    return leased === undefined ? Effect.flatMap(pool.lease(count).pipe(named(operation)), fork) : fork(leased)
+    return leased === undefined ? Effect.flatMap(pool.lease(count).pipe(named(operation)), use) : use(leased)
   }
-  const leasing = Effect.flatMap(resolvePool(runtime, { ...options, device }), (pool) => pool.lease(count))
-  return Effect.flatMap(leasing.pipe(named(operation)), fork)
+  const lease = Effect.flatMap(resolvePool(runtime, { ...options, device }), (pool) => pool.lease(count))
+  return Effect.flatMap(lease.pipe(named(operation)), use)
 }

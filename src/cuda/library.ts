@@ -28,6 +28,8 @@ export interface DriverLibrary {
   readonly addressOf: (buffer: ArrayBuffer) => number
   /** The C library's `memset` on a thread of the pool, where the platform has one under a name known here. */
   readonly memset: Memset | undefined
+  /** Asks the system for large pages behind an address, on Linux (`madvise`). Only a wish: what becomes of it is not said. */
+  readonly adviseLargePages: ((address: number, byteLength: number) => void) | undefined
 }
 
 /** How loading ended. */
@@ -123,7 +125,8 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
     calls: calls as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
     addressOf: (buffer) => Number(koffi.address(buffer)),
-    memset: findMemset(koffi)
+    memset: findMemset(koffi),
+    adviseLargePages: findAdvise(koffi)
   }
   loaded.set(path, bound)
   keepLoaded(koffi, path)
@@ -160,6 +163,19 @@ const findMemset = (koffi: typeof Koffi): Memset | undefined => {
   try {
     const c = koffi.load(process.platform === "win32" ? "ucrtbase.dll" : null)
     return c.func("memset", "uintptr_t", ["uintptr_t", "int", "size_t"]).async
+  } catch {
+    return undefined
+  }
+}
+
+/** `MADV_HUGEPAGE` of Linux. */
+const largePages = 14
+
+const findAdvise = (koffi: typeof Koffi): DriverLibrary["adviseLargePages"] => {
+  if (process.platform !== "linux") return undefined
+  try {
+    const madvise = koffi.load(null).func("madvise", "int", ["uintptr_t", "size_t", "int"])
+    return (address, byteLength) => void madvise(address, byteLength, largePages)
   } catch {
     return undefined
   }

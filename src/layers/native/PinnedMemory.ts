@@ -19,6 +19,8 @@ import type { Warn } from "./Device.ts"
 export const segmentSize = 16 * 1024 * 1024
 
 const pageSize = 4096
+/** Copies of memory in large pages are some percent faster; blocks of this size and more start at one. */
+const largePageSize = 2 * 1024 * 1024
 const smallestBlock = 64 * 1024
 const trimDelay = 50
 
@@ -32,7 +34,7 @@ export interface PinnedPolicy {
 
 /** Memory that is pinned from its first to its last page. */
 export interface Block {
-  /** Of one page more than the block. The pinned part starts at `offset`. */
+  /** Of up to one page more than the block. The pinned part starts at `offset`. */
   readonly buffer: ArrayBuffer
   readonly offset: number
   readonly address: number
@@ -106,11 +108,13 @@ export class PinnedMemory {
 
   #pin(size: number): Effect.Effect<Block, DriverFailure> {
     if (this.#pinnedBytes + size > this.#policy.maxBytes) return this.#makeRoom(size)
-    const buffer = makeBuffer(size + pageSize)
+    const page = size >= largePageSize ? largePageSize : pageSize
+    const buffer = makeBuffer(size + page)
     if (buffer === undefined) return Effect.fail(noMemory)
     const start = this.#library.addressOf(buffer)
-    const address = Math.ceil(start / pageSize) * pageSize
+    const address = Math.ceil(start / page) * page
     const block: Block = { buffer, offset: address - start, address, size }
+    if (page === largePageSize) this.#library.adviseLargePages?.(address, size)
     this.#pinnedBytes += size
     let pinned = 0
     const next = Effect.suspend((): Effect.Effect<void, DriverFailure> => {
