@@ -12,6 +12,7 @@ const programs = [
   "waiting/service",
   "waiting/eventLoop",
   "operations",
+  "pipeline",
   "forkJoin"
 ]
 const wanted = process.argv.slice(2)

@@ -44,6 +44,8 @@ enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1 
   F(cuMemAlloc_v2, (CUdeviceptr *, size_t))                                                                            \
   F(cuMemHostAlloc, (void **, size_t, unsigned))                                                                       \
   F(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void *, size_t, CUstream))                                               \
+  F(cuMemcpyDtoHAsync_v2, (void *, CUdeviceptr, size_t, CUstream))                                                     \
+  F(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                                \
   F(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))
 
 #define DECLARE(name, parameters) static CUresult(*name) parameters;
@@ -113,7 +115,7 @@ static CUevent make_event(unsigned flags) {
   return event;
 }
 
-static void spin(CUstream stream, uint64_t nanos) {
+static inline void spin(CUstream stream, uint64_t nanos) {
   void *parameters[] = {&nanos};
   CHECK(cuLaunchKernel, (spin_kernel, 1, 1, 1, 1, 1, 1, 0, stream, parameters, NULL));
 }

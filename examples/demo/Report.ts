@@ -1,9 +1,9 @@
 /**
  * What the demo prints: figures of both runs, and a picture of when the three streams were busy. No Effect here.
  */
-import type { CudaRuntime } from "effect-cuda"
+import type { CudaRuntime, CudaTiming } from "effect-cuda"
 import * as Duration from "effect/Duration"
-import type { ChunkTimes, Run, Span } from "./Pipeline.ts"
+import type { Run } from "./Pipeline.ts"
 
 export interface Results {
   readonly byteLength: number
@@ -24,18 +24,19 @@ export const describeRuntime = ({ devices, driverVersion, kind }: CudaRuntime.Cu
 export const report = (results: Results, columns: number): string => {
   const { byteLength, pipelined, serial, slots } = results
   const gained = Duration.toMillis(serial.wallTime) / Duration.toMillis(pipelined.wallTime)
-  const window = windowOf(pipelined.firstChunks)
+  const first = { pipelined: firstChunks(pipelined), serial: firstChunks(serial) }
+  const millis = endOf(first.pipelined)
   return [
     row("", "wall time", "GPU time", "bandwidth"),
     runRow("pipelined", byteLength, pipelined) + `   three streams, ${slots} chunks at a time`,
-    runRow("serial", byteLength, serial) + "   one stream, one chunk at a time",
+    runRow("serial", byteLength, serial) + "   one chunk at a time, one step after the other",
     `overlap    ${gained.toFixed(2)} × the speed of serial`,
     "",
-    `The first chunks (${pipelined.firstChunks.length}), pipelined:`,
-    ...timeline(pipelined.firstChunks, window, columns),
+    `The first chunks (${new Set(first.pipelined.map(({ chunk }) => chunk)).size}), pipelined:`,
+    ...picture(first.pipelined, millis, columns),
     "",
     "The same stretch of time, serial:",
-    ...timeline(serial.firstChunks, window, columns),
+    ...picture(first.serial, millis, columns),
     "",
     `All ${byteLength.toLocaleString("en-US")} bytes came back, both times, as the file has them.`
   ].join("\n")
@@ -44,53 +45,78 @@ export const report = (results: Results, columns: number): string => {
 const row = (name: string, ...cells: ReadonlyArray<string>): string =>
   name.padEnd(9) + cells.map((cell) => cell.padStart(12)).join("")
 
-const runRow = (name: string, byteLength: number, { gpuTime, wallTime }: Run): string =>
-  row(name, formatTime(wallTime), formatTime(gpuTime), formatBandwidth(byteLength, wallTime))
+const runRow = (name: string, byteLength: number, { timeline, wallTime }: Run): string => {
+  const gpuTime = Duration.millis(endOf(operationsOf(timeline)))
+  return row(name, formatTime(wallTime), formatTime(gpuTime), formatBandwidth(byteLength, wallTime))
+}
+
+/** The steps of a chunk, as the picture and as the pipeline call them. */
+const steps = [["upload", "upload"], ["stage", "work"], ["download", "download"]] as const
+
+/** An operation on the GPU: times in milliseconds since the first one of its run began. */
+export interface Operation {
+  readonly name: string
+  readonly chunk: number
+  readonly from: number
+  readonly to: number
+}
+
+const operationsOf = ({ regions }: CudaTiming.Timeline): ReadonlyArray<Operation> =>
+  regions.map(({ attributes, duration, name, start }) => {
+    const from = Duration.toMillis(Duration.subtract(start, regions[0]!.start))
+    return { name, chunk: Number(attributes["index"]), from, to: from + Duration.toMillis(duration) }
+  })
+
+/** How many chunks are in the picture. */
+const picturedChunks = 12
+
+const firstChunks = ({ timeline }: Run): ReadonlyArray<Operation> =>
+  operationsOf(timeline).filter(({ chunk }) => chunk < picturedChunks)
+
+const endOf = (operations: ReadonlyArray<Operation>): number =>
+  operations.reduce((latest, { to }) => Math.max(latest, to), 0)
 
 /** Three rows of blocks, a shade per chunk in turn, over a time axis. */
-export const timeline = (chunks: ReadonlyArray<ChunkTimes>, window: Span, columns: number): ReadonlyArray<string> => {
+export const picture = (
+  operations: ReadonlyArray<Operation>,
+  millis: number,
+  columns: number
+): ReadonlyArray<string> => {
   const width = Math.max(20, Math.min(100, columns - labelWidth - axisRoom))
-  const inOrder = Array.from(chunks).sort((one, other) => one.upload.from - other.upload.from)
-  const rows = (["upload", "stage", "download"] as const).map((name) =>
-    name.padEnd(labelWidth) + drawRow(inOrder.map((chunk) => chunk[name]), window, width)
-  )
-  return [...rows.map((line) => line.trimEnd()), ...drawAxis(window, width)]
+  const rows = steps.map(([label, step]) => {
+    const ofStep = operations.filter(({ name }) => name === step)
+    return (label.padEnd(labelWidth) + drawRow(ofStep, millis, width)).trimEnd()
+  })
+  return [...rows, ...drawAxis(millis, width)]
 }
 
 const labelWidth = 10
 /** For the end of the axis's last number. */
 const axisRoom = 8
 
-const windowOf = (chunks: ReadonlyArray<ChunkTimes>): Span => ({
-  from: Math.min(...chunks.map(({ upload }) => upload.from)),
-  to: Math.max(...chunks.map(({ download }) => download.to))
-})
-
 /** A cell shows the chunk that fills most of it; what is shorter than a cell still shows, as a thin bar. */
-const drawRow = (spans: ReadonlyArray<Span>, window: Span, width: number): string => {
-  const cell = (window.to - window.from) / width
-  const origin = spans.length === 0 ? 0 : Math.min(window.from, spans[0]!.from)
+const drawRow = (operations: ReadonlyArray<Operation>, millis: number, width: number): string => {
+  const cell = millis / width
   return Array.from({ length: width }, (_, column) => {
-    const from = origin + column * cell
     let most = 0
     let shown = " "
-    for (const [index, span] of spans.entries()) {
-      const covered = Math.min(span.to, from + cell) - Math.max(span.from, from)
+    for (const { chunk, from, to } of operations) {
+      const covered = Math.min(to, (column + 1) * cell) - Math.max(from, column * cell)
       if (covered <= most) continue
       most = covered
-      shown = covered < cell / 2 ? "▏" : index % 2 === 0 ? "█" : "▓"
+      shown = covered < cell / 2 ? "▏" : chunk % 2 === 0 ? "█" : "▓"
     }
     return shown
   }).join("")
 }
 
-const drawAxis = ({ from, to }: Span, width: number): ReadonlyArray<string> => {
-  const step = niceStep((to - from) / (width / 12))
-  const marks = Array.from({ length: Math.floor((to - from) / step) + 1 }, (_, index) => index * step)
+const drawAxis = (millis: number, width: number): ReadonlyArray<string> => {
+  const step = niceStep(millis / (width / 12))
+  const marks = Array.from({ length: Math.floor(millis / step) + 1 }, (_, index) => index * step)
   let line = ""
   let labels = ""
   for (const mark of marks) {
-    const column = Math.min(width - 1, Math.round((mark / (to - from)) * width))
+    const column = Math.min(width - 1, Math.round((mark / millis) * width))
     line = line.padEnd(column, "─") + "┬"
     labels = labels.padEnd(column) + formatMark(mark, step)
   }

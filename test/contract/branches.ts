@@ -327,7 +327,7 @@ export const forkContract = (rig: Rig): void =>
               Effect.onInterrupt(() => Effect.sync(() => interrupted = true))
             )
           ).pipe(Scope.provide(scope))
-          assert.isTrue(yield* CudaStream.query(stream))
+          yield* CudaStream.synchronize(stream)
           yield* Scope.close(scope, Exit.void)
           assert.isTrue(interrupted)
           assert.isFalse(yield* CudaStream.query(stream))

@@ -5,7 +5,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
 import * as Progress from "../../examples/demo/Progress.ts"
-import { formatBytes, timeline } from "../../examples/demo/Report.ts"
+import { formatBytes, picture } from "../../examples/demo/Report.ts"
 
 const capture = (isTTY: boolean) => {
   const written: Array<string> = []
@@ -43,13 +43,12 @@ describe("Progress", () => {
 
 describe("Report", () => {
   it("draws what each stream did, in time", () => {
-    const chunk = (from: number) => ({
-      upload: { from, to: from + 10 },
-      stage: { from: from + 10, to: from + 11 },
-      download: { from: from + 11, to: from + 20 }
-    })
-    // Out of order: what ran first is drawn first.
-    assert.deepStrictEqual(timeline([chunk(10), chunk(0)], { from: 0, to: 30 }, 48), [
+    const chunk = (chunk: number, from: number) => [
+      { name: "upload", chunk, from, to: from + 10 },
+      { name: "work", chunk, from: from + 10, to: from + 11 },
+      { name: "download", chunk, from: from + 11, to: from + 20 }
+    ]
+    assert.deepStrictEqual(picture([...chunk(0, 0), ...chunk(1, 10)], 30, 48), [
       "upload    ██████████▓▓▓▓▓▓▓▓▓▓",
       "stage               █         ▓",
       "download             █████████ ▓▓▓▓▓▓▓▓▓",

@@ -1,0 +1,155 @@
+/**
+ * What a pipeline is made of: streams, memory for each element under way, and the order that elements keep.
+ */
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { CudaError } from "../CudaError.ts"
+import { make as makeEvent } from "../CudaEvent.ts"
+import type { CudaEvent } from "../CudaEvent.ts"
+import { allocate, allocateHost } from "../CudaMemory.ts"
+import type { DeviceBuffer, HostBuffer } from "../CudaMemory.ts"
+import { current, make as makeStream, waitStream } from "../CudaStream.ts"
+import type { CudaStream, PriorityOptions } from "../CudaStream.ts"
+import { region } from "../CudaTiming.ts"
+import { CurrentWaitOptions } from "../layers/CudaRuntime.ts"
+import type { CudaRuntime, CudaRuntimeService, MemoryRange } from "../layers/CudaRuntime.ts"
+import { named } from "./handles.ts"
+
+/** What the program called. */
+export const operation = "CudaPipeline.through"
+
+export interface SlotOptions extends PriorityOptions {
+  readonly slots: number
+  readonly inputBytes: number
+  readonly outputBytes: number
+  readonly pollFor: Duration.Input
+}
+
+/** Three streams, so that copies of both ways and work overlap. */
+interface Streams {
+  readonly uploads: CudaStream
+  readonly work: CudaStream
+  readonly downloads: CudaStream
+}
+
+/** Memory for one element under way. */
+interface Memory {
+  /** Pinned: what goes up. */
+  readonly outgoing: HostBuffer
+  readonly input: DeviceBuffer
+  readonly output: DeviceBuffer
+  /** Pinned: what came back. Apart from what goes up, so that nothing that stayed there can pass for it. */
+  readonly returned: HostBuffer
+  /** The end of the download, the last operation on this memory. */
+  readonly downloaded: CudaEvent
+}
+
+/**
+ * Makes slots: the memory before the streams, whose release comes first then, and drains them. They start after what the
+ * current stream holds now.
+ */
+export const makeSlots = (
+  options: SlotOptions
+): Effect.Effect<ReadonlyArray<Slot>, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.gen(function*() {
+    const origin = yield* current(options.device)
+    const { deviceIndex: device, runtime } = origin
+    const memory = yield* Effect.replicateEffect(makeMemory(options, device), options.slots)
+    const { outOfRange, priority = origin.priority } = options
+    const stream = makeStream({ device, priority, outOfRange })
+    const streams: Streams = { uploads: yield* stream, work: yield* stream, downloads: yield* stream }
+    // Work waits for uploads, and downloads for work.
+    yield* waitStream(streams.uploads, origin)
+    return memory.map((one) => new Slot(runtime, streams, one, options.pollFor))
+  }).pipe(named(operation))
+
+const makeMemory = (
+  { inputBytes, outputBytes }: SlotOptions,
+  device: number
+): Effect.Effect<Memory, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.gen(function*() {
+    return {
+      outgoing: yield* allocateHost(inputBytes),
+      input: yield* allocate(inputBytes, { device }),
+      output: yield* allocate(outputBytes, { device }),
+      returned: yield* allocateHost(outputBytes),
+      downloaded: yield* makeEvent({ device })
+    }
+  })
+
+/** The streams and the memory of one element at a time. */
+export class Slot {
+  readonly memory: Memory
+  readonly streams: Streams
+  readonly #runtime: CudaRuntimeService
+  readonly #orderWork: Effect.Effect<void, CudaError>
+  readonly #orderDownload: Effect.Effect<void, CudaError>
+  readonly #record: Effect.Effect<void, CudaError>
+  /** Ends when the download has. */
+  readonly whenDownloaded: Effect.Effect<void, CudaError>
+
+  // What is the same for every element is made once.
+  constructor(runtime: CudaRuntimeService, streams: Streams, memory: Memory, pollFor: Duration.Input) {
+    const { downloads, uploads, work } = streams
+    this.memory = memory
+    this.streams = streams
+    this.#runtime = runtime
+    this.#orderWork = runtime.streamWaitStream(work.ref, uploads.ref)
+    this.#orderDownload = runtime.streamWaitStream(downloads.ref, work.ref)
+    this.#record = runtime.eventRecord(memory.downloaded.ref, downloads.ref)
+    this.whenDownloaded = runtime.eventSynchronize(memory.downloaded.ref).pipe(
+      Effect.updateService(CurrentWaitOptions, (region) => ({ pollFor, ...region })),
+      named(operation)
+    )
+  }
+
+  /** Brings so many bytes to the device. Work enqueued from now on finds them there. */
+  upload(byteLength: number, index: number): Effect.Effect<void, CudaError> {
+    const { streams: { uploads }, memory: { input, outgoing } } = this
+    const copy = this.#runtime.memoryCopy(startOf(input, byteLength), startOf(outgoing, byteLength), uploads.ref)
+    const copied = region(copy, "upload", { stream: uploads, attributes: { index } })
+    return Effect.andThen(copied, this.#orderWork).pipe(named(operation))
+  }
+
+  /** Brings so many bytes back, after the work enqueued so far. */
+  download(byteLength: number, index: number): Effect.Effect<void, CudaError> {
+    const { streams: { downloads }, memory: { output, returned } } = this
+    const copy = this.#runtime.memoryCopy(startOf(returned, byteLength), startOf(output, byteLength), downloads.ref)
+    const copied = region(copy, "download", { stream: downloads, attributes: { index } })
+    return this.#orderDownload.pipe(Effect.andThen(copied), Effect.andThen(this.#record), named(operation))
+  }
+}
+
+const startOf = ({ ref }: DeviceBuffer | HostBuffer, byteLength: number): MemoryRange => ({
+  memory: ref,
+  offset: 0,
+  byteLength
+})
+
+/** Lets elements pass one after the other, in the order of their numbers. No more of them are about than there are places. */
+export class Turnstile {
+  #next = 0
+  readonly #waiting: Array<(() => void) | undefined>
+
+  constructor(places: number) {
+    this.#waiting = Array.from({ length: places }, () => undefined)
+  }
+
+  /** Ends when all before this one have left. */
+  enter(index: number): Effect.Effect<void> {
+    if (index === this.#next) return Effect.void
+    const place = index % this.#waiting.length
+    return Effect.callback((resume) => {
+      this.#waiting[place] = () => resume(Effect.void)
+    })
+  }
+
+  /** Lets the next one in. */
+  leave(): void {
+    const place = ++this.#next % this.#waiting.length
+    const enter = this.#waiting[place]
+    this.#waiting[place] = undefined
+    enter?.()
+  }
+}
