@@ -20,12 +20,11 @@ import type { Concurrency } from "effect/Types"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream, PriorityOptions } from "./CudaStream.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
-import { CurrentPlace, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
-import type { Place } from "./internal/place.ts"
+import { atOrigin, CurrentPlace, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
+import type { Origin, Place } from "./internal/place.ts"
 import { resolvePool, streamPool } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
-import { CudaRuntime } from "./layers/CudaRuntime.ts"
-import type { CudaRuntimeService, StreamRef } from "./layers/CudaRuntime.ts"
+import type { CudaRuntime, CudaRuntimeService } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaBranch"
 
@@ -412,25 +411,6 @@ class Run {
 }
 
 const noStep = () => {}
-
-/** Where branches are forked: from the current stream, by a fiber in a context. */
-interface Origin {
-  readonly runtime: CudaRuntimeService
-  readonly origin: StreamRef
-  readonly place: Place
-  readonly fiber: Fiber.Fiber<unknown, unknown>
-  readonly context: Context.Context<never>
-}
-
-const atOrigin = <A, E, R>(
-  body: (at: Origin) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
-  Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
-    const { context } = fiber
-    const runtime = Context.getUnsafe(context, CudaRuntime)
-    const place = fiber.getRef(CurrentPlace)
-    return streamOf(runtime, place, (origin) => body({ runtime, origin, place, fiber, context }))
-  })
 
 /** Leases streams. Who uses them gives them back. */
 const leasing = <A, E, R>(

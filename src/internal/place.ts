@@ -4,9 +4,11 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
 import type { DeviceInput } from "../CudaDevice.ts"
 import type { CudaError } from "../CudaError.ts"
 import type { CudaStream } from "../CudaStream.ts"
+import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
 
 /** A region's device, its stream if it set one, and the region around it. */
@@ -80,3 +82,23 @@ export const streamOf = <A, E, R>(
     ? Effect.flatMap(runtime.streamDefault(device, "legacy"), operation)
     : operation(current.ref)
 }
+
+/** Where work is forked: from the current stream, by a fiber in a context. */
+export interface Origin {
+  readonly runtime: CudaRuntimeService
+  readonly origin: StreamRef
+  readonly place: Place
+  readonly fiber: Fiber.Fiber<unknown, unknown>
+  readonly context: Context.Context<never>
+}
+
+/** Finds the current stream, around which something is to run on other streams. */
+export const atOrigin = <A, E, R>(
+  body: (at: Origin) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
+  Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
+    const { context } = fiber
+    const runtime = Context.getUnsafe(context, CudaRuntime)
+    const place = fiber.getRef(CurrentPlace)
+    return streamOf(runtime, place, (origin) => body({ runtime, origin, place, fiber, context }))
+  })

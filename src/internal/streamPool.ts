@@ -12,7 +12,7 @@ import { StreamImpl } from "./handles.ts"
 import { resolveDevice } from "./place.ts"
 
 /** Streams per device and priority. */
-const poolSize = 32
+export const poolSize = 32
 
 /** Streams that no other lease has, unless all of the pool are leased; until they are given back. */
 export class Leased {

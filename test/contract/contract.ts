@@ -3,11 +3,16 @@
  */
 import { describe } from "@effect/vitest"
 import type { Rig } from "../support/Rig.ts"
+import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { deviceContract } from "./devices.ts"
 import { eventContract } from "./events.ts"
 import { lifetimeContract } from "./lifetimes.ts"
 import { memoryContract } from "./memory.ts"
+import { orderingContract } from "./ordering.ts"
+import { pipelineContract } from "./pipeline.ts"
 import { poolContract, streamContract } from "./streams.ts"
+import { taskGraphContract } from "./taskGraph.ts"
+import { timingContract } from "./timing.ts"
 
 export const contract = (rig: Rig): void => {
   describe(rig.name, () => {
@@ -15,7 +20,14 @@ export const contract = (rig: Rig): void => {
     streamContract(rig)
     poolContract(rig)
     eventContract(rig)
+    branchContract(rig)
+    forkContract(rig)
+    dependencyContract(rig)
     memoryContract(rig)
+    orderingContract(rig)
+    taskGraphContract(rig)
+    timingContract(rig)
     lifetimeContract(rig)
+    pipelineContract(rig)
   })
 }

@@ -1,0 +1,79 @@
+/**
+ * Pictures of a plan as text: tasks grouped by their stream, what goes on on it, and what waits for another one.
+ */
+import type { Dependencies, Plan } from "./taskPlan.ts"
+
+interface Edge {
+  readonly from: number
+  readonly to: number
+  /** `next` on the same stream, a `wait` of one stream for another, or a dependency that others imply. */
+  readonly kind: "next" | "wait" | "implied"
+}
+
+export interface Picture {
+  readonly names: ReadonlyArray<string>
+  readonly dependencies: Dependencies
+  readonly plan: Plan
+  /** Whether implied dependencies are drawn too. */
+  readonly all: boolean
+}
+
+export const mermaid = (picture: Picture): string => {
+  const lines = ["flowchart TD"]
+  for (const [stream, tasks] of streamsOf(picture).entries()) {
+    lines.push(`  subgraph s${stream}["${titleOf(stream)}"]`)
+    for (const task of tasks) lines.push(`    t${task}["${mermaidText(picture.names[task]!)}"]`)
+    lines.push("  end")
+  }
+  for (const { from, kind, to } of edgesOf(picture)) {
+    lines.push(`  t${from} ${kind === "next" ? "-->" : `-. ${kind} .->`} t${to}`)
+  }
+  return lines.join("\n")
+}
+
+export const dot = (picture: Picture): string => {
+  const lines = ["digraph tasks {", "  node [shape=box]"]
+  for (const [stream, tasks] of streamsOf(picture).entries()) {
+    lines.push(`  subgraph cluster_${stream} {`, `    label="${titleOf(stream)}"`)
+    for (const task of tasks) lines.push(`    t${task} [label="${dotText(picture.names[task]!)}"]`)
+    lines.push("  }")
+  }
+  for (const { from, kind, to } of edgesOf(picture)) lines.push(`  t${from} -> t${to}${dotStyles[kind]}`)
+  lines.push("}")
+  return lines.join("\n")
+}
+
+const dotStyles = { next: "", wait: ` [style=dashed, label="wait"]`, implied: ` [style=dotted, label="implied"]` }
+
+const titleOf = (stream: number): string => stream === 0 ? "current stream" : `stream ${stream}`
+
+const streamsOf = ({ plan }: Picture): ReadonlyArray<ReadonlyArray<number>> => {
+  const streams = Array.from({ length: plan.streams }, (): Array<number> => [])
+  for (const [task, stream] of plan.streamOf.entries()) streams[stream]!.push(task)
+  return streams
+}
+
+const edgesOf = ({ all, dependencies, plan }: Picture): ReadonlyArray<Edge> =>
+  dependencies.flatMap((own, to) => {
+    const previous = plan.previous[to]
+    const waits = plan.waits[to]!
+    const edges: Array<Edge> = waits.map((from) => ({ from, to, kind: "wait" }))
+    if (previous !== undefined) edges.unshift({ from: previous, to, kind: "next" })
+    if (!all) return edges
+    const implied = own.filter((from) => from !== previous && !waits.includes(from))
+    return [...edges, ...implied.map((from): Edge => ({ from, to, kind: "implied" }))]
+  })
+
+/**
+ * What Mermaid may read as something else becomes an entity: all but letters, digits and spaces, and but for `_.:/-` within a
+ * word. It takes no empty text.
+ */
+const mermaidText = (text: string): string =>
+  (text || " ")
+    .split(/(\r\n|[\r\n])/)
+    .map((part, index) => index % 2 === 1 ? "<br/>" : part.replace(notPlain, (char) => `#${char.codePointAt(0)};`))
+    .join("")
+
+const notPlain = /[^\p{L}\p{N} _.:/-]|(?<![\p{L}\p{N}])[_.:/-]|[_.:/-](?![\p{L}\p{N}])/gu
+
+const dotText = (text: string): string => text.replace(/[\\"]/g, "\\$&").replace(/\r\n|[\r\n]/g, "\\n")
