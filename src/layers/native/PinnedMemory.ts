@@ -114,7 +114,7 @@ export class PinnedMemory {
     const start = this.#library.addressOf(buffer)
     const address = Math.ceil(start / page) * page
     const block: Block = { buffer, offset: address - start, address, size }
-    if (page === largePageSize) this.#library.adviseLargePages?.(address, size)
+    if (page === largePageSize) this.#library.wantLargePages?.(address, size)
     this.#pinnedBytes += size
     let pinned = 0
     const next = Effect.suspend((): Effect.Effect<void, DriverFailure> => {
