@@ -12,6 +12,7 @@ const programs = [
   "waiting/service",
   "waiting/eventLoop",
   "operations",
+  "launch",
   "pipeline",
   "forkJoin"
 ]

@@ -95,7 +95,12 @@ await run("forkJoin", (driver) =>
         check("cuStreamSynchronize", driver.calls.cuStreamSynchronize(handle))
       }
     }
-    const empty = { name: "empty branches", peer: "forkJoin", branches: streams.map(() => Effect.void), isFilling: false }
+    const empty = {
+      name: "empty branches",
+      peer: "forkJoin",
+      branches: streams.map(() => Effect.void),
+      isFilling: false
+    }
     const filling = { name: "a fill in each", peer: "forkFillJoin", branches: fills, isFilling: true }
     const rows: Array<ReadonlyArray<string>> = []
     for (const kind of [empty, filling]) {

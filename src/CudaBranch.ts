@@ -17,14 +17,15 @@ import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { Concurrency } from "effect/Types"
+import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
-import type { CudaStream, PriorityOptions } from "./CudaStream.ts"
+import type { CudaStream } from "./CudaStream.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
-import { atOrigin, CurrentPlace, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
+import { atOrigin, CurrentPlace, deviceOrdinal, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
 import type { Origin, Place } from "./internal/place.ts"
-import { resolvePool, streamPool } from "./internal/streamPool.ts"
+import { poolSize, resolvePool, streamPool } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
-import type { CudaRuntime, CudaRuntimeService } from "./layers/CudaRuntime.ts"
+import type { CudaRuntime, CudaRuntimeService, Priority } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaBranch"
 
@@ -43,12 +44,19 @@ export interface CudaBranch<out A, out E = never> extends Pipeable, Inspectable 
 }
 
 /**
- * Which streams branches run on: those of the pool of a device and a priority, by default those of the current stream.
+ * Which streams branches run on: those of the pool of a device and a priority.
  *
  * @category models
  * @since 0.1.0
  */
-export interface BranchOptions extends PriorityOptions {}
+export interface BranchOptions {
+  /** Default: the device of the current stream. */
+  readonly device?: DeviceInput | undefined
+  /** Default: the priority of the current stream, or the nearest one that the device has. */
+  readonly priority?: Priority | undefined
+  /** What a number outside the device's range means: a failure, or, by default, the nearest priority there is. */
+  readonly outOfRange?: "fail" | "clamp" | undefined
+}
 
 /**
  * How several branches run.
@@ -58,13 +66,13 @@ export interface BranchOptions extends PriorityOptions {}
  */
 export interface AllOptions extends BranchOptions {
   /**
-   * The streams to use at most: branches share them in turn, and those of one stream are in order. By default each branch
-   * has its own.
+   * The streams to use at most: branches share them, and those of one stream are in order. By default each branch has its
+   * own, as far as the pool's 32 go.
    */
   readonly streams?: number | undefined
   /**
-   * How many branches enqueue at the same time, as in `Effect.all`: by default one after the other, since their work runs
-   * side by side anyway. Needed where branches wait for something on the host.
+   * How many branches enqueue at the same time, as in `Effect.all`, and one for each stream at most: by default one after the
+   * other, since their work runs side by side anyway. Needed where branches wait for something on the host.
    */
   readonly concurrency?: Concurrency | undefined
   /** True to drop the results. */
@@ -105,6 +113,8 @@ export const isCudaBranch = (u: unknown): u is CudaBranch<unknown, unknown> => P
  * **Gotchas**
  *
  * The pool has 32 streams for each device and priority. When more are in use, branches share them, and wait for each other.
+ *
+ * A fiber that a branch forks and does not await is no part of it: what it enqueues after the branch's end is not joined.
  *
  * **Example** (Two fills side by side)
  *
@@ -238,7 +248,10 @@ export const fork: {
     options: BranchOptions = {}
   ): Effect.Effect<CudaBranch<A, E>, CudaError, R | CudaRuntime | Scope.Scope> =>
     Effect.acquireRelease(
-      atOrigin((at) => leasing("CudaBranch.fork", at, options, 1, (leased) => start(self, at, leased))),
+      atOrigin(
+        "CudaBranch.fork",
+        (at) => leasing("CudaBranch.fork", at, options, 1, (leased) => start(self, at, leased))
+      ),
       (branch) => branch.release
     )
 )
@@ -271,11 +284,15 @@ const start = <A, E, R>(
 export const join = <A, E>(self: CudaBranch<A, E>, stream?: CudaStream): Effect.Effect<A, E | CudaError> =>
   Effect.flatMap(Fiber.await(self.fiber), (exit) => {
     const { runtime } = self.stream
-    const joining = onStream(runtime, undefined, stream, (ref) => runtime.streamJoin(ref, [self.stream.ref]))
-    return Effect.flatMap(joining, () => {
-      if (self instanceof BranchImpl) self.joined = true
-      return exit
-    })
+    const joined = Effect.map(
+      onStream(runtime, undefined, stream, (ref) => runtime.streamJoin(ref, [self.stream.ref])).pipe(
+        named("CudaBranch.join")
+      ),
+      () => {
+        if (self instanceof BranchImpl) self.joined = true
+      }
+    )
+    return Effect.andThen(Exit.isSuccess(exit) ? joined : Effect.ignore(joined), exit)
   })
 
 class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
@@ -325,37 +342,38 @@ const branching = <A, E, R>(
   if (!Number.isInteger(most) || (most < 1 && branches > 0)) {
     return refuseArgument(operation, "streams", most, "a whole number of streams, at least 1")
   }
-  const count = Math.min(most, branches)
+  const count = Math.min(most, branches, poolSize)
   if (count === 0) return Effect.succeed(options.discard === true ? undefined : [])
   return Effect.uninterruptibleMask((restore) =>
-    atOrigin((at) =>
+    atOrigin(operation, (at) =>
       leasing(operation, at, options, count, (leased) => {
-        const run = new Run(at, leased)
+        const run = new Run(operation, at, leased)
         const { concurrency, discard } = options
         const all = concurrency === undefined || concurrency === 1
           ? run.inTurn(branches, effectOf, discard === true)
           : run.sideBySide(branches, effectOf, { concurrency, discard })
-        const forked = Effect.flatMap(at.runtime.streamFork(at.origin, leased.refs), () => restore(all))
+        const fork = at.runtime.streamFork(at.origin, leased.refs).pipe(named(operation))
+        const forked = Effect.flatMap(fork, () => restore(all))
         return Effect.onExit(forked, (exit) => run.end(exit))
-      })
-    )
+      }))
   )
 }
 
 /** Branches being run on leased streams. */
 class Run {
+  readonly #operation: string
   readonly #at: Origin
   readonly #leased: Leased
-  /** Branches begin in their order, so the first streams are those that were used. */
+  /** Streams come into use in their order, so the first ones are those that were used. */
   #used = 0
-  constructor(at: Origin, leased: Leased) {
+  constructor(operation: string, at: Origin, leased: Leased) {
+    this.#operation = operation
     this.#at = at
     this.#leased = leased
   }
 
-  #begin(index: number): Place {
+  #begin(slot: number): Place {
     const { streams } = this.#leased
-    const slot = index % streams.length
     if (slot === this.#used) this.#used++
     return onStreamOf(streams[slot]!, this.#at.place, this.#leased)
   }
@@ -367,12 +385,13 @@ class Run {
     discard: boolean
   ): Effect.Effect<Array<A> | void, E, R> {
     const { context, fiber } = this.#at
+    const { length } = this.#leased.streams
     const results: Array<A> = []
     let index = 0
     const loop = Effect.whileLoop({
       while: () => index < branches,
       body: () => {
-        fiber.setContext(Context.addUnsafe(context, CurrentPlace.key, this.#begin(index)))
+        fiber.setContext(Context.addUnsafe(context, CurrentPlace.key, this.#begin(index % length)))
         return effectOf(index++)
       },
       step: discard ? noStep : (result) => results.push(result)
@@ -385,11 +404,19 @@ class Run {
     effectOf: (index: number) => Effect.Effect<A, E, R>,
     options: { readonly concurrency: Concurrency; readonly discard: boolean | undefined }
   ): Effect.Effect<Array<A> | void, E, R> {
-    const indices = Array.from({ length: branches }, (_, index) => index)
+    const { length } = this.#leased.streams
+    const free = Array.from({ length }, (_, slot) => slot)
+    const { concurrency } = options
     return Effect.forEach(
-      indices,
-      (index) => Effect.suspend(() => Effect.provideService(effectOf(index), CurrentPlace, this.#begin(index))),
-      options
+      Array.from({ length: branches }, (_, index) => index),
+      (index) =>
+        Effect.suspend(() => {
+          // There is one for each that runs at the same time.
+          const slot = free.shift()!
+          const placed = Effect.provideService(effectOf(index), CurrentPlace, this.#begin(slot))
+          return Effect.ensuring(placed, Effect.sync(() => free.push(slot)))
+        }),
+      { ...options, concurrency: typeof concurrency === "number" ? Math.min(concurrency, length) : length }
     )
   }
 
@@ -400,7 +427,7 @@ class Run {
     const { refs } = this.#leased
     const used = this.#used === refs.length ? refs : refs.slice(0, this.#used)
     if (used.length === 0) return this.#giveBack()
-    const joined = Effect.onExit(runtime.streamJoin(origin, used), this.#giveBack)
+    const joined = Effect.onExit(runtime.streamJoin(origin, used).pipe(named(this.#operation)), this.#giveBack)
     return Exit.isSuccess(exit) ? joined : Effect.ignore(joined)
   }
 
@@ -420,12 +447,16 @@ const leasing = <A, E, R>(
   count: number,
   use: (leased: Leased) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  const { device = origin.device, priority } = options
+  const { outOfRange, priority } = options
+  const device = deviceOrdinal(options.device) ?? origin.device
   if (device === origin.device && priority === undefined) {
     const pool = streamPool(runtime, origin.device, origin.priority)
-    const leased = pool.tryLease(count)
-    return leased === undefined ? Effect.flatMap(pool.lease(count).pipe(named(operation)), use) : use(leased)
+    const leased = pool.tryLease(count, origin)
+    return leased === undefined ? Effect.flatMap(pool.lease(count, origin).pipe(named(operation)), use) : use(leased)
   }
-  const lease = Effect.flatMap(resolvePool(runtime, { ...options, device }), (pool) => pool.lease(count))
+  const lease = Effect.flatMap(
+    resolvePool(runtime, { device, priority: priority ?? origin.priority, outOfRange }),
+    (pool) => pool.lease(count, origin)
+  )
   return Effect.flatMap(lease.pipe(named(operation)), use)
 }

@@ -13,9 +13,9 @@ import type * as Scope from "effect/Scope"
 import type { CudaError } from "./CudaError.ts"
 import { isCudaEvent, query as queryEvent, synchronize } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
-import { isCudaStream, recordEvent, waitEvent } from "./CudaStream.ts"
+import { isCudaStream, recordEvent } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { Handle } from "./internal/handles.ts"
+import { Handle, named } from "./internal/handles.ts"
 import { onStream } from "./internal/place.ts"
 
 const TypeId = "~effect-cuda/CudaDependency"
@@ -74,16 +74,18 @@ export const isCudaDependency = (u: unknown): u is CudaDependency => Predicate.h
  * @category constructors
  * @since 0.1.0
  */
-export const make = (parts: Iterable<Part>): Effect.Effect<CudaDependency, CudaError, Scope.Scope> =>
-  Effect.gen(function*() {
+export const make = (parts: Iterable<Part>): Effect.Effect<CudaDependency, CudaError, Scope.Scope> => {
+  const once = new Set(parts)
+  return Effect.gen(function*() {
     const events = new Set<CudaEvent>()
-    for (const part of new Set(parts)) {
+    for (const part of once) {
       if (isCudaStream(part)) events.add(yield* recordEvent(part))
       else if (isCudaEvent(part)) events.add(part)
       else for (const event of part.events) events.add(event)
     }
     return new DependencyImpl(Array.from(events))
-  })
+  }).pipe(named("CudaDependency.make"))
+}
 
 /**
  * Makes work enqueued from now on, on a stream (by default the current one), start after every point of the dependency (a
@@ -110,14 +112,13 @@ function waitOperation() {
 const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Effect.Effect<void, CudaError> => {
   const [first] = events
   if (first === undefined) return Effect.void
-  if (stream !== undefined) return Effect.forEach(events, (event) => waitEvent(stream, event), { discard: true })
   const { runtime } = first
   return onStream(
     runtime,
     undefined,
     stream,
     (ref) => Effect.forEach(events, (event) => runtime.streamWaitEvent(ref, event.ref), { discard: true })
-  )
+  ).pipe(named("CudaDependency.wait"))
 }
 
 /**
@@ -128,7 +129,9 @@ const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Eff
  * @since 0.1.0
  */
 export const reached = (self: CudaDependency): Effect.Effect<void, CudaError> =>
-  Effect.forEach(self.events, synchronize, { discard: true, concurrency: "unbounded" })
+  Effect.forEach(self.events, synchronize, { discard: true, concurrency: "unbounded" }).pipe(
+    named("CudaDependency.reached")
+  )
 
 /**
  * Asks whether every point of the dependency is reached. Does not wait.
@@ -149,7 +152,7 @@ export const query = (self: CudaDependency): Effect.Effect<boolean, CudaError> =
         }
       }),
       () => isReached
-    )
+    ).pipe(named("CudaDependency.query"))
   })
 
 class DependencyImpl extends Handle implements CudaDependency {

@@ -185,6 +185,94 @@ export interface NeverFinishes {
 }
 
 /**
+ * What the compiler said, and of which place. Lines and columns begin at 1.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Diagnostic {
+  readonly severity: "error" | "warning" | "remark"
+  /** The program's name or that of a header; none for what concerns no place of the source. */
+  readonly file: string | undefined
+  readonly line: number | undefined
+  readonly column: number | undefined
+  /** What the compiler said, without the place. */
+  readonly message: string
+  /** The compiler's number of the message, for example `177-D`, where it gives one. */
+  readonly code: string | undefined
+  /** The line of the source. */
+  readonly text: string | undefined
+}
+
+/**
+ * The compiler refused a program's source.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface CompilationFailed {
+  readonly _tag: "CompilationFailed"
+  /** The program's name. */
+  readonly program: string
+  /** What the compiler said, in its order: errors, and the warnings between them. */
+  readonly diagnostics: ReadonlyArray<Diagnostic>
+  /** All that the compiler wrote. */
+  readonly log: string
+}
+
+/**
+ * The compiler refused its options.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface InvalidCompileOption {
+  readonly _tag: "InvalidCompileOption"
+  /** The options it was given, the library's own among them. */
+  readonly options: ReadonlyArray<string>
+  /** All that the compiler wrote. */
+  readonly log: string
+}
+
+/**
+ * The compiler (NVRTC) failed, whatever the source: `name` and `code` are its result, in its own numbers.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface CompilerFailed extends StatusInfo {
+  readonly _tag: "CompilerFailed"
+  /** All that the compiler wrote. */
+  readonly log: string
+}
+
+/**
+ * The compiler's library (NVRTC) could not be loaded.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface CompilerNotFound {
+  readonly _tag: "CompilerNotFound"
+  /** Every place that was tried, in order, and what is wrong with it. */
+  readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
+}
+
+/**
+ * A file could not be read.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface FileUnreadable {
+  readonly _tag: "FileUnreadable"
+  readonly path: string
+  /** The system's code, for example `ENOENT`. */
+  readonly code: string
+  readonly problem: string
+}
+
+/**
  * Why a call failed.
  *
  * @category reasons
@@ -204,6 +292,11 @@ export type CudaErrorReason =
   | DriverTooOld
   | FunctionMissing
   | NeverFinishes
+  | CompilationFailed
+  | InvalidCompileOption
+  | CompilerFailed
+  | CompilerNotFound
+  | FileUnreadable
 
 /**
  * The first failure that ended the contexts of the process, kept to explain the ones that follow from it.
@@ -236,6 +329,8 @@ export interface CudaErrorFields {
   readonly subject?: string | undefined
   /** The ordinal of the device concerned. */
   readonly device?: number | undefined
+  /** What the driver's compiler said of code that it refused, line by line. */
+  readonly log?: string | undefined
   /** The failure that ended the contexts of the process, when this one follows from it. */
   readonly origin?: FaultOrigin | undefined
 }
@@ -330,15 +425,50 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
  */
 export const formatVersion = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
 
-const messageOf = ({ call, operation, origin, reason, subject }: CudaErrorFields): string =>
-  `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${explainOrigin(origin)}`
+const messageOf = ({ call, log, operation, origin, reason, subject }: CudaErrorFields): string =>
+  `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${
+    log === undefined ? "" : `\n${log}`
+  }${explainOrigin(origin)}`
 
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +
   reason.searched.map((place) => `${place.path} (${place.problem})`).join(", ") +
   ". Install the NVIDIA driver, name its library with the libraryPath option or EFFECT_CUDA_LIBRARY, or use the simulated runtime."
 
-const describeStatus = (reason: StatusReason | UnknownStatus, call: string | undefined): string =>
+const describeCompilerSearch = (reason: CompilerNotFound): string =>
+  "NVRTC, which compiles CUDA C++, could not be loaded; tried " +
+  describePlaces(reason.searched) +
+  ". Install it (it is part of the CUDA toolkit and of the Python package nvidia-cuda-nvrtc), or name its library with " +
+  "the nvrtcPath option or EFFECT_CUDA_NVRTC."
+
+/** Places with the same problem share its words. */
+const describePlaces = (searched: CompilerNotFound["searched"]): string => {
+  const places = new Map<string, Array<string>>()
+  for (const { path, problem } of searched) places.set(problem, [...places.get(problem) ?? [], path])
+  return [...places].map(([problem, paths]) => `${paths.join(", ")} (${problem})`).join("; ")
+}
+
+/** How many errors of a compilation a message shows. */
+const shownErrors = 3
+
+const describeCompilation = ({ diagnostics, log, program }: CompilationFailed): string => {
+  const errors = diagnostics.filter((diagnostic) => diagnostic.severity === "error")
+  if (errors.length === 0) return `${program} does not compile: ${log.trim() || "the compiler did not say why"}`
+  const more = errors.length - shownErrors
+  return [
+    `${errors.length} error${errors.length === 1 ? "" : "s"} in ${program}.`,
+    ...errors.slice(0, shownErrors).flatMap(describeDiagnostic),
+    ...(more > 0 ? [`${more} more in the log.`] : [])
+  ].join("\n")
+}
+
+const describeDiagnostic = ({ column, file, line, message, text }: Diagnostic): ReadonlyArray<string> => {
+  const place = line === undefined ? "" : column === undefined ? `(${line})` : `(${line},${column})`
+  const said = file === undefined ? message : `${file}${place}: ${message}`
+  return text === undefined ? [said] : [said, `    ${text.trim()}`]
+}
+
+const describeStatus = (reason: StatusReason | UnknownStatus | CompilerFailed, call: string | undefined): string =>
   `${call === undefined ? "failed with" : `${call} returned`} ${reason.name} (${reason.code}): ${reason.description}.` +
   (reason.advice === "" ? "" : ` ${reason.advice}`)
 
@@ -368,6 +498,16 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return `the driver's library has no function ${reason.functionName}. Update the NVIDIA driver.`
     case "NeverFinishes":
       return `${reason.resource} can never finish: ${reason.because}.`
+    case "CompilationFailed":
+      return describeCompilation(reason)
+    case "InvalidCompileOption":
+      return `the compiler refuses its options ${JSON.stringify(reason.options)}: ${reason.log.trim()}`
+    case "CompilerFailed":
+      return describeStatus(reason, call) + (reason.log.trim() === "" ? "" : ` It says: ${reason.log.trim()}`)
+    case "CompilerNotFound":
+      return describeCompilerSearch(reason)
+    case "FileUnreadable":
+      return `${reason.path} cannot be read: ${reason.problem}.`
     default:
       return describeStatus(reason, call)
   }

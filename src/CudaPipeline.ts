@@ -76,10 +76,10 @@ export interface ThroughOptions<In, Out, E1, R1, E2, R2, E3, R3> extends SizeOpt
    */
   readonly fill: (element: In, into: Uint8Array<ArrayBuffer>) => Effect.Effect<number, E1, R1>
   /**
-   * Enqueues an element's work on the current stream. Runs for one element after the other, in their order. Answers how many
-   * bytes of the output to bring back, by default all.
+   * Enqueues an element's work on the current stream. Runs for one element after the other, in their order. A number that it
+   * answers is how many bytes of the output to bring back; without one, all come back.
    */
-  readonly work: (arrived: Arrived<In>) => Effect.Effect<number | void, E2, R2>
+  readonly work: (arrived: Arrived<In>) => Effect.Effect<unknown, E2, R2>
   /** Makes an element's result of what came back. The bytes are pinned memory that is used again when this has ended. */
   readonly take: (bytes: Uint8Array<ArrayBuffer>, element: In) => Effect.Effect<Out, E3, R3>
 }
@@ -232,7 +232,8 @@ const pass = Effect.fnUntraced(function*<In, Out, E1, R1, E2, R2, E3, R3>(
   yield* works.enter(index)
   yield* slot.upload(filled, index)
   const worked = region(work({ element, index, input, output }), "work", { attributes: { index } })
-  const back = (yield* withStream(worked, streams.work)) ?? output.byteLength
+  const answer = yield* withStream(worked, streams.work)
+  const back = typeof answer === "number" ? answer : output.byteLength
   if (!isSize(back, 0, output.byteLength)) return yield* refuseAnswer("work", back, output.byteLength)
   yield* slot.download(back, index)
   works.leave()

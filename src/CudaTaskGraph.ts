@@ -15,7 +15,7 @@ import * as Latch from "effect/Latch"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import * as Semaphore from "effect/Semaphore"
-import type { Concurrency, Covariant } from "effect/Types"
+import type { Concurrency, Covariant, IsUnion } from "effect/Types"
 import { eventFlags } from "./cuda/flags.ts"
 import { CudaError } from "./CudaError.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
@@ -101,30 +101,34 @@ export interface PictureOptions extends StreamOptions {
 }
 
 /**
- * A name that no task has yet: nothing for one that is taken.
+ * A name that no task has yet: nothing for one that is taken, and for one that may be any of several.
  *
  * @category models
  * @since 0.1.0
  */
-export type NewName<Name extends string, Results> = string extends keyof Results ? Name : Exclude<Name, keyof Results>
+export type NewName<Name extends string, Results> = IsUnion<Name> extends true ? never
+  : string extends keyof Results ? Name
+  : Exclude<Name, keyof Results>
 
 /**
- * The results of a graph with one more task.
+ * The results of a graph with one more task. Where the names are not known, any of them may be any result.
  *
  * @category models
  * @since 0.1.0
  */
-export type Added<Results, Name extends string, A> = {
-  readonly [Key in keyof Results | Name]: Key extends keyof Results ? Results[Key] : A
-}
+export type Added<Results, Name extends string, A> = string extends Name | keyof Results
+  ? Readonly<Record<string, Results[keyof Results] | A>>
+  : { readonly [Key in keyof Results | Name]: Key extends keyof Results ? Results[Key] : A }
 
 /**
- * What a task is given: the results of the tasks it depends on.
+ * What a task is given: the results of the tasks it depends on. Of an array that is no tuple, it is not known which those are.
  *
  * @category models
  * @since 0.1.0
  */
-export type Given<Results, After extends keyof Results> = { readonly [Name in After]: Results[Name] }
+export type Given<Results, After extends ReadonlyArray<keyof Results>> = number extends After["length"]
+  ? { readonly [Name in After[number]]?: Results[Name] }
+  : { readonly [Name in After[number]]: Results[Name] }
 
 /**
  * True for task graphs.
@@ -193,9 +197,9 @@ export const add: {
     name: NewName<Name, Results>,
     task: Effect.Effect<A, E2, R2>
   ): <E, R>(self: CudaTaskGraph<Results, E, R>) => CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
-  <Name extends string, Results, After extends keyof Results & string, A, E2, R2>(
+  <Name extends string, Results, const After extends ReadonlyArray<keyof Results & string>, A, E2, R2>(
     name: NewName<Name, Results>,
-    after: ReadonlyArray<After>,
+    after: After,
     task: Effect.Effect<A, E2, R2> | ((results: Given<Results, After>) => Effect.Effect<A, E2, R2>)
   ): <E, R>(self: CudaTaskGraph<Results, E, R>) => CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
   <Name extends string, Results, E, R, A, E2, R2>(
@@ -203,10 +207,10 @@ export const add: {
     name: NewName<Name, Results>,
     task: Effect.Effect<A, E2, R2>
   ): CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
-  <Name extends string, Results, E, R, After extends keyof Results & string, A, E2, R2>(
+  <Name extends string, Results, E, R, const After extends ReadonlyArray<keyof Results & string>, A, E2, R2>(
     self: CudaTaskGraph<Results, E, R>,
     name: NewName<Name, Results>,
-    after: ReadonlyArray<After>,
+    after: After,
     task: Effect.Effect<A, E2, R2> | ((results: Given<Results, After>) => Effect.Effect<A, E2, R2>)
   ): CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
 } = dual((args) => isCudaTaskGraph(args[0]), addTask)
@@ -262,10 +266,10 @@ function addTask(
  */
 export const fromTasks = <A, E, R>(
   tasks: Iterable<Task<A, E, R>>
-): Effect.Effect<CudaTaskGraph<Readonly<Record<string, A>>, E, R>, CudaError> =>
-  Effect.suspend(() => {
+): Effect.Effect<CudaTaskGraph<Readonly<Record<string, A>>, E, R>, CudaError> => {
+  const list = Array.from(tasks, (task) => copyOf(task))
+  return Effect.suspend(() => {
     const operation = "CudaTaskGraph.fromTasks"
-    const list = Array.from(tasks, (task) => copyOf(task))
     const names = new Set<string>()
     for (const { name } of list) {
       if (names.has(name)) return Effect.fail(taken(operation, name))
@@ -280,6 +284,7 @@ export const fromTasks = <A, E, R>(
     const path = [...circle, circle[0]!].map((index) => JSON.stringify(list[index]!.name)).join(" → ")
     return refuseArgument(operation, "after", path, "tasks of which none depends on itself")
   })
+}
 
 /** A task that nobody else changes. */
 const copyOf = <A, E, R>(task: Task<A, E, R>) => ({
@@ -321,7 +326,7 @@ const dependenciesOf = (
  * **Details**
  *
  * All work starts after what the current stream holds now, and that stream goes on after all of it. The work of a task starts
- * after that of the tasks it depends on, and waits for nothing else.
+ * after that of the tasks it depends on, and waits for nothing else, as far as the pool's 32 streams go.
  *
  * The streams are those of the pool of the current stream's device and priority, and the current one itself. A dependency
  * that others imply costs nothing, and neither does one where the dependent is what its stream does next; the tasks are laid
@@ -473,9 +478,9 @@ function runGraph<E, R>(
     if (self.tasks.length === 0) return Effect.succeed({})
     const layout = layoutOf(self, most)
     return Effect.uninterruptibleMask((restore) =>
-      atOrigin(({ origin, place, runtime }) => {
+      atOrigin(operation, ({ origin, place, runtime }) => {
         const pool = streamPool(runtime, origin.device, origin.priority)
-        return Effect.flatMap(ours(pool.lease(layout.plan.streams - 1)), (leased) => {
+        return Effect.flatMap(ours(pool.lease(layout.plan.streams - 1, origin)), (leased) => {
           const begun = new Run(self, layout, { runtime, origin, place, leased })
           const all = concurrency === 1 ? begun.inTurn : begun.sideBySide(concurrency)
           const whole = Effect.andThen(begun.fork, restore(all))
@@ -552,7 +557,8 @@ class Run<E, R> {
       const needed = before === undefined ? waits[task]! : [before, ...waits[task]!]
       const ready = Effect.forEach(needed, (other) => ended[other]!.await, { discard: true })
       const performed = Effect.andThen(this.#perform(task), ended[task]!.open)
-      return Effect.andThen(ready, permits.withPermit(performed))
+      // Also where the run is not to be interrupted: after a failure, what is waited for may never end.
+      return Effect.andThen(Effect.interruptible(ready), permits.withPermit(performed))
     }, { concurrency: "unbounded", discard: true })
   }
 

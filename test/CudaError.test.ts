@@ -22,6 +22,25 @@ const fail = (reason: CudaErrorReason) =>
     reason
   })
 
+const unknownName = (line: number): CudaError.Diagnostic => ({
+  severity: "error",
+  file: "a.cu",
+  line,
+  column: 5,
+  message: `identifier "x${line}" is undefined`,
+  code: "20",
+  text: `    y = x${line};`
+})
+
+const plainStatus = {
+  code: 7,
+  name: "NVRTC_ERROR_BUILTIN_OPERATION_FAILURE",
+  description: "a built-in operation failed",
+  advice: "",
+  isSticky: false,
+  isRetryable: false
+}
+
 /** One of each reason that is no status, with words its message must have. */
 const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> = [
   [CudaError.unknownStatus(12345), ["12345"]],
@@ -35,7 +54,22 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   [{ _tag: "LibraryNotFound", searched: [{ path: "libcuda.so.1", problem: "missing" }] }, ["libcuda.so.1", "missing"]],
   [{ _tag: "DriverTooOld", found: 11080, required: 12000 }, ["11.8", "12.0"]],
   [{ _tag: "FunctionMissing", functionName: "cuStreamGetId" }, ["cuStreamGetId"]],
-  [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]]
+  [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]],
+  [
+    { _tag: "CompilationFailed", program: "a.cu", log: "", diagnostics: [1, 2, 3, 4].map(unknownName) },
+    ["4 errors in a.cu", "a.cu(1,5): identifier \"x1\" is undefined\n    y = x1;", "a.cu(3,5)", "1 more in the log"]
+  ],
+  [{ _tag: "CompilationFailed", program: "a.cu", log: "ptxas died", diagnostics: [] }, ["a.cu", "ptxas died"]],
+  [{ _tag: "InvalidCompileOption", options: ["--quick"], log: "unrecognized option\n" }, ["--quick", "unrecognized"]],
+  [
+    { _tag: "CompilerFailed", ...plainStatus, log: "cannot open libnvrtc-builtins.so\n" },
+    ["NVRTC_ERROR_BUILTIN_OPERATION_FAILURE", "(7)", "cannot open libnvrtc-builtins.so"]
+  ],
+  [
+    { _tag: "CompilerNotFound", searched: [{ path: "libnvrtc.so", problem: "missing" }] },
+    ["libnvrtc.so (missing)", "EFFECT_CUDA_NVRTC", "nvrtcPath"]
+  ],
+  [{ _tag: "FileUnreadable", path: "a.cubin", code: "ENOENT", problem: "no such file" }, ["a.cubin", "no such file"]]
 ]
 
 describe("CudaError", () => {

@@ -14,8 +14,9 @@ import type { SimulatedControlService } from "effect-cuda/layers/SimulatedRuntim
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 
 /** A machine that never lacks an engine. */
@@ -270,7 +271,7 @@ describe("calls that fail", () => {
       Effect.gen(function*() {
         yield* control.failNext("CudaBranch.join", "NotPermitted")
         const error = yield* Effect.flip(CudaBranch.all([Effect.void]))
-        assert.deepStrictEqual([error.operation, error.reason._tag], ["CudaBranch.join", "NotPermitted"])
+        assert.deepStrictEqual([error.operation, error.reason._tag], ["CudaBranch.all", "NotPermitted"])
         yield* control.failNext("CudaBranch.join", "NotPermitted")
         assert.strictEqual(yield* Effect.flip(CudaBranch.all([Effect.fail("no")])), "no")
         assert.strictEqual(yield* streamIds(32), 32)
@@ -278,6 +279,9 @@ describe("calls that fail", () => {
         yield* control.failNext("CudaBranch.join", "NotPermitted")
         assert.strictEqual((yield* Effect.flip(CudaBranch.join(branch))).operation, "CudaBranch.join")
         yield* CudaBranch.join(branch)
+        const failing = yield* CudaBranch.fork(Effect.fail("mine"))
+        yield* control.failNext("CudaBranch.join", "NotPermitted")
+        assert.strictEqual(yield* Effect.flip(CudaBranch.join(failing)), "mine")
       })
     ))
 
@@ -320,6 +324,140 @@ describe("calls that fail", () => {
     ))
 })
 
+describe("the streams of branches", () => {
+  const launchHere = (control: SimulatedControlService, millis: number) =>
+    Effect.flatMap(CudaStream.current(), (stream) => control.launch(stream, { duration: millis }))
+
+  it.effect("are never the one they fork from, while there are others", () =>
+    onMachine(() =>
+      Effect.gen(function*() {
+        const origin = yield* CudaStream.fromPool()
+        for (let time = 0; time < 70; time++) {
+          const used = yield* CudaBranch.all([CudaStream.current(), CudaStream.current()]).pipe(
+            CudaStream.withStream(origin)
+          )
+          assert.isFalse(used.some(({ id }) => id === origin.id))
+          const forked = yield* Effect.scoped(CudaBranch.fork(Effect.void)).pipe(CudaStream.withStream(origin))
+          assert.notStrictEqual(forked.stream.id, origin.id)
+        }
+      })
+    ))
+
+  it.effect("do not change whose turn it is among requests to the pool", () =>
+    onMachine(() =>
+      Effect.gen(function*() {
+        const first = yield* CudaStream.fromPool()
+        yield* CudaBranch.all([Effect.void, Effect.void, Effect.void])
+        const others = yield* Effect.replicateEffect(CudaStream.fromPool(), 31)
+        assert.strictEqual(new Set([first, ...others].map(({ id }) => id)).size, 32)
+        assert.strictEqual(yield* CudaStream.fromPool(), first)
+      })
+    ))
+
+  it.effect("are in order where branches share one, also where these enqueue side by side", () =>
+    onMachine(({ control }) =>
+      Effect.gen(function*() {
+        const order: Array<string> = []
+        const launch = (name: string) =>
+          Effect.flatMap(CudaStream.current(), (stream) =>
+            control.launch(stream, { duration: 1, run: () => void order.push(name) }))
+        const two = Effect.gen(function*() {
+          yield* launch("0a")
+          yield* Effect.sleep(5)
+          yield* launch("0b")
+        })
+        const all = CudaBranch.all([two, launch("1"), launch("2")], { streams: 1, concurrency: "unbounded" })
+        const fiber = yield* Effect.forkChild(all, { startImmediately: true })
+        yield* TestClock.adjust(100)
+        yield* Fiber.join(fiber)
+        yield* CudaStream.synchronize(yield* CudaStream.current())
+        assert.deepStrictEqual(order, ["0a", "0b", "1", "2"])
+      })
+    ))
+
+  it.effect("are taken by the next branch as they become free", () =>
+    onMachine(({ control }) =>
+      Effect.gen(function*() {
+        const slow = Effect.andThen(launchHere(control, 100), Effect.sleep(50))
+        const quick = Effect.andThen(launchHere(control, 1), Effect.sleep(2))
+        const all = CudaBranch.all([slow, quick, quick], { streams: 2, concurrency: 2 })
+        const fiber = yield* Effect.forkChild(all, { startImmediately: true })
+        yield* TestClock.adjust(200)
+        yield* Fiber.join(fiber)
+        const works = (yield* control.timeline).filter(({ kind }) => kind === "work")
+        assert.deepStrictEqual(works.map(({ end, start }) => [start / 1e6, end / 1e6]), [[0, 1], [2, 3], [0, 100]])
+      })
+    ))
+
+  it.effect("have the priority of the current stream, on whatever device is named", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* SimulatedRuntime.make({ devices: 2 })
+      yield* Effect.gen(function*() {
+        const origin = yield* CudaStream.make({ priority: "high" })
+        for (const device of [undefined, 0, runtime.devices[0], 1]) {
+          const [used] = yield* CudaBranch.all([CudaStream.current()], { device }).pipe(CudaStream.withStream(origin))
+          assert.strictEqual(used.priority, origin.priority)
+        }
+      }).pipe(Effect.scoped, Effect.provideService(CudaRuntime, runtime))
+    }).pipe(Effect.scoped))
+
+  it.effect("that came from a stream that is gone are joined by the region around it", () =>
+    onMachine(({ control }) =>
+      Effect.gen(function*() {
+        const surrounding = yield* CudaStream.make()
+        yield* Effect.gen(function*() {
+          const outer = yield* Scope.make()
+          yield* Effect.scoped(Effect.gen(function*() {
+            const gone = yield* CudaStream.make()
+            const forking = CudaBranch.fork(launchHere(control, 1000)).pipe(Scope.provide(outer))
+            yield* CudaStream.withStream(forking, gone)
+          }))
+          yield* Scope.close(outer, Exit.void)
+          assert.isFalse(yield* CudaStream.query(surrounding))
+        }).pipe(CudaStream.withStream(surrounding))
+        yield* TestClock.adjust(1000)
+      })
+    ))
+})
+
+describe("failures", () => {
+  it.effect("name what the program called", () =>
+    onMachine(({ control }) =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const dependency = yield* CudaDependency.make([stream])
+        const attempts = [
+          ["CudaBranch.fork", CudaBranch.all([Effect.void]), "CudaBranch.all"],
+          ["CudaBranch.fork", CudaBranch.forEach([1], () => Effect.void), "CudaBranch.forEach"],
+          ["CudaStream.defaultStream", CudaBranch.all([Effect.void]), "CudaBranch.all"],
+          ["CudaStream.defaultStream", CudaBranch.fork(Effect.void), "CudaBranch.fork"],
+          ["CudaStream.waitEvent", CudaDependency.wait(dependency, stream), "CudaDependency.wait"],
+          ["CudaEvent.synchronize", CudaDependency.reached(dependency), "CudaDependency.reached"],
+          ["CudaEvent.query", CudaDependency.query(dependency), "CudaDependency.query"],
+          ["CudaEvent.make", CudaDependency.make([stream]), "CudaDependency.make"]
+        ] as const
+        for (const [operation, attempt, named] of attempts) {
+          yield* control.failNext(operation, "NotPermitted")
+          const error = yield* Effect.flip(
+            Effect.scoped(Effect.asVoid<unknown, CudaError, CudaRuntime | Scope.Scope>(attempt))
+          )
+          assert.deepStrictEqual([error.operation, error.reason._tag], [named, "NotPermitted"])
+        }
+      })
+    ))
+
+  it.effect("do not come from what was used up: parts may be given by a generator, and made into dependencies twice", () =>
+    onMachine(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const making = CudaDependency.make((function*() {
+          yield stream
+        })())
+        for (const _ of [1, 2]) assert.lengthOf((yield* making).events, 1)
+      })
+    ))
+})
+
 describe("what a fork and a join ask of the runtime", () => {
   /** Counts the waits between streams that a program asks for. */
   const counting = (runtime: CudaRuntimeService) => {
@@ -355,6 +493,8 @@ describe("what a fork and a join ask of the runtime", () => {
         assert.deepStrictEqual(counts, { forked: 15, joined: 14 })
         yield* run(CudaBranch.all([]))
         assert.deepStrictEqual(counts, { forked: 15, joined: 14 })
+        yield* run(CudaBranch.all(Array.from({ length: 100 }, () => Effect.void)))
+        assert.deepStrictEqual(counts, { forked: 47, joined: 46 })
       })
     ))
 })

@@ -68,6 +68,27 @@ export const notGiven = () =>
     CudaTaskGraph.add("c", ["a"], ({ b }) => Effect.succeed(b))
   )
 
+declare const anyName: string
+declare const eitherName: "a" | "b"
+declare const someNames: ReadonlyArray<"a" | "b">
+
+/** What is known of graphs whose names are not. */
+export const wide = () => {
+  const one = CudaTaskGraph.empty.pipe(CudaTaskGraph.add("a", Effect.succeed(1)), CudaTaskGraph.add("b", text))
+  const more = CudaTaskGraph.add(one, anyName, Effect.succeed(true))
+  const proofs = [
+    same<typeof more, CudaTaskGraph.CudaTaskGraph<Readonly<Record<string, number | string | boolean>>>>(true)
+  ]
+  return [
+    proofs,
+    // @ts-expect-error a name that may be either
+    CudaTaskGraph.add(CudaTaskGraph.empty, eitherName, text),
+    // @ts-expect-error a result that may not be among those that are given
+    CudaTaskGraph.add(one, "c", someNames, ({ a }) => Effect.succeed(a.toFixed())),
+    CudaTaskGraph.add(one, "c", someNames, ({ a }) => Effect.succeed(a?.toFixed()))
+  ]
+}
+
 const dynamic = CudaTaskGraph.fromTasks([
   { name: "b", after: ["a"], run: ({ a }) => Effect.succeed(a! + 1) },
   { name: "a", run: () => Effect.succeed(1) },
@@ -822,4 +843,49 @@ describe("pictures", () => {
       assert.throws(() => CudaTaskGraph.toDot(graph, { streams }), /CudaTaskGraph.toDot: streams is/)
     }
   })
+})
+
+describe("a run that is not to be interrupted", () => {
+  it.effect("ends when a task fails that others wait for", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* SimulatedRuntime.make()
+      const graph = CudaTaskGraph.empty.pipe(
+        CudaTaskGraph.add("a", Effect.andThen(Effect.sleep(10), Effect.fail("no"))),
+        CudaTaskGraph.add("b", ["a"], Effect.void),
+        CudaTaskGraph.add("c", Effect.void)
+      )
+      for (const concurrency of [2, "unbounded"] as const) {
+        const run = Effect.uninterruptible(CudaTaskGraph.run(graph, { concurrency }))
+        const fiber = yield* Effect.forkChild(Effect.provideService(run, CudaRuntime, runtime))
+        yield* TestClock.adjust(20)
+        const exit = fiber.pollUnsafe()
+        assert.isTrue(exit !== undefined && Exit.isFailure(exit) && Cause.hasFails(exit.cause))
+      }
+    }).pipe(Effect.scoped))
+})
+
+describe("the streams of a graph", () => {
+  it.effect("are never the current one, while there are others", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* SimulatedRuntime.make()
+      const graph = CudaTaskGraph.empty.pipe(
+        CudaTaskGraph.add("a", CudaStream.current()),
+        CudaTaskGraph.add("b", CudaStream.current())
+      )
+      yield* Effect.gen(function*() {
+        const origin = yield* CudaStream.fromPool()
+        for (let time = 0; time < 40; time++) {
+          const { a, b } = yield* CudaTaskGraph.run(graph).pipe(CudaStream.withStream(origin))
+          assert.notStrictEqual(a.id, b.id)
+        }
+      }).pipe(Effect.provideService(CudaRuntime, runtime))
+    }).pipe(Effect.scoped))
+
+  it.effect("are those of a graph that a generator described, as often as it is made", () =>
+    Effect.gen(function*() {
+      const making = CudaTaskGraph.fromTasks((function*() {
+        yield { name: "a", run: () => Effect.succeed(1) }
+      })())
+      for (const _ of [1, 2]) assert.lengthOf((yield* making).tasks, 1)
+    }))
 })

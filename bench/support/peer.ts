@@ -1,6 +1,7 @@
 /**
- * A C program of `peers/`, compiled in a temporary folder and asked over its standard input, so that its rounds and the
- * library's take turns in one run. Without a C compiler the benchmarks go on without it.
+ * A C program of `peers/`, compiled in a temporary folder, or a Python program, asked over its standard input, so that its
+ * rounds and the library's take turns in one run. Without a C compiler, or what the Python program needs, the benchmarks go on
+ * without it.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -26,6 +27,30 @@ export const startPeer = (name: string): Effect.Effect<Peer | undefined, never, 
     (started) => started && { ask: (...words) => Effect.promise(() => started.ask(words.join(" "))) }
   )
 
+/** Starts a Python program with these words for the life of the scope, or says why there is none. */
+export const startPythonPeer = (
+  name: string,
+  ...words: ReadonlyArray<string>
+): Effect.Effect<Peer | undefined, never, Scope.Scope> =>
+  Effect.gen(function*() {
+    const started = yield* Effect.acquireRelease(
+      Effect.sync(() => launchPython(name, words)),
+      ({ stop }) => Effect.sync(stop)
+    )
+    const problem = yield* Effect.promise(() =>
+      started.ask("ready 0 0").then(() => undefined, (error: unknown) => String(error))
+    )
+    if (problem === undefined) return { ask: (...asked) => Effect.promise(() => started.ask(asked.join(" "))) }
+    console.log(`without ${words.join(" ")}: ${problem}`)
+    return undefined
+  })
+
+const launchPython = (name: string, words: ReadonlyArray<string>): Launched => {
+  const script = fileURLToPath(new URL(`../peers/${name}.py`, import.meta.url))
+  const child = spawn("python3", [script, spinPath, ...words], { stdio: ["pipe", "pipe", "inherit"] })
+  return { ask: converse(child, `The Python peer "${name}"`), stop: () => child.kill() }
+}
+
 interface Launched {
   readonly ask: (line: string) => Promise<ReadonlyArray<number>>
   readonly stop: () => void
@@ -41,7 +66,7 @@ const launch = (name: string): Launched | undefined => {
     return undefined
   }
   const child = spawn(program, [spinPath], { stdio: ["pipe", "pipe", "inherit"] })
-  const ask = converse(child, name)
+  const ask = converse(child, `The C peer "${name}"`)
   const stop = () => {
     child.kill()
     rmSync(folder, { recursive: true, force: true })
@@ -64,7 +89,7 @@ const compile = (source: string, program: string): string | undefined => {
 /** No question takes a peer longer, in milliseconds. */
 const patience = 60_000
 
-const converse = (child: ChildProcessByStdio<Writable, Readable, null>, name: string): Launched["ask"] => {
+const converse = (child: ChildProcessByStdio<Writable, Readable, null>, who: string): Launched["ask"] => {
   let answer: ((line: string | Error) => void) | undefined
   let ended: Error | undefined
   const end = (error: Error) => {
@@ -72,16 +97,16 @@ const converse = (child: ChildProcessByStdio<Writable, Readable, null>, name: st
     answer?.(ended)
   }
   createInterface({ input: child.stdout }).on("line", (line) => {
-    if (line.startsWith("error")) end(new Error(`The C peer "${name}": ${line}`))
+    if (line.startsWith("error")) end(new Error(`${who}: ${line}`))
     else answer?.(line)
   })
   child.on("error", end)
   child.stdin.on("error", end)
-  child.on("close", (code, signal) => end(new Error(`The C peer "${name}" ended with ${code ?? signal}`)))
+  child.on("close", (code, signal) => end(new Error(`${who} ended with ${code ?? signal}`)))
   return (line) =>
     new Promise((resolve, reject) => {
       if (ended !== undefined) return reject(ended)
-      const timer = setTimeout(() => end(new Error(`The C peer "${name}" did not answer: ${line}`)), patience)
+      const timer = setTimeout(() => end(new Error(`${who} did not answer: ${line}`)), patience)
       answer = (result) => {
         clearTimeout(timer)
         answer = undefined

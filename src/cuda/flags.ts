@@ -27,6 +27,49 @@ export const poolAttributes = {
   usedCurrent: 7
 } as const
 
+/** `CUjit_option`. */
+export const jitOptions = { errorLogBuffer: 5, errorLogBufferSize: 6 } as const
+
+/** `CUlaunchAttributeID`. */
+export const launchAttributes = { cooperative: 2, clusterDimension: 4, programmaticStreamSerialization: 6 } as const
+
+/** The attributes of a kernel (`CUfunction_attribute`) that can be asked for by name. */
+export const kernelAttributes = {
+  maxThreadsPerBlock: 0,
+  sharedSizeBytes: 1,
+  constSizeBytes: 2,
+  localSizeBytes: 3,
+  numRegs: 4,
+  ptxVersion: 5,
+  binaryVersion: 6,
+  cacheModeCa: 7,
+  maxDynamicSharedSizeBytes: 8,
+  preferredSharedMemoryCarveout: 9,
+  clusterSizeMustBeSet: 10,
+  requiredClusterWidth: 11,
+  requiredClusterHeight: 12,
+  requiredClusterDepth: 13,
+  nonPortableClusterSizeAllowed: 14,
+  clusterSchedulingPolicyPreference: 15
+} as const
+
+/** A kernel's attribute by name. */
+export type KernelAttribute = keyof typeof kernelAttributes
+
+/** The attributes of a kernel that can be set. */
+export const settableKernelAttributes = [
+  "maxDynamicSharedSizeBytes",
+  "preferredSharedMemoryCarveout",
+  "requiredClusterWidth",
+  "requiredClusterHeight",
+  "requiredClusterDepth",
+  "nonPortableClusterSizeAllowed",
+  "clusterSchedulingPolicyPreference"
+] as const satisfies ReadonlyArray<KernelAttribute>
+
+/** A kernel's attribute that can be set. */
+export type SettableKernelAttribute = (typeof settableKernelAttributes)[number]
+
 /** Oldest CUDA version of the driver that this library works with: 12.0, the first with `cuStreamGetId`. */
 export const minimumDriverVersion = 12000
 
@@ -73,6 +116,7 @@ export const deviceAttributes = {
   pageableMemoryAccess: 88,
   concurrentManagedAccess: 89,
   computePreemptionSupported: 90,
+  canUseHostPointerForRegisteredMem: 91,
   cooperativeLaunch: 95,
   maxSharedMemoryPerBlockOptin: 97,
   hostRegisterSupported: 99,

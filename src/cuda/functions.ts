@@ -13,6 +13,7 @@ const memory = "void *"
 const int = "int"
 const uint = "uint32_t"
 const size = "size_t"
+const text = "str"
 
 /** The type of `CUipcEventHandle`, which is passed by value; koffi learns it before the functions. */
 export const ipcHandleType = "CUipcEventHandle"
@@ -68,11 +69,33 @@ export const driverFunctions = {
   cuLaunchHostFunc: [handle, handle, handle],
   cuMemsetD8Async: [handle, "uint8_t", size, handle],
   cuMemsetD16Async: [handle, "uint16_t", size, handle],
-  cuMemsetD32Async: [handle, uint, size, handle]
+  cuMemsetD32Async: [handle, uint, size, handle],
+  cuLibraryLoadData: [memory, memory, memory, memory, uint, handle, handle, uint],
+  cuLibraryUnload: [handle],
+  cuLibraryGetKernel: [memory, handle, text],
+  cuLibraryGetGlobal: [memory, memory, handle, text],
+  cuKernelGetFunction: [memory, handle],
+  cuKernelGetAttribute: [memory, int, handle, int],
+  cuKernelSetAttribute: [int, int, handle, int],
+  cuLaunchKernel: [handle, uint, uint, uint, uint, uint, uint, uint, handle, handle, handle],
+  cuLaunchKernelEx: [handle, handle, handle, handle],
+  cuOccupancyMaxActiveBlocksPerMultiprocessor: [memory, handle, int, size],
+  cuOccupancyMaxPotentialBlockSize: [memory, memory, handle, handle, size, int],
+  cuOccupancyMaxActiveClusters: [memory, handle, handle],
+  cuOccupancyMaxPotentialClusterSize: [memory, handle, handle]
+} as const
+
+/** Functions that drivers older than the one named lack; what needs them says so, or does without. */
+export const optionalDriverFunctions = {
+  /** CUDA 12.4. */
+  cuKernelGetParamInfo: [handle, size, memory, memory]
 } as const
 
 /** The name of a function of the table. */
 export type DriverFunctionName = keyof typeof driverFunctions
+
+/** The name of a function that a driver may lack. */
+export type OptionalDriverFunctionName = keyof typeof optionalDriverFunctions
 
 /** What a parameter of a type is given as. */
 interface ParameterTypes {
@@ -81,6 +104,7 @@ interface ParameterTypes {
   readonly [int]: number
   readonly [uint]: number
   readonly [size]: number
+  readonly [text]: string
   readonly uint8_t: number
   readonly uint16_t: number
   readonly [ipcHandleType]: { readonly reserved: Uint8Array }
@@ -97,6 +121,10 @@ export interface DriverFunction<Parameters extends ReadonlyArray<unknown>> {
 }
 
 /** The functions, bound to a library. */
-export type DriverFunctions = {
-  readonly [Name in DriverFunctionName]: DriverFunction<Arguments<(typeof driverFunctions)[Name]>>
-}
+export type DriverFunctions =
+  & { readonly [Name in DriverFunctionName]: DriverFunction<Arguments<(typeof driverFunctions)[Name]>> }
+  & {
+    readonly [Name in OptionalDriverFunctionName]:
+      | DriverFunction<Arguments<(typeof optionalDriverFunctions)[Name]>>
+      | undefined
+  }

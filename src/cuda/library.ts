@@ -7,7 +7,7 @@
 import type Koffi from "koffi"
 import type { LibraryHandle } from "koffi"
 import { ipcHandleSize } from "./flags.ts"
-import { driverFunctions, ipcHandleType } from "./functions.ts"
+import { driverFunctions, ipcHandleType, optionalDriverFunctions } from "./functions.ts"
 import type { DriverFunctionName, DriverFunctions } from "./functions.ts"
 
 /** Fills memory; lets pages be touched off the JS thread. */
@@ -28,8 +28,11 @@ export interface DriverLibrary {
   readonly addressOf: (buffer: ArrayBuffer) => number
   /** The C library's `memset` on a thread of the pool, where the platform has one under a name known here. */
   readonly memset: Memset | undefined
-  /** Asks the system for large pages behind an address, on Linux (`madvise`). Only a wish: what becomes of it is not said. */
-  readonly adviseLargePages: ((address: number, byteLength: number) => void) | undefined
+  /**
+   * Asks the system for large pages behind an address instead of those that are there, on Linux (`madvise`). What was in them
+   * is 0 then. Only a wish: what becomes of it is not said.
+   */
+  readonly wantLargePages: ((address: number, byteLength: number) => void) | undefined
 }
 
 /** How loading ended. */
@@ -120,17 +123,29 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
       return { _tag: "FunctionMissing", functionName, driverVersion: readVersion(library) }
     }
   }
+  for (const [functionName, parameters] of Object.entries(optionalDriverFunctions)) {
+    calls[functionName] = bindOptional(library, functionName, parameters)
+  }
   const bound: DriverLibrary = {
     path,
     calls: calls as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
     addressOf: (buffer) => Number(koffi.address(buffer)),
     memset: findMemset(koffi),
-    adviseLargePages: findAdvise(koffi)
+    wantLargePages: findAdvise(koffi)
   }
   loaded.set(path, bound)
   keepLoaded(koffi, path)
   return { _tag: "Loaded", library: bound }
+}
+
+/** Nothing for a function that this driver lacks. */
+const bindOptional = (library: LibraryHandle, functionName: string, parameters: ReadonlyArray<string>) => {
+  try {
+    return library.func(functionName, "int", [...parameters])
+  } catch {
+    return undefined
+  }
 }
 
 /** `RTLD_NOW | RTLD_NODELETE` of Linux. */
@@ -168,14 +183,17 @@ const findMemset = (koffi: typeof Koffi): Memset | undefined => {
   }
 }
 
-/** `MADV_HUGEPAGE` of Linux. */
-const largePages = 14
+/** `MADV_DONTNEED` and `MADV_HUGEPAGE` of Linux. */
+const advice = { drop: 4, largePages: 14 }
 
-const findAdvise = (koffi: typeof Koffi): DriverLibrary["adviseLargePages"] => {
+const findAdvise = (koffi: typeof Koffi): DriverLibrary["wantLargePages"] => {
   if (process.platform !== "linux") return undefined
   try {
     const madvise = koffi.load(null).func("madvise", "int", ["uintptr_t", "size_t", "int"])
-    return (address, byteLength) => void madvise(address, byteLength, largePages)
+    return (address, byteLength) => {
+      madvise(address, byteLength, advice.drop)
+      madvise(address, byteLength, advice.largePages)
+    }
   } catch {
     return undefined
   }

@@ -10,6 +10,7 @@ import type { CudaError } from "../CudaError.ts"
 import type { CudaStream } from "../CudaStream.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
+import { named } from "./handles.ts"
 
 /** A region's device, its stream if it set one, and the region around it. */
 export interface Place {
@@ -32,12 +33,14 @@ export const onStreamOf = (stream: CudaStream, outer: Place, lease?: Place["leas
   lease
 })
 
-/** The innermost region whose stream is still its own. */
+/** The innermost region whose stream is still its own, and still there. */
 export const openPlace = (place: Place): Place => {
   let at = place
-  while (at.lease?.isOver === true && at.outer !== undefined) at = at.outer
+  while ((at.lease?.isOver === true || isGone(at.stream)) && at.outer !== undefined) at = at.outer
   return at
 }
+
+const isGone = (stream: CudaStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
 
 /** The stream that the innermost region set on a device of a runtime; none stands for the default stream. */
 export const regionStream = (
@@ -56,7 +59,7 @@ export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<nu
   Effect.withFiber((fiber) => Effect.succeed(deviceOrdinal(device) ?? fiber.getRef(CurrentPlace).device))
 
 /** What is forced past the types and is no device is not a number, for the runtime to refuse. */
-const deviceOrdinal = (device: DeviceInput | undefined): number | undefined =>
+export const deviceOrdinal = (device: DeviceInput | undefined): number | undefined =>
   typeof device === "object" ? device?.ordinal ?? Number.NaN : device
 
 /** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
@@ -94,11 +97,17 @@ export interface Origin {
 
 /** Finds the current stream, around which something is to run on other streams. */
 export const atOrigin = <A, E, R>(
+  operation: string,
   body: (at: Origin) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
   Effect.withFiber((fiber): Effect.Effect<A, E | CudaError, R> => {
     const { context } = fiber
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const place = fiber.getRef(CurrentPlace)
-    return streamOf(runtime, place, (origin) => body({ runtime, origin, place, fiber, context }))
+    const current = regionStream(place, runtime, place.device)
+    if (current !== undefined) return body({ runtime, origin: current.ref, place, fiber, context })
+    return Effect.flatMap(
+      runtime.streamDefault(place.device, "legacy").pipe(named(operation)),
+      (origin) => body({ runtime, origin, place, fiber, context })
+    )
   })

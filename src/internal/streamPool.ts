@@ -40,7 +40,9 @@ export class StreamPool {
   readonly #streams: Array<CudaStream | undefined> = Array.from({ length: poolSize }, () => undefined)
   readonly #leases = new Uint32Array(poolSize)
   readonly #making = Semaphore.makeUnsafe(1)
-  #next = 0
+  /** Requests go up and leases go down, so that they meet late. */
+  #nextRequest = 0
+  #nextLease = poolSize - 1
 
   constructor(runtime: CudaRuntimeService, device: number, priority: number) {
     this.#runtime = runtime
@@ -49,11 +51,15 @@ export class StreamPool {
   }
 
   /** The next stream in turn. */
-  readonly take: Effect.Effect<CudaStream, CudaError> = Effect.suspend(() => this.#stream(this.#turn()))
+  readonly take: Effect.Effect<CudaStream, CudaError> = Effect.suspend(() => {
+    const slot = this.#nextRequest
+    this.#nextRequest = (slot + 1) % poolSize
+    return this.#stream(slot)
+  })
 
   /** Leases streams that are all made already; nothing if one is not. */
-  tryLease(count: number): Leased | undefined {
-    const slots = this.#choose(count)
+  tryLease(count: number, origin: StreamRef): Leased | undefined {
+    const slots = this.#choose(count, origin)
     const streams: Array<CudaStream> = []
     for (const slot of slots) {
       const made = this.#streams[slot]
@@ -64,10 +70,10 @@ export class StreamPool {
     return undefined
   }
 
-  /** Run without interruption: what is leased has to be given back. */
-  lease(count: number): Effect.Effect<Leased, CudaError> {
+  /** Run without interruption: what is leased has to be given back. The stream of the origin is the last to be leased. */
+  lease(count: number, origin?: StreamRef): Effect.Effect<Leased, CudaError> {
     return Effect.suspend(() => {
-      const slots = this.#choose(count)
+      const slots = this.#choose(count, origin)
       return Effect.forEach(slots, (slot) => this.#stream(slot)).pipe(
         Effect.map((streams) => new Leased(streams, () => this.#free(slots))),
         Effect.onError(() => Effect.sync(() => this.#free(slots)))
@@ -75,9 +81,9 @@ export class StreamPool {
     })
   }
 
-  #choose(count: number): ReadonlyArray<number> {
+  #choose(count: number, origin?: StreamRef): ReadonlyArray<number> {
     const slots: Array<number> = []
-    while (slots.length < count) slots.push(this.#leaseSlot())
+    while (slots.length < count) slots.push(this.#leaseSlot(origin))
     return slots
   }
 
@@ -85,17 +91,17 @@ export class StreamPool {
     for (const slot of slots) this.#leases[slot]!--
   }
 
-  #turn(): number {
-    const slot = this.#next
-    this.#next = (slot + 1) % poolSize
+  /** The next slot that is neither leased nor the origin's, if there is one. */
+  #leaseSlot(origin: StreamRef | undefined): number {
+    let slot = this.#nextLease
+    for (let tried = 1; tried < poolSize && !this.#isFree(slot, origin); tried++) slot = before(slot)
+    this.#nextLease = before(slot)
+    this.#leases[slot]!++
     return slot
   }
 
-  #leaseSlot(): number {
-    let slot = this.#turn()
-    for (let tried = 1; tried < poolSize && this.#leases[slot] !== 0; tried++) slot = this.#turn()
-    this.#leases[slot]!++
-    return slot
+  #isFree(slot: number, origin: StreamRef | undefined): boolean {
+    return this.#leases[slot] === 0 && (origin === undefined || this.#streams[slot]?.ref !== origin)
   }
 
   #stream(slot: number): Effect.Effect<CudaStream, CudaError> {
@@ -112,6 +118,8 @@ export class StreamPool {
     return Effect.uninterruptible(this.#making.withPermit(make))
   }
 }
+
+const before = (slot: number): number => slot === 0 ? poolSize - 1 : slot - 1
 
 const pools = new WeakMap<CudaRuntimeService, Array<Map<number, StreamPool>>>()
 

@@ -17,16 +17,20 @@ import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
 import type { DeviceAttribute } from "../cuda/flags.ts"
 import { candidates, load } from "../cuda/library.ts"
 import type { DriverLibrary } from "../cuda/library.ts"
+import { prepare as prepareCompiler } from "../cuda/nvrtcLibrary.ts"
 import { statuses, success } from "../cuda/status.ts"
 import { CudaError, reasonFromStatus, unknownStatus } from "../CudaError.ts"
 import type { CudaErrorReason } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, WaitOptions } from "./CudaRuntime.ts"
 import * as Runtime from "./internal/Runtime.ts"
+import { Compiler } from "./native/Compiler.ts"
+import type { CompilerPolicy } from "./native/Compiler.ts"
 import { describeStatus, Out } from "./native/Device.ts"
 import type { Warn } from "./native/Device.ts"
 import { NativeBackend } from "./native/NativeBackend.ts"
 import type { NativePolicy } from "./native/NativeBackend.ts"
+import { cacheFolder } from "./native/ProgramCache.ts"
 import { wakerOfThread } from "./native/Waker.ts"
 
 /**
@@ -41,6 +45,24 @@ export interface NativeOptions {
    * platform's usual places are tried.
    */
   readonly libraryPath?: string | undefined
+  /**
+   * The library of NVRTC, the compiler of `CudaProgram.compile`, which is loaded by the first program that is compiled.
+   * Without this `EFFECT_CUDA_NVRTC` is read from the configuration, and without that the usual places of toolkits,
+   * Python packages and containers are tried.
+   */
+  readonly nvrtcPath?: string | undefined
+  /** Where compiled programs are kept on disk, to be taken from there when they are compiled again. */
+  readonly programCache?: {
+    /** Whether programs are kept that do not say it themselves. Default true. */
+    readonly enabled?: boolean | undefined
+    /**
+     * Default: `EFFECT_CUDA_CACHE` of the configuration, where `off` keeps nothing; without that `effect-cuda` in the
+     * user's folder for caches (`XDG_CACHE_HOME`, `~/.cache`, `LOCALAPPDATA`).
+     */
+    readonly folder?: string | undefined
+    /** Kept at most, in bytes, about: the oldest are dropped now and then. Default 512 MiB. */
+    readonly maxBytes?: number | undefined
+  } | undefined
   /**
    * How waits learn that the GPU is done: polled for 200 microseconds, then woken by the GPU, unless it says otherwise. A
    * region can have its own with `CudaRuntime.CurrentWaitOptions`.
@@ -69,13 +91,19 @@ export interface NativeOptions {
 export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeService, CudaError, Scope.Scope> =>
   Effect.gen(function*() {
     const policy = yield* resolvePolicy(options)
+    const compilerPolicy = yield* resolveCompiler(options)
+    yield* Effect.promise(prepareCompiler)
     const library = yield* loadLibrary(options.libraryPath)
     yield* initialize(library)
     const driverVersion = yield* readVersion(library)
     const devices = yield* readDevices(library)
     const waker = policy.wait.wakeUp ? yield* openWaker : undefined
     const warn = yield* makeWarn(library)
-    return yield* Runtime.make(new NativeBackend(library, driverVersion, devices, policy, waker, warn))
+    const compiler = new Compiler(compilerPolicy, driverVersion)
+    return yield* Runtime.make(
+      new NativeBackend(library, driverVersion, devices, policy, waker, warn),
+      compiler.compile
+    )
   })
 
 /**
@@ -147,6 +175,28 @@ const toMillis = (input: Duration.Input): number => {
     return Number.NaN
   }
 }
+
+const compilerVariables = Config.all({
+  path: Config.withDefault(Config.String("EFFECT_CUDA_NVRTC"), ""),
+  folder: Config.withDefault(Config.String("EFFECT_CUDA_CACHE"), "")
+})
+
+const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = {} }: NativeOptions) {
+  const { enabled = true, maxBytes = 512 * 1024 ** 2 } = programCache
+  if (!(maxBytes >= 0)) {
+    const expected = "0 or more"
+    return yield* fail({ _tag: "InvalidArgument", argument: "maxBytes", value: String(maxBytes), expected })
+  }
+  const variables = yield* Effect.orDie(compilerVariables)
+  const configured = variables.folder || cacheFolder(process.env)
+  const policy: CompilerPolicy = {
+    path: nvrtcPath ?? (variables.path || undefined),
+    cache: enabled,
+    folder: programCache.folder ?? (configured === "off" ? undefined : configured),
+    maxBytes
+  }
+  return policy
+})
 
 const environmentPath = Config.option(Config.String("EFFECT_CUDA_LIBRARY"))
 

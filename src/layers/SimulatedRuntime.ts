@@ -10,12 +10,12 @@
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type { DeviceAttribute } from "../cuda/flags.ts"
+import type { ParameterKind } from "../cuda/parameters.ts"
 import { statuses, success } from "../cuda/status.ts"
 import type { StatusTag } from "../cuda/status.ts"
 import type { CudaError } from "../CudaError.ts"
@@ -23,13 +23,81 @@ import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceMemoryRef, PriorityRange, StreamRef } from "./CudaRuntime.ts"
 import { fromStatus, refuse, refuseArgument, refuseResource } from "./internal/failures.ts"
 import type { FaultOrigins } from "./internal/failures.ts"
+import { architectureName } from "./internal/programs.ts"
+import type { Compile } from "./internal/programs.ts"
 import { ownMemory, ownStream, unusable } from "./internal/resources.ts"
 import * as Runtime from "./internal/Runtime.ts"
 import { SimulatedBackend } from "./simulated/backend.ts"
 import type { BackendOptions } from "./simulated/backend.ts"
 import { inject, operationCalls, Plan } from "./simulated/injection.ts"
+import { nanoseconds } from "./simulated/kernels.ts"
+import type { KernelValue, SimulatedKernel, SimulatedLaunch, SimulatedPointer } from "./simulated/kernels.ts"
 import { refuseDevice, resolveDevice } from "./simulated/options.ts"
 import type { DeviceFields, RefusedOption } from "./simulated/options.ts"
+
+export type {
+  /**
+   * What a kernel finds in place of a parameter.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  KernelValue,
+  /**
+   * A kernel of simulated devices.
+   *
+   * @see {@link kernel} for one whose arguments are typed
+   * @category models
+   * @since 0.1.0
+   */
+  SimulatedKernel,
+  /**
+   * A launch of a kernel, as the kernel sees it.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  SimulatedLaunch,
+  /**
+   * Memory as a kernel sees it, from where its argument points to.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  SimulatedPointer
+}
+
+/**
+ * Types a kernel of simulated devices: the arguments of `run` follow from its parameters.
+ *
+ * **Details**
+ *
+ * `run` does the work of the whole grid, at the end of the launch's virtual time. `load` and `store` of a pointer end the
+ * kernel in a fault outside the buffer, as a device does; `view` is faster, and an ordinary typed array.
+ *
+ * **Example** (A kernel that adds)
+ *
+ * ```ts
+ * import { CudaKernel, SimulatedRuntime } from "effect-cuda"
+ *
+ * const add = SimulatedRuntime.kernel({
+ *   parameters: [CudaKernel.pointer, CudaKernel.input, CudaKernel.i32],
+ *   cost: "20 micros",
+ *   run: ({ args: [to, from, count] }) => {
+ *     const [sum, other] = [to.view(Float32Array), from.view(Float32Array)]
+ *     for (let index = 0; index < count; index++) sum[index]! += other[index]!
+ *   }
+ * })
+ *
+ * const layer = SimulatedRuntime.layer({ kernels: { add } })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const kernel = <const Parameters extends ReadonlyArray<ParameterKind>>(
+  definition: SimulatedKernel<Parameters>
+): SimulatedKernel<Parameters> => definition
 
 /**
  * What a simulated device is like. Everything has a default: together, a data centre GPU with little memory.
@@ -76,6 +144,10 @@ export interface SimulatedOptions {
   readonly driverVersion?: number | undefined
   /** Bytes of pinned host memory there are; unlimited by default. */
   readonly hostMemory?: number | undefined
+  /** The kernels that every module has, by name: what a GPU finds in an image. */
+  readonly kernels?: Readonly<Record<string, SimulatedKernel>> | undefined
+  /** The global variables that every module has, by name: their bytes at first, or how many. Each module has its own. */
+  readonly globals?: Readonly<Record<string, Uint8Array | number>> | undefined
   /** Keeps every operation for `timeline`; off by default, since it grows for as long as the runtime lives. */
   readonly recordTimeline?: boolean | undefined
 }
@@ -127,6 +199,14 @@ export type OperationName =
   | "CudaEvent.record"
   | "CudaEvent.release"
   | "CudaEvent.synchronize"
+  | "CudaKernel.attribute"
+  | "CudaKernel.get"
+  | "CudaKernel.global"
+  | "CudaKernel.launch"
+  | "CudaKernel.load"
+  | "CudaKernel.occupancy"
+  | "CudaKernel.release"
+  | "CudaKernel.setAttribute"
   | "CudaMemory.access"
   | "CudaMemory.allocate"
   | "CudaMemory.allocateHost"
@@ -135,6 +215,7 @@ export type OperationName =
   | "CudaMemory.reclaim"
   | "CudaMemory.release"
   | "CudaMemory.settled"
+  | "CudaProgram.compile"
   | "CudaStream.defaultStream"
   | "CudaStream.fromHandle"
   | "CudaStream.make"
@@ -257,7 +338,7 @@ export const make = (
     const context = yield* Effect.context<never>()
     const backend = new SimulatedBackend(resolved, clock, context)
     const plan = new Plan()
-    const service = yield* Runtime.make(backend)
+    const service = yield* Runtime.make(backend, compile)
     return { runtime: CudaRuntime.of(inject(service, backend, plan)), control: makeControl(backend, plan) }
   })
 
@@ -297,6 +378,17 @@ export const layer = (options: SimulatedOptions = {}): Layer.Layer<CudaRuntime |
       ({ control, runtime }) => Context.make(CudaRuntime, runtime).pipe(Context.add(SimulatedControl, control))
     )
   )
+
+/** A simulated device runs no machine code: its kernels are functions, named as the source names them. */
+const compile: Compile = ({ goal, nameExpressions }) =>
+  Effect.sync(() => ({
+    kind: "simulated",
+    architecture: architectureName(goal),
+    image: new Uint8Array(0),
+    loweredNames: new Map(nameExpressions.map((expression) => [expression, expression])),
+    log: "",
+    fromCache: false
+  }))
 
 const makeControl = (backend: SimulatedBackend, plan: Plan): SimulatedControlService => {
   const origins: FaultOrigins = { first: undefined }
@@ -384,13 +476,6 @@ const bytes = (
 
 const isSticky = (status: StatusTag): boolean => Object.hasOwn(statuses, status) && statuses[status].isSticky
 
-/** Whole nanoseconds, or infinite; nothing for what is no duration from 0. */
-const nanoseconds = (input: Duration.Input): number | undefined => {
-  const duration = Option.getOrUndefined(Duration.fromInput(input))
-  if (duration === undefined || Duration.isNegative(duration)) return undefined
-  return Duration.isFinite(duration) ? Number(Duration.toNanosUnsafe(duration)) : Infinity
-}
-
 const resolve = (options: SimulatedOptions): Effect.Effect<BackendOptions, CudaError> =>
   Effect.suspend(() => {
     const { peerAccess = true } = options
@@ -407,6 +492,8 @@ const resolve = (options: SimulatedOptions): Effect.Effect<BackendOptions, CudaE
       driverVersion: options.driverVersion ?? 13000,
       peerAccess: typeof peerAccess === "function" ? peerAccess : () => peerAccess,
       hostMemory: options.hostMemory ?? Infinity,
+      kernels: new Map(Object.entries(options.kernels ?? {})),
+      globals: new Map(Object.entries(options.globals ?? {}).map(([name, initial]) => [name, bytesOf(initial)])),
       recordTimeline: options.recordTimeline ?? false
     })
   })
@@ -445,5 +532,20 @@ const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceF
     const refused = refuseDevice(device, ordinal)
     if (refused !== undefined) return refused
   }
+  return refuseSymbols(options)
+}
+
+const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
+  for (const [name, { cost }] of Object.entries(kernels)) {
+    if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
+    return { argument: `kernels.${name}.cost`, value: String(cost), expected: "a duration from 0" }
+  }
+  for (const [name, initial] of Object.entries(globals)) {
+    if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
+    return { argument: `globals.${name}`, value: String(initial), expected: "bytes, or how many" }
+  }
   return undefined
 }
+
+const bytesOf = (initial: Uint8Array | number): Uint8Array =>
+  typeof initial === "number" ? new Uint8Array(initial) : initial

@@ -6,6 +6,7 @@ import type { Rig } from "../support/Rig.ts"
 import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { deviceContract } from "./devices.ts"
 import { eventContract } from "./events.ts"
+import { kernelContract } from "./kernels.ts"
 import { lifetimeContract } from "./lifetimes.ts"
 import { memoryContract } from "./memory.ts"
 import { orderingContract } from "./ordering.ts"
@@ -25,6 +26,7 @@ export const contract = (rig: Rig): void => {
     dependencyContract(rig)
     memoryContract(rig)
     orderingContract(rig)
+    kernelContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

@@ -4,6 +4,7 @@
 import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { simulatedKernels } from "../support/kernels.ts"
 import { Busy } from "../support/Rig.ts"
 import { contract } from "./contract.ts"
 
@@ -20,5 +21,12 @@ const device = { memory: 2 ** 30 }
 contract({
   name: "simulated",
   deviceCount: 2,
-  layer: Layer.provideMerge(busy, SimulatedRuntime.layer({ devices: [device, device] }))
+  layer: Layer.provideMerge(
+    busy,
+    SimulatedRuntime.layer({
+      devices: [device, device],
+      kernels: simulatedKernels,
+      globals: { counter: Uint8Array.of(5, 0, 0, 0) }
+    })
+  )
 })

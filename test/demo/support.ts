@@ -31,13 +31,16 @@ type Service = CudaRuntime.CudaRuntimeService
 /** The same runtime with something around every operation. */
 export const wrapEvery = (
   runtime: Service,
-  around: (operation: Effect.Effect<unknown, CudaError.CudaError>) => Effect.Effect<unknown, CudaError.CudaError>
+  around: (
+    operation: Effect.Effect<unknown, CudaError.CudaError>,
+    name: string
+  ) => Effect.Effect<unknown, CudaError.CudaError>
 ): Service =>
   new Proxy(runtime, {
     get: (target, name) => {
       const member: unknown = Reflect.get(target, name)
       if (typeof member !== "function") return member
-      return (...args: ReadonlyArray<unknown>) => around(Reflect.apply(member, target, args))
+      return (...args: ReadonlyArray<unknown>) => around(Reflect.apply(member, target, args), String(name))
     }
   })
 
@@ -52,5 +55,6 @@ export const nothingLive: CudaRuntime.LiveResources = {
   deviceBytes: 0,
   hostBuffers: 0,
   hostBytes: 0,
+  modules: 0,
   waits: 0
 }

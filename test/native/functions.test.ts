@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaStream from "effect-cuda/CudaStream"
 import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
@@ -14,10 +15,11 @@ import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import { deviceAttributes } from "../../src/cuda/flags.ts"
 import type { DeviceAttribute } from "../../src/cuda/flags.ts"
-import { driverFunctions } from "../../src/cuda/functions.ts"
+import { driverFunctions, optionalDriverFunctions } from "../../src/cuda/functions.ts"
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+import { program, signatures } from "../support/kernels.ts"
 import { assertReleased, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
-import type { StubOptions } from "../support/stubDriver.ts"
+import type { StubFunctionName, StubOptions } from "../support/stubDriver.ts"
 
 const stub = openStub()
 
@@ -746,11 +748,11 @@ describe("contexts of other native code", () => {
     ))
 
   /** What SEMANTICS calls dependent on the current context: making things, and anything on a default stream. */
-  const needsContext = (name: DriverFunctionName, args: ReadonlyArray<number | string>): boolean =>
+  const needsContext = (name: StubFunctionName, args: ReadonlyArray<number | string>): boolean =>
     ["cuStreamCreateWithPriority", "cuEventCreate", "cuMemHostRegister_v2", "cuMemGetInfo_v2"].includes(name) ||
     (streamArgument[name] !== undefined && Number(args[streamArgument[name]]) <= 2)
 
-  const streamArgument: { readonly [Name in DriverFunctionName]?: number } = {
+  const streamArgument: { readonly [Name in StubFunctionName]?: number } = {
     cuStreamQuery: 0,
     cuStreamGetId: 0,
     cuStreamWaitEvent: 0,
@@ -782,10 +784,31 @@ describe("the table", () => {
       })
     ))
 
+  it.live("has what modules and kernels need, whose calls have tests of their own", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          const stream = yield* CudaStream.make()
+          const module = yield* Effect.flatMap(program, (made) => CudaKernel.load(made))
+          yield* CudaKernel.global(module, "counter")
+          const nothing = yield* CudaKernel.get(module, "nothing", signatures.nothing)
+          yield* CudaKernel.setAttribute(nothing, "nonPortableClusterSizeAllowed", 1)
+          const config = { grid: 2, block: 1, cluster: 2 }
+          yield* CudaKernel.activeBlocks(nothing, { block: 1 })
+          yield* CudaKernel.bestBlock(nothing)
+          yield* CudaKernel.activeClusters(nothing, config)
+          yield* CudaKernel.maxClusterSize(nothing, config)
+          yield* CudaKernel.launch(nothing, { grid: 1, block: 1 }, [], stream)
+          yield* CudaKernel.launch(nothing, config, [], stream)
+        })
+    ))
+
   it("has no function that nothing here calls", () => {
     stub.reset()
     assert.deepStrictEqual(
-      Object.keys(driverFunctions).filter((name) => !stub.seen.has(name as DriverFunctionName)),
+      Object.keys({ ...driverFunctions, ...optionalDriverFunctions }).filter((name) =>
+        !stub.seen.has(name as StubFunctionName)
+      ),
       []
     )
   })

@@ -6,6 +6,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaStream from "effect-cuda/CudaStream"
 import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
@@ -17,6 +18,7 @@ import { driverFunctions } from "../../src/cuda/functions.ts"
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"
 import { statuses } from "../../src/cuda/status.ts"
 import type { StatusTag } from "../../src/cuda/status.ts"
+import { program, signatures } from "../support/kernels.ts"
 import { logged, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
 import type { DriverLive } from "../support/stubDriver.ts"
 
@@ -83,6 +85,7 @@ const nothingHeld = {
   deviceBytes: 0,
   hostBuffers: 0,
   hostBytes: 0,
+  modules: 0,
   waits: 0
 }
 
@@ -265,7 +268,57 @@ const memory: ReadonlyArray<Scenario> = [
   filling("cuMemsetD32Async", 32)
 ]
 
-const operations = [...devices, ...streams, ...events, ...memory]
+const module = Effect.flatMap(program, (made) => CudaKernel.load(made))
+const moduleAndDevice = Effect.tap(module, () => openDevice)
+const kernel = Effect.flatMap(module, (made) => CudaKernel.get(made, "put", signatures.put))
+const launchable = Effect.all({ kernel, stream })
+const oneBlock = { grid: 1, block: 1 }
+
+const launching = (fails: DriverFunctionName, config: CudaKernel.LaunchConfig): Scenario =>
+  failing(
+    fails,
+    "CudaKernel.launch",
+    launchable,
+    (made) => CudaKernel.launch(made.kernel, config, [CudaKernel.address(0), 1], made.stream),
+    { subject: /kernel put on stream \d+ of device 0, grid 1×1×1/ }
+  )
+
+const asking = (fails: DriverFunctionName, run: (kernel: CudaKernel.CudaKernel) => Program<unknown>): Scenario =>
+  failing(fails, "CudaKernel.occupancy", kernel, run, { subject: /kernel put/ })
+
+const kernels: ReadonlyArray<Scenario> = [
+  failing("cuLibraryLoadData", "CudaKernel.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
+  failing("cuLibraryGetKernel", "CudaKernel.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
+  failing("cuLibraryGetKernel", "CudaKernel.get", module, (made) => CudaKernel.get(made, "put", signatures.put), {
+    subject: /kernel put of module 0x[0-9a-f]+ of \d+ bytes/
+  }),
+  ...(["cuCtxPushCurrent_v2", "cuKernelGetFunction", "cuKernelGetAttribute"] as const).map((name) =>
+    failing(name, "CudaKernel.get", moduleAndDevice, (made) => CudaKernel.get(made, "put", signatures.put), {
+      subject: /kernel put on device 0/
+    })
+  ),
+  failing("cuLibraryGetGlobal", "CudaKernel.global", module, CudaKernel.global("counter"), {
+    subject: /variable counter of module .* on device 0/
+  }),
+  failing("cuKernelGetAttribute", "CudaKernel.attribute", kernel, CudaKernel.attribute("numRegs"), {
+    subject: /numRegs of kernel put/
+  }),
+  failing(
+    "cuKernelSetAttribute",
+    "CudaKernel.setAttribute",
+    kernel,
+    CudaKernel.setAttribute("preferredSharedMemoryCarveout", 1),
+    { subject: /preferredSharedMemoryCarveout of kernel put/ }
+  ),
+  asking("cuOccupancyMaxActiveBlocksPerMultiprocessor", (made) => CudaKernel.activeBlocks(made, { block: 1 })),
+  asking("cuOccupancyMaxPotentialBlockSize", (made) => CudaKernel.bestBlock(made)),
+  asking("cuOccupancyMaxActiveClusters", (made) => CudaKernel.activeClusters(made, { ...oneBlock, cluster: 1 })),
+  asking("cuOccupancyMaxPotentialClusterSize", (made) => CudaKernel.maxClusterSize(made, oneBlock)),
+  launching("cuLaunchKernel", oneBlock),
+  launching("cuLaunchKernelEx", { ...oneBlock, cluster: 1 })
+]
+
+const operations = [...devices, ...streams, ...events, ...memory, ...kernels]
 
 describe("an operation fails with the status of its call", () => {
   // memoryReclaim asks the device's own stream first, so the device is opened before a failure is armed.
@@ -400,6 +453,13 @@ const releases: ReadonlyArray<Release> = [
     left: { allocations: 1 },
     program: (arm) => Effect.andThen(CudaMemory.allocate(64), arm),
     says: /CudaMemory\.release \(buffer of 64 bytes at 0x[0-9a-f]+ on device 0\)/
+  },
+  {
+    fails: "cuLibraryUnload",
+    what: "a module",
+    left: { libraries: 1 },
+    program: (arm) => Effect.andThen(module, arm),
+    says: /CudaKernel\.release \(module 0x[0-9a-f]+ of \d+ bytes\)/
   },
   ...(["cuEventCreate", "cuEventRecord", "cuStreamWaitEvent"] as const).map((fails): Release => ({
     fails,

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -8,7 +9,7 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import type { CudaError } from "../../src/CudaError.ts"
 import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
-import type { CudaRuntimeService, EventRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
+import type { CompileRequest, CudaRuntimeService, EventRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
 import { operationCalls } from "../../src/layers/simulated/injection.ts"
 import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
 import type { OperationName, SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
@@ -298,6 +299,18 @@ describe("faults", () => {
     }))
 })
 
+const emptyKernel: CompileRequest = {
+  source: "__global__ void empty() {}",
+  name: "empty.cu",
+  device: 0,
+  target: undefined,
+  architecture: undefined,
+  options: [],
+  headers: {},
+  nameExpressions: [],
+  cache: undefined
+}
+
 /** Every operation, on resources that are made for it. */
 const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
   Effect.gen(function*() {
@@ -310,6 +323,10 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
     const oldStream = yield* nonBlocking(runtime)
     const branch = yield* nonBlocking(runtime)
+    const image = new Uint8Array(0)
+    const patience = { patience: Duration.zero }
+    const [module, oldModule] = [yield* runtime.moduleLoad(image, patience), yield* runtime.moduleLoad(image, patience)]
+    const kernel = yield* runtime.kernelGet(module, "nothing", [], 0)
     const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
       "CudaBranch.fork": runtime.streamFork(stream, [branch]),
       "CudaBranch.join": runtime.streamJoin(stream, [branch]),
@@ -326,6 +343,14 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaEvent.record": runtime.eventRecord(event, stream),
       "CudaEvent.release": runtime.eventDestroy(oldEvent),
       "CudaEvent.synchronize": runtime.eventSynchronize(event),
+      "CudaKernel.attribute": runtime.kernelAttribute(kernel, "numRegs", 0),
+      "CudaKernel.get": runtime.kernelGet(module, "nothing", [], 0),
+      "CudaKernel.global": runtime.moduleGlobal(module, "counter", 0),
+      "CudaKernel.launch": runtime.kernelLaunch(kernel, { grid: 1, block: 1 }, [], stream),
+      "CudaKernel.load": runtime.moduleLoad(image, patience),
+      "CudaKernel.occupancy": runtime.kernelActiveBlocks(kernel, 1, 0, 0),
+      "CudaKernel.release": runtime.moduleUnload(oldModule),
+      "CudaKernel.setAttribute": runtime.kernelSetAttribute(kernel, "preferredSharedMemoryCarveout", 1, 0),
       "CudaMemory.access": runtime.memoryBegin({ stream, reads: [], writes: [], outer: undefined }),
       "CudaMemory.allocate": runtime.memoryAllocate(0, 8),
       "CudaMemory.allocateHost": runtime.hostAllocate(8),
@@ -334,6 +359,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
       "CudaMemory.release": runtime.memoryFree(oldMemory),
       "CudaMemory.settled": runtime.memorySettled({ memory: ordered, offset: 0, byteLength: 8 }),
+      "CudaProgram.compile": runtime.programCompile(emptyKernel),
       "CudaStream.defaultStream": runtime.streamDefault(0, "legacy"),
       "CudaStream.fromHandle": runtime.streamFromHandle(0, stream.handle),
       "CudaStream.make": nonBlocking(runtime),
@@ -350,7 +376,8 @@ const names = Object.keys(operationCalls) as ReadonlyArray<OperationName>
 
 describe("failures that are asked for", () => {
   const prepare = Effect.gen(function*() {
-    const { control, runtime, stream } = yield* start()
+    const nothing = SimulatedRuntime.kernel({ parameters: [], cost: 0, run: () => {} })
+    const { control, runtime, stream } = yield* start({ kernels: { nothing }, globals: { counter: 4 } })
     const event = yield* runtime.eventCreate(0, 0)
     yield* runtime.eventRecord(event, stream)
     return { control, calls: yield* operations(runtime, stream, event), runtime }

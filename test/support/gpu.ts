@@ -6,6 +6,7 @@ import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import koffi from "koffi"
+import "./deepStack.ts"
 import { Busy } from "./Rig.ts"
 import type { Rig } from "./Rig.ts"
 

@@ -17,7 +17,7 @@ import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync }
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
-import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+import type { DriverFunctionName, OptionalDriverFunctionName } from "../../src/cuda/functions.ts"
 
 const source = fileURLToPath(new URL("./stub/driver.c", import.meta.url))
 
@@ -44,9 +44,12 @@ const compile = (parameters: ReadonlyArray<string>): void => {
   }
 }
 
+/** A function of the driver. */
+export type StubFunctionName = DriverFunctionName | OptionalDriverFunctionName
+
 /** A call of the driver, in the order they were made. */
 export interface DriverCall {
-  readonly name: DriverFunctionName
+  readonly name: StubFunctionName
   /** What went in, and what came out where the call succeeded, in the order of the parameters. */
   readonly args: ReadonlyArray<number | string>
   readonly status: number
@@ -58,7 +61,16 @@ export interface DriverCall {
   readonly times: number
 }
 
-const liveKinds = ["streams", "events", "pools", "registrations", "allocations", "contexts", "busyStreams"] as const
+const liveKinds = [
+  "streams",
+  "events",
+  "pools",
+  "registrations",
+  "allocations",
+  "contexts",
+  "busyStreams",
+  "libraries"
+] as const
 
 /** What is live in the driver; `contexts` counts retains. */
 export type DriverLive = Record<(typeof liveKinds)[number], number>
@@ -71,7 +83,8 @@ export const nothingLive: DriverLive = {
   registrations: 0,
   allocations: 0,
   contexts: 0,
-  busyStreams: 0
+  busyStreams: 0,
+  libraries: 0
 }
 
 const bind = (path: string) => {
@@ -94,6 +107,9 @@ const bind = (path: string) => {
     finish: bound("stub_finish", "int", ["uint64_t", "int", "int"]),
     finishAll: bound("stub_finish_all", "int", []),
     holdHosts: bound("stub_hold_hosts", "void", ["int"]),
+    holdLoads: bound("stub_hold_loads", "void", ["int"]),
+    setAttribute: bound("stub_set_attribute", "void", ["int", "int"]),
+    blocked: bound("stub_blocked", "int", []),
     hostCalls: bound("stub_host_calls", "int", ["int"]),
     live: bound("stub_live", "int", ["int"]),
     misuses: bound("stub_misuses", "int", []),
@@ -111,13 +127,13 @@ const bind = (path: string) => {
 
 type StreamLike = { readonly handle: number; readonly deviceIndex: number }
 
-const pendingMasks = { nothing: 0, copies: 1, memory: 2, everything: 3 } as const
+const pendingMasks = { nothing: 0, copies: 1, memory: 2, everything: 7, kernels: 4 } as const
 
 /** One loaded stub driver. */
 export class StubDriver {
   readonly path: string
   /** Every function that was called since the library was loaded. */
-  readonly seen = new Set<DriverFunctionName>()
+  readonly seen = new Set<StubFunctionName>()
   readonly #control: ReturnType<typeof bind>
 
   constructor(path: string) {
@@ -133,7 +149,7 @@ export class StubDriver {
   }
 
   /** The calls since the last `clear`. */
-  calls(name?: DriverFunctionName): ReadonlyArray<DriverCall> {
+  calls(name?: StubFunctionName): ReadonlyArray<DriverCall> {
     const text: string = this.#control.log()
     const calls = text.split("\n").filter((line) => line !== "").map((line): DriverCall => JSON.parse(line))
     for (const call of calls) this.seen.add(call.name)
@@ -156,7 +172,7 @@ export class StubDriver {
   }
 
   /** Has a function return a status without doing its work: `times` calls (-1: all of them) after the next `after` ones. */
-  fail(name: DriverFunctionName, status: number, { after = 0, times = 1 } = {}): void {
+  fail(name: StubFunctionName, status: number, { after = 0, times = 1 } = {}): void {
     this.#control.fail(name, status, after, times)
   }
 
@@ -209,12 +225,28 @@ export class StubDriver {
   letGo(): void {
     this.pending = "nothing"
     this.holdsHostFunctions = false
+    this.holdsLoads = false
     this.finishAll()
   }
 
   /** Whether host functions that streams have reached are held back. */
   set holdsHostFunctions(held: boolean) {
     this.#control.holdHosts(held ? 1 : 0)
+  }
+
+  /** Whether libraries that are being loaded are held back. */
+  set holdsLoads(held: boolean) {
+    this.#control.holdLoads(held ? 1 : 0)
+  }
+
+  /** What every device answers to an attribute, by its number. */
+  setAttribute(attribute: number, value: number): void {
+    this.#control.setAttribute(attribute, value)
+  }
+
+  /** How many calls would have waited in the driver for a busy device. */
+  get blocked(): number {
+    return this.#control.blocked()
   }
 
   /** The host functions that were called, and those of them on the thread that reset the stub. */

@@ -5,8 +5,18 @@
  * A call that yields a value leaves it in `result` (or in the field its comment names) when its status is 0.
  */
 import type * as Effect from "effect/Effect"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
-import type { DeviceProperties, MemoryInfo, PriorityRange, WaitOptions } from "../CudaRuntime.ts"
+import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
+import type {
+  BlockSuggestion,
+  DeviceProperties,
+  MemoryInfo,
+  ModuleOptions,
+  PriorityRange,
+  WaitOptions
+} from "../CudaRuntime.ts"
+import type { Arguments } from "./arguments.ts"
+import type { LaunchShape } from "./launches.ts"
+import type { KernelCode, KernelResource, ModuleResource } from "./modules.ts"
 import type {
   AnyMemoryResource,
   DeviceMemoryResource,
@@ -29,6 +39,8 @@ export type OnDone = (status: number, stage?: WaitStage) => void
 export interface DriverFailure {
   readonly call: string
   readonly status: number
+  /** What the driver's compiler said. */
+  readonly log?: string | undefined
 }
 
 /** Gives up a wait. Harmless after its end. */
@@ -58,6 +70,7 @@ export interface Backend extends Owner {
   event: EventResource | undefined
   memory: DeviceMemoryResource | undefined
   marker: Marker | undefined
+  code: KernelCode | undefined
   /** Set when a copy fails of which a part has been enqueued already. */
   enqueuedPart: boolean
   /** What the last reading call read. */
@@ -114,6 +127,38 @@ export interface Backend extends Owner {
   readonly markerQuery: (marker: Marker) => number
   /** Takes a marker back for another use. Streams that were made to wait for it still do. */
   readonly markerRelease: (marker: Marker) => void
+
+  /** Loads an image, off the JS thread. Given up, what comes of it is unloaded. */
+  readonly moduleLoad: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleResource, DriverFailure>
+  /** Unloads a module: at once, or when that waits for nothing any more. */
+  readonly moduleUnload: (module: ModuleResource) => number
+  /** Finds a global variable; in `memory`. */
+  readonly globalFind: (module: ModuleResource, name: string, device: number) => number
+  /** Finds a kernel; in `code`. */
+  readonly kernelFind: (module: ModuleResource, name: string, device: number) => number
+  /** Loads a kernel's code into a device, after whatever runs there. */
+  readonly kernelLoad: (code: KernelCode, device: number) => number
+  readonly kernelAttribute: (code: KernelCode, attribute: KernelAttribute, device: number) => number
+  readonly kernelSetAttribute: (
+    code: KernelCode,
+    attribute: KernelAttribute,
+    value: number,
+    device: number
+  ) => number
+  readonly kernelActiveBlocks: (code: KernelCode, threads: number, sharedBytes: number, device: number) => number
+  readonly kernelBestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, device: number) => number
+  /** After `kernelBestBlock`. */
+  readonly blockSuggestion: BlockSuggestion
+  readonly kernelActiveClusters: (code: KernelCode, shape: LaunchShape, device: number) => number
+  readonly kernelMaxCluster: (code: KernelCode, shape: LaunchShape, device: number) => number
+  /** Where `kernelLaunch` will find arguments, for as long as they live. */
+  readonly argumentTable: (args: Arguments) => number
+  /** With the arguments that are packed now. */
+  readonly kernelLaunch: (kernel: KernelResource, shape: LaunchShape, stream: StreamResource) => number
+  /** Whether no stream of a device holds work, so that loading code waits for nothing. */
+  readonly isIdle: (device: number) => boolean
+  /** Tells when a device is idle, in the turn in which that is found. */
+  readonly watchIdle: (device: number, onDone: OnDone) => Cancel
 
   /** Tells when a marker is reached; it is not released before that. */
   readonly watchMarker: (marker: Marker, onDone: OnDone, options?: WaitOptions) => Cancel

@@ -14,6 +14,7 @@ import { fromStatus, refuse, refuseArgument } from "./failures.ts"
 import type { FaultOrigins } from "./failures.ts"
 import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
+import type { ModuleResource } from "./modules.ts"
 import type { DeviceMemoryResource, EventResource, HostMemoryResource, StreamResource } from "./resources.ts"
 
 /** Begins a wait and says how to give it up. */
@@ -29,6 +30,7 @@ export class Core {
   readonly events = new Set<EventResource>()
   readonly deviceMemory = new Set<DeviceMemoryResource>()
   readonly hostMemory = new Set<HostMemoryResource>()
+  readonly modules = new Set<ModuleResource>()
   /** Ends every outstanding wait with a failure; for the release of the runtime. */
   readonly waits = new Set<() => void>()
   readonly foreignStreams = new Map<string, StreamResource>()

@@ -14,11 +14,17 @@ import type { Backend } from "./Backend.ts"
 import { Core, watchAll } from "./Core.ts"
 import { eventOperations } from "./events.ts"
 import { refuseArgument } from "./failures.ts"
+import { kernelOperations } from "./kernels.ts"
 import { memoryOperations } from "./memory.ts"
+import { programOperations } from "./programs.ts"
+import type { Compile } from "./programs.ts"
 import { streamOperations } from "./streams.ts"
 
 /** The service, released with the scope: what is left is drained, then given back in order. */
-export const make = (backend: Backend): Effect.Effect<CudaRuntimeService, never, Scope.Scope> =>
+export const make = (
+  backend: Backend,
+  compile: Compile
+): Effect.Effect<CudaRuntimeService, never, Scope.Scope> =>
   Effect.acquireRelease(Effect.sync(() => new Core(backend)), close).pipe(
     Effect.map((core) =>
       CudaRuntime.of({
@@ -29,6 +35,8 @@ export const make = (backend: Backend): Effect.Effect<CudaRuntimeService, never,
         ...streamOperations(core),
         ...eventOperations(core),
         ...memoryOperations(core),
+        ...kernelOperations(core),
+        ...programOperations(core, compile),
         liveResources: Effect.sync(() => count(core))
       })
     )
@@ -84,6 +92,7 @@ const count = (core: Core): LiveResources => ({
   deviceBytes: sumBytes(core.deviceMemory),
   hostBuffers: core.hostMemory.size,
   hostBytes: sumBytes(core.hostMemory),
+  modules: core.modules.size,
   waits: core.waits.size
 })
 
@@ -93,15 +102,16 @@ const sumBytes = (buffers: Iterable<{ readonly byteLength: number }>): number =>
   return bytes
 }
 
-/** Streams first, each drained, since the rest may be in use on them; then memory, events, and what the driver holds. */
+/** Streams first, each drained, since the rest may be in use on them; then memory, events, modules, and what the driver holds. */
 const close = (core: Core): Effect.Effect<void> =>
   Effect.gen(function*() {
     core.closed = true
     yield* core.whenQuiet
-    const { eventDestroy, memoryFree, streamDestroy, streamSynchronize } = {
+    const { eventDestroy, memoryFree, moduleUnload, streamDestroy, streamSynchronize } = {
       ...streamOperations(core),
       ...eventOperations(core),
-      ...memoryOperations(core)
+      ...memoryOperations(core),
+      ...kernelOperations(core)
     }
     yield* releaseAll("stream", [...core.streams], streamDestroy)
     yield* releaseAll("stream", [...core.defaultStreams.values()], streamSynchronize)
@@ -109,6 +119,7 @@ const close = (core: Core): Effect.Effect<void> =>
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
     for (const stream of core.foreignStreams.values()) stream.state = "released"
     yield* releaseAll("event", [...core.events], eventDestroy)
+    yield* releaseAll("module", [...core.modules], moduleUnload)
     core.backend.settle()
     for (const abandon of core.waits) abandon()
     yield* core.backend.close

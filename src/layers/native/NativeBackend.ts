@@ -6,23 +6,30 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { defaultStreamHandles, deviceAttributes, eventFlags, streamFlags } from "../../cuda/flags.ts"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import { defaultStreamHandles, deviceAttributes, eventFlags, kernelAttributes, streamFlags } from "../../cuda/flags.ts"
+import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
-import { notReady, success } from "../../cuda/status.ts"
+import { notReady, statuses, success } from "../../cuda/status.ts"
 import { reasonFromStatus } from "../../CudaError.ts"
 import type {
   Address,
+  BlockSuggestion,
   DeviceProperties,
   EventHandle,
   MemoryInfo,
+  ModuleOptions,
   PriorityRange,
   StreamHandle,
   WaitOptions
 } from "../CudaRuntime.ts"
-import type { Backend, Cancel, DriverFailure, Marker, OnDone, Transfer } from "../internal/Backend.ts"
+import type { Arguments } from "../internal/arguments.ts"
+import type { Backend, Cancel, DriverFailure, Marker, OnDone, Transfer, WaitStage } from "../internal/Backend.ts"
 import { watchAll } from "../internal/Core.ts"
+import type { Watch } from "../internal/Core.ts"
+import type { LaunchShape } from "../internal/launches.ts"
+import { KernelCode } from "../internal/modules.ts"
+import type { KernelResource, ModuleResource, ParameterInfo } from "../internal/modules.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "../internal/resources.ts"
 import type { AnyMemoryResource, EventResource, StreamResource } from "../internal/resources.ts"
 import { Completion } from "./Completion.ts"
@@ -30,6 +37,8 @@ import type { WaitPolicy } from "./Completion.ts"
 import { describeStatus, NativeDevice, NativeEvent, NativeStream, Out } from "./Device.ts"
 import type { Warn } from "./Device.ts"
 import { Lane, Point } from "./Lane.ts"
+import { LaunchBlock } from "./LaunchBlock.ts"
+import { Modules } from "./Modules.ts"
 import { PinnedMemory, segmentSize } from "./PinnedMemory.ts"
 import type { Block, PinnedPolicy } from "./PinnedMemory.ts"
 import type { Waker } from "./Waker.ts"
@@ -72,8 +81,10 @@ export class NativeBackend implements Backend {
   event: NativeEvent | undefined
   memory: DeviceMemoryResource | undefined
   marker: NativeMarker | undefined
+  code: KernelCode | undefined
   enqueuedPart = false
   result = 0
+  blockSuggestion: BlockSuggestion = { block: 0, minGrid: 0 }
   memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
   readonly #library: DriverLibrary
   readonly #calls: DriverFunctions
@@ -82,11 +93,14 @@ export class NativeBackend implements Backend {
   readonly #streams = new Set<NativeStream>()
   readonly #completion: Completion
   readonly #pinned: PinnedMemory
+  readonly #modules: Modules
+  readonly #block: LaunchBlock
   readonly #warn: Warn
   /** Releases that wait for the work of streams. */
   readonly #pendingReleases = new Set<() => void>()
   readonly #out = new Out()
   readonly #integer = new Int32Array(1)
+  readonly #second = new Int32Array(1)
   readonly #flags = new Uint32Array(1)
   readonly #float = new Float32Array(1)
   readonly #sizes = new BigUint64Array(2)
@@ -116,6 +130,8 @@ export class NativeBackend implements Backend {
       () => this.#isIdle(),
       warn
     )
+    this.#modules = new Modules(library, this, () => this.#isIdle(), warn)
+    this.#block = new LaunchBlock(library)
   }
 
   /** Notes which call a status came from, for failures. */
@@ -558,6 +574,208 @@ export class NativeBackend implements Backend {
     return stream.needsContext ? this.#entered(stream, name, call) : this.#answer(name, call())
   }
 
+  // Modules and kernels
+
+  readonly moduleLoad = (image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> =>
+    this.#modules.load(image, options)
+
+  readonly moduleUnload = (module: ModuleResource): number =>
+    this.#answer("cuLibraryUnload", this.#modules.unload(module.handle))
+
+  readonly globalFind = (module: ModuleResource, name: string, ordinal: number): number => {
+    const bytes = this.#sizes.subarray(0, 1)
+    const status = this.#inContextOf(
+      ordinal,
+      "cuLibraryGetGlobal",
+      () => this.#calls.cuLibraryGetGlobal(this.#out.words, bytes, module.handle, name)
+    )
+    if (status === success) {
+      this.memory = new DeviceMemoryResource(this, this.#out.value as Address, Number(bytes[0]), ordinal)
+    }
+    return status
+  }
+
+  readonly kernelFind = (module: ModuleResource, name: string, ordinal: number): number => {
+    const status = this.#calls.cuLibraryGetKernel(this.#out.words, module.handle, name)
+    if (status !== success) return this.#answer("cuLibraryGetKernel", status)
+    const handle = this.#out.value
+    let parameters: Array<ParameterInfo> | undefined
+    const { cuKernelGetParamInfo } = this.#calls
+    if (cuKernelGetParamInfo !== undefined) {
+      const known: Array<ParameterInfo> = parameters = []
+      const read = () => this.#readParameters(cuKernelGetParamInfo, handle, known)
+      const answered = this.#inContextOf(ordinal, "cuKernelGetParamInfo", read)
+      if (answered !== success) return answered
+    }
+    this.code = new KernelCode(module, handle, name, parameters)
+    return success
+  }
+
+  /** Reads the parameters of a kernel, one after another until there is none. */
+  #readParameters(
+    ask: NonNullable<DriverLibrary["calls"]["cuKernelGetParamInfo"]>,
+    kernel: number,
+    into: Array<ParameterInfo>
+  ): number {
+    const [offset, size] = [this.#sizes.subarray(0, 1), this.#sizes.subarray(1, 2)]
+    for (;;) {
+      const status = ask(kernel, into.length, offset, size)
+      if (status !== success) return status === statuses.InvalidValue.code ? success : status
+      into.push({ offset: Number(offset[0]), size: Number(size[0]) })
+    }
+  }
+
+  readonly kernelLoad = (code: KernelCode, ordinal: number): number =>
+    this.#inContextOf(
+      ordinal,
+      "cuKernelGetFunction",
+      () => this.#calls.cuKernelGetFunction(this.#out.words, code.handle)
+    )
+
+  readonly kernelAttribute = (code: KernelCode, attribute: KernelAttribute, device: number): number => {
+    const status = this.#calls.cuKernelGetAttribute(
+      this.#integer,
+      kernelAttributes[attribute],
+      code.handle,
+      this.#handles[device]!
+    )
+    this.result = this.#integer[0]!
+    return this.#answer("cuKernelGetAttribute", status)
+  }
+
+  readonly kernelSetAttribute = (
+    code: KernelCode,
+    attribute: KernelAttribute,
+    value: number,
+    device: number
+  ): number => {
+    const number = kernelAttributes[attribute]
+    const status = this.#calls.cuKernelSetAttribute(number, value, code.handle, this.#handles[device]!)
+    return this.#answer("cuKernelSetAttribute", status)
+  }
+
+  readonly kernelActiveBlocks = (code: KernelCode, threads: number, sharedBytes: number, device: number): number =>
+    this.#readInContext(
+      device,
+      "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+      (out) => this.#calls.cuOccupancyMaxActiveBlocksPerMultiprocessor(out, code.handle, threads, sharedBytes)
+    )
+
+  readonly kernelBestBlock = (code: KernelCode, sharedBytes: number, maxThreads: number, device: number): number => {
+    const grid = this.#second
+    const status = this.#readInContext(
+      device,
+      "cuOccupancyMaxPotentialBlockSize",
+      (block) => this.#calls.cuOccupancyMaxPotentialBlockSize(grid, block, code.handle, 0, sharedBytes, maxThreads)
+    )
+    this.blockSuggestion = { block: this.result, minGrid: grid[0]! }
+    return status
+  }
+
+  readonly kernelActiveClusters = (code: KernelCode, shape: LaunchShape, device: number): number => {
+    this.#block.write(shape, defaultStreamHandles.legacy)
+    return this.#readInContext(
+      device,
+      "cuOccupancyMaxActiveClusters",
+      (out) => this.#calls.cuOccupancyMaxActiveClusters(out, code.handle, this.#block.address)
+    )
+  }
+
+  readonly kernelMaxCluster = (code: KernelCode, shape: LaunchShape, device: number): number => {
+    this.#block.write(shape, defaultStreamHandles.legacy)
+    return this.#readInContext(
+      device,
+      "cuOccupancyMaxPotentialClusterSize",
+      (out) => this.#calls.cuOccupancyMaxPotentialClusterSize(out, code.handle, this.#block.address)
+    )
+  }
+
+  /** Asks for a number with a device's context current. */
+  #readInContext(ordinal: number, name: string, ask: (out: Int32Array) => number): number {
+    const status = this.#inContextOf(ordinal, name, () => ask(this.#integer))
+    this.result = this.#integer[0]!
+    return status
+  }
+
+  /** The driver is given the address of each argument. They stay where they are for as long as their buffer lives. */
+  readonly argumentTable = ({ buffer, offsets, tableOffset }: Arguments): number => {
+    if (offsets.length === 0) return 0
+    const start = this.#library.addressOf(buffer)
+    new BigUint64Array(buffer, tableOffset).set(offsets.map((offset) => BigInt(start + offset)))
+    return start + tableOffset
+  }
+
+  readonly kernelLaunch = ({ handle, table }: KernelResource, shape: LaunchShape, resource: StreamResource): number => {
+    const stream = native(resource)
+    if (!stream.needsContext) return this.#launch(handle, table, shape, stream.handle)
+    return this.#inContextOf(stream.device, "", () => this.#launch(handle, table, shape, stream.handle))
+  }
+
+  #launch(kernel: number, table: number, shape: LaunchShape, stream: number): number {
+    if (!shape.isPlain) {
+      this.#block.write(shape, stream)
+      return this.#answer("cuLaunchKernelEx", this.#calls.cuLaunchKernelEx(this.#block.address, kernel, table, 0))
+    }
+    const { blockX, blockY, blockZ, gridX, gridY, gridZ, sharedBytes } = shape
+    return this.#answer(
+      "cuLaunchKernel",
+      this.#calls.cuLaunchKernel(
+        kernel,
+        gridX,
+        gridY,
+        gridZ,
+        blockX,
+        blockY,
+        blockZ,
+        sharedBytes,
+        stream,
+        table,
+        0
+      )
+    )
+  }
+
+  /** Makes a call with a device's context current. The name is that of the call, or nothing where it noted it itself. */
+  #inContextOf(ordinal: number, name: string, call: () => number): number {
+    const device = this.#device(ordinal)
+    const entered = device.enter()
+    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
+    const status = call()
+    device.leave()
+    return name === "" ? status : this.#answer(name, status)
+  }
+
+  readonly isIdle = (ordinal: number): boolean => this.#busyOf(ordinal).length === 0
+
+  /** Watches for the streams of a device that hold work. */
+  #busyOf(ordinal: number): ReadonlyArray<Watch> {
+    const busy: Array<Watch> = []
+    for (const stream of this.#streams) {
+      if (stream.device !== ordinal || this.streamQuery(stream) !== notReady) continue
+      busy.push((onDone, options) => this.watchStream(stream, onDone, options))
+    }
+    const { releases } = this.#device(ordinal)
+    if (this.#calls.cuStreamQuery(releases) === notReady) busy.push((onDone) => this.watchReleases(ordinal, onDone))
+    return busy
+  }
+
+  readonly watchIdle = (ordinal: number, onDone: OnDone): Cancel => {
+    let cancel: Cancel = () => {}
+    const look = (stage?: WaitStage): void => {
+      const busy = this.#busyOf(ordinal)
+      if (busy.length === 0) return onDone(success, stage)
+      let isOver = false
+      const watch = watchAll(busy)((status, stage) => {
+        isOver = true
+        if (status === success) look(stage)
+        else onDone(status, stage)
+      }, {})
+      if (!isOver) cancel = watch
+    }
+    look()
+    return () => cancel()
+  }
+
   // Waiting
 
   readonly watchEvent = (resource: EventResource, onDone: OnDone, options: WaitOptions = {}): Cancel => {
@@ -658,6 +876,7 @@ export class NativeBackend implements Backend {
         for (const release of this.#pendingReleases) release()
         return this.#pinned.close
       })),
+      Effect.andThen(this.#modules.close),
       Effect.andThen(Effect.sync(() => {
         this.#completion.close()
       })),

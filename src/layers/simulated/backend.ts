@@ -6,10 +6,13 @@ import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { eventFlags } from "../../cuda/flags.ts"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
-import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
+import type { BlockSuggestion, DeviceProperties, MemoryInfo, ModuleOptions, PriorityRange } from "../CudaRuntime.ts"
 import type { Backend, Cancel, DriverFailure, Marker, OnDone, Transfer } from "../internal/Backend.ts"
+import type { LaunchShape } from "../internal/launches.ts"
+import { ModuleResource } from "../internal/modules.ts"
+import type { KernelCode, KernelResource } from "../internal/modules.ts"
 import type {
   AnyMemoryResource,
   DeviceMemoryResource,
@@ -17,6 +20,18 @@ import type {
   HostMemoryResource,
   StreamResource
 } from "../internal/resources.ts"
+import {
+  activeBlocks,
+  bestBlock,
+  costOf,
+  decodeAll,
+  KernelFault,
+  launchOf,
+  Pointer,
+  portableCluster,
+  SimulatedCode
+} from "./kernels.ts"
+import type { Multiprocessor, SimulatedKernel } from "./kernels.ts"
 import { Model, neverFinishes } from "./Model.ts"
 import type { ResolvedDevice } from "./options.ts"
 import { Pacer } from "./Pacer.ts"
@@ -43,10 +58,14 @@ export interface BackendOptions {
   /** Bytes of pinned memory there are. */
   readonly hostMemory: number
   readonly recordTimeline: boolean
+  readonly kernels: ReadonlyMap<string, SimulatedKernel>
+  /** The global variables of every module: how they begin. */
+  readonly globals: ReadonlyMap<string, Uint8Array>
 }
 
 const invalidHandle = statuses.InvalidHandle.code
 const outOfMemory = statuses.OutOfMemory.code
+const notFound = statuses.NotFound.code
 
 class SimulatedMarker implements Marker {
   readonly device: number
@@ -67,6 +86,8 @@ export class SimulatedBackend implements Backend {
   event: EventResource | undefined
   memory: DeviceMemoryResource | undefined
   marker: SimulatedMarker | undefined
+  code: SimulatedCode | undefined
+  blockSuggestion: BlockSuggestion = { block: 0, minGrid: 0 }
   enqueuedPart = false
   result = 0
   memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
@@ -74,6 +95,9 @@ export class SimulatedBackend implements Backend {
   readonly #world: ClockedWorld
   readonly #pacer: Pacer
   readonly #shared = new Set<string>()
+  /** Every buffer, for addresses that a program computes itself. */
+  readonly #memories = new Set<SimulatedDeviceMemory | SimulatedHostMemory>()
+  readonly #globals = new Map<ModuleResource, Map<string, SimulatedDeviceMemory>>()
   #because = ""
 
   constructor(options: BackendOptions, clock: Clock.Clock, context: Context.Context<never>) {
@@ -311,12 +335,15 @@ export class SimulatedBackend implements Backend {
     if (status !== success) return status
     if (!this.model.reserve(part, byteLength)) return outOfMemory
     const address = this.model.makeAddress(byteLength)
-    this.memory = new SimulatedDeviceMemory(this, new Storage(part, byteLength), address, device)
+    const memory = new SimulatedDeviceMemory(this, new Storage(part, byteLength), address, device)
+    this.#memories.add(memory)
+    this.memory = memory
     return success
   }
 
   memoryFree(memory: DeviceMemoryResource): number {
     const part = this.#device(memory.device)
+    this.#forget(memory)
     const status = this.#begin("cuMemFreeAsync", part)
     if (status === success) this.model.release(part, memoryPart(memory), memory.pendingUsers.map(streamPart))
     return status
@@ -335,12 +362,19 @@ export class SimulatedBackend implements Backend {
     const part = new Storage(undefined, byteLength)
     if (!touch(part)) return outOfMemory
     this.model.usedHostMemory += byteLength
-    return new SimulatedHostMemory(this, part, this.model.makeAddress(byteLength))
+    const memory = new SimulatedHostMemory(this, part, this.model.makeAddress(byteLength))
+    this.#memories.add(memory)
+    return memory
+  }
+
+  #forget(memory: AnyMemoryResource): void {
+    this.#memories.delete(memory as SimulatedDeviceMemory | SimulatedHostMemory)
   }
 
   hostFree(memory: HostMemoryResource): number {
     this.call = "cuMemHostUnregister"
     this.now()
+    this.#forget(memory)
     const part = memoryPart(memory)
     part.detach()
     memory.bytes = new Uint8Array(0)
@@ -385,6 +419,167 @@ export class SimulatedBackend implements Backend {
     const status = this.#begin("cuLaunchKernel", part.device)
     if (status === success) this.model.work(part, work)
     return status
+  }
+
+  /** Every image is accepted: what runs are the functions that the runtime was told of. */
+  moduleLoad(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
+    return Effect.suspend(() => {
+      const status = this.#begin("cuLibraryLoadData", this.#device(0))
+      if (status !== success) return this.#fail(status)
+      const module = new ModuleResource(this, this.model.makeHandle(), image.byteLength, options)
+      this.#globals.set(module, new Map())
+      return Effect.succeed(module)
+    })
+  }
+
+  moduleUnload(module: ModuleResource): number {
+    const status = this.#begin("cuLibraryUnload", this.#device(0))
+    for (const memory of this.#globals.get(module)?.values() ?? []) this.#forget(memory)
+    this.#globals.delete(module)
+    return status
+  }
+
+  globalFind(module: ModuleResource, name: string, device: number): number {
+    const status = this.#begin("cuLibraryGetGlobal", this.#device(device))
+    if (status !== success) return status
+    const memory = this.#global(module, name, device)
+    if (memory === undefined) return notFound
+    this.memory = memory
+    return success
+  }
+
+  /** A module's variable on a device, made when it is first asked for. */
+  #global(module: ModuleResource, name: string, device: number): SimulatedDeviceMemory | undefined {
+    const key = `${device} ${name}`
+    const made = this.#globals.get(module)
+    const initial = this.#options.globals.get(name)
+    if (made === undefined || initial === undefined || made.has(key)) return made?.get(key)
+    const storage = new Storage(this.#device(device), initial.byteLength)
+    storage.touch().set(initial)
+    const memory = new SimulatedDeviceMemory(this, storage, this.model.makeAddress(initial.byteLength), device)
+    made.set(key, memory)
+    this.#memories.add(memory)
+    return memory
+  }
+
+  kernelFind(module: ModuleResource, name: string): number {
+    const status = this.#begin("cuLibraryGetKernel", this.#device(0))
+    if (status !== success) return status
+    const kernel = this.#options.kernels.get(name)
+    if (kernel === undefined) return notFound
+    this.code = new SimulatedCode(module, this.model.makeHandle(), name, kernel)
+    return success
+  }
+
+  kernelLoad(_: KernelCode, device: number): number {
+    return this.#begin("cuKernelGetFunction", this.#device(device))
+  }
+
+  kernelAttribute(code: KernelCode, attribute: KernelAttribute, device: number): number {
+    this.call = "cuKernelGetAttribute"
+    this.result = simulatedCode(code).attribute(attribute, device)
+    return success
+  }
+
+  kernelSetAttribute(code: KernelCode, attribute: KernelAttribute, value: number, device: number): number {
+    this.call = "cuKernelSetAttribute"
+    simulatedCode(code).setAttribute(attribute, value, device)
+    return success
+  }
+
+  kernelActiveBlocks(code: KernelCode, threads: number, sharedBytes: number, device: number): number {
+    const status = this.#begin("cuOccupancyMaxActiveBlocksPerMultiprocessor", this.#device(device))
+    this.result = activeBlocks(this.#multiprocessor(device), simulatedCode(code), device, threads, sharedBytes)
+    return status
+  }
+
+  kernelBestBlock(code: KernelCode, sharedBytes: number, maxThreads: number, device: number): number {
+    const status = this.#begin("cuOccupancyMaxPotentialBlockSize", this.#device(device))
+    const multiprocessor = this.#multiprocessor(device)
+    this.blockSuggestion = bestBlock(multiprocessor, simulatedCode(code), device, sharedBytes, maxThreads)
+    return status
+  }
+
+  kernelActiveClusters(code: KernelCode, shape: LaunchShape, device: number): number {
+    const status = this.#begin("cuOccupancyMaxActiveClusters", this.#device(device))
+    const multiprocessor = this.#multiprocessor(device)
+    const blocks = activeBlocks(multiprocessor, simulatedCode(code), device, shape.threads, shape.sharedBytes)
+    const cluster = shape.clusterX * shape.clusterY * shape.clusterZ
+    this.result = Math.floor(blocks * multiprocessor.count / cluster)
+    return status
+  }
+
+  kernelMaxCluster(code: KernelCode, _: LaunchShape, device: number): number {
+    this.result = simulatedCode(code).attribute("nonPortableClusterSizeAllowed", device) === 0
+      ? portableCluster
+      : 2 * portableCluster
+    return this.#begin("cuOccupancyMaxPotentialClusterSize", this.#device(device))
+  }
+
+  #multiprocessor(device: number): Multiprocessor {
+    const { attributes } = this.#options.devices[device]!
+    return {
+      count: attributes.multiprocessorCount,
+      threads: attributes.maxThreadsPerMultiprocessor,
+      blocks: attributes.maxBlocksPerMultiprocessor,
+      registers: attributes.maxRegistersPerMultiprocessor,
+      sharedBytes: attributes.maxSharedMemoryPerMultiprocessor,
+      warp: attributes.warpSize
+    }
+  }
+
+  /** Kernels find their arguments through the launch itself. */
+  argumentTable(): number {
+    return 0
+  }
+
+  kernelLaunch(kernel: KernelResource, shape: LaunchShape, stream: StreamResource): number {
+    const part = streamPart(stream)
+    const status = this.#begin(shape.isPlain ? "cuLaunchKernel" : "cuLaunchKernelEx", part.device)
+    if (status !== success) return status
+    const { arguments: packed, module, parameters } = kernel
+    if (!packed.pointers.every(({ memory }) => memory === undefined || touch(memoryPart(memory)))) return outOfMemory
+    const { kernel: simulated } = simulatedCode(kernel.code)
+    const args = decodeAll(parameters, packed, (address) => this.#pointerAt(address))
+    const launch = launchOf(args, shape, stream.device, (name) => this.#globalPointer(module, name, stream.device))
+    this.model.work(part, {
+      duration: costOf(simulated, launch),
+      act: () => {
+        try {
+          simulated.run(launch)
+        } catch (error) {
+          if (!(error instanceof KernelFault)) throw error
+          this.model.world.lose(part.device, error.status)
+        }
+      }
+    })
+    return success
+  }
+
+  /** An address that a program computed itself, up to the end of the buffer that it is in. */
+  #pointerAt(address: number): Pointer {
+    for (const memory of this.#memories) {
+      const offset = address - memory.address
+      if (offset < 0 || offset >= memory.byteLength) continue
+      return new Pointer(memory.part, offset, memory.byteLength - offset, address)
+    }
+    return new Pointer(undefined, 0, 0, address)
+  }
+
+  #globalPointer(module: ModuleResource, name: string, device: number): Pointer {
+    const memory = this.#global(module, name, device)
+    if (memory === undefined) throw new KernelFault("LaunchFailed")
+    return new Pointer(memory.part, 0, memory.byteLength, memory.address)
+  }
+
+  /** Loading code takes no time here, and waits for nothing. */
+  isIdle(): boolean {
+    return true
+  }
+
+  watchIdle(_: number, onDone: OnDone): Cancel {
+    onDone(success)
+    return noCancel
   }
 
   /** Ends a device's context. */
@@ -464,6 +659,9 @@ export class SimulatedBackend implements Backend {
 }
 
 const noCancel = (): void => {}
+
+/** Every kernel of a simulated runtime is one of these. */
+const simulatedCode = (code: KernelCode): SimulatedCode => code as SimulatedCode
 
 /** Every marker of a simulated runtime is one of these. */
 const simulatedMarker = (marker: Marker): SimulatedMarker => marker as SimulatedMarker

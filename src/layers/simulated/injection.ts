@@ -25,6 +25,14 @@ export const operationCalls = {
   "CudaEvent.record": "cuEventRecord",
   "CudaEvent.release": "cuEventDestroy",
   "CudaEvent.synchronize": "cuEventQuery",
+  "CudaKernel.attribute": "cuKernelGetAttribute",
+  "CudaKernel.get": "cuLibraryGetKernel",
+  "CudaKernel.global": "cuLibraryGetGlobal",
+  "CudaKernel.launch": "cuLaunchKernel",
+  "CudaKernel.load": "cuLibraryLoadData",
+  "CudaKernel.occupancy": "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+  "CudaKernel.release": "cuLibraryUnload",
+  "CudaKernel.setAttribute": "cuKernelSetAttribute",
   "CudaMemory.access": "cuStreamWaitEvent",
   "CudaMemory.allocate": "cuMemAllocFromPoolAsync",
   "CudaMemory.allocateHost": "cuMemHostRegister",
@@ -33,6 +41,7 @@ export const operationCalls = {
   "CudaMemory.reclaim": "cuMemPoolTrimTo",
   "CudaMemory.release": "cuMemFreeAsync",
   "CudaMemory.settled": "cuEventQuery",
+  "CudaProgram.compile": "nvrtcCompileProgram",
   "CudaStream.defaultStream": "cuStreamGetId",
   "CudaStream.fromHandle": "cuStreamGetId",
   "CudaStream.make": "cuStreamCreateWithPriority",
@@ -89,7 +98,9 @@ export const inject = (service: CudaRuntimeService, backend: SimulatedBackend, p
     ...injectDevices(service, guard),
     ...injectStreams(service, guard),
     ...injectEvents(service, guard),
-    ...injectMemory(service, guard)
+    ...injectMemory(service, guard),
+    ...injectPrograms(service, guard),
+    ...injectKernels(service, guard)
   }
 }
 
@@ -201,6 +212,65 @@ const injectMemory = (service: CudaRuntimeService, guard: Guard) => ({
     guard("CudaMemory.access", access.stream.device, access.stream, () => service.memoryBegin(access)),
   memorySettled: (range) =>
     guard("CudaMemory.settled", deviceOf(range.memory), range.memory, () => service.memorySettled(range))
+} satisfies Partial<CudaRuntimeService>)
+
+const injectPrograms = (service: CudaRuntimeService, guard: Guard) => ({
+  programCompile: (request) =>
+    guard("CudaProgram.compile", request.device, request.name, () => service.programCompile(request))
+} satisfies Partial<CudaRuntimeService>)
+
+const injectKernels = (service: CudaRuntimeService, guard: Guard) => ({
+  moduleLoad: (image, options) =>
+    guard("CudaKernel.load", 0, `an image of ${image.byteLength} bytes`, () => service.moduleLoad(image, options)),
+  moduleUnload: (module) => guard("CudaKernel.release", 0, module, () => service.moduleUnload(module)),
+  moduleGlobal: (module, name, device) =>
+    guard("CudaKernel.global", device, `variable ${name}`, () => service.moduleGlobal(module, name, device)),
+  kernelGet: (module, name, parameters, device) =>
+    guard("CudaKernel.get", device, `kernel ${name}`, () => service.kernelGet(module, name, parameters, device)),
+  kernelAttribute: (kernel, attribute, device) =>
+    guard("CudaKernel.attribute", device, attribute, () => service.kernelAttribute(kernel, attribute, device)),
+  kernelSetAttribute: (kernel, attribute, value, device) =>
+    guard(
+      "CudaKernel.setAttribute",
+      device,
+      attribute,
+      () => service.kernelSetAttribute(kernel, attribute, value, device)
+    ),
+  kernelActiveBlocks: (kernel, threads, sharedBytes, device) =>
+    guard(
+      "CudaKernel.occupancy",
+      device,
+      kernel.name,
+      () => service.kernelActiveBlocks(kernel, threads, sharedBytes, device)
+    ),
+  kernelBestBlock: (kernel, sharedBytes, maxThreads, device) =>
+    guard(
+      "CudaKernel.occupancy",
+      device,
+      kernel.name,
+      () => service.kernelBestBlock(kernel, sharedBytes, maxThreads, device)
+    ),
+  kernelActiveClusters: (kernel, config, device) =>
+    guard(
+      "CudaKernel.occupancy",
+      device,
+      kernel.name,
+      () => service.kernelActiveClusters(kernel, config, device)
+    ),
+  kernelMaxCluster: (kernel, config, device) =>
+    guard(
+      "CudaKernel.occupancy",
+      device,
+      kernel.name,
+      () => service.kernelMaxCluster(kernel, config, device)
+    ),
+  kernelLaunch: (kernel, config, values, stream) =>
+    guard(
+      "CudaKernel.launch",
+      stream.device,
+      stream,
+      () => service.kernelLaunch(kernel, config, values, stream)
+    )
 } satisfies Partial<CudaRuntimeService>)
 
 const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memory.device : 0

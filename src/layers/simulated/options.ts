@@ -148,6 +148,7 @@ const typicalAttributes: { readonly [A in DeviceAttribute]: number } = {
   managedMemory: 1,
   concurrentManagedAccess: 1,
   computePreemptionSupported: 1,
+  canUseHostPointerForRegisteredMem: 1,
   cooperativeLaunch: 1,
   maxSharedMemoryPerBlockOptin: 227 * 1024,
   hostRegisterSupported: 1,

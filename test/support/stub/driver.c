@@ -8,7 +8,10 @@
  * What no correct program does (a handle that is gone, memory freed under a running copy, a call without the context it
  * needs, a call that would block) is counted as misuse and described.
  *
- * Not modelled: the order between blocking streams and the legacy default stream, graphs, kernels, virtual memory.
+ * Kernels are known by the text of their PTX (names, parameters, `.maxntid`, global variables) and do nothing, in stream order.
+ * A call that waits in the driver for a busy device is counted as blocked.
+ *
+ * Not modelled: the order between blocking streams and the legacy default stream, graphs, virtual memory.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -43,8 +46,12 @@ enum {
   NOT_INITIALIZED = 3,
   NO_DEVICE = 100,
   INVALID_DEVICE = 101,
+  INVALID_IMAGE = 200,
   INVALID_CONTEXT = 201,
+  NO_BINARY = 209,
+  INVALID_PTX = 218,
   INVALID_HANDLE = 400,
+  NOT_FOUND = 500,
   NOT_READY = 600,
   ALREADY_REGISTERED = 712,
   NOT_REGISTERED = 713
@@ -52,7 +59,7 @@ enum {
 
 /* ---- Objects. A handle is a kind and an index; indices are never used twice, so a stale handle is always found. ---- */
 
-typedef enum { CONTEXT = 1, STREAM, EVENT, POOL } Kind;
+typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL } Kind;
 
 typedef struct Record {
   bool done;
@@ -60,13 +67,20 @@ typedef struct Record {
   struct Record *next;
 } Record;
 
-typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE, HOST } OpKind;
+typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE, HOST, LAUNCH } OpKind;
 
 typedef void (*HostFunction)(void *data);
+
+#define MAX_DEVICES 8
+#define MAX_PARAMETERS 64
+#define MAX_KERNELS 32
+#define MAX_GLOBALS 8
 
 typedef struct Op {
   OpKind kind;
   bool held;
+  /* The memory that a kernel was given. */
+  const uint8_t *touched[MAX_PARAMETERS];
   Record *record;
   uint8_t *to;
   const uint8_t *from;
@@ -117,6 +131,31 @@ typedef struct Allocation {
   struct Allocation *next;
 } Allocation;
 
+typedef struct {
+  bool alive;
+  char name[64];
+  int count, sizes[MAX_PARAMETERS], offsets[MAX_PARAMETERS];
+  int max_threads;
+  bool resident[MAX_DEVICES];
+  int set[MAX_DEVICES][16];
+  bool is_set[MAX_DEVICES][16];
+} Kernel;
+
+typedef struct {
+  char name[64];
+  uint64_t bytes;
+  Allocation *on[MAX_DEVICES];
+} Global;
+
+typedef struct {
+  bool alive;
+  Status problem;
+  Handle kernels[MAX_KERNELS];
+  int kernel_count;
+  Global globals[MAX_GLOBALS];
+  int global_count;
+} Library;
+
 typedef struct Registration {
   uint8_t *address;
   uint64_t bytes;
@@ -134,11 +173,10 @@ typedef struct Failure {
   struct Failure *next;
 } Failure;
 
-#define MAX_DEVICES 8
 #define MAX_REMOTES 64
 
 static struct {
-  Table tables[5];
+  Table tables[7];
   Allocation *allocations;
   Registration *registrations;
   Record *records;
@@ -152,8 +190,9 @@ static struct {
   uint64_t memory, clock, next_id;
   uint64_t calls, misuses;
   char misuse[512];
-  bool hosts_held, host_running;
-  int host_calls, host_calls_on_main;
+  bool hosts_held, host_running, loads_held;
+  int host_calls, host_calls_on_main, blocked;
+  int attributes[256];
   pthread_t main_thread;
 } stub;
 
@@ -161,6 +200,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* A host function was reached, and: one was called. */
 static pthread_cond_t host_reached = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t host_called = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t loads_let_go = PTHREAD_COND_INITIALIZER;
 static __thread Handle stack[32];
 static __thread int depth;
 
@@ -241,7 +281,7 @@ typedef struct {
   /* True when the device's fault is the answer; what a call gives back is then given back all the same. */
   bool faulted;
   Handle context;
-  char text[640];
+  char text[6144];
   size_t used;
 } Call;
 
@@ -296,14 +336,14 @@ static void add_wide(Call *call, uint64_t value) {
 }
 
 static void add_bytes(Call *call, const void *bytes, int count) {
-  char hex[256];
+  char hex[2048];
   for (int i = 0; i < count; i++) snprintf(hex + 2 * i, 3, "%02x", ((const uint8_t *)bytes)[i]);
   add(call, "\"%s\"", hex);
 }
 
 /* Logs the call and lets the next one in. */
 static Status end(Call *call) {
-  char line[1024];
+  char line[6400];
   bool main = pthread_equal(pthread_self(), stub.main_thread) != 0;
   int size = snprintf(line, sizeof line, "{\"name\":\"%s\",\"args\":[%s],\"status\":%d,\"context\":%llu,\"main\":%s",
                       call->name, call->text, call->status, (unsigned long long)call->context, main ? "true" : "false");
@@ -324,11 +364,18 @@ static bool overlap(const uint8_t *a, uint64_t a_bytes, const uint8_t *b, uint64
   return a != NULL && b != NULL && a < b + b_bytes && b < a + a_bytes;
 }
 
+static bool touches(const Op *op, const uint8_t *memory, uint64_t bytes) {
+  for (int i = 0; i < MAX_PARAMETERS; i++) {
+    if (op->touched[i] != NULL && op->touched[i] >= memory && op->touched[i] < memory + bytes) return true;
+  }
+  return overlap(op->to, op->bytes, memory, bytes) || overlap(op->from, op->bytes, memory, bytes);
+}
+
 /* Counts it as misuse when operations that are not done yet touch memory that goes away, and keeps them from it. */
 static void retract(const uint8_t *memory, uint64_t bytes, const char *complaint) {
   EACH(Stream, stream, STREAM) {
     for (Op *op = stream->head; op != NULL; op = op->next) {
-      if (!overlap(op->to, op->bytes, memory, bytes) && !overlap(op->from, op->bytes, memory, bytes)) continue;
+      if (!touches(op, memory, bytes)) continue;
       misuse("%s while a stream still uses it", complaint);
       op->bytes = 0;
     }
@@ -447,7 +494,8 @@ static Op *enqueue(Stream *stream, OpKind kind) {
   Op *op = calloc(1, sizeof(Op));
   bool memory = kind == ALLOCATE || kind == FREE;
   op->kind = kind;
-  op->held = kind == WORK || ((stub.pending & 1) && (kind == COPY || kind == FILL)) || ((stub.pending & 2) && memory);
+  op->held = kind == WORK || ((stub.pending & 1) && (kind == COPY || kind == FILL)) || ((stub.pending & 2) && memory) ||
+             ((stub.pending & 4) && kind == LAUNCH);
   if (stream->tail == NULL) stream->head = op;
   else stream->tail->next = op;
   stream->tail = op;
@@ -615,7 +663,9 @@ EXPORT Status cuDeviceTotalMem_v2(size_t *bytes, int device) {
 EXPORT Status cuDeviceGetAttribute(int *value, int attribute, int device) {
   Call call = begin("cuDeviceGetAttribute", ALWAYS);
   if (is_device(&call, device - DEVICE_BASE)) {
-    add_int(&call, *value = attribute == 75 ? 9 : attribute == 76 ? 0 : 1000 + attribute);
+    bool told = attribute >= 0 && attribute < 256 && stub.attributes[attribute] >= 0;
+    int usual = attribute == 75 ? 9 : attribute == 76 ? 0 : 1000 + attribute;
+    add_int(&call, *value = told ? stub.attributes[attribute] : usual);
   }
   add_int(&call, attribute);
   add_int(&call, device);
@@ -1199,6 +1249,381 @@ EXPORT Status cuLaunchHostFunc(Handle stream_handle, HostFunction function, void
   return end(&call);
 }
 
+/* ---- Libraries and kernels: what the text of PTX says. ---- */
+
+/* True while a stream of the device holds work, for which the driver waits before it loads or unloads code. */
+static bool is_busy(int device) {
+  bool busy = false;
+  EACH(Stream, stream, STREAM) {
+    Context *context = find(CONTEXT, stream->context);
+    busy = busy || (context != NULL && context->device == device && stream->head != NULL);
+  }
+  return busy;
+}
+
+static void wait_in_driver(int device) { stub.blocked += is_busy(device); }
+
+static bool is_space(char c) { return c == ' ' || c == '\n' || c == '\t'; }
+
+static const char *skip_space(const char *at) {
+  while (is_space(*at)) at++;
+  return at;
+}
+
+static const char *copy_word(const char *at, char *out, int size) {
+  int used = 0;
+  at = skip_space(at);
+  while (*at != 0 && !is_space(*at) && strchr("(),;[{=", *at) == NULL) {
+    if (used < size - 1) out[used++] = *at;
+    at++;
+  }
+  out[used] = 0;
+  return at;
+}
+
+/* Reads a declaration behind `.param` or `.global`: alignment, type, name, length. Returns what follows it. */
+static const char *read_declaration(const char *at, char *name, int *size, int *align) {
+  char word[64];
+  *align = 0;
+  *size = 1;
+  for (at = copy_word(at, word, sizeof word); word[0] == '.'; at = copy_word(at, word, sizeof word)) {
+    if (strcmp(word, ".align") == 0) {
+      at = copy_word(at, word, sizeof word);
+      *align = atoi(word);
+    } else {
+      *size = atoi(word + 2) / 8;
+      if (*align == 0) *align = *size;
+    }
+  }
+  strcpy(name, word);
+  at = skip_space(at);
+  if (*at == '[') *size *= atoi(at + 1);
+  return at;
+}
+
+static void read_kernel(Library *library, const char *at) {
+  Kernel *kernel = calloc(1, sizeof(Kernel));
+  kernel->alive = true;
+  kernel->max_threads = 1024;
+  at = copy_word(at, kernel->name, sizeof kernel->name);
+  const char *end = strchr(at, ')');
+  const char *body = strchr(at, '{');
+  const char *limit = strstr(at, ".maxntid");
+  if (limit != NULL && limit < body) kernel->max_threads = atoi(limit + strlen(".maxntid"));
+  int offset = 0;
+  while ((at = strstr(at, ".param")) != NULL && at < end) {
+    char name[64];
+    int align;
+    at = read_declaration(at + strlen(".param"), name, &kernel->sizes[kernel->count], &align);
+    offset = (offset + align - 1) / align * align;
+    kernel->offsets[kernel->count] = offset;
+    offset += kernel->sizes[kernel->count++];
+  }
+  library->kernels[library->kernel_count++] = make(KERNEL, kernel);
+}
+
+static void read_image(Library *library, const char *text) {
+  for (const char *at = text; (at = strstr(at, ".entry")) != NULL; at++) read_kernel(library, at + strlen(".entry"));
+  for (const char *at = text; (at = strstr(at, ".global")) != NULL; at++) {
+    if (at > text && !is_space(at[-1])) continue;
+    Global *global = &library->globals[library->global_count++];
+    int size, align;
+    read_declaration(at + strlen(".global"), global->name, &size, &align);
+    global->bytes = (uint64_t)size;
+  }
+}
+
+/* What the driver finds wrong with an image: with PTX that says so, and with what is no image at all. */
+static Status problem_of(const char *text) {
+  if (strstr(text, "sm_999") != NULL) return NO_BINARY;
+  if (strstr(text, "broken") != NULL) return INVALID_PTX;
+  return strstr(text, ".version") == NULL && strncmp(text, "\177ELF", 4) != 0 ? INVALID_IMAGE : SUCCESS;
+}
+
+static void write_log(const int *options, void **values, unsigned count) {
+  char *buffer = NULL;
+  size_t size = 0;
+  for (unsigned i = 0; i < count; i++) {
+    if (options[i] == 5) buffer = values[i];
+    if (options[i] == 6) size = (size_t)values[i];
+  }
+  if (buffer != NULL) snprintf(buffer, size, "ptxas application ptx input, line 3; fatal : broken\n");
+}
+
+/* Answers 0 whatever the image is: what is wrong with it is said when its first kernel is asked for. */
+EXPORT Status cuLibraryLoadData(Handle *out, const char *image, int *options, void **values, unsigned count,
+                                void *library_options, void *library_values, unsigned library_count) {
+  Call call = begin("cuLibraryLoadData", 0);
+  while (stub.loads_held) pthread_cond_wait(&loads_let_go, &lock);
+  if (ok(&call)) {
+    Library *library = calloc(1, sizeof(Library));
+    library->alive = true;
+    library->problem = problem_of(image);
+    if (library->problem == SUCCESS) read_image(library, image);
+    if (library->problem == INVALID_PTX) write_log(options, values, count);
+    add_wide(&call, *out = make(LIBRARY, library));
+  }
+  add_wide(&call, strlen(image));
+  for (unsigned i = 0; i < count; i++) add_int(&call, options[i]);
+  if (library_options != NULL || library_values != NULL) add_int(&call, library_count);
+  return end(&call);
+}
+
+static Library *library_of(Call *call, Handle handle) {
+  Library *library = find(LIBRARY, handle);
+  if (library != NULL && library->alive) return library;
+  wrong(call, "no such library", handle);
+  return NULL;
+}
+
+static Kernel *kernel_of(Call *call, Handle handle) {
+  Kernel *kernel = find(KERNEL, handle);
+  if (kernel != NULL && kernel->alive) return kernel;
+  wrong(call, "no such kernel", handle);
+  return NULL;
+}
+
+EXPORT Status cuLibraryUnload(Handle handle) {
+  Call call = begin("cuLibraryUnload", 0);
+  add_wide(&call, handle);
+  Library *library = library_of(&call, handle);
+  if (library == NULL || !gives_back(&call)) return end(&call);
+  for (int device = 0; device < MAX_DEVICES; device++) wait_in_driver(device);
+  library->alive = false;
+  for (int i = 0; i < library->kernel_count; i++) ((Kernel *)find(KERNEL, library->kernels[i]))->alive = false;
+  for (int i = 0; i < library->global_count; i++) {
+    for (int device = 0; device < MAX_DEVICES; device++) {
+      Allocation *allocation = library->globals[i].on[device];
+      if (allocation == NULL) continue;
+      retract(allocation->address, allocation->bytes, "a global variable was unloaded");
+      forget(allocation);
+    }
+  }
+  return end(&call);
+}
+
+EXPORT Status cuLibraryGetKernel(Handle *out, Handle handle, const char *name) {
+  Call call = begin("cuLibraryGetKernel", 0);
+  Library *library = library_of(&call, handle);
+  if (ok(&call)) call.status = library->problem;
+  Handle found = 0;
+  for (int i = 0; ok(&call) && i < library->kernel_count; i++) {
+    if (strcmp(((Kernel *)find(KERNEL, library->kernels[i]))->name, name) == 0) found = library->kernels[i];
+  }
+  if (ok(&call) && found == 0) call.status = NOT_FOUND;
+  if (ok(&call)) add_wide(&call, *out = found);
+  add_wide(&call, handle);
+  add(&call, "\"%s\"", name);
+  return end(&call);
+}
+
+static Allocation *global_on(Global *global, int device) {
+  if (global->on[device] != NULL) return global->on[device];
+  wait_in_driver(device);
+  return global->on[device] = allocate(NULL, global->bytes);
+}
+
+EXPORT Status cuLibraryGetGlobal(Handle *out, size_t *bytes, Handle handle, const char *name) {
+  Call call = begin("cuLibraryGetGlobal", NEEDS_CONTEXT);
+  Library *library = library_of(&call, handle);
+  Global *found = NULL;
+  for (int i = 0; ok(&call) && i < library->global_count; i++) {
+    if (strcmp(library->globals[i].name, name) == 0) found = &library->globals[i];
+  }
+  if (ok(&call) && found == NULL) call.status = NOT_FOUND;
+  if (ok(&call)) {
+    Context *context = find(CONTEXT, call.context);
+    add_wide(&call, *out = (Handle)global_on(found, context->device)->address);
+    add_wide(&call, *bytes = found->bytes);
+  }
+  add_wide(&call, handle);
+  add(&call, "\"%s\"", name);
+  return end(&call);
+}
+
+static void load_code(Kernel *kernel, int device) {
+  if (!kernel->resident[device]) wait_in_driver(device);
+  kernel->resident[device] = true;
+}
+
+EXPORT Status cuKernelGetFunction(Handle *out, Handle handle) {
+  Call call = begin("cuKernelGetFunction", NEEDS_CONTEXT);
+  Kernel *kernel = kernel_of(&call, handle);
+  if (ok(&call)) {
+    load_code(kernel, ((Context *)find(CONTEXT, call.context))->device);
+    add_wide(&call, *out = handle);
+  }
+  add_wide(&call, handle);
+  return end(&call);
+}
+
+EXPORT Status cuKernelGetParamInfo(Handle handle, size_t index, size_t *offset, size_t *size) {
+  Call call = begin("cuKernelGetParamInfo", NEEDS_CONTEXT);
+  add_wide(&call, handle);
+  add_wide(&call, index);
+  Kernel *kernel = kernel_of(&call, handle);
+  if (ok(&call) && index >= (size_t)kernel->count) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    add_wide(&call, *offset = (size_t)kernel->offsets[index]);
+    add_wide(&call, *size = (size_t)kernel->sizes[index]);
+  }
+  return end(&call);
+}
+
+static int attribute_of(const Kernel *kernel, int attribute, int device) {
+  if (kernel->is_set[device][attribute]) return kernel->set[device][attribute];
+  if (attribute == 0) return kernel->max_threads;
+  if (attribute == 1) return 0;
+  return attribute == 8 ? 48 * 1024 : 100 + attribute;
+}
+
+EXPORT Status cuKernelGetAttribute(int *value, int attribute, Handle handle, int device) {
+  Call call = begin("cuKernelGetAttribute", 0);
+  Kernel *kernel = kernel_of(&call, handle);
+  bool known = attribute >= 0 && attribute < 16;
+  if (ok(&call) && !known) call.status = INVALID_VALUE;
+  if (is_device(&call, device - DEVICE_BASE)) {
+    add_int(&call, *value = attribute_of(kernel, attribute, device - DEVICE_BASE));
+  }
+  add_int(&call, attribute);
+  add_wide(&call, handle);
+  add_int(&call, device);
+  return end(&call);
+}
+
+EXPORT Status cuKernelSetAttribute(int attribute, int value, Handle handle, int device) {
+  Call call = begin("cuKernelSetAttribute", 0);
+  add_int(&call, attribute);
+  add_int(&call, value);
+  add_wide(&call, handle);
+  add_int(&call, device);
+  Kernel *kernel = kernel_of(&call, handle);
+  bool known = attribute >= 8 && attribute < 16;
+  if (ok(&call) && !known) call.status = INVALID_VALUE;
+  if (is_device(&call, device - DEVICE_BASE)) {
+    kernel->set[device - DEVICE_BASE][attribute] = value;
+    kernel->is_set[device - DEVICE_BASE][attribute] = true;
+  }
+  return end(&call);
+}
+
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  Handle stream;
+  const struct {
+    int id, unused;
+    union {
+      unsigned dimensions[3];
+      int on;
+      uint8_t bytes[64];
+    };
+  } * attributes;
+  unsigned count;
+} LaunchConfig;
+
+/* The parameters, each as its bytes. The memory that they point to is in use until the kernel has run. */
+static void take_parameters(Call *call, const Kernel *kernel, void **parameters, Op *op) {
+  for (int i = 0; i < kernel->count; i++) {
+    add_bytes(call, parameters[i], kernel->sizes[i]);
+    if (kernel->sizes[i] != 8) continue;
+    const uint8_t *address;
+    memcpy(&address, parameters[i], sizeof address);
+    if (allocation_at(address, 0) != NULL) op->touched[i] = address;
+  }
+}
+
+static Status launch(Call *call, Handle handle, const LaunchConfig *config, void **parameters, void **extra) {
+  add_wide(call, handle);
+  for (int i = 0; i < 3; i++) add_int(call, config->grid[i]);
+  for (int i = 0; i < 3; i++) add_int(call, config->block[i]);
+  add_int(call, config->shared);
+  add_wide(call, config->stream);
+  Stream *stream = stream_of(call, config->stream);
+  Kernel *kernel = kernel_of(call, handle);
+  if (!ok(call)) return end(call);
+  int device = ((Context *)find(CONTEXT, stream->context))->device;
+  const unsigned *grid = config->grid, *block = config->block;
+  uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2], threads = (uint64_t)block[0] * block[1] * block[2];
+  bool fits = (int64_t)config->shared <= attribute_of(kernel, 8, device);
+  if (blocks == 0 || threads == 0 || threads > (uint64_t)kernel->max_threads || !fits || extra != NULL) {
+    call->status = INVALID_VALUE;
+    return end(call);
+  }
+  load_code(kernel, device);
+  take_parameters(call, kernel, parameters, enqueue(stream, LAUNCH));
+  run_all();
+  return end(call);
+}
+
+EXPORT Status cuLaunchKernel(Handle kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                             unsigned block_y, unsigned block_z, unsigned shared, Handle stream, void **parameters,
+                             void **extra) {
+  Call call = begin("cuLaunchKernel", 0);
+  LaunchConfig config = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared, stream, NULL, 0};
+  return launch(&call, kernel, &config, parameters, extra);
+}
+
+static void add_config(Call *call, const LaunchConfig *config) {
+  for (unsigned i = 0; i < config->count; i++) {
+    add_int(call, config->attributes[i].id);
+    bool is_cluster = config->attributes[i].id == 4;
+    for (int axis = 0; axis < 3 && is_cluster; axis++) add_int(call, config->attributes[i].dimensions[axis]);
+    if (!is_cluster) add_int(call, config->attributes[i].on);
+  }
+}
+
+EXPORT Status cuLaunchKernelEx(const LaunchConfig *config, Handle kernel, void **parameters, void **extra) {
+  Call call = begin("cuLaunchKernelEx", 0);
+  add_config(&call, config);
+  return launch(&call, kernel, config, parameters, extra);
+}
+
+EXPORT Status cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, Handle kernel, int threads, size_t shared) {
+  Call call = begin("cuOccupancyMaxActiveBlocksPerMultiprocessor", NEEDS_CONTEXT);
+  kernel_of(&call, kernel);
+  if (ok(&call)) add_int(&call, *blocks = 2048 / threads);
+  add_wide(&call, kernel);
+  add_int(&call, threads);
+  add_wide(&call, shared);
+  return end(&call);
+}
+
+EXPORT Status cuOccupancyMaxPotentialBlockSize(int *grid, int *block, Handle handle, void *function, size_t shared,
+                                               int limit) {
+  Call call = begin("cuOccupancyMaxPotentialBlockSize", NEEDS_CONTEXT);
+  Kernel *kernel = kernel_of(&call, handle);
+  if (ok(&call) && function != NULL) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    add_int(&call, *grid = 264);
+    add_int(&call, *block = limit > 0 && limit < kernel->max_threads ? limit : kernel->max_threads);
+  }
+  add_wide(&call, handle);
+  add_wide(&call, shared);
+  add_int(&call, limit);
+  return end(&call);
+}
+
+static Status clusters(Call *call, int *out, int value, Handle kernel, const LaunchConfig *config) {
+  kernel_of(call, kernel);
+  if (ok(call)) add_int(call, *out = value);
+  add_wide(call, kernel);
+  for (int i = 0; i < 3; i++) add_int(call, config->grid[i]);
+  for (int i = 0; i < 3; i++) add_int(call, config->block[i]);
+  add_int(call, config->shared);
+  add_config(call, config);
+  return end(call);
+}
+
+EXPORT Status cuOccupancyMaxActiveClusters(int *count, Handle kernel, const LaunchConfig *config) {
+  Call call = begin("cuOccupancyMaxActiveClusters", NEEDS_CONTEXT);
+  return clusters(&call, count, 66, kernel, config);
+}
+
+EXPORT Status cuOccupancyMaxPotentialClusterSize(int *size, Handle kernel, const LaunchConfig *config) {
+  Call call = begin("cuOccupancyMaxPotentialClusterSize", NEEDS_CONTEXT);
+  return clusters(&call, size, 8, kernel, config);
+}
+
 /* ---- For the tests. ---- */
 
 static void drop_queues(void) {
@@ -1242,7 +1667,9 @@ static void set_defaults(void) {
   stub.clock = stub.calls = stub.misuses = 0;
   stub.misuse[0] = 0;
   stub.hosts_held = false;
-  stub.host_calls = stub.host_calls_on_main = 0;
+  stub.host_calls = stub.host_calls_on_main = stub.blocked = 0;
+  stub.loads_held = false;
+  memset(stub.attributes, -1, sizeof stub.attributes);
 }
 
 /* Forgets everything; the calling thread is the main one from then on. Handles from before are stale. */
@@ -1251,7 +1678,7 @@ EXPORT void stub_reset(void) {
   while (stub.host_running) pthread_cond_wait(&host_called, &lock);
   drop_queues();
   drop_lists();
-  for (int kind = CONTEXT; kind <= POOL; kind++) stub.tables[kind].first = stub.tables[kind].count;
+  for (int kind = CONTEXT; kind <= KERNEL; kind++) stub.tables[kind].first = stub.tables[kind].count;
   set_defaults();
   stub.main_thread = pthread_self();
   depth = 0;
@@ -1307,7 +1734,7 @@ EXPORT void stub_set_priorities(int least, int greatest) {
   stub.greatest = greatest;
 }
 
-/* What stays pending until `stub_finish`: 1 copies and fills, 2 allocations and releases, 3 both. */
+/* What stays pending until `stub_finish`: 1 copies and fills, 2 allocations and releases, 4 kernels, or several of them. */
 EXPORT void stub_set_pending(int mask) { stub.pending = mask; }
 
 /* From now on every call answers this status, except those that need no context. */
@@ -1373,7 +1800,21 @@ EXPORT int stub_host_calls(int which) {
   return calls;
 }
 
-/* What is live: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work. */
+/* What a device answers to `cuDeviceGetAttribute`. */
+EXPORT void stub_set_attribute(int attribute, int value) { stub.attributes[attribute] = value; }
+
+/* Holds back what loads libraries, as a driver does that compiles PTX; or lets it go. */
+EXPORT void stub_hold_loads(int held) {
+  pthread_mutex_lock(&lock);
+  stub.loads_held = held != 0;
+  pthread_cond_broadcast(&loads_let_go);
+  pthread_mutex_unlock(&lock);
+}
+
+/* How many calls would have waited in the driver for a busy device. */
+EXPORT int stub_blocked(void) { return stub.blocked; }
+
+/* What is live: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work, 7 libraries. */
 EXPORT int stub_live(int kind) {
   int count = 0;
   pthread_mutex_lock(&lock);
@@ -1382,9 +1823,10 @@ EXPORT int stub_live(int kind) {
   if (kind == 1) EACH(Event, event, EVENT) count += event->alive;
   if (kind == 2) EACH(Pool, pool, POOL) count += pool->alive;
   if (kind == 3) for (Registration *r = stub.registrations; r != NULL; r = r->next) count++;
-  if (kind == 4) for (Allocation *a = stub.allocations; a != NULL; a = a->next) count++;
+  if (kind == 4) for (Allocation *a = stub.allocations; a != NULL; a = a->next) count += a->pool != NULL;
   if (kind == 5) EACH(Context, context, CONTEXT) count += context->retained;
   if (kind == 6) EACH(Stream, stream, STREAM) count += stream->head != NULL;
+  if (kind == 7) EACH(Library, library, LIBRARY) count += library->alive;
   pthread_mutex_unlock(&lock);
   return count;
 }

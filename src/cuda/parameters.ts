@@ -1,0 +1,307 @@
+/**
+ * The parameters of kernels as C lays them out: their kinds, sizes and alignments, and how numbers become bytes. Little-endian,
+ * as every machine with an NVIDIA driver is. No Effect here.
+ *
+ * @since 0.1.0
+ */
+
+/** The numbers of C, and `bool`. */
+export type ScalarName =
+  | "i8"
+  | "u8"
+  | "i16"
+  | "u16"
+  | "i32"
+  | "u32"
+  | "i64"
+  | "u64"
+  | "f16"
+  | "bf16"
+  | "f32"
+  | "f64"
+  | "bool"
+
+/** Bytes of each; also what it is aligned to. */
+export const scalarSizes: { readonly [Name in ScalarName]: number } = {
+  i8: 1,
+  u8: 1,
+  i16: 2,
+  u16: 2,
+  i32: 4,
+  u32: 4,
+  i64: 8,
+  u64: 8,
+  f16: 2,
+  bf16: 2,
+  f32: 4,
+  f64: 8,
+  bool: 1
+}
+
+/** Bytes of a pointer. */
+export const pointerSize = 8
+
+/** A number or a truth value. */
+export interface ScalarKind<out Name extends ScalarName = ScalarName> {
+  readonly kind: Name
+  readonly size: number
+  readonly align: number
+}
+
+/** A pointer to memory, and what the kernel does with it there. */
+export interface PointerKind<out Nullable extends boolean = boolean> {
+  readonly kind: "pointer"
+  readonly size: number
+  readonly align: number
+  readonly access: "read" | "write" | "readWrite"
+  readonly nullable: Nullable
+}
+
+/** A struct by value. */
+export interface StructKind<out Fields extends StructFields = StructFields> {
+  readonly kind: "struct"
+  readonly size: number
+  readonly align: number
+  readonly fields: Fields
+  /** Where each field starts. */
+  readonly offsets: Readonly<Record<string, number>>
+}
+
+/** The fields of a struct, in their order. */
+export type StructFields = Readonly<Record<string, ParameterKind>>
+
+/** An array by value: a struct whose only field is that array. */
+export interface ArrayKind<out Element extends ParameterKind = ParameterKind> {
+  readonly kind: "array"
+  readonly size: number
+  readonly align: number
+  readonly element: Element
+  readonly length: number
+}
+
+/** What a parameter can be. */
+export type ParameterKind = ScalarKind | PointerKind | StructKind | ArrayKind
+
+/** The next multiple of an alignment. */
+export const alignUp = (offset: number, align: number): number => Math.ceil(offset / align) * align
+
+/** Where parts in a row start, each at a multiple of its alignment; and their size and alignment together. */
+export const layOut = (
+  parts: ReadonlyArray<Pick<ParameterKind, "size" | "align">>
+): { readonly offsets: ReadonlyArray<number>; readonly size: number; readonly align: number } => {
+  const offsets: Array<number> = []
+  let end = 0
+  let align = 1
+  for (const part of parts) {
+    const offset = alignUp(end, part.align)
+    offsets.push(offset)
+    end = offset + part.size
+    align = Math.max(align, part.align)
+  }
+  return { offsets, size: alignUp(end, align), align }
+}
+
+/** Writes a value where it belongs; false for what is no value of its kind, which may be written in part. */
+export type Writer = (value: unknown) => boolean
+
+/** What makes a writer for a place. Each kind has a function of its own, so that each is compiled for itself. */
+export type MakeWriter = (view: DataView, offset: number) => Writer
+
+const isWhole = (value: unknown, least: number, most: number): value is number =>
+  typeof value === "number" && Number.isInteger(value) && value >= least && value <= most
+
+const twoTo32 = 0x1_0000_0000
+
+/** Writes a whole number of 64 bits: its low half, and what is left of it, which keeps the sign. */
+const setWhole64 = (view: DataView, offset: number, value: number): void => {
+  view.setUint32(offset, value, true)
+  view.setInt32(offset + 4, Math.floor(value / twoTo32), true)
+}
+
+/** Writes an address, of 53 bits at most. */
+export const setAddress = (view: DataView, offset: number, address: number): void => {
+  view.setUint32(offset, address, true)
+  view.setUint32(offset + 4, address / twoTo32, true)
+}
+
+/** The writers of numbers. */
+export const scalarWriters: { readonly [Name in ScalarName]: MakeWriter } = {
+  i8: (view, offset) => (value) => {
+    if (!isWhole(value, -0x80, 0x7f)) return false
+    view.setInt8(offset, value)
+    return true
+  },
+  u8: (view, offset) => (value) => {
+    if (!isWhole(value, 0, 0xff)) return false
+    view.setUint8(offset, value)
+    return true
+  },
+  i16: (view, offset) => (value) => {
+    if (!isWhole(value, -0x8000, 0x7fff)) return false
+    view.setInt16(offset, value, true)
+    return true
+  },
+  u16: (view, offset) => (value) => {
+    if (!isWhole(value, 0, 0xffff)) return false
+    view.setUint16(offset, value, true)
+    return true
+  },
+  i32: (view, offset) => (value) => {
+    if (!isWhole(value, -0x8000_0000, 0x7fff_ffff)) return false
+    view.setInt32(offset, value, true)
+    return true
+  },
+  u32: (view, offset) => (value) => {
+    if (!isWhole(value, 0, 0xffff_ffff)) return false
+    view.setUint32(offset, value, true)
+    return true
+  },
+  i64: (view, offset) => (value) => {
+    if (typeof value === "bigint") {
+      if (BigInt.asIntN(64, value) !== value) return false
+      view.setBigInt64(offset, value, true)
+      return true
+    }
+    if (!isWhole(value, Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)) return false
+    setWhole64(view, offset, value)
+    return true
+  },
+  u64: (view, offset) => (value) => {
+    if (typeof value === "bigint") {
+      if (BigInt.asUintN(64, value) !== value) return false
+      view.setBigUint64(offset, value, true)
+      return true
+    }
+    if (!isWhole(value, 0, Number.MAX_SAFE_INTEGER)) return false
+    setWhole64(view, offset, value)
+    return true
+  },
+  f16: (view, offset) => (value) => {
+    if (typeof value !== "number") return false
+    view.setUint16(offset, encodeFloat(value, half), true)
+    return true
+  },
+  bf16: (view, offset) => (value) => {
+    if (typeof value !== "number") return false
+    view.setUint16(offset, encodeFloat(value, brain), true)
+    return true
+  },
+  f32: (view, offset) => (value) => {
+    if (typeof value !== "number") return false
+    view.setFloat32(offset, value, true)
+    return true
+  },
+  f64: (view, offset) => (value) => {
+    if (typeof value !== "number") return false
+    view.setFloat64(offset, value, true)
+    return true
+  },
+  bool: (view, offset) => (value) => {
+    if (typeof value !== "boolean") return false
+    view.setUint8(offset, value ? 1 : 0)
+    return true
+  }
+}
+
+/** What is accepted for each, in words. */
+export const scalarWords: { readonly [Name in ScalarName]: string } = {
+  i8: "a whole number from -128 to 127",
+  u8: "a whole number from 0 to 255",
+  i16: "a whole number from -32768 to 32767",
+  u16: "a whole number from 0 to 65535",
+  i32: "a whole number from -2147483648 to 2147483647",
+  u32: "a whole number from 0 to 4294967295",
+  i64: "a bigint of 64 bits, or a whole number up to 2^53",
+  u64: "a bigint of 64 bits from 0, or a whole number from 0 up to 2^53",
+  f16: "a number",
+  bf16: "a number",
+  f32: "a number",
+  f64: "a number",
+  bool: "true or false"
+}
+
+/** The values that kernels find. */
+export interface ScalarValues {
+  readonly i8: number
+  readonly u8: number
+  readonly i16: number
+  readonly u16: number
+  readonly i32: number
+  readonly u32: number
+  readonly i64: bigint
+  readonly u64: bigint
+  readonly f16: number
+  readonly bf16: number
+  readonly f32: number
+  readonly f64: number
+  readonly bool: boolean
+}
+
+/** Reads back what the writers write. */
+export const scalarReaders: {
+  readonly [Name in ScalarName]: (view: DataView, offset: number) => ScalarValues[Name]
+} = {
+  i8: (view, offset) => view.getInt8(offset),
+  u8: (view, offset) => view.getUint8(offset),
+  i16: (view, offset) => view.getInt16(offset, true),
+  u16: (view, offset) => view.getUint16(offset, true),
+  i32: (view, offset) => view.getInt32(offset, true),
+  u32: (view, offset) => view.getUint32(offset, true),
+  i64: (view, offset) => view.getBigInt64(offset, true),
+  u64: (view, offset) => view.getBigUint64(offset, true),
+  f16: (view, offset) => decodeFloat(view.getUint16(offset, true), half),
+  bf16: (view, offset) => decodeFloat(view.getUint16(offset, true), brain),
+  f32: (view, offset) => view.getFloat32(offset, true),
+  f64: (view, offset) => view.getFloat64(offset, true),
+  bool: (view, offset) => view.getUint8(offset) !== 0
+}
+
+/** A binary floating-point format of 16 bits. */
+interface FloatFormat {
+  /** Bits of the fraction. */
+  readonly fraction: number
+  /** The exponent of 1 in its field; also the largest there is. */
+  readonly bias: number
+}
+
+/** `__half`. */
+const half: FloatFormat = { fraction: 10, bias: 15 }
+
+/** `__nv_bfloat16`. */
+const brain: FloatFormat = { fraction: 7, bias: 127 }
+
+const scratch = new DataView(new ArrayBuffer(8))
+
+/** The power of two that a number above 0 begins with. */
+const exponentOf = (value: number): number => {
+  scratch.setFloat64(0, value)
+  return ((scratch.getUint32(0) >>> 20) & 0x7ff) - 1023
+}
+
+/** To the nearest, and of two as near to the even one, in one step: no rounding to 32 bits comes in between. */
+const encodeFloat = (value: number, { bias, fraction }: FloatFormat): number => {
+  const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0
+  const infinite = (2 * bias + 1) * 2 ** fraction
+  if (Number.isNaN(value)) return infinite + 2 ** (fraction - 1)
+  const size = Math.abs(value)
+  if (size === Infinity) return sign + infinite
+  const exponent = Math.max(exponentOf(size), 1 - bias)
+  const steps = roundEven(size / 2 ** (exponent - fraction))
+  // The leading 1 of `steps` counts into the exponent's field; a number below the normal ones has none.
+  return sign + Math.min(steps + (exponent + bias - 1) * 2 ** fraction, infinite)
+}
+
+const roundEven = (value: number): number => {
+  const below = Math.floor(value)
+  const rest = value - below
+  return rest > 0.5 || (rest === 0.5 && below % 2 === 1) ? below + 1 : below
+}
+
+const decodeFloat = (bits: number, { bias, fraction }: FloatFormat): number => {
+  const sign = (bits & 0x8000) === 0 ? 1 : -1
+  const field = (bits & 0x7fff) >> fraction
+  const rest = bits & (2 ** fraction - 1)
+  if (field === 2 * bias + 1) return rest === 0 ? sign * Infinity : NaN
+  if (field === 0) return sign * rest * 2 ** (1 - bias - fraction)
+  return sign * (2 ** fraction + rest) * 2 ** (field - bias - fraction)
+}

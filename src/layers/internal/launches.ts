@@ -1,0 +1,151 @@
+/**
+ * How a kernel is to be launched: read from what the program says into one object that every launch uses anew, and checked
+ * against what the device and the kernel allow, of which the driver would only say "invalid value".
+ */
+import type * as Effect from "effect/Effect"
+import type { CudaError } from "../../CudaError.ts"
+import type { Dimensions, LaunchConfig } from "../CudaRuntime.ts"
+import { refuseArgument } from "./failures.ts"
+import type { CodeOnDevice } from "./modules.ts"
+
+/** The most blocks of a cluster that any device has. */
+const largestCluster = 16
+
+/** The sizes of a launch, as numbers. */
+export class LaunchShape {
+  gridX = 1
+  gridY = 1
+  gridZ = 1
+  blockX = 1
+  blockY = 1
+  blockZ = 1
+  sharedBytes = 0
+  clustered = false
+  clusterX = 1
+  clusterY = 1
+  clusterZ = 1
+  cooperative = false
+  programmatic = false
+
+  /** What is no size becomes not a number, for the checks to refuse. */
+  read(config: LaunchConfig): void {
+    const { block, cluster, grid } = config
+    this.gridX = axisOf(grid, 0)
+    this.gridY = axisOf(grid, 1)
+    this.gridZ = axisOf(grid, 2)
+    this.blockX = axisOf(block, 0)
+    this.blockY = axisOf(block, 1)
+    this.blockZ = axisOf(block, 2)
+    this.sharedBytes = config.sharedBytes ?? 0
+    this.clustered = cluster !== undefined
+    this.clusterX = cluster === undefined ? 1 : axisOf(cluster, 0)
+    this.clusterY = cluster === undefined ? 1 : axisOf(cluster, 1)
+    this.clusterZ = cluster === undefined ? 1 : axisOf(cluster, 2)
+    this.cooperative = config.cooperative === true
+    this.programmatic = config.programmatic === true
+  }
+
+  /** Whether sizes are all there is to say. */
+  get isPlain(): boolean {
+    return !this.clustered && !this.cooperative && !this.programmatic
+  }
+
+  /** Threads of a block. */
+  get threads(): number {
+    return this.blockX * this.blockY * this.blockZ
+  }
+
+  toString(): string {
+    const cluster = this.clustered ? `, clusters of ${this.clusterX}×${this.clusterY}×${this.clusterZ}` : ""
+    return `grid ${this.gridX}×${this.gridY}×${this.gridZ}, block ${this.blockX}×${this.blockY}×${this.blockZ}, ` +
+      `${this.sharedBytes} bytes of shared memory${cluster}`
+  }
+}
+
+const axisOf = (size: Dimensions, axis: 0 | 1 | 2): number => {
+  if (typeof size === "number") return axis === 0 ? size : 1
+  if (!Array.isArray(size)) return Number.NaN
+  return size[axis] ?? (axis === 0 ? Number.NaN : 1)
+}
+
+const isSize = (value: number, most: number): boolean => Number.isInteger(value) && value >= 1 && value <= most
+
+/** True for a launch that needs no further look: the usual one. */
+export const fits = (shape: LaunchShape, { dynamicShared, limits, maxThreads }: CodeOnDevice): boolean => {
+  const { block, grid } = limits
+  return isSize(shape.gridX, grid[0]) && isSize(shape.gridY, grid[1]) && isSize(shape.gridZ, grid[2]) &&
+    isSize(shape.blockX, block[0]) && isSize(shape.blockY, block[1]) && isSize(shape.blockZ, block[2]) &&
+    shape.threads <= maxThreads && Number.isInteger(shape.sharedBytes) && shape.sharedBytes >= 0 &&
+    shape.sharedBytes <= dynamicShared && shape.isPlain
+}
+
+/** What is wrong with a launch, in words; nothing for one that can be made. */
+export const refuseShape = (
+  operation: string,
+  shape: LaunchShape,
+  there: CodeOnDevice
+): Effect.Effect<never, CudaError> | undefined =>
+  refuseSizes(operation, "grid", [shape.gridX, shape.gridY, shape.gridZ], there.limits.grid) ??
+    refuseSizes(operation, "block", [shape.blockX, shape.blockY, shape.blockZ], there.limits.block) ??
+    refuseThreads(operation, shape, there) ?? refuseShared(operation, shape, there) ??
+    refuseCluster(operation, shape, there) ?? refuseFeatures(operation, shape, there)
+
+const axes = ["x", "y", "z"] as const
+
+const refuseSizes = (
+  operation: string,
+  name: string,
+  sizes: ReadonlyArray<number>,
+  limits: ReadonlyArray<number>
+) => {
+  for (const [index, axis] of axes.entries()) {
+    const size = sizes[index]!
+    const most = limits[index]!
+    if (!isSize(size, most)) {
+      return refuseArgument(operation, `${name}.${axis}`, size, `a whole number from 1 to ${most}`)
+    }
+  }
+  return undefined
+}
+
+const refuseThreads = (operation: string, shape: LaunchShape, { maxThreads }: CodeOnDevice) =>
+  shape.threads <= maxThreads
+    ? undefined
+    : refuseArgument(operation, "block", `${shape.threads} threads`, `at most ${maxThreads} threads for this kernel`)
+
+const refuseShared = (operation: string, { sharedBytes }: LaunchShape, { limits, staticShared }: CodeOnDevice) => {
+  const most = limits.sharedBytes - staticShared
+  if (Number.isInteger(sharedBytes) && sharedBytes >= 0 && sharedBytes <= most) return undefined
+  const own = staticShared === 0 ? "" : `, beside the ${staticShared} that the kernel has by itself`
+  return refuseArgument(operation, "sharedBytes", sharedBytes, `a whole number from 0 to ${most}${own}`)
+}
+
+const refuseCluster = (operation: string, shape: LaunchShape, { limits }: CodeOnDevice) => {
+  const { clusterX, clusterY, clusterZ } = shape
+  if (!shape.clustered) return undefined
+  const sizes = [clusterX, clusterY, clusterZ]
+  if (!limits.clusters) {
+    return refuseArgument(operation, "cluster", sizes.join("×"), "none: this device has no clusters")
+  }
+  const refused = refuseSizes(operation, "cluster", sizes, [largestCluster, largestCluster, largestCluster])
+  if (refused !== undefined) return refused
+  const blocks = clusterX * clusterY * clusterZ
+  if (blocks > largestCluster) {
+    return refuseArgument(operation, "cluster", `${blocks} blocks`, `at most ${largestCluster} blocks`)
+  }
+  const grid = [shape.gridX, shape.gridY, shape.gridZ]
+  const uneven = axes.find((_, index) => grid[index]! % sizes[index]! !== 0)
+  if (uneven === undefined) return undefined
+  const index = axes.indexOf(uneven)
+  return refuseArgument(operation, `grid.${uneven}`, grid[index], `a multiple of the cluster's ${sizes[index]}`)
+}
+
+const refuseFeatures = (operation: string, shape: LaunchShape, { limits }: CodeOnDevice) => {
+  if (shape.cooperative && !limits.cooperative) {
+    return refuseArgument(operation, "cooperative", true, "false: this device has no cooperative launches")
+  }
+  if (shape.programmatic && !limits.programmatic) {
+    return refuseArgument(operation, "programmatic", true, "false: that takes compute capability 9.0")
+  }
+  return undefined
+}

@@ -1,0 +1,112 @@
+/**
+ * Modules and kernels as resources of a runtime: what the public references are behind the door. Every runtime makes its own
+ * from these classes, or from subclasses with more state.
+ */
+import type { ParameterKind } from "../../cuda/parameters.ts"
+import type { KernelRef, ModuleOptions, ModuleRef, ResourceState } from "../CudaRuntime.ts"
+import type { Arguments } from "./arguments.ts"
+import type { DeviceMemoryResource, Owner } from "./resources.ts"
+
+export class ModuleResource implements ModuleRef {
+  state: ResourceState = "live"
+  readonly owner: Owner
+  readonly handle: number
+  readonly byteLength: number
+  readonly options: ModuleOptions
+  /** The kernels that were asked for, by name. */
+  readonly codes = new Map<string, KernelCode>()
+  /** The global variables that were asked for, by device and name. */
+  readonly globals = new Map<string, DeviceMemoryResource>()
+  constructor(owner: Owner, handle: number, byteLength: number, options: ModuleOptions) {
+    this.owner = owner
+    this.handle = handle
+    this.byteLength = byteLength
+    this.options = options
+  }
+  toString(): string {
+    return `module 0x${this.handle.toString(16)} of ${this.byteLength} bytes`
+  }
+}
+
+/** What the driver says of a parameter. */
+export interface ParameterInfo {
+  readonly offset: number
+  readonly size: number
+}
+
+/** How much of everything a device gives to one launch. */
+export interface DeviceLimits {
+  readonly grid: readonly [x: number, y: number, z: number]
+  readonly block: readonly [x: number, y: number, z: number]
+  /** Bytes of shared memory of a block, for a kernel that was allowed the most. */
+  readonly sharedBytes: number
+  readonly clusters: boolean
+  readonly cooperative: boolean
+  readonly programmatic: boolean
+}
+
+/** A kernel whose code is on a device. */
+export interface CodeOnDevice {
+  readonly limits: DeviceLimits
+  readonly maxThreads: number
+  /** Bytes of shared memory that the kernel has by itself. */
+  readonly staticShared: number
+  /** Bytes of dynamic shared memory that it is allowed. */
+  dynamicShared: number
+}
+
+/** A kernel as the driver knows it, whoever asked for it and with what parameters. */
+export class KernelCode {
+  readonly module: ModuleResource
+  readonly handle: number
+  readonly name: string
+  /** Nothing where the driver does not say. */
+  readonly parameters: ReadonlyArray<ParameterInfo> | undefined
+  /** By device; nothing where its code was not loaded yet. */
+  readonly on: Array<CodeOnDevice | undefined> = []
+  constructor(
+    module: ModuleResource,
+    handle: number,
+    name: string,
+    parameters: ReadonlyArray<ParameterInfo> | undefined
+  ) {
+    this.module = module
+    this.handle = handle
+    this.name = name
+    this.parameters = parameters
+  }
+  toString(): string {
+    return `kernel ${this.name}`
+  }
+}
+
+export class KernelResource implements KernelRef {
+  readonly code: KernelCode
+  readonly parameters: ReadonlyArray<ParameterKind>
+  readonly arguments: Arguments
+  /** Where the backend finds the arguments. */
+  readonly table: number
+  constructor(code: KernelCode, parameters: ReadonlyArray<ParameterKind>, args: Arguments, table: number) {
+    this.code = code
+    this.parameters = parameters
+    this.arguments = args
+    this.table = table
+  }
+  get module(): ModuleResource {
+    return this.code.module
+  }
+  get handle(): number {
+    return this.code.handle
+  }
+  get name(): string {
+    return this.code.name
+  }
+}
+
+/** Every reference of a runtime is one of its resources, so these narrow without looking. */
+export const ownModule = (ref: ModuleRef): ModuleResource => ref as ModuleResource
+export const ownKernel = (ref: KernelRef): KernelResource => ref as KernelResource
+
+/** True for a module of another runtime and for one that was released. */
+export const isGone = (owner: Owner, module: ModuleResource): boolean =>
+  module.owner !== owner || module.state !== "live"

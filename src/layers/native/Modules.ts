@@ -1,0 +1,161 @@
+/**
+ * Images of code, loaded on a pool thread and unloaded while that waits for nothing.
+ *
+ * Loading needs no context and holds no lock of one, so that the JS thread goes on, whatever the driver has to compile. It
+ * answers 0 for every image; what is wrong with one is said when its first kernel is asked for, so that is done at once. A
+ * load cannot be stopped: what was given up meanwhile is unloaded when it ends.
+ *
+ * Unloading waits in the driver until every device is idle, as loading code into a device does. So a module that is released
+ * while one is busy is kept until there is a moment when none is, at the latest until the runtime is released.
+ */
+import * as Effect from "effect/Effect"
+import { jitOptions } from "../../cuda/flags.ts"
+import type { DriverLibrary } from "../../cuda/library.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import type { ModuleOptions } from "../CudaRuntime.ts"
+import type { DriverFailure } from "../internal/Backend.ts"
+import { ModuleResource } from "../internal/modules.ts"
+import type { Owner } from "../internal/resources.ts"
+import { Out } from "./Device.ts"
+import type { Warn } from "./Device.ts"
+
+/** Bytes for what the driver's compiler says of PTX. */
+const logSize = 16 * 1024
+
+/** The name of no kernel: blanks are in no symbol. */
+const noKernel = " "
+
+/** How long a module that could not be unloaded is left alone, in milliseconds. */
+const retryDelay = 50
+
+/** A load in progress, with what the driver reads and writes meanwhile. */
+class Loading {
+  isAbandoned = false
+  readonly image: Uint8Array
+  readonly library = new Out()
+  readonly log = new Uint8Array(new ArrayBuffer(logSize))
+  readonly options = Int32Array.of(jitOptions.errorLogBuffer, jitOptions.errorLogBufferSize)
+  readonly values: BigUint64Array
+
+  constructor(driver: DriverLibrary, image: Uint8Array) {
+    this.image = image
+    this.values = BigUint64Array.of(BigInt(driver.addressOf(this.log.buffer)), BigInt(logSize))
+  }
+
+  /** What the compiler said, if it said anything. */
+  get said(): string | undefined {
+    const text = new TextDecoder().decode(this.log.subarray(0, this.log.indexOf(0))).trim()
+    return text === "" ? undefined : text
+  }
+}
+
+export class Modules {
+  readonly #library: DriverLibrary
+  readonly #owner: Owner
+  readonly #warn: Warn
+  /** True when no work of this runtime is on a device, so that unloading has nothing to wait for. */
+  readonly #isIdle: () => boolean
+  readonly #loading = new Set<Loading>()
+  readonly #retired: Array<number> = []
+  readonly #found = new Out()
+  #timer: NodeJS.Timeout | undefined
+  /** Called when the last load has ended; the runtime is being released. */
+  #onQuiet: (() => void) | undefined
+
+  constructor(library: DriverLibrary, owner: Owner, isIdle: () => boolean, warn: Warn) {
+    this.#library = library
+    this.#owner = owner
+    this.#isIdle = isIdle
+    this.#warn = warn
+  }
+
+  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
+    return Effect.callback((resume) => {
+      const loading = new Loading(this.#library, withEnd(image))
+      this.#loading.add(loading)
+      this.#library.calls.cuLibraryLoadData.async(
+        loading.library.words,
+        loading.image,
+        loading.options,
+        loading.values,
+        loading.options.length,
+        0,
+        0,
+        0,
+        (_, status) => {
+          const failure = this.#check(loading, status)
+          if (failure === undefined) {
+            const { byteLength } = image
+            resume(Effect.succeed(new ModuleResource(this.#owner, loading.library.value, byteLength, options)))
+          } else resume(Effect.fail(failure))
+          this.#loading.delete(loading)
+          if (this.#loading.size === 0) this.#onQuiet?.()
+        }
+      )
+      return Effect.sync(() => {
+        loading.isAbandoned = true
+      })
+    })
+  }
+
+  /** Nothing for a library that can be used. */
+  #check(loading: Loading, loaded: number): DriverFailure | undefined {
+    if (loaded !== success) return { call: "cuLibraryLoadData", status: loaded, log: loading.said }
+    const library = loading.library.value
+    if (loading.isAbandoned || this.#onQuiet !== undefined) {
+      this.#retire(library)
+      return { call: "", status: statuses.Deinitialized.code }
+    }
+    const status = this.#library.calls.cuLibraryGetKernel(this.#found.words, library, noKernel)
+    if (status === success || status === statuses.NotFound.code) return undefined
+    this.#retire(library)
+    return { call: "cuLibraryGetKernel", status, log: loading.said }
+  }
+
+  /** Unloads a library, if that waits for nothing; else as soon as it does. */
+  unload(library: number): number {
+    if (this.#isIdle()) return this.#library.calls.cuLibraryUnload(library)
+    this.#retire(library)
+    return success
+  }
+
+  #retire(library: number): void {
+    this.#retired.push(library)
+    this.#schedule(0)
+  }
+
+  #schedule(delay: number): void {
+    this.#timer ??= setTimeout(this.#unloadSome, delay).unref()
+  }
+
+  /** Unloads one library, if no device has work, and comes back for the next. */
+  readonly #unloadSome = (): void => {
+    this.#timer = undefined
+    const isIdle = this.#isIdle()
+    if (isIdle) this.#unloadFirst()
+    if (this.#retired.length > 0) this.#schedule(isIdle ? 0 : retryDelay)
+  }
+
+  #unloadFirst(): void {
+    const library = this.#retired.shift()
+    if (library === undefined) return
+    this.#warn("cuLibraryUnload", this.#library.calls.cuLibraryUnload(library), library)
+  }
+
+  /** Waits for the loads in progress and unloads what is left; after the last work has ended. */
+  readonly close: Effect.Effect<void> = Effect.callback((resume) => {
+    this.#onQuiet = () => {
+      clearTimeout(this.#timer)
+      while (this.#retired.length > 0) this.#unloadFirst()
+      resume(Effect.void)
+    }
+    if (this.#loading.size === 0) this.#onQuiet()
+  })
+}
+
+/** A copy of an image that nobody changes, with the NUL character that PTX ends with; other images know their length. */
+const withEnd = (image: Uint8Array): Uint8Array => {
+  const copy = new Uint8Array(image.byteLength + 1)
+  copy.set(image)
+  return copy
+}

@@ -1,0 +1,162 @@
+/**
+ * NVRTC itself, on a machine with a GPU: what it makes is what the driver loads, and what it says is understood.
+ */
+import "../support/deepStack.ts"
+import { assert, describe, it } from "@effect/vitest"
+import { CudaProgram, CudaRuntime, NativeRuntime } from "effect-cuda"
+import type { CudaError } from "effect-cuda/CudaError"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import koffi from "koffi"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { load } from "../../src/cuda/nvrtcLibrary.ts"
+import { failsWith } from "../support/assertions.ts"
+import { gpu } from "../support/gpu.ts"
+import { pause } from "../support/stubDriver.ts"
+
+const found = gpu === undefined ? undefined : await load(process.env["EFFECT_CUDA_NVRTC"], 13)
+const reason = gpu === undefined ? "no GPU" : found?._tag === "Loaded" ? undefined : "no NVRTC"
+const folder = mkdtempSync(join(tmpdir(), "effect-cuda-programs-"))
+process.on("exit", () => rmSync(folder, { recursive: true, force: true }))
+
+const add = `template <typename T>
+__global__ void add(T* into, const T* from, unsigned n) {
+  unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) into[i] += from[i];
+}
+extern "C" __global__ void scale(float* into, float by) { into[threadIdx.x] *= by; }
+`
+
+/** A source of many instantiations, which takes the compiler a second or so. */
+const large = (seed: number) =>
+  `template <int N> __device__ float f(float x) { return f<N - 1>(x * ${seed}.5f + N) + sinf(x) * powf(x, N); }
+template <> __device__ float f<0>(float x) { return x; }
+${
+    Array.from(
+      { length: 8 },
+      (_, k) => `extern "C" __global__ void k${k}(float* a) { a[threadIdx.x] = f<16>(a[${k}]); }`
+    ).join("\n")
+  }`
+
+const on = <A, E>(
+  program: Effect.Effect<A, E, CudaRuntime.CudaRuntime>,
+  options: NativeRuntime.NativeOptions = {}
+): Effect.Effect<A, E | CudaError> =>
+  Effect.provide(program, NativeRuntime.layer({ programCache: { folder, enabled: false }, ...options }))
+
+/** Asks the driver for kernels of an image by name. */
+const loads = (image: Uint8Array, names: ReadonlyArray<string>): void => {
+  const library = koffi.load("libcuda.so.1")
+  const call = (name: string, types: ReadonlyArray<string>, ...values: ReadonlyArray<unknown>) => {
+    const status: number = library.func(name, "int", [...types])(...values)
+    assert.strictEqual(status, 0, `${name}: ${status}`)
+  }
+  const out = new BigUint64Array(1)
+  call("cuDevicePrimaryCtxRetain", ["void *", "int"], out, 0)
+  call("cuCtxPushCurrent_v2", ["uintptr_t"], Number(out[0]))
+  call("cuModuleLoadData", ["void *", "void *"], out, image)
+  const module = Number(out[0])
+  for (const name of names) call("cuModuleGetFunction", ["void *", "uintptr_t", "str"], out, module, name)
+  call("cuModuleUnload", ["uintptr_t"], module)
+  call("cuCtxPopCurrent_v2", ["void *"], out)
+  call("cuDevicePrimaryCtxRelease_v2", ["int"], 0)
+}
+
+const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.suspend(() => {
+    const begun = performance.now()
+    return Effect.map(effect, (result) => ({ result, milliseconds: performance.now() - begun }))
+  })
+
+describe.skipIf(reason !== undefined)(`NVRTC${reason === undefined ? "" : ` (${reason})`}`, () => {
+  for (const target of ["cubin", "ptx"] as const) {
+    it.live(`compiles a template to what the driver loads (${target})`, () =>
+      on(Effect.gen(function*() {
+        const { devices } = yield* CudaRuntime.CudaRuntime
+        const { major, minor } = devices[0]!.computeCapability
+        const nameExpressions = ["add<float>", "add<double>"]
+        const program = yield* CudaProgram.compile(add, { name: "add.cu", target, nameExpressions })
+        assert.strictEqual(program.kind, target)
+        assert.strictEqual(program.architecture, `${target === "cubin" ? "sm" : "compute"}_${major}${minor}`)
+        assert.strictEqual(program.loweredName("add<float>"), "_Z3addIfEvPT_PKS0_j")
+        assert.strictEqual(program.log.trim(), "")
+        const again = yield* CudaProgram.fromBytes(program.image)
+        assert.strictEqual(again.kind, target)
+        assert.deepStrictEqual(again.image, program.image)
+        loads(program.image, ["scale", ...nameExpressions.map(program.loweredName)])
+      })))
+  }
+
+  it.live("says what is wrong, and where", () =>
+    on(Effect.gen(function*() {
+      const source = `#include "b.cuh"\n__global__ void k(int* a) {\n  int unused;\n  a[0] = x + b();\n}\n`
+      const error = yield* Effect.flip(
+        CudaProgram.compile(source, { name: "bad.cu", headers: { "b.cuh": "__device__ int b() { return y; }\n" } })
+      )
+      assert(error.reason._tag === "CompilationFailed", error.message)
+      console.log(`${error.message}\n--- the log:\n${error.reason.log}---\n${JSON.stringify(error.reason.diagnostics)}`)
+      const errors = error.reason.diagnostics.filter(({ severity }) => severity === "error")
+      assert.deepStrictEqual(errors.map(({ file, line }) => [file, line]), [["b.cuh", 1], ["bad.cu", 4]])
+      assert.include(errors[1]!.message, "\"x\" is undefined")
+      assert.strictEqual(errors[1]!.text, "  a[0] = x + b();")
+      assert.include(error.message, "bad.cu(4")
+    })))
+
+  it.live("refuses options and architectures that it does not know", () =>
+    on(Effect.gen(function*() {
+      const refused = yield* failsWith(CudaProgram.compile(add, { options: ["--quick"] }), "InvalidCompileOption")
+      assert.include(refused.log, "--quick")
+      yield* failsWith(CudaProgram.compile(add, { architecture: "sm_20" }), "InvalidArgument")
+    })))
+
+  it.live("gives warnings with the program", () =>
+    on(Effect.gen(function*() {
+      const program = yield* CudaProgram.compile("__global__ void k() { int unused; }", { name: "w.cu" })
+      assert.match(program.log, /w\.cu\(1\): warning #/)
+    })))
+
+  it.live("is not asked again for what is kept", () =>
+    Effect.gen(function*() {
+      const kept = timed(on(CudaProgram.compile(large(1), { cache: true })))
+      const first = yield* kept
+      const second = yield* kept
+      console.log(`compiled in ${first.milliseconds} ms, with a runtime from disk in ${second.milliseconds} ms`)
+      assert.deepStrictEqual([first.result.fromCache, second.result.fromCache], [false, true])
+      assert.deepStrictEqual(second.result.image, first.result.image)
+      assert.isBelow(second.milliseconds, first.milliseconds)
+    }), 60_000)
+
+  it.live("has the stack that deep sources need", () =>
+    on(Effect.gen(function*() {
+      const deep = `template <int N> struct S { static constexpr int v = S<N - 1>::v + 1; };
+template <> struct S<0> { static constexpr int v = 0; };
+__global__ void k(int* a) { a[0] = S<150>::v + ${"(".repeat(200)}1${")".repeat(200)}; }`
+      yield* CudaProgram.compile(deep)
+    })))
+
+  it.live("goes on beside the event loop, and is given up when interrupted", () =>
+    on(Effect.gen(function*() {
+      const whole = yield* timed(CudaProgram.compile(large(2)))
+      let longest = 0
+      let last = performance.now()
+      const timer = setInterval(() => {
+        longest = Math.max(longest, performance.now() - last)
+        last = performance.now()
+      }, 1)
+      const both = yield* Effect.forkChild(
+        Effect.forEach([3, 4], (seed) => CudaProgram.compile(large(seed)), { concurrency: 2 })
+      )
+      yield* pause(100)
+      const ended = yield* timed(Fiber.interrupt(both))
+      const next = yield* timed(CudaProgram.compile(add))
+      clearInterval(timer)
+      console.log(
+        `whole ${whole.milliseconds} ms; interrupted in ${ended.milliseconds} ms; the next after ${next.milliseconds} ms; ` +
+          `the loop stood still for ${longest} ms at most`
+      )
+      assert.isBelow(ended.milliseconds, 50)
+      assert.isBelow(longest, 100)
+    })), 60_000)
+})

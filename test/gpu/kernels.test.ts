@@ -1,0 +1,89 @@
+/**
+ * Modules and kernels beside a GPU that is busy, which the JS thread must not wait for; and a kernel that faults, at the end,
+ * since the process is of no use afterwards.
+ */
+import { assert, describe, layer } from "@effect/vitest"
+import { CudaKernel, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
+import * as Effect from "effect/Effect"
+import { failsWith } from "../support/assertions.ts"
+import { gpu, nativeRig } from "../support/gpu.ts"
+import { program, signatures } from "../support/kernels.ts"
+import { Busy } from "../support/Rig.ts"
+
+const one = { grid: 1, block: 1 }
+
+/** Longer than any pause of the event loop that is not a wait for the GPU, in milliseconds. */
+const noticed = 100
+const busyMillis = 500
+
+const loaded = (patience: number) => Effect.flatMap(program, (made) => CudaKernel.load(made, { patience }))
+
+/** Runs an effect, and says for how long at most the event loop stood still meanwhile, in milliseconds. */
+const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.suspend(() => {
+    let longest = 0
+    let last = performance.now()
+    const look = () => {
+      const now = performance.now()
+      longest = Math.max(longest, now - last)
+      last = now
+    }
+    const timer = setInterval(look, 1)
+    const stop = Effect.sync(() => {
+      look()
+      clearInterval(timer)
+    })
+    return Effect.map(Effect.ensuring(effect, stop), (value) => ({ longest, value }))
+  })
+
+describe.skipIf(gpu === undefined)("kernels beside a busy GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+    it.effect("are loaded without waiting for it, got when it is idle, and unloaded later", () =>
+      Effect.gen(function*() {
+        const busy = yield* Busy
+        const runtime = yield* CudaRuntime.CudaRuntime
+        const stream = yield* CudaStream.make()
+        const to = yield* CudaMemory.allocate(4)
+        // What the driver does once in a process is done before.
+        yield* Effect.scoped(Effect.flatMap(loaded(0), (module) => CudaKernel.get(module, "put", signatures.put)))
+        const start = performance.now()
+        yield* busy.enqueue(stream, busyMillis)
+        const { longest } = yield* longestPause(
+          Effect.scoped(Effect.gen(function*() {
+            const module = yield* loaded(Infinity)
+            assert.isBelow(performance.now() - start, busyMillis)
+            const put = yield* CudaKernel.get(module, "put", signatures.put)
+            assert.isAtLeast(performance.now() - start, busyMillis - 1)
+            yield* busy.enqueue(stream, busyMillis)
+            yield* CudaKernel.launch(put, one, [to, 7], stream)
+          }))
+        )
+        assert.isBelow(longest, noticed)
+        assert.isFalse(yield* CudaStream.query(stream))
+        assert.strictEqual((yield* runtime.liveResources).modules, 0)
+        const words = new Uint32Array(1)
+        yield* CudaMemory.download(words, to, stream)
+        assert.strictEqual(words[0], 7)
+      }))
+
+    it.effect("a kernel that faults ends every later operation with its reason, and its scope closes", () =>
+      Effect.gen(function*() {
+        const runtime = yield* CudaRuntime.CudaRuntime
+        const inner = Effect.gen(function*() {
+          const module = yield* loaded(0)
+          const outside = yield* CudaKernel.get(module, "outside", signatures.outside)
+          const put = yield* CudaKernel.get(module, "put", signatures.put)
+          const stream = yield* CudaStream.make()
+          const to = yield* CudaMemory.allocate(4)
+          yield* CudaKernel.launch(outside, one, [], stream)
+          yield* failsWith(CudaStream.synchronize(stream), "IllegalAddress")
+          const later = yield* Effect.flip(CudaKernel.launch(put, one, [to, 1], stream))
+          assert.strictEqual(later.reason._tag, "IllegalAddress")
+          assert.strictEqual(later.origin?.operation, "CudaStream.synchronize")
+        })
+        yield* Effect.scoped(inner)
+        const live = yield* runtime.liveResources
+        assert.isTrue(Object.values(live).every((count) => count === 0), JSON.stringify(live))
+      }))
+  })
+})

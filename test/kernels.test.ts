@@ -1,0 +1,457 @@
+/**
+ * Kernels, as far as one runtime is enough to see it: what does not compile, how arguments become bytes, and kernels of the
+ * simulated devices: what they find, what they cost, and how they end in faults.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaKernel, CudaMemory, CudaProgram, CudaStream } from "effect-cuda"
+import type { CudaError } from "effect-cuda/CudaError"
+import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+import { execFileSync } from "node:child_process"
+import { mkdtempSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { scalarReaders, scalarSizes, scalarWriters } from "../src/cuda/parameters.ts"
+import type { ParameterKind, ScalarName } from "../src/cuda/parameters.ts"
+import { failsWith, refuses } from "./support/assertions.ts"
+import { program } from "./support/kernels.ts"
+
+interface Given {
+  readonly kernel: CudaKernel.CudaKernel<
+    readonly [
+      typeof CudaKernel.pointer,
+      CudaKernel.PointerKind<true>,
+      typeof CudaKernel.i32,
+      typeof CudaKernel.u64,
+      typeof CudaKernel.bool,
+      CudaKernel.StructKind<{ readonly x: typeof CudaKernel.f32; readonly to: typeof CudaKernel.input }>,
+      CudaKernel.ArrayKind<typeof CudaKernel.f64>
+    ]
+  >
+  readonly device: CudaMemory.DeviceBuffer
+  readonly host: CudaMemory.HostBuffer
+  readonly stream: CudaStream.CudaStream
+  readonly module: CudaKernel.CudaModule
+}
+
+const config = { grid: 1, block: 1 }
+
+/** What compiles. */
+export const accepted = ({ device, host, kernel, module, stream }: Given) => {
+  const part = CudaMemory.slice(device, 8)
+  const operations: ReadonlyArray<Effect.Effect<void, CudaError>> = [
+    CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: part }, [1, 2]]),
+    CudaKernel.launch(kernel, config, [part, host, 1, 1, false, { x: 1, to: device }, Float64Array.of(1)], stream),
+    CudaKernel.launch(kernel, { grid: [1, 2, 3], block: [1, 2], cluster: 2 }, [
+      ...[CudaKernel.address(64), CudaMemory.slice(host, 0), 1, 1, false, { x: 1, to: CudaKernel.address(8) }] as const,
+      []
+    ])
+  ]
+  const kernels: Effect.Effect<
+    CudaKernel.CudaKernel<readonly [CudaKernel.PointerKind<false>, CudaKernel.ScalarKind<"i32">]>,
+    CudaError
+  > = CudaKernel.get(module, "add", [CudaKernel.pointer, CudaKernel.i32])
+  return { operations, kernels }
+}
+
+/** What does not. */
+export const refused = ({ device, kernel, stream }: Given) => {
+  const rest = [1n, true, { x: 1, to: device }, [1]] as const
+  return [
+    // @ts-expect-error an argument is missing
+    CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: device }]),
+    // @ts-expect-error an argument is too many
+    CudaKernel.launch(kernel, config, [device, null, 1, ...rest, 1]),
+    // @ts-expect-error a pointer is no number
+    CudaKernel.launch(kernel, config, [1, null, 1, ...rest]),
+    // @ts-expect-error this pointer is not nullable
+    CudaKernel.launch(kernel, config, [null, null, 1, ...rest]),
+    // @ts-expect-error 32 bits are a number
+    CudaKernel.launch(kernel, config, [device, null, 1n, ...rest]),
+    // @ts-expect-error a number is no truth value
+    CudaKernel.launch(kernel, config, [device, null, 1, 1n, 1, { x: 1, to: device }, [1]]),
+    // @ts-expect-error a field is missing
+    CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1 }, [1]]),
+    // @ts-expect-error a field is of another kind
+    CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: device, to: device }, [1]]),
+    // @ts-expect-error the elements are numbers
+    CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: device }, [true]]),
+    // @ts-expect-error an array is not an element
+    CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: device }, 1]),
+    // @ts-expect-error the address of a buffer alone is no argument
+    CudaKernel.launch(kernel, config, [device.address, null, 1, ...rest]),
+    // @ts-expect-error a launch has a grid and blocks
+    CudaKernel.launch(kernel, { grid: 1 }, [device, null, 1, ...rest]),
+    // @ts-expect-error only pointers are nullable
+    CudaKernel.nullable(CudaKernel.i32),
+    // @ts-expect-error not every attribute can be set
+    CudaKernel.setAttribute(kernel, "numRegs", 1),
+    // @ts-expect-error clusters are counted of a launch with clusters
+    CudaKernel.activeClusters(kernel, config),
+    // @ts-expect-error a stream is no argument
+    CudaKernel.launch(kernel, config, [stream, null, 1, ...rest])
+  ]
+}
+
+const roundTrip = (name: ScalarName, value: unknown) => {
+  const view = new DataView(new ArrayBuffer(8))
+  const written = scalarWriters[name](view, 0)(value)
+  return written ? scalarReaders[name](view, 0) : "refused"
+}
+
+describe("numbers as bytes", () => {
+  const integers = ["i8", "u8", "i16", "u16", "i32", "u32"] as const
+
+  it("keep whole numbers that fit, and refuse others", () => {
+    for (const name of integers) {
+      const bits = 8 * scalarSizes[name]
+      const [least, most] = name.startsWith("u") ? [0, 2 ** bits - 1] : [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]
+      for (const value of [least, most, 0, 1]) assert.strictEqual(roundTrip(name, value), value)
+      for (const value of [least - 1, most + 1, 0.5, NaN, Infinity, "1", 1n, null, undefined, true]) {
+        assert.strictEqual(roundTrip(name, value), "refused", `${name} ${String(value)}`)
+      }
+    }
+  })
+
+  it("take 64 bits as bigints and as whole numbers, alike", () => {
+    for (const value of [0, 1, -1, 2 ** 32, -(2 ** 32), 2 ** 32 - 1, -(2 ** 40) - 7, ...safe]) {
+      assert.strictEqual(roundTrip("i64", value), BigInt(value))
+      assert.strictEqual(roundTrip("i64", BigInt(value)), BigInt(value))
+      assert.strictEqual(roundTrip("u64", value), value < 0 ? "refused" : BigInt(value))
+    }
+    assert.strictEqual(roundTrip("i64", -(2n ** 63n)), -(2n ** 63n))
+    assert.strictEqual(roundTrip("u64", 2n ** 64n - 1n), 2n ** 64n - 1n)
+    for (const value of [2n ** 63n, -(2n ** 63n) - 1n, 2 ** 53, 0.5]) {
+      assert.strictEqual(roundTrip("i64", value), "refused")
+    }
+    for (const value of [2n ** 64n, -1n, -1]) assert.strictEqual(roundTrip("u64", value), "refused")
+  })
+
+  const safe = [Number.MAX_SAFE_INTEGER, Number.MIN_SAFE_INTEGER]
+
+  for (const name of ["f16", "bf16"] as const) {
+    const all = Array.from({ length: 0x10000 }, (_, bits) => {
+      const view = new DataView(new ArrayBuffer(2))
+      view.setUint16(0, bits, true)
+      return scalarReaders[name](view, 0)
+    })
+
+    it(`${name}: every value of 16 bits comes back as it was`, () => {
+      for (const [bits, value] of all.entries()) {
+        const view = new DataView(new ArrayBuffer(2))
+        assert.isTrue(scalarWriters[name](view, 0)(value))
+        const written = view.getUint16(0, true)
+        if (Number.isNaN(value)) assert.isTrue(Number.isNaN(all[written]))
+        else assert.strictEqual(written, bits)
+      }
+    })
+
+    it(`${name}: other numbers become the nearest, and of two as near the even one`, () => {
+      const finite = all.slice(0, 0x8000).filter(Number.isFinite)
+      const largest = finite.at(-1)!
+      for (let index = 0; index + 1 < finite.length; index += 7) {
+        const [low, high] = [finite[index]!, finite[index + 1]!]
+        const middle = (low + high) / 2
+        assert.strictEqual(roundTrip(name, middle), index % 2 === 0 ? low : high)
+        assert.strictEqual(roundTrip(name, middle - (high - low) / 1024), low)
+        assert.strictEqual(roundTrip(name, -middle - (high - low) / 1024), -high)
+      }
+      const step = largest - finite.at(-2)!
+      assert.strictEqual(roundTrip(name, largest + step / 2 - step / 1024), largest)
+      assert.strictEqual(roundTrip(name, largest + step / 2), Infinity)
+      assert.strictEqual(roundTrip(name, -Infinity), -Infinity)
+      assert.strictEqual(Object.is(roundTrip(name, -0), -0), true)
+      assert.strictEqual(roundTrip(name, Number.MIN_VALUE), 0)
+    })
+  }
+})
+
+describe("layouts", () => {
+  const names: Readonly<Record<string, ParameterKind>> = {
+    "signed char": CudaKernel.i8,
+    "unsigned short": CudaKernel.u16,
+    "int": CudaKernel.i32,
+    "long long": CudaKernel.i64,
+    "float": CudaKernel.f32,
+    "double": CudaKernel.f64,
+    "_Bool": CudaKernel.bool,
+    "void *": CudaKernel.pointer
+  }
+
+  /** A type of C with the kind that stands for it. */
+  interface Type {
+    readonly declare: (name: string) => string
+    readonly kind: ParameterKind
+  }
+
+  const scalars = Object.entries(names).map(([type, kind]): Type => ({ declare: (name) => `${type} ${name}`, kind }))
+
+  const structOf = (fields: ReadonlyArray<Type>, align: number): Type => ({
+    declare: (name) =>
+      `struct { ${fields.map(({ declare }, index) => `${declare(`f${index}`)};`).join(" ")} } ` +
+      `${align > 1 ? `__attribute__((aligned(${align}))) ` : ""}${name}`,
+    kind: CudaKernel.struct(Object.fromEntries(fields.map(({ kind }, index) => [`f${index}`, kind])), { align })
+  })
+
+  const arrayOf = (element: Type, length: number): Type => ({
+    declare: (name) => element.declare(`${name}[${length}]`),
+    kind: CudaKernel.array(element.kind, length)
+  })
+
+  /** Whole numbers from 0 that look random, the same in every run. */
+  const makeRandom = () => {
+    let state = 12345
+    return (below: number): number => {
+      state = (Math.imul(state, 1_103_515_245) + 12345) >>> 0
+      return Math.floor(state / 2 ** 32 * below)
+    }
+  }
+
+  const random = makeRandom()
+  const typesOf = (count: number, depth: number) => Array.from({ length: count }, () => makeType(depth))
+  const makeType = (depth: number): Type => {
+    const choice = depth === 0 ? 0 : random(4)
+    if (choice === 1) return arrayOf(makeType(depth - 1), 1 + random(5))
+    return choice === 2 ? structOf(typesOf(1 + random(6), depth - 1), 1) : scalars[random(scalars.length)]!
+  }
+
+  it("of structs and arrays are those of the C compiler", () => {
+    const types = Array.from({ length: 200 }, () => {
+      const fields = typesOf(1 + random(8), 2)
+      return { fields, type: structOf(fields, random(4) === 0 ? 16 : 1) }
+    })
+    const source = [
+      "#include <stddef.h>\n#include <stdio.h>\nint main(void) {",
+      ...types.flatMap(({ fields, type }, index) => [
+        `${type.declare(`s${index}`)};`,
+        `printf("%zu %zu", sizeof s${index}, (size_t)__alignof__(s${index}));`,
+        ...fields.map((_, field) => `printf(" %zu", (size_t)((char *)&s${index}.f${field} - (char *)&s${index}));`),
+        `puts("");`
+      ]),
+      "}"
+    ]
+    const folder = mkdtempSync(join(tmpdir(), "effect-cuda-layout-"))
+    writeFileSync(join(folder, "layout.c"), source.join("\n"))
+    execFileSync("cc", ["-w", "-o", join(folder, "layout"), join(folder, "layout.c")])
+    const lines = execFileSync(join(folder, "layout"), { encoding: "utf8" }).trim().split("\n")
+    for (const [index, { type: { kind } }] of types.entries()) {
+      const offsets = kind.kind === "struct" ? Object.values(kind.offsets) : []
+      assert.strictEqual([kind.size, kind.align, ...offsets].join(" "), lines[index])
+    }
+  })
+
+  it("that cannot be are refused", () => {
+    assert.throws(() => CudaKernel.struct({}), RangeError)
+    assert.throws(() => CudaKernel.struct({ 1: CudaKernel.i8, a: CudaKernel.i8 }), RangeError)
+    assert.throws(() => CudaKernel.struct({ a: CudaKernel.i8 }, { align: 3 }), RangeError)
+    assert.throws(() => CudaKernel.struct({ a: CudaKernel.i8 }, { align: 0.5 }), RangeError)
+    for (const length of [0, -1, 1.5, NaN]) assert.throws(() => CudaKernel.array(CudaKernel.i8, length), RangeError)
+  })
+})
+
+/** Runs a program on a simulated device with these kernels, in the test's time. */
+const simulated = (
+  kernels: Readonly<Record<string, SimulatedRuntime.SimulatedKernel>>,
+  options: SimulatedRuntime.SimulatedOptions = {}
+) =>
+<A, E>(effect: Effect.Effect<A, E, CudaRuntime | SimulatedRuntime.SimulatedControl | Scope.Scope>) =>
+  Effect.provide(Effect.scoped(effect), Layer.fresh(SimulatedRuntime.layer({ ...options, kernels })))
+
+const get = <const Parameters extends ReadonlyArray<ParameterKind>>(name: string, parameters: Parameters) =>
+  Effect.flatMap(
+    Effect.flatMap(program, (made) => CudaKernel.load(made)),
+    (module) => CudaKernel.get(module, name, parameters)
+  )
+
+describe("kernels of simulated devices", () => {
+  const { input, pointer, u32 } = CudaKernel
+  const store = SimulatedRuntime.kernel({
+    parameters: [pointer, u32],
+    cost: "3 millis",
+    run: ({ args: [to, value] }) => to.store("u32", 0, value)
+  })
+
+  it.effect("run at the end of their cost", () =>
+    simulated({ store })(Effect.gen(function*() {
+      const control = yield* SimulatedRuntime.SimulatedControl
+      const kernel = yield* get("store", store.parameters)
+      const stream = yield* CudaStream.make()
+      const to = yield* CudaMemory.allocate(4)
+      yield* CudaKernel.launch(kernel, config, [to, 7], stream)
+      yield* TestClock.adjust("2999 micros")
+      assert.isFalse(yield* CudaStream.query(stream))
+      assert.strictEqual((yield* control.bytes(to))[0], 0)
+      yield* TestClock.adjust("1 micros")
+      assert.isTrue(yield* CudaStream.query(stream))
+      assert.strictEqual((yield* control.bytes(to))[0], 7)
+    })))
+
+  it.effect("have costs that depend on the launch, and hang for ever where they say so", () => {
+    const sized = SimulatedRuntime.kernel({
+      parameters: [],
+      cost: ({ block, grid }) => grid.x * block.x * 10 ** 3,
+      run: () => {}
+    })
+    const hanging = SimulatedRuntime.kernel({ parameters: [], cost: Infinity, run: () => {} })
+    return simulated({ sized, hanging })(Effect.gen(function*() {
+      const [first, second] = yield* Effect.all([get("sized", []), get("hanging", [])])
+      const stream = yield* CudaStream.make()
+      yield* CudaKernel.launch(first, { grid: 2, block: 3 }, [], stream)
+      yield* TestClock.adjust("5999 millis")
+      assert.isFalse(yield* CudaStream.query(stream))
+      yield* TestClock.adjust("6001 millis")
+      assert.isTrue(yield* CudaStream.query(stream))
+      yield* CudaKernel.launch(second, config, [], stream)
+      yield* failsWith(CudaStream.synchronize(stream), "NeverFinishes")
+    }))
+  })
+
+  it.effect("find the arguments of their own launch, whatever is launched after it", () => {
+    const seen: Array<unknown> = []
+    const record = CudaKernel.struct({ at: pointer, n: u32 })
+    const look = SimulatedRuntime.kernel({
+      parameters: [record, CudaKernel.array(u32, 2), CudaKernel.nullable(pointer)],
+      cost: "1 millis",
+      run: ({ args: [{ at, n }, pair, none], grid }) =>
+        seen.push([at.load("u32", 0), n, pair, none?.byteLength, grid.x])
+    })
+    return simulated({ look })(Effect.gen(function*() {
+      const kernel = yield* get("look", look.parameters)
+      const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
+      const [one, two] = yield* Effect.all([CudaMemory.allocate(4), CudaMemory.allocate(8)])
+      yield* CudaMemory.fill(one, 1, { stream })
+      yield* CudaMemory.fill(two, 2, { stream })
+      yield* CudaKernel.launch(kernel, { grid: 5, block: 1 }, [{ at: one, n: 3 }, [4, 5], null], stream)
+      yield* CudaKernel.launch(kernel, { grid: 6, block: 1 }, [{ at: two, n: 7 }, [8, 9], two], other)
+      yield* TestClock.adjust("10 millis")
+      yield* Effect.all([CudaStream.synchronize(stream), CudaStream.synchronize(other)])
+      assert.sameDeepMembers(seen, [[0x01010101, 3, [4, 5], undefined, 5], [0x02020202, 7, [8, 9], 8, 6]])
+    }))
+  })
+
+  it.effect("reach the whole buffer from a part of it, and addresses that the program computes", () => {
+    const sum = SimulatedRuntime.kernel({
+      parameters: [pointer, input],
+      cost: 0,
+      run: ({ args: [to, from] }) => {
+        assert.strictEqual(from.byteLength, 8)
+        assert.deepStrictEqual([...from.view(Uint32Array)], [2, 3])
+        to.store("u32", 0, from.load("u32", -1) + from.load("u32", 2))
+      }
+    })
+    return simulated({ sum })(Effect.gen(function*() {
+      const kernel = yield* get("sum", sum.parameters)
+      const stream = yield* CudaStream.make()
+      const [to, from] = yield* Effect.all([CudaMemory.allocate(8), CudaMemory.allocate(16)])
+      const control = yield* SimulatedRuntime.SimulatedControl
+      new Uint32Array((yield* control.bytes(from)).buffer).set([1, 2, 3, 40])
+      const target = CudaKernel.address(to.address + 4)
+      yield* CudaKernel.launch(kernel, config, [target, CudaMemory.slice(from, 4, 8)], stream)
+      yield* CudaStream.synchronize(stream)
+      assert.deepStrictEqual([...(yield* control.bytes(to))], [0, 0, 0, 0, 41, 0, 0, 0])
+    }))
+  })
+
+  const faults: Readonly<
+    Record<string, readonly [SimulatedRuntime.SimulatedKernel<[CudaKernel.PointerKind<false>]>["run"], string]>
+  > = {
+    "reading behind the buffer": [({ args: [to] }) => to.load("u32", 4), "IllegalAddress"],
+    "writing before the buffer": [({ args: [to] }) => to.store("u8", -1, 0), "IllegalAddress"],
+    "seeing more than there is": [({ args: [to] }) => to.view(Uint8Array, 17), "IllegalAddress"],
+    "seeing what is not aligned": [({ args: [to] }) => to.view(Float64Array, 1), "MisalignedAddress"],
+    "an assertion": [({ assert }) => assert(false), "Assert"],
+    "a time limit": [({ fault }) => fault("LaunchTimeout"), "LaunchTimeout"],
+    "a status that ends nothing": [({ fault }) => fault("OutOfMemory"), "LaunchFailed"],
+    "a variable that is not there": [({ global }) => global("missing"), "LaunchFailed"],
+    "a value that does not fit": [({ args: [to] }) => to.store("u8", 0, 256), "LaunchFailed"],
+    "an exception": [() => {
+      throw new Error("a mistake")
+    }, "LaunchFailed"]
+  }
+
+  for (const [name, [run, status]] of Object.entries(faults)) {
+    it.effect(`${name} ends the context with ${status}`, () => {
+      const faulty = SimulatedRuntime.kernel({ parameters: [pointer], cost: "1 millis", run })
+      return simulated({ faulty })(Effect.gen(function*() {
+        const kernel = yield* get("faulty", [pointer])
+        const stream = yield* CudaStream.make()
+        const to = yield* CudaMemory.allocate(16)
+        const part = CudaMemory.slice(to, name.includes("aligned") ? 4 : 0)
+        yield* CudaKernel.launch(kernel, config, [part], stream)
+        yield* TestClock.adjust("1 millis")
+        const first = yield* Effect.flip(CudaStream.query(stream))
+        assert.strictEqual(first.reason._tag, status)
+        assert.isTrue(first.isSticky)
+        const later = yield* Effect.flip(CudaKernel.launch(kernel, config, [part], stream))
+        assert.deepStrictEqual([later.reason._tag, later.origin?.operation], [status, "CudaStream.query"])
+        yield* failsWith(get("faulty", [pointer]), first.reason._tag)
+      }))
+    })
+  }
+
+  it.effect("that nobody registered are not found, and neither are variables", () =>
+    simulated({ store })(Effect.gen(function*() {
+      const module = yield* Effect.flatMap(program, (made) => CudaKernel.load(made))
+      yield* failsWith(CudaKernel.get(module, "add", []), "NotFound")
+      yield* failsWith(CudaKernel.global(module, "counter"), "NotFound")
+      yield* refuses(CudaKernel.get(module, "store", [pointer]), "parameters")
+      yield* refuses(CudaKernel.get(module, "store", [pointer, CudaKernel.u64]), "parameters[1]")
+    })))
+
+  it.effect("are found by the name expressions of a compiled program", () =>
+    simulated({ "scale<float>": store })(Effect.gen(function*() {
+      const compiled = yield* CudaProgram.compile("template …", { nameExpressions: ["scale<float>"] })
+      const module = yield* CudaKernel.load(compiled)
+      assert.strictEqual((yield* CudaKernel.get(module, "scale<float>", store.parameters)).name, "scale<float>")
+    })))
+
+  it.effect("appear in the timeline as work", () =>
+    simulated({ store }, { recordTimeline: true })(Effect.gen(function*() {
+      const control = yield* SimulatedRuntime.SimulatedControl
+      const kernel = yield* get("store", store.parameters)
+      const stream = yield* CudaStream.make()
+      const to = yield* CudaMemory.allocate(4)
+      yield* CudaKernel.launch(kernel, config, [to, 1], stream)
+      yield* TestClock.adjust("5 millis")
+      yield* CudaStream.query(stream)
+      const work = (yield* control.timeline).filter(({ kind }) => kind === "work")
+      assert.deepStrictEqual(work.map(({ end, start }) => end - start), [3e6])
+    })))
+
+  it.effect("that cannot be are refused when the machine is made", () =>
+    Effect.gen(function*() {
+      const make = (options: SimulatedRuntime.SimulatedOptions) => Effect.scoped(SimulatedRuntime.make(options))
+      yield* refuses(make({ kernels: { wrong: { ...store, cost: -1 } } }), "kernels.wrong.cost")
+      yield* refuses(make({ globals: { wrong: 0 } }), "globals.wrong")
+    }))
+})
+
+describe("handles", () => {
+  it.effect("say what they are", () =>
+    simulated({ nothing: SimulatedRuntime.kernel({ parameters: [CudaKernel.u32], cost: 0, run: () => {} }) })(
+      Effect.gen(function*() {
+        const kernel = yield* get("nothing", [CudaKernel.u32])
+        const { module } = kernel
+        assert.deepStrictEqual(kernel.toJSON(), {
+          _id: "CudaKernel",
+          name: "nothing",
+          parameters: ["u32"],
+          handle: kernel.handle
+        })
+        assert.deepStrictEqual(module.toJSON(), {
+          _id: "CudaModule",
+          program: "kernels.ptx",
+          handle: module.handle,
+          state: "live"
+        })
+        assert.deepStrictEqual(
+          [CudaKernel.isCudaKernel(kernel), CudaKernel.isCudaModule(module), CudaKernel.isCudaKernel(module)],
+          [true, true, false]
+        )
+      })
+    ))
+})

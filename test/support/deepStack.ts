@@ -1,0 +1,7 @@
+/**
+ * Has koffi give its calls off the JS thread the stack that a compiler needs, before the helpers that load libraries with
+ * it are imported: to be imported first. The native runtime does the same for a program that loads nothing before it.
+ */
+import koffi from "koffi"
+
+koffi.config({ async_stack_size: 16 * 1024 * 1024 })

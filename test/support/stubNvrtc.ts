@@ -1,0 +1,132 @@
+/**
+ * The stub NVRTC (`stub/nvrtc.c`) for tests: builds it with the system's C compiler, steers it and reads what it got.
+ */
+import { afterAll } from "@effect/vitest"
+import koffi from "koffi"
+import { execFileSync } from "node:child_process"
+import { createHash } from "node:crypto"
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { dirname, join } from "node:path"
+import { fileURLToPath } from "node:url"
+
+const source = fileURLToPath(new URL("./stub/nvrtc.c", import.meta.url))
+
+/** Compiles the stub with these macros, once per source, and returns the library's path. */
+export const buildNvrtc = (macros: ReadonlyArray<string> = []): string => {
+  const key = createHash("sha256").update(readFileSync(source)).update(macros.join(" ")).digest("hex").slice(0, 16)
+  const folder = join(tmpdir(), "effect-cuda-stub")
+  const path = join(folder, `libnvrtc-${key}.so`)
+  if (existsSync(path)) return path
+  mkdirSync(folder, { recursive: true })
+  // Workers build side by side: each under a name of its own, and the last one to finish wins.
+  const building = `${path}.${process.pid}`
+  const parameters = ["-shared", "-fPIC", "-O1", "-pthread", ...macros.map((macro) => `-D${macro}`), source]
+  execFileSync("cc", [...parameters, "-o", building], { stdio: ["ignore", "inherit", "inherit"] })
+  renameSync(building, path)
+  return path
+}
+
+/** What a compilation was given: name, source, header, content, expression and option, each any number of times. */
+export type Given = Readonly<Record<string, ReadonlyArray<string>>>
+
+/** One loaded stub. */
+export class StubNvrtc {
+  readonly path: string
+  readonly #reset: () => void
+  readonly #count: (what: number) => number
+  readonly #record: () => string
+  readonly #failCreate: (result: number) => void
+  readonly #failName: (result: number) => void
+
+  constructor(path: string) {
+    this.path = path
+    const library = koffi.load(path)
+    this.#reset = library.func("stub_reset", "void", [])
+    this.#count = library.func("stub_count", "int", ["int"])
+    this.#record = library.func("stub_record", "str", [])
+    this.#failCreate = library.func("stub_fail_create", "void", ["int"])
+    this.#failName = library.func("stub_fail_name", "void", ["int"])
+    this.#reset()
+  }
+
+  reset(): void {
+    this.#reset()
+  }
+
+  /** Programs that were created and not destroyed. */
+  get live(): number {
+    return this.#count(0)
+  }
+
+  get compilations(): number {
+    return this.#count(1)
+  }
+
+  /** How many compilations there were at once, at most. */
+  get mostAtOnce(): number {
+    return this.#count(2)
+  }
+
+  /** Compilations that the flow callback ended. */
+  get cancelled(): number {
+    return this.#count(3)
+  }
+
+  /** Calls that were made on the JS thread. */
+  get onMain(): number {
+    return this.#count(4)
+  }
+
+  /** Compilations that go on. */
+  get compiling(): number {
+    return this.#count(5)
+  }
+
+  /** How often the version was asked for, which is once when a library is bound. */
+  get bound(): number {
+    return this.#count(6)
+  }
+
+  failCreate(result: number): void {
+    this.#failCreate(result)
+  }
+
+  failName(result: number): void {
+    this.#failName(result)
+  }
+
+  /** What the last compilation was given. */
+  get given(): Given {
+    const given: Record<string, Array<string>> = {}
+    for (const field of this.#record().split("\x1f").slice(0, -1)) {
+      const [key = "", ...value] = field.split("=")
+      const values = given[key] ??= []
+      values.push(value.join("="))
+    }
+    return given
+  }
+}
+
+/** The stub, shared by the tests of a file. */
+export const openNvrtc = (macros: ReadonlyArray<string> = []): StubNvrtc => new StubNvrtc(buildNvrtc(macros))
+
+const folders: Array<string> = []
+
+afterAll(() => {
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true })
+})
+
+/** An empty folder, removed after the tests of a file. */
+export const makeFolder = (): string => {
+  const folder = mkdtempSync(join(tmpdir(), "effect-cuda-nvrtc-"))
+  folders.push(folder)
+  return folder
+}
+
+/** Puts a stub at a path. */
+export const putNvrtc = (path: string, macros: ReadonlyArray<string> = []): string => {
+  mkdirSync(dirname(path), { recursive: true })
+  copyFileSync(buildNvrtc(macros), path)
+  return path
+}
