@@ -175,12 +175,10 @@ describe("getting a kernel", () => {
       assert.deepStrictEqual(stub.lines().filter(([name]) => !/^cu(DeviceGet|Stream)/.test(String(name))), [
         ["cuLibraryGetKernel", put.handle, module.handle, "put"],
         ["cuCtxPushCurrent_v2", context!],
+        ["cuKernelGetFunction", put.handle, put.handle],
         ["cuKernelGetParamInfo", put.handle, 0, 0, 8],
         ["cuKernelGetParamInfo", put.handle, 1, 8, 4],
         ["cuKernelGetParamInfo", put.handle, 2],
-        ["cuCtxPopCurrent_v2", context!],
-        ["cuCtxPushCurrent_v2", context!],
-        ["cuKernelGetFunction", put.handle, put.handle],
         ["cuCtxPopCurrent_v2", context!],
         attribute("maxThreadsPerBlock", 1024),
         attribute("sharedSizeBytes", 0),

@@ -135,7 +135,7 @@ export interface Backend extends Owner {
   /** Finds a global variable; in `memory`. */
   readonly globalFind: (module: ModuleResource, name: string, device: number) => number
   /** Finds a kernel; in `code`. */
-  readonly kernelFind: (module: ModuleResource, name: string, device: number) => number
+  readonly kernelFind: (module: ModuleResource, name: string) => number
   /** Loads a kernel's code into a device, after whatever runs there. */
   readonly kernelLoad: (code: KernelCode, device: number) => number
   readonly kernelAttribute: (code: KernelCode, attribute: KernelAttribute, device: number) => number

@@ -153,20 +153,20 @@ const get = (
     if (isGone(backend, module)) return refuseModule(core, operation, module)
     const refused = refuseName(operation, name)
     if (refused !== undefined) return refused
-    const code = module.codes.get(name) ?? find(core, module, name, device)
+    const code = module.codes.get(name) ?? find(core, module, name)
     if (typeof code === "number") return core.failOn(operation, code, device, `kernel ${name} of ${module}`)
-    const mismatch = refuseParameters(operation, code, parameters)
-    if (mismatch !== undefined) return mismatch
-    return Effect.map(bring(core, operation, code, device), () => {
+    return Effect.flatMap(bring(core, operation, code, device), () => {
+      const mismatch = refuseParameters(operation, code, parameters)
+      if (mismatch !== undefined) return mismatch
       const args = new Arguments(parameters, reach)
-      return new KernelResource(code, parameters, args, backend.argumentTable(args))
+      return Effect.succeed(new KernelResource(code, parameters, args, backend.argumentTable(args)))
     })
   })
 }
 
 /** Asks for a kernel by its name; the status when there is none. */
-const find = (core: Core, module: ModuleResource, name: string, device: number): KernelCode | number => {
-  const status = core.backend.kernelFind(module, name, device)
+const find = (core: Core, module: ModuleResource, name: string): KernelCode | number => {
+  const status = core.backend.kernelFind(module, name)
   if (status !== success) return status
   const code = core.backend.code!
   module.codes.set(name, code)

@@ -60,15 +60,15 @@ export class KernelCode {
   readonly module: ModuleResource
   readonly handle: number
   readonly name: string
-  /** Nothing where the driver does not say. */
-  readonly parameters: ReadonlyArray<ParameterInfo> | undefined
+  /** Known once its code is on a device. Nothing where the driver does not say. */
+  parameters: ReadonlyArray<ParameterInfo> | undefined
   /** By device; nothing where its code was not loaded yet. */
   readonly on: Array<CodeOnDevice | undefined> = []
   constructor(
     module: ModuleResource,
     handle: number,
     name: string,
-    parameters: ReadonlyArray<ParameterInfo> | undefined
+    parameters?: ReadonlyArray<ParameterInfo>
   ) {
     this.module = module
     this.handle = handle

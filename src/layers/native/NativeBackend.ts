@@ -595,42 +595,35 @@ export class NativeBackend implements Backend {
     return status
   }
 
-  readonly kernelFind = (module: ModuleResource, name: string, ordinal: number): number => {
+  readonly kernelFind = (module: ModuleResource, name: string): number => {
     const status = this.#calls.cuLibraryGetKernel(this.#out.words, module.handle, name)
     if (status !== success) return this.#answer("cuLibraryGetKernel", status)
-    const handle = this.#out.value
-    let parameters: Array<ParameterInfo> | undefined
-    const { cuKernelGetParamInfo } = this.#calls
-    if (cuKernelGetParamInfo !== undefined) {
-      const known: Array<ParameterInfo> = parameters = []
-      const read = () => this.#readParameters(cuKernelGetParamInfo, handle, known)
-      const answered = this.#inContextOf(ordinal, "cuKernelGetParamInfo", read)
-      if (answered !== success) return answered
-    }
-    this.code = new KernelCode(module, handle, name, parameters)
+    this.code = new KernelCode(module, this.#out.value, name)
     return success
   }
 
-  /** Reads the parameters of a kernel, one after another until there is none. */
-  #readParameters(
-    ask: NonNullable<DriverLibrary["calls"]["cuKernelGetParamInfo"]>,
-    kernel: number,
-    into: Array<ParameterInfo>
-  ): number {
+  readonly kernelLoad = (code: KernelCode, ordinal: number): number =>
+    this.#inContextOf(ordinal, "", () => {
+      const status = this.#calls.cuKernelGetFunction(this.#out.words, code.handle)
+      if (status !== success) return this.#answer("cuKernelGetFunction", status)
+      return code.parameters === undefined ? this.#readParameters(code) : success
+    })
+
+  /** Reads the parameters of a kernel, one after another until there is none; an older driver does not say. */
+  #readParameters(code: KernelCode): number {
+    const { cuKernelGetParamInfo } = this.#calls
+    if (cuKernelGetParamInfo === undefined) return success
+    const parameters: Array<ParameterInfo> = []
     const [offset, size] = [this.#sizes.subarray(0, 1), this.#sizes.subarray(1, 2)]
     for (;;) {
-      const status = ask(kernel, into.length, offset, size)
-      if (status !== success) return status === statuses.InvalidValue.code ? success : status
-      into.push({ offset: Number(offset[0]), size: Number(size[0]) })
+      const status = cuKernelGetParamInfo(code.handle, parameters.length, offset, size)
+      if (status === statuses.InvalidValue.code) break
+      if (status !== success) return this.#answer("cuKernelGetParamInfo", status)
+      parameters.push({ offset: Number(offset[0]), size: Number(size[0]) })
     }
+    code.parameters = parameters
+    return success
   }
-
-  readonly kernelLoad = (code: KernelCode, ordinal: number): number =>
-    this.#inContextOf(
-      ordinal,
-      "cuKernelGetFunction",
-      () => this.#calls.cuKernelGetFunction(this.#out.words, code.handle)
-    )
 
   readonly kernelAttribute = (code: KernelCode, attribute: KernelAttribute, device: number): number => {
     const status = this.#calls.cuKernelGetAttribute(
