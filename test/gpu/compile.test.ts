@@ -96,7 +96,6 @@ describe.skipIf(reason !== undefined)(`NVRTC${reason === undefined ? "" : ` (${r
         CudaProgram.compile(source, { name: "bad.cu", headers: { "b.cuh": "__device__ int b() { return y; }\n" } })
       )
       assert(error.reason._tag === "CompilationFailed", error.message)
-      console.log(`${error.message}\n--- the log:\n${error.reason.log}---\n${JSON.stringify(error.reason.diagnostics)}`)
       const errors = error.reason.diagnostics.filter(({ severity }) => severity === "error")
       assert.deepStrictEqual(errors.map(({ file, line }) => [file, line]), [["b.cuh", 1], ["bad.cu", 4]])
       assert.include(errors[1]!.message, "\"x\" is undefined")
@@ -122,7 +121,6 @@ describe.skipIf(reason !== undefined)(`NVRTC${reason === undefined ? "" : ` (${r
       const kept = timed(on(CudaProgram.compile(large(1), { cache: true })))
       const first = yield* kept
       const second = yield* kept
-      console.log(`compiled in ${first.milliseconds} ms, with a runtime from disk in ${second.milliseconds} ms`)
       assert.deepStrictEqual([first.result.fromCache, second.result.fromCache], [false, true])
       assert.deepStrictEqual(second.result.image, first.result.image)
       assert.isBelow(second.milliseconds, first.milliseconds)
@@ -138,7 +136,6 @@ __global__ void k(int* a) { a[0] = S<150>::v + ${"(".repeat(200)}1${")".repeat(2
 
   it.live("goes on beside the event loop, and is given up when interrupted", () =>
     on(Effect.gen(function*() {
-      const whole = yield* timed(CudaProgram.compile(large(2)))
       let longest = 0
       let last = performance.now()
       const timer = setInterval(() => {
@@ -152,10 +149,6 @@ __global__ void k(int* a) { a[0] = S<150>::v + ${"(".repeat(200)}1${")".repeat(2
       const ended = yield* timed(Fiber.interrupt(both))
       const next = yield* timed(CudaProgram.compile(add))
       clearInterval(timer)
-      console.log(
-        `whole ${whole.milliseconds} ms; interrupted in ${ended.milliseconds} ms; the next after ${next.milliseconds} ms; ` +
-          `the loop stood still for ${longest} ms at most`
-      )
       assert.isBelow(ended.milliseconds, 50)
       assert.isBelow(longest, 100)
     })), 60_000)
