@@ -11,13 +11,10 @@ import koffi from "koffi"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { load } from "../../src/cuda/nvrtcLibrary.ts"
 import { failsWith } from "../support/assertions.ts"
-import { gpu } from "../support/gpu.ts"
+import { missing } from "../support/nvrtc.ts"
 import { pause } from "../support/stubDriver.ts"
 
-const found = gpu === undefined ? undefined : await load(process.env["EFFECT_CUDA_NVRTC"], 13)
-const reason = gpu === undefined ? "no GPU" : found?._tag === "Loaded" ? undefined : "no NVRTC"
 const folder = mkdtempSync(join(tmpdir(), "effect-cuda-programs-"))
 process.on("exit", () => rmSync(folder, { recursive: true, force: true }))
 
@@ -70,7 +67,7 @@ const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     return Effect.map(effect, (result) => ({ result, milliseconds: performance.now() - begun }))
   })
 
-describe.skipIf(reason !== undefined)(`NVRTC${reason === undefined ? "" : ` (${reason})`}`, () => {
+describe.skipIf(missing !== undefined)(`NVRTC${missing === undefined ? "" : ` (${missing})`}`, () => {
   for (const target of ["cubin", "ptx"] as const) {
     it.live(`compiles a template to what the driver loads (${target})`, () =>
       on(Effect.gen(function*() {
