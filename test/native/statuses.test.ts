@@ -260,6 +260,13 @@ const memory: ReadonlyArray<Scenario> = [
   failing("cuMemPoolTrimTo", "CudaMemory.reclaim", runtime, (service) => service.memoryReclaim(0)),
   failing("cuStreamSynchronize", "CudaMemory.reclaim", runtime, (service) => service.memoryReclaim(0)),
   copying("cuMemcpyHtoDAsync_v2", (made) => CudaMemory.copy(made.to, made.host, made.stream)),
+  failing(
+    "cuMemcpyHtoDAsync_v2",
+    "CudaMemory.copy",
+    buffers,
+    (made) => Effect.flatMap(CudaStream.defaultStream(), (byDefault) => CudaMemory.copy(made.to, made.host, byDefault)),
+    { where: "on a default stream" }
+  ),
   copying("cuMemcpyDtoHAsync_v2", (made) => CudaMemory.copy(made.host, made.from, made.stream)),
   copying("cuMemcpyDtoDAsync_v2", (made) => CudaMemory.copy(made.to, made.from, made.stream)),
   failing("cuMemcpyPeerAsync", "CudaMemory.copy", peers, (made) => CudaMemory.copy(made.to, made.from, made.stream)),

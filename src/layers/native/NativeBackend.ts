@@ -270,7 +270,7 @@ export class NativeBackend implements Backend {
   readonly streamQuery = (resource: StreamResource): number => {
     const stream = native(resource)
     if (!stream.needsContext) return this.#answer("cuStreamQuery", this.#calls.cuStreamQuery(stream.handle))
-    return this.#entered(stream, "cuStreamQuery", () => this.#calls.cuStreamQuery(stream.handle))
+    return this.#inContextOf(stream.device, "cuStreamQuery", () => this.#calls.cuStreamQuery(stream.handle))
   }
 
   readonly streamWaitEvent = (stream: StreamResource, event: EventResource): number =>
@@ -292,17 +292,11 @@ export class NativeBackend implements Backend {
     if (!stream.needsContext) {
       return this.#answer("cuStreamWaitEvent", this.#calls.cuStreamWaitEvent(stream.handle, event, 0))
     }
-    return this.#entered(stream, "cuStreamWaitEvent", () => this.#calls.cuStreamWaitEvent(stream.handle, event, 0))
-  }
-
-  /** Makes a call with the context of a default stream current. */
-  #entered(stream: NativeStream, name: string, call: () => number): number {
-    const device = this.#device(stream.device)
-    const entered = device.enter()
-    if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
-    const status = call()
-    device.leave()
-    return this.#answer(name, status)
+    return this.#inContextOf(
+      stream.device,
+      "cuStreamWaitEvent",
+      () => this.#calls.cuStreamWaitEvent(stream.handle, event, 0)
+    )
   }
 
   // Events
@@ -364,7 +358,7 @@ export class NativeBackend implements Backend {
     if (!stream.needsContext) {
       return this.#answer("cuEventRecord", this.#calls.cuEventRecord(event, stream.handle))
     }
-    return this.#entered(stream, "cuEventRecord", () => this.#calls.cuEventRecord(event, stream.handle))
+    return this.#inContextOf(stream.device, "cuEventRecord", () => this.#calls.cuEventRecord(event, stream.handle))
   }
 
   /** Lets the waits for an event's record go on after it is replaced: they ask about a marker that follows it. */
@@ -517,7 +511,7 @@ export class NativeBackend implements Backend {
       const bytes = Math.min(byteLength - done, pieceAt(transfer.to, to), pieceAt(transfer.from, from))
       const copy = () =>
         this.#copyPiece(transfer, transfer.to.address + to, transfer.from.address + from, bytes, stream)
-      const status = stream.needsContext ? this.#entered(stream, "", copy) : copy()
+      const status = stream.needsContext ? this.#inContextOf(stream.device, "", copy) : copy()
       if (status !== success) {
         this.enqueuedPart = done > 0
         return status
@@ -571,7 +565,7 @@ export class NativeBackend implements Backend {
     const stream = native(resource)
     const name = fillCalls[bits]
     const call = () => this.#calls[name](memory.address + offset, value, count, stream.handle)
-    return stream.needsContext ? this.#entered(stream, name, call) : this.#answer(name, call())
+    return stream.needsContext ? this.#inContextOf(stream.device, name, call) : this.#answer(name, call())
   }
 
   // Modules and kernels
