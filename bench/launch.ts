@@ -21,6 +21,7 @@ import * as NativeRuntime from "../src/layers/NativeRuntime.ts"
 import { check } from "./support/driver.ts"
 import type { Driver } from "./support/driver.ts"
 import { turn } from "./support/loop.ts"
+import { measureEffect, measureRaw } from "./support/measure.ts"
 import { startPeer, startPythonPeer } from "./support/peer.ts"
 import type { Peer } from "./support/peer.ts"
 import { printTable, run } from "./support/report.ts"
@@ -134,22 +135,6 @@ const makeLaunches = (driver: Driver, subjects: Subjects): ReadonlyArray<Launch>
   ]
 }
 
-const measureRaw = (raw: () => void): number => {
-  const start = performance.now()
-  for (let index = 0; index < count; index++) raw()
-  return (performance.now() - start) * 1e6 / count
-}
-
-const nothing = () => {}
-
-const measureEffect = (effect: () => Effect.Effect<unknown, CudaError>): number => {
-  let index = 0
-  const loop = Effect.whileLoop({ while: () => index++ < count, body: effect, step: nothing })
-  const start = performance.now()
-  Effect.runSync(loop)
-  return (performance.now() - start) * 1e6 / count
-}
-
 /** The nanoseconds of every batch, by way. */
 interface Costs {
   readonly c: Array<number>
@@ -192,10 +177,10 @@ await run("launch", (driver) =>
         for (const name of ["c", "core", "cupy"] as const) kept[name].push(...(yield* ask(peers[name], launch.kernel)))
         for (let batch = 0; batch < batches; batch++) {
           drain()
-          kept.raw.push(measureRaw(launch.raw))
+          kept.raw.push(measureRaw(launch.raw, count))
           drain()
-          kept.effect.push(measureEffect(launch.effect))
-          kept.loop.push(measureEffect(() => Effect.void))
+          kept.effect.push(measureEffect(launch.effect, count))
+          kept.loop.push(measureEffect(() => Effect.void, count))
         }
         drain()
         yield* turn

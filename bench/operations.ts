@@ -19,6 +19,7 @@ import * as NativeRuntime from "../src/layers/NativeRuntime.ts"
 import { check } from "./support/driver.ts"
 import type { Driver } from "./support/driver.ts"
 import { turn } from "./support/loop.ts"
+import { measureEffect, measureRaw } from "./support/measure.ts"
 import { startPeer } from "./support/peer.ts"
 import { printTable, run } from "./support/report.ts"
 import { fixed, median, times } from "./support/statistics.ts"
@@ -121,24 +122,6 @@ const others = ({ calls, make }: Driver, { event, runtime }: Subjects): Readonly
       effect: () => Effect.flatMap(runtime.eventCreate(0, eventFlags), runtime.eventDestroy)
     }
   ]
-}
-
-/** The nanoseconds of each call of a plain loop. */
-const measureRaw = (raw: () => void, count: number): number => {
-  const start = performance.now()
-  for (let index = 0; index < count; index++) raw()
-  return (performance.now() - start) * 1e6 / count
-}
-
-const nothing = () => {}
-
-/** The nanoseconds of each turn of an Effect loop. */
-const measureEffect = (effect: () => Effect.Effect<unknown, CudaError>, count: number): number => {
-  let index = 0
-  const loop = Effect.whileLoop({ while: () => index++ < count, body: effect, step: nothing })
-  const start = performance.now()
-  Effect.runSync(loop)
-  return (performance.now() - start) * 1e6 / count
 }
 
 /** Has the operation find the streams as it needs them: drained, or busy. */

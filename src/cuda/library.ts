@@ -9,6 +9,8 @@ import type { LibraryHandle } from "koffi"
 import { ipcHandleSize } from "./flags.ts"
 import { driverFunctions, ipcHandleType, optionalDriverFunctions } from "./functions.ts"
 import type { DriverFunctionName, DriverFunctions } from "./functions.ts"
+import { importKoffi, keepFlags, messageOf } from "./koffi.ts"
+import type { Tried } from "./koffi.ts"
 
 /** Fills memory; lets pages be touched off the JS thread. */
 export type Memset = (
@@ -38,7 +40,7 @@ export interface DriverLibrary {
 /** How loading ended. */
 export type LoadResult =
   | { readonly _tag: "Loaded"; readonly library: DriverLibrary }
-  | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }> }
+  | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<Tried> }
   | {
     readonly _tag: "FunctionMissing"
     readonly functionName: DriverFunctionName
@@ -80,7 +82,7 @@ const loaded = new Map<string, DriverLibrary>()
 export const load = async (paths: ReadonlyArray<string>): Promise<LoadResult> => {
   const koffi = await importKoffi()
   if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
-  const searched: Array<{ readonly path: string; readonly problem: string }> = []
+  const searched: Array<Tried> = []
   for (const path of paths) {
     const known = loaded.get(path)
     if (known !== undefined) return { _tag: "Loaded", library: known }
@@ -101,14 +103,6 @@ const isDriver = (library: LibraryHandle): boolean => {
     return true
   } catch {
     return false
-  }
-}
-
-const importKoffi = async (): Promise<typeof Koffi | { readonly path: string; readonly problem: string }> => {
-  try {
-    return (await import("koffi")).default
-  } catch (error) {
-    return { path: "the koffi package", problem: messageOf(error) }
   }
 }
 
@@ -147,9 +141,6 @@ const bindOptional = (library: LibraryHandle, functionName: string, parameters: 
     return undefined
   }
 }
-
-/** `RTLD_NOW | RTLD_NODELETE` of Linux. */
-const keepFlags = 0x2 | 0x1000
 
 /** The driver's own threads go on when the thread that loaded it ends and koffi lets go of the library. */
 const keepLoaded = (koffi: typeof Koffi, path: string): void => {
@@ -198,5 +189,3 @@ const findAdvise = (koffi: typeof Koffi): DriverLibrary["wantLargePages"] => {
     return undefined
   }
 }
-
-const messageOf = (error: unknown): string => error instanceof Error ? error.message : String(error)

@@ -8,14 +8,10 @@ import type Koffi from "koffi"
 import type { LibraryHandle } from "koffi"
 import { readdir, readFile, stat } from "node:fs/promises"
 import { isAbsolute, join } from "node:path"
+import { importKoffi, keepFlags, koffiPath, messageOf } from "./koffi.ts"
+import type { Tried } from "./koffi.ts"
 import { nvrtcFunctions, nvrtcSuccess, setFlowCallback } from "./nvrtc.ts"
 import type { NvrtcFunctionName, NvrtcFunctions } from "./nvrtc.ts"
-
-/** A place that was tried, and what is wrong with it. */
-export interface Tried {
-  readonly path: string
-  readonly problem: string
-}
 
 /** Asks a compilation to stop. Lives as long as the compilation. */
 export interface Stop {
@@ -198,7 +194,7 @@ const loaded = new Map<string, NvrtcLibrary>()
 
 /** Loads the library at a path, or else the first of the usual places that the system accepts. */
 export const load = async (path: string | undefined, driverMajor: number): Promise<NvrtcLoadResult> => {
-  const koffi = await importKoffi()
+  const koffi = await importCompilerKoffi()
   if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
   const searched: Array<Tried> = []
   const places = path === undefined
@@ -232,26 +228,19 @@ const loadFirst = async (
   return undefined
 }
 
-const importKoffi = async (): Promise<typeof Koffi | Tried> => {
-  const path = "the koffi package"
-  try {
-    const koffi = (await import("koffi")).default
-    const stack = koffi.config().async_stack_size!
-    if (stack >= leastStack) return koffi
-    const problem =
-      `its calls off the JS thread have a stack of ${
-        stack / 1024
-      } KiB, which a compiler overflows, because something ` +
-      "loaded a library with it before the runtime was made; make the runtime before that, or have that call " +
-      `koffi.config({ async_stack_size: ${stackSize} }) first`
-    return { path, problem }
-  } catch (error) {
-    return { path, problem: messageOf(error) }
-  }
+/** koffi with a stack that a compiler fits on, or what is wrong with it. */
+const importCompilerKoffi = async (): Promise<typeof Koffi | Tried> => {
+  const koffi = await importKoffi()
+  if ("problem" in koffi) return koffi
+  const stack = koffi.config().async_stack_size!
+  if (stack >= leastStack) return koffi
+  const size = `${stack / 1024} KiB`
+  const problem =
+    `its calls off the JS thread have a stack of ${size}, which a compiler overflows, because something loaded a library ` +
+    "with it before the runtime was made; make the runtime before that, or have that call " +
+    `koffi.config({ async_stack_size: ${stackSize} }) first`
+  return { path: koffiPath, problem }
 }
-
-/** `RTLD_NOW | RTLD_NODELETE` of Linux. */
-const keepFlags = 0x2 | 0x1000
 
 /**
  * Opens the library off the JS thread, since it is large, and keeps it open: a compilation goes on when the thread that
@@ -361,5 +350,3 @@ const mappedFile = async (name: string): Promise<string | undefined> => {
   const files = new Set([...maps.matchAll(/(\/\S*\/libnvrtc\.so\S*)$/gm)].map((match) => match[1]!))
   return [...files].find((file) => file.includes(`/${name}`)) ?? [...files][0]
 }
-
-const messageOf = (error: unknown): string => error instanceof Error ? error.message : String(error)
