@@ -1,6 +1,7 @@
 /**
  * `npm run demo -- [FILE]`: streams a file through a GPU and back in chunks, on three streams that overlap, and compares
- * every byte. Then does the same one step at a time, and shows what the overlap gained.
+ * every byte; kernels count the bytes and make a checksum on the way. Then does the same one step at a time, and shows
+ * what the overlap gained.
  *
  * Runs on a simulated GPU where there is no real one. The interesting part is `demo/Pipeline.ts`.
  */

@@ -16,20 +16,32 @@ import type * as Scope from "effect/Scope"
 import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
+import type { MemoryPool } from "./CudaMemoryPool.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { BufferTypeId, DeviceBufferImpl, HostBufferImpl, named, refuseArgument, released } from "./internal/handles.ts"
+import {
+  BufferTypeId,
+  DeviceBufferImpl,
+  HostBufferImpl,
+  ManagedBufferImpl,
+  named,
+  refuseArgument,
+  released
+} from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
-import { onStream, resolveDevice } from "./internal/place.ts"
+import { deviceOrdinal, onStream, resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type {
   CudaRuntimeService,
   DeviceMemoryRef,
   EventRef,
   HostMemoryRef,
+  ManagedMemoryRef,
   MemoryAccess,
+  MemoryLocation,
   MemoryOptions,
   MemoryRange,
+  MemoryRows,
   StreamRef
 } from "./layers/CudaRuntime.ts"
 
@@ -53,6 +65,27 @@ export interface DeviceBuffer extends Pipeable, Inspectable {
   readonly device: CudaDevice
   /** Whether its uses on different streams wait for each other by themselves. */
   readonly isOrdered: boolean
+  /** Whether it is a `ManagedBuffer`. */
+  readonly isManaged: boolean
+}
+
+/**
+ * Managed memory: every device of the machine and the host use it at one address, and the driver moves its pages to where they
+ * are used. Everything that takes device memory takes it too, on the streams of every device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ManagedBuffer extends DeviceBuffer {
+  readonly ref: ManagedMemoryRef
+  readonly buffer: ManagedBuffer
+  /** Where it was allocated, whose current stream it uses by default. */
+  readonly deviceIndex: number
+  /**
+   * The memory itself, seen by the host; empty once it is released. What is read or written here is moved to the host page by
+   * page, on the JS thread: `prefetch` it before. The host must not use bytes while work of a device changes them.
+   */
+  readonly bytes: Uint8Array<ArrayBuffer>
 }
 
 /**
@@ -90,6 +123,16 @@ export interface Slice<Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer |
 }
 
 /**
+ * Rows of a buffer: a part of it with the number of bytes from the start of one row to that of the next.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Rows<Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer | HostBuffer> extends Slice<Buffer> {
+  readonly pitch: number
+}
+
+/**
  * Memory of JavaScript's own: any typed array, a `DataView`, a `Buffer`.
  *
  * @category models
@@ -117,6 +160,14 @@ export interface TypedArrayConstructor<A> {
 export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, BufferTypeId)
 
 /**
+ * True for managed buffers.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) && u.kind === "device" && u.isManaged
+
+/**
  * How a buffer is to be.
  *
  * @category models
@@ -131,13 +182,33 @@ export interface BufferOptions {
 }
 
 /**
+ * How device memory is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceBufferOptions extends BufferOptions {
+  /** Default: that of the pool or the stream, else the current device. */
+  readonly device?: DeviceInput | undefined
+  /** Where it comes from (see `CudaMemoryPool`). Default: the runtime's own pool of the device. */
+  readonly pool?: MemoryPool | undefined
+  /** The stream whose work the memory is allocated and released among. Default: it is there for all streams at once. */
+  readonly stream?: CudaStream | undefined
+}
+
+/**
  * Allocates memory of a device that lives as long as its scope (`cuMemAllocFromPoolAsync`). Its contents are undefined.
  *
  * **Details**
  *
  * The memory can be used on every stream at once. Its release is ordered on the GPU after the work of the streams that used
- * it (`cuMemFreeAsync`), and returns at once. When the device is full, waits for the releases that are still pending before it
- * fails with `OutOfMemory`. Fails with `InvalidArgument` for a size that is not a positive whole number.
+ * it (`cuMemFreeAsync`), and returns at once. When the device or the pool is full, waits for the releases that are still pending
+ * before it fails with `OutOfMemory`. Fails with `InvalidArgument` for a size that is not a positive whole number, and with
+ * `DeviceMismatch` for a pool or a stream of another device.
+ *
+ * With a `stream`, the allocation is work of that stream, and so is the release if no other stream used the memory: what the
+ * stream released before serves its next allocation, without anyone waiting. Other streams may use the memory too: the first use
+ * on each of them waits for the allocation on the GPU.
  *
  * **Gotchas**
  *
@@ -153,31 +224,93 @@ export interface BufferOptions {
  * const cleared = Effect.tap(CudaMemory.allocate(1 << 20), (buffer) => CudaMemory.fill(buffer, 0))
  * ```
  *
+ * **Example** (Scratch memory among the work of a stream)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const twice = (into: CudaMemory.DeviceBuffer, stream: CudaStream.CudaStream) =>
+ *   Effect.gen(function*() {
+ *     const scratch = yield* CudaMemory.allocate(into.byteLength, { stream })
+ *     yield* CudaMemory.copy(scratch, into, stream)
+ *     yield* CudaMemory.copy(into, scratch, stream)
+ *   }).pipe(Effect.scoped) // enqueues the release; waits for nothing
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
 export const allocate = (
   byteLength: number,
+  options: DeviceBufferOptions = {}
+): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.gen(function*() {
+    const runtime = yield* CudaRuntime
+    const { pool, stream } = options
+    const device = yield* resolveDevice(options.device ?? pool?.deviceIndex ?? stream?.deviceIndex)
+    const memoryOptions = { ...yield* resolveOptions(options), pool: pool?.ref, stream: stream?.ref }
+    const ref = yield* reclaiming(
+      runtime,
+      device,
+      Effect.acquireRelease(
+        runtime.memoryAllocate(device, byteLength, memoryOptions),
+        (made) => released(runtime.memoryFree(made))
+      )
+    )
+    return new DeviceBufferImpl(runtime, ref)
+  })
+
+/** Tries an allocation once more when the device was full, after the releases that are pending. */
+const reclaiming = <A, R>(runtime: CudaRuntimeService, device: number, acquire: Effect.Effect<A, CudaError, R>) =>
+  Effect.catchReason(
+    acquire,
+    "CudaError",
+    "OutOfMemory",
+    () => Effect.andThen(runtime.memoryReclaim(device), acquire)
+  )
+
+/**
+ * Allocates managed memory that lives as long as its scope (`cuMemAllocFromPoolAsync`, from a pool of managed memory). Its contents
+ * are undefined.
+ *
+ * **Details**
+ *
+ * The memory can be used on every stream of every device at once, in kernels, copies and fills, and by the host through `bytes`
+ * and `view`. Its release is like that of other device memory. Fails with `NotSupported` where the driver is older than CUDA 13.0, or
+ * where the host cannot use managed memory while a device works (`concurrentManagedAccess`: Windows and WSL), and otherwise like
+ * `allocate`.
+ *
+ * **Gotchas**
+ *
+ * JavaScript holds a view of the memory once `bytes` or `view` were asked for, which nothing can take back: such memory is given
+ * back when the views have been collected, and shows its last contents until then.
+ *
+ * Devices can be given more managed memory than they have. That was not tried.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const allocateManaged = (
+  byteLength: number,
   options: BufferOptions & {
     /** Default: the current device. */
     readonly device?: DeviceInput | undefined
   } = {}
-): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+): Effect.Effect<ManagedBuffer, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const device = yield* resolveDevice(options.device)
     const memoryOptions = yield* resolveOptions(options)
-    const acquire = Effect.acquireRelease(
-      runtime.memoryAllocate(device, byteLength, memoryOptions),
-      (ref) => released(runtime.memoryFree(ref))
+    const ref = yield* reclaiming(
+      runtime,
+      device,
+      Effect.acquireRelease(
+        runtime.managedAllocate(device, byteLength, memoryOptions),
+        (made) => released(runtime.memoryFree(made))
+      )
     )
-    const ref = yield* Effect.catchReason(
-      acquire,
-      "CudaError",
-      "OutOfMemory",
-      () => Effect.andThen(runtime.memoryReclaim(device), acquire)
-    )
-    return new DeviceBufferImpl(runtime, ref)
+    return new ManagedBufferImpl(runtime, ref)
   })
 
 /**
@@ -292,18 +425,37 @@ const part = (self: Slice, offset: number, byteLength = self.byteLength - offset
 })
 
 /**
- * Sees pinned memory as a typed array, without a copy: as many whole elements as fit.
+ * Takes a part of a buffer as rows: `pitch` bytes from the start of one to that of the next. Checked where it is used.
+ *
+ * @category ranges
+ * @since 0.1.0
+ */
+export const rows: {
+  (pitch: number): <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>) => Rows<Buffer>
+  <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>, pitch: number): Rows<Buffer>
+} = dual(
+  2,
+  <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>, pitch: number): Rows<Buffer> => ({
+    buffer: self.buffer,
+    offset: self.offset,
+    byteLength: self.byteLength,
+    pitch
+  })
+)
+
+/**
+ * Sees pinned or managed memory as a typed array, without a copy: as many whole elements as fit.
  *
  * **Gotchas**
  *
  * The array is the memory: read it after the copy that fills it is done, and leave it alone until the copy that reads it is.
- * It has length 0 once the buffer is released. Like a typed array's own constructor this throws a `RangeError`, for a part that
+ * That of pinned memory has length 0 once the buffer is released; one that is made of a released buffer always has. Like a typed array's own constructor this throws a `RangeError`, for a part that
  * is not inside the buffer or does not start at a multiple of the element's size.
  *
  * @category accessors
  * @since 0.1.0
  */
-export const view = <A>(self: Slice<HostBuffer>, Type: TypedArrayConstructor<A>): A => {
+export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: TypedArrayConstructor<A>): A => {
   const { buffer, byteOffset, byteLength } = self.buffer.bytes
   if (byteLength === 0) return new Type(buffer, 0, 0)
   const end = self.offset + self.byteLength
@@ -344,6 +496,219 @@ const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefine
   if (stream !== undefined) return runtime.memoryCopy(to, from, stream.ref)
   return onStream(runtime, deviceOfCopy(destination, source), stream, (ref) => runtime.memoryCopy(to, from, ref))
 }
+
+/**
+ * How much a copy of rows moves.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RowsSize {
+  /** Bytes of each row. */
+  readonly width: number
+  /** How many rows. */
+  readonly height: number
+}
+
+/**
+ * Copies rows, such as a part of an image or a block of a matrix, as work of a stream, by default that of `copy`
+ * (`cuMemcpy2DAsync`).
+ *
+ * **Details**
+ *
+ * Each end is made with `rows`, or is a slice whose rows follow each other without a gap. Returns when the copy is enqueued. Fails
+ * with `InvalidArgument` for rows that do not fit into their part, a pitch that is smaller than the width or above 2^31 - 1, and
+ * rows that overlap; otherwise like `copy`. Between devices, each row is a copy of its own.
+ *
+ * **Example** (A block of 64 by 64 floats out of a matrix with 1000 columns)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const matrix: CudaMemory.DeviceBuffer
+ * declare const host: CudaMemory.HostBuffer
+ *
+ * const block = matrix.pipe(CudaMemory.slice((128 * 1000 + 256) * 4), CudaMemory.rows(1000 * 4))
+ * const copied = CudaMemory.copy2D(host, block, { width: 64 * 4, height: 64 })
+ * ```
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export function copy2D(
+  destination: Slice | Rows,
+  source: Slice | Rows,
+  size: RowsSize,
+  stream?: CudaStream
+): Effect.Effect<void, CudaError>
+export function copy2D(
+  source: Slice | Rows,
+  size: RowsSize,
+  stream?: CudaStream
+): (destination: Slice | Rows) => Effect.Effect<void, CudaError>
+export function copy2D(
+  first: Slice | Rows,
+  second: Slice | Rows | RowsSize,
+  third?: RowsSize | CudaStream,
+  fourth?: CudaStream
+) {
+  if (isSlice(second)) return copyRowsTo(first, second, isCudaStream(third) ? undefined : third, fourth)
+  const stream = isCudaStream(third) ? third : undefined
+  return (destination: Slice | Rows) => copyRowsTo(destination, first, second, stream)
+}
+
+const copyRowsTo = (
+  destination: Slice | Rows,
+  source: Slice | Rows,
+  size: RowsSize = { width: Number.NaN, height: Number.NaN },
+  stream: CudaStream | undefined
+): Effect.Effect<void, CudaError> => {
+  const { runtime } = destination.buffer
+  const to = rowsOf(destination, size.width)
+  const from = rowsOf(source, size.width)
+  return onStream(
+    runtime,
+    deviceOfCopy(destination, source),
+    stream,
+    (ref) => runtime.memoryCopy2D(to, from, size, ref)
+  )
+}
+
+const rowsOf = (part: Slice | Rows, width: number): MemoryRows => ({
+  ...rangeOf(part),
+  pitch: "pitch" in part ? part.pitch : width
+})
+
+/**
+ * A copy of a batch.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Copy {
+  readonly destination: Slice
+  readonly source: Slice
+}
+
+/**
+ * Copies many ranges at once, as work of a stream, by default the current one of the device that the first copy is to or from
+ * (`cuMemcpyBatchAsync`, of CUDA 12.8 and later).
+ *
+ * **Details**
+ *
+ * The copies are in no order among each other, so none may write what another one reads or writes: that is an `InvalidArgument`
+ * failure, and the rest is checked as by `copy`. An older driver is given one copy after the other, and so is every driver for the
+ * legacy default stream and for copies between devices.
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export const copyBatch = (copies: ReadonlyArray<Copy>, stream?: CudaStream): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const [first] = copies
+    if (first === undefined) return Effect.void
+    const { runtime } = first.destination.buffer
+    const transfers = copies.map(({ destination, source }) => ({ to: rangeOf(destination), from: rangeOf(source) }))
+    const device = deviceOfCopy(first.destination, first.source)
+    return onStream(runtime, device, stream, (ref) => runtime.memoryCopyBatch(transfers, ref))
+  })
+
+/**
+ * Where managed memory is to be: on the host, or on a device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Location = "host" | DeviceInput
+
+/**
+ * Moves managed memory to where it will be used, as work of a stream, by default the current one (`cuMemPrefetchAsync`).
+ *
+ * **Details**
+ *
+ * What uses the memory there afterwards does not have to wait for its pages. Returns when the move is enqueued: in pieces, between
+ * turns of the event loop, since the driver takes about a third of a millisecond per MiB on the JS thread for a move to the host, and
+ * a tenth of that for one to a device. An interruption leaves the rest where it is. Fails with `InvalidArgument` for memory that is
+ * not managed and for a device there is not.
+ *
+ * **Gotchas**
+ *
+ * Other fibers may enqueue work between the pieces.
+ *
+ * **Example** (Reading what a device wrote)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const first = Effect.gen(function*() {
+ *   const stream = yield* CudaStream.make()
+ *   const numbers = yield* CudaMemory.allocateManaged(4096)
+ *   yield* CudaMemory.fill(numbers, 1, { bits: 32, stream })
+ *   yield* CudaMemory.prefetch(numbers, "host", stream)
+ *   yield* CudaStream.synchronize(stream)
+ *   return CudaMemory.view(numbers, Uint32Array)[0] // 1
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category managed memory
+ * @since 0.1.0
+ */
+export const prefetch: {
+  (location: Location, stream?: CudaStream): (self: Slice<ManagedBuffer>) => Effect.Effect<void, CudaError>
+  (self: Slice<ManagedBuffer>, location: Location, stream?: CudaStream): Effect.Effect<void, CudaError>
+} = dual(
+  (args) => isSlice(args[0]),
+  (self: Slice<ManagedBuffer>, location: Location, stream?: CudaStream): Effect.Effect<void, CudaError> => {
+    const { runtime } = self.buffer
+    const range = rangeOf(self)
+    const place = placeOf(location)
+    return onStream(runtime, undefined, stream, (ref) => runtime.memoryPrefetch(range, place, ref))
+  }
+)
+
+const placeOf = (location: Location): MemoryLocation =>
+  location === "host" ? location : deviceOrdinal(location) ?? Number.NaN
+
+/**
+ * What the driver is told of how managed memory will be used (`CUmem_advise`).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Advice =
+  /** It is mostly read: each device that reads it may have a copy. */
+  | { readonly readMostly: boolean }
+  /** Where its pages are best kept, or that this no longer holds. */
+  | { readonly preferredLocation: Location | "none" }
+  /** Who will use it, so that its pages are mapped there and need not move. */
+  | { readonly accessedBy: Location }
+  /** Takes that back. */
+  | { readonly notAccessedBy: Location }
+
+/**
+ * Tells the driver how managed memory will be used (`cuMemAdvise`). It changes how fast things go, and nothing that a program
+ * could see. Fails like `prefetch`.
+ *
+ * @category managed memory
+ * @since 0.1.0
+ */
+export const advise: {
+  (advice: Advice): (self: Slice<ManagedBuffer>) => Effect.Effect<void, CudaError>
+  (self: Slice<ManagedBuffer>, advice: Advice): Effect.Effect<void, CudaError>
+} = dual(2, (self: Slice<ManagedBuffer>, advice: Advice): Effect.Effect<void, CudaError> => {
+  const range = rangeOf(self)
+  const { runtime } = self.buffer
+  if ("readMostly" in advice) {
+    return runtime.memoryAdvise(range, advice.readMostly ? "setReadMostly" : "unsetReadMostly", "host")
+  }
+  if ("accessedBy" in advice) return runtime.memoryAdvise(range, "setAccessedBy", placeOf(advice.accessedBy))
+  if ("notAccessedBy" in advice) return runtime.memoryAdvise(range, "unsetAccessedBy", placeOf(advice.notAccessedBy))
+  const { preferredLocation } = advice
+  return preferredLocation === "none"
+    ? runtime.memoryAdvise(range, "unsetPreferredLocation", "host")
+    : runtime.memoryAdvise(range, "setPreferredLocation", placeOf(preferredLocation))
+})
 
 /**
  * Fills device memory with an 8-, 16- or 32-bit value, as work of a stream, by default the current one of the device

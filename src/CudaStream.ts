@@ -9,11 +9,13 @@
  */
 import * as Effect from "effect/Effect"
 import type { Equal } from "effect/Equal"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import { dual } from "effect/Function"
 import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
@@ -331,6 +333,76 @@ export function recordEvent(
   if (event !== undefined) return Effect.as(self.runtime.eventRecord(event.ref, self.ref), event)
   return Effect.tap(makeEvent(self), (made) => self.runtime.eventRecord(made.ref, self.ref))
 }
+
+/**
+ * Runs an effect when the stream reaches this point: after the work it holds now. Returns the fiber that waits for that and then
+ * runs the effect.
+ *
+ * **Details**
+ *
+ * The effect does what a host function of CUDA does (`cuLaunchHostFunc`), without its restrictions. The stream does not wait for
+ * it: an effect may therefore use CUDA, wait for this stream or for others, and take its time, and nothing can deadlock. What is to
+ * come after the effect is enqueued after `Fiber.join`.
+ *
+ * The scope's end waits for the effect when it is a success, and interrupts it otherwise. When a fault ends the device's context, the
+ * effect does not run, and the fiber fails with the reason.
+ *
+ * **Gotchas**
+ *
+ * Work that is enqueued later may run before the effect does, or beside it: memory that the effect reads should not be written
+ * by it.
+ *
+ * **Example** (A result that is looked at as soon as it is there)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import * as Fiber from "effect/Fiber"
+ *
+ * declare const device: CudaMemory.DeviceBuffer
+ *
+ * const looked = Effect.gen(function*() {
+ *   const stream = yield* CudaStream.make()
+ *   const host = yield* CudaMemory.allocateHost(device.byteLength)
+ *   yield* CudaMemory.copy(host, device, stream)
+ *   const fiber = yield* CudaStream.launchHostFunction(stream, Effect.sync(() => host.bytes[0]))
+ *   // more work for the stream, which does not wait for it
+ *   return yield* Fiber.join(fiber)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category host functions
+ * @since 0.1.0
+ */
+export const launchHostFunction: {
+  <A, E, R>(
+    effect: Effect.Effect<A, E, R>
+  ): (self: CudaStream) => Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope>
+  <A, E, R>(
+    self: CudaStream,
+    effect: Effect.Effect<A, E, R>
+  ): Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope>
+} = dual(
+  2,
+  <A, E, R>(
+    self: CudaStream,
+    effect: Effect.Effect<A, E, R>
+  ): Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope> =>
+    Effect.uninterruptible(Effect.gen(function*() {
+      // What the fiber needs goes with it, before the scope does.
+      const own = yield* Scope.fork(yield* Effect.scope)
+      const event = yield* recordEvent(self).pipe(
+        named("CudaStream.launchHostFunction"),
+        Scope.provide(own),
+        Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
+      )
+      const reached = named("CudaStream.launchHostFunction")(self.runtime.eventSynchronize(event.ref))
+      const fiber = yield* Effect.forkDetach(Effect.andThen(reached, effect), { startImmediately: true })
+      yield* Scope.addFinalizerExit(own, (exit) => Exit.isSuccess(exit) ? Fiber.await(fiber) : Fiber.interrupt(fiber))
+      fiber.addObserver(() => Effect.runSync(Scope.close(own, Exit.void)))
+      return fiber
+    }))
+)
 
 const makeEvent = (stream: CudaStream): Effect.Effect<EventImpl, CudaError, Scope.Scope> =>
   Effect.map(

@@ -5,11 +5,13 @@ import { AutoRuntime, CudaRuntime } from "effect-cuda"
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Kernels from "./Kernels.ts"
 import * as Pipeline from "./Pipeline.ts"
 import * as Progress from "./Progress.ts"
 import { describeRuntime, formatBytes, report } from "./Report.ts"
 import { openFile } from "./Source.ts"
 import type { Source } from "./Source.ts"
+import * as Summary from "./Summary.ts"
 
 const usage = "Usage: npm run demo -- [FILE]"
 
@@ -23,7 +25,9 @@ const slots = 4
 /** A GPU slow enough to be watched; used where there is none. */
 const slowDevice = { hostBandwidth: 400e6, deviceBandwidth: 800e6 }
 
-const runtime = AutoRuntime.layer({ simulated: { devices: [slowDevice] } })
+const runtime = AutoRuntime.layer({
+  simulated: { devices: [slowDevice], kernels: Kernels.simulated(slowDevice.deviceBandwidth) }
+})
 
 /** Runs the demo with the arguments of the command line. When it fails, it has said why. */
 export const main = Effect.fnUntraced(
@@ -46,10 +50,17 @@ const demonstrate = Effect.fnUntraced(function*(source: Source) {
   yield* Console.log(`size       ${formatBytes(byteLength)}, in chunks of ${formatBytes(chunkBytes)}\n`)
   const pipelined = yield* withProgress("pipelined", source, Pipeline.pipelined)
   const serial = yield* withProgress("serial", source, Pipeline.serial)
+  const expected = yield* withProgress("on the CPU", source, Summary.summarize)
+  yield* Summary.compare(name, pipelined.summary, expected)
+  yield* Summary.compare(name, serial.summary, expected)
   yield* Console.log(report({ byteLength, slots, pipelined, serial }, process.stdout.columns || 80))
 })
 
-const withProgress = (label: string, source: Source, run: typeof Pipeline.pipelined) =>
+const withProgress = <A, E, R>(
+  label: string,
+  source: Source,
+  run: (source: Source, options: Pipeline.Options) => Effect.Effect<A, E, R>
+) =>
   Effect.gen(function*() {
     const advance = yield* Progress.make(label, source.byteLength)
     return yield* run(source, { chunkBytes, slots, onChunk: (_, bytes) => advance(bytes.byteLength) })

@@ -1,8 +1,9 @@
 /**
- * The pipeline: bytes go up to the device, are copied once on it, and come back down, in chunks.
+ * The pipeline: bytes go up to the device, are copied once on it and counted by kernels, and come back down, in chunks.
  *
  *     file → pinned memory → device memory → device memory → pinned memory → compared with the file
  *             (read)       (upload)        (work)          (download)
+ *                                             └→ counts and checksum of all chunks, downloaded at the end
  */
 import { CudaMemory, CudaPipeline, CudaTiming } from "effect-cuda"
 import type { CudaError, CudaRuntime } from "effect-cuda"
@@ -11,7 +12,9 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
+import * as Kernels from "./Kernels.ts"
 import type { FileProblem, Source } from "./Source.ts"
+import type { Summary } from "./Summary.ts"
 
 export interface Options {
   /** Bytes that move at a time. */
@@ -27,6 +30,8 @@ export interface Run {
   readonly wallTime: Duration.Duration
   /** When the operations of each chunk ran on the GPU. */
   readonly timeline: CudaTiming.Timeline
+  /** What the kernels found. */
+  readonly summary: Summary
 }
 
 /** A byte came back from the device that is not the file's. */
@@ -48,6 +53,7 @@ export const pipelined = (source: Source, options: Options): Effect.Effect<Run, 
   Effect.gen(function*() {
     const chunkBytes = Math.min(options.chunkBytes, source.byteLength)
     const chunks = Math.ceil(source.byteLength / chunkBytes)
+    const summary = yield* Kernels.make(source.byteLength)
     const stopwatch = makeStopwatch()
     const compare = makeCompare(source, chunkBytes)
 
@@ -60,7 +66,8 @@ export const pipelined = (source: Source, options: Options): Effect.Effect<Run, 
           const chunk = into.subarray(0, source.byteLength - offset)
           return Effect.as(Effect.andThen(stopwatch.look, source.read(chunk, offset)), chunk.byteLength)
         },
-        work: ({ input, output }) => CudaMemory.copy(output, input),
+        work: ({ element: offset, input, output }) =>
+          Effect.andThen(CudaMemory.copy(output, input), summary.add(input, offset)),
         take: (bytes, offset) =>
           compare(bytes, offset).pipe(
             Effect.andThen(options.onChunk?.(offset, bytes) ?? Effect.void),
@@ -70,9 +77,9 @@ export const pipelined = (source: Source, options: Options): Effect.Effect<Run, 
       Stream.runDrain,
       CudaTiming.timeline
     )
-    const run: Run = { wallTime: stopwatch.elapsed(), timeline }
+    const run: Run = { wallTime: stopwatch.elapsed(), timeline, summary: yield* summary.download }
     return run
-  })
+  }).pipe(Effect.scoped)
 
 /** The same, one step after the other. */
 export const serial = (source: Source, options: Options): Effect.Effect<Run, Failure, CudaRuntime.CudaRuntime> =>

@@ -4,6 +4,8 @@
 import type { CudaRuntime, CudaTiming } from "effect-cuda"
 import * as Duration from "effect/Duration"
 import type { Run } from "./Pipeline.ts"
+import { describeCounts, formatChecksum } from "./Summary.ts"
+import type { Summary } from "./Summary.ts"
 
 export interface Results {
   readonly byteLength: number
@@ -32,13 +34,16 @@ export const report = (results: Results, columns: number): string => {
     runRow("serial", byteLength, serial) + "   one chunk at a time, one step after the other",
     `overlap    ${gained.toFixed(2)} × the speed of serial`,
     "",
+    ...describeSummary(pipelined.summary),
+    "",
     `The first chunks (${new Set(first.pipelined.map(({ chunk }) => chunk)).size}), pipelined:`,
     ...picture(first.pipelined, millis, columns),
     "",
     "The same stretch of time, serial:",
     ...picture(first.serial, millis, columns),
     "",
-    `All ${byteLength.toLocaleString("en-US")} bytes came back, both times, as the file has them.`
+    `All ${byteLength.toLocaleString("en-US")} bytes came back, both times, as the file has them.`,
+    "The kernels found, both times, the CRC-32 and the count of every byte that the CPU finds."
   ].join("\n")
 }
 
@@ -48,6 +53,12 @@ const row = (name: string, ...cells: ReadonlyArray<string>): string =>
 const runRow = (name: string, byteLength: number, { timeline, wallTime }: Run): string => {
   const gpuTime = Duration.millis(endOf(operationsOf(timeline)))
   return row(name, formatTime(wallTime), formatTime(gpuTime), formatBandwidth(byteLength, wallTime))
+}
+
+const describeSummary = ({ checksum, counts }: Summary): ReadonlyArray<string> => {
+  const { byte, entropy, share } = describeCounts(counts)
+  const most = `0x${byte.toString(16).padStart(2, "0")} most often (${(share * 100).toFixed(1)} %)`
+  return [`CRC-32     ${formatChecksum(checksum)}`, `bytes      ${most}, entropy ${entropy.toFixed(2)} bits per byte`]
 }
 
 /** The steps of a chunk, as the picture and as the pipeline call them. */

@@ -21,11 +21,43 @@ export const hostRegisterPortable = 1
 
 /** `CUmemPool_attribute`. */
 export const poolAttributes = {
+  reuseFollowEventDependencies: 1,
+  reuseAllowOpportunistic: 2,
   reuseAllowInternalDependencies: 3,
   releaseThreshold: 4,
   reservedCurrent: 5,
-  usedCurrent: 7
+  reservedHigh: 6,
+  usedCurrent: 7,
+  usedHigh: 8
 } as const
+
+/** What a pool's memory is (`CUmemAllocationType`): memory that stays on its device, or managed memory. */
+export const allocationTypes = { pinned: 1, managed: 2 } as const
+
+/** `CUmemLocationType`: nowhere, for a pool of managed memory that prefers no place; a device; the host. */
+export const locationTypes = { none: 0, device: 1, host: 2 } as const
+
+/** `CUmem_advise`. */
+export const memoryAdvice = {
+  setReadMostly: 1,
+  unsetReadMostly: 2,
+  setPreferredLocation: 3,
+  unsetPreferredLocation: 4,
+  setAccessedBy: 5,
+  unsetAccessedBy: 6
+} as const
+
+/** What the driver is told of how managed memory will be used. */
+export type MemoryAdvice = keyof typeof memoryAdvice
+
+/** `CUmemorytype`. */
+export const memoryTypes = { host: 1, device: 2 } as const
+
+/** The source of a copy is read in stream order (`CU_MEMCPY_SRC_ACCESS_ORDER_STREAM`). */
+export const copyInStreamOrder = 1
+
+/** The first CUDA version whose pools can hold managed memory. */
+export const managedPoolsVersion = 13000
 
 /** `CUjit_option`. */
 export const jitOptions = { errorLogBuffer: 5, errorLogBufferSize: 6 } as const

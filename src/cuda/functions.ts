@@ -18,6 +18,9 @@ const text = "str"
 /** The type of `CUipcEventHandle`, which is passed by value; koffi learns it before the functions. */
 export const ipcHandleType = "CUipcEventHandle"
 
+/** The type of `CUmemLocation`, which is passed by value too. */
+export const locationType = "CUmemLocation"
+
 /** Every function, with its parameters. All are in CUDA 12.0. */
 export const driverFunctions = {
   cuInit: [uint],
@@ -57,6 +60,7 @@ export const driverFunctions = {
   cuMemPoolCreate: [memory, memory],
   cuMemPoolDestroy: [handle],
   cuMemPoolSetAttribute: [handle, int, memory],
+  cuMemPoolGetAttribute: [handle, int, memory],
   cuMemPoolTrimTo: [handle, size],
   cuMemAllocFromPoolAsync: [memory, size, handle, handle],
   cuMemFreeAsync: [handle, handle],
@@ -66,6 +70,7 @@ export const driverFunctions = {
   cuMemcpyDtoHAsync_v2: [handle, handle, size, handle],
   cuMemcpyDtoDAsync_v2: [handle, handle, size, handle],
   cuMemcpyPeerAsync: [handle, handle, handle, handle, size, handle],
+  cuMemcpy2DAsync_v2: [memory, handle],
   cuLaunchHostFunc: [handle, handle, handle],
   cuMemsetD8Async: [handle, "uint8_t", size, handle],
   cuMemsetD16Async: [handle, "uint16_t", size, handle],
@@ -87,8 +92,13 @@ export const driverFunctions = {
 
 /** Functions that drivers older than the one named lack; what needs them says so, or does without. */
 export const optionalDriverFunctions = {
+  /** CUDA 12.2. */
+  cuMemPrefetchAsync_v2: [handle, size, locationType, uint, handle],
+  cuMemAdvise_v2: [handle, size, int, locationType],
   /** CUDA 12.4. */
-  cuKernelGetParamInfo: [handle, size, memory, memory]
+  cuKernelGetParamInfo: [handle, size, memory, memory],
+  /** CUDA 12.8. */
+  cuMemcpyBatchAsync: [memory, memory, memory, size, memory, memory, size, memory, handle]
 } as const
 
 /** The name of a function of the table. */
@@ -108,6 +118,7 @@ interface ParameterTypes {
   readonly uint8_t: number
   readonly uint16_t: number
   readonly [ipcHandleType]: { readonly reserved: Uint8Array }
+  readonly [locationType]: { readonly type: number; readonly id: number }
 }
 
 type Arguments<Types extends ReadonlyArray<keyof ParameterTypes>> = {

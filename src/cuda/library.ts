@@ -5,9 +5,9 @@
  * @since 0.1.0
  */
 import type Koffi from "koffi"
-import type { LibraryHandle } from "koffi"
+import type { LibraryHandle, TypeObject } from "koffi"
 import { ipcHandleSize } from "./flags.ts"
-import { driverFunctions, ipcHandleType, optionalDriverFunctions } from "./functions.ts"
+import { driverFunctions, ipcHandleType, locationType, optionalDriverFunctions } from "./functions.ts"
 import type { DriverFunctionName, DriverFunctions } from "./functions.ts"
 import { importKoffi, keepFlags, messageOf } from "./koffi.ts"
 import type { Tried } from "./koffi.ts"
@@ -28,6 +28,8 @@ export interface DriverLibrary {
   readonly readText: (address: number) => string
   /** The address of the memory of a buffer. */
   readonly addressOf: (buffer: ArrayBuffer) => number
+  /** Memory at an address, as a buffer that must not be reachable any more when the memory goes. It cannot be detached. */
+  readonly viewOf: (address: number, byteLength: number) => ArrayBuffer
   /** The C library's `memset` on a thread of the pool, where the platform has one under a name known here. */
   readonly memset: Memset | undefined
   /**
@@ -107,24 +109,26 @@ const isDriver = (library: LibraryHandle): boolean => {
 }
 
 const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadResult => {
-  const structs = { [ipcHandleType]: ipcHandleStruct(koffi) }
+  const structs = { [ipcHandleType]: ipcHandleStruct(koffi), [locationType]: koffi.struct({ type: "int", id: "int" }) }
+  const typesOf = (types: ReadonlyArray<string>) =>
+    types.map((type) => type === ipcHandleType || type === locationType ? structs[type] : type)
   const calls: Record<string, unknown> = {}
   for (const functionName of Object.keys(driverFunctions) as ReadonlyArray<DriverFunctionName>) {
-    const parameters = driverFunctions[functionName].map((type) => type === ipcHandleType ? structs[type] : type)
     try {
-      calls[functionName] = library.func(functionName, "int", parameters)
+      calls[functionName] = library.func(functionName, "int", typesOf(driverFunctions[functionName]))
     } catch {
       return { _tag: "FunctionMissing", functionName, driverVersion: readVersion(library) }
     }
   }
-  for (const [functionName, parameters] of Object.entries(optionalDriverFunctions)) {
-    calls[functionName] = bindOptional(library, functionName, parameters)
+  for (const [functionName, types] of Object.entries(optionalDriverFunctions)) {
+    calls[functionName] = bindOptional(library, functionName, typesOf(types))
   }
   const bound: DriverLibrary = {
     path,
     calls: calls as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
     addressOf: (buffer) => Number(koffi.address(buffer)),
+    viewOf: (address, byteLength) => koffi.view(BigInt(address), byteLength),
     memset: findMemset(koffi),
     wantLargePages: findAdvise(koffi)
   }
@@ -134,9 +138,9 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
 }
 
 /** Nothing for a function that this driver lacks. */
-const bindOptional = (library: LibraryHandle, functionName: string, parameters: ReadonlyArray<string>) => {
+const bindOptional = (library: LibraryHandle, functionName: string, parameters: Array<string | TypeObject>) => {
   try {
-    return library.func(functionName, "int", [...parameters])
+    return library.func(functionName, "int", parameters)
   } catch {
     return undefined
   }

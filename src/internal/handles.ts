@@ -10,9 +10,18 @@ import { eventFlags, streamFlags } from "../cuda/flags.ts"
 import type { CudaDevice } from "../CudaDevice.ts"
 import { CudaError, isCudaError } from "../CudaError.ts"
 import type { CudaEvent, TimedEvent } from "../CudaEvent.ts"
-import type { DeviceBuffer, HostBuffer } from "../CudaMemory.ts"
+import type { DeviceBuffer, HostBuffer, ManagedBuffer } from "../CudaMemory.ts"
+import type { MemoryPool } from "../CudaMemoryPool.ts"
 import type { CudaStream } from "../CudaStream.ts"
-import type { CudaRuntimeService, DeviceMemoryRef, EventRef, HostMemoryRef, StreamRef } from "../layers/CudaRuntime.ts"
+import type {
+  CudaRuntimeService,
+  DeviceMemoryRef,
+  EventRef,
+  HostMemoryRef,
+  ManagedMemoryRef,
+  MemoryPoolRef,
+  StreamRef
+} from "../layers/CudaRuntime.ts"
 
 /**
  * A release that failed: there is nobody to fail to, so it is logged, unless the driver is already gone. What follows from
@@ -45,6 +54,7 @@ export const StreamTypeId = "~effect-cuda/CudaStream"
 export const EventTypeId = "~effect-cuda/CudaEvent"
 export const TimedEventTypeId = "~effect-cuda/CudaEvent/TimedEvent"
 export const BufferTypeId = "~effect-cuda/CudaMemory/Buffer"
+export const MemoryPoolTypeId = "~effect-cuda/CudaMemoryPool"
 
 export class StreamImpl extends Handle implements CudaStream {
   readonly [StreamTypeId] = StreamTypeId
@@ -158,6 +168,9 @@ export class DeviceBufferImpl extends Handle implements DeviceBuffer {
   get isOrdered(): boolean {
     return this.ref.isOrdered
   }
+  get isManaged(): boolean {
+    return this.ref.isManaged
+  }
   get deviceIndex(): number {
     return this.ref.device
   }
@@ -165,8 +178,49 @@ export class DeviceBufferImpl extends Handle implements DeviceBuffer {
     return this.runtime.devices[this.ref.device]!
   }
   toJSON() {
-    const { address, byteLength, deviceIndex } = this
-    return { _id: "DeviceBuffer", byteLength, deviceIndex, address, state: this.ref.state }
+    const { address, byteLength, deviceIndex, isManaged } = this
+    return {
+      _id: isManaged ? "ManagedBuffer" : "DeviceBuffer",
+      byteLength,
+      deviceIndex,
+      address,
+      state: this.ref.state
+    }
+  }
+}
+
+export class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
+  declare readonly ref: ManagedMemoryRef
+  constructor(runtime: CudaRuntimeService, ref: ManagedMemoryRef) {
+    super(runtime, ref)
+  }
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+}
+
+export class MemoryPoolImpl extends Handle implements MemoryPool {
+  readonly [MemoryPoolTypeId] = MemoryPoolTypeId
+  readonly runtime: CudaRuntimeService
+  readonly ref: MemoryPoolRef
+  constructor(runtime: CudaRuntimeService, ref: MemoryPoolRef) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+  }
+  get handle(): number {
+    return this.ref.handle
+  }
+  get deviceIndex(): number {
+    return this.ref.device
+  }
+  get device(): CudaDevice {
+    return this.runtime.devices[this.ref.device]!
+  }
+  toJSON() {
+    const { deviceIndex, handle } = this
+    const { origin, state } = this.ref
+    return { _id: "MemoryPool", deviceIndex, origin, handle, state }
   }
 }
 

@@ -11,7 +11,7 @@ import type * as Brand from "effect/Brand"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
-import type { DeviceAttribute, KernelAttribute, SettableKernelAttribute } from "../cuda/flags.ts"
+import type { DeviceAttribute, KernelAttribute, MemoryAdvice, SettableKernelAttribute } from "../cuda/flags.ts"
 import type {
   ArrayKind,
   ParameterKind,
@@ -179,9 +179,82 @@ export interface DeviceMemoryRef {
   readonly byteLength: number
   /** Whether its uses on different streams wait for each other by themselves. */
   readonly isOrdered: boolean
+  /** Whether its pages move between the devices and the host, all of which can use it. */
+  readonly isManaged: boolean
+  /** Where it was allocated. */
   readonly device: number
   readonly state: ResourceState
 }
+
+/**
+ * Managed memory: that of every device and of the host.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ManagedMemoryRef extends DeviceMemoryRef {
+  readonly isManaged: true
+  /** The memory itself, seen by the host; empty once it is released. Reading and writing it moves pages. */
+  readonly bytes: Uint8Array<ArrayBuffer>
+}
+
+/**
+ * A pool that device memory is allocated from (`CUmemoryPool`).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryPoolRef {
+  readonly handle: number
+  readonly device: number
+  /** Who destroys it: a scope (`owned`), or the runtime at its end. */
+  readonly origin: "owned" | "runtime"
+  readonly state: ResourceState
+}
+
+/**
+ * How a pool is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryPoolOptions {
+  /** The most bytes that the pool holds; 0 for as many as there are. */
+  readonly maxBytes: number
+  /** Bytes that the pool keeps when nobody uses them, rather than give them back to the system. */
+  readonly releaseThreshold: number
+  /** Whether an allocation may take what another stream has freed, where events order the two. */
+  readonly reuseFollowEventDependencies: boolean
+  /** Whether an allocation may take what is free already, without any order between the streams. */
+  readonly reuseAllowOpportunistic: boolean
+  /** Whether an allocation may be made to wait for what another stream is about to free. */
+  readonly reuseAllowInternalDependencies: boolean
+}
+
+/**
+ * What a pool holds, in bytes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryPoolStatistics {
+  /** Memory of the device that the pool holds, in use or not. */
+  readonly reservedBytes: number
+  /** The most it held since its start or the last reset. */
+  readonly reservedBytesHigh: number
+  /** Memory of it that is allocated. */
+  readonly usedBytes: number
+  /** The most that was allocated since its start or the last reset. */
+  readonly usedBytesHigh: number
+}
+
+/**
+ * Where managed memory is, or is used: on the host, or on the device of a number.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type MemoryLocation = "host" | number
 
 /**
  * Pinned memory of the host.
@@ -221,6 +294,28 @@ export interface MemoryRange {
 }
 
 /**
+ * Rows of bytes in a buffer: where the first starts, and how far each is from the one before.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryRows extends MemoryRange {
+  /** Bytes from the start of a row to that of the next. */
+  readonly pitch: number
+}
+
+/**
+ * A copy of a batch.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryTransfer {
+  readonly to: MemoryRange
+  readonly from: MemoryRange
+}
+
+/**
  * What memory is to be.
  *
  * @category models
@@ -229,6 +324,22 @@ export interface MemoryRange {
 export interface MemoryOptions {
   /** Whether its uses on different streams wait for each other by themselves; false by default. */
   readonly ordered?: boolean | undefined
+}
+
+/**
+ * What memory of a device is to be.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceMemoryOptions extends MemoryOptions {
+  /** Default: the runtime's own pool of the device. */
+  readonly pool?: MemoryPoolRef | undefined
+  /**
+   * The stream whose work it is allocated and released among. Other streams that use it wait for the allocation by
+   * themselves. Without one, the memory is there for every stream when the allocation ends.
+   */
+  readonly stream?: StreamRef | undefined
 }
 
 /**
@@ -501,6 +612,8 @@ export interface LiveResources {
   readonly hostBuffers: number
   readonly hostBytes: number
   readonly modules: number
+  /** Pools that programs made. */
+  readonly pools: number
   /** Fibers that wait for the GPU. */
   readonly waits: number
 }
@@ -577,9 +690,18 @@ export interface CudaRuntimeService {
   readonly memoryAllocate: (
     device: number,
     byteLength: number,
-    options?: MemoryOptions
+    options?: DeviceMemoryOptions
   ) => Effect.Effect<DeviceMemoryRef, CudaError>
-  /** Waits until the releases enqueued so far have happened, then lets the driver reuse their memory (`cuMemPoolTrimTo`). */
+  /** `cuMemAllocFromPoolAsync`, from a pool of managed memory. */
+  readonly managedAllocate: (
+    device: number,
+    byteLength: number,
+    options?: MemoryOptions
+  ) => Effect.Effect<ManagedMemoryRef, CudaError>
+  /**
+   * Waits until the releases enqueued so far have happened, then has every pool of the device give back what it does not use
+   * (`cuMemPoolTrimTo`).
+   */
   readonly memoryReclaim: (device: number) => Effect.Effect<void, CudaError>
   /** Page-locked memory, for every device (`cuMemHostRegister`). */
   readonly hostAllocate: (byteLength: number, options?: MemoryOptions) => Effect.Effect<HostMemoryRef, CudaError>
@@ -594,6 +716,46 @@ export interface CudaRuntimeService {
     bits: 8 | 16 | 32,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
+  /** `cuMemcpy2DAsync`: so many rows of so many bytes. */
+  readonly memoryCopy2D: (
+    to: MemoryRows,
+    from: MemoryRows,
+    size: { readonly width: number; readonly height: number },
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /** `cuMemcpyBatchAsync`, or one copy after the other where the driver or the stream has no batches. */
+  readonly memoryCopyBatch: (
+    transfers: ReadonlyArray<MemoryTransfer>,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /** `cuMemPrefetchAsync`, in pieces between turns of the event loop. */
+  readonly memoryPrefetch: (
+    range: MemoryRange,
+    location: MemoryLocation,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /** `cuMemAdvise`; the location of an advice that needs none is ignored. */
+  readonly memoryAdvise: (
+    range: MemoryRange,
+    advice: MemoryAdvice,
+    location: MemoryLocation
+  ) => Effect.Effect<void, CudaError>
+
+  /** `cuMemPoolCreate`. */
+  readonly poolCreate: (device: number, options: MemoryPoolOptions) => Effect.Effect<MemoryPoolRef, CudaError>
+  /** The pool that the runtime allocates from by itself. */
+  readonly poolOfDevice: (device: number) => Effect.Effect<MemoryPoolRef, CudaError>
+  /** Refuses new allocations; `cuMemPoolDestroy`, which lets allocations that are left live on. */
+  readonly poolDestroy: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
+  /** `cuMemPoolGetAttribute`. */
+  readonly poolStatistics: (pool: MemoryPoolRef) => Effect.Effect<MemoryPoolStatistics, CudaError>
+  /** `cuMemPoolSetAttribute` of the two highest values. */
+  readonly poolResetHigh: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
+  /** `cuMemPoolSetAttribute`. */
+  readonly poolSetReleaseThreshold: (pool: MemoryPoolRef, bytes: number) => Effect.Effect<void, CudaError>
+  /** `cuMemPoolTrimTo`, after the releases that are enqueued. */
+  readonly poolTrim: (pool: MemoryPoolRef, keepBytes: number) => Effect.Effect<void, CudaError>
+
   /**
    * Has a stream wait as the uses of an access require (`cuStreamWaitEvent`); what is enqueued from now on is part of
    * the access. Suspends while an access that conflicts with it goes on on another stream. `memoryEnd` must follow,

@@ -3,6 +3,7 @@
  */
 import { chmodSync, mkdirSync, truncateSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
+import { crc32 } from "node:zlib"
 import { afterAll, assert, beforeAll, describe, it } from "vitest"
 import { compile } from "./compiled.ts"
 import type { Compiled } from "./compiled.ts"
@@ -25,7 +26,8 @@ const file = (name: string, bytes: Uint8Array): string => {
 
 describe("the demo", () => {
   it("streams a file and says what it did", () => {
-    const path = file("some bytes", makeBytes(20_000_001))
+    const bytes = makeBytes(20_000_001)
+    const path = file("some bytes", bytes)
     const { code, error, out } = demo.run("demo", path)
     assert.strictEqual(error, "")
     assert.strictEqual(code, 0)
@@ -36,6 +38,9 @@ describe("the demo", () => {
     assert.match(out, /^overlap +[\d.]+ ×/m)
     for (const stream of ["upload", "stage", "download"]) assert.match(out, new RegExp(`^${stream} +[█▓▏ ]+$`, "m"))
     assert.include(out, "All 20,000,001 bytes came back, both times, as the file has them.")
+    assert.include(out, `\nCRC-32     ${crc32(bytes).toString(16).padStart(8, "0")}\n`)
+    assert.match(out, /^bytes +0x[0-9a-f]{2} most often \(0\.4 %\), entropy 7\.97 bits per byte$/m)
+    assert.include(out, "the CRC-32 and the count of every byte that the CPU finds.")
   })
 
   it("takes a file of one byte", () => {

@@ -8,10 +8,20 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Kernels from "../../examples/demo/Kernels.ts"
 import { BytesDiffer, pipelined, serial } from "../../examples/demo/Pipeline.ts"
 import { FileProblem } from "../../examples/demo/Source.ts"
 import type { Source } from "../../examples/demo/Source.ts"
-import { changedRuntime, fastRuntime, makeBytes, memorySource, nothingLive, wrapEvery } from "./support.ts"
+import * as Summary from "../../examples/demo/Summary.ts"
+import {
+  changedRuntime,
+  fastRuntime,
+  makeBytes,
+  memorySource,
+  nothingLive,
+  plainSummary,
+  wrapEvery
+} from "./support.ts"
 
 /** Of times in milliseconds. */
 const rounding = 1e-3
@@ -51,8 +61,34 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       assert.isTrue(Buffer.from(returned).equals(bytes))
       assert.strictEqual(result.timeline.regions.length, 3 * Math.ceil(byteLength / chunkBytes))
       assert.strictEqual(result.timeline.dropped, 0)
+      assert.deepStrictEqual(result.summary, plainSummary(bytes))
       assert.deepStrictEqual(yield* liveNow, nothingLive)
     }).pipe(Effect.provide(fastRuntime)))
+
+  it.live.each([1, 3, 255, 257, 1000])("finds the same in chunks of %i bytes", (chunkBytes) =>
+    Effect.gen(function*() {
+      const bytes = makeBytes(1000)
+      const { summary } = yield* runs[name](memorySource(bytes), { chunkBytes, slots: 3 })
+      assert.deepStrictEqual(summary, plainSummary(bytes))
+    }).pipe(Effect.provide(fastRuntime)))
+
+  it.live.each(
+    [
+      ["histogram", 0, "the count of byte"],
+      ["histogram", 2, "the count of byte"],
+      ["checksum", 0, "the CRC-32"],
+      ["checksum", 2, "the CRC-32"]
+    ] as const
+  )("finds out when one launch of %s happens %i times", ([kernel, times, what]) =>
+    Effect.gen(function*() {
+      const source = memorySource(makeBytes(9 * chunkBytes + 5))
+      const { summary } = yield* runs[name](source, { chunkBytes, slots: 3 })
+      const expected = yield* Summary.summarize(source, { chunkBytes })
+      const failure = yield* Effect.flip(Summary.compare(source.name, summary, expected))
+      assert.instanceOf(failure, Summary.SummariesDiffer)
+      assert.match(failure.message, new RegExp(`^memory: ${what}.* is [0-9a-f]+ but the device found [0-9a-f]+$`))
+      assert.deepStrictEqual(yield* liveNow, nothingLive)
+    }).pipe(Effect.provide(repeatingLaunch(kernel, times))))
 
   it.live.each(
     [
@@ -142,6 +178,22 @@ const skippingCopy = (place: number) =>
     }
   })
 
+/** A runtime on which the eighth launch of a kernel happens not once. */
+const repeatingLaunch = (kernel: keyof typeof Kernels.parameters, times: number) =>
+  changedRuntime((runtime) => {
+    let launches = 0
+    const argumentCount = Kernels.parameters[kernel].length
+    return {
+      ...runtime,
+      kernelLaunch: (ref, config, args, stream) => {
+        const isEighth = args.length === argumentCount && ++launches === 8
+        return Effect.replicateEffect(runtime.kernelLaunch(ref, config, args, stream), isEighth ? times : 1, {
+          discard: true
+        })
+      }
+    }
+  })
+
 /** A source that answers differently for one byte when it is asked again. */
 const readDifferently = (bytes: Uint8Array, at: number): Source => {
   const source = memorySource(bytes)
@@ -162,8 +214,10 @@ const interruptedAt = Effect.fnUntraced(function*(run: typeof pipelined, step: n
   const runtime = yield* CudaRuntime.CudaRuntime
   let count = 0
   const running: { fiber?: Fiber.Fiber<unknown, unknown> } = {}
-  const wrapped = wrapEvery(runtime, (operation) =>
+  const wrapped = wrapEvery(runtime, (operation, name) =>
     Effect.suspend(() => {
+      // Loading can be interrupted, and gives back what it loaded until it has ended: there is no moment after that.
+      if (name === "moduleLoad") return operation
       const here = ++count === step
       const interrupt = Effect.sync(() => {
         if (here) running.fiber?.interruptUnsafe()

@@ -3,7 +3,7 @@
  */
 import { spawn, spawnSync } from "node:child_process"
 import type { ChildProcess } from "node:child_process"
-import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import { copyFileSync, mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -53,6 +53,7 @@ export const compile = (): Compiled => {
   const tsc = join(root, "node_modules", "typescript", "bin", "tsc")
   const compiled = spawnSync(process.execPath, [tsc, "-p", home], { encoding: "utf8" })
   if (compiled.status !== 0) throw new Error(`The examples do not compile:\n${compiled.stdout}${compiled.stderr}`)
+  copyFileSync(join(root, "examples/demo/kernels.ptx"), join(home, "examples/demo/kernels.ptx"))
   // No GPU, also where there is one: the tests are to be the same everywhere.
   const env = { ...process.env, EFFECT_CUDA_LIBRARY: join(home, "no-such-library.so"), NO_COLOR: "1" }
   const program = (example: string) => join(home, "examples", `${example}.js`)

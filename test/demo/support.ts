@@ -5,11 +5,25 @@ import { CudaRuntime, SimulatedRuntime } from "effect-cuda"
 import type { CudaError } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Kernels from "../../examples/demo/Kernels.ts"
 import type { Source } from "../../examples/demo/Source.ts"
+import type { Summary } from "../../examples/demo/Summary.ts"
 
 /** Bytes that repeat at no length a chunk could have. */
 export const makeBytes = (byteLength: number): Uint8Array =>
   Uint8Array.from({ length: byteLength }, (_, index) => (index * 31 + (index >> 8) * 7 + 1) % 251)
+
+/** What is to be found in bytes, a bit at a time, so that it has nothing in common with what it is compared with. */
+export const plainSummary = (bytes: Uint8Array): Summary => {
+  const counts = new BigUint64Array(256)
+  let checksum = 0xffffffff
+  for (const byte of bytes) {
+    counts[byte]! += 1n
+    checksum ^= byte
+    for (let bit = 0; bit < 8; bit++) checksum = (checksum >>> 1) ^ (checksum & 1 ? 0xedb88320 : 0)
+  }
+  return { counts, checksum: ~checksum >>> 0 }
+}
 
 /** A source whose reads end on a later turn, as a file's do. */
 export const memorySource = (bytes: Uint8Array): Source => ({
@@ -23,7 +37,8 @@ export const memorySource = (bytes: Uint8Array): Source => ({
 
 /** A device that takes hardly any time. */
 export const fastRuntime = SimulatedRuntime.layer({
-  devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }]
+  devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }],
+  kernels: Kernels.simulated(1e12)
 })
 
 type Service = CudaRuntime.CudaRuntimeService
@@ -56,5 +71,6 @@ export const nothingLive: CudaRuntime.LiveResources = {
   hostBuffers: 0,
   hostBytes: 0,
   modules: 0,
+  pools: 0,
   waits: 0
 }

@@ -112,7 +112,17 @@ const runInterrupted = (k: number, moment: (typeof moments)[number]) =>
       const held = yield* runtime.liveResources
       assert.deepStrictEqual(
         { ...held, streams: 0 },
-        { streams: 0, events: 0, deviceBuffers: 0, deviceBytes: 0, hostBuffers: 0, hostBytes: 0, modules: 0, waits: 0 }
+        {
+          streams: 0,
+          events: 0,
+          deviceBuffers: 0,
+          deviceBytes: 0,
+          hostBuffers: 0,
+          hostBytes: 0,
+          modules: 0,
+          pools: 0,
+          waits: 0
+        }
       )
       // The pooled stream lives as long as the runtime.
       assert.isAtMost(held.streams, 1)

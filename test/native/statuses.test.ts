@@ -86,6 +86,7 @@ const nothingHeld = {
   hostBuffers: 0,
   hostBytes: 0,
   modules: 0,
+  pools: 0,
   waits: 0
 }
 

@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
 import { becauseOf, Model, neverFinishes } from "../../src/layers/simulated/Model.ts"
-import { EventState } from "../../src/layers/simulated/parts.ts"
+import { EventState, Pool } from "../../src/layers/simulated/parts.ts"
 import type { DeviceTraits, EventRecord, Stream } from "../../src/layers/simulated/parts.ts"
 import { Storage } from "../../src/layers/simulated/Storage.ts"
 import { World } from "../../src/layers/simulated/World.ts"
@@ -231,10 +231,12 @@ describe("memory", () => {
   it("counts an allocation at once and gives it back after the work of its users", () => {
     const { device, model, stream, world } = make()
     const user = stream()
-    assert.isTrue(model.reserve(device, 8000))
-    assert.isFalse(model.reserve(device, 2001))
+    const pool = new Pool(9000, 0)
+    assert.isTrue(model.reserve(device, pool, 8000))
+    assert.isFalse(model.reserve(device, pool, 1001))
+    assert.isFalse(model.reserve(device, device.pool, 2001))
     model.work(user, { duration: 10 })
-    model.release(device, new Storage(device, 8000), [user])
+    model.release(device, new Storage(device, 8000, pool), [user])
     model.work(user, { duration: 100 })
     let happened = false
     model.watchRecord(world.record(device.releases, true), () => {

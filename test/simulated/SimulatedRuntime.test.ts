@@ -311,6 +311,14 @@ const emptyKernel: CompileRequest = {
   cache: undefined
 }
 
+const poolOptions = {
+  maxBytes: Number.POSITIVE_INFINITY,
+  releaseThreshold: 0,
+  reuseFollowEventDependencies: true,
+  reuseAllowOpportunistic: true,
+  reuseAllowInternalDependencies: false
+}
+
 /** Every operation, on resources that are made for it. */
 const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
   Effect.gen(function*() {
@@ -321,6 +329,10 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const handle = yield* runtime.eventIpcHandle(shared)
     const oldEvent = yield* runtime.eventCreate(0, 2)
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
+    const managed = { memory: yield* runtime.managedAllocate(0, 8), offset: 0, byteLength: 8 }
+    const pool = yield* runtime.poolCreate(0, poolOptions)
+    const oldPool = yield* runtime.poolCreate(0, poolOptions)
+    const rows = (offset: number) => ({ ...range(offset), pitch: 2 })
     const oldStream = yield* nonBlocking(runtime)
     const branch = yield* nonBlocking(runtime)
     const image = new Uint8Array(0)
@@ -352,13 +364,25 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaKernel.release": runtime.moduleUnload(oldModule),
       "CudaKernel.setAttribute": runtime.kernelSetAttribute(kernel, "preferredSharedMemoryCarveout", 1, 0),
       "CudaMemory.access": runtime.memoryBegin({ stream, reads: [], writes: [], outer: undefined }),
+      "CudaMemory.advise": runtime.memoryAdvise(managed, "setReadMostly", "host"),
       "CudaMemory.allocate": runtime.memoryAllocate(0, 8),
       "CudaMemory.allocateHost": runtime.hostAllocate(8),
+      "CudaMemory.allocateManaged": runtime.managedAllocate(0, 8),
       "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
+      "CudaMemory.copy2D": runtime.memoryCopy2D(rows(0), rows(4), { width: 1, height: 2 }, stream),
+      "CudaMemory.copyBatch": runtime.memoryCopyBatch([{ to: range(0), from: range(4) }], stream),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
+      "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
       "CudaMemory.release": runtime.memoryFree(oldMemory),
       "CudaMemory.settled": runtime.memorySettled({ memory: ordered, offset: 0, byteLength: 8 }),
+      "CudaMemoryPool.make": runtime.poolCreate(0, poolOptions),
+      "CudaMemoryPool.ofDevice": runtime.poolOfDevice(0),
+      "CudaMemoryPool.release": runtime.poolDestroy(oldPool),
+      "CudaMemoryPool.resetHigh": runtime.poolResetHigh(pool),
+      "CudaMemoryPool.setReleaseThreshold": runtime.poolSetReleaseThreshold(pool, 0),
+      "CudaMemoryPool.statistics": runtime.poolStatistics(pool),
+      "CudaMemoryPool.trim": runtime.poolTrim(pool, 0),
       "CudaProgram.compile": runtime.programCompile(emptyKernel),
       "CudaStream.defaultStream": runtime.streamDefault(0, "legacy"),
       "CudaStream.fromHandle": runtime.streamFromHandle(0, stream.handle),
@@ -371,6 +395,15 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     }
     return calls
   })
+
+/** What keeps a stream busy until time passes. */
+const takesTime = [
+  "CudaMemory.copy",
+  "CudaMemory.copy2D",
+  "CudaMemory.copyBatch",
+  "CudaMemory.fill",
+  "CudaMemory.prefetch"
+]
 
 const names = Object.keys(operationCalls) as ReadonlyArray<OperationName>
 
@@ -388,7 +421,7 @@ describe("failures that are asked for", () => {
       const { calls, control } = yield* prepare
       yield* control.failNext(name, "MapFailed", 2)
       for (const other of names) {
-        if (other !== name && !["CudaMemory.copy", "CudaMemory.fill"].includes(other)) yield* calls[other]
+        if (other !== name && !takesTime.includes(other)) yield* calls[other]
       }
       for (const _ of [1, 2]) {
         const error = yield* Effect.flip(calls[name])

@@ -5,11 +5,14 @@
  * A call that yields a value leaves it in `result` (or in the field its comment names) when its status is 0.
  */
 import type * as Effect from "effect/Effect"
-import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
+import type { DeviceAttribute, KernelAttribute, MemoryAdvice } from "../../cuda/flags.ts"
 import type {
   BlockSuggestion,
   DeviceProperties,
   MemoryInfo,
+  MemoryLocation,
+  MemoryPoolOptions,
+  MemoryPoolStatistics,
   ModuleOptions,
   PriorityRange,
   WaitOptions
@@ -22,6 +25,8 @@ import type {
   DeviceMemoryResource,
   EventResource,
   HostMemoryResource,
+  ManagedMemoryResource,
+  MemoryPoolResource,
   Owner,
   StreamResource
 } from "./resources.ts"
@@ -55,6 +60,16 @@ export interface Transfer {
   readonly byteLength: number
 }
 
+/** A copy of rows. */
+export interface RowsTransfer extends Omit<Transfer, "byteLength"> {
+  readonly toPitch: number
+  readonly fromPitch: number
+  /** Bytes of a row. */
+  readonly width: number
+  /** How many rows. */
+  readonly height: number
+}
+
 /** A point in the work of a stream, for the ordering of buffers; each backend has its own kind. */
 export interface Marker {
   readonly device: number
@@ -69,9 +84,11 @@ export interface Backend extends Owner {
   stream: StreamResource | undefined
   event: EventResource | undefined
   memory: DeviceMemoryResource | undefined
+  managed: ManagedMemoryResource | undefined
+  pool: MemoryPoolResource | undefined
   marker: Marker | undefined
   code: KernelCode | undefined
-  /** Set when a copy fails of which a part has been enqueued already. */
+  /** Set when work fails of which a part has been enqueued already. */
   enqueuedPart: boolean
   /** What the last reading call read. */
   result: number
@@ -105,7 +122,15 @@ export interface Backend extends Owner {
   readonly eventIpcHandle: (event: EventResource, into: Uint8Array) => number
   readonly eventFromIpcHandle: (device: number, handle: Uint8Array) => number
 
-  readonly memoryAllocate: (device: number, byteLength: number) => number
+  /** From a pool, or the device's own; among the work of a stream, or to be ready for all after `watchAllocation`. */
+  readonly memoryAllocate: (
+    device: number,
+    byteLength: number,
+    pool: MemoryPoolResource | undefined,
+    stream: StreamResource | undefined
+  ) => number
+  /** In `managed`; to be ready after `watchAllocation`. */
+  readonly managedAllocate: (device: number, byteLength: number) => number
   /** Enqueues the release behind the work of the buffer's users. */
   readonly memoryFree: (memory: DeviceMemoryResource) => number
   readonly hostAllocate: (byteLength: number) => Effect.Effect<HostMemoryResource, DriverFailure>
@@ -120,6 +145,38 @@ export interface Backend extends Owner {
     count: number,
     stream: StreamResource
   ) => number
+
+  readonly memoryCopyRows: (transfer: RowsTransfer, stream: StreamResource) => number
+  /** Copies in no order among each other. */
+  readonly memoryCopyBatch: (transfers: ReadonlyArray<Transfer>, stream: StreamResource) => number
+  /** How many bytes a call of `memoryPrefetch` may be about, so that it holds its thread for about a millisecond. */
+  readonly prefetchPiece: (location: MemoryLocation) => number
+  readonly memoryPrefetch: (
+    memory: ManagedMemoryResource,
+    offset: number,
+    byteLength: number,
+    location: MemoryLocation,
+    stream: StreamResource
+  ) => number
+  readonly memoryAdvise: (
+    memory: ManagedMemoryResource,
+    offset: number,
+    byteLength: number,
+    advice: MemoryAdvice,
+    location: MemoryLocation
+  ) => number
+
+  readonly poolCreate: (device: number, options: MemoryPoolOptions) => number
+  /** The pool that the device's memory is allocated from by default; always the same. */
+  readonly poolOfDevice: (device: number) => MemoryPoolResource
+  readonly poolDestroy: (pool: MemoryPoolResource) => number
+  readonly poolStatistics: (pool: MemoryPoolResource) => number
+  /** After `poolStatistics`. */
+  readonly poolStatisticsResult: MemoryPoolStatistics
+  readonly poolResetHigh: (pool: MemoryPoolResource) => number
+  readonly poolSetReleaseThreshold: (pool: MemoryPoolResource, bytes: number) => number
+  /** Gives back what is free beyond some bytes; after `watchReleases`. */
+  readonly poolTrim: (pool: MemoryPoolResource, keepBytes: number) => number
 
   /** Makes a marker behind what a stream holds now. */
   readonly markerRecord: (stream: StreamResource) => number
@@ -170,9 +227,6 @@ export interface Backend extends Owner {
   readonly watchAllocation: (device: number, onDone: OnDone) => Cancel
   /** Tells when every release enqueued so far on a device has happened. */
   readonly watchReleases: (device: number, onDone: OnDone) => Cancel
-  /** Makes the memory of finished releases available to every allocation; after `watchReleases`. */
-  readonly memoryTrim: (device: number) => number
-
   /** Ends the waits whose work is done, without waiting for a turn of theirs. */
   readonly settle: () => void
 

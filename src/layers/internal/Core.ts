@@ -15,7 +15,13 @@ import type { FaultOrigins } from "./failures.ts"
 import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
 import type { ModuleResource } from "./modules.ts"
-import type { DeviceMemoryResource, EventResource, HostMemoryResource, StreamResource } from "./resources.ts"
+import type {
+  DeviceMemoryResource,
+  EventResource,
+  HostMemoryResource,
+  MemoryPoolResource,
+  StreamResource
+} from "./resources.ts"
 
 /** Begins a wait and says how to give it up. */
 export type Watch = (onDone: OnDone, options: WaitOptions) => Cancel
@@ -31,6 +37,8 @@ export class Core {
   readonly deviceMemory = new Set<DeviceMemoryResource>()
   readonly hostMemory = new Set<HostMemoryResource>()
   readonly modules = new Set<ModuleResource>()
+  /** The pools that programs made. */
+  readonly pools = new Set<MemoryPoolResource>()
   /** Ends every outstanding wait with a failure; for the release of the runtime. */
   readonly waits = new Set<() => void>()
   readonly foreignStreams = new Map<string, StreamResource>()

@@ -8,14 +8,18 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { deviceAttributes } from "../../cuda/flags.ts"
 import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
 import { CudaRuntime } from "../CudaRuntime.ts"
 import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
 import type { Backend } from "./Backend.ts"
+import { copyOperations } from "./copies.ts"
 import { Core, watchAll } from "./Core.ts"
 import { eventOperations } from "./events.ts"
 import { refuseArgument } from "./failures.ts"
 import { kernelOperations } from "./kernels.ts"
+import { managedOperations } from "./managed.ts"
 import { memoryOperations } from "./memory.ts"
+import { poolOperations } from "./pools.ts"
 import { programOperations } from "./programs.ts"
 import type { Compile } from "./programs.ts"
 import { streamOperations } from "./streams.ts"
@@ -35,6 +39,9 @@ export const make = (
         ...streamOperations(core),
         ...eventOperations(core),
         ...memoryOperations(core),
+        ...copyOperations(core),
+        ...managedOperations(core),
+        ...poolOperations(core),
         ...kernelOperations(core),
         ...programOperations(core, compile),
         liveResources: Effect.sync(() => count(core))
@@ -93,6 +100,7 @@ const count = (core: Core): LiveResources => ({
   hostBuffers: core.hostMemory.size,
   hostBytes: sumBytes(core.hostMemory),
   modules: core.modules.size,
+  pools: core.pools.size,
   waits: core.waits.size
 })
 
@@ -102,15 +110,16 @@ const sumBytes = (buffers: Iterable<{ readonly byteLength: number }>): number =>
   return bytes
 }
 
-/** Streams first, each drained, since the rest may be in use on them; then memory, events, modules, and what the driver holds. */
+/** Streams first, each drained, since the rest may be in use on them; then memory, pools, events, modules, and what the driver holds. */
 const close = (core: Core): Effect.Effect<void> =>
   Effect.gen(function*() {
     core.closed = true
     yield* core.whenQuiet
-    const { eventDestroy, memoryFree, moduleUnload, streamDestroy, streamSynchronize } = {
+    const { eventDestroy, memoryFree, moduleUnload, poolDestroy, streamDestroy, streamSynchronize } = {
       ...streamOperations(core),
       ...eventOperations(core),
       ...memoryOperations(core),
+      ...poolOperations(core),
       ...kernelOperations(core)
     }
     yield* releaseAll("stream", [...core.streams], streamDestroy)
@@ -118,6 +127,7 @@ const close = (core: Core): Effect.Effect<void> =>
     for (const stream of core.defaultStreams.values()) stream.state = "released"
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
     for (const stream of core.foreignStreams.values()) stream.state = "released"
+    yield* releaseAll("pool", [...core.pools], poolDestroy)
     yield* releaseAll("event", [...core.events], eventDestroy)
     yield* releaseAll("module", [...core.modules], moduleUnload)
     core.backend.settle()
@@ -128,10 +138,16 @@ const close = (core: Core): Effect.Effect<void> =>
 const releaseAll = <R extends object>(
   what: string,
   resources: ReadonlyArray<R>,
-  release: (resource: R) => Effect.Effect<void, unknown>
+  release: (resource: R) => Effect.Effect<void, CudaError>
 ): Effect.Effect<void> =>
   Effect.forEach(
     resources,
-    (resource) => Effect.catch(release(resource), (error) => Effect.logWarning(`Releasing a ${what} failed`, error)),
+    (resource) => Effect.catch(release(resource), (error) => logRelease(what, error)),
     { discard: true, concurrency: what === "stream" ? "unbounded" : 1 }
   )
+
+/** What follows from the loss of a context is said once, by what met it first. */
+const logRelease = (what: string, { message, origin }: CudaError): Effect.Effect<void> =>
+  origin === undefined
+    ? Effect.logWarning(`Releasing a ${what} failed: ${message}`)
+    : Effect.logDebug(`Releasing a ${what} failed: ${message}`)

@@ -13,7 +13,7 @@ import { Access, marksOfPart, Track, Work } from "./ordering.ts"
 import type { Mark, Part } from "./ordering.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, ownStream, unusable } from "./resources.ts"
+import { ownMemory, ownStream, unusable, useAll } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 
 type AccessOperations = Pick<CudaRuntimeService, "memoryBegin" | "memoryEnd" | "memorySettled">
@@ -47,6 +47,22 @@ export const enqueueOrdered = (
   if (status !== success && !backend.enqueuedPart) return status
   const marked = work.end(backend)
   return status === success ? marked : status
+}
+
+/** Enqueues work that uses memory of any kind, noted as used, and in the order that it keeps by itself. */
+export const enqueueUsing = (
+  core: Core,
+  stream: StreamResource,
+  reads: ReadonlyArray<MemoryRange>,
+  writes: ReadonlyArray<MemoryRange>,
+  call: () => number
+): number => {
+  const memories = [...reads, ...writes].map(({ memory }) => ownMemory(memory))
+  const used = useAll(memories, stream)
+  if (used !== success) return used
+  return memories.every(({ ordering }) => ordering === undefined)
+    ? call()
+    : enqueueOrdered(core, stream, reads, writes, call)
 }
 
 /** A stream that was wrapped from its handle has the track of the resource that owns it. */
@@ -87,8 +103,8 @@ const begin = (
   const own = new Access(trackOf(core, stream), parts, openOf(accesses, access.outer))
   accesses.set(access, own)
   const start = () => {
-    for (const { memory } of [...access.reads, ...access.writes]) ownMemory(memory).usedOn(stream)
-    const status = own.begin(core.backend)
+    const used = useAll([...access.reads, ...access.writes].map(({ memory }) => ownMemory(memory)), stream)
+    const status = used === success ? own.begin(core.backend) : used
     return status === success ? Effect.void : core.fail(accessOperation, status, stream)
   }
   if (!own.isBlocked) return start()

@@ -111,7 +111,8 @@ export class Arguments {
   }
 
   #reaches(memory: AnyMemoryResource): boolean {
-    return memory.kind === "device" ? memory.device === this.#device : this.#reach.reachesHost(this.#device)
+    if (memory.kind === "host") return this.#reach.reachesHost(this.#device)
+    return memory.device === this.#device || memory.isManaged
   }
 
   #structWriter({ fields, offsets }: StructKind, offset: number): Writer {

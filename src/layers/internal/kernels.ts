@@ -450,7 +450,8 @@ const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): nu
   let isOrdered = false
   for (const { memory } of pointers) {
     if (memory === undefined) continue
-    memory.usedOn(stream)
+    const used = memory.usedOn(stream)
+    if (used !== success) return used
     isOrdered ||= memory.ordering !== undefined
   }
   if (!isOrdered) return backend.kernelLaunch(kernel, shape, stream)

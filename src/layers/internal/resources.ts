@@ -3,12 +3,15 @@
  * behind the door. Every runtime makes its resources from these classes, or from subclasses with more state.
  */
 import { eventFlags } from "../../cuda/flags.ts"
+import { success } from "../../cuda/status.ts"
 import type {
   Address,
   DeviceMemoryRef,
   EventHandle,
   EventRef,
   HostMemoryRef,
+  ManagedMemoryRef,
+  MemoryPoolRef,
   MemoryRef,
   ResourceState,
   StreamHandle,
@@ -76,6 +79,10 @@ class MemoryResource {
   state: ResourceState = "live"
   /** Its uses, for a buffer that orders itself. */
   ordering: Ordering | undefined
+  /** What is done before a stream's first use of it, with the status of that; nothing for memory that is there for all. */
+  beforeFirstUse: ((stream: StreamResource) => number) | undefined
+  /** What is done once its release is enqueued. */
+  onRelease: (() => void) | undefined
   readonly owner: Owner
   readonly address: Address
   readonly byteLength: number
@@ -90,11 +97,17 @@ class MemoryResource {
   get isOrdered(): boolean {
     return this.ordering !== undefined
   }
-  usedOn(stream: StreamResource): void {
-    if (this.#lastUser === stream) return
+  /** Notes a use that is about to be enqueued. The status is that of what has to be enqueued before. */
+  usedOn(stream: StreamResource): number {
+    if (this.#lastUser === stream) return success
+    if (this.beforeFirstUse !== undefined && !this.#users.has(stream)) {
+      const status = this.beforeFirstUse(stream)
+      if (status !== success) return status
+    }
     this.#lastUser = stream
     this.#users.add(stream)
     if (this.#users.size >= this.#pruneAt) this.#prune()
+    return success
   }
   /** Forgets streams that are gone, so that a buffer may outlive any number of them. */
   #prune(): void {
@@ -110,12 +123,42 @@ class MemoryResource {
 export class DeviceMemoryResource extends MemoryResource implements DeviceMemoryRef {
   readonly kind = "device"
   readonly device: number
+  readonly isManaged: boolean = false
+  /** The stream among whose work it was allocated; none for memory that was ready for all. */
+  allocatedOn: StreamResource | undefined
   constructor(owner: Owner, address: Address, byteLength: number, device: number) {
     super(owner, address, byteLength)
     this.device = device
   }
   override toString(): string {
     return `buffer of ${this.byteLength} bytes at 0x${this.address.toString(16)} on device ${this.device}`
+  }
+}
+
+/** Managed memory. How the host sees it is the backend's. */
+export abstract class ManagedMemoryResource extends DeviceMemoryResource implements ManagedMemoryRef {
+  override readonly isManaged = true
+  abstract readonly bytes: Uint8Array<ArrayBuffer>
+  override toString(): string {
+    return `managed ${super.toString()}`
+  }
+}
+
+export class MemoryPoolResource implements MemoryPoolRef {
+  state: ResourceState = "live"
+  readonly owner: Owner
+  readonly handle: number
+  readonly device: number
+  readonly origin: "owned" | "runtime"
+  constructor(owner: Owner, handle: number, device: number, origin: "owned" | "runtime") {
+    this.owner = owner
+    this.handle = handle
+    this.device = device
+    this.origin = origin
+  }
+  toString(): string {
+    const whose = this.origin === "runtime" ? "the runtime's pool" : `pool 0x${this.handle.toString(16)}`
+    return `${whose} of device ${this.device}`
   }
 }
 
@@ -132,7 +175,7 @@ export class HostMemoryResource extends MemoryResource implements HostMemoryRef 
 }
 
 export type AnyMemoryResource = DeviceMemoryResource | HostMemoryResource
-export type Resource = StreamResource | EventResource | AnyMemoryResource
+export type Resource = StreamResource | EventResource | AnyMemoryResource | MemoryPoolResource
 
 /**
  * Every reference of a runtime is one of its resources, so these narrow without looking; `unusable`, which every
@@ -141,6 +184,16 @@ export type Resource = StreamResource | EventResource | AnyMemoryResource
 export const ownStream = (ref: StreamRef): StreamResource => ref as StreamResource
 export const ownEvent = (ref: EventRef): EventResource => ref as EventResource
 export const ownMemory = (ref: MemoryRef): AnyMemoryResource => ref as AnyMemoryResource
+export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => ref as MemoryPoolResource
+
+/** Notes uses of memory that are about to be enqueued, as `usedOn` does. */
+export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: StreamResource): number => {
+  for (const memory of memories) {
+    const status = memory.usedOn(stream)
+    if (status !== success) return status
+  }
+  return success
+}
 
 /** True for a resource of another runtime and for one that was released. */
 export const unusable = (owner: Owner, resource: Resource): boolean =>

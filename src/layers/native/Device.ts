@@ -2,7 +2,7 @@
  * A device the native runtime has opened: its primary context, its memory pool, and the streams and events the runtime
  * needs for itself. And the native streams and events, with what the completion engine keeps on them.
  */
-import { eventFlags, poolAttributes, streamFlags } from "../../cuda/flags.ts"
+import { allocationTypes, eventFlags, locationTypes, poolAttributes, streamFlags } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
@@ -46,12 +46,18 @@ export class NativeDevice {
   readonly context: number
   priorities: PriorityRange = { least: 0, greatest: 0 }
   pool = 0
+  /** Of managed memory; 0 until it is first needed. */
+  managedPool = 0
   /** Allocates only: nothing ever waits on it, so that fresh memory is ready at once. */
   allocations = 0
   /** Frees only: waits for the work of each buffer before it. */
   releases = 0
-  /** The last attempt to make a stream or an event. */
+  /** The streams on which memory was released that was allocated there, since the releases were last waited for. */
+  readonly freedOn = new Set<NativeStream>()
+  /** The last attempt to make a stream, an event or a pool. */
   made: DriverFailure = { call: "", status: success }
+  /** Set once the runtime lets go of the device. */
+  isClosed = false
   readonly #markers: Array<number> = []
   readonly #out = new Out()
   readonly #left = new Out()
@@ -79,9 +85,9 @@ export class NativeDevice {
       ["cuCtxGetStreamPriorityRange", () => this.#readPriorities()],
       ["cuStreamCreateWithPriority", () => this.#makeStream((stream) => this.allocations = stream)],
       ["cuStreamCreateWithPriority", () => this.#makeStream((stream) => this.releases = stream)],
-      ["cuMemPoolCreate", () => this.#makePool()],
-      ["cuMemPoolSetAttribute", () => this.#setPool(poolAttributes.releaseThreshold, 0xffffffffffffffffn)],
-      ["cuMemPoolSetAttribute", () => this.#setPool(poolAttributes.reuseAllowInternalDependencies, 0n)]
+      ["cuMemPoolCreate", () => this.#makePool(poolProperties(this.ordinal), (pool) => this.pool = pool)],
+      ["cuMemPoolSetAttribute", () => this.setPool(this.pool, "releaseThreshold", keepAll)],
+      ["cuMemPoolSetAttribute", () => this.setPool(this.pool, "reuseAllowInternalDependencies", 0n)]
     ]
     for (const [index, [call, step]] of steps.entries()) {
       const status = step()
@@ -98,12 +104,17 @@ export class NativeDevice {
 
   /** Destroys what `setUp` and the markers made. */
   tearDown(warn: Warn): void {
-    const { allocations, calls, pool, releases } = this
+    const { allocations, calls, managedPool, pool, releases } = this
     for (const marker of this.#markers.splice(0)) warn("cuEventDestroy", calls.cuEventDestroy_v2(marker), marker)
     if (allocations !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(allocations), allocations)
     if (releases !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(releases), releases)
     if (pool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
-    this.allocations = this.releases = this.pool = 0
+    if (managedPool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(managedPool), managedPool)
+    this.allocations =
+      this.releases =
+      this.pool =
+      this.managedPool =
+        0
   }
 
   /** A stream for the runtime's own ordering; 0 when none could be made, and why in `made`. */
@@ -111,6 +122,28 @@ export class NativeDevice {
     let made = 0
     this.#make("cuStreamCreateWithPriority", () => this.#makeStream((stream) => made = stream))
     return made
+  }
+
+  /** A pool with these properties, for whoever destroys it; 0 when none could be made, and why in `made`. */
+  makePool(properties: Uint8Array): number {
+    let made = 0
+    this.#make("cuMemPoolCreate", () => this.#makePool(properties, (pool) => made = pool))
+    return made
+  }
+
+  /** The pool of managed memory; 0 when it could not be made, and why in `made`. */
+  takeManagedPool(): number {
+    if (this.managedPool === 0) {
+      this.managedPool = this.makePool(poolProperties(this.ordinal, { isManaged: true }))
+      if (this.managedPool !== 0) this.setPool(this.managedPool, "releaseThreshold", keepAll)
+    }
+    return this.managedPool
+  }
+
+  /** Sets an attribute of a pool: a number of bytes, or for those of reuse 0 or 1. */
+  setPool(pool: number, name: keyof typeof poolAttributes, value: bigint): number {
+    const memory = name.startsWith("reuse") ? Int32Array.of(Number(value)) : BigUint64Array.of(value)
+    return this.calls.cuMemPoolSetAttribute(pool, poolAttributes[name], memory)
   }
 
   /** An event for the runtime's own ordering; 0 when none could be made, and why in `made`. */
@@ -149,26 +182,30 @@ export class NativeDevice {
     return status
   }
 
-  #makePool(): number {
-    const status = this.calls.cuMemPoolCreate(this.#out.words, poolProperties(this.ordinal))
-    if (status === success) this.pool = this.#out.value
+  #makePool(properties: Uint8Array, keep: (pool: number) => void): number {
+    const status = this.calls.cuMemPoolCreate(this.#out.words, properties)
+    if (status === success) keep(this.#out.value)
     return status
-  }
-
-  #setPool(attribute: number, value: bigint): number {
-    const bytes = BigUint64Array.of(value)
-    const narrow = attribute === poolAttributes.reuseAllowInternalDependencies
-    return this.calls.cuMemPoolSetAttribute(this.pool, attribute, narrow ? new Int32Array([Number(value)]) : bytes)
   }
 }
 
-/** `CUmemPoolProps`: pinned memory of a device, not shared with other processes. */
-const poolProperties = (ordinal: number): Uint8Array => {
+/** Gives nothing back to the system by itself. */
+export const keepAll = 0xffffffffffffffffn
+
+/**
+ * `CUmemPoolProps`: memory not shared with other processes, either pinned to a device or managed and preferring no place, with so
+ * many bytes at most, where 0 is as many as there are.
+ */
+export const poolProperties = (
+  ordinal: number,
+  { isManaged = false, maxBytes = 0 }: { readonly isManaged?: boolean; readonly maxBytes?: number } = {}
+): Uint8Array => {
   const bytes = new Uint8Array(88)
   const view = new DataView(bytes.buffer)
-  view.setInt32(0, 1, true)
-  view.setInt32(8, 1, true)
-  view.setInt32(12, ordinal, true)
+  view.setInt32(0, isManaged ? allocationTypes.managed : allocationTypes.pinned, true)
+  view.setInt32(8, isManaged ? locationTypes.none : locationTypes.device, true)
+  view.setInt32(12, isManaged ? 0 : ordinal, true)
+  view.setBigUint64(24, BigInt(maxBytes), true)
   return bytes
 }
 

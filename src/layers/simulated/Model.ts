@@ -5,8 +5,9 @@
  * must be answered.
  */
 import { neverFinishes } from "../internal/Backend.ts"
+import type { RowsTransfer } from "../internal/Backend.ts"
 import { Device, EventRecord, Operation, Stream } from "./parts.ts"
-import type { DeviceTraits, EventState, OperationKind, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
+import type { DeviceTraits, EventState, OperationKind, Pool, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
 import type { Storage } from "./Storage.ts"
 import { decide } from "./World.ts"
 import type { World } from "./World.ts"
@@ -110,6 +111,40 @@ export class Model implements WatcherHome {
     )
   }
 
+  copyRows(stream: Stream, to: Storage, from: Storage, rows: Rows): void {
+    const kind = copyKind(to, from)
+    const bytes = rows.width * rows.height
+    this.world.enqueue(
+      new Operation({
+        kind,
+        stream,
+        bytes,
+        engine: engineOf(stream.device, kind),
+        duration: stream.device.traits.copyLatency + transferTime(bytes, bandwidthOf(stream.device, kind)),
+        act: () => moveRows(to.touch(), from.touch(), rows)
+      })
+    )
+  }
+
+  /** Moves pages: what that takes, since every byte is everywhere anyway. */
+  prefetch(stream: Stream, bytes: number, toHost: boolean): void {
+    const { device } = stream
+    this.world.enqueue(
+      new Operation({
+        kind: "prefetch",
+        stream,
+        bytes,
+        engine: toHost ? device.download : device.upload,
+        duration: device.traits.copyLatency + transferTime(bytes, device.traits.hostBandwidth)
+      })
+    )
+  }
+
+  /** An allocation among the work of a stream. */
+  allocation(stream: Stream, bytes: number): void {
+    this.world.enqueue(new Operation({ kind: "allocate", stream, bytes }))
+  }
+
   fill(stream: Stream, to: Storage, offset: number, value: number, bits: 8 | 16 | 32, count: number): void {
     const { compute, traits } = stream.device
     const bytes = count * (bits / 8)
@@ -132,10 +167,26 @@ export class Model implements WatcherHome {
   }
 
   /** Counts an allocation; false when it does not fit. */
-  reserve(device: Device, byteLength: number): boolean {
-    if (device.usedMemory + byteLength > device.traits.memory) return false
-    device.usedMemory += byteLength
+  reserve(device: Device, pool: Pool, byteLength: number): boolean {
+    if (pool.used + byteLength > pool.most) return false
+    const missing = pool.missing(byteLength)
+    if (device.usedMemory + missing > device.traits.memory) return false
+    device.usedMemory += missing
+    pool.take(byteLength)
     return true
+  }
+
+  /** Gives back what a pool holds and does not use, beyond some bytes. */
+  trim(device: Device, pool: Pool, keep: number): void {
+    const reserved = Math.max(pool.used, Math.min(pool.reserved, keep))
+    device.usedMemory -= pool.reserved - reserved
+    pool.reserved = reserved
+  }
+
+  /** The pool keeps nothing any more; what is allocated goes back when it is released. */
+  dropPool(device: Device, pool: Pool): void {
+    pool.threshold = 0
+    this.trim(device, pool, 0)
   }
 
   /** Gives device memory back once the work enqueued on its users is done, and every release before this one. */
@@ -145,7 +196,11 @@ export class Model implements WatcherHome {
     this.#afterUsers(users, () => this.world.finishRecord(unused))
     this.world.wait(releases, unused, true)
     const act = () => {
-      device.usedMemory -= storage.byteLength
+      const { pool } = storage
+      if (pool !== undefined) {
+        pool.used -= storage.byteLength
+        if (pool.reserved > pool.threshold) this.trim(device, pool, pool.threshold)
+      }
       storage.drop()
     }
     this.world.enqueue(new Operation({ kind: "release", stream: releases, bytes: storage.byteLength, act }))
@@ -259,6 +314,15 @@ const bandwidthOf = (device: Device, kind: OperationKind): number => {
 
 /** Whole nanoseconds, so that times are exact. */
 const transferTime = (bytes: number, bandwidth: number): number => Math.ceil((bytes / bandwidth) * 1e9)
+
+type Rows = Pick<RowsTransfer, "toOffset" | "toPitch" | "fromOffset" | "fromPitch" | "width" | "height">
+
+const moveRows = (to: Uint8Array, from: Uint8Array, rows: Rows): void => {
+  for (let row = 0; row < rows.height; row++) {
+    const start = rows.fromOffset + row * rows.fromPitch
+    to.set(from.subarray(start, start + rows.width), rows.toOffset + row * rows.toPitch)
+  }
+}
 
 const fillBytes = (bytes: Uint8Array, offset: number, value: number, bits: 8 | 16 | 32, count: number): void => {
   if (bits === 8) bytes.fill(value, offset, offset + count)

@@ -1,17 +1,20 @@
 /**
  * Memory of the simulation: an ArrayBuffer that comes into being when something first touches it.
  */
-import type { Device } from "./parts.ts"
+import type { Device, Pool } from "./parts.ts"
 
 export class Storage {
   /** Nothing for memory of the host. */
   readonly device: Device | undefined
   readonly byteLength: number
+  /** What it was taken from; nothing for memory of the host and for variables of modules. */
+  readonly pool: Pool | undefined
   #bytes: Uint8Array<ArrayBuffer> | undefined
 
-  constructor(device: Device | undefined, byteLength: number) {
+  constructor(device: Device | undefined, byteLength: number, pool?: Pool) {
     this.device = device
     this.byteLength = byteLength
+    this.pool = pool
   }
 
   /** The bytes, all 0 at first. Throws a RangeError when the process cannot hold so many. */

@@ -5,11 +5,20 @@
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { eventFlags } from "../../cuda/flags.ts"
+import { eventFlags, managedPoolsVersion } from "../../cuda/flags.ts"
 import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
-import type { BlockSuggestion, DeviceProperties, MemoryInfo, ModuleOptions, PriorityRange } from "../CudaRuntime.ts"
-import type { Backend, Cancel, DriverFailure, Marker, OnDone, Transfer } from "../internal/Backend.ts"
+import type {
+  BlockSuggestion,
+  DeviceProperties,
+  MemoryInfo,
+  MemoryLocation,
+  MemoryPoolOptions,
+  MemoryPoolStatistics,
+  ModuleOptions,
+  PriorityRange
+} from "../CudaRuntime.ts"
+import type { Backend, Cancel, DriverFailure, Marker, OnDone, RowsTransfer, Transfer } from "../internal/Backend.ts"
 import type { LaunchShape } from "../internal/launches.ts"
 import { ModuleResource } from "../internal/modules.ts"
 import type { KernelCode, KernelResource } from "../internal/modules.ts"
@@ -18,6 +27,8 @@ import type {
   DeviceMemoryResource,
   EventResource,
   HostMemoryResource,
+  ManagedMemoryResource,
+  MemoryPoolResource,
   StreamResource
 } from "../internal/resources.ts"
 import {
@@ -35,7 +46,7 @@ import type { Multiprocessor, SimulatedKernel } from "./kernels.ts"
 import { Model, neverFinishes } from "./Model.ts"
 import type { ResolvedDevice } from "./options.ts"
 import { Pacer } from "./Pacer.ts"
-import { EventState } from "./parts.ts"
+import { EventState, Pool } from "./parts.ts"
 import type { Device, EventRecord } from "./parts.ts"
 import {
   memoryPart,
@@ -43,6 +54,8 @@ import {
   SimulatedEvent,
   simulatedEvent,
   SimulatedHostMemory,
+  SimulatedManagedMemory,
+  SimulatedPool,
   SimulatedStream,
   streamPart
 } from "./resources.ts"
@@ -85,6 +98,14 @@ export class SimulatedBackend implements Backend {
   stream: StreamResource | undefined
   event: EventResource | undefined
   memory: DeviceMemoryResource | undefined
+  managed: SimulatedManagedMemory | undefined
+  pool: MemoryPoolResource | undefined
+  poolStatisticsResult: MemoryPoolStatistics = {
+    reservedBytes: 0,
+    reservedBytesHigh: 0,
+    usedBytes: 0,
+    usedBytesHigh: 0
+  }
   marker: SimulatedMarker | undefined
   code: SimulatedCode | undefined
   blockSuggestion: BlockSuggestion = { block: 0, minGrid: 0 }
@@ -96,7 +117,9 @@ export class SimulatedBackend implements Backend {
   readonly #pacer: Pacer
   readonly #shared = new Set<string>()
   /** Every buffer, for addresses that a program computes itself. */
-  readonly #memories = new Set<SimulatedDeviceMemory | SimulatedHostMemory>()
+  readonly #memories = new Set<SimulatedDeviceMemory | SimulatedHostMemory | SimulatedManagedMemory>()
+  /** The runtime's pools of the devices, as far as they were asked for. */
+  readonly #pools: Array<SimulatedPool | undefined> = []
   readonly #globals = new Map<ModuleResource, Map<string, SimulatedDeviceMemory>>()
   #because = ""
 
@@ -329,15 +352,37 @@ export class SimulatedBackend implements Backend {
     return noCancel
   }
 
-  memoryAllocate(device: number, byteLength: number): number {
+  memoryAllocate(
+    device: number,
+    byteLength: number,
+    pool: MemoryPoolResource | undefined,
+    stream: StreamResource | undefined
+  ): number {
     const part = this.#device(device)
     const status = this.#begin("cuMemAllocFromPoolAsync", part)
     if (status !== success) return status
-    if (!this.model.reserve(part, byteLength)) return outOfMemory
+    const from = this.#poolPart(pool ?? this.poolOfDevice(device))
+    if (!this.model.reserve(part, from, byteLength)) return outOfMemory
     const address = this.model.makeAddress(byteLength)
-    const memory = new SimulatedDeviceMemory(this, new Storage(part, byteLength), address, device)
+    const memory = new SimulatedDeviceMemory(this, new Storage(part, byteLength, from), address, device)
+    if (stream !== undefined) this.model.allocation(streamPart(stream), byteLength)
     this.#memories.add(memory)
     this.memory = memory
+    return success
+  }
+
+  managedAllocate(device: number, byteLength: number): number {
+    const part = this.#device(device)
+    const status = this.#begin("cuMemPoolCreate", part)
+    if (status !== success) return status
+    const isThere = this.driverVersion >= managedPoolsVersion && this.#attributes(device).concurrentManagedAccess !== 0
+    if (!isThere) return statuses.NotSupported.code
+    this.call = "cuMemAllocFromPoolAsync"
+    const storage = new Storage(part, byteLength, part.pool)
+    if (!this.model.reserve(part, part.pool, byteLength)) return outOfMemory
+    const memory = new SimulatedManagedMemory(this, storage, this.model.makeAddress(byteLength), device)
+    this.#memories.add(memory)
+    this.managed = memory
     return success
   }
 
@@ -346,6 +391,89 @@ export class SimulatedBackend implements Backend {
     this.#forget(memory)
     const status = this.#begin("cuMemFreeAsync", part)
     if (status === success) this.model.release(part, memoryPart(memory), memory.pendingUsers.map(streamPart))
+    return status
+  }
+
+  prefetchPiece(): number {
+    return Number.POSITIVE_INFINITY
+  }
+
+  memoryPrefetch(
+    memory: ManagedMemoryResource,
+    _: number,
+    byteLength: number,
+    location: MemoryLocation,
+    stream: StreamResource
+  ): number {
+    const part = streamPart(stream)
+    const status = this.#begin("cuMemPrefetchAsync", part.device) || lostOf(memoryPart(memory))
+    if (status === success) this.model.prefetch(part, byteLength, location === "host")
+    return status
+  }
+
+  /** Nothing that a program could see depends on it here. */
+  memoryAdvise(memory: ManagedMemoryResource): number {
+    return this.#begin("cuMemAdvise", this.#device(memory.device))
+  }
+
+  poolCreate(device: number, options: MemoryPoolOptions): number {
+    const part = this.#device(device)
+    const status = this.#begin("cuMemPoolCreate", part)
+    if (status !== success) return status
+    const most = options.maxBytes === 0 ? Number.POSITIVE_INFINITY : options.maxBytes
+    this.pool = new SimulatedPool(
+      this,
+      new Pool(most, options.releaseThreshold),
+      this.model.makeHandle(),
+      device,
+      "owned"
+    )
+    return success
+  }
+
+  poolOfDevice(device: number): MemoryPoolResource {
+    return this.#pools[device] ??= new SimulatedPool(this, this.#device(device).pool, 0, device, "runtime")
+  }
+
+  #poolPart(pool: MemoryPoolResource): Pool {
+    return (pool as SimulatedPool).part
+  }
+
+  poolDestroy(pool: MemoryPoolResource): number {
+    const part = this.#device(pool.device)
+    const status = this.#begin("cuMemPoolDestroy", part)
+    if (status === success) this.model.dropPool(part, this.#poolPart(pool))
+    return status
+  }
+
+  poolStatistics(pool: MemoryPoolResource): number {
+    const status = this.#begin("cuMemPoolGetAttribute", this.#device(pool.device))
+    const { reserved, reservedHigh, used, usedHigh } = this.#poolPart(pool)
+    this.poolStatisticsResult = {
+      reservedBytes: reserved,
+      reservedBytesHigh: reservedHigh,
+      usedBytes: used,
+      usedBytesHigh: usedHigh
+    }
+    return status
+  }
+
+  poolResetHigh(pool: MemoryPoolResource): number {
+    const status = this.#begin("cuMemPoolSetAttribute", this.#device(pool.device))
+    if (status === success) this.#poolPart(pool).resetHigh()
+    return status
+  }
+
+  poolSetReleaseThreshold(pool: MemoryPoolResource, bytes: number): number {
+    const status = this.#begin("cuMemPoolSetAttribute", this.#device(pool.device))
+    if (status === success) this.#poolPart(pool).threshold = bytes
+    return status
+  }
+
+  poolTrim(pool: MemoryPoolResource, keepBytes: number): number {
+    const part = this.#device(pool.device)
+    const status = this.#begin("cuMemPoolTrimTo", part)
+    if (status === success) this.model.trim(part, this.#poolPart(pool), keepBytes)
     return status
   }
 
@@ -368,7 +496,7 @@ export class SimulatedBackend implements Backend {
   }
 
   #forget(memory: AnyMemoryResource): void {
-    this.#memories.delete(memory as SimulatedDeviceMemory | SimulatedHostMemory)
+    this.#memories.delete(memory as SimulatedDeviceMemory | SimulatedHostMemory | SimulatedManagedMemory)
   }
 
   hostFree(memory: HostMemoryResource): number {
@@ -390,6 +518,27 @@ export class SimulatedBackend implements Backend {
     if (status !== success) return status
     if (!touch(to) || !touch(from)) return outOfMemory
     this.model.copy(part, to, transfer.toOffset, from, transfer.fromOffset, transfer.byteLength)
+    return success
+  }
+
+  memoryCopyRows(transfer: RowsTransfer, stream: StreamResource): number {
+    const part = streamPart(stream)
+    const to = memoryPart(transfer.to)
+    const from = memoryPart(transfer.from)
+    const status = this.#begin("cuMemcpy2DAsync", part.device) || lostOf(to) || lostOf(from)
+    if (status !== success) return status
+    if (!touch(to) || !touch(from)) return outOfMemory
+    this.model.copyRows(part, to, from, transfer)
+    return success
+  }
+
+  /** One after the other, which is one of the orders that the driver may choose. */
+  memoryCopyBatch(transfers: ReadonlyArray<Transfer>, stream: StreamResource): number {
+    for (const transfer of transfers) {
+      const status = this.memoryCopy(transfer, stream)
+      if (status !== success) return status
+      this.enqueuedPart = true
+    }
     return success
   }
 
@@ -516,8 +665,12 @@ export class SimulatedBackend implements Backend {
     return this.#begin("cuOccupancyMaxPotentialClusterSize", this.#device(device))
   }
 
+  #attributes(device: number): ResolvedDevice["attributes"] {
+    return this.#options.devices[device]!.attributes
+  }
+
   #multiprocessor(device: number): Multiprocessor {
-    const { attributes } = this.#options.devices[device]!
+    const attributes = this.#attributes(device)
     return {
       count: attributes.multiprocessorCount,
       threads: attributes.maxThreadsPerMultiprocessor,
@@ -633,10 +786,6 @@ export class SimulatedBackend implements Backend {
       this.model.world.unwatch(watcher)
       this.#pacer.relax()
     }
-  }
-
-  memoryTrim(device: number): number {
-    return this.#begin("cuMemPoolTrimTo", this.#device(device))
   }
 
   settle(): void {

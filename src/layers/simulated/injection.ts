@@ -34,13 +34,25 @@ export const operationCalls = {
   "CudaKernel.release": "cuLibraryUnload",
   "CudaKernel.setAttribute": "cuKernelSetAttribute",
   "CudaMemory.access": "cuStreamWaitEvent",
+  "CudaMemory.advise": "cuMemAdvise",
   "CudaMemory.allocate": "cuMemAllocFromPoolAsync",
   "CudaMemory.allocateHost": "cuMemHostRegister",
+  "CudaMemory.allocateManaged": "cuMemAllocFromPoolAsync",
   "CudaMemory.copy": "cuMemcpyAsync",
+  "CudaMemory.copy2D": "cuMemcpy2DAsync",
+  "CudaMemory.copyBatch": "cuMemcpyBatchAsync",
   "CudaMemory.fill": "cuMemsetD8Async",
+  "CudaMemory.prefetch": "cuMemPrefetchAsync",
   "CudaMemory.reclaim": "cuMemPoolTrimTo",
   "CudaMemory.release": "cuMemFreeAsync",
   "CudaMemory.settled": "cuEventQuery",
+  "CudaMemoryPool.make": "cuMemPoolCreate",
+  "CudaMemoryPool.ofDevice": "cuMemPoolCreate",
+  "CudaMemoryPool.release": "cuMemPoolDestroy",
+  "CudaMemoryPool.resetHigh": "cuMemPoolSetAttribute",
+  "CudaMemoryPool.setReleaseThreshold": "cuMemPoolSetAttribute",
+  "CudaMemoryPool.statistics": "cuMemPoolGetAttribute",
+  "CudaMemoryPool.trim": "cuMemPoolTrimTo",
   "CudaProgram.compile": "nvrtcCompileProgram",
   "CudaStream.defaultStream": "cuStreamGetId",
   "CudaStream.fromHandle": "cuStreamGetId",
@@ -99,6 +111,7 @@ export const inject = (service: CudaRuntimeService, backend: SimulatedBackend, p
     ...injectStreams(service, guard),
     ...injectEvents(service, guard),
     ...injectMemory(service, guard),
+    ...injectPools(service, guard),
     ...injectPrograms(service, guard),
     ...injectKernels(service, guard)
   }
@@ -208,10 +221,49 @@ const injectMemory = (service: CudaRuntimeService, guard: Guard) => ({
     guard("CudaMemory.copy", stream.device, stream, () => service.memoryCopy(to, from, stream)),
   memoryFill: (to, value, bits, stream) =>
     guard("CudaMemory.fill", stream.device, stream, () => service.memoryFill(to, value, bits, stream)),
+  managedAllocate: (device, byteLength, options) =>
+    guard(
+      "CudaMemory.allocateManaged",
+      device,
+      `${byteLength} bytes of managed memory of device ${device}`,
+      () => service.managedAllocate(device, byteLength, options)
+    ),
+  memoryCopy2D: (to, from, size, stream) =>
+    guard("CudaMemory.copy2D", stream.device, stream, () => service.memoryCopy2D(to, from, size, stream)),
+  memoryCopyBatch: (transfers, stream) =>
+    guard("CudaMemory.copyBatch", stream.device, stream, () => service.memoryCopyBatch(transfers, stream)),
+  memoryPrefetch: (range, location, stream) =>
+    guard("CudaMemory.prefetch", stream.device, range.memory, () => service.memoryPrefetch(range, location, stream)),
+  memoryAdvise: (range, advice, location) =>
+    guard(
+      "CudaMemory.advise",
+      deviceOf(range.memory),
+      range.memory,
+      () => service.memoryAdvise(range, advice, location)
+    ),
   memoryBegin: (access) =>
     guard("CudaMemory.access", access.stream.device, access.stream, () => service.memoryBegin(access)),
   memorySettled: (range) =>
     guard("CudaMemory.settled", deviceOf(range.memory), range.memory, () => service.memorySettled(range))
+} satisfies Partial<CudaRuntimeService>)
+
+const injectPools = (service: CudaRuntimeService, guard: Guard) => ({
+  poolCreate: (device, options) =>
+    guard("CudaMemoryPool.make", device, `a pool of device ${device}`, () => service.poolCreate(device, options)),
+  poolOfDevice: (device) =>
+    guard("CudaMemoryPool.ofDevice", device, `device ${device}`, () => service.poolOfDevice(device)),
+  poolDestroy: (pool) => guard("CudaMemoryPool.release", pool.device, pool, () => service.poolDestroy(pool)),
+  poolStatistics: (pool) => guard("CudaMemoryPool.statistics", pool.device, pool, () => service.poolStatistics(pool)),
+  poolResetHigh: (pool) => guard("CudaMemoryPool.resetHigh", pool.device, pool, () => service.poolResetHigh(pool)),
+  poolSetReleaseThreshold: (pool, bytes) =>
+    guard(
+      "CudaMemoryPool.setReleaseThreshold",
+      pool.device,
+      pool,
+      () => service.poolSetReleaseThreshold(pool, bytes)
+    ),
+  poolTrim: (pool, keepBytes) =>
+    guard("CudaMemoryPool.trim", pool.device, pool, () => service.poolTrim(pool, keepBytes))
 } satisfies Partial<CudaRuntimeService>)
 
 const injectPrograms = (service: CudaRuntimeService, guard: Guard) => ({

@@ -10,6 +10,8 @@ export type OperationKind =
   | "deviceToDevice"
   | "peerToPeer"
   | "fill"
+  | "prefetch"
+  | "allocate"
   | "work"
   | "record"
   | "wait"
@@ -210,6 +212,39 @@ const goesFirst = (a: Operation, b: Operation): boolean => {
   return a.ready === b.ready ? a.sequence < b.sequence : a.ready < b.ready
 }
 
+/** A pool of device memory: what it holds, and how much of that is in use. */
+export class Pool {
+  readonly most: number
+  /** How many unused bytes it keeps. */
+  threshold: number
+  used = 0
+  usedHigh = 0
+  reserved = 0
+  reservedHigh = 0
+
+  constructor(most: number, threshold: number) {
+    this.most = most
+    this.threshold = threshold
+  }
+
+  /** Bytes that a further allocation would take from the device. */
+  missing(bytes: number): number {
+    return Math.max(0, this.used + bytes - this.reserved)
+  }
+
+  take(bytes: number): void {
+    this.used += bytes
+    this.reserved = Math.max(this.reserved, this.used)
+    this.usedHigh = Math.max(this.usedHigh, this.used)
+    this.reservedHigh = Math.max(this.reservedHigh, this.reserved)
+  }
+
+  resetHigh(): void {
+    this.usedHigh = this.used
+    this.reservedHigh = this.reserved
+  }
+}
+
 /** An operation that is done. Times are in nanoseconds. */
 export interface TimelineEntry {
   readonly device: number
@@ -246,6 +281,9 @@ export class Device {
   /** The devices of the same runtime, itself included. */
   siblings: ReadonlyArray<Device> = [this]
   group = new Group(false, undefined)
+  /** What memory comes from by itself. It keeps what is unused, as long as nothing else needs it. */
+  readonly pool = new Pool(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY)
+  /** Memory that pools hold. */
   usedMemory = 0
   /** What was done when, for those who keep it. */
   timeline: Array<TimelineEntry> | undefined

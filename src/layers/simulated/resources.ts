@@ -2,9 +2,16 @@
  * The resources of a simulated runtime: the shared ones, each with its part of the model.
  */
 import type { Address, EventHandle, StreamHandle } from "../CudaRuntime.ts"
-import { DeviceMemoryResource, EventResource, HostMemoryResource, StreamResource } from "../internal/resources.ts"
+import {
+  DeviceMemoryResource,
+  EventResource,
+  HostMemoryResource,
+  ManagedMemoryResource,
+  MemoryPoolResource,
+  StreamResource
+} from "../internal/resources.ts"
 import type { AnyMemoryResource, Owner } from "../internal/resources.ts"
-import type { EventState, Stream } from "./parts.ts"
+import type { EventState, Pool, Stream } from "./parts.ts"
 import type { Storage } from "./Storage.ts"
 
 export class SimulatedStream extends StreamResource {
@@ -48,8 +55,29 @@ export class SimulatedHostMemory extends HostMemoryResource {
   }
 }
 
+export class SimulatedManagedMemory extends ManagedMemoryResource {
+  readonly part: Storage
+  constructor(owner: Owner, part: Storage, address: number, device: number) {
+    super(owner, address as Address, part.byteLength, device)
+    this.part = part
+  }
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.state === "released" ? nothing : this.part.touch()
+  }
+}
+
+const nothing = new Uint8Array(0)
+
+export class SimulatedPool extends MemoryPoolResource {
+  readonly part: Pool
+  constructor(owner: Owner, part: Pool, handle: number, device: number, origin: "owned" | "runtime") {
+    super(owner, handle, device, origin)
+    this.part = part
+  }
+}
+
 /** Every resource of a simulated runtime is one of these, so these narrow without looking. */
 export const streamPart = (stream: StreamResource): Stream => (stream as SimulatedStream).part
 export const simulatedEvent = (event: EventResource): SimulatedEvent => event as SimulatedEvent
 export const memoryPart = (memory: AnyMemoryResource): Storage =>
-  (memory as SimulatedDeviceMemory | SimulatedHostMemory).part
+  (memory as SimulatedDeviceMemory | SimulatedHostMemory | SimulatedManagedMemory).part

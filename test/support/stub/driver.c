@@ -67,7 +67,7 @@ typedef struct Record {
   struct Record *next;
 } Record;
 
-typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE, HOST, LAUNCH } OpKind;
+typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE, HOST, LAUNCH, PREFETCH } OpKind;
 
 typedef void (*HostFunction)(void *data);
 
@@ -85,6 +85,8 @@ typedef struct Op {
   uint8_t *to;
   const uint8_t *from;
   uint64_t bytes;
+  /* A copy of more than one row; `bytes` are those of each. */
+  uint64_t rows, to_pitch, from_pitch;
   uint32_t value;
   int width;
   struct Allocation *allocation;
@@ -118,9 +120,10 @@ typedef struct {
 
 /* Bytes of a pool: in use, freed by the GPU but not seen by the host yet, and free for the next allocation. */
 typedef struct {
-  bool alive;
+  bool alive, managed;
   int device;
-  uint64_t used, unseen, kept;
+  uint64_t max, used, unseen, kept, used_high, reserved_high, threshold;
+  int reuse[4];
 } Pool;
 
 typedef struct Allocation {
@@ -368,7 +371,9 @@ static bool touches(const Op *op, const uint8_t *memory, uint64_t bytes) {
   for (int i = 0; i < MAX_PARAMETERS; i++) {
     if (op->touched[i] != NULL && op->touched[i] >= memory && op->touched[i] < memory + bytes) return true;
   }
-  return overlap(op->to, op->bytes, memory, bytes) || overlap(op->from, op->bytes, memory, bytes);
+  uint64_t later = op->rows > 1 ? op->rows - 1 : 0;
+  return overlap(op->to, op->bytes + later * op->to_pitch, memory, bytes) ||
+         overlap(op->from, op->bytes + later * op->from_pitch, memory, bytes);
 }
 
 /* Counts it as misuse when operations that are not done yet touch memory that goes away, and keeps them from it. */
@@ -401,13 +406,19 @@ static void run_fill(const Op *op) {
   for (uint64_t i = 0; i < op->bytes; i += (uint64_t)op->width) memcpy(op->to + i, &op->value, (size_t)op->width);
 }
 
+static void run_copy(const Op *op) {
+  for (uint64_t row = 0; op->bytes > 0 && row < op->rows; row++) {
+    memcpy(op->to + row * op->to_pitch, op->from + row * op->from_pitch, op->bytes);
+  }
+}
+
 /* Takes the first operation of a stream off and does it. Every operation takes a microsecond. */
 static void run_first(Stream *stream) {
   Op *op = stream->head;
   stream->head = op->next;
   if (stream->head == NULL) stream->tail = NULL;
   stub.clock += 1000;
-  if (op->kind == COPY) memcpy(op->to, op->from, op->bytes);
+  if (op->kind == COPY) run_copy(op);
   if (op->kind == FILL) run_fill(op);
   if (op->kind == FREE) run_free(op->allocation);
   if (op->kind == RECORD) {
@@ -494,7 +505,9 @@ static Op *enqueue(Stream *stream, OpKind kind) {
   Op *op = calloc(1, sizeof(Op));
   bool memory = kind == ALLOCATE || kind == FREE;
   op->kind = kind;
-  op->held = kind == WORK || ((stub.pending & 1) && (kind == COPY || kind == FILL)) || ((stub.pending & 2) && memory) ||
+  bool moves = kind == COPY || kind == FILL || kind == PREFETCH;
+  op->rows = 1;
+  op->held = kind == WORK || ((stub.pending & 1) && moves) || ((stub.pending & 2) && memory) ||
              ((stub.pending & 4) && kind == LAUNCH);
   if (stream->tail == NULL) stream->head = op;
   else stream->tail->next = op;
@@ -963,13 +976,17 @@ typedef struct {
 
 EXPORT Status cuMemPoolCreate(Handle *out, const PoolProperties *properties) {
   Call call = begin("cuMemPoolCreate", 0);
-  bool valid = properties->alloc_type == 1 && properties->location_type == 1 && properties->handle_types == 0;
+  bool managed = properties->alloc_type == 2 && stub.version >= 13000;
+  bool valid = properties->location_type == (managed ? 0 : 1) && properties->handle_types == 0 &&
+               (managed || properties->alloc_type == 1);
   if (ok(&call) && (!valid || properties->location_id < 0 || properties->location_id >= stub.devices)) {
     call.status = INVALID_VALUE;
   }
   if (ok(&call)) {
     Pool *pool = calloc(1, sizeof(Pool));
-    *pool = (Pool){.alive = true, .device = properties->location_id};
+    Context *context = find(CONTEXT, call.context);
+    int device = managed ? (context == NULL ? 0 : context->device) : properties->location_id;
+    *pool = (Pool){.alive = true, .managed = managed, .device = device, .max = properties->max_size, .reuse = {0, 1, 1, 1}};
     add_wide(&call, *out = make(POOL, pool));
   }
   add_bytes(&call, properties, sizeof *properties);
@@ -984,6 +1001,8 @@ EXPORT Status cuMemPoolDestroy(Handle handle) {
   return end(&call);
 }
 
+static uint64_t reserved_of(const Pool *pool) { return pool->used + pool->unseen + pool->kept; }
+
 EXPORT Status cuMemPoolSetAttribute(Handle handle, int attribute, void *value) {
   Call call = begin("cuMemPoolSetAttribute", 0);
   bool narrow = attribute >= 1 && attribute <= 3;
@@ -991,8 +1010,28 @@ EXPORT Status cuMemPoolSetAttribute(Handle handle, int attribute, void *value) {
   add_int(&call, attribute);
   if (narrow) add_int(&call, *(int *)value);
   else add_wide(&call, *(uint64_t *)value);
-  pool_of(&call, handle);
+  Pool *pool = pool_of(&call, handle);
   if (ok(&call) && (attribute < 1 || attribute > 8)) call.status = INVALID_VALUE;
+  if (ok(&call) && attribute > 4 && *(uint64_t *)value != 0) call.status = INVALID_VALUE;
+  if (ok(&call) && narrow) pool->reuse[attribute] = *(int *)value;
+  if (ok(&call) && attribute == 4) pool->threshold = *(uint64_t *)value;
+  if (ok(&call) && attribute == 6) pool->reserved_high = reserved_of(pool);
+  if (ok(&call) && attribute == 8) pool->used_high = pool->used;
+  return end(&call);
+}
+
+EXPORT Status cuMemPoolGetAttribute(Handle handle, int attribute, void *value) {
+  Call call = begin("cuMemPoolGetAttribute", 0);
+  add_wide(&call, handle);
+  add_int(&call, attribute);
+  Pool *pool = pool_of(&call, handle);
+  if (ok(&call) && (attribute < 1 || attribute > 8)) call.status = INVALID_VALUE;
+  if (ok(&call) && attribute <= 3) {
+    add_int(&call, *(int *)value = pool->reuse[attribute]);
+  } else if (ok(&call)) {
+    uint64_t values[] = {pool->threshold, reserved_of(pool), pool->reserved_high, pool->used, pool->used_high};
+    add_wide(&call, *(uint64_t *)value = values[attribute - 4]);
+  }
   return end(&call);
 }
 
@@ -1009,8 +1048,11 @@ EXPORT Status cuMemPoolTrimTo(Handle handle, size_t keep) {
 static bool reserve(Pool *pool, uint64_t bytes) {
   uint64_t reused = bytes < pool->kept ? bytes : pool->kept;
   if (taken_memory(pool->device) - reused + bytes > stub.memory) return false;
+  if (pool->max > 0 && reserved_of(pool) - reused + bytes > pool->max) return false;
   pool->kept -= reused;
   pool->used += bytes;
+  if (pool->used > pool->used_high) pool->used_high = pool->used;
+  if (reserved_of(pool) > pool->reserved_high) pool->reserved_high = reserved_of(pool);
   return true;
 }
 
@@ -1194,6 +1236,132 @@ EXPORT Status cuMemcpyPeerAsync(uint8_t *to, Handle to_context, const uint8_t *f
   check_device(&call, to, bytes);
   check_device(&call, from, bytes);
   return copy(&call, to, from, bytes, stream);
+}
+
+typedef struct {
+  uint64_t x, y;
+  int type;
+  uint8_t *host, *device;
+  Handle array;
+  uint64_t pitch;
+} RowsEnd;
+
+typedef struct {
+  RowsEnd from, to;
+  uint64_t width, height;
+} Rows;
+
+/* An end of a copy of rows, all of which the driver must know. */
+static uint8_t *rows_end(Call *call, const RowsEnd *end, uint64_t width, uint64_t height) {
+  uint8_t *address = end->type == 1 ? end->host : end->device;
+  uint64_t span = (height - 1) * end->pitch + width;
+  add_int(call, end->type);
+  add_wide(call, (uint64_t)address);
+  add_wide(call, end->pitch);
+  if (ok(call) && (end->pitch < width || end->x != 0 || end->y != 0)) call->status = INVALID_VALUE;
+  if (end->type == 1) check_host(call, address, span);
+  else check_device(call, address, span);
+  return address;
+}
+
+EXPORT Status cuMemcpy2DAsync_v2(const Rows *rows, Handle stream_handle) {
+  Call call = begin("cuMemcpy2DAsync_v2", 0);
+  uint8_t *to = rows_end(&call, &rows->to, rows->width, rows->height);
+  uint8_t *from = rows_end(&call, &rows->from, rows->width, rows->height);
+  add_wide(&call, rows->width);
+  add_wide(&call, rows->height);
+  add_wide(&call, stream_handle);
+  Stream *stream = stream_of(&call, stream_handle);
+  if (ok(&call)) {
+    Op *op = enqueue(stream, COPY);
+    op->to = to;
+    op->from = from;
+    op->bytes = rows->width;
+    op->rows = rows->height;
+    op->to_pitch = rows->to.pitch;
+    op->from_pitch = rows->from.pitch;
+    run_all();
+  }
+  return end(&call);
+}
+
+static void check_either(Call *call, const uint8_t *address, uint64_t bytes) {
+  if (registration_at(address, bytes) != NULL) check_host(call, address, bytes);
+  else check_device(call, address, bytes);
+}
+
+/* The driver takes no batch for the legacy default stream, and no empty copy. */
+EXPORT Status cuMemcpyBatchAsync(uint8_t **to, uint8_t **from, const size_t *bytes, size_t count, const int *attributes,
+                                 const size_t *indices, size_t attribute_count, size_t *failed_at,
+                                 Handle stream_handle) {
+  Call call = begin("cuMemcpyBatchAsync", NEEDS_CONTEXT);
+  add_wide(&call, count);
+  add_int(&call, attributes[0]);
+  add_wide(&call, stream_handle);
+  *failed_at = (size_t)-1;
+  Stream *stream = stream_of(&call, stream_handle);
+  bool described = attribute_count == 1 && indices[0] == 0 && attributes[0] == 1;
+  if (ok(&call) && (count == 0 || !described || stream_handle == 1)) call.status = INVALID_VALUE;
+  for (size_t i = 0; i < count; i++) {
+    add_wide(&call, (uint64_t)to[i]);
+    add_wide(&call, (uint64_t)from[i]);
+    add_wide(&call, bytes[i]);
+    check_either(&call, to[i], bytes[i]);
+    check_either(&call, from[i], bytes[i]);
+    if (ok(&call) && bytes[i] == 0) call.status = INVALID_VALUE;
+  }
+  for (size_t i = 0; ok(&call) && i < count; i++) {
+    Op *op = enqueue(stream, COPY);
+    op->to = to[i];
+    op->from = from[i];
+    op->bytes = bytes[i];
+  }
+  run_all();
+  return end(&call);
+}
+
+typedef struct {
+  int type, id;
+} Location;
+
+static void check_managed(Call *call, const uint8_t *address, uint64_t bytes, Location location) {
+  check_device(call, address, bytes);
+  Allocation *allocation = allocation_at(address, bytes);
+  if (ok(call) && !allocation->pool->managed) call->status = INVALID_VALUE;
+  if (ok(call) && location.type == 1 && (location.id < 0 || location.id >= stub.devices)) call->status = INVALID_DEVICE;
+  if (ok(call) && location.type != 1 && location.type != 2) call->status = INVALID_VALUE;
+}
+
+EXPORT Status cuMemPrefetchAsync_v2(uint8_t *address, size_t bytes, Location location, unsigned flags,
+                                    Handle stream_handle) {
+  Call call = begin("cuMemPrefetchAsync_v2", 0);
+  add_wide(&call, (uint64_t)address);
+  add_wide(&call, bytes);
+  add_int(&call, location.type);
+  add_int(&call, location.id);
+  add_int(&call, flags);
+  add_wide(&call, stream_handle);
+  check_managed(&call, address, bytes, location);
+  Stream *stream = stream_of(&call, stream_handle);
+  if (ok(&call)) {
+    Op *op = enqueue(stream, PREFETCH);
+    op->to = address;
+    op->bytes = bytes;
+    run_all();
+  }
+  return end(&call);
+}
+
+EXPORT Status cuMemAdvise_v2(uint8_t *address, size_t bytes, int advice, Location location) {
+  Call call = begin("cuMemAdvise_v2", NEEDS_CONTEXT);
+  add_wide(&call, (uint64_t)address);
+  add_wide(&call, bytes);
+  add_int(&call, advice);
+  add_int(&call, location.type);
+  add_int(&call, location.id);
+  if (ok(&call) && (advice < 1 || advice > 6)) call.status = INVALID_VALUE;
+  check_managed(&call, address, bytes, location);
+  return end(&call);
 }
 
 static Status fill(Call *call, uint8_t *to, uint32_t value, int width, uint64_t count, Handle stream_handle) {

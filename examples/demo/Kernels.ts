@@ -1,0 +1,109 @@
+/**
+ * The kernels, and how a program comes by them: PTX that the driver compiles on a GPU, functions on a simulated one.
+ * What launches them is the same.
+ */
+import { CudaKernel, CudaMemory, CudaProgram, SimulatedRuntime } from "effect-cuda"
+import type { CudaError, CudaRuntime } from "effect-cuda"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { crc32 } from "node:zlib"
+import * as Crc from "./Crc.ts"
+import { countBytes } from "./Summary.ts"
+import type { Summary } from "./Summary.ts"
+
+const { input, pointer, u32, u64 } = CudaKernel
+
+/** The parameters of the kernels in `kernels.cu`. */
+export const parameters = {
+  histogram: [pointer, input, u32],
+  checksum: [pointer, input, u32, u64]
+} as const
+
+/** It lies beside its source, also for the compiled demo in `dist-examples`. */
+const image = new URL("../../examples/demo/kernels.ptx", import.meta.url)
+
+/** A summary on the device, to which chunks are added in any order, also on several streams at once. */
+export interface DeviceSummary {
+  /** Enqueues both kernels on the current stream, for a chunk that starts at an offset of the file. */
+  readonly add: (chunk: Chunk, offset: number) => Effect.Effect<void, CudaError.CudaError>
+  /** Brings it to the host, once all chunks were added. */
+  readonly download: Effect.Effect<Summary, CudaError.CudaError>
+}
+
+type Chunk = CudaMemory.Slice<CudaMemory.DeviceBuffer>
+
+/** Loads the kernels, and makes a summary of a file of a length. */
+export const make = (
+  byteLength: number
+): Effect.Effect<DeviceSummary, CudaError.CudaError, CudaRuntime.CudaRuntime | Scope.Scope> =>
+  Effect.gen(function*() {
+    const module = yield* CudaKernel.load(yield* CudaProgram.fromFile(image))
+    const counts = yield* makeCounts(module)
+    const checksum = yield* makeChecksum(module, byteLength)
+    return {
+      add: (chunk, offset) => Effect.andThen(counts.add(chunk), checksum.add(chunk, offset)),
+      download: Effect.all({ counts: counts.download, checksum: checksum.download })
+    }
+  })
+
+const makeCounts = Effect.fnUntraced(function*(module: CudaKernel.CudaModule) {
+  const histogram = yield* CudaKernel.get(module, "histogram", parameters.histogram)
+  // Its threads take turns at the words of a chunk: no more of them are started than run at once.
+  const { block, minGrid } = yield* CudaKernel.bestBlock(histogram)
+  const counts = yield* CudaMemory.allocate(256 * BigUint64Array.BYTES_PER_ELEMENT)
+  yield* CudaMemory.fill(counts, 0)
+  return {
+    add: (chunk: Chunk) => {
+      const grid = Math.min(Math.ceil(chunk.byteLength / (16 * block)), minGrid)
+      return CudaKernel.launch(histogram, { grid, block }, [counts, chunk, chunk.byteLength])
+    },
+    download: Effect.suspend(() => {
+      const values = new BigUint64Array(256)
+      return Effect.as(CudaMemory.download(values, counts), values)
+    })
+  }
+})
+
+const makeChecksum = Effect.fnUntraced(function*(module: CudaKernel.CudaModule, fileBytes: number) {
+  const checksum = yield* CudaKernel.get(module, "checksum", parameters.checksum)
+  const sum = yield* CudaMemory.allocate(Uint32Array.BYTES_PER_ELEMENT)
+  yield* CudaMemory.fill(sum, Crc.ofZeros(fileBytes), { bits: 32 })
+  return {
+    add: (chunk: Chunk, offset: number) => {
+      const { byteLength } = chunk
+      const grid = Math.ceil(byteLength / (pieceBytes * checksumBlock))
+      const bytesAfter = fileBytes - offset - byteLength
+      return CudaKernel.launch(checksum, { grid, block: checksumBlock }, [sum, chunk, byteLength, bytesAfter])
+    },
+    download: Effect.suspend(() => {
+      const values = new Uint32Array(1)
+      return Effect.map(CudaMemory.download(values, sum), () => values[0]!)
+    })
+  }
+})
+
+/** Bytes that a thread of `checksum` goes through, as `kernels.cu` has it. */
+const pieceBytes = 256
+const checksumBlock = 256
+
+/** The kernels as functions, for simulated devices whose memory has so many bytes per second. */
+export const simulated = (bandwidth: number): Readonly<Record<string, SimulatedRuntime.SimulatedKernel>> => {
+  const cost = ({ args }: SimulatedRuntime.SimulatedLaunch) => Duration.seconds(Number(args[2]) / bandwidth)
+  return {
+    histogram: SimulatedRuntime.kernel({
+      parameters: parameters.histogram,
+      cost,
+      run: ({ args: [counts, bytes, byteLength] }) =>
+        countBytes(counts.view(BigUint64Array), bytes.view(Uint8Array, byteLength))
+    }),
+    checksum: SimulatedRuntime.kernel({
+      parameters: parameters.checksum,
+      cost,
+      run: ({ args: [sum, bytes, byteLength, bytesAfter] }) => {
+        const own = crc32(bytes.view(Uint8Array, byteLength)) ^ Crc.ofZeros(byteLength)
+        sum.store("u32", 0, (sum.load("u32", 0) ^ Crc.followedBy(own, Number(bytesAfter))) >>> 0)
+      }
+    })
+  }
+}

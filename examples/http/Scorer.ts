@@ -1,0 +1,230 @@
+/**
+ * Scores rows of numbers with a small model on a GPU. Callers ask for one row each; those who ask at about the same time
+ * share a batch, which is one launch.
+ *
+ * It asks for `CudaRuntime` and nothing else, and knows nothing of HTTP.
+ */
+import { CudaDevice, CudaError, CudaKernel, CudaMemory, CudaProgram, CudaRuntime, CudaStream } from "effect-cuda"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Pool from "effect/Pool"
+import * as Request from "effect/Request"
+import * as RequestResolver from "effect/RequestResolver"
+import * as Semaphore from "effect/Semaphore"
+import * as Kernel from "./Kernel.ts"
+
+/** A dense layer with one output: `sigmoid(weights · features + bias)`. */
+export interface Model {
+  readonly weights: Float32Array
+  readonly bias: number
+}
+
+export interface Options {
+  readonly model: Model
+  /** Rows of a batch at most. */
+  readonly maxBatch?: number | undefined
+  /** How long the first row of a batch waits for others. */
+  readonly window?: Duration.Input | undefined
+  /** Batches under way at the same time; further ones wait for their turn. */
+  readonly slots?: number | undefined
+  /** Callers at most who wait for a score at the same time; further ones are refused at once. */
+  readonly maxWaiting?: number | undefined
+  /** How long a batch may take, its wait for a turn included. */
+  readonly timeout?: Duration.Input | undefined
+}
+
+/** A row has more or fewer numbers than the model has weights. */
+export class WrongWidth extends Data.TaggedError("WrongWidth")<{ readonly width: number; readonly expected: number }> {
+  override get message(): string {
+    return `${this.width} features; expected ${this.expected}`
+  }
+}
+
+/** As many callers wait as may. */
+export class Overloaded extends Data.TaggedError("Overloaded")<{ readonly maxWaiting: number }> {
+  override get message(): string {
+    return `${this.maxWaiting} requests are waiting already`
+  }
+}
+
+/** The GPU did not answer in time. */
+export class TimedOut extends Data.TaggedError("TimedOut") {
+  override readonly message = "the batch took too long"
+}
+
+export type ScoreFailure = WrongWidth | Overloaded | TimedOut | CudaError.CudaError
+
+export interface Health {
+  readonly runtime: "native" | "simulated"
+  readonly device: string
+  readonly batches: number
+  readonly requests: number
+  readonly meanBatchSize: number
+}
+
+export class Scorer extends Context.Service<Scorer, {
+  readonly score: (features: ReadonlyArray<number>) => Effect.Effect<number, ScoreFailure>
+  /** Fails once the GPU is lost. */
+  readonly health: Effect.Effect<Health, CudaError.CudaError>
+}>()("examples/http/Scorer") {
+  /** Everything made here lives as long as the layer. Its release lets the batches that are under way end. */
+  static readonly layer = (options: Options): Layer.Layer<Scorer, CudaError.CudaError, CudaRuntime.CudaRuntime> =>
+    Layer.effect(Scorer, make(options))
+}
+
+const make = Effect.fnUntraced(function*(options: Options) {
+  const { maxBatch = 64, maxWaiting = 1024, slots = 3, timeout = "2 seconds", window = "1 millis" } = options
+  const runtime = yield* CudaRuntime.CudaRuntime
+  const device = yield* CudaDevice.current
+  const stream = yield* CudaStream.fromPool()
+  const network = yield* loadNetwork(options.model)
+  const pool = yield* makeSlots(slots, makeSlot(maxBatch, network.width))
+  const admission = yield* Semaphore.make(maxWaiting)
+  const gpu = watchGpu()
+  const counts = { batches: 0, requests: 0 }
+
+  const scoreOn = (slot: Slot, rows: Rows) =>
+    runBatch(network, slot, rows).pipe(
+      // A batch runs in the context of the caller who began it, which need not be on this device.
+      CudaStream.withPooledStream({ device }),
+      // The GPU may go on using the memory of a batch that failed or took too long. So the next one gets other memory; this
+      // is released when the GPU is done with it.
+      Effect.onError(() => Pool.invalidate(pool, slot)),
+      Effect.provideService(CudaRuntime.CudaRuntime, runtime)
+    )
+
+  const scoreAll = (rows: Rows): Effect.Effect<Float32Array, TimedOut | CudaError.CudaError> =>
+    Pool.use(pool, (slot) => scoreOn(slot, rows)).pipe(
+      Effect.timeoutOrElse({ duration: timeout, orElse: () => Effect.fail(new TimedOut()) }),
+      gpu.watch
+    )
+
+  const resolver = RequestResolver.make<ScoreRow>((entries) =>
+    Effect.map(scoreAll(entries.map(({ request }) => request.features)), (scores) => {
+      counts.batches++
+      counts.requests += entries.length
+      for (const [row, entry] of entries.entries()) entry.completeUnsafe(Exit.succeed(scores[row]!))
+    })
+  ).pipe(RequestResolver.setDelay(window), RequestResolver.batchN(maxBatch))
+
+  return Scorer.of({
+    score: Effect.fn("Scorer.score")(function*(features) {
+      if (features.length !== network.width) {
+        return yield* new WrongWidth({ width: features.length, expected: network.width })
+      }
+      const score = yield* admission.withPermitsIfAvailable(1)(Effect.request(new ScoreRow({ features }), resolver))
+      return yield* Option.match(score, {
+        onNone: () => Effect.fail(new Overloaded({ maxWaiting })),
+        onSome: Effect.succeed
+      })
+    }),
+    // Asks the GPU, so that its loss is noticed also while nobody wants a score.
+    health: CudaStream.query(stream).pipe(
+      gpu.watch,
+      Effect.map(() => ({
+        runtime: runtime.kind,
+        device: device.name,
+        ...counts,
+        meanBatchSize: counts.batches === 0 ? 0 : counts.requests / counts.batches
+      }))
+    )
+  })
+})
+
+type Rows = ReadonlyArray<ReadonlyArray<number>>
+
+/** One caller's row, which Effect collects into batches with those of others. */
+class ScoreRow extends Request.Class<
+  { readonly features: ReadonlyArray<number> },
+  number,
+  TimedOut | CudaError.CudaError
+> {}
+
+/** The model on the device, and the kernel that applies it. */
+interface Network {
+  readonly width: number
+  readonly bias: number
+  readonly weights: CudaMemory.DeviceBuffer
+  readonly kernel: CudaKernel.CudaKernel<typeof Kernel.parameters>
+}
+
+const loadNetwork = Effect.fnUntraced(function*({ bias, weights }: Model) {
+  const program = yield* CudaProgram.compile(Kernel.source, { name: "score.cu" })
+  const module = yield* CudaKernel.load(program)
+  const kernel = yield* CudaKernel.get(module, Kernel.name, Kernel.parameters)
+  const buffer = yield* CudaMemory.allocate(weights.byteLength)
+  yield* CudaMemory.upload(buffer, weights)
+  // Batches run on streams that are in no order with this one.
+  yield* CudaStream.synchronize(yield* CudaStream.current())
+  const network: Network = { width: weights.length, bias, weights: buffer, kernel }
+  return network
+}, CudaStream.withPooledStream())
+
+/** Memory for one batch at a time, on the device and pinned on the host. */
+interface Slot {
+  readonly rows: CudaMemory.DeviceBuffer
+  readonly scores: CudaMemory.DeviceBuffer
+  readonly hostRows: CudaMemory.HostBuffer
+  readonly hostScores: CudaMemory.HostBuffer
+}
+
+const makeSlot = (maxBatch: number, width: number) =>
+  Effect.all({
+    rows: CudaMemory.allocate(maxBatch * width * floatBytes),
+    scores: CudaMemory.allocate(maxBatch * floatBytes),
+    hostRows: CudaMemory.allocateHost(maxBatch * width * floatBytes),
+    hostScores: CudaMemory.allocateHost(maxBatch * floatBytes)
+  })
+
+const floatBytes = Float32Array.BYTES_PER_ELEMENT
+
+/** Takes every slot once, so that a GPU without room for them fails the layer and not the first callers. */
+const makeSlots = Effect.fnUntraced(function*<A, E, R>(size: number, acquire: Effect.Effect<A, E, R>) {
+  const pool = yield* Pool.make({ acquire, size })
+  yield* Effect.scoped(Effect.replicateEffect(Pool.get(pool), size, { discard: true }))
+  return pool
+})
+
+/** Scores a batch on the current stream. */
+const runBatch = Effect.fnUntraced(function*(network: Network, slot: Slot, rows: Rows) {
+  const { bias, kernel, weights, width } = network
+  const floats = CudaMemory.view(slot.hostRows, Float32Array)
+  for (const [row, features] of rows.entries()) floats.set(features, row * width)
+
+  const input = rows.length * width * floatBytes
+  const output = rows.length * floatBytes
+  yield* CudaMemory.copy(CudaMemory.slice(slot.rows, 0, input), CudaMemory.slice(slot.hostRows, 0, input))
+  yield* CudaKernel.launch(kernel, { grid: rows.length, block: Kernel.block }, [
+    slot.scores,
+    slot.rows,
+    weights,
+    bias,
+    width
+  ])
+  yield* CudaMemory.copy(CudaMemory.slice(slot.hostScores, 0, output), CudaMemory.slice(slot.scores, 0, output))
+  yield* CudaStream.synchronize(yield* CudaStream.current())
+  // A copy: the memory belongs to the next batch after this.
+  return CudaMemory.view(slot.hostScores, Float32Array).slice(0, rows.length)
+})
+
+/** Remembers a loss of the GPU, after which no call can succeed in this process: says so once, and calls no more. */
+const watchGpu = () => {
+  let loss: CudaError.CudaError | undefined
+  const notice = (error: unknown) =>
+    Effect.suspend(() => {
+      if (loss !== undefined || !CudaError.isCudaError(error) || !error.isSticky) return Effect.void
+      loss = error
+      return Effect.logFatal("The GPU is lost; this process has to be started again.", error)
+    })
+  return {
+    watch: <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E | CudaError.CudaError> =>
+      Effect.suspend((): Effect.Effect<A, E | CudaError.CudaError> =>
+        loss === undefined ? Effect.tapError(effect, notice) : Effect.fail(loss)
+      )
+  }
+}

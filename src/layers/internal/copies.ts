@@ -1,0 +1,233 @@
+/**
+ * The operations of every runtime that move bytes: copies of ranges, of rows and of many at once, and fills.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService, MemoryRange, MemoryRows, MemoryTransfer } from "../CudaRuntime.ts"
+import { enqueueOrdered, enqueueUsing } from "./accesses.ts"
+import type { Transfer } from "./Backend.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { nameAt, refuseRange } from "./ranges.ts"
+import type { Refusal } from "./ranges.ts"
+import { ownMemory, ownStream, unusable } from "./resources.ts"
+import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
+import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
+
+type CopyOperations = Pick<CudaRuntimeService, "memoryCopy" | "memoryCopy2D" | "memoryCopyBatch" | "memoryFill">
+
+export const copyOperations = (core: Core): CopyOperations => ({
+  memoryCopy: (to, from, stream) => Effect.suspend(() => copy(core, to, from, ownStream(stream))),
+  memoryCopy2D: (to, from, size, stream) => Effect.suspend(() => copyRows(core, to, from, size, ownStream(stream))),
+  memoryCopyBatch: (transfers, stream) => Effect.suspend(() => copyBatch(core, transfers, ownStream(stream))),
+  memoryFill: (to, value, bits, stream) => Effect.suspend(() => fill(core, to, value, bits, ownStream(stream)))
+})
+
+const copy = (
+  core: Core,
+  toRange: MemoryRange,
+  fromRange: MemoryRange,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.copy"
+  const to = ownMemory(toRange.memory)
+  const from = ownMemory(fromRange.memory)
+  const { backend } = core
+  if (unusable(backend, to) || unusable(backend, from) || unusable(backend, stream)) {
+    return refuseResource(operation, backend, to, from, stream)
+  }
+  const refused = refuseCopy(operation, toRange, fromRange, stream)
+  if (refused !== undefined) return refused
+  const transfer = transferOf(toRange, fromRange)
+  if (transfer.byteLength === 0) return Effect.void
+  const used = to.usedOn(stream) || from.usedOn(stream)
+  const status = used !== success
+    ? used
+    : to.ordering === undefined && from.ordering === undefined
+    ? backend.memoryCopy(transfer, stream)
+    : enqueueOrdered(core, stream, [fromRange], [toRange], () => backend.memoryCopy(transfer, stream))
+  if (status === success) return Effect.void
+  return core.failOn(
+    operation,
+    status,
+    stream.device,
+    `${transfer.byteLength} bytes from ${from} to ${to} on ${stream}`
+  )
+}
+
+const transferOf = (to: MemoryRange, from: MemoryRange): Transfer => ({
+  to: ownMemory(to.memory),
+  toOffset: to.offset,
+  from: ownMemory(from.memory),
+  fromOffset: from.offset,
+  byteLength: to.byteLength
+})
+
+const copyRows = (
+  core: Core,
+  to: MemoryRows,
+  from: MemoryRows,
+  { height, width }: { readonly width: number; readonly height: number },
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.copy2D"
+  const { backend } = core
+  const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
+  if (unusable(backend, toMemory) || unusable(backend, fromMemory) || unusable(backend, stream)) {
+    return refuseResource(operation, backend, toMemory, fromMemory, stream)
+  }
+  const refused = refuseRows(operation, to, from, width, height) ??
+    refuseHosts(operation, toMemory, fromMemory) ?? refusePlacement(operation, toMemory, fromMemory, stream)
+  if (refused !== undefined) return refused
+  if (width === 0 || height === 0) return Effect.void
+  const transfer = {
+    to: toMemory,
+    toOffset: to.offset,
+    toPitch: to.pitch,
+    from: fromMemory,
+    fromOffset: from.offset,
+    fromPitch: from.pitch,
+    width,
+    height
+  }
+  const status = enqueueUsing(
+    core,
+    stream,
+    [rowsSpan(from, width, height)],
+    [rowsSpan(to, width, height)],
+    () => backend.memoryCopyRows(transfer, stream)
+  )
+  if (status === success) return Effect.void
+  const what = `${height} rows of ${width} bytes from ${fromMemory} to ${toMemory} on ${stream}`
+  return core.failOn(operation, status, stream.device, what)
+}
+
+const copyBatch = (
+  core: Core,
+  transfers: ReadonlyArray<MemoryTransfer>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.copyBatch"
+  const { backend } = core
+  if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
+  for (const [index, { from, to }] of transfers.entries()) {
+    const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
+    if (unusable(backend, toMemory) || unusable(backend, fromMemory)) {
+      return refuseResource(operation, backend, toMemory, fromMemory)
+    }
+    const refused = refuseCopy(operation, to, from, stream, index)
+    if (refused !== undefined) return refused
+  }
+  const refused = refuseDependence(operation, transfers)
+  if (refused !== undefined) return refused
+  const copies = transfers.filter(({ to }) => to.byteLength > 0)
+  if (copies.length === 0) return Effect.void
+  const status = enqueueUsing(
+    core,
+    stream,
+    copies.map(({ from }) => from),
+    copies.map(({ to }) => to),
+    () => backend.memoryCopyBatch(copies.map(({ from, to }) => transferOf(to, from)), stream)
+  )
+  if (status === success) return Effect.void
+  return core.failOn(operation, status, stream.device, `${copies.length} copies on ${stream}`)
+}
+
+const fill = (
+  core: Core,
+  range: MemoryRange,
+  value: number,
+  bits: 8 | 16 | 32,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.fill"
+  const memory = ownMemory(range.memory)
+  if (unusable(core.backend, memory) || unusable(core.backend, stream)) {
+    return refuseResource(operation, core.backend, memory, stream)
+  }
+  if (memory.kind === "host") return refuseArgument(operation, "destination", memory, "a device buffer")
+  const refused = refuseRange(operation, "destination", range) ?? refuseFill(operation, range, value, bits)
+  if (refused !== undefined) return refused
+  if (!isOn(memory, stream)) return refuseDevices(operation, memory, stream)
+  const count = range.byteLength / (bits / 8)
+  if (count === 0) return Effect.void
+  const { backend } = core
+  const used = memory.usedOn(stream)
+  const status = used !== success
+    ? used
+    : memory.ordering === undefined
+    ? backend.memoryFill(memory, range.offset, value, bits, count, stream)
+    : enqueueOrdered(
+      core,
+      stream,
+      [],
+      [range],
+      () => backend.memoryFill(memory, range.offset, value, bits, count, stream)
+    )
+  return status === success ? Effect.void : core.fail(operation, status, memory)
+}
+
+/** What is wrong with a copy of live memory: one by itself, or that at an index of a batch. */
+const refuseCopy = (
+  operation: string,
+  toRange: MemoryRange,
+  fromRange: MemoryRange,
+  stream: StreamResource,
+  index?: number
+): Refusal => {
+  const [to, from] = [ownMemory(toRange.memory), ownMemory(fromRange.memory)]
+  return refuseRange(operation, "destination", toRange, index) ??
+    refuseRange(operation, "source", fromRange, index) ?? refusePair(operation, toRange, fromRange, index) ??
+    refuseHosts(operation, to, from, index) ?? refusePlacement(operation, to, from, stream)
+}
+
+/** The two ends of a copy are of one length, and apart. */
+const refusePair = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
+  if (to.byteLength !== from.byteLength) {
+    const name = nameAt("source.byteLength", index)
+    return refuseArgument(operation, name, from.byteLength, `the destination's ${to.byteLength}`)
+  }
+  if (to.memory === from.memory && Math.abs(to.offset - from.offset) < to.byteLength) {
+    const name = nameAt("source.offset", index)
+    return refuseArgument(operation, name, from.offset, "a range that does not overlap the destination")
+  }
+  return undefined
+}
+
+const refuseHosts = (operation: string, to: AnyMemoryResource, from: AnyMemoryResource, index?: number): Refusal => {
+  if (to.kind !== "host" || from.kind !== "host") return undefined
+  const expected = "a device buffer at one end of the copy at least"
+  return refuseArgument(operation, nameAt("destination", index), to, expected)
+}
+
+/** A copy's stream is on the device of one of its ends. */
+const refusePlacement = (
+  operation: string,
+  to: AnyMemoryResource,
+  from: AnyMemoryResource,
+  stream: StreamResource
+): Refusal => {
+  if (from.kind === "device" && isOn(from, stream)) return undefined
+  if (to.kind === "device") return isOn(to, stream) ? undefined : refuseDevices(operation, to, stream)
+  return from.kind === "device" ? refuseDevices(operation, from, stream) : undefined
+}
+
+/** Managed memory is everywhere. */
+const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
+  memory.device === stream.device || memory.isManaged
+
+const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 8 | 16 | 32): Refusal => {
+  if (bits !== 8 && bits !== 16 && bits !== 32) return refuseArgument(operation, "bits", bits, "8, 16 or 32")
+  if (!Number.isInteger(value) || value < 0 || value >= 2 ** bits) {
+    return refuseArgument(operation, "value", value, `a whole number from 0 to ${2 ** bits - 1}`)
+  }
+  const width = bits / 8
+  if (range.offset % width !== 0) {
+    return refuseArgument(operation, "destination.offset", range.offset, `a multiple of ${width}`)
+  }
+  if (range.byteLength % width !== 0) {
+    return refuseArgument(operation, "destination.byteLength", range.byteLength, `a multiple of ${width}`)
+  }
+  return undefined
+}

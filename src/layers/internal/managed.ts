@@ -1,0 +1,106 @@
+/**
+ * The operations of every runtime on managed memory: moving its pages ahead of their use, and saying how it will be used.
+ */
+import * as Effect from "effect/Effect"
+import { memoryAdvice } from "../../cuda/flags.ts"
+import type { MemoryAdvice } from "../../cuda/flags.ts"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService, MemoryLocation, MemoryRange } from "../CudaRuntime.ts"
+import { enqueueUsing } from "./accesses.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument, refuseResource } from "./failures.ts"
+import { refuseRange } from "./ranges.ts"
+import type { Refusal } from "./ranges.ts"
+import { ManagedMemoryResource, ownMemory, ownStream, unusable } from "./resources.ts"
+import type { AnyMemoryResource, StreamResource } from "./resources.ts"
+
+type ManagedOperations = Pick<CudaRuntimeService, "memoryPrefetch" | "memoryAdvise">
+
+export const managedOperations = (core: Core): ManagedOperations => ({
+  memoryPrefetch: (range, location, stream) => Effect.suspend(() => prefetch(core, range, location, ownStream(stream))),
+  memoryAdvise: (range, advice, location) => Effect.suspend(() => advise(core, range, advice, location))
+})
+
+/** What is wrong with a range of memory that is to be managed, or with a location. */
+const refuse = (core: Core, operation: string, range: MemoryRange, location: MemoryLocation): Refusal => {
+  const memory = ownMemory(range.memory)
+  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  return refuseRange(operation, "buffer", range) ??
+    (location === "host" ? undefined : core.refuseDevice(operation, "location", location))
+}
+
+const refuseKind = (operation: string, memory: AnyMemoryResource) =>
+  refuseArgument(operation, "buffer", memory, "managed memory (CudaMemory.allocateManaged)")
+
+/**
+ * Prefetches a range, piece by piece: the driver takes its time for each of them, on the thread that calls. The rest of the
+ * event loop has its turn in between.
+ */
+const prefetch = (
+  core: Core,
+  range: MemoryRange,
+  location: MemoryLocation,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.prefetch"
+  const refused = refuse(core, operation, range, location)
+  if (refused !== undefined) return refused
+  const most = core.backend.prefetchPiece(location)
+  let done = 0
+  const piece = Effect.suspend(() => {
+    const next = { ...range, offset: range.offset + done, byteLength: Math.min(most, range.byteLength - done) }
+    done += next.byteLength
+    return prefetchPiece(core, operation, next, location, stream)
+  })
+  const rest = Effect.whileLoop({
+    while: () => done < range.byteLength,
+    body: () => Effect.andThen(nextTurn, piece),
+    step: () => {}
+  })
+  return Effect.andThen(piece, rest)
+}
+
+const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
+  const immediate = setImmediate(() => resume(Effect.void))
+  return Effect.sync(() => clearImmediate(immediate))
+})
+
+const prefetchPiece = (
+  core: Core,
+  operation: string,
+  range: MemoryRange,
+  location: MemoryLocation,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const { backend } = core
+  const refused = refuse(core, operation, range, location) ??
+    (unusable(backend, stream) ? refuseResource(operation, backend, stream) : undefined)
+  if (refused !== undefined) return refused
+  const memory = ownMemory(range.memory)
+  if (!(memory instanceof ManagedMemoryResource)) return refuseKind(operation, memory)
+  if (range.byteLength === 0) return Effect.void
+  const { byteLength, offset } = range
+  const call = () => backend.memoryPrefetch(memory, offset, byteLength, location, stream)
+  const status = enqueueUsing(core, stream, [range], [], call)
+  return status === success ? Effect.void : core.fail(operation, status, memory)
+}
+
+const advise = (
+  core: Core,
+  range: MemoryRange,
+  advice: MemoryAdvice,
+  location: MemoryLocation
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.advise"
+  if (!Object.hasOwn(memoryAdvice, advice)) {
+    return refuseArgument(operation, "advice", advice, "an advice about managed memory")
+  }
+  const refused = refuse(core, operation, range, location)
+  if (refused !== undefined) return refused
+  const memory = ownMemory(range.memory)
+  if (!(memory instanceof ManagedMemoryResource)) return refuseKind(operation, memory)
+  if (range.byteLength === 0) return Effect.void
+  const status = core.backend.memoryAdvise(memory, range.offset, range.byteLength, advice, location)
+  return status === success ? Effect.void : core.fail(operation, status, memory)
+}

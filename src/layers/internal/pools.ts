@@ -1,0 +1,91 @@
+/**
+ * The operations of every runtime on pools of device memory.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService, MemoryPoolOptions, MemoryPoolRef } from "../CudaRuntime.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument, refuseResource } from "./failures.ts"
+import { reclaim } from "./memory.ts"
+import type { Refusal } from "./ranges.ts"
+import { ownPool, unusable } from "./resources.ts"
+import type { MemoryPoolResource } from "./resources.ts"
+
+type PoolOperations = Pick<
+  CudaRuntimeService,
+  | "poolCreate"
+  | "poolOfDevice"
+  | "poolDestroy"
+  | "poolStatistics"
+  | "poolResetHigh"
+  | "poolSetReleaseThreshold"
+  | "poolTrim"
+>
+
+export const poolOperations = (core: Core): PoolOperations => ({
+  poolCreate: (device, options) =>
+    core.onDevice("CudaMemoryPool.make", device, () => create(core, "CudaMemoryPool.make", device, options)),
+  poolOfDevice: (device) =>
+    core.onDevice("CudaMemoryPool.ofDevice", device, () => Effect.succeed(core.backend.poolOfDevice(device))),
+  poolDestroy: (ref) => Effect.suspend(() => destroy(core, "CudaMemoryPool.release", ownPool(ref))),
+  poolStatistics: (ref) =>
+    onPool(core, "CudaMemoryPool.statistics", ref, (pool) => core.backend.poolStatistics(pool)).pipe(
+      Effect.map(() => core.backend.poolStatisticsResult)
+    ),
+  poolResetHigh: (ref) => onPool(core, "CudaMemoryPool.resetHigh", ref, (pool) => core.backend.poolResetHigh(pool)),
+  poolSetReleaseThreshold: (ref, bytes) =>
+    Effect.suspend(() => {
+      const operation = "CudaMemoryPool.setReleaseThreshold"
+      return refuseBytes(operation, "bytes", bytes) ??
+        onPool(core, operation, ref, (pool) => core.backend.poolSetReleaseThreshold(pool, bytes))
+    }),
+  poolTrim: (ref, keepBytes) =>
+    Effect.suspend(() => {
+      const operation = "CudaMemoryPool.trim"
+      const pool = ownPool(ref)
+      if (unusable(core.backend, pool)) return refuseResource(operation, core.backend, pool)
+      return refuseBytes(operation, "keepBytes", keepBytes) ??
+        reclaim(core, operation, pool.device, () => [pool], keepBytes)
+    })
+})
+
+/** Calls the backend about a pool that can be used. */
+const onPool = (
+  core: Core,
+  operation: string,
+  ref: MemoryPoolRef,
+  call: (pool: MemoryPoolResource) => number
+): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const pool = ownPool(ref)
+    if (unusable(core.backend, pool)) return refuseResource(operation, core.backend, pool)
+    const status = call(pool)
+    return status === success ? Effect.void : core.fail(operation, status, pool)
+  })
+
+const create = (core: Core, operation: string, device: number, options: MemoryPoolOptions) => {
+  const refused = refuseBytes(operation, "maxBytes", options.maxBytes) ??
+    refuseBytes(operation, "releaseThreshold", options.releaseThreshold)
+  if (refused !== undefined) return refused
+  const status = core.backend.poolCreate(device, options)
+  if (status !== success) return core.failOn(operation, status, device, `a pool of device ${device}`)
+  const pool = core.backend.pool!
+  core.pools.add(pool)
+  return Effect.succeed(pool)
+}
+
+/** Infinite is as good as a number that no device reaches. */
+const refuseBytes = (operation: string, argument: string, bytes: number): Refusal =>
+  (Number.isSafeInteger(bytes) && bytes >= 0) || bytes === Number.POSITIVE_INFINITY
+    ? undefined
+    : refuseArgument(operation, argument, bytes, "a whole number of bytes from 0, or Infinity")
+
+const destroy = (core: Core, operation: string, pool: MemoryPoolResource): Effect.Effect<void, CudaError> => {
+  if (pool.owner !== core.backend) return refuseResource(operation, core.backend, pool)
+  if (pool.origin === "runtime" || pool.state !== "live") return Effect.void
+  pool.state = "released"
+  core.pools.delete(pool)
+  const status = core.backend.poolDestroy(pool)
+  return status === success ? Effect.void : core.fail(operation, status, pool)
+}

@@ -1,0 +1,109 @@
+/**
+ * The checks of copies that are more than one range: of rows, and of many ranges at once.
+ */
+import type { MemoryRange, MemoryRows, MemoryTransfer } from "../CudaRuntime.ts"
+import { refuseArgument } from "./failures.ts"
+import { nameAt, refuseRange } from "./ranges.ts"
+import type { Refusal } from "./ranges.ts"
+
+/** The bytes from the first of the first row to the last of the last. */
+export const rowsSpan = ({ memory, offset, pitch }: MemoryRows, width: number, height: number): MemoryRange => ({
+  memory,
+  offset,
+  byteLength: height === 0 ? 0 : (height - 1) * pitch + width
+})
+
+/** The widest pitch that the driver takes (`CU_DEVICE_ATTRIBUTE_MAX_PITCH`), on every device there is. */
+const mostPitch = 2 ** 31 - 1
+
+/** Refuses rows that do not fit into their memory, or into each other. */
+export const refuseRows = (
+  operation: string,
+  to: MemoryRows,
+  from: MemoryRows,
+  width: number,
+  height: number
+): Refusal => {
+  if (!isCount(width)) return refuseArgument(operation, "size.width", width, "a whole number of bytes from 0")
+  if (!isCount(height)) return refuseArgument(operation, "size.height", height, "a whole number of rows from 0")
+  return refuseEnd(operation, "destination", to, width, height) ??
+    refuseEnd(operation, "source", from, width, height) ?? refuseOverlap(operation, to, from, width, height)
+}
+
+const isCount = (value: number): boolean => Number.isSafeInteger(value) && value >= 0
+
+const refuseEnd = (operation: string, name: string, rows: MemoryRows, width: number, height: number): Refusal => {
+  const { byteLength, pitch } = rows
+  if (!Number.isSafeInteger(pitch) || pitch < width || pitch > mostPitch) {
+    return refuseArgument(operation, `${name}.pitch`, pitch, `a whole number from the width ${width} to ${mostPitch}`)
+  }
+  const refused = refuseRange(operation, name, rows)
+  if (refused !== undefined || width === 0) return refused
+  const span = rowsSpan(rows, width, height).byteLength
+  return span <= byteLength
+    ? undefined
+    : refuseArgument(operation, `${name}.byteLength`, byteLength, `${span} bytes or more, for all of the rows`)
+}
+
+/** Rows of one pitch may lie side by side in each other's gaps; of different pitches, one comes after the other. */
+const refuseOverlap = (
+  operation: string,
+  to: MemoryRows,
+  from: MemoryRows,
+  width: number,
+  height: number
+): Refusal => {
+  if (to.memory !== from.memory || width === 0 || height === 0) return undefined
+  const meet = to.pitch === from.pitch
+    ? rowsMeet(Math.abs(to.offset - from.offset), to.pitch, width, height)
+    : rangesMeet(rowsSpan(to, width, height), rowsSpan(from, width, height))
+  return meet
+    ? refuseArgument(operation, "source.offset", from.offset, "rows that do not overlap the destination's")
+    : undefined
+}
+
+/** Whether rows that begin at a distance from each other have a byte in common. */
+const rowsMeet = (distance: number, pitch: number, width: number, height: number): boolean => {
+  const rows = Math.floor(distance / pitch)
+  const column = distance % pitch
+  return (rows < height && column < width) || (rows + 1 < height && pitch - column < width)
+}
+
+const rangesMeet = (one: MemoryRange, other: MemoryRange): boolean =>
+  one.offset < other.offset + other.byteLength && other.offset < one.offset + one.byteLength
+
+/** A range of a batch, as addresses. */
+interface Span {
+  readonly index: number
+  readonly start: number
+  readonly end: number
+  readonly writes: boolean
+}
+
+/** Refuses a batch of which one copy writes what another touches, since they are in no order. */
+export const refuseDependence = (operation: string, transfers: ReadonlyArray<MemoryTransfer>): Refusal => {
+  const spans = transfers.flatMap(({ from, to }, index) => [spanOf(to, index, true), spanOf(from, index, false)])
+  spans.sort((one, other) => one.start - other.start)
+  let furthest: Span | undefined
+  let furthestWrite: Span | undefined
+  for (const span of spans) {
+    if (span.start === span.end) continue
+    const before = span.writes ? furthest : furthestWrite
+    if (before !== undefined && before.end > span.start) {
+      const [first, second] = before.index < span.index ? [before, span] : [span, before]
+      const value = `${transfers[second.index]!.to.byteLength} bytes`
+      const expected = `a copy that neither writes what copies[${first.index}] touches, nor reads what it writes`
+      return refuseArgument(operation, nameAt("destination", second.index), value, expected)
+    }
+    if (span.end > (furthest?.end ?? 0)) furthest = span
+    if (span.writes && span.end > (furthestWrite?.end ?? 0)) furthestWrite = span
+  }
+  return undefined
+}
+
+const spanOf = ({ byteLength, memory, offset }: MemoryRange, index: number, writes: boolean): Span => ({
+  index,
+  start: memory.address + offset,
+  end: memory.address + offset + byteLength,
+  writes
+})

@@ -1,0 +1,199 @@
+/**
+ * The driver's copies: of a range, of rows, of many at once. Pinned memory is known to the driver segment by segment, so a copy
+ * that crosses segments is enqueued in pieces.
+ */
+import { copyInStreamOrder, defaultStreamHandles, memoryTypes } from "../../cuda/flags.ts"
+import type { DriverFunctions } from "../../cuda/functions.ts"
+import { success } from "../../cuda/status.ts"
+import type { RowsTransfer, Transfer } from "../internal/Backend.ts"
+import type { AnyMemoryResource } from "../internal/resources.ts"
+import type { NativeStream } from "./Device.ts"
+import { segmentSize } from "./PinnedMemory.ts"
+
+/** Where it is noted how a copy failed. */
+export interface CopyNotes {
+  call: string
+  enqueuedPart: boolean
+}
+
+export class Copies {
+  readonly #calls: DriverFunctions
+  readonly #notes: CopyNotes
+  readonly #contextOf: (device: number) => number
+  /** `CUDA_MEMCPY2D`. */
+  readonly #rows = new BigUint64Array(16)
+  readonly #rowTypes = new Int32Array(this.#rows.buffer)
+
+  constructor(calls: DriverFunctions, notes: CopyNotes, contextOf: (device: number) => number) {
+    this.#calls = calls
+    this.#notes = notes
+    this.#contextOf = contextOf
+  }
+
+  copy(transfer: Transfer, stream: NativeStream): number {
+    const { byteLength, from, fromOffset, to, toOffset } = transfer
+    let done = 0
+    while (done < byteLength) {
+      const bytes = pieceOf(transfer, done)
+      const status = this.#piece(
+        transfer,
+        to.address + toOffset + done,
+        from.address + fromOffset + done,
+        bytes,
+        stream
+      )
+      if (status !== success) {
+        this.#notes.enqueuedPart = done > 0
+        return status
+      }
+      done += bytes
+    }
+    return success
+  }
+
+  #piece(
+    { from, to }: Transfer,
+    toAddress: number,
+    fromAddress: number,
+    bytes: number,
+    { handle }: NativeStream
+  ): number {
+    const calls = this.#calls
+    if (from.kind === "host") {
+      return this.#answer("cuMemcpyHtoDAsync", calls.cuMemcpyHtoDAsync_v2(toAddress, fromAddress, bytes, handle))
+    }
+    if (to.kind === "host") {
+      return this.#answer("cuMemcpyDtoHAsync", calls.cuMemcpyDtoHAsync_v2(toAddress, fromAddress, bytes, handle))
+    }
+    if (!arePeers(to, from)) {
+      return this.#answer("cuMemcpyDtoDAsync", calls.cuMemcpyDtoDAsync_v2(toAddress, fromAddress, bytes, handle))
+    }
+    const [toContext, fromContext] = [this.#contextOf(to.device), this.#contextOf(from.device)]
+    return this.#answer(
+      "cuMemcpyPeerAsync",
+      calls.cuMemcpyPeerAsync(toAddress, toContext, fromAddress, fromContext, bytes, handle)
+    )
+  }
+
+  /** Rows of which the driver knows all bytes go together. A row that crosses segments goes by itself, and so does one between devices. */
+  copyRows(transfer: RowsTransfer, stream: NativeStream): number {
+    const { from, fromOffset, fromPitch, height, to, toOffset, toPitch, width } = transfer
+    if (toPitch === width && fromPitch === width) {
+      return this.copy({ to, toOffset, from, fromOffset, byteLength: width * height }, stream)
+    }
+    let row = 0
+    while (row < height) {
+      const rows = Math.min(height - row, rowsOf(transfer, row))
+      const status = rows === 0
+        ? this.copy(rowOf(transfer, row), stream)
+        : this.#answer(
+          "cuMemcpy2DAsync",
+          this.#calls.cuMemcpy2DAsync_v2(this.#write(transfer, row, rows), stream.handle)
+        )
+      if (status !== success) {
+        this.#notes.enqueuedPart ||= row > 0
+        return status
+      }
+      row += Math.max(1, rows)
+    }
+    return success
+  }
+
+  #write({ from, fromOffset, fromPitch, to, toOffset, toPitch, width }: RowsTransfer, row: number, rows: number) {
+    const words = this.#rows
+    this.#writeEnd(0, from, fromOffset + row * fromPitch, fromPitch)
+    this.#writeEnd(7, to, toOffset + row * toPitch, toPitch)
+    words[14] = BigInt(width)
+    words[15] = BigInt(rows)
+    return words
+  }
+
+  /** An end from its word on: its two offsets, which are 0, its kind, the address by kind, no array, the pitch. */
+  #writeEnd(word: number, memory: AnyMemoryResource, offset: number, pitch: number): void {
+    const address = BigInt(memory.address + offset)
+    this.#rowTypes[2 * (word + 2)] = memoryTypes[memory.kind]
+    this.#rows[word + 3] = memory.kind === "host" ? address : 0n
+    this.#rows[word + 4] = memory.kind === "host" ? 0n : address
+    this.#rows[word + 6] = BigInt(pitch)
+  }
+
+  /** The driver takes no batch for the legacy default stream, nor one between devices; an older driver takes none. */
+  copyBatch(transfers: ReadonlyArray<Transfer>, stream: NativeStream): number {
+    const { cuMemcpyBatchAsync: batch } = this.#calls
+    const takesBatch = stream.handle !== defaultStreamHandles.legacy && transfers.length > 1
+    if (batch === undefined || !takesBatch || transfers.some(({ from, to }) => arePeers(to, from))) {
+      return this.#copyEach(transfers, stream)
+    }
+    const [to, from, sizes] = piecesOf(transfers)
+    const status = batch(to, from, sizes, sizes.length, inStreamOrder, fromTheFirst, 1, failedAt, stream.handle)
+    this.#notes.enqueuedPart = status !== success
+    return this.#answer("cuMemcpyBatchAsync", status)
+  }
+
+  #copyEach(transfers: ReadonlyArray<Transfer>, stream: NativeStream): number {
+    for (const [index, transfer] of transfers.entries()) {
+      const status = this.copy(transfer, stream)
+      if (status === success) continue
+      this.#notes.enqueuedPart ||= index > 0
+      return status
+    }
+    return success
+  }
+
+  #answer(call: string, status: number): number {
+    if (status !== success) this.#notes.call = call
+    return status
+  }
+}
+
+/** Memory of two devices; managed memory is that of any. */
+const arePeers = (to: AnyMemoryResource, from: AnyMemoryResource): boolean =>
+  to.kind === "device" && from.kind === "device" && to.device !== from.device && !to.isManaged && !from.isManaged
+
+/** How much a copy may take from an offset on. */
+const roomAt = (memory: AnyMemoryResource, offset: number): number =>
+  memory.kind === "host" ? segmentSize - offset % segmentSize : Number.POSITIVE_INFINITY
+
+const pieceOf = ({ byteLength, from, fromOffset, to, toOffset }: Transfer, done: number): number =>
+  Math.min(byteLength - done, roomAt(to, toOffset + done), roomAt(from, fromOffset + done))
+
+/** How many rows from one on can go in one call. */
+const rowsOf = ({ from, fromOffset, fromPitch, to, toOffset, toPitch, width }: RowsTransfer, row: number): number =>
+  arePeers(to, from)
+    ? 0
+    : Math.min(
+      rowsIn(roomAt(to, toOffset + row * toPitch), toPitch, width),
+      rowsIn(roomAt(from, fromOffset + row * fromPitch), fromPitch, width)
+    )
+
+const rowsIn = (room: number, pitch: number, width: number): number =>
+  room < width ? 0 : Math.floor((room - width) / pitch) + 1
+
+const rowOf = ({ from, fromOffset, fromPitch, to, toOffset, toPitch, width }: RowsTransfer, row: number): Transfer => ({
+  to,
+  toOffset: toOffset + row * toPitch,
+  from,
+  fromOffset: fromOffset + row * fromPitch,
+  byteLength: width
+})
+
+/** `CUmemcpyAttributes` for all copies of a batch. */
+const inStreamOrder = new Int32Array(6)
+inStreamOrder[0] = copyInStreamOrder
+const fromTheFirst = new BigUint64Array(1)
+const failedAt = new BigUint64Array(1)
+
+/** The pieces of all copies: where to, where from, and how many bytes. */
+const piecesOf = (transfers: ReadonlyArray<Transfer>): readonly [BigUint64Array, BigUint64Array, BigUint64Array] => {
+  const [to, from, sizes]: [Array<bigint>, Array<bigint>, Array<bigint>] = [[], [], []]
+  for (const transfer of transfers) {
+    for (let done = 0; done < transfer.byteLength;) {
+      const bytes = pieceOf(transfer, done)
+      to.push(BigInt(transfer.to.address + transfer.toOffset + done))
+      from.push(BigInt(transfer.from.address + transfer.fromOffset + done))
+      sizes.push(BigInt(bytes))
+      done += bytes
+    }
+  }
+  return [BigUint64Array.from(to), BigUint64Array.from(from), BigUint64Array.from(sizes)]
+}

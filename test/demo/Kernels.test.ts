@@ -1,0 +1,44 @@
+/**
+ * The demo's kernels as the files have them: source, PTX made of it, and what the program says of their parameters.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaProgram } from "effect-cuda"
+import * as Effect from "effect/Effect"
+import { readFileSync } from "node:fs"
+import { parameters, simulated } from "../../examples/demo/Kernels.ts"
+
+const file = (name: string) => new URL(`../../examples/demo/${name}`, import.meta.url)
+const read = (name: string) => readFileSync(file(name), "utf8")
+
+/** The name of each kernel and what stands between its parentheses. */
+const entries = (text: string, start: RegExp) =>
+  new Map(Array.from(text.matchAll(start), ([, name, list]) => [name!, list!.split(",").map((part) => part.trim())]))
+
+const names = Object.keys(parameters).sort()
+const ptx = entries(read("kernels.ptx"), /\.visible \.entry (\w+)\(([^)]*)\)/g)
+const source = entries(read("kernels.cu"), /extern "C" __global__ void (\w+)\(([^)]*)\)/g)
+
+describe("the kernels", () => {
+  it("are the same in the source, in the PTX and on a simulated device", () => {
+    assert.deepStrictEqual([...source.keys()].sort(), names)
+    assert.deepStrictEqual([...ptx.keys()].sort(), names)
+    assert.deepStrictEqual(Object.keys(simulated(1)).sort(), names)
+  })
+
+  it.each(["histogram", "checksum"] as const)("%s has the parameters that it is launched with", (name) => {
+    const sizes = parameters[name].map(({ size }) => size)
+    assert.deepStrictEqual(
+      ptx.get(name)?.map((parameter) => Number(/^\.param \.u(\d+) /.exec(parameter)?.[1]) / 8),
+      sizes
+    )
+    assert.strictEqual(source.get(name)?.length, sizes.length)
+  })
+
+  it.effect("are PTX for drivers and GPUs that the library supports", () =>
+    Effect.gen(function*() {
+      const program = yield* CudaProgram.fromFile(file("kernels.ptx"))
+      assert.deepStrictEqual([program.kind, program.architecture], ["ptx", "compute_70"])
+      // PTX 8.0 is that of CUDA 12.0.
+      assert.isAtMost(Number(/^\.version ([\d.]+)$/m.exec(read("kernels.ptx"))?.[1]), 8)
+    }))
+})
