@@ -1,30 +1,110 @@
 /**
- * Runs every benchmark, one after the other, each in a process of its own: `node bench/all.ts`, or some of them by
- * name, `node bench/all.ts latency cpu`. Needs a GPU; a C compiler for the comparisons with C.
+ * Runs every benchmark that this machine allows, one after the other, each in a process of its own, and prints one table of what
+ * they measured: `npm run bench`, or some of them by name, `npm run bench -- latency operations`. `--gpu` leaves out what needs no
+ * GPU, `--no-gpu` what needs one.
+ *
+ * `--write` puts the figures into BENCHMARKS.md: the part with a GPU, the part without one, or both, as far as they were measured,
+ * and then completely, so that every part is of one run.
  */
 import { spawnSync } from "node:child_process"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { fileURLToPath } from "node:url"
+import { writeDocument } from "./support/document.ts"
+import { whyNoGpu } from "./support/driver.ts"
+import { resultsVariable, takeResults } from "./support/results.ts"
+import type { Results } from "./support/results.ts"
+import { printSummary } from "./support/summary.ts"
+import type { Part, PartName } from "./support/summary.ts"
 
-const programs = [
-  "waiting/latency",
-  "waiting/cpu",
-  "waiting/many",
-  "waiting/service",
-  "waiting/eventLoop",
-  "operations",
-  "launch",
-  "pipeline",
-  "forkJoin"
+/** A benchmark, and what it is told. */
+interface Benchmark {
+  readonly name: string
+  readonly part: PartName
+  readonly parameters?: ReadonlyArray<string>
+}
+
+const stub = ["stub"]
+const benchmarks: ReadonlyArray<Benchmark> = [
+  { name: "operations", part: "gpu" },
+  { name: "launch", part: "gpu" },
+  { name: "forkJoin", part: "gpu" },
+  { name: "pipeline", part: "gpu" },
+  { name: "waiting/latency", part: "gpu" },
+  { name: "waiting/cpu", part: "gpu" },
+  { name: "waiting/many", part: "gpu" },
+  { name: "waiting/service", part: "gpu" },
+  { name: "waiting/eventLoop", part: "gpu" },
+  { name: "handles", part: "gpu" },
+  { name: "startup", part: "gpu" },
+  { name: "operations", part: "noGpu", parameters: stub },
+  { name: "launch", part: "noGpu", parameters: stub },
+  { name: "forkJoin", part: "noGpu", parameters: stub },
+  { name: "simulated", part: "noGpu" },
+  { name: "handles", part: "noGpu", parameters: stub },
+  { name: "startup", part: "noGpu", parameters: stub }
 ]
-const wanted = process.argv.slice(2)
+
 /** A program that hangs is ended after so many milliseconds. */
 const timeout = 180_000
 
-for (const program of programs) {
-  if (wanted.length > 0 && !wanted.some((name) => program.endsWith(name))) continue
-  const path = fileURLToPath(new URL(`./${program}.ts`, import.meta.url))
-  const { signal, status } = spawnSync(process.execPath, [...process.execArgv, path], { stdio: "inherit", timeout })
-  if (status !== 0) process.exitCode = 1
-  if (signal !== null) console.error(`${program} was ended by ${signal}`)
+const words = process.argv.slice(2)
+const flags = words.filter((word) => word.startsWith("--"))
+const names = words.filter((word) => !word.startsWith("--"))
+const isWriting = flags.includes("--write")
+
+const isWanted = ({ name, part }: Benchmark): boolean =>
+  !flags.includes(part === "gpu" ? "--no-gpu" : "--gpu") &&
+  (names.length === 0 || names.some((wanted) => name.endsWith(wanted)))
+
+const run = ({ name, parameters = [] }: Benchmark, folder: string): Results | undefined => {
+  const path = fileURLToPath(new URL(`./${name}.ts`, import.meta.url))
+  const resultsPath = join(folder, "results.json")
+  rmSync(resultsPath, { force: true })
+  const { signal } = spawnSync(process.execPath, [...process.execArgv, path, ...parameters], {
+    stdio: "inherit",
+    timeout,
+    env: { ...process.env, [resultsVariable]: resultsPath }
+  })
+  if (signal !== null) console.error(`${name} was ended by ${signal}`)
   console.log()
+  return takeResults(resultsPath)
 }
+
+/** Runs what is wanted of a part; one that fails is said, and makes the command fail. */
+const runPart = (part: PartName, why: string | undefined): Part => {
+  const folder = mkdtempSync(join(tmpdir(), "effect-cuda-bench-"))
+  const notRun: Array<string> = []
+  const all: Array<Results> = []
+  for (const benchmark of benchmarks.filter((candidate) => candidate.part === part && isWanted(candidate))) {
+    const results = why === undefined ? run(benchmark, folder) : { facts: {}, figures: [], notRun: why }
+    if (results?.notRun === undefined && results !== undefined) all.push(results)
+    else notRun.push(`${benchmark.name}: ${results?.notRun ?? "failed"}`)
+    if (results === undefined) process.exitCode = 1
+  }
+  rmSync(folder, { recursive: true, force: true })
+  return {
+    name: part,
+    facts: Object.assign({}, ...all.map(({ facts }) => facts)),
+    figures: all.flatMap(({ figures }) => figures),
+    notRun
+  }
+}
+
+const main = (): void => {
+  if (isWriting && names.length > 0) {
+    console.error("BENCHMARKS.md is written from whole runs: --write goes without names of benchmarks")
+    process.exitCode = 1
+    return
+  }
+  const noGpu = whyNoGpu()
+  const reason = noGpu === undefined ? undefined : `there is no GPU here (${noGpu})`
+  const parts = [runPart("gpu", reason), runPart("noGpu", undefined)]
+  for (const part of parts) printSummary(part)
+  const measured = parts.filter(({ figures }) => figures.length > 0)
+  if (measured.length === 0) process.exitCode = 1
+  if (isWriting) writeDocument(measured)
+}
+
+main()

@@ -18,7 +18,10 @@ import * as NativeRuntime from "../src/layers/NativeRuntime.ts"
 import { turn } from "./support/loop.ts"
 import { startPeer } from "./support/peer.ts"
 import type { Peer } from "./support/peer.ts"
-import { printTable, run } from "./support/report.ts"
+import { printTable } from "./support/report.ts"
+import { makeFigure } from "./support/results.ts"
+import type { Figure } from "./support/results.ts"
+import { runOnGpu } from "./support/run.ts"
 import { fixed, median } from "./support/statistics.ts"
 
 const mebibyte = 1024 * 1024
@@ -136,6 +139,21 @@ const measureLink = (peer: Peer, link: Link) =>
     }
   })
 
+const figuresOf = (
+  group: string,
+  loads: ReadonlyArray<Load>,
+  results: ReadonlyArray<Times>
+): ReadonlyArray<Figure> =>
+  loads.map(({ chunk, count, slots }, index) => {
+    const { c, ours, polled } = results[index]!
+    const perChunk = (values: ReadonlyArray<number>) => values.map((nanos) => nanos / count / 1e3)
+    return makeFigure(
+      { group, name: `${chunk} MiB, ${slots} slots`, unit: "µs" },
+      perChunk(ours),
+      { C: perChunk(c), polled: perChunk(polled) }
+    )
+  })
+
 const printLoads = (title: string, loads: ReadonlyArray<Load>, results: ReadonlyArray<Times>, link: Link): void => {
   const limit = median(link.both)
   const rows = loads.map(({ chunk, count, slots }, index) => {
@@ -158,9 +176,9 @@ const printLoads = (title: string, loads: ReadonlyArray<Load>, results: Readonly
   )
 }
 
-await run("pipeline", () =>
+await runOnGpu("pipeline", (ground) =>
   Effect.gen(function*() {
-    const peer = yield* startPeer("pipeline")
+    const peer = yield* startPeer("pipeline", ground)
     if (peer !== undefined) yield* peer.ask("memory", largest.chunk, largest.slots)
     const link: Link = { up: [], down: [], both: [] }
     const measureAll = Effect.fnUntraced(function*({ loads, rounds }: typeof plain) {
@@ -179,4 +197,8 @@ await run("pipeline", () =>
     )
     printLoads("Chunks in pinned memory, GB/s each way", plain.loads, results.plain, link)
     printLoads("Chunks copied in and out by the CPU, GB/s each way", copying.loads, results.copying, link)
+    return [
+      ...figuresOf("Pipeline, each chunk in pinned memory", plain.loads, results.plain),
+      ...figuresOf("Pipeline, each chunk copied by the CPU", copying.loads, results.copying)
+    ]
   }).pipe(Effect.provideServiceEffect(CudaRuntime, NativeRuntime.make())))

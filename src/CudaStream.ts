@@ -13,6 +13,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { dual } from "effect/Function"
 import type { Inspectable } from "effect/Inspectable"
+import * as Latch from "effect/Latch"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
@@ -344,6 +345,8 @@ export function recordEvent(
  * it: an effect may therefore use CUDA, wait for this stream or for others, and take its time, and nothing can deadlock. What is to
  * come after the effect is enqueued after `Fiber.join`.
  *
+ * Effects of one stream begin in the order in which they were launched.
+ *
  * The scope's end waits for the effect when it is a success, and interrupts it otherwise. When a fault ends the device's context, the
  * effect does not run, and the fiber fails with the reason.
  *
@@ -397,12 +400,31 @@ export const launchHostFunction: {
         Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
       )
       const reached = named("CudaStream.launchHostFunction")(self.runtime.eventSynchronize(event.ref))
-      const fiber = yield* Effect.forkDetach(Effect.andThen(reached, effect), { startImmediately: true })
+      const inTurn = Effect.andThen(takeTurn(self.ref, reached), effect)
+      const fiber = yield* Effect.forkDetach(inTurn, { startImmediately: true })
       yield* Scope.addFinalizerExit(own, (exit) => Exit.isSuccess(exit) ? Fiber.await(fiber) : Fiber.interrupt(fiber))
       fiber.addObserver(() => Effect.runSync(Scope.close(own, Exit.void)))
       return fiber
     }))
 )
+
+/** Opened once the last host function of a stream has begun. */
+const begun = new WeakMap<StreamRef, Latch.Latch>()
+
+/** Waits for a point of a stream, and then for the host functions before it to have begun, which other fibers may still have to see to. */
+const takeTurn = (stream: StreamRef, reached: Effect.Effect<void, CudaError>): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const before = begun.get(stream)
+    const own = Latch.makeUnsafe()
+    begun.set(stream, own)
+    if (before === undefined) return Effect.ensuring(reached, own.open)
+    // One that never begins lets the next ones begin after those before it.
+    const afterThose = Effect.forkDetach(Effect.andThen(before.await, own.open))
+    return Effect.onExit(
+      Effect.andThen(reached, before.await),
+      (exit) => Exit.isSuccess(exit) ? own.open : afterThose
+    )
+  })
 
 const makeEvent = (stream: CudaStream): Effect.Effect<EventImpl, CudaError, Scope.Scope> =>
   Effect.map(

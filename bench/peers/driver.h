@@ -1,6 +1,6 @@
 /*
  * What the C peers of the benchmarks share: the driver loaded at run time (so that they build without CUDA's headers
- * and without libcuda to link with), the spin kernel, clocks, and the conversation over standard input and output: one
+ * and without libcuda to link with), the kernels, clocks, and the conversation over standard input and output: one
  * line of words asks, one line of numbers answers, "error ..." ends it.
  */
 #define _GNU_SOURCE
@@ -17,11 +17,23 @@ typedef int CUdevice;
 typedef struct CUctx_st *CUcontext;
 typedef struct CUstream_st *CUstream;
 typedef struct CUevent_st *CUevent;
-typedef struct CUmod_st *CUmodule;
+typedef struct CUlib_st *CUlibrary;
+typedef struct CUkern_st *CUkernel;
 typedef struct CUfunc_st *CUfunction;
+typedef struct CUmemPoolHandle_st *CUmemoryPool;
 typedef unsigned long long CUdeviceptr;
 
-enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1 };
+typedef struct {
+  int allocType, handleTypes;
+  struct {
+    int type, id;
+  } location;
+  void *win32SecurityAttributes;
+  size_t maxSize;
+  unsigned char reserved[56];
+} CUmemPoolProps;
+
+enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1, RELEASE_THRESHOLD = 4 };
 
 /* Every driver function the peers call: its name, and its parameters. */
 #define DRIVER_FUNCTIONS(F)                                                                                            \
@@ -29,18 +41,25 @@ enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1 
   F(cuDeviceGet, (CUdevice *, int))                                                                                    \
   F(cuDevicePrimaryCtxRetain, (CUcontext *, CUdevice))                                                                 \
   F(cuCtxSetCurrent, (CUcontext))                                                                                      \
-  F(cuModuleLoadData, (CUmodule *, const void *))                                                                      \
-  F(cuModuleGetFunction, (CUfunction *, CUmodule, const char *))                                                       \
+  F(cuLibraryLoadData, (CUlibrary *, const void *, void *, void *, unsigned, void *, void *, unsigned))                \
+  F(cuLibraryGetKernel, (CUkernel *, CUlibrary, const char *))                                                         \
+  F(cuKernelGetFunction, (CUfunction *, CUkernel))                                                                     \
   F(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream,       \
                      void **, void **))                                                                                \
   F(cuStreamCreateWithPriority, (CUstream *, unsigned, int))                                                           \
+  F(cuStreamDestroy_v2, (CUstream))                                                                                    \
   F(cuStreamSynchronize, (CUstream))                                                                                   \
   F(cuStreamWaitEvent, (CUstream, CUevent, unsigned))                                                                  \
   F(cuEventCreate, (CUevent *, unsigned))                                                                              \
   F(cuEventDestroy_v2, (CUevent))                                                                                      \
   F(cuEventRecord, (CUevent, CUstream))                                                                                \
   F(cuEventQuery, (CUevent))                                                                                           \
+  F(cuEventElapsedTime, (float *, CUevent, CUevent))                                                                   \
   F(cuEventSynchronize, (CUevent))                                                                                     \
+  F(cuMemPoolCreate, (CUmemoryPool *, const CUmemPoolProps *))                                                         \
+  F(cuMemPoolSetAttribute, (CUmemoryPool, int, void *))                                                                \
+  F(cuMemAllocFromPoolAsync, (CUdeviceptr *, size_t, CUmemoryPool, CUstream))                                          \
+  F(cuMemFreeAsync, (CUdeviceptr, CUstream))                                                                           \
   F(cuMemAlloc_v2, (CUdeviceptr *, size_t))                                                                            \
   F(cuMemHostAlloc, (void **, size_t, unsigned))                                                                       \
   F(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void *, size_t, CUstream))                                               \
@@ -51,6 +70,7 @@ enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1 
 #define DECLARE(name, parameters) static CUresult(*name) parameters;
 DRIVER_FUNCTIONS(DECLARE)
 
+static CUlibrary kernels;
 static CUfunction spin_kernel;
 
 /* Ends the conversation. */
@@ -86,21 +106,33 @@ static char *read_file(const char *path) {
   return text;
 }
 
-/* Loads the driver, makes the primary context of the first device current, and loads the kernel of a PTX file. */
-static void open_device(const char *ptx_path) {
-  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
-  if (library == NULL) fail("cannot load libcuda.so.1");
+static CUfunction get_function(const char *name) {
+  CUkernel kernel;
+  CUfunction function;
+  CHECK(cuLibraryGetKernel, (&kernel, kernels, name));
+  CHECK(cuKernelGetFunction, (&function, kernel));
+  return function;
+}
+
+/*
+ * Loads the driver, makes the primary context of the first device current, and loads the kernels. A program is started with the
+ * path of their PTX and, where it is not the system's, that of the driver's library.
+ */
+static void open_device(int argc, char **argv) {
+  if (argc < 2) fail("usage: %s PTX [LIBRARY]", argv[0]);
+  const char *path = argc > 2 ? argv[2] : "libcuda.so.1";
+  void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+  if (library == NULL) fail("cannot load %s", path);
 #define FIND(name, parameters) *(void **)&name = find(library, #name);
   DRIVER_FUNCTIONS(FIND)
   CUdevice device;
   CUcontext context;
-  CUmodule module;
   CHECK(cuInit, (0));
   CHECK(cuDeviceGet, (&device, 0));
   CHECK(cuDevicePrimaryCtxRetain, (&context, device));
   CHECK(cuCtxSetCurrent, (context));
-  CHECK(cuModuleLoadData, (&module, read_file(ptx_path)));
-  CHECK(cuModuleGetFunction, (&spin_kernel, module, "spin"));
+  CHECK(cuLibraryLoadData, (&kernels, read_file(argv[1]), NULL, NULL, 0, NULL, NULL, 0));
+  spin_kernel = get_function("spin");
 }
 
 static CUstream make_stream(void) {

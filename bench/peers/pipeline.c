@@ -102,8 +102,7 @@ static void measure_link(int is_up, int is_down, size_t bytes, int count) {
 }
 
 int main(int argc, char **argv) {
-  if (argc < 2) fail("usage: pipeline PTX");
-  open_device(argv[1]);
+  open_device(argc, argv);
   uploads = make_stream();
   work = make_stream();
   downloads = make_stream();

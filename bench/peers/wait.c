@@ -42,8 +42,7 @@ static void measure(int is_copy, uint64_t amount, CUevent event, int count, int 
 }
 
 int main(int argc, char **argv) {
-  if (argc < 2) fail("usage: wait PTX");
-  open_device(argv[1]);
+  open_device(argc, argv);
   stream = make_stream();
   events[0] = make_event(DISABLE_TIMING);
   events[1] = make_event(DISABLE_TIMING | BLOCKING_SYNC);

@@ -14,14 +14,17 @@ const functions = {
   cuInit: [uint],
   cuDriverGetVersion: [memory],
   cuDeviceGetCount: [memory],
+  cuDeviceGet: [memory, "int"],
   cuDeviceGetName: [memory, "int", "int"],
   cuDevicePrimaryCtxRetain: [memory, "int"],
   cuCtxPushCurrent_v2: [handle],
   cuCtxPopCurrent_v2: [memory],
-  cuModuleLoadData: [memory, memory],
-  cuModuleGetFunction: [memory, handle, "str"],
+  cuLibraryLoadData: [memory, memory, memory, memory, uint, memory, memory, uint],
+  cuLibraryGetKernel: [memory, handle, "str"],
+  cuKernelGetFunction: [memory, handle],
   cuLaunchKernel: [handle, uint, uint, uint, uint, uint, uint, uint, handle, memory, memory],
   cuStreamCreateWithPriority: [memory, uint, "int"],
+  cuStreamDestroy_v2: [handle],
   cuStreamSynchronize: [handle],
   cuStreamWaitEvent: [handle, handle, uint],
   cuEventCreate: [memory, uint],
@@ -29,6 +32,10 @@ const functions = {
   cuEventRecord: [handle, handle],
   cuEventQuery: [handle],
   cuEventElapsedTime: [memory, handle, handle],
+  cuMemPoolCreate: [memory, memory],
+  cuMemPoolSetAttribute: [handle, "int", memory],
+  cuMemAllocFromPoolAsync: [memory, "size_t", handle, handle],
+  cuMemFreeAsync: [handle, handle],
   cuMemAlloc_v2: [memory, "size_t"],
   cuMemHostAlloc: [memory, "size_t", uint],
   cuMemcpyHtoDAsync_v2: [handle, handle, "size_t", handle],
@@ -38,22 +45,26 @@ const functions = {
 /** The functions as koffi calls them: each returns its status. */
 export type Calls = { readonly [Name in keyof typeof functions]: (...parameters: ReadonlyArray<unknown>) => number }
 
-/** The first GPU, with its primary context, which is the library's too. */
+/** The first GPU, with its primary context, which is the library's too; or what stands for it. */
 export interface Driver {
+  /** The library's path, where it is not the system's driver. */
+  readonly libraryPath: string | undefined
   readonly deviceName: string
   /** 13000 is CUDA 13.0. */
   readonly cudaVersion: number
   readonly calls: Calls
   /** Enqueues a kernel that runs for so long. */
   readonly spin: (stream: number, millis: number) => void
+  /** A kernel of `kernels.ptx`, as a `CUfunction`. */
+  readonly getFunction: (name: string) => number
   /** Runs calls that need the context on this thread. */
   readonly inContext: <A>(body: () => A) => A
   /** A call whose first parameter is where it writes a handle or an address. */
   readonly make: (name: keyof Calls, ...parameters: ReadonlyArray<unknown>) => number
 }
 
-/** The kernel's source, which the C peers read too. */
-export const spinPath = fileURLToPath(new URL("../peers/spin.ptx", import.meta.url))
+/** The kernels' source, which the peers read too. */
+export const kernelsPath = fileURLToPath(new URL("../peers/kernels.ptx", import.meta.url))
 
 /** Throws when a driver call failed. */
 export const check = (name: string, status: number): void => {
@@ -61,18 +72,27 @@ export const check = (name: string, status: number): void => {
 }
 
 /** Opens the first GPU; a text says why there is none. */
-export const openDriver = (): Driver | string => {
-  const calls = bind()
-  if (typeof calls === "string") return calls
+export const openDriver = (libraryPath?: string): Driver | string => {
+  const calls = bind(libraryPath)
+  return typeof calls === "string" ? calls : whyNone(calls) ?? open(calls, libraryPath)
+}
+
+/** Why there is no GPU here; nothing when there is one. */
+export const whyNoGpu = (): string | undefined => {
+  const calls = bind(undefined)
+  return typeof calls === "string" ? calls : whyNone(calls)
+}
+
+const whyNone = (calls: Calls): string | undefined => {
   const count = new Int32Array(1)
   const status = calls.cuInit(0) || calls.cuDeviceGetCount(count)
   if (status !== 0) return `the driver answered ${status}`
-  return count[0] === 0 ? "the driver knows no device" : open(calls)
+  return count[0] === 0 ? "the driver knows no device" : undefined
 }
 
-const bind = (): Calls | string => {
+const bind = (libraryPath: string | undefined): Calls | string => {
   try {
-    const library = koffi.load(process.platform === "win32" ? "nvcuda.dll" : "libcuda.so.1")
+    const library = koffi.load(libraryPath ?? (process.platform === "win32" ? "nvcuda.dll" : "libcuda.so.1"))
     const bound = Object.entries(functions).map(([name, types]) => [name, library.func(name, "int", [...types])])
     return Object.fromEntries(bound) as Calls
   } catch (error) {
@@ -80,14 +100,16 @@ const bind = (): Calls | string => {
   }
 }
 
-const open = (calls: Calls): Driver => {
+const open = (calls: Calls, libraryPath: string | undefined): Driver => {
   const out = new BigUint64Array(1)
   const popped = new BigUint64Array(1)
   const make: Driver["make"] = (name, ...parameters) => {
     check(name, calls[name](out, ...parameters))
     return Number(out[0])
   }
-  const context = make("cuDevicePrimaryCtxRetain", 0)
+  const device = new Int32Array(1)
+  check("cuDeviceGet", calls.cuDeviceGet(device, 0))
+  const context = make("cuDevicePrimaryCtxRetain", device[0])
   const inContext: Driver["inContext"] = (body) => {
     check("cuCtxPushCurrent", calls.cuCtxPushCurrent_v2(context))
     try {
@@ -96,22 +118,24 @@ const open = (calls: Calls): Driver => {
       calls.cuCtxPopCurrent_v2(popped)
     }
   }
-  const kernel = inContext(() =>
-    make("cuModuleGetFunction", make("cuModuleLoadData", Buffer.from(`${readFileSync(spinPath, "utf8")}\0`)), "spin")
-  )
+  const source = Buffer.from(`${readFileSync(kernelsPath, "utf8")}\0`)
+  const library = inContext(() => make("cuLibraryLoadData", source, null, null, 0, null, null, 0))
+  const getFunction: Driver["getFunction"] = (name) =>
+    inContext(() => make("cuKernelGetFunction", make("cuLibraryGetKernel", library, name)))
+  const spinKernel = getFunction("spin")
   const nanos = new BigUint64Array(1)
   const parameters = new BigUint64Array([koffi.address(nanos)])
   const spin: Driver["spin"] = (stream, millis) => {
     nanos[0] = BigInt(Math.max(0, Math.round(millis * 1e6)))
-    check("cuLaunchKernel", calls.cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, stream, parameters, null))
+    check("cuLaunchKernel", calls.cuLaunchKernel(spinKernel, 1, 1, 1, 1, 1, 1, 0, stream, parameters, null))
   }
-  return { ...describe(calls), calls, spin, inContext, make }
+  return { libraryPath, ...describe(calls, device[0]!), calls, spin, getFunction, inContext, make }
 }
 
-const describe = (calls: Calls): Pick<Driver, "deviceName" | "cudaVersion"> => {
+const describe = (calls: Calls, device: number): Pick<Driver, "deviceName" | "cudaVersion"> => {
   const version = new Int32Array(1)
   check("cuDriverGetVersion", calls.cuDriverGetVersion(version))
   const name = new Uint8Array(256)
-  check("cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, 0))
+  check("cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, device))
   return { deviceName: new TextDecoder().decode(name.subarray(0, name.indexOf(0))), cudaVersion: version[0]! }
 }

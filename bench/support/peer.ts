@@ -13,50 +13,93 @@ import { join } from "node:path"
 import { createInterface } from "node:readline"
 import type { Readable, Writable } from "node:stream"
 import { fileURLToPath } from "node:url"
-import { spinPath } from "./driver.ts"
+import { kernelsPath } from "./driver.ts"
+import { note } from "./facts.ts"
+import type { Ground } from "./run.ts"
 
 /** A running peer: answers a line of words with numbers. */
 export interface Peer {
+  /** As tables call it. */
+  readonly name: string
   readonly ask: (...words: ReadonlyArray<string | number>) => Effect.Effect<ReadonlyArray<number>>
 }
 
-/** Starts a peer for the life of the scope, or says why there is none. */
-export const startPeer = (name: string): Effect.Effect<Peer | undefined, never, Scope.Scope> =>
+/** The Python libraries, as tables and as Python call them. */
+const pythonLibraries = { "cuda.core": "cuda.core", CuPy: "cupy", PyTorch: "torch" } as const
+
+/** Starts a C program for the life of the scope, or says why there is none. */
+export const startPeer = (
+  name: string,
+  { driver }: Pick<Ground, "driver">
+): Effect.Effect<Peer | undefined, never, Scope.Scope> =>
   Effect.map(
-    Effect.acquireRelease(Effect.sync(() => launch(name)), (started) => Effect.sync(() => started?.stop())),
-    (started) => started && { ask: (...words) => Effect.promise(() => started.ask(words.join(" "))) }
+    Effect.acquireRelease(
+      Effect.sync(() => launch(name, driver.libraryPath)),
+      (started) => Effect.sync(() => started?.stop())
+    ),
+    (started) => started && makePeer("C", started)
   )
 
-/** Starts a Python program with these words for the life of the scope, or says why there is none. */
-export const startPythonPeer = (
-  name: string,
-  ...words: ReadonlyArray<string>
-): Effect.Effect<Peer | undefined, never, Scope.Scope> =>
+/** Starts everything there is to compare operations with, for the life of the scope; what is missing is said. */
+export const startPeers = (ground: Ground): Effect.Effect<ReadonlyArray<Peer>, never, Scope.Scope> => {
+  const python = Object.entries(pythonLibraries).map(([name, library]) => startPythonPeer(name, library))
+  return Effect.map(
+    Effect.all([startPeer("operations", ground), ...(ground.isGpu ? python : [])], { concurrency: "unbounded" }),
+    (peers) => peers.filter((peer) => peer !== undefined)
+  )
+}
+
+const startPythonPeer = (name: string, library: string): Effect.Effect<Peer | undefined, never, Scope.Scope> =>
   Effect.gen(function*() {
     const started = yield* Effect.acquireRelease(
-      Effect.sync(() => launchPython(name, words)),
+      Effect.sync(() => launchPython(library)),
       ({ stop }) => Effect.sync(stop)
     )
-    const problem = yield* Effect.promise(() =>
-      started.ask("ready 0 0").then(() => undefined, (error: unknown) => String(error))
+    // It answers when its library is imported and its operations are made.
+    const { problem, version } = yield* Effect.promise(() =>
+      started.ask("version").then(
+        (answer) => ({ version: answer, problem: undefined }),
+        (error: unknown) => ({ version: "", problem: String(error) })
+      )
     )
-    if (problem === undefined) return { ask: (...asked) => Effect.promise(() => started.ask(asked.join(" "))) }
-    console.log(`without ${words.join(" ")}: ${problem}`)
+    if (problem === undefined) {
+      note(name, version)
+      return makePeer(name, started)
+    }
+    console.log(`without ${name}: ${problem}`)
     return undefined
   })
 
-const launchPython = (name: string, words: ReadonlyArray<string>): Launched => {
-  const script = fileURLToPath(new URL(`../peers/${name}.py`, import.meta.url))
-  const child = spawn("python3", [script, spinPath, ...words], { stdio: ["pipe", "pipe", "inherit"] })
-  return { ask: converse(child, `The Python peer "${name}"`), stop: () => child.kill() }
+/** A peer that fails is said to be missing from then on, and answers nothing. */
+const makePeer = (name: string, { ask }: Launched): Peer => {
+  let isGone = false
+  const lost = (error: unknown) => {
+    if (!isGone) console.log(`from now on without ${name}: ${error}`)
+    isGone = true
+    return ""
+  }
+  return {
+    name,
+    ask: (...words) =>
+      Effect.promise(() =>
+        ask(words.join(" ")).catch(lost).then((line) => line.split(" ").filter((word) => word !== "").map(Number))
+      )
+  }
+}
+
+const launchPython = (library: string): Launched => {
+  const script = fileURLToPath(new URL("../peers/operations.py", import.meta.url))
+  // Nothing is left behind in the folder of the programs.
+  const child = spawn("python3", ["-B", script, kernelsPath, library], { stdio: ["pipe", "pipe", "inherit"] })
+  return { ask: converse(child, `The Python peer "${library}"`), stop: () => child.kill() }
 }
 
 interface Launched {
-  readonly ask: (line: string) => Promise<ReadonlyArray<number>>
+  readonly ask: (line: string) => Promise<string>
   readonly stop: () => void
 }
 
-const launch = (name: string): Launched | undefined => {
+const launch = (name: string, libraryPath: string | undefined): Launched | undefined => {
   const folder = mkdtempSync(join(tmpdir(), "effect-cuda-bench-"))
   const program = join(folder, name)
   const problem = compile(fileURLToPath(new URL(`../peers/${name}.c`, import.meta.url)), program)
@@ -65,7 +108,8 @@ const launch = (name: string): Launched | undefined => {
     console.log(`without the C peer: ${problem}`)
     return undefined
   }
-  const child = spawn(program, [spinPath], { stdio: ["pipe", "pipe", "inherit"] })
+  const parameters = libraryPath === undefined ? [kernelsPath] : [kernelsPath, libraryPath]
+  const child = spawn(program, parameters, { stdio: ["pipe", "pipe", "inherit"] })
   const ask = converse(child, `The C peer "${name}"`)
   const stop = () => {
     child.kill()
@@ -80,11 +124,17 @@ const compile = (source: string, program: string): string | undefined => {
   const problems: Array<string> = []
   for (const compiler of compilers) {
     const { error, status, stderr } = spawnSync(compiler, ["-O2", "-o", program, source, "-ldl"], { encoding: "utf8" })
-    if (status === 0) return undefined
+    if (status === 0) {
+      note("C compiler", versionOf(compiler))
+      return undefined
+    }
     problems.push(`${compiler}: ${error?.message ?? stderr}`)
   }
   return problems.join("; ")
 }
+
+const versionOf = (compiler: string): string =>
+  spawnSync(compiler, ["--version"], { encoding: "utf8" }).stdout.split("\n")[0]?.trim() ?? compiler
 
 /** No question takes a peer longer, in milliseconds. */
 const patience = 60_000
@@ -110,7 +160,7 @@ const converse = (child: ChildProcessByStdio<Writable, Readable, null>, who: str
       answer = (result) => {
         clearTimeout(timer)
         answer = undefined
-        if (typeof result === "string") resolve(result.trim().split(" ").filter(Boolean).map(Number))
+        if (typeof result === "string") resolve(result.trim())
         else reject(result)
       }
       child.stdin.write(`${line}\n`)

@@ -16,7 +16,10 @@ import type { Driver } from "../support/driver.ts"
 import { pause } from "../support/loop.ts"
 import { startPeer } from "../support/peer.ts"
 import type { Peer } from "../support/peer.ts"
-import { printTable, run } from "../support/report.ts"
+import { printTable } from "../support/report.ts"
+import { makeFigure } from "../support/results.ts"
+import type { Figure } from "../support/results.ts"
+import { runOnGpu } from "../support/run.ts"
 import { fixed, median } from "../support/statistics.ts"
 import { makeWays } from "../support/ways.ts"
 import type { Way } from "../support/ways.ts"
@@ -48,6 +51,28 @@ const share = (wait: (millis: number) => Effect.Effect<void, CudaError>): Measur
 const inC = (peer: Peer, how: "spin" | "block"): Measure => (millis) =>
   Effect.map(peer.ask("kernel", millis * 1e6, how, 1, 0), ([elapsed, cpu]) => 100 * cpu! / elapsed!)
 
+const spinning = "C, spinning"
+const blocking = "C, blocking-sync"
+
+/** The ways of the library; what it does by default is to be below the target. */
+const figuresOf = (
+  length: string,
+  values: ReadonlyMap<string, ReadonlyArray<number>>,
+  ways: ReadonlyArray<Way>
+): ReadonlyArray<Figure> =>
+  ways.map(({ name }) =>
+    makeFigure(
+      {
+        group: "CPU while waiting, of a core",
+        name: `${name}, ${length}`,
+        unit: "%",
+        target: name.endsWith("default") ? "waitingCpu" : undefined
+      },
+      values.get(name) ?? [],
+      { [spinning]: values.get(spinning) ?? [], [blocking]: values.get(blocking) ?? [] }
+    )
+  )
+
 /** A blocking event skips the polling whatever the policy. */
 const blockingEvent = Effect.gen(function*() {
   const stream = yield* CudaStream.make()
@@ -56,16 +81,17 @@ const blockingEvent = Effect.gen(function*() {
   return { name: "blocking event, default", stream, wait }
 }).pipe(Effect.provideServiceEffect(CudaRuntime, NativeRuntime.make()))
 
-await run("waiting/cpu", (driver) =>
+await runOnGpu("waiting/cpu", ({ driver }) =>
   Effect.gen(function*() {
-    const peer = yield* startPeer("wait")
+    const peer = yield* startPeer("wait", { driver })
     const ways = [...yield* makeWays("default"), yield* blockingEvent, ...yield* makeWays("wake-up off")]
     const measures = new Map<string, Measure>(ways.map((way) => [way.name, ours(driver, way)]))
     measures.set("Node.js, a timer", share(pause))
     if (peer !== undefined) {
-      measures.set("C, spinning", inC(peer, "spin"))
-      measures.set("C, blocking-sync", inC(peer, "block"))
+      measures.set(spinning, inC(peer, "spin"))
+      measures.set(blocking, inC(peer, "block"))
     }
+    const figures: Array<Figure> = []
     const rows = new Map([...measures.keys()].map((name) => [name, [name]]))
     for (const { millis, repeats } of lengths) {
       const values = new Map([...measures.keys()].map((name): [string, Array<number>] => [name, []]))
@@ -77,10 +103,12 @@ await run("waiting/cpu", (driver) =>
         const measured = values.get(name)!
         row.push(fixed(median(measured), 2), fixed(Math.max(...measured), 2))
       }
+      figures.push(...figuresOf(`${millis} ms`, values, ways))
     }
     printTable(
       "CPU while waiting, % of a core",
       ["", ...lengths.flatMap(({ millis }) => [`${millis} ms: p50`, "max"])],
       [...rows.values()]
     )
+    return figures
   }))

@@ -19,7 +19,9 @@ import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
 import * as NativeRuntime from "../../src/layers/NativeRuntime.ts"
 import type { Driver } from "../support/driver.ts"
 import { longestTurn, pause } from "../support/loop.ts"
-import { printTable, run } from "../support/report.ts"
+import { printTable } from "../support/report.ts"
+import { makeFigure } from "../support/results.ts"
+import { runOnGpu } from "../support/run.ts"
 import { fixed, median } from "../support/statistics.ts"
 
 const size = 256 * 1024 * 1024
@@ -120,7 +122,7 @@ const giveBack = (bench: Bench) =>
     )
   })
 
-await run("waiting/eventLoop", (driver) =>
+await runOnGpu("waiting/eventLoop", ({ driver }) =>
   Effect.gen(function*() {
     const results: Results = new Map()
     for (let repeat = 0; repeat < repeats; repeat++) {
@@ -136,5 +138,9 @@ await run("waiting/eventLoop", (driver) =>
         fixed(Math.max(...values.map(({ longest }) => longest)), 2),
         fixed(median(values.map(({ elapsed }) => elapsed)))
       ])
+    )
+    const group = "Longest turn of the event loop while 256 MiB buffers come and go"
+    return [...results].map(([name, values]) =>
+      makeFigure({ group, name, unit: "ms" }, values.map(({ longest }) => longest))
     )
   }))

@@ -18,7 +18,10 @@ import type { Driver } from "../support/driver.ts"
 import { check } from "../support/driver.ts"
 import { startPeer } from "../support/peer.ts"
 import type { Peer } from "../support/peer.ts"
-import { printTable, run } from "../support/report.ts"
+import { printTable } from "../support/report.ts"
+import { makeFigure } from "../support/results.ts"
+import type { Figure } from "../support/results.ts"
+import { runOnGpu } from "../support/run.ts"
 import { fixed, median, quantile, signed, times } from "../support/statistics.ts"
 import { makeWays } from "../support/ways.ts"
 import type { Way } from "../support/ways.ts"
@@ -172,15 +175,45 @@ const print = (title: string, works: ReadonlyArray<Work>, results: ReadonlyArray
   )
 }
 
-await run("waiting/latency", (driver) =>
+/** The longest work, in microseconds, for which a waiter is to be as soon as one that spins. */
+const longestShort = 200
+
+/** The ways of the library; what it does by default has a target. */
+const figuresOf = (
+  title: string,
+  works: ReadonlyArray<Work>,
+  results: ReadonlyArray<Samples>,
+  ways: ReadonlyArray<Way>
+): ReadonlyArray<Figure> =>
+  works.flatMap(({ label: length, micros }, index) =>
+    ways.map(({ name }) => {
+      const samples = (way: string) => results[index]!.get(way) ?? []
+      const target = micros < longestShort ? "shortWait" : "longWait"
+      return makeFigure(
+        {
+          group: `${title}: launch to resumption less the work`,
+          name: `${length}, ${name}`,
+          unit: "µs",
+          target: name.endsWith("default") ? target : undefined
+        },
+        samples(name),
+        { [spinning]: samples(spinning), [blocking]: samples(blocking) }
+      )
+    })
+  )
+
+await runOnGpu("waiting/latency", ({ driver }) =>
   Effect.gen(function*() {
-    const peer = yield* startPeer("wait")
+    const peer = yield* startPeer("wait", { driver })
     const byPolicy = [yield* makeWays("default"), yield* makeWays("polling off"), yield* makeWays("wake-up off")]
     const ways = byPolicy.flat()
     if (peer !== undefined) yield* peer.ask("memory", maxCopyBytes)
+    const figures: Array<Figure> = []
     for (const [title, works] of [["Kernels", kernels(driver)], ["Copies", copies(driver)]] as const) {
       const results: Array<Samples> = []
       for (const work of works) results.push(yield* measure(ways, peer, work))
       print(title, works, results)
+      figures.push(...figuresOf(title, works, results, ways))
     }
+    return figures
   }))

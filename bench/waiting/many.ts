@@ -30,7 +30,10 @@ import * as NativeRuntime from "../../src/layers/NativeRuntime.ts"
 import type { Driver } from "../support/driver.ts"
 import { countBusy, pause, probeTimers, probeTurns, turn } from "../support/loop.ts"
 import type { Lateness, Probe } from "../support/loop.ts"
-import { printTable, run } from "../support/report.ts"
+import { printTable } from "../support/report.ts"
+import { makeFigure } from "../support/results.ts"
+import type { Figure } from "../support/results.ts"
+import { runOnGpu } from "../support/run.ts"
 import { fixed, median } from "../support/statistics.ts"
 
 // Kernels of 64 streams run side by side only with as many connections to the GPU as there may be.
@@ -164,7 +167,38 @@ const worst = (values: ReadonlyArray<Lateness>): Lateness => ({
   max: Math.max(...values.map((value) => value.max))
 })
 
-/** A row of the table: medians of costs, the worst of delays. */
+/** What is told of a case in the end: its row of the table, and figures of many waits. */
+interface Measured {
+  readonly row: ReadonlyArray<string>
+  readonly figures: ReadonlyArray<Figure>
+}
+
+/** So many waits have a target. */
+const manyFibers = 10_000
+
+const figuresOf = (
+  { fibers, inOrder, streams }: Case,
+  cost: ReadonlyArray<Costs>,
+  timers: ReadonlyArray<Phases<Lateness>>
+): ReadonlyArray<Figure> => {
+  if (fibers < manyFibers) return []
+  const group = `${manyFibers} waits at once`
+  const name = `${streams.length} ${streams.length === 1 ? "stream" : "streams"}${inOrder ? "" : ", out of order"}`
+  const late = (phase: "waiting" | "ending") =>
+    makeFigure(
+      { group, name: `${name}: latest timer while ${phase}`, unit: "ms", target: "loopDelay" },
+      timers.map((timer) => timer[phase].max)
+    )
+  return [
+    makeFigure({ group, name: `${name}: to start one`, unit: "µs" }, cost.map(({ start }) => start)),
+    makeFigure({ group, name: `${name}: to end one`, unit: "µs" }, cost.map(({ end }) => end)),
+    makeFigure({ group, name: `${name}: event loop busy meanwhile`, unit: "%" }, cost.map(({ busy }) => busy)),
+    late("waiting"),
+    late("ending")
+  ]
+}
+
+/** Medians of costs, the worst of delays. */
 const measure = (driver: Driver, one: Case) =>
   Effect.gen(function*() {
     const cost: Array<Costs> = []
@@ -183,7 +217,7 @@ const measure = (driver: Driver, one: Case) =>
     const waiting = worst(timers.map((timer) => timer.waiting))
     const ending = worst(timers.map((timer) => timer.ending))
     const longest = (phase: keyof Phases<number>) => Math.max(...turns.map((seen) => seen[phase]))
-    return [
+    const row = [
       `${one.fibers}${one.inOrder ? "" : ", out of order"}${mark}`,
       String(one.streams.length),
       ...[median(cost.map(({ start }) => start)), median(cost.map(({ end }) => end))].map((value) => fixed(value, 2)),
@@ -191,6 +225,8 @@ const measure = (driver: Driver, one: Case) =>
       ...[waiting.p50, waiting.p99, waiting.max, ending.p99, ending.max].map((value) => fixed(value, 2)),
       ...[longest("starting"), longest("waiting"), longest("ending")].map((value) => fixed(value, 2))
     ]
+    const measured: Measured = { row, figures: figuresOf(one, cost, timers) }
+    return measured
   })
 
 /** What fibers cost that wait for a deferred value, in microseconds each: start and end. */
@@ -219,23 +255,24 @@ const header = [
   ...["starting", "waiting", "ending"].map((phase) => `turn ${phase}`)
 ]
 
-await run("waiting/many", (driver) =>
+await runOnGpu("waiting/many", ({ driver }) =>
   Effect.gen(function*() {
     const all = yield* Effect.forEach(Array.from({ length: Math.max(...streamCounts) }), () => CudaStream.make())
     // Compiles what is measured.
     yield* Effect.scoped(Effect.flatMap(makeCase(1000, all), (one) => measure(driver, one)))
     const cases = fiberCounts.flatMap((fibers) => streamCounts.map((streams) => ({ fibers, streams, inOrder: true })))
     cases.push({ fibers: 10_000, streams: 1, inOrder: false }, { fibers: 10_000, streams: 16, inOrder: false })
-    const rows: Array<ReadonlyArray<string>> = []
+    const measured: Array<Measured> = []
     for (const { fibers, inOrder, streams } of cases) {
       const made = makeCase(fibers, all.slice(0, streams), inOrder)
-      rows.push(yield* Effect.scoped(Effect.flatMap(made, (one) => measure(driver, one))))
+      measured.push(yield* Effect.scoped(Effect.flatMap(made, (one) => measure(driver, one))))
     }
     printTable(
       "Many waits: cost of each (medians); lateness of a 1 ms timer and longest turn of the loop, ms (worst of 3 runs)",
       header,
-      rows
+      measured.map(({ row }) => row)
     )
     const [start, end] = yield* baseline
     console.log(`Fibers that wait for a Deferred: start ${fixed(start, 2)} µs, end ${fixed(end, 2)} µs each.`)
+    return measured.flatMap(({ figures }) => figures)
   }).pipe(Effect.provideServiceEffect(CudaRuntime, NativeRuntime.make())))

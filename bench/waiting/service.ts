@@ -27,7 +27,9 @@ import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
 import * as NativeRuntime from "../../src/layers/NativeRuntime.ts"
 import type { Driver } from "../support/driver.ts"
 import { pause } from "../support/loop.ts"
-import { printTable, run } from "../support/report.ts"
+import { printTable } from "../support/report.ts"
+import { makeFigure } from "../support/results.ts"
+import { runOnGpu } from "../support/run.ts"
 import { fixed, median, quantile } from "../support/statistics.ts"
 
 // Kernels of 100 streams run side by side only with as many connections to the GPU as there may be.
@@ -148,6 +150,13 @@ const http = (driver: Driver) =>
         fixed(quantile(millis, 0.99))
       } ms`
     )
+    const figure = (name: string, read: (micros: ReadonlyArray<number>) => number) =>
+      makeFigure(
+        { group: `Latency of an HTTP server beside ${fibers} waits`, name, unit: "ms" },
+        busy.map((round) => read(round) / 1e3),
+        { idle: idle.map((round) => read(round) / 1e3) }
+      )
+    return [figure("p50 of a round", median), figure("p99 of a round", (micros) => quantile(micros, 0.99))]
   })
 
 /** A file to read, for the life of the scope. */
@@ -199,6 +208,7 @@ const pool = (driver: Driver) =>
       ["16 × dns.lookup", timed(() => Promise.all(Array.from({ length: 16 }, () => lookup("localhost"))))]
     ] as const
     const rows: Array<ReadonlyArray<string>> = []
+    const figures: Array<ReturnType<typeof makeFigure>> = []
     for (const [name, work] of works) {
       const idle: Array<number> = []
       const busy: Array<number> = []
@@ -212,15 +222,22 @@ const pool = (driver: Driver) =>
       }
       const cells = [idle, busy].flatMap((values) => [fixed(median(values), 2), fixed(Math.max(...values), 2)])
       rows.push([name, ...cells, String(least)])
+      figures.push(
+        makeFigure({ group: `Work of libuv's pool beside ${poolWaits} waits`, name, unit: "ms" }, busy, { idle })
+      )
     }
     printTable(
       `Work of libuv's pool, ms until all is through (${poolRounds} rounds)`,
       ["", "idle: p50", "max", `${poolWaits} waits: p50`, "max", "still waiting after it, at least"],
       rows
     )
+    return figures
   })
 
-await run("waiting/service", (driver) =>
-  Effect.andThen(http(driver), pool(driver)).pipe(
-    Effect.provideServiceEffect(CudaRuntime, NativeRuntime.make())
-  ))
+await runOnGpu(
+  "waiting/service",
+  ({ driver }) =>
+    Effect.map(Effect.all([http(driver), pool(driver)]), (figures) => figures.flat()).pipe(
+      Effect.provideServiceEffect(CudaRuntime, NativeRuntime.make())
+    )
+)

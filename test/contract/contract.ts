@@ -4,11 +4,15 @@
 import { describe } from "@effect/vitest"
 import type { Rig } from "../support/Rig.ts"
 import { branchContract, dependencyContract, forkContract } from "./branches.ts"
+import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
 import { eventContract } from "./events.ts"
+import { hostFunctionContract } from "./hostFunctions.ts"
 import { kernelContract } from "./kernels.ts"
 import { lifetimeContract } from "./lifetimes.ts"
+import { managedContract } from "./managed.ts"
 import { memoryContract } from "./memory.ts"
+import { memoryPoolContract, streamOrderedContract } from "./memoryPools.ts"
 import { orderingContract } from "./ordering.ts"
 import { pipelineContract } from "./pipeline.ts"
 import { poolContract, streamContract } from "./streams.ts"
@@ -25,6 +29,11 @@ export const contract = (rig: Rig): void => {
     forkContract(rig)
     dependencyContract(rig)
     memoryContract(rig)
+    copyContract(rig)
+    memoryPoolContract(rig)
+    streamOrderedContract(rig)
+    managedContract(rig)
+    hostFunctionContract(rig)
     orderingContract(rig)
     kernelContract(rig)
     taskGraphContract(rig)

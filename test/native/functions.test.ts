@@ -7,19 +7,20 @@ import * as CudaDevice from "effect-cuda/CudaDevice"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
+import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaStream from "effect-cuda/CudaStream"
 import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import type * as Scope from "effect/Scope"
 import { deviceAttributes } from "../../src/cuda/flags.ts"
 import type { DeviceAttribute } from "../../src/cuda/flags.ts"
 import { driverFunctions, optionalDriverFunctions } from "../../src/cuda/functions.ts"
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"
 import { program, signatures } from "../support/kernels.ts"
 import { assertReleased, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
-import type { StubFunctionName, StubOptions } from "../support/stubDriver.ts"
+import type { StubFunctionName } from "../support/stubDriver.ts"
+import { tracing, within } from "../support/tracing.ts"
 
 const stub = openStub()
 
@@ -29,55 +30,7 @@ const segment = 16 * 1024 * 1024
 /** The device handles of the stub are its ordinals and 40. */
 const deviceHandle = (ordinal: number): number => 40 + ordinal
 
-/** What a device's first use left in the driver. */
-interface Opened {
-  readonly context: number
-  readonly pool: number
-  readonly allocations: number
-  readonly releases: number
-}
-
-const resultOf = (name: DriverFunctionName, index = 0): number => Number(stub.calls(name)[index]!.args[0])
-
-/** Opens a device and forgets the calls that this took. */
-const openDevice = (ordinal = 0): Effect.Effect<Opened, never, CudaRuntime> =>
-  Effect.gen(function*() {
-    const runtime = yield* CudaRuntime
-    stub.clear()
-    yield* Effect.orDie(runtime.devicePriorityRange(ordinal))
-    const opened = {
-      context: resultOf("cuDevicePrimaryCtxRetain"),
-      pool: resultOf("cuMemPoolCreate"),
-      allocations: resultOf("cuStreamCreateWithPriority", 0),
-      releases: resultOf("cuStreamCreateWithPriority", 1)
-    }
-    stub.clear()
-    return opened
-  })
-
-/** Runs a program with an opened device 0. */
-const opened = <A, E>(
-  program: (device: Opened) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
-  options?: StubOptions
-) => onStub(stub, Effect.flatMap(openDevice(), program), options)
-
-/** The calls of an effect alone. */
-const callsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.gen(function*() {
-    stub.clear()
-    const result = yield* effect
-    const lines = stub.lines()
-    const calls = stub.calls()
-    stub.clear()
-    return { result, lines, calls }
-  })
-
-/** A call between the push and the pop of a context. */
-const within = (context: number, ...calls: ReadonlyArray<ReadonlyArray<number | string>>) => [
-  ["cuCtxPushCurrent_v2", context],
-  ...calls,
-  ["cuCtxPopCurrent_v2", context]
-]
+const { callsOf, opened, openDevice } = tracing(stub)
 
 describe("building the layer", () => {
   it.live("initializes the driver off the JS thread and reads every device", () =>
@@ -801,6 +754,25 @@ describe("the table", () => {
           yield* CudaKernel.launch(nothing, { grid: 1, block: 1 }, [], stream)
           yield* CudaKernel.launch(nothing, config, [], stream)
         })
+    ))
+
+  it.live("has what other memory and copies need, whose calls have tests of their own", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const pool = yield* CudaMemoryPool.make()
+        const from = yield* CudaMemory.allocate(64, { pool, stream })
+        const to = yield* CudaMemory.allocateManaged(64)
+        yield* CudaMemoryPool.statistics(pool)
+        yield* CudaMemory.advise(to, { readMostly: true })
+        yield* CudaMemory.prefetch(to, 0, stream)
+        yield* CudaMemory.copy2D(CudaMemory.rows(to, 32), CudaMemory.rows(from, 16), { width: 8, height: 2 }, stream)
+        const half = (offset: number) => ({
+          destination: CudaMemory.slice(to, offset, 32),
+          source: CudaMemory.slice(from, offset, 32)
+        })
+        yield* CudaMemory.copyBatch([half(0), half(32)], stream)
+      })
     ))
 
   it("has no function that nothing here calls", () => {

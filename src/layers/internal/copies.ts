@@ -77,8 +77,8 @@ const copyRows = (
   if (unusable(backend, toMemory) || unusable(backend, fromMemory) || unusable(backend, stream)) {
     return refuseResource(operation, backend, toMemory, fromMemory, stream)
   }
-  const refused = refuseRows(operation, to, from, width, height) ??
-    refuseHosts(operation, toMemory, fromMemory) ?? refusePlacement(operation, toMemory, fromMemory, stream)
+  const refused = refuseHosts(operation, toMemory, fromMemory) ??
+    refuseRows(operation, to, from, width, height) ?? refusePlacement(operation, toMemory, fromMemory, stream)
   if (refused !== undefined) return refused
   if (width === 0 || height === 0) return Effect.void
   const transfer = {
@@ -178,21 +178,21 @@ const refuseCopy = (
 ): Refusal => {
   const [to, from] = [ownMemory(toRange.memory), ownMemory(fromRange.memory)]
   return refuseRange(operation, "destination", toRange, index) ??
-    refuseRange(operation, "source", fromRange, index) ?? refusePair(operation, toRange, fromRange, index) ??
-    refuseHosts(operation, to, from, index) ?? refusePlacement(operation, to, from, stream)
+    refuseRange(operation, "source", fromRange, index) ?? refuseLengths(operation, toRange, fromRange, index) ??
+    refuseHosts(operation, to, from, index) ?? refuseOverlap(operation, toRange, fromRange, index) ??
+    refusePlacement(operation, to, from, stream)
 }
 
-/** The two ends of a copy are of one length, and apart. */
-const refusePair = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
-  if (to.byteLength !== from.byteLength) {
-    const name = nameAt("source.byteLength", index)
-    return refuseArgument(operation, name, from.byteLength, `the destination's ${to.byteLength}`)
-  }
-  if (to.memory === from.memory && Math.abs(to.offset - from.offset) < to.byteLength) {
-    const name = nameAt("source.offset", index)
-    return refuseArgument(operation, name, from.offset, "a range that does not overlap the destination")
-  }
-  return undefined
+const refuseLengths = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
+  if (to.byteLength === from.byteLength) return undefined
+  const name = nameAt("source.byteLength", index)
+  return refuseArgument(operation, name, from.byteLength, `the destination's ${to.byteLength}`)
+}
+
+const refuseOverlap = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
+  if (to.memory !== from.memory || Math.abs(to.offset - from.offset) >= to.byteLength) return undefined
+  const name = nameAt("source.offset", index)
+  return refuseArgument(operation, name, from.offset, "a range that does not overlap the destination")
 }
 
 const refuseHosts = (operation: string, to: AnyMemoryResource, from: AnyMemoryResource, index?: number): Refusal => {

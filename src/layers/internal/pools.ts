@@ -30,8 +30,12 @@ export const poolOperations = (core: Core): PoolOperations => ({
     core.onDevice("CudaMemoryPool.ofDevice", device, () => Effect.succeed(core.backend.poolOfDevice(device))),
   poolDestroy: (ref) => Effect.suspend(() => destroy(core, "CudaMemoryPool.release", ownPool(ref))),
   poolStatistics: (ref) =>
-    onPool(core, "CudaMemoryPool.statistics", ref, (pool) => core.backend.poolStatistics(pool)).pipe(
-      Effect.map(() => core.backend.poolStatisticsResult)
+    onPool(
+      core,
+      "CudaMemoryPool.statistics",
+      ref,
+      (pool) => core.backend.poolStatistics(pool),
+      () => Effect.succeed(core.backend.poolStatisticsResult)
     ),
   poolResetHigh: (ref) => onPool(core, "CudaMemoryPool.resetHigh", ref, (pool) => core.backend.poolResetHigh(pool)),
   poolSetReleaseThreshold: (ref, bytes) =>
@@ -50,12 +54,13 @@ export const poolOperations = (core: Core): PoolOperations => ({
     })
 })
 
-/** Calls the backend about a pool that can be used. */
-const onPool = (
+/** Calls the backend about a pool that can be used. What it answered is taken before anybody else can ask. */
+const onPool = <A = void>(
   core: Core,
   operation: string,
   ref: MemoryPoolRef,
-  call: (pool: MemoryPoolResource) => number
+  call: (pool: MemoryPoolResource) => number,
+  answer: () => Effect.Effect<A | void> = () => Effect.void
 ): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
     const pool = ownPool(ref)

@@ -130,6 +130,12 @@ export class DeviceMemoryResource extends MemoryResource implements DeviceMemory
     super(owner, address, byteLength)
     this.device = device
   }
+  /** The stream that it was allocated on, if that goes on and no other stream's work may still touch the memory. */
+  get soleUser(): StreamResource | undefined {
+    const stream = this.allocatedOn
+    if (stream === undefined || stream.state !== "live") return undefined
+    return this.pendingUsers.every((user) => user === stream) ? stream : undefined
+  }
   override toString(): string {
     return `buffer of ${this.byteLength} bytes at 0x${this.address.toString(16)} on device ${this.device}`
   }

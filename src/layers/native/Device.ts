@@ -133,11 +133,14 @@ export class NativeDevice {
 
   /** The pool of managed memory; 0 when it could not be made, and why in `made`. */
   takeManagedPool(): number {
-    if (this.managedPool === 0) {
-      this.managedPool = this.makePool(poolProperties(this.ordinal, { isManaged: true }))
-      if (this.managedPool !== 0) this.setPool(this.managedPool, "releaseThreshold", keepAll)
-    }
-    return this.managedPool
+    if (this.managedPool !== 0) return this.managedPool
+    const pool = this.makePool(poolProperties(this.ordinal, { isManaged: true }))
+    if (pool === 0) return 0
+    const status = this.setPool(pool, "releaseThreshold", keepAll)
+    if (status === success) return this.managedPool = pool
+    this.calls.cuMemPoolDestroy(pool)
+    this.made = { call: "cuMemPoolSetAttribute", status }
+    return 0
   }
 
   /** Sets an attribute of a pool: a number of bytes, or for those of reuse 0 or 1. */

@@ -300,6 +300,7 @@ export class NativeBackend implements Backend {
   readonly streamDestroy = (resource: StreamResource): number => {
     const stream = native(resource)
     this.#streams.delete(stream)
+    this.#device(stream.device).freedOn.delete(stream)
     if (stream.lane !== undefined) this.#completion.forget(stream.lane)
     return this.#answer("cuStreamDestroy", this.#calls.cuStreamDestroy_v2(stream.handle))
   }
@@ -505,11 +506,9 @@ export class NativeBackend implements Backend {
 
   #free(memory: DeviceMemoryResource): number {
     const device = this.#device(memory.device)
+    const { soleUser } = memory
+    if (soleUser !== undefined) return this.#freeOn(device, native(soleUser), memory)
     const users = memory.pendingUsers
-    const [user] = users
-    if (user !== undefined && users.length === 1 && user === memory.allocatedOn && user.state === "live") {
-      return this.#freeOn(device, native(user), memory)
-    }
     const free = () => this.#calls.cuMemFreeAsync(memory.address, device.releases)
     for (const user of users) {
       const status = this.#orderReleases(device, native(user))
@@ -603,7 +602,10 @@ export class NativeBackend implements Backend {
     return this.#answer("cuMemPoolSetAttribute", status)
   }
 
-  /** The releases are done, so this returns at once; only such a call makes the pool see them. */
+  /**
+   * The releases are done, so this returns at once; only such a call makes the pool see them. What managed memory is kept goes with
+   * the runtime's pool.
+   */
   readonly poolTrim = (pool: MemoryPoolResource, keepBytes: number): number => {
     const device = this.#device(pool.device)
     if (this.#calls.cuStreamQuery(device.releases) === success) {
@@ -611,7 +613,10 @@ export class NativeBackend implements Backend {
       if (status !== success) return this.#answer("cuStreamSynchronize", status)
     }
     const keep = Math.min(keepBytes, Number.MAX_SAFE_INTEGER)
-    return this.#answer("cuMemPoolTrimTo", this.#calls.cuMemPoolTrimTo(pool.handle, keep))
+    const trimmed = this.#calls.cuMemPoolTrimTo(pool.handle, keep)
+    const hasManaged = pool.origin === "runtime" && device.managedPool !== 0
+    const status = trimmed === success && hasManaged ? this.#calls.cuMemPoolTrimTo(device.managedPool, keep) : trimmed
+    return this.#answer("cuMemPoolTrimTo", status)
   }
 
   readonly hostAllocate = (byteLength: number): Effect.Effect<HostMemoryResource, DriverFailure> =>
@@ -703,14 +708,15 @@ export class NativeBackend implements Backend {
   /** Releases managed memory that nothing in JavaScript can see any more. */
   readonly #unseen = (memory: NativeManaged): void => {
     const device = this.#device(memory.device)
-    if (!device.isClosed) return this.#warn("cuMemFreeAsync", this.#free(memory), memory.address)
-    const status = this.#inContextOf(
-      memory.device,
-      "cuMemFreeAsync",
-      () => this.#calls.cuMemFreeAsync(memory.address, defaultStreamHandles.legacy)
-    )
-    this.#warn("cuMemFreeAsync", status, memory.address)
-    if (this.#views.of(memory.device) === 0) this.#calls.cuDevicePrimaryCtxRelease_v2(device.handle)
+    const status = device.isClosed ? this.#freeWithContext(memory) : this.#free(memory)
+    this.#warn(this.call, status, memory.address)
+    if (device.isClosed && this.#views.of(memory.device) === 0) this.#releaseContext(device, () => {})
+  }
+
+  /** Releases memory of a device whose streams are gone. */
+  #freeWithContext(memory: NativeManaged): number {
+    const call = () => this.#calls.cuMemFreeAsync(memory.address, defaultStreamHandles.legacy)
+    return this.#inContextOf(memory.device, "cuMemFreeAsync", call)
   }
 
   // Modules and kernels
@@ -956,11 +962,12 @@ export class NativeBackend implements Backend {
   readonly watchReleases = (ordinal: number, onDone: OnDone): Cancel => {
     const device = this.#device(ordinal)
     for (const stream of device.freedOn) {
+      const status = stream.state === "released" ? success : this.#orderReleases(device, stream)
+      if (status !== success) {
+        onDone(status)
+        return () => {}
+      }
       device.freedOn.delete(stream)
-      const status = stream.state === "live" ? this.#orderReleases(device, stream) : success
-      if (status === success) continue
-      onDone(status)
-      return () => {}
     }
     return this.#watchOwn(device, device.releases, onDone)
   }
@@ -1032,12 +1039,18 @@ export class NativeBackend implements Backend {
         device.leave()
       }
       device.isClosed = true
+      const pool = this.#pools[device.ordinal]
+      if (pool !== undefined) pool.state = "released"
       // Views of managed memory end with the context, so they keep it; the last one to go releases it.
       if (this.#views.of(device.ordinal) > 0) return resume(Effect.void)
-      this.#calls.cuDevicePrimaryCtxRelease_v2.async(device.handle, (_, status) => {
-        this.#warn("cuDevicePrimaryCtxRelease", status, device.handle)
-        resume(Effect.void)
-      })
+      this.#releaseContext(device, () => resume(Effect.void))
+    })
+  }
+
+  #releaseContext({ handle }: NativeDevice, onDone: () => void): void {
+    this.#calls.cuDevicePrimaryCtxRelease_v2.async(handle, (_, status) => {
+      this.#warn("cuDevicePrimaryCtxRelease", status, handle)
+      onDone()
     })
   }
 }

@@ -167,12 +167,12 @@ export class Model implements WatcherHome {
   }
 
   /** Counts an allocation; false when it does not fit. */
-  reserve(device: Device, pool: Pool, byteLength: number): boolean {
-    if (pool.used + byteLength > pool.most) return false
-    const missing = pool.missing(byteLength)
-    if (device.usedMemory + missing > device.traits.memory) return false
+  reserve(device: Device, pool: Pool, byteLength: number, stream?: Stream): boolean {
+    const fresh = pool.fresh(byteLength, stream)
+    const missing = pool.missing(fresh)
+    if (pool.used + fresh > pool.most || device.usedMemory + missing > device.traits.memory) return false
     device.usedMemory += missing
-    pool.take(byteLength)
+    pool.take(byteLength, stream)
     return true
   }
 
@@ -195,15 +195,29 @@ export class Model implements WatcherHome {
     const unused = new EventRecord(releases)
     this.#afterUsers(users, () => this.world.finishRecord(unused))
     this.world.wait(releases, unused, true)
-    const act = () => {
-      const { pool } = storage
-      if (pool !== undefined) {
-        pool.used -= storage.byteLength
-        if (pool.reserved > pool.threshold) this.trim(device, pool, pool.threshold)
-      }
-      storage.drop()
-    }
+    const act = () => this.#giveBack(device, storage)
     this.world.enqueue(new Operation({ kind: "release", stream: releases, bytes: storage.byteLength, act }))
+  }
+
+  /** Gives device memory back among the work of the stream that it was allocated on. */
+  releaseOn(device: Device, storage: Storage, stream: Stream): void {
+    device.freedOn.add(stream)
+    storage.pool?.releaseOn(stream, storage.byteLength)
+    const act = () => this.#giveBack(device, storage, stream)
+    this.world.enqueue(new Operation({ kind: "release", stream, bytes: storage.byteLength, act }))
+  }
+
+  #giveBack(device: Device, storage: Storage, stream?: Stream): void {
+    const { pool } = storage
+    pool?.giveBack(storage.byteLength, stream)
+    if (pool !== undefined && pool.reserved > pool.threshold) this.trim(device, pool, pool.threshold)
+    storage.drop()
+  }
+
+  /** Has the device's releases come after those that streams hold. */
+  gatherReleases(device: Device): void {
+    for (const stream of device.freedOn) this.world.wait(device.releases, this.world.record(stream, true), true)
+    device.freedOn.clear()
   }
 
   /** Gives host memory back once the work enqueued on its users is done. */

@@ -362,10 +362,11 @@ export class SimulatedBackend implements Backend {
     const status = this.#begin("cuMemAllocFromPoolAsync", part)
     if (status !== success) return status
     const from = this.#poolPart(pool ?? this.poolOfDevice(device))
-    if (!this.model.reserve(part, from, byteLength)) return outOfMemory
+    const among = stream && streamPart(stream)
+    if (!this.model.reserve(part, from, byteLength, among)) return outOfMemory
     const address = this.model.makeAddress(byteLength)
     const memory = new SimulatedDeviceMemory(this, new Storage(part, byteLength, from), address, device)
-    if (stream !== undefined) this.model.allocation(streamPart(stream), byteLength)
+    if (among !== undefined) this.model.allocation(among, byteLength)
     this.#memories.add(memory)
     this.memory = memory
     return success
@@ -390,8 +391,11 @@ export class SimulatedBackend implements Backend {
     const part = this.#device(memory.device)
     this.#forget(memory)
     const status = this.#begin("cuMemFreeAsync", part)
-    if (status === success) this.model.release(part, memoryPart(memory), memory.pendingUsers.map(streamPart))
-    return status
+    if (status !== success) return status
+    const { soleUser } = memory
+    if (soleUser !== undefined) this.model.releaseOn(part, memoryPart(memory), streamPart(soleUser))
+    else this.model.release(part, memoryPart(memory), memory.pendingUsers.map(streamPart))
+    return success
   }
 
   prefetchPiece(): number {
@@ -773,7 +777,10 @@ export class SimulatedBackend implements Backend {
   watchReleases(device: number, onDone: OnDone): Cancel {
     const part = this.#device(device)
     const status = this.#begin("cuStreamQuery", part)
-    if (status === success) return this.#watch(this.model.world.record(part.releases, true), onDone)
+    if (status === success) {
+      this.model.gatherReleases(part)
+      return this.#watch(this.model.world.record(part.releases, true), onDone)
+    }
     onDone(status)
     return noCancel
   }

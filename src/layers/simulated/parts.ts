@@ -212,31 +212,70 @@ const goesFirst = (a: Operation, b: Operation): boolean => {
   return a.ready === b.ready ? a.sequence < b.sequence : a.ready < b.ready
 }
 
+/** Bytes that were released among the work of a stream: what that stream may take already, and what it has taken. */
+interface Released {
+  free: number
+  taken: number
+}
+
 /** A pool of device memory: what it holds, and how much of that is in use. */
 export class Pool {
   readonly most: number
   /** How many unused bytes it keeps. */
   threshold: number
+  /** What is released counts as used until the release is done. */
   used = 0
   usedHigh = 0
   reserved = 0
   reservedHigh = 0
+  readonly #released = new Map<Stream, Released>()
 
   constructor(most: number, threshold: number) {
     this.most = most
     this.threshold = threshold
   }
 
-  /** Bytes that a further allocation would take from the device. */
-  missing(bytes: number): number {
-    return Math.max(0, this.used + bytes - this.reserved)
+  /** Bytes of an allocation that are not those of an earlier release on its stream. */
+  fresh(bytes: number, stream: Stream | undefined): number {
+    const released = stream && this.#released.get(stream)
+    return bytes - Math.min(bytes, released?.free ?? 0)
   }
 
-  take(bytes: number): void {
-    this.used += bytes
+  /** Bytes that the pool lacks for so many fresh ones. */
+  missing(fresh: number): number {
+    return Math.max(0, this.used + fresh - this.reserved)
+  }
+
+  take(bytes: number, stream: Stream | undefined): void {
+    const fresh = this.fresh(bytes, stream)
+    const released = stream && this.#released.get(stream)
+    if (released !== undefined) {
+      released.free -= bytes - fresh
+      released.taken += bytes - fresh
+    }
+    this.used += fresh
     this.reserved = Math.max(this.reserved, this.used)
     this.usedHigh = Math.max(this.usedHigh, this.used)
     this.reservedHigh = Math.max(this.reservedHigh, this.reserved)
+  }
+
+  /** Notes a release that was enqueued on a stream, for the allocations that follow there. */
+  releaseOn(stream: Stream, bytes: number): void {
+    const released = this.#released.get(stream)
+    if (released === undefined) this.#released.set(stream, { free: bytes, taken: 0 })
+    else released.free += bytes
+  }
+
+  /** A release is done. Of one on a stream, what the stream has taken already stays in use. */
+  giveBack(bytes: number, stream?: Stream): void {
+    const released = stream && this.#released.get(stream)
+    const taken = Math.min(bytes, released?.taken ?? 0)
+    if (stream !== undefined && released !== undefined) {
+      released.taken -= taken
+      released.free -= bytes - taken
+      if (released.free === 0 && released.taken === 0) this.#released.delete(stream)
+    }
+    this.used -= bytes - taken
   }
 
   resetHigh(): void {
@@ -285,6 +324,8 @@ export class Device {
   readonly pool = new Pool(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY)
   /** Memory that pools hold. */
   usedMemory = 0
+  /** The streams on which memory was released that was allocated there, since the releases were last waited for. */
+  readonly freedOn = new Set<Stream>()
   /** What was done when, for those who keep it. */
   timeline: Array<TimelineEntry> | undefined
   /** 0, or the fault that ended its context. */

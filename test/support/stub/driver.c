@@ -126,11 +126,12 @@ typedef struct {
   int reuse[4];
 } Pool;
 
+/* It is there once the operation that allocates it has run, and for who comes after that. */
 typedef struct Allocation {
   uint8_t *address;
   uint64_t bytes;
   Pool *pool;
-  bool released;
+  bool there, released;
   struct Allocation *next;
 } Allocation;
 
@@ -191,6 +192,8 @@ static struct {
   int devices, version, init_status, fault, pending;
   int least, greatest;
   uint64_t memory, clock, next_id;
+  /* The allocations that are not there yet. */
+  int coming;
   uint64_t calls, misuses;
   char misuse[512];
   bool hosts_held, host_running, loads_held;
@@ -387,7 +390,25 @@ static void retract(const uint8_t *memory, uint64_t bytes, const char *complaint
   }
 }
 
+/* Counts it as misuse when an operation runs before the memory that it touches is there. */
+static void check_there(const Op *op) {
+  for (Allocation *a = stub.allocations; stub.coming > 0 && a != NULL; a = a->next) {
+    if (!a->there && touches(op, a->address, a->bytes)) misuse("device memory was used before it was allocated");
+  }
+}
+
+static void arrive(Allocation *allocation) {
+  stub.coming -= !allocation->there;
+  allocation->there = true;
+}
+
 static void forget(Allocation *allocation) {
+  EACH(Stream, stream, STREAM) {
+    for (Op *op = stream->head; op != NULL; op = op->next) {
+      if (op->allocation == allocation) op->allocation = NULL;
+    }
+  }
+  arrive(allocation);
   Allocation **link = &stub.allocations;
   while (*link != allocation) link = &(*link)->next;
   *link = allocation->next;
@@ -397,8 +418,9 @@ static void forget(Allocation *allocation) {
 
 static void run_free(Allocation *allocation) {
   retract(allocation->address, allocation->bytes, "device memory was freed");
+  if (!allocation->there) misuse("device memory was freed before it was allocated");
   allocation->pool->used -= allocation->bytes;
-  allocation->pool->unseen += allocation->bytes;
+  if (allocation->pool->alive) allocation->pool->unseen += allocation->bytes;
   forget(allocation);
 }
 
@@ -418,9 +440,11 @@ static void run_first(Stream *stream) {
   stream->head = op->next;
   if (stream->head == NULL) stream->tail = NULL;
   stub.clock += 1000;
+  check_there(op);
   if (op->kind == COPY) run_copy(op);
   if (op->kind == FILL) run_fill(op);
-  if (op->kind == FREE) run_free(op->allocation);
+  if (op->kind == ALLOCATE && op->allocation != NULL) arrive(op->allocation);
+  if (op->kind == FREE && op->allocation != NULL) run_free(op->allocation);
   if (op->kind == RECORD) {
     op->record->done = true;
     op->record->time = stub.clock;
@@ -997,7 +1021,10 @@ EXPORT Status cuMemPoolDestroy(Handle handle) {
   Call call = begin("cuMemPoolDestroy", 0);
   add_wide(&call, handle);
   Pool *pool = pool_of(&call, handle);
-  if (pool != NULL && gives_back(&call)) pool->alive = false;
+  if (pool != NULL && gives_back(&call)) {
+    pool->alive = false;
+    pool->unseen = pool->kept = 0;
+  }
   return end(&call);
 }
 
@@ -1075,7 +1102,8 @@ EXPORT Status cuMemAllocFromPoolAsync(Handle *out, size_t bytes, Handle pool_han
   if (ok(&call) && allocation == NULL) call.status = OUT_OF_MEMORY;
   if (ok(&call)) {
     add_wide(&call, *out = (Handle)allocation->address);
-    enqueue(stream, ALLOCATE);
+    stub.coming++;
+    enqueue(stream, ALLOCATE)->allocation = allocation;
     run_all();
   }
   add_wide(&call, bytes);
@@ -1588,7 +1616,9 @@ EXPORT Status cuLibraryGetKernel(Handle *out, Handle handle, const char *name) {
 static Allocation *global_on(Global *global, int device) {
   if (global->on[device] != NULL) return global->on[device];
   wait_in_driver(device);
-  return global->on[device] = allocate(NULL, global->bytes);
+  Allocation *made = global->on[device] = allocate(NULL, global->bytes);
+  if (made != NULL) made->there = true;
+  return made;
 }
 
 EXPORT Status cuLibraryGetGlobal(Handle *out, size_t *bytes, Handle handle, const char *name) {

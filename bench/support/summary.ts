@@ -1,0 +1,83 @@
+/**
+ * What a run measured, in one table: every figure with its spread, beside C and the best Python peer, and whether it is what the
+ * library aims at.
+ */
+import { printTable } from "./report.ts"
+import type { Figure } from "./results.ts"
+import { rounded, times } from "./statistics.ts"
+import { targets } from "./targets.ts"
+
+export type PartName = "gpu" | "noGpu"
+
+/** What was measured with a GPU, or without one. */
+export interface Part {
+  readonly name: PartName
+  readonly facts: Readonly<Record<string, string>>
+  readonly figures: ReadonlyArray<Figure>
+  /** The benchmarks that did not run, with the reason. */
+  readonly notRun: ReadonlyArray<string>
+}
+
+export const titles: Readonly<Record<PartName, string>> = { gpu: "With a GPU", noGpu: "Without a GPU" }
+
+/** The Python peers, as tables call them. */
+const pythonPeers = ["cuda.core", "CuPy", "PyTorch"]
+
+/** The fastest Python peer of a figure. */
+export const bestPython = ({ beside }: Figure): Figure["beside"][number] | undefined =>
+  beside.filter(({ name }) => pythonPeers.includes(name)).toSorted((left, right) => left.median - right.median)[0]
+
+export const valueOf = ({ unit }: Figure, value: number): string =>
+  unit === "exponent" ? value.toFixed(2) : `${rounded(value)} ${unit}`
+
+export const spreadOf = ({ high, low, unit }: Figure): string =>
+  unit === "exponent" ? "" : `${rounded(low)}–${rounded(high)}`
+
+/** The target of a figure and whether it is met; empty where there is none. */
+export const verdictOf = (figure: Figure): string => {
+  if (figure.target === undefined) return ""
+  const { isMet, text } = targets[figure.target]
+  const met = isMet(figure)
+  return met === undefined ? `${text}: not compared` : `${text}: ${met ? "met" : "not met"}`
+}
+
+/** What C takes, in every way it has, and how many times that the figure is. A call of the stub takes next to no time. */
+const besideC = (figure: Figure, part: PartName): ReadonlyArray<string> => {
+  const references = figure.beside.filter(({ name }) => name === "C" || name.startsWith("C, "))
+  const ratios = part === "gpu" ? references.map(({ median }) => times(figure.median, median)) : []
+  return [references.map(({ median }) => rounded(median)).join(" / ") || "–", ratios.join(" / ") || "–"]
+}
+
+const besideRaw = ({ beside }: Figure): string => rounded(beside.find(({ name }) => name === "koffi")?.median)
+
+const besidePython = (figure: Figure): ReadonlyArray<string> => {
+  const best = bestPython(figure)
+  return best === undefined
+    ? ["–", "–"]
+    : [`${best.name} ${rounded(best.median)}`, times(figure.median, best.median)]
+}
+
+export const describeFacts = (facts: Part["facts"]): ReadonlyArray<string> =>
+  Object.entries(facts).map(([name, value]) => `${name}: ${value}`)
+
+export const printSummary = (part: Part): void => {
+  const { facts, figures, name, notRun } = part
+  if (figures.length > 0) {
+    console.log(`==== ${titles[name]}\n${describeFacts(facts).join("; ")}`)
+    printTable(
+      "What was measured: medians, and what 10 and 90 % stay below; ×: how many times that it takes",
+      ["", "median", "10–90 %", "raw koffi", "C", "×", "best Python peer", "×", "target"],
+      figures.map((figure) => [
+        `${figure.group}: ${figure.name}`,
+        valueOf(figure, figure.median),
+        spreadOf(figure),
+        besideRaw(figure),
+        ...besideC(figure, name),
+        ...besidePython(figure),
+        verdictOf(figure)
+      ])
+    )
+  }
+  for (const reason of notRun) console.log(`Not run: ${reason}`)
+  console.log()
+}

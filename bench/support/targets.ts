@@ -1,0 +1,51 @@
+/**
+ * What the library aims at, in one place: each target in words, and whether a figure meets it. A target that compares with a
+ * peer says nothing where the peer is missing.
+ */
+import type { Figure } from "./results.ts"
+
+interface Target {
+  readonly text: string
+  readonly isMet: (figure: Figure) => boolean | undefined
+}
+
+/** How a figure compares with one of those beside it. */
+const beside = (figure: Figure, name: string, holds: (other: number) => boolean): boolean | undefined => {
+  const other = figure.beside.find((reference) => reference.name === name)?.median
+  return other === undefined ? undefined : holds(other)
+}
+
+/** False when one is, unknown when none is known. */
+const all = (...parts: ReadonlyArray<boolean | undefined>): boolean | undefined =>
+  parts.includes(false) ? false : parts.includes(true) ? true : undefined
+
+const known = {
+  operation: {
+    text: "≤ cuda.core, < 2.2 × C",
+    isMet: (figure) =>
+      all(
+        beside(figure, "cuda.core", (core) => figure.median <= core),
+        beside(figure, "C", (c) => figure.median < 2.2 * c)
+      )
+  },
+  launch: {
+    text: "≤ 1.25 × C",
+    isMet: (figure) => beside(figure, "C", (c) => figure.median <= 1.25 * c)
+  },
+  simulated: { text: "< 2 µs", isMet: ({ median }) => median < 2000 },
+  growth: { text: "linear: ≤ 1.1", isMet: ({ median }) => median <= 1.1 },
+  loopDelay: { text: "< 5 ms at worst", isMet: ({ high }) => high < 5 },
+  shortWait: {
+    text: "≤ C, spinning + 10 µs",
+    isMet: (figure) => beside(figure, "C, spinning", (c) => figure.median <= c + 10)
+  },
+  longWait: {
+    text: "≤ 1.5 × C, blocking-sync",
+    isMet: (figure) => beside(figure, "C, blocking-sync", (c) => figure.median <= 1.5 * c)
+  },
+  waitingCpu: { text: "< 1 %", isMet: ({ median }) => median < 1 }
+} satisfies Record<string, Target>
+
+export type TargetName = keyof typeof known
+
+export const targets: Readonly<Record<TargetName, Target>> = known

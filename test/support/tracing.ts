@@ -1,0 +1,66 @@
+/**
+ * What a program asks of the stub driver: an opened device, and the calls of an effect alone.
+ */
+import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+import { onStub } from "./stubDriver.ts"
+import type { StubDriver, StubOptions } from "./stubDriver.ts"
+
+/** What a device's first use left in the driver. */
+export interface Opened {
+  readonly context: number
+  readonly pool: number
+  readonly allocations: number
+  readonly releases: number
+}
+
+/** A call as its name and arguments. */
+export type Line = ReadonlyArray<number | string>
+
+/** A call between the push and the pop of a context. */
+export const within = (context: number, ...calls: ReadonlyArray<Line>): ReadonlyArray<Line> => [
+  ["cuCtxPushCurrent_v2", context],
+  ...calls,
+  ["cuCtxPopCurrent_v2", context]
+]
+
+export const tracing = (stub: StubDriver) => {
+  const resultOf = (name: DriverFunctionName, index = 0): number => Number(stub.calls(name)[index]!.args[0])
+
+  /** Opens a device and forgets the calls that this took. */
+  const openDevice = (ordinal = 0): Effect.Effect<Opened, never, CudaRuntime> =>
+    Effect.gen(function*() {
+      const runtime = yield* CudaRuntime
+      stub.clear()
+      yield* Effect.orDie(runtime.devicePriorityRange(ordinal))
+      const opened = {
+        context: resultOf("cuDevicePrimaryCtxRetain"),
+        pool: resultOf("cuMemPoolCreate"),
+        allocations: resultOf("cuStreamCreateWithPriority", 0),
+        releases: resultOf("cuStreamCreateWithPriority", 1)
+      }
+      stub.clear()
+      return opened
+    })
+
+  /** Runs a program with an opened device 0. */
+  const opened = <A, E>(
+    program: (device: Opened) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
+    options?: StubOptions
+  ) => onStub(stub, Effect.flatMap(openDevice(), program), options)
+
+  /** The calls of an effect alone. */
+  const callsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+    Effect.gen(function*() {
+      stub.clear()
+      const result = yield* effect
+      const lines = stub.lines()
+      const calls = stub.calls()
+      stub.clear()
+      return { result, lines, calls }
+    })
+
+  return { openDevice, opened, callsOf }
+}
