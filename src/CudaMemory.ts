@@ -271,13 +271,13 @@ const reclaiming = <A, R>(runtime: CudaRuntimeService, device: number, acquire: 
   )
 
 /**
- * Allocates managed memory that lives as long as its scope (`cuMemAllocFromPoolAsync`, from a pool of managed memory). Its contents
- * are undefined.
+ * Allocates managed memory that lives as long as its scope (`cuMemAllocManaged`). Its contents are undefined.
  *
  * **Details**
  *
  * The memory can be used on every stream of every device at once, in kernels, copies and fills, and by the host through `bytes`
- * and `view`. Its release is like that of other device memory. Fails with `NotSupported` where the driver is older than CUDA 13.0, or
+ * and `view`. The release returns at once. The memory serves other allocations of its size when the work that used it is done, and
+ * goes back to the driver at a moment when its device has no work, since the driver would wait for one. Fails with `NotSupported`
  * where the host cannot use managed memory while a device works (`concurrentManagedAccess`: Windows and WSL), and otherwise like
  * `allocate`.
  *
@@ -286,7 +286,7 @@ const reclaiming = <A, R>(runtime: CudaRuntimeService, device: number, acquire: 
  * JavaScript holds a view of the memory once `bytes` or `view` were asked for, which nothing can take back: such memory is given
  * back when the views have been collected, and shows its last contents until then.
  *
- * Devices can be given more managed memory than they have. That was not tried.
+ * More managed memory than a device has was not tried.
  *
  * @category constructors
  * @since 0.1.0

@@ -31,11 +31,14 @@ export const poolAttributes = {
   usedHigh: 8
 } as const
 
-/** What a pool's memory is (`CUmemAllocationType`): memory that stays on its device, or managed memory. */
-export const allocationTypes = { pinned: 1, managed: 2 } as const
+/** Memory that stays on its device (`CU_MEM_ALLOCATION_TYPE_PINNED`). */
+export const pinnedAllocationType = 1
 
-/** `CUmemLocationType`: nowhere, for a pool of managed memory that prefers no place; a device; the host. */
-export const locationTypes = { none: 0, device: 1, host: 2 } as const
+/** Managed memory that every stream may use (`CU_MEM_ATTACH_GLOBAL`). */
+export const attachGlobal = 1
+
+/** `CUmemLocationType`. */
+export const locationTypes = { device: 1, host: 2 } as const
 
 /** `CUmem_advise`. */
 export const memoryAdvice = {
@@ -55,9 +58,6 @@ export const memoryTypes = { host: 1, device: 2 } as const
 
 /** The source of a copy is read in stream order (`CU_MEMCPY_SRC_ACCESS_ORDER_STREAM`). */
 export const copyInStreamOrder = 1
-
-/** The first CUDA version whose pools can hold managed memory. */
-export const managedPoolsVersion = 13000
 
 /** `CUjit_option`. */
 export const jitOptions = { errorLogBuffer: 5, errorLogBufferSize: 6 } as const

@@ -64,6 +64,8 @@ export const driverFunctions = {
   cuMemPoolTrimTo: [handle, size],
   cuMemAllocFromPoolAsync: [memory, size, handle, handle],
   cuMemFreeAsync: [handle, handle],
+  cuMemAllocManaged: [memory, size, uint],
+  cuMemFree_v2: [handle],
   cuMemHostRegister_v2: [handle, size, uint],
   cuMemHostUnregister: [handle],
   cuMemcpyHtoDAsync_v2: [handle, handle, size, handle],

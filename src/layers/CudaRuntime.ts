@@ -692,7 +692,7 @@ export interface CudaRuntimeService {
     byteLength: number,
     options?: DeviceMemoryOptions
   ) => Effect.Effect<DeviceMemoryRef, CudaError>
-  /** `cuMemAllocFromPoolAsync`, from a pool of managed memory. */
+  /** `cuMemAllocManaged`, there for every stream of every device. */
   readonly managedAllocate: (
     device: number,
     byteLength: number,

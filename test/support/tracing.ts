@@ -64,3 +64,14 @@ export const tracing = (stub: StubDriver) => {
 
   return { openDevice, opened, callsOf }
 }
+
+/** The bytes of `CUmemPoolProps`, as the log has them. */
+export const poolProperties = ({ device = 0, maxBytes = 0 }): string => {
+  const bytes = Buffer.alloc(88)
+  bytes.writeInt32LE(1, 0) // CU_MEM_ALLOCATION_TYPE_PINNED
+  bytes.writeInt32LE(0, 4) // CU_MEM_HANDLE_TYPE_NONE
+  bytes.writeInt32LE(1, 8) // CU_MEM_LOCATION_TYPE_DEVICE
+  bytes.writeInt32LE(device, 12)
+  bytes.writeBigUInt64LE(BigInt(maxBytes), 24)
+  return bytes.toString("hex")
+}

@@ -129,7 +129,7 @@ export interface Backend extends Owner {
     pool: MemoryPoolResource | undefined,
     stream: StreamResource | undefined
   ) => number
-  /** In `managed`; to be ready after `watchAllocation`. */
+  /** In `managed`. */
   readonly managedAllocate: (device: number, byteLength: number) => number
   /** Enqueues the release behind the work of the buffer's users. */
   readonly memoryFree: (memory: DeviceMemoryResource) => number

@@ -105,7 +105,7 @@ const refusePlace = (core: Core, operation: string, device: number, options: Dev
 }
 
 /** Waits until memory can be used on every stream. */
-const whenReady = <Memory extends DeviceMemoryResource>(core: Core, operation: string, memory: Memory) => {
+const whenReady = (core: Core, operation: string, memory: DeviceMemoryResource) => {
   const { device } = memory
   const ready = core.wait(operation, device, String(memory), (onDone) => core.backend.watchAllocation(device, onDone))
   return Effect.as(Effect.onError(ready, () => undo(core, memory)), memory)
@@ -142,7 +142,7 @@ const allocateManaged = (core: Core, device: number, byteLength: number, options
   }
   const memory = withOptions(core.backend.managed!, options)
   core.deviceMemory.add(memory)
-  return whenReady(core, operation, memory)
+  return Effect.succeed(memory)
 }
 
 const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaError> => {

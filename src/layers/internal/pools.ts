@@ -30,12 +30,12 @@ export const poolOperations = (core: Core): PoolOperations => ({
     core.onDevice("CudaMemoryPool.ofDevice", device, () => Effect.succeed(core.backend.poolOfDevice(device))),
   poolDestroy: (ref) => Effect.suspend(() => destroy(core, "CudaMemoryPool.release", ownPool(ref))),
   poolStatistics: (ref) =>
-    onPool(
+    askPool(
       core,
       "CudaMemoryPool.statistics",
       ref,
       (pool) => core.backend.poolStatistics(pool),
-      () => Effect.succeed(core.backend.poolStatisticsResult)
+      () => core.backend.poolStatisticsResult
     ),
   poolResetHigh: (ref) => onPool(core, "CudaMemoryPool.resetHigh", ref, (pool) => core.backend.poolResetHigh(pool)),
   poolSetReleaseThreshold: (ref, bytes) =>
@@ -54,20 +54,23 @@ export const poolOperations = (core: Core): PoolOperations => ({
     })
 })
 
-/** Calls the backend about a pool that can be used. What it answered is taken before anybody else can ask. */
-const onPool = <A = void>(
+/** Calls the backend about a pool that can be used, and takes what it answered before anybody else can ask. */
+const askPool = <A>(
   core: Core,
   operation: string,
   ref: MemoryPoolRef,
   call: (pool: MemoryPoolResource) => number,
-  answer: () => Effect.Effect<A | void> = () => Effect.void
-): Effect.Effect<void, CudaError> =>
+  answer: () => A
+): Effect.Effect<A, CudaError> =>
   Effect.suspend(() => {
     const pool = ownPool(ref)
     if (unusable(core.backend, pool)) return refuseResource(operation, core.backend, pool)
     const status = call(pool)
-    return status === success ? Effect.void : core.fail(operation, status, pool)
+    return status === success ? Effect.succeed(answer()) : core.fail(operation, status, pool)
   })
+
+const onPool = (core: Core, operation: string, ref: MemoryPoolRef, call: (pool: MemoryPoolResource) => number) =>
+  askPool(core, operation, ref, call, () => {})
 
 const create = (core: Core, operation: string, device: number, options: MemoryPoolOptions) => {
   const refused = refuseBytes(operation, "maxBytes", options.maxBytes) ??

@@ -2,7 +2,7 @@
  * A device the native runtime has opened: its primary context, its memory pool, and the streams and events the runtime
  * needs for itself. And the native streams and events, with what the completion engine keeps on them.
  */
-import { allocationTypes, eventFlags, locationTypes, poolAttributes, streamFlags } from "../../cuda/flags.ts"
+import { eventFlags, locationTypes, pinnedAllocationType, poolAttributes, streamFlags } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
@@ -46,8 +46,6 @@ export class NativeDevice {
   readonly context: number
   priorities: PriorityRange = { least: 0, greatest: 0 }
   pool = 0
-  /** Of managed memory; 0 until it is first needed. */
-  managedPool = 0
   /** Allocates only: nothing ever waits on it, so that fresh memory is ready at once. */
   allocations = 0
   /** Frees only: waits for the work of each buffer before it. */
@@ -56,8 +54,6 @@ export class NativeDevice {
   readonly freedOn = new Set<NativeStream>()
   /** The last attempt to make a stream, an event or a pool. */
   made: DriverFailure = { call: "", status: success }
-  /** Set once the runtime lets go of the device. */
-  isClosed = false
   readonly #markers: Array<number> = []
   readonly #out = new Out()
   readonly #left = new Out()
@@ -104,17 +100,12 @@ export class NativeDevice {
 
   /** Destroys what `setUp` and the markers made. */
   tearDown(warn: Warn): void {
-    const { allocations, calls, managedPool, pool, releases } = this
+    const { allocations, calls, pool, releases } = this
     for (const marker of this.#markers.splice(0)) warn("cuEventDestroy", calls.cuEventDestroy_v2(marker), marker)
     if (allocations !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(allocations), allocations)
     if (releases !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(releases), releases)
     if (pool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
-    if (managedPool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(managedPool), managedPool)
-    this.allocations =
-      this.releases =
-      this.pool =
-      this.managedPool =
-        0
+    this.allocations = this.releases = this.pool = 0
   }
 
   /** A stream for the runtime's own ordering; 0 when none could be made, and why in `made`. */
@@ -129,18 +120,6 @@ export class NativeDevice {
     let made = 0
     this.#make("cuMemPoolCreate", () => this.#makePool(properties, (pool) => made = pool))
     return made
-  }
-
-  /** The pool of managed memory; 0 when it could not be made, and why in `made`. */
-  takeManagedPool(): number {
-    if (this.managedPool !== 0) return this.managedPool
-    const pool = this.makePool(poolProperties(this.ordinal, { isManaged: true }))
-    if (pool === 0) return 0
-    const status = this.setPool(pool, "releaseThreshold", keepAll)
-    if (status === success) return this.managedPool = pool
-    this.calls.cuMemPoolDestroy(pool)
-    this.made = { call: "cuMemPoolSetAttribute", status }
-    return 0
   }
 
   /** Sets an attribute of a pool: a number of bytes, or for those of reuse 0 or 1. */
@@ -195,19 +174,13 @@ export class NativeDevice {
 /** Gives nothing back to the system by itself. */
 export const keepAll = 0xffffffffffffffffn
 
-/**
- * `CUmemPoolProps`: memory not shared with other processes, either pinned to a device or managed and preferring no place, with so
- * many bytes at most, where 0 is as many as there are.
- */
-export const poolProperties = (
-  ordinal: number,
-  { isManaged = false, maxBytes = 0 }: { readonly isManaged?: boolean; readonly maxBytes?: number } = {}
-): Uint8Array => {
+/** `CUmemPoolProps`: pinned memory of a device, not shared with other processes, of so many bytes at most; 0 is no limit. */
+export const poolProperties = (ordinal: number, maxBytes = 0): Uint8Array => {
   const bytes = new Uint8Array(88)
   const view = new DataView(bytes.buffer)
-  view.setInt32(0, isManaged ? allocationTypes.managed : allocationTypes.pinned, true)
-  view.setInt32(8, isManaged ? locationTypes.none : locationTypes.device, true)
-  view.setInt32(12, isManaged ? 0 : ordinal, true)
+  view.setInt32(0, pinnedAllocationType, true)
+  view.setInt32(8, locationTypes.device, true)
+  view.setInt32(12, ordinal, true)
   view.setBigUint64(24, BigInt(maxBytes), true)
   return bytes
 }

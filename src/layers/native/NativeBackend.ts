@@ -12,7 +12,6 @@ import {
   eventFlags,
   kernelAttributes,
   locationTypes,
-  managedPoolsVersion,
   memoryAdvice,
   poolAttributes,
   streamFlags
@@ -61,7 +60,7 @@ import { describeStatus, keepAll, NativeDevice, NativeEvent, NativeStream, Out, 
 import type { Warn } from "./Device.ts"
 import { Lane, Point } from "./Lane.ts"
 import { LaunchBlock } from "./LaunchBlock.ts"
-import { NativeManaged, Views } from "./ManagedMemory.ts"
+import { ManagedMemory, NativeManaged } from "./ManagedMemory.ts"
 import { Modules } from "./Modules.ts"
 import { PinnedMemory } from "./PinnedMemory.ts"
 import type { Block, PinnedPolicy } from "./PinnedMemory.ts"
@@ -128,7 +127,7 @@ export class NativeBackend implements Backend {
   readonly #modules: Modules
   readonly #block: LaunchBlock
   readonly #copies: Copies
-  readonly #views = new Views((memory) => this.#unseen(memory))
+  readonly #managedMemory: ManagedMemory
   /** The runtime's pools of the devices, as far as they were asked for. */
   readonly #pools: Array<MemoryPoolResource | undefined> = []
   readonly #warn: Warn
@@ -168,6 +167,12 @@ export class NativeBackend implements Backend {
     )
     this.#modules = new Modules(library, this, () => this.#isIdle(), warn)
     this.#block = new LaunchBlock(library)
+    this.#managedMemory = new ManagedMemory(
+      library.calls,
+      (ordinal, call) => this.#inContextOf(ordinal, "", call),
+      (ordinal) => this.isIdle(ordinal),
+      warn
+    )
     this.#copies = new Copies(library.calls, this, (ordinal) => this.#device(ordinal).context)
   }
 
@@ -486,25 +491,20 @@ export class NativeBackend implements Backend {
   }
 
   readonly managedAllocate = (ordinal: number, byteLength: number): number => {
-    const device = this.#device(ordinal)
-    if (this.driverVersion < managedPoolsVersion) return this.#answer("cuMemPoolCreate", statuses.NotSupported.code)
     const asked = this.attribute(ordinal, "concurrentManagedAccess")
     if (asked !== success) return asked
-    if (this.result === 0) return this.#answer("cuMemPoolCreate", statuses.NotSupported.code)
-    const pool = device.takeManagedPool()
-    if (pool === 0) return this.#answer(device.made.call, device.made.status)
-    const status = this.#calls.cuMemAllocFromPoolAsync(this.#out.words, byteLength, pool, device.allocations)
-    if (status !== success) return this.#answer("cuMemAllocFromPoolAsync", status)
-    this.managed = new NativeManaged(this, this.#library, this.#out.value as Address, byteLength, ordinal)
+    if (this.result === 0) return this.#answer("cuMemAllocManaged", statuses.NotSupported.code)
+    const status = this.#managedMemory.take(ordinal, byteLength)
+    if (status !== success) return this.#answer("cuMemAllocManaged", status)
+    this.managed = new NativeManaged(this, this.#library, this.#managedMemory.taken as Address, byteLength, ordinal)
     return success
   }
 
   readonly memoryFree = (memory: DeviceMemoryResource): number => {
-    if (memory instanceof NativeManaged && this.#views.hold(memory)) return success
-    return this.#free(memory)
-  }
-
-  #free(memory: DeviceMemoryResource): number {
+    if (memory instanceof NativeManaged) {
+      this.#whenIdle(memory.pendingUsers, () => this.#managedMemory.give(memory))
+      return success
+    }
     const device = this.#device(memory.device)
     const { soleUser } = memory
     if (soleUser !== undefined) return this.#freeOn(device, native(soleUser), memory)
@@ -559,7 +559,7 @@ export class NativeBackend implements Backend {
 
   readonly poolCreate = (ordinal: number, options: MemoryPoolOptions): number => {
     const device = this.#device(ordinal)
-    const handle = device.makePool(poolProperties(ordinal, { maxBytes: bytesOrNoLimit(options.maxBytes) }))
+    const handle = device.makePool(poolProperties(ordinal, bytesOrNoLimit(options.maxBytes)))
     if (handle === 0) return this.#answer(device.made.call, device.made.status)
     for (const [name, value] of poolSettings(options)) {
       const status = device.setPool(handle, name, value)
@@ -603,8 +603,8 @@ export class NativeBackend implements Backend {
   }
 
   /**
-   * The releases are done, so this returns at once; only such a call makes the pool see them. What managed memory is kept goes with
-   * the runtime's pool.
+   * The releases are done, so this returns at once; only such a call makes the pool see them. What is kept of managed memory goes
+   * with the runtime's pool, if nothing has to be waited for.
    */
   readonly poolTrim = (pool: MemoryPoolResource, keepBytes: number): number => {
     const device = this.#device(pool.device)
@@ -613,10 +613,8 @@ export class NativeBackend implements Backend {
       if (status !== success) return this.#answer("cuStreamSynchronize", status)
     }
     const keep = Math.min(keepBytes, Number.MAX_SAFE_INTEGER)
-    const trimmed = this.#calls.cuMemPoolTrimTo(pool.handle, keep)
-    const hasManaged = pool.origin === "runtime" && device.managedPool !== 0
-    const status = trimmed === success && hasManaged ? this.#calls.cuMemPoolTrimTo(device.managedPool, keep) : trimmed
-    return this.#answer("cuMemPoolTrimTo", status)
+    if (pool.origin === "runtime") this.#managedMemory.freeIfIdle(pool.device)
+    return this.#answer("cuMemPoolTrimTo", this.#calls.cuMemPoolTrimTo(pool.handle, keep))
   }
 
   readonly hostAllocate = (byteLength: number): Effect.Effect<HostMemoryResource, DriverFailure> =>
@@ -694,6 +692,7 @@ export class NativeBackend implements Backend {
   ): number => {
     const { cuMemAdvise_v2: advise } = this.#calls
     if (advise === undefined) return this.#answer("cuMemAdvise", statuses.NotSupported.code)
+    if (memory instanceof NativeManaged) memory.isAdvised = true
     const place = this.#placeOf(location)
     const call = () => advise(memory.address + offset, byteLength, memoryAdvice[advice], place)
     return this.#inContextOf(memory.device, "cuMemAdvise", call)
@@ -703,20 +702,6 @@ export class NativeBackend implements Backend {
     return location === "host"
       ? { type: locationTypes.host, id: 0 }
       : { type: locationTypes.device, id: location }
-  }
-
-  /** Releases managed memory that nothing in JavaScript can see any more. */
-  readonly #unseen = (memory: NativeManaged): void => {
-    const device = this.#device(memory.device)
-    const status = device.isClosed ? this.#freeWithContext(memory) : this.#free(memory)
-    this.#warn(this.call, status, memory.address)
-    if (device.isClosed && this.#views.of(memory.device) === 0) this.#releaseContext(device, () => {})
-  }
-
-  /** Releases memory of a device whose streams are gone. */
-  #freeWithContext(memory: NativeManaged): number {
-    const call = () => this.#calls.cuMemFreeAsync(memory.address, defaultStreamHandles.legacy)
-    return this.#inContextOf(memory.device, "cuMemFreeAsync", call)
   }
 
   // Modules and kernels
@@ -1038,11 +1023,11 @@ export class NativeBackend implements Backend {
         device.tearDown(this.#warn)
         device.leave()
       }
-      device.isClosed = true
       const pool = this.#pools[device.ordinal]
       if (pool !== undefined) pool.state = "released"
-      // Views of managed memory end with the context, so they keep it; the last one to go releases it.
-      if (this.#views.of(device.ordinal) > 0) return resume(Effect.void)
+      // What JavaScript still sees of managed memory is there as long as the context.
+      const isSeen = this.#managedMemory.close(device.ordinal, () => this.#releaseContext(device, () => {}))
+      if (isSeen) return resume(Effect.void)
       this.#releaseContext(device, () => resume(Effect.void))
     })
   }

@@ -5,7 +5,7 @@
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { eventFlags, managedPoolsVersion } from "../../cuda/flags.ts"
+import { eventFlags } from "../../cuda/flags.ts"
 import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
 import type {
@@ -374,13 +374,11 @@ export class SimulatedBackend implements Backend {
 
   managedAllocate(device: number, byteLength: number): number {
     const part = this.#device(device)
-    const status = this.#begin("cuMemPoolCreate", part)
+    const status = this.#begin("cuMemAllocManaged", part)
     if (status !== success) return status
-    const isThere = this.driverVersion >= managedPoolsVersion && this.#attributes(device).concurrentManagedAccess !== 0
-    if (!isThere) return statuses.NotSupported.code
-    this.call = "cuMemAllocFromPoolAsync"
-    const storage = new Storage(part, byteLength, part.pool)
-    if (!this.model.reserve(part, part.pool, byteLength)) return outOfMemory
+    if (this.#attributes(device).concurrentManagedAccess === 0) return statuses.NotSupported.code
+    const storage = new Storage(part, byteLength, part.managed)
+    if (!this.model.reserve(part, part.managed, byteLength)) return outOfMemory
     const memory = new SimulatedManagedMemory(this, storage, this.model.makeAddress(byteLength), device)
     this.#memories.add(memory)
     this.managed = memory
@@ -804,6 +802,7 @@ export class SimulatedBackend implements Backend {
 
   readonly close: Effect.Effect<void> = Effect.sync(() => {
     this.#pacer.stop()
+    for (const pool of this.#pools) if (pool !== undefined) pool.state = "released"
     this.model.close(statuses.Deinitialized.code)
     for (const key of this.#shared) withdrawEvent(key)
     this.#shared.clear()

@@ -37,7 +37,7 @@ export const operationCalls = {
   "CudaMemory.advise": "cuMemAdvise",
   "CudaMemory.allocate": "cuMemAllocFromPoolAsync",
   "CudaMemory.allocateHost": "cuMemHostRegister",
-  "CudaMemory.allocateManaged": "cuMemAllocFromPoolAsync",
+  "CudaMemory.allocateManaged": "cuMemAllocManaged",
   "CudaMemory.copy": "cuMemcpyAsync",
   "CudaMemory.copy2D": "cuMemcpy2DAsync",
   "CudaMemory.copyBatch": "cuMemcpyBatchAsync",

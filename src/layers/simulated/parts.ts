@@ -322,6 +322,8 @@ export class Device {
   group = new Group(false, undefined)
   /** What memory comes from by itself. It keeps what is unused, as long as nothing else needs it. */
   readonly pool = new Pool(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY)
+  /** Managed memory, of which none is kept. */
+  readonly managed = new Pool(Number.POSITIVE_INFINITY, 0)
   /** Memory that pools hold. */
   usedMemory = 0
   /** The streams on which memory was released that was allocated there, since the releases were last waited for. */

@@ -1000,17 +1000,14 @@ typedef struct {
 
 EXPORT Status cuMemPoolCreate(Handle *out, const PoolProperties *properties) {
   Call call = begin("cuMemPoolCreate", 0);
-  bool managed = properties->alloc_type == 2 && stub.version >= 13000;
-  bool valid = properties->location_type == (managed ? 0 : 1) && properties->handle_types == 0 &&
-               (managed || properties->alloc_type == 1);
+  bool valid = properties->alloc_type == 1 && properties->location_type == 1 && properties->handle_types == 0;
   if (ok(&call) && (!valid || properties->location_id < 0 || properties->location_id >= stub.devices)) {
     call.status = INVALID_VALUE;
   }
   if (ok(&call)) {
     Pool *pool = calloc(1, sizeof(Pool));
-    Context *context = find(CONTEXT, call.context);
-    int device = managed ? (context == NULL ? 0 : context->device) : properties->location_id;
-    *pool = (Pool){.alive = true, .managed = managed, .device = device, .max = properties->max_size, .reuse = {0, 1, 1, 1}};
+    *pool = (Pool){
+      .alive = true, .device = properties->location_id, .max = properties->max_size, .reuse = {0, 1, 1, 1}};
     add_wide(&call, *out = make(POOL, pool));
   }
   add_bytes(&call, properties, sizeof *properties);
@@ -1139,6 +1136,53 @@ EXPORT Status cuMemFreeAsync(Handle address, Handle stream_handle) {
     enqueue(stream, FREE)->allocation = allocation;
     run_all();
   } else if (allocation != NULL && call.faulted) {
+    allocation->pool->used -= allocation->bytes;
+    forget(allocation);
+  }
+  return end(&call);
+}
+
+/* ---- Managed memory, which is that of a pool per device that nobody sees. ---- */
+
+static Pool *managed_pool(int device) {
+  EACH(Pool, pool, POOL) {
+    if (pool->managed && pool->device == device) return pool;
+  }
+  Pool *pool = calloc(1, sizeof(Pool));
+  *pool = (Pool){.managed = true, .device = device};
+  make(POOL, pool);
+  return pool;
+}
+
+static bool is_busy(int device);
+static void wait_in_driver(int device);
+
+EXPORT Status cuMemAllocManaged(Handle *out, size_t bytes, unsigned flags) {
+  Call call = begin("cuMemAllocManaged", NEEDS_CONTEXT);
+  Context *context = ok(&call) ? context_of(&call, call.context) : NULL;
+  if (ok(&call) && (bytes == 0 || flags != 1)) call.status = INVALID_VALUE;
+  Pool *pool = ok(&call) ? managed_pool(context->device) : NULL;
+  if (ok(&call) && !reserve(pool, bytes)) call.status = OUT_OF_MEMORY;
+  Allocation *allocation = ok(&call) ? allocate(pool, bytes) : NULL;
+  if (ok(&call) && allocation == NULL) call.status = OUT_OF_MEMORY;
+  if (ok(&call)) {
+    allocation->there = true;
+    add_wide(&call, *out = (Handle)allocation->address);
+  }
+  add_wide(&call, bytes);
+  add_int(&call, flags);
+  return end(&call);
+}
+
+EXPORT Status cuMemFree_v2(Handle address) {
+  Call call = begin("cuMemFree_v2", NEEDS_CONTEXT);
+  add_wide(&call, address);
+  Allocation *allocation = allocation_from((uint8_t *)address);
+  if (allocation == NULL || !allocation->pool->managed) {
+    wrong(&call, "not managed memory to free", address);
+  } else if (gives_back(&call)) {
+    wait_in_driver(allocation->pool->device);
+    retract(allocation->address, allocation->bytes, "managed memory was freed");
     allocation->pool->used -= allocation->bytes;
     forget(allocation);
   }
