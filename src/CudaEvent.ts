@@ -17,10 +17,11 @@ import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { EventImpl, EventTypeId, released, TimedEventImpl, TimedEventTypeId } from "./internal/handles.ts"
-import { onStream, resolveDevice } from "./internal/place.ts"
-import { CudaRuntime } from "./layers/CudaRuntime.ts"
-import type { CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
+import { EventImpl, EventTypeId, TimedEventImpl, TimedEventTypeId } from "./internal/handles.ts"
+import { onStream } from "./internal/place.ts"
+import { makeScoped } from "./internal/scoped.ts"
+import type { Kind } from "./internal/scoped.ts"
+import type { CudaRuntime, CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
 
 /**
  * An event of a device (`CUevent`).
@@ -151,9 +152,12 @@ export function make(options?: UntimedOptions): Effect.Effect<CudaEvent, CudaErr
 export function make(
   options: TimedOptions | UntimedOptions = {}
 ): Effect.Effect<CudaEvent, CudaError, CudaRuntime | Scope.Scope> {
-  const create = (runtime: CudaRuntimeService) =>
-    Effect.flatMap(resolveDevice(options.device), (device) => runtime.eventCreate(device, flagsOf(options)))
-  return scoped(options.timing === true ? TimedEventImpl : EventImpl, create)
+  const flags = flagsOf(options)
+  return scoped(
+    options.device,
+    options.timing === true ? TimedEventImpl : EventImpl,
+    (runtime, device) => runtime.eventCreate(device, flags)
+  )
 }
 
 /**
@@ -172,10 +176,7 @@ export const fromIpcHandle = (handle: Uint8Array, options: {
   /** The device of the event in the other process. Default: the current device. */
   readonly device?: DeviceInput | undefined
 } = {}): Effect.Effect<CudaEvent, CudaError, CudaRuntime | Scope.Scope> =>
-  scoped(
-    EventImpl,
-    (runtime) => Effect.flatMap(resolveDevice(options.device), (device) => runtime.eventFromIpcHandle(device, handle))
-  )
+  scoped(options.device, EventImpl, (runtime, device) => runtime.eventFromIpcHandle(device, handle))
 
 /**
  * Gets the 64 bytes with which another process opens an interprocess event (`cuIpcGetEventHandle`).
@@ -262,14 +263,15 @@ const flagsOf = (options: TimedOptions | UntimedOptions): number =>
   (options.interprocess === true ? eventFlags.interprocess : 0)
 
 const scoped = <Event extends CudaEvent>(
+  device: DeviceInput | undefined,
   Wrapper: new(runtime: CudaRuntimeService, ref: EventRef) => Event,
-  create: (runtime: CudaRuntimeService) => Effect.Effect<EventRef, CudaError>
+  create: Kind<EventRef, Event>["create"]
 ): Effect.Effect<Event, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.flatMap(CudaRuntime, (runtime) =>
-    Effect.map(
-      Effect.acquireRelease(create(runtime), (ref) => released(runtime.eventDestroy(ref))),
-      (ref) => new Wrapper(runtime, ref)
-    ))
+  makeScoped(device, {
+    create,
+    destroy: (runtime, ref) => runtime.eventDestroy(ref),
+    wrap: (runtime, ref) => new Wrapper(runtime, ref)
+  })
 
 /** Data first when the first argument is an event. Without `arguments`, since this is called often. */
 function streamOperation(

@@ -584,8 +584,7 @@ export const global: {
 )
 
 /**
- * Launches a kernel on a stream, by default the current one (`cuLaunchKernel`; `cuLaunchKernelEx` for clusters, cooperative
- * and programmatic launches).
+ * Launches a kernel on a stream, by default the current one (`cuLaunchKernelEx`).
  *
  * **Details**
  *

@@ -29,9 +29,10 @@ import {
   released
 } from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
-import { deviceOrdinal, onStream, resolveDevice } from "./internal/place.ts"
-import { CudaRuntime } from "./layers/CudaRuntime.ts"
+import { deviceOrdinal, onStream } from "./internal/place.ts"
+import { makeScoped } from "./internal/scoped.ts"
 import type {
+  CudaRuntime,
   CudaRuntimeService,
   DeviceMemoryRef,
   EventRef,
@@ -39,7 +40,6 @@ import type {
   ManagedMemoryRef,
   MemoryAccess,
   MemoryLocation,
-  MemoryOptions,
   MemoryRange,
   MemoryRows,
   StreamRef
@@ -245,24 +245,19 @@ export const allocate = (
   byteLength: number,
   options: DeviceBufferOptions = {}
 ): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.gen(function*() {
-    const runtime = yield* CudaRuntime
-    const { pool, stream } = options
-    const device = yield* resolveDevice(options.device ?? pool?.deviceIndex ?? stream?.deviceIndex)
-    const memoryOptions = { ...yield* resolveOptions(options), pool: pool?.ref, stream: stream?.ref }
-    const ref = yield* reclaiming(
-      runtime,
-      device,
-      Effect.acquireRelease(
-        runtime.memoryAllocate(device, byteLength, memoryOptions),
-        (made) => released(runtime.memoryFree(made))
-      )
-    )
-    return new DeviceBufferImpl(runtime, ref)
+  makeScoped(options.device ?? options.pool?.deviceIndex ?? options.stream?.deviceIndex, {
+    create: (runtime, device, fiber) => {
+      const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)
+      const { pool, stream } = options
+      const memoryOptions = { ordered, pool: pool?.ref, stream: stream?.ref }
+      return reclaiming(runtime, device, runtime.memoryAllocate(device, byteLength, memoryOptions))
+    },
+    destroy: (runtime, ref) => runtime.memoryFree(ref),
+    wrap: (runtime, ref): DeviceBuffer => new DeviceBufferImpl(runtime, ref)
   })
 
 /** Tries an allocation once more when the device was full, after the releases that are pending. */
-const reclaiming = <A, R>(runtime: CudaRuntimeService, device: number, acquire: Effect.Effect<A, CudaError, R>) =>
+const reclaiming = <A>(runtime: CudaRuntimeService, device: number, acquire: Effect.Effect<A, CudaError>) =>
   Effect.catchReason(
     acquire,
     "CudaError",
@@ -298,19 +293,13 @@ export const allocateManaged = (
     readonly device?: DeviceInput | undefined
   } = {}
 ): Effect.Effect<ManagedBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.gen(function*() {
-    const runtime = yield* CudaRuntime
-    const device = yield* resolveDevice(options.device)
-    const memoryOptions = yield* resolveOptions(options)
-    const ref = yield* reclaiming(
-      runtime,
-      device,
-      Effect.acquireRelease(
-        runtime.managedAllocate(device, byteLength, memoryOptions),
-        (made) => released(runtime.memoryFree(made))
-      )
-    )
-    return new ManagedBufferImpl(runtime, ref)
+  makeScoped(options.device, {
+    create: (runtime, device, fiber) => {
+      const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)
+      return reclaiming(runtime, device, runtime.managedAllocate(device, byteLength, { ordered }))
+    },
+    destroy: (runtime, ref) => runtime.memoryFree(ref),
+    wrap: (runtime, ref): ManagedBuffer => new ManagedBufferImpl(runtime, ref)
   })
 
 /**
@@ -337,18 +326,12 @@ export const allocateHost = (
   byteLength: number,
   options: BufferOptions = {}
 ): Effect.Effect<HostBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.gen(function*() {
-    const runtime = yield* CudaRuntime
-    const memoryOptions = yield* resolveOptions(options)
-    const ref = yield* Effect.acquireRelease(
-      runtime.hostAllocate(byteLength, memoryOptions),
-      (made) => released(runtime.memoryFree(made))
-    )
-    return new HostBufferImpl(runtime, ref)
+  makeScoped(undefined, {
+    create: (runtime, _, fiber) =>
+      runtime.hostAllocate(byteLength, { ordered: options.ordered ?? fiber.getRef(CurrentOrdering) }),
+    destroy: (runtime, ref) => runtime.memoryFree(ref),
+    wrap: (runtime, ref): HostBuffer => new HostBufferImpl(runtime, ref)
   })
-
-const resolveOptions = ({ ordered }: BufferOptions): Effect.Effect<MemoryOptions> =>
-  Effect.withFiber((fiber) => Effect.succeed({ ordered: ordered ?? fiber.getRef(CurrentOrdering) }))
 
 /**
  * Runs an effect in which buffers are made to order themselves, or not to. What the options of a buffer say goes
@@ -485,8 +468,8 @@ export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: Ty
 export function copy(destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError>
 export function copy(source: Slice, stream?: CudaStream): (destination: Slice) => Effect.Effect<void, CudaError>
 export function copy(first: Slice, second?: Slice | CudaStream, third?: CudaStream) {
-  if (isSlice(second)) return copyTo(first, second, third)
-  return (destination: Slice) => copyTo(destination, first, second)
+  if (!isSlice(second)) return (destination: Slice) => copyTo(destination, first, second)
+  return copyTo(first, second, third)
 }
 
 const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefined): Effect.Effect<void, CudaError> => {

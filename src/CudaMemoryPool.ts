@@ -16,8 +16,9 @@ import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
-import { MemoryPoolImpl, MemoryPoolTypeId, released } from "./internal/handles.ts"
+import { MemoryPoolImpl, MemoryPoolTypeId } from "./internal/handles.ts"
 import { resolveDevice } from "./internal/place.ts"
+import { makeScoped } from "./internal/scoped.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, MemoryPoolRef, MemoryPoolStatistics } from "./layers/CudaRuntime.ts"
 
@@ -111,10 +112,8 @@ export const isMemoryPool = (u: unknown): u is MemoryPool => Predicate.hasProper
  * @since 0.1.0
  */
 export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.gen(function*() {
-    const runtime = yield* CudaRuntime
-    const device = yield* resolveDevice(options.device)
-    const ref = yield* Effect.acquireRelease(
+  makeScoped(options.device, {
+    create: (runtime, device) =>
       runtime.poolCreate(device, {
         maxBytes: options.maxBytes ?? Number.POSITIVE_INFINITY,
         releaseThreshold: options.releaseThreshold ?? Number.POSITIVE_INFINITY,
@@ -122,9 +121,8 @@ export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaE
         reuseAllowOpportunistic: options.reuseAllowOpportunistic ?? true,
         reuseAllowInternalDependencies: options.reuseAllowInternalDependencies ?? false
       }),
-      (made) => released(runtime.poolDestroy(made))
-    )
-    return new MemoryPoolImpl(runtime, ref)
+    destroy: (runtime, ref) => runtime.poolDestroy(ref),
+    wrap: (runtime, ref) => new MemoryPoolImpl(runtime, ref)
   })
 
 /**

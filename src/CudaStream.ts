@@ -7,6 +7,7 @@
  *
  * @since 0.1.0
  */
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type { Equal } from "effect/Equal"
 import * as Exit from "effect/Exit"
@@ -22,8 +23,9 @@ import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
 import { EventImpl, named, released, StreamImpl, StreamTypeId } from "./internal/handles.ts"
-import { CurrentPlace, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
-import { resolvePool } from "./internal/streamPool.ts"
+import { CurrentPlace, deviceOrdinal, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
+import { makeScoped } from "./internal/scoped.ts"
+import { resolvePool, takeMade } from "./internal/streamPool.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRuntime.ts"
 
@@ -116,14 +118,17 @@ export const isCudaStream = (u: unknown): u is CudaStream => Predicate.hasProper
 export const make = (
   options: MakeOptions = {}
 ): Effect.Effect<CudaStream, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.flatMap(CudaRuntime, (runtime) =>
-    Effect.map(
-      Effect.acquireRelease(
-        create(runtime, options),
-        (ref) => released(runtime.streamDestroy(ref))
-      ),
-      (ref) => new StreamImpl(runtime, ref)
-    ))
+  makeScoped(options.device, {
+    create: (runtime, device) =>
+      runtime.streamCreate({
+        device,
+        priority: options.priority ?? "low",
+        outOfRange: options.outOfRange,
+        nonBlocking: options.blocking !== true
+      }),
+    destroy: (runtime, ref) => runtime.streamDestroy(ref),
+    wrap: (runtime, ref) => new StreamImpl(runtime, ref)
+  })
 
 /**
  * Gets a stream from the runtime's pool: 32 streams per device and priority, made on first use and handed out in turn, so
@@ -137,10 +142,12 @@ export const make = (
  * @since 0.1.0
  */
 export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
-  Effect.gen(function*() {
-    const pool = yield* resolvePool(yield* CudaRuntime, options)
-    return yield* pool.take
-  }).pipe(named("CudaStream.fromPool"))
+  Effect.withFiber((fiber) => {
+    const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
+    const device = deviceOrdinal(options.device) ?? fiber.getRef(CurrentPlace).device
+    return takeMade(runtime, device, options) ??
+      Effect.flatMap(resolvePool(runtime, options), (pool) => pool.take).pipe(named("CudaStream.fromPool"))
+  })
 
 /**
  * Gets a device's default stream: the legacy one, or the per-thread one. Both exist always and are never destroyed.
@@ -434,12 +441,3 @@ const makeEvent = (stream: CudaStream): Effect.Effect<EventImpl, CudaError, Scop
     ),
     (ref) => new EventImpl(stream.runtime, ref)
   )
-
-const create = (runtime: CudaRuntimeService, options: MakeOptions): Effect.Effect<StreamRef, CudaError> =>
-  Effect.flatMap(resolveDevice(options.device), (device) =>
-    runtime.streamCreate({
-      device,
-      priority: options.priority ?? "low",
-      outOfRange: options.outOfRange,
-      nonBlocking: options.blocking !== true
-    }))

@@ -85,6 +85,11 @@ EXPORT Status cuEventElapsedTime(float *milliseconds, UNUSED Handle start, UNUSE
   return SUCCESS;
 }
 
+EXPORT Status cuEventElapsedTime_v2(float *milliseconds, UNUSED Handle start, UNUSED Handle end) {
+  *milliseconds = 1;
+  return SUCCESS;
+}
+
 /* ---- Memory, which nothing touches. ---- */
 
 EXPORT Status cuMemAlloc_v2(Handle *out, UNUSED size_t bytes) { return make_handle(out); }
@@ -133,6 +138,11 @@ EXPORT Status cuLaunchKernel(Handle kernel, UNUSED unsigned grid_x, UNUSED unsig
                              UNUSED unsigned shared, UNUSED Handle stream, UNUSED void **parameters,
                              UNUSED void **extra) {
   if (kernel == spin_kernel) is_spinning = true;
+  return SUCCESS;
+}
+
+EXPORT Status cuLaunchKernelEx(UNUSED const void *config, UNUSED Handle kernel, UNUSED void **parameters,
+                               UNUSED void **extra) {
   return SUCCESS;
 }
 

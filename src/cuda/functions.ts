@@ -84,7 +84,6 @@ export const driverFunctions = {
   cuKernelGetFunction: [memory, handle],
   cuKernelGetAttribute: [memory, int, handle, int],
   cuKernelSetAttribute: [int, int, handle, int],
-  cuLaunchKernel: [handle, uint, uint, uint, uint, uint, uint, uint, handle, handle, handle],
   cuLaunchKernelEx: [handle, handle, handle, handle],
   cuOccupancyMaxActiveBlocksPerMultiprocessor: [memory, handle, int, size],
   cuOccupancyMaxPotentialBlockSize: [memory, memory, handle, handle, size, int],
@@ -100,6 +99,7 @@ export const optionalDriverFunctions = {
   /** CUDA 12.4. */
   cuKernelGetParamInfo: [handle, size, memory, memory],
   /** CUDA 12.8. */
+  cuEventElapsedTime_v2: [memory, handle, handle],
   cuMemcpyBatchAsync: [memory, memory, memory, size, memory, memory, size, memory, handle]
 } as const
 

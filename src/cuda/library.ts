@@ -125,7 +125,8 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
   }
   const bound: DriverLibrary = {
     path,
-    calls: calls as DriverFunctions,
+    // A copy is laid out for quick access, which what was added to one by one is not.
+    calls: { ...calls } as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
     addressOf: (buffer) => Number(koffi.address(buffer)),
     viewOf: (address, byteLength) => koffi.view(BigInt(address), byteLength),

@@ -110,7 +110,8 @@ export type MakeWriter = (view: DataView, offset: number) => Writer
 const isWhole = (value: unknown, least: number, most: number): value is number =>
   typeof value === "number" && Number.isInteger(value) && value >= least && value <= most
 
-const twoTo32 = 0x1_0000_0000
+/** The weight of the upper half of an address. */
+export const twoTo32 = 0x1_0000_0000
 
 /** Writes a whole number of 64 bits: its low half, and what is left of it, which keeps the sign. */
 const setWhole64 = (view: DataView, offset: number, value: number): void => {

@@ -7,7 +7,7 @@ import * as Semaphore from "effect/Semaphore"
 import type { CudaError } from "../CudaError.ts"
 import type { CudaStream, PriorityOptions } from "../CudaStream.ts"
 import { resolvePriority } from "../layers/CudaRuntime.ts"
-import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
+import type { CudaRuntimeService, PriorityRange, StreamRef } from "../layers/CudaRuntime.ts"
 import { StreamImpl } from "./handles.ts"
 import { resolveDevice } from "./place.ts"
 
@@ -48,6 +48,14 @@ export class StreamPool {
     this.#runtime = runtime
     this.#device = device
     this.#priority = priority
+  }
+
+  /** The next stream in turn, if it is made already and the runtime goes on. */
+  takeMade(): CudaStream | undefined {
+    const made = this.#streams[this.#nextRequest]
+    if (made?.ref.state !== "live") return undefined
+    this.#nextRequest = (this.#nextRequest + 1) % poolSize
+    return made
   }
 
   /** The next stream in turn. */
@@ -121,16 +129,30 @@ export class StreamPool {
 
 const before = (slot: number): number => slot === 0 ? poolSize - 1 : slot - 1
 
-const pools = new WeakMap<CudaRuntimeService, Array<Map<number, StreamPool>>>()
+/** The pools of a device by priority, and its priorities, once they are known. */
+class DevicePools {
+  range: PriorityRange | undefined
+  readonly byPriority = new Map<number, StreamPool>()
+}
+
+const pools = new WeakMap<CudaRuntimeService, ReadonlyArray<DevicePools>>()
+
+const poolsOf = (runtime: CudaRuntimeService): ReadonlyArray<DevicePools> => {
+  const known = pools.get(runtime)
+  if (known !== undefined) return known
+  const made = runtime.devices.map(() => new DevicePools())
+  pools.set(runtime, made)
+  return made
+}
 
 /** The pool of a device and a priority that it has. */
 export const streamPool = (runtime: CudaRuntimeService, device: number, priority: number): StreamPool => {
-  let ofRuntime = pools.get(runtime)
-  if (ofRuntime === undefined) pools.set(runtime, ofRuntime = runtime.devices.map(() => new Map()))
-  const ofDevice = ofRuntime[device]!
-  let pool = ofDevice.get(priority)
-  if (pool === undefined) ofDevice.set(priority, pool = new StreamPool(runtime, device, priority))
-  return pool
+  const { byPriority } = poolsOf(runtime)[device]!
+  const known = byPriority.get(priority)
+  if (known !== undefined) return known
+  const made = new StreamPool(runtime, device, priority)
+  byPriority.set(priority, made)
+  return made
 }
 
 /** The pool that options ask for. A priority outside the range is clamped, unless it is to fail. */
@@ -141,10 +163,23 @@ export const resolvePool = (
   Effect.flatMap(
     resolveDevice(options.device),
     (device) =>
-      Effect.map(runtime.devicePriorityRange(device), (range) =>
-        streamPool(
-          runtime,
-          device,
-          resolvePriority(range, options.priority ?? "low", options.outOfRange ?? "clamp")
-        ))
+      Effect.map(runtime.devicePriorityRange(device), (range) => {
+        poolsOf(runtime)[device]!.range = range
+        return streamPool(runtime, device, priorityOf(range, options))
+      })
   )
+
+const priorityOf = (range: PriorityRange, { outOfRange = "clamp", priority = "low" }: PriorityOptions): number =>
+  resolvePriority(range, priority, outOfRange)
+
+/** The next stream of a pool that is there already; nothing if something has to be made or asked first. */
+export const takeMade = (
+  runtime: CudaRuntimeService,
+  device: number,
+  options: PriorityOptions
+): Effect.Effect<CudaStream> | undefined => {
+  const ofDevice = poolsOf(runtime)[device]
+  if (ofDevice?.range === undefined) return undefined
+  const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade()
+  return made && Effect.succeed(made)
+}

@@ -219,7 +219,7 @@ export interface MemoryPoolRef {
  * @since 0.1.0
  */
 export interface MemoryPoolOptions {
-  /** The most bytes that the pool holds; 0 for as many as there are. */
+  /** The most bytes that the pool holds; `Infinity` for as many as there are. */
   readonly maxBytes: number
   /** Bytes that the pool keeps when nobody uses them, rather than give them back to the system. */
   readonly releaseThreshold: number
@@ -826,7 +826,7 @@ export interface CudaRuntimeService {
     device: number
   ) => Effect.Effect<number, CudaError>
   /**
-   * `cuLaunchKernel`, or `cuLaunchKernelEx` for what that cannot say, on the stream's device. The first launch on a device
+   * `cuLaunchKernelEx`, on the stream's device. The first launch on a device
    * that the kernel was not got for loads its code there first, as `kernelGet` does.
    */
   readonly kernelLaunch: (

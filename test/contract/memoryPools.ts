@@ -108,6 +108,9 @@ export const memoryPoolContract = (rig: Rig): void =>
         })))
     }
 
+    it.effect("a pool of nothing is refused", () =>
+      leavesNothing(refuses(CudaMemoryPool.make({ maxBytes: 0 }), "maxBytes")))
+
     it.effect("a device there is not is refused", () =>
       Effect.all([
         refuses(CudaMemoryPool.make({ device: 99 }), "device"),

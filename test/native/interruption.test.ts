@@ -6,6 +6,7 @@ import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaMemory from "effect-cuda/CudaMemory"
+import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaStream from "effect-cuda/CudaStream"
 import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import type { CudaRuntimeService } from "effect-cuda/layers/CudaRuntime"
@@ -24,7 +25,7 @@ const moments = ["before", "during", "after"] as const
 /** Makes an operation part of the count. */
 type Step = <A, E>(operation: Effect.Effect<A, E>) => Effect.Effect<A, E>
 
-const releases: ReadonlyArray<keyof CudaRuntimeService> = ["streamDestroy", "eventDestroy", "memoryFree"]
+const releases: ReadonlyArray<keyof CudaRuntimeService> = ["streamDestroy", "eventDestroy", "memoryFree", "poolDestroy"]
 
 /** The runtime with every operation but the releases passed through `step`. */
 const instrument = (runtime: CudaRuntimeService, step: Step): CudaRuntimeService => {
@@ -55,8 +56,10 @@ const interruptionAt = (k: number, moment: (typeof moments)[number], reached: De
 
 const chunk = 4096
 
+type Program = Effect.Effect<void, CudaError, CudaRuntime | Scope.Scope>
+
 /** Uploads, processes and downloads chunks on three streams, ordered by events; the demo in small. */
-const pipeline: Effect.Effect<void, CudaError, CudaRuntime | Scope.Scope> = Effect.gen(function*() {
+const pipeline: Program = Effect.gen(function*() {
   const [up, work, down] = yield* Effect.all([
     CudaStream.make(),
     CudaStream.make({ priority: "high" }),
@@ -93,11 +96,41 @@ const pipeline: Effect.Effect<void, CudaError, CudaRuntime | Scope.Scope> = Effe
   yield* CudaStream.synchronize(down)
 })
 
+/** Memory of pools, of streams and managed memory, moved between places, and host functions that see to the rest. */
+const memories: Program = Effect.gen(function*() {
+  const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
+  const host = yield* CudaMemory.allocateHost(2 * chunk)
+  const seen: Array<number | undefined> = []
+  for (let round = 0; round < 2; round++) {
+    yield* Effect.scoped(Effect.gen(function*() {
+      const pool = yield* CudaMemoryPool.make()
+      const source = yield* CudaMemory.allocate(2 * chunk, { pool, stream })
+      const target = yield* CudaMemory.allocate(chunk, { stream: other })
+      const managed = yield* CudaMemory.allocateManaged(9 * 1024 ** 2)
+      yield* CudaMemory.advise(managed, { preferredLocation: 0 })
+      host.bytes.fill(round + 1)
+      yield* CudaMemory.copyBatch([
+        { destination: CudaMemory.slice(source, 0, chunk), source: CudaMemory.slice(host, 0, chunk) },
+        { destination: CudaMemory.slice(managed, 0, chunk), source: CudaMemory.slice(host, chunk) }
+      ], stream)
+      yield* CudaStream.waitStream(other, stream)
+      yield* CudaMemory.copy2D(target, CudaMemory.rows(source, chunk / 2), { width: 64, height: 2 }, other)
+      yield* CudaMemory.prefetch(managed, "host", other)
+      yield* CudaMemory.copy(CudaMemory.slice(host, 0, 64), CudaMemory.slice(target, 0, 64), other)
+      const looking = Effect.andThen(CudaStream.synchronize(other), Effect.sync(() => seen.push(host.bytes[0])))
+      yield* Effect.flatMap(CudaStream.launchHostFunction(other, looking), Fiber.join)
+      yield* CudaStream.launchHostFunction(other, Effect.sync(() => host.bytes.fill(0)))
+    }))
+  }
+  assert.deepStrictEqual(seen, [1, 2])
+  yield* CudaMemoryPool.trim(yield* CudaMemoryPool.ofDevice())
+})
+
 /** Ends pending work a little after it was enqueued, as a GPU would. */
 const gpu = Effect.forever(Effect.andThen(pause(0), Effect.sync(() => stub.finishAll())))
 
-/** Runs the pipeline and interrupts it; returns how many operations it came to. */
-const runInterrupted = (k: number, moment: (typeof moments)[number]) =>
+/** Runs a program and interrupts it; returns how many operations it came to. */
+const runInterrupted = (interrupted: Program, k: number, moment: (typeof moments)[number]) =>
   Effect.gen(function*() {
     stub.reset()
     stub.pending = "copies"
@@ -106,7 +139,7 @@ const runInterrupted = (k: number, moment: (typeof moments)[number]) =>
     const program = Effect.gen(function*() {
       const runtime = yield* CudaRuntime
       const instrumented = Layer.succeed(CudaRuntime, instrument(runtime, step))
-      const fiber = yield* Effect.forkChild(Effect.scoped(Effect.provide(pipeline, instrumented)))
+      const fiber = yield* Effect.forkChild(Effect.scoped(Effect.provide(interrupted, instrumented)))
       yield* Effect.race(Deferred.await(reached), Fiber.await(fiber))
       yield* Fiber.interrupt(fiber)
       const held = yield* runtime.liveResources
@@ -134,23 +167,28 @@ const runInterrupted = (k: number, moment: (typeof moments)[number]) =>
     return count()
   })
 
-/** The operations of the whole pipeline. */
-const countOperations = runInterrupted(Number.POSITIVE_INFINITY, "before")
+/** The operations of the whole program. */
+const countOperations = (program: Program) => runInterrupted(program, Number.POSITIVE_INFINITY, "before")
 
-describe("a pipeline", () => {
+const programs: ReadonlyArray<readonly [string, Program, operations: number]> = [
+  ["a pipeline", pipeline, 40],
+  ["a program that uses memory of every kind", memories, 30]
+]
+
+describe.each(programs)("%s", (_, program, least) => {
   it.live("that is left alone ends well, and leaves nothing", () =>
     Effect.gen(function*() {
-      assert.isAbove(yield* countOperations, 40)
+      assert.isAbove(yield* countOperations(program), least)
       yield* assertQuiet(stub)
     }))
 
   for (const moment of moments) {
     it.live(`interrupted ${moment} each of its operations leaves nothing`, () =>
       Effect.gen(function*() {
-        const operations = yield* countOperations
+        const operations = yield* countOperations(program)
         for (let k = 1; k <= operations; k++) {
           const reached = yield* Effect.onError(
-            runInterrupted(k, moment),
+            runInterrupted(program, k, moment),
             (cause) => Effect.logError(`interrupted ${moment} operation ${k} of ${operations}`, cause)
           )
           assert.isAtLeast(reached, k, "the operation was never reached")
@@ -165,7 +203,7 @@ describe("a pipeline", () => {
         stub.reset()
         stub.pending = "copies"
         const device = yield* Effect.forkChild(gpu)
-        const fiber = yield* Effect.forkChild(Effect.provide(Effect.scoped(pipeline), stubLayer(stub)))
+        const fiber = yield* Effect.forkChild(Effect.provide(Effect.scoped(program), stubLayer(stub)))
         for (let turn = 0; turn < turns; turn++) yield* nextTurn
         yield* Fiber.interrupt(fiber)
         yield* Fiber.interrupt(device)

@@ -50,7 +50,7 @@ const hexOf = (bytes: ArrayBuffer): string => Buffer.from(bytes).toString("hex")
 const address = (value: number): string => hexOf(BigUint64Array.of(BigInt(value)).buffer)
 
 /** The arguments of the last call of a function, as the driver saw them. */
-const lastOf = (name: "cuLaunchKernel" | "cuLaunchKernelEx") => stub.calls(name).at(-1)!.args
+const lastLaunch = () => stub.calls("cuLaunchKernelEx").at(-1)!.args
 
 describe("loading a module", () => {
   it.live("reads the image off the JS thread, with room for what the compiler says, and asks what the driver thinks", () =>
@@ -207,7 +207,7 @@ describe("getting a kernel", () => {
         const stream = yield* CudaStream.make()
         const put = yield* CudaKernel.get(yield* loaded(), "put", [CudaKernel.u64, CudaKernel.u32])
         yield* CudaKernel.launch(put, one, [1, 2], stream)
-        assert.lengthOf(old.calls("cuLaunchKernel"), 1)
+        assert.lengthOf(old.calls("cuLaunchKernelEx"), 1)
       }),
       { prepare: prepareDevice }
     )
@@ -224,7 +224,7 @@ describe("a launch", () => {
       const config = { grid: [2, 3, 4], block: [5, 6, 7], sharedBytes: 100 } as const
       yield* CudaKernel.launch(add, config, [to, CudaMemory.slice(from, 8), 1000], stream)
       assert.deepStrictEqual(stub.lines(), [[
-        "cuLaunchKernel",
+        "cuLaunchKernelEx",
         add.handle,
         2,
         3,
@@ -240,7 +240,7 @@ describe("a launch", () => {
       ]])
       assert.strictEqual(stub.calls()[0]!.context, 0)
       yield* CudaKernel.launch(add, one, [from, to, 1], stream)
-      assert.deepStrictEqual(lastOf("cuLaunchKernel").slice(9), [
+      assert.deepStrictEqual(lastLaunch().slice(9), [
         address(from.address),
         address(to.address),
         hexOf(Uint32Array.of(1).buffer)
@@ -290,7 +290,7 @@ describe("a launch", () => {
         -1n,
         false
       ], stream)
-      const bytes = lastOf("cuLaunchKernel").slice(9)
+      const bytes = lastLaunch().slice(9)
       const struct = (to: number) =>
         `07${"00".repeat(7)}000000000000f03f000000c0${"00".repeat(4)}${to === 0 ? "00".repeat(8) : address(to)}` +
         `0900${"00".repeat(6)}`
@@ -339,12 +339,12 @@ describe("a launch", () => {
       yield* CudaKernel.launch(put, one, [to, 1], stream)
       assert.deepStrictEqual(stub.lines().map(([name]) => name), [
         "cuCtxPushCurrent_v2",
-        "cuLaunchKernel",
+        "cuLaunchKernelEx",
         "cuCtxPopCurrent_v2"
       ])
-      stub.fail("cuLaunchKernel", 999)
+      stub.fail("cuLaunchKernelEx", 999)
       const error = yield* Effect.flip(CudaKernel.launch(put, one, [to, 1], stream))
-      assert.strictEqual(error.call, "cuLaunchKernel")
+      assert.strictEqual(error.call, "cuLaunchKernelEx")
     })))
 
   it.live("with a cluster, cooperative or programmatic, says so as attributes", () =>
@@ -354,7 +354,7 @@ describe("a launch", () => {
       const to = yield* CudaMemory.allocate(4)
       const bytes = [address(to.address), hexOf(Uint32Array.of(1).buffer)]
       const launched = (config: CudaKernel.LaunchConfig) =>
-        Effect.map(CudaKernel.launch(put, config, [to, 1], stream), () => lastOf("cuLaunchKernelEx"))
+        Effect.map(CudaKernel.launch(put, config, [to, 1], stream), () => lastLaunch())
       const sizes = [put.handle, 8, 2, 1, 32, 1, 1, 64, stream.handle, ...bytes]
       const config = { grid: [8, 2], block: 32, sharedBytes: 64 } as const
       assert.deepStrictEqual(yield* launched({ ...config, cooperative: true }), [2, 1, ...sizes])
@@ -463,7 +463,7 @@ describe("a launch", () => {
       const put = yield* kernel("put")
       const stream = yield* CudaStream.make()
       const to = yield* CudaMemory.allocate(4)
-      stub.fail("cuLaunchKernel", 701)
+      stub.fail("cuLaunchKernelEx", 701)
       const error = yield* Effect.flip(CudaKernel.launch(put, { grid: [2, 3], block: 64 }, [to, 1], stream))
       assert.strictEqual(error.reason._tag, "LaunchOutOfResources")
       assert.include(error.message, `kernel put on ${stream.ref}, grid 2×3×1, block 64×1×1, 0 bytes of shared memory`)

@@ -223,6 +223,8 @@ export interface Backend extends Owner {
   readonly watchEvent: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
   /** Tells when what the stream holds now is done. */
   readonly watchStream: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel
+  /** Whether a device's fresh allocations can be used on every stream. */
+  readonly allocationQuery: (device: number) => number
   /** Tells when a device's fresh allocations can be used on every stream. */
   readonly watchAllocation: (device: number, onDone: OnDone) => Cancel
   /** Tells when every release enqueued so far on a device has happened. */

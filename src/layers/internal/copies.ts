@@ -4,24 +4,36 @@
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryRange, MemoryRows, MemoryTransfer } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, MemoryRange, MemoryRows, MemoryTransfer, StreamRef } from "../CudaRuntime.ts"
 import { enqueueOrdered, enqueueUsing } from "./accesses.ts"
 import type { Transfer } from "./Backend.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { operation } from "./operation.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { ownMemory, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
 
+/** Bytes of a row, and how many rows. */
+type Size = Parameters<CudaRuntimeService["memoryCopy2D"]>[2]
+
 type CopyOperations = Pick<CudaRuntimeService, "memoryCopy" | "memoryCopy2D" | "memoryCopyBatch" | "memoryFill">
 
 export const copyOperations = (core: Core): CopyOperations => ({
-  memoryCopy: (to, from, stream) => Effect.suspend(() => copy(core, to, from, ownStream(stream))),
-  memoryCopy2D: (to, from, size, stream) => Effect.suspend(() => copyRows(core, to, from, size, ownStream(stream))),
-  memoryCopyBatch: (transfers, stream) => Effect.suspend(() => copyBatch(core, transfers, ownStream(stream))),
-  memoryFill: (to, value, bits, stream) => Effect.suspend(() => fill(core, to, value, bits, ownStream(stream)))
+  memoryCopy: operation((to: MemoryRange, from: MemoryRange, stream: StreamRef) =>
+    copy(core, to, from, ownStream(stream))
+  ),
+  memoryCopy2D: operation((to: MemoryRows, from: MemoryRows, size: Size, stream: StreamRef) =>
+    copyRows(core, to, from, size, ownStream(stream))
+  ),
+  memoryCopyBatch: operation((transfers: ReadonlyArray<MemoryTransfer>, stream: StreamRef) =>
+    copyBatch(core, transfers, ownStream(stream))
+  ),
+  memoryFill: operation((to: MemoryRange, value: number, bits: 8 | 16 | 32, stream: StreamRef) =>
+    fill(core, to, value, bits, ownStream(stream))
+  )
 })
 
 const copy = (
@@ -68,7 +80,7 @@ const copyRows = (
   core: Core,
   to: MemoryRows,
   from: MemoryRows,
-  { height, width }: { readonly width: number; readonly height: number },
+  { height, width }: Size,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
   const operation = "CudaMemory.copy2D"
@@ -150,7 +162,7 @@ const fill = (
   const refused = refuseRange(operation, "destination", range) ?? refuseFill(operation, range, value, bits)
   if (refused !== undefined) return refused
   if (!isOn(memory, stream)) return refuseDevices(operation, memory, stream)
-  const count = range.byteLength / (bits / 8)
+  const count = range.byteLength / widths[bits].bytes
   if (count === 0) return Effect.void
   const { backend } = core
   const used = memory.usedOn(stream)
@@ -217,17 +229,25 @@ const refusePlacement = (
 const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
   memory.device === stream.device || memory.isManaged
 
+/** What a value of so many bits is below, and how many bytes it has. */
+const widths = {
+  8: { limit: 2 ** 8, bytes: 1 },
+  16: { limit: 2 ** 16, bytes: 2 },
+  32: { limit: 2 ** 32, bytes: 4 }
+} as const
+
 const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 8 | 16 | 32): Refusal => {
-  if (bits !== 8 && bits !== 16 && bits !== 32) return refuseArgument(operation, "bits", bits, "8, 16 or 32")
-  if (!Number.isInteger(value) || value < 0 || value >= 2 ** bits) {
-    return refuseArgument(operation, "value", value, `a whole number from 0 to ${2 ** bits - 1}`)
+  const width = widths[bits]
+  if (width === undefined) return refuseArgument(operation, "bits", bits, "8, 16 or 32")
+  const { bytes, limit } = width
+  if (!Number.isInteger(value) || value < 0 || value >= limit) {
+    return refuseArgument(operation, "value", value, `a whole number from 0 to ${limit - 1}`)
   }
-  const width = bits / 8
-  if (range.offset % width !== 0) {
-    return refuseArgument(operation, "destination.offset", range.offset, `a multiple of ${width}`)
+  if (range.offset % bytes !== 0) {
+    return refuseArgument(operation, "destination.offset", range.offset, `a multiple of ${bytes}`)
   }
-  if (range.byteLength % width !== 0) {
-    return refuseArgument(operation, "destination.byteLength", range.byteLength, `a multiple of ${width}`)
+  if (range.byteLength % bytes !== 0) {
+    return refuseArgument(operation, "destination.byteLength", range.byteLength, `a multiple of ${bytes}`)
   }
   return undefined
 }

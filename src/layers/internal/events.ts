@@ -5,9 +5,10 @@ import * as Effect from "effect/Effect"
 import { eventFlags, ipcHandleSize } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, StreamRef } from "../CudaRuntime.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { operation } from "./operation.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { EventResource } from "./resources.ts"
 
@@ -25,50 +26,48 @@ type EventOperations = Pick<
 
 export const eventOperations = (core: Core): EventOperations => ({
   eventCreate: (device, flags) => create(core, device, flags),
-  eventDestroy: (ref) =>
-    Effect.suspend(() => {
-      const event = ownEvent(ref)
-      if (event.owner !== core.backend) return refuseResource("CudaEvent.release", core.backend, event)
-      if (event.state !== "live") return Effect.void
-      event.state = "released"
-      core.events.delete(event)
-      const status = core.backend.eventDestroy(event)
-      return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
-    }),
-  eventRecord: (ref, streamRef) =>
-    Effect.suspend(() => {
-      const event = ownEvent(ref)
-      const stream = ownStream(streamRef)
-      if (unusable(core.backend, event) || unusable(core.backend, stream)) {
-        return refuseResource("CudaEvent.record", core.backend, event, stream)
-      }
-      if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
-      const status = core.backend.eventRecord(event, stream)
-      if (status !== success) return core.fail("CudaEvent.record", status, event)
-      event.recorded = true
-      return Effect.void
-    }),
-  eventQuery: (ref) =>
-    Effect.suspend(() => {
-      const event = ownEvent(ref)
-      if (unusable(core.backend, event)) return refuseResource("CudaEvent.query", core.backend, event)
-      return core.answer("CudaEvent.query", core.backend.eventQuery(event), event)
-    }),
-  eventSynchronize: (ref) =>
-    Effect.suspend(() => {
-      const event = ownEvent(ref)
-      if (unusable(core.backend, event)) return refuseResource("CudaEvent.synchronize", core.backend, event)
-      const status = core.backend.eventQuery(event)
-      if (status === success) return Effect.void
-      if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
-      return core.wait(
-        "CudaEvent.synchronize",
-        event.device,
-        String(event),
-        (onDone, options) => core.backend.watchEvent(event, onDone, options)
-      )
-    }),
-  eventElapsedTime: (startRef, endRef) => Effect.suspend(() => elapsedTime(core, ownEvent(startRef), ownEvent(endRef))),
+  eventDestroy: operation((ref: EventRef) => {
+    const event = ownEvent(ref)
+    if (event.owner !== core.backend) return refuseResource("CudaEvent.release", core.backend, event)
+    if (event.state !== "live") return Effect.void
+    event.state = "released"
+    core.events.delete(event)
+    const status = core.backend.eventDestroy(event)
+    return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
+  }),
+  eventRecord: operation((ref: EventRef, streamRef: StreamRef) => {
+    const event = ownEvent(ref)
+    const stream = ownStream(streamRef)
+    if (unusable(core.backend, event) || unusable(core.backend, stream)) {
+      return refuseResource("CudaEvent.record", core.backend, event, stream)
+    }
+    if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
+    const status = core.backend.eventRecord(event, stream)
+    if (status !== success) return core.fail("CudaEvent.record", status, event)
+    event.recorded = true
+    return Effect.void
+  }),
+  eventQuery: operation((ref: EventRef) => {
+    const event = ownEvent(ref)
+    if (unusable(core.backend, event)) return refuseResource("CudaEvent.query", core.backend, event)
+    return core.answer("CudaEvent.query", core.backend.eventQuery(event), event)
+  }),
+  eventSynchronize: operation((ref: EventRef) => {
+    const event = ownEvent(ref)
+    if (unusable(core.backend, event)) return refuseResource("CudaEvent.synchronize", core.backend, event)
+    const status = core.backend.eventQuery(event)
+    if (status === success) return Effect.void
+    if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
+    return core.wait(
+      "CudaEvent.synchronize",
+      event.device,
+      String(event),
+      (onDone, options) => core.backend.watchEvent(event, onDone, options)
+    )
+  }),
+  eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>
+    elapsedTime(core, ownEvent(startRef), ownEvent(endRef))
+  ),
   eventIpcHandle: (ref) =>
     Effect.suspend(() => {
       const event = ownEvent(ref)
@@ -107,23 +106,37 @@ const adopt = (core: Core, operation: string, device: number, status: number) =>
   return Effect.succeed(event)
 }
 
-/** The driver's own answer does not tell all four failures apart, so they are told apart here, in this order. */
+/**
+ * The driver is asked first, since a time is all there is to say in most cases. Its own answer does not tell the failures apart, so
+ * that is done after it, in this order.
+ */
 const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effect.Effect<number, CudaError> => {
   const operation = "CudaEvent.elapsedTime"
   if (unusable(core.backend, start) || unusable(core.backend, end)) {
     return refuseResource(operation, core.backend, start, end)
   }
+  const isMeant = start.hasTiming && end.hasTiming && start.recorded && end.recorded && start.device === end.device
+  const status = isMeant ? core.backend.eventElapsedTime(start, end) : notReady
+  return status === success ? Effect.succeed(core.backend.result) : explainElapsed(core, operation, status, start, end)
+}
+
+const explainElapsed = (
+  core: Core,
+  operation: string,
+  status: number,
+  start: EventResource,
+  end: EventResource
+): Effect.Effect<never, CudaError> => {
   const both = [start, end]
   const untimed = both.find((event) => !event.hasTiming)
   if (untimed !== undefined) return refuse(operation, { _tag: "TimingDisabled", resource: String(untimed) })
   const blank = both.find((event) => !event.recorded)
   if (blank !== undefined) return refuse(operation, { _tag: "NotRecorded", resource: String(blank) })
+  if (status !== notReady) return core.fail(operation, status, end)
   for (const event of both) {
-    const status = core.backend.eventQuery(event)
-    if (status === notReady) return refuse(operation, { _tag: "NotFinished", resource: String(event) })
-    if (status !== success) return core.fail(operation, status, event)
+    const queried = core.backend.eventQuery(event)
+    if (queried === notReady) return refuse(operation, { _tag: "NotFinished", resource: String(event) })
+    if (queried !== success) return core.fail(operation, queried, event)
   }
-  if (start.device !== end.device) return refuseDevices(operation, start, end)
-  const status = core.backend.eventElapsedTime(start, end)
-  return status === success ? Effect.succeed(core.backend.result) : core.fail(operation, status, end)
+  return refuseDevices(operation, start, end)
 }

@@ -9,7 +9,14 @@ import type { DeviceAttribute, KernelAttribute, SettableKernelAttribute } from "
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import { success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
-import type { BlockSuggestion, CudaRuntimeService, LaunchConfig, ModuleOptions } from "../CudaRuntime.ts"
+import type {
+  BlockSuggestion,
+  CudaRuntimeService,
+  KernelRef,
+  LaunchConfig,
+  ModuleOptions,
+  StreamRef
+} from "../CudaRuntime.ts"
 import { enqueueOrdered } from "./accesses.ts"
 import { Arguments } from "./arguments.ts"
 import type { PointerSlot, Reach } from "./arguments.ts"
@@ -19,6 +26,7 @@ import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import { fits, LaunchShape, refuseShape } from "./launches.ts"
 import { isGone, KernelResource, ownKernel, ownModule } from "./modules.ts"
 import type { CodeOnDevice, DeviceLimits, KernelCode, ModuleResource } from "./modules.ts"
+import { operation } from "./operation.ts"
 import { ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 
@@ -48,8 +56,10 @@ export const kernelOperations = (core: Core): KernelOperations => {
     kernelSetAttribute: (kernel, attribute, value, device) =>
       setAttribute(core, ownKernel(kernel), attribute, value, device),
     ...occupancyOperations(core),
-    kernelLaunch: (kernel, config, values, stream) =>
-      Effect.suspend(() => launch(core, ownKernel(kernel), config, values, ownStream(stream)))
+    kernelLaunch: operation(
+      (kernel: KernelRef, config: LaunchConfig, values: ReadonlyArray<unknown>, stream: StreamRef) =>
+        launch(core, ownKernel(kernel), config, values, ownStream(stream))
+    )
   }
 }
 

@@ -2,7 +2,7 @@
  * The operations of every runtime that make memory and release it.
  */
 import * as Effect from "effect/Effect"
-import { success } from "../../cuda/status.ts"
+import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
 import { accessOperations } from "./accesses.ts"
@@ -105,8 +105,15 @@ const refusePlace = (core: Core, operation: string, device: number, options: Dev
 }
 
 /** Waits until memory can be used on every stream. */
-const whenReady = (core: Core, operation: string, memory: DeviceMemoryResource) => {
+const whenReady = (
+  core: Core,
+  operation: string,
+  memory: DeviceMemoryResource
+): Effect.Effect<DeviceMemoryResource, CudaError> => {
   const { device } = memory
+  const status = core.backend.allocationQuery(device)
+  if (status === success) return Effect.succeed(memory)
+  if (status !== notReady) return Effect.andThen(undo(core, memory), core.fail(operation, status, memory))
   const ready = core.wait(operation, device, String(memory), (onDone) => core.backend.watchAllocation(device, onDone))
   return Effect.as(Effect.onError(ready, () => undo(core, memory)), memory)
 }

@@ -73,7 +73,8 @@ const onPool = (core: Core, operation: string, ref: MemoryPoolRef, call: (pool: 
   askPool(core, operation, ref, call, () => {})
 
 const create = (core: Core, operation: string, device: number, options: MemoryPoolOptions) => {
-  const refused = refuseBytes(operation, "maxBytes", options.maxBytes) ??
+  const refused = (options.maxBytes === 0 ? refuseArgument(operation, "maxBytes", 0, "more than 0") : undefined) ??
+    refuseBytes(operation, "maxBytes", options.maxBytes) ??
     refuseBytes(operation, "releaseThreshold", options.releaseThreshold)
   if (refused !== undefined) return refused
   const status = core.backend.poolCreate(device, options)

@@ -6,9 +6,10 @@ import { defaultStreamHandles } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
-import type { CudaRuntimeService } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, StreamRef } from "../CudaRuntime.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
+import { operation } from "./operation.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 
@@ -38,40 +39,40 @@ export const streamOperations = (core: Core): StreamOperations => ({
       stream.state = "closing"
       return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
     })),
-  streamQuery: (ref) =>
-    Effect.suspend(() => {
-      const stream = ownStream(ref)
-      if (unusable(core.backend, stream)) return refuseResource("CudaStream.query", core.backend, stream)
-      return core.answer("CudaStream.query", core.backend.streamQuery(stream), stream)
-    }),
-  streamSynchronize: (ref) =>
-    Effect.suspend(() => {
-      const stream = ownStream(ref)
-      if (unusable(core.backend, stream)) return refuseResource("CudaStream.synchronize", core.backend, stream)
-      return drain(core, "CudaStream.synchronize", stream)
-    }),
-  streamWaitEvent: (ref, eventRef) =>
-    Effect.suspend(() => {
-      const stream = ownStream(ref)
-      const event = ownEvent(eventRef)
-      if (unusable(core.backend, stream) || unusable(core.backend, event)) {
-        return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
-      }
-      const status = core.backend.streamWaitEvent(stream, event)
-      return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
-    }),
-  streamWaitStream: (ref, otherRef) =>
-    Effect.suspend(() => {
-      const stream = ownStream(ref)
-      const other = ownStream(otherRef)
-      if (unusable(core.backend, stream) || unusable(core.backend, other)) {
-        return refuseResource("CudaStream.waitStream", core.backend, stream, other)
-      }
-      const status = core.backend.streamFork(other, [stream])
-      return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
-    }),
-  streamFork: (from, branches) => Effect.suspend(() => fork(core, ownStream(from), branches.map(ownStream))),
-  streamJoin: (into, branches) => Effect.suspend(() => join(core, ownStream(into), branches.map(ownStream)))
+  streamQuery: operation((ref: StreamRef) => {
+    const stream = ownStream(ref)
+    if (unusable(core.backend, stream)) return refuseResource("CudaStream.query", core.backend, stream)
+    return core.answer("CudaStream.query", core.backend.streamQuery(stream), stream)
+  }),
+  streamSynchronize: operation((ref: StreamRef) => {
+    const stream = ownStream(ref)
+    if (unusable(core.backend, stream)) return refuseResource("CudaStream.synchronize", core.backend, stream)
+    return drain(core, "CudaStream.synchronize", stream)
+  }),
+  streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
+    const stream = ownStream(ref)
+    const event = ownEvent(eventRef)
+    if (unusable(core.backend, stream) || unusable(core.backend, event)) {
+      return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
+    }
+    const status = core.backend.streamWaitEvent(stream, event)
+    return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
+  }),
+  streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
+    const stream = ownStream(ref)
+    const other = ownStream(otherRef)
+    if (unusable(core.backend, stream) || unusable(core.backend, other)) {
+      return refuseResource("CudaStream.waitStream", core.backend, stream, other)
+    }
+    const status = core.backend.streamFork(other, [stream])
+    return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
+  }),
+  streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+    fork(core, ownStream(from), branches.map(ownStream))
+  ),
+  streamJoin: operation((into: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+    join(core, ownStream(into), branches.map(ownStream))
+  )
 })
 
 const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamResource>) => {

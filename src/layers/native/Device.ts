@@ -52,9 +52,13 @@ export class NativeDevice {
   releases = 0
   /** The streams on which memory was released that was allocated there, since the releases were last waited for. */
   readonly freedOn = new Set<NativeStream>()
+  /** The users of managed memory that is given back once they have done what they hold. */
+  readonly managedUsers = new Set<ReadonlyArray<StreamResource>>()
   /** The last attempt to make a stream, an event or a pool. */
   made: DriverFailure = { call: "", status: success }
   readonly #markers: Array<number> = []
+  /** Events that nobody has and that nothing is pending of, by their flags. */
+  readonly #events = new Map<number, Array<number>>()
   readonly #out = new Out()
   readonly #left = new Out()
 
@@ -101,7 +105,9 @@ export class NativeDevice {
   /** Destroys what `setUp` and the markers made. */
   tearDown(warn: Warn): void {
     const { allocations, calls, pool, releases } = this
-    for (const marker of this.#markers.splice(0)) warn("cuEventDestroy", calls.cuEventDestroy_v2(marker), marker)
+    for (const events of [this.#markers, ...this.#events.values()]) {
+      for (const event of events.splice(0)) warn("cuEventDestroy", calls.cuEventDestroy_v2(event), event)
+    }
     if (allocations !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(allocations), allocations)
     if (releases !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(releases), releases)
     if (pool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
@@ -151,6 +157,20 @@ export class NativeDevice {
     this.#markers.push(marker)
   }
 
+  /** An event that was kept; 0 when there is none with these flags. */
+  takeEvent(flags: number): number {
+    return this.#events.get(flags)?.pop() ?? 0
+  }
+
+  /** Keeps an event for another use, since making one takes the driver longer. False when enough are kept. */
+  keepEvent(flags: number, event: number): boolean {
+    const events = this.#events.get(flags)
+    if (events === undefined) this.#events.set(flags, [event])
+    else if (events.length >= mostEvents) return false
+    else events.push(event)
+    return true
+  }
+
   #readPriorities(): number {
     const range = new Int32Array(2)
     const status = this.calls.cuCtxGetStreamPriorityRange(range.subarray(0, 1), range.subarray(1, 2))
@@ -170,6 +190,9 @@ export class NativeDevice {
     return status
   }
 }
+
+/** Events of each kind that are kept at most. */
+const mostEvents = 1024
 
 /** Gives nothing back to the system by itself. */
 export const keepAll = 0xffffffffffffffffn

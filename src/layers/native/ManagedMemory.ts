@@ -56,6 +56,9 @@ class Kept {
   release: (() => void) | undefined
 }
 
+/** Those of which JavaScript still sees something. A registry that nothing refers to is collected, and then tells nobody. */
+const seen = new Set<ManagedMemory>()
+
 /** How long memory waits before it is looked again whether its device is idle, in milliseconds. */
 const retryDelay = 10
 
@@ -63,7 +66,8 @@ export class ManagedMemory {
   /** The address of what was allocated last. */
   taken = 0
   readonly #calls: DriverFunctions
-  readonly #inContextOf: (device: number, call: () => number) => number
+  /** Makes a call with the context of a device current, and notes how it failed. */
+  readonly #inContextOf: (device: number, name: string, call: () => number) => number
   readonly #isIdle: (device: number) => boolean
   readonly #warn: Warn
   readonly #kept = new Map<number, Kept>()
@@ -73,7 +77,7 @@ export class ManagedMemory {
 
   constructor(
     calls: DriverFunctions,
-    inContextOf: (device: number, call: () => number) => number,
+    inContextOf: (device: number, name: string, call: () => number) => number,
     isIdle: (device: number) => boolean,
     warn: Warn
   ) {
@@ -92,7 +96,7 @@ export class ManagedMemory {
       return success
     }
     const call = () => this.#calls.cuMemAllocManaged(this.#out.words, byteLength, attachGlobal)
-    const status = this.#inContextOf(device, call)
+    const status = this.#inContextOf(device, "cuMemAllocManaged", call)
     if (status === success) this.taken = this.#out.value
     return status
   }
@@ -102,12 +106,14 @@ export class ManagedMemory {
     const view = memory.takeView()
     if (view === undefined) return this.#keep(memory)
     this.#of(memory.device).seen++
+    seen.add(this)
     this.#collected.register(view, memory)
   }
 
   #unseen(memory: NativeManaged): void {
     const kept = this.#of(memory.device)
     kept.seen--
+    if (Array.from(this.#kept.values()).every(({ seen }) => seen === 0)) seen.delete(this)
     this.#keep(memory)
     if (kept.release === undefined) return
     this.#freeAll(memory.device, kept)
@@ -139,7 +145,8 @@ export class ManagedMemory {
 
   #freeAll(device: number, kept: Kept): void {
     for (const { address } of kept.blocks.splice(0)) {
-      this.#warn("cuMemFree", this.#inContextOf(device, () => this.#calls.cuMemFree_v2(address)), address)
+      const status = this.#inContextOf(device, "cuMemFree", () => this.#calls.cuMemFree_v2(address))
+      this.#warn("cuMemFree", status, address)
     }
   }
 

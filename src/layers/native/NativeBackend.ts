@@ -119,6 +119,8 @@ export class NativeBackend implements Backend {
   memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
   readonly #library: DriverLibrary
   readonly #calls: DriverFunctions
+  /** The newer version takes a third of the time. It may not tell of a fault, which the next call then does. */
+  readonly #elapsedTime: DriverFunctions["cuEventElapsedTime"]
   readonly #handles: ReadonlyArray<number>
   readonly #opened: Array<NativeDevice | undefined>
   readonly #streams = new Set<NativeStream>()
@@ -153,6 +155,7 @@ export class NativeBackend implements Backend {
     this.devices = devices.map((device) => device.properties)
     this.#library = library
     this.#calls = library.calls
+    this.#elapsedTime = library.calls.cuEventElapsedTime_v2 ?? library.calls.cuEventElapsedTime
     this.#handles = devices.map((device) => device.handle)
     this.#opened = devices.map(() => undefined)
     this.#completion = new Completion(library.calls, policy.wait, waker, (ordinal) => this.#device(ordinal), (call) => {
@@ -169,7 +172,7 @@ export class NativeBackend implements Backend {
     this.#block = new LaunchBlock(library)
     this.#managedMemory = new ManagedMemory(
       library.calls,
-      (ordinal, call) => this.#inContextOf(ordinal, "", call),
+      (ordinal, name, call) => this.#inContextOf(ordinal, name, call),
       (ordinal) => this.isIdle(ordinal),
       warn
     )
@@ -346,6 +349,11 @@ export class NativeBackend implements Backend {
 
   readonly eventCreate = (ordinal: number, flags: number): number => {
     const device = this.#device(ordinal)
+    const kept = device.takeEvent(flags)
+    if (kept !== 0) {
+      this.event = new NativeEvent(this, { handle: kept as EventHandle, device: ordinal, flags })
+      return success
+    }
     const entered = device.enter()
     if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
     const status = this.#calls.cuEventCreate(this.#out.words, flags)
@@ -379,7 +387,14 @@ export class NativeBackend implements Backend {
         this.#warn("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle), event.handle)
       return success
     }
+    if (this.#isDone(event) && this.#device(event.device).keepEvent(event.flags, event.handle)) return success
     return this.#answer("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle))
+  }
+
+  /** Whether an event is as good as a new one: it is only the runtime's, and nothing of it is pending. */
+  #isDone({ flags, handle, recorded }: NativeEvent): boolean {
+    if ((flags & eventFlags.interprocess) !== 0) return false
+    return !recorded || this.#calls.cuEventQuery(handle) === success
   }
 
   readonly eventRecord = (resource: EventResource, streamResource: StreamResource): number => {
@@ -429,7 +444,7 @@ export class NativeBackend implements Backend {
     this.#answer("cuEventQuery", this.#calls.cuEventQuery(event.handle))
 
   readonly eventElapsedTime = (start: EventResource, end: EventResource): number => {
-    const status = this.#calls.cuEventElapsedTime(this.#float, start.handle, end.handle)
+    const status = this.#elapsedTime(this.#float, start.handle, end.handle)
     this.result = this.#float[0]!
     return this.#answer("cuEventElapsedTime", status)
   }
@@ -495,17 +510,22 @@ export class NativeBackend implements Backend {
     if (asked !== success) return asked
     if (this.result === 0) return this.#answer("cuMemAllocManaged", statuses.NotSupported.code)
     const status = this.#managedMemory.take(ordinal, byteLength)
-    if (status !== success) return this.#answer("cuMemAllocManaged", status)
+    if (status !== success) return status
     this.managed = new NativeManaged(this, this.#library, this.#managedMemory.taken as Address, byteLength, ordinal)
     return success
   }
 
   readonly memoryFree = (memory: DeviceMemoryResource): number => {
+    const device = this.#device(memory.device)
     if (memory instanceof NativeManaged) {
-      this.#whenIdle(memory.pendingUsers, () => this.#managedMemory.give(memory))
+      const users = memory.pendingUsers
+      device.managedUsers.add(users)
+      this.#whenIdle(users, () => {
+        device.managedUsers.delete(users)
+        this.#managedMemory.give(memory)
+      })
       return success
     }
-    const device = this.#device(memory.device)
     const { soleUser } = memory
     if (soleUser !== undefined) return this.#freeOn(device, native(soleUser), memory)
     const users = memory.pendingUsers
@@ -835,27 +855,8 @@ export class NativeBackend implements Backend {
   }
 
   #launch(kernel: number, table: number, shape: LaunchShape, stream: number): number {
-    if (!shape.isPlain) {
-      this.#block.write(shape, stream)
-      return this.#answer("cuLaunchKernelEx", this.#calls.cuLaunchKernelEx(this.#block.address, kernel, table, 0))
-    }
-    const { blockX, blockY, blockZ, gridX, gridY, gridZ, sharedBytes } = shape
-    return this.#answer(
-      "cuLaunchKernel",
-      this.#calls.cuLaunchKernel(
-        kernel,
-        gridX,
-        gridY,
-        gridZ,
-        blockX,
-        blockY,
-        blockZ,
-        sharedBytes,
-        stream,
-        table,
-        0
-      )
-    )
+    this.#block.write(shape, stream)
+    return this.#answer("cuLaunchKernelEx", this.#calls.cuLaunchKernelEx(this.#block.address, kernel, table, 0))
   }
 
   /** Makes a call with a device's context current. The name is that of the call, or nothing where it noted it itself. */
@@ -941,6 +942,9 @@ export class NativeBackend implements Backend {
     })
   }
 
+  readonly allocationQuery = (ordinal: number): number =>
+    this.#answer("cuStreamQuery", this.#calls.cuStreamQuery(this.#device(ordinal).allocations))
+
   readonly watchAllocation = (ordinal: number, onDone: OnDone): Cancel =>
     this.#watchOwn(this.#device(ordinal), this.#device(ordinal).allocations, onDone)
 
@@ -954,7 +958,13 @@ export class NativeBackend implements Backend {
       }
       device.freedOn.delete(stream)
     }
-    return this.#watchOwn(device, device.releases, onDone)
+    const users = new Set([...device.managedUsers].flat())
+    const watches: Array<Watch> = [(onDone) => this.#watchOwn(device, device.releases, onDone)]
+    for (const user of users) {
+      // What waits for a stream already is told first.
+      if (user.state !== "released") watches.push((onDone) => this.watchStream(user, onDone))
+    }
+    return watchAll(watches)(onDone, {})
   }
 
   /** Watches one of the device's own streams; each wait has a lane of its own. */

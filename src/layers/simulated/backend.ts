@@ -422,10 +422,9 @@ export class SimulatedBackend implements Backend {
     const part = this.#device(device)
     const status = this.#begin("cuMemPoolCreate", part)
     if (status !== success) return status
-    const most = options.maxBytes === 0 ? Number.POSITIVE_INFINITY : options.maxBytes
     this.pool = new SimulatedPool(
       this,
-      new Pool(most, options.releaseThreshold),
+      new Pool(options.maxBytes, options.releaseThreshold),
       this.model.makeHandle(),
       device,
       "owned"
@@ -567,7 +566,7 @@ export class SimulatedBackend implements Backend {
     work: { readonly duration: number; readonly act?: () => void; readonly fault?: number }
   ): number {
     const part = streamPart(stream)
-    const status = this.#begin("cuLaunchKernel", part.device)
+    const status = this.#begin("cuLaunchKernelEx", part.device)
     if (status === success) this.model.work(part, work)
     return status
   }
@@ -690,7 +689,7 @@ export class SimulatedBackend implements Backend {
 
   kernelLaunch(kernel: KernelResource, shape: LaunchShape, stream: StreamResource): number {
     const part = streamPart(stream)
-    const status = this.#begin(shape.isPlain ? "cuLaunchKernel" : "cuLaunchKernelEx", part.device)
+    const status = this.#begin("cuLaunchKernelEx", part.device)
     if (status !== success) return status
     const { arguments: packed, module, parameters } = kernel
     if (!packed.pointers.every(({ memory }) => memory === undefined || touch(memoryPart(memory)))) return outOfMemory
@@ -765,6 +764,10 @@ export class SimulatedBackend implements Backend {
     if (status === success) return this.#watch(this.model.world.record(part, true), onDone)
     onDone(status)
     return noCancel
+  }
+
+  allocationQuery(device: number): number {
+    return this.#begin("cuStreamQuery", this.#device(device))
   }
 
   watchAllocation(device: number, onDone: OnDone): Cancel {

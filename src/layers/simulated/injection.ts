@@ -28,7 +28,7 @@ export const operationCalls = {
   "CudaKernel.attribute": "cuKernelGetAttribute",
   "CudaKernel.get": "cuLibraryGetKernel",
   "CudaKernel.global": "cuLibraryGetGlobal",
-  "CudaKernel.launch": "cuLaunchKernel",
+  "CudaKernel.launch": "cuLaunchKernelEx",
   "CudaKernel.load": "cuLibraryLoadData",
   "CudaKernel.occupancy": "cuOccupancyMaxActiveBlocksPerMultiprocessor",
   "CudaKernel.release": "cuLibraryUnload",

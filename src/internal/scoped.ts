@@ -1,0 +1,42 @@
+/**
+ * Things of a runtime that live as long as a scope, made with as few steps as that takes.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import type { DeviceInput } from "../CudaDevice.ts"
+import type { CudaError } from "../CudaError.ts"
+import { CudaRuntime } from "../layers/CudaRuntime.ts"
+import type { CudaRuntimeService } from "../layers/CudaRuntime.ts"
+import { released } from "./handles.ts"
+import { CurrentPlace, deviceOrdinal } from "./place.ts"
+
+/** How a thing is made, given back, and shown to programs. */
+export interface Kind<Ref, Handle> {
+  readonly create: (runtime: CudaRuntimeService, device: number, fiber: AnyFiber) => Effect.Effect<Ref, CudaError>
+  readonly destroy: (runtime: CudaRuntimeService, ref: Ref) => Effect.Effect<void, CudaError>
+  readonly wrap: (runtime: CudaRuntimeService, ref: Ref) => Handle
+}
+
+type AnyFiber = Fiber.Fiber<unknown, unknown>
+
+/**
+ * Makes a thing on a device, by default the current one, for the life of the scope. Not interrupted between making it and telling
+ * the scope, as with `Effect.acquireRelease`.
+ */
+export const makeScoped = <Ref, Handle>(
+  device: DeviceInput | undefined,
+  { create, destroy, wrap }: Kind<Ref, Handle>
+): Effect.Effect<Handle, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.withFiber((fiber: AnyFiber): Effect.Effect<Handle, CudaError> => {
+    const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
+    const scope = Context.getUnsafe(fiber.context, Scope.Scope)
+    const ordinal = deviceOrdinal(device) ?? fiber.getRef(CurrentPlace).device
+    return Effect.uninterruptible(
+      Effect.flatMap(
+        create(runtime, ordinal, fiber),
+        (ref) => Effect.as(Scope.addFinalizer(scope, released(destroy(runtime, ref))), wrap(runtime, ref))
+      )
+    )
+  })
