@@ -138,6 +138,10 @@ export const make = (
  *
  * All are non-blocking. A priority outside the range is clamped, unless `outOfRange` is `"fail"`.
  *
+ * **Gotchas**
+ *
+ * Each request may make a stream, up to all 32: take one once where one is enough.
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -230,6 +234,11 @@ export const withStream: {
  *
  * Other regions and branches take other streams of the pool meanwhile, as long as there are any. The stream is in no order
  * with the one that was current: `CudaBranch.all` and `CudaBranch.fork` run effects on pooled streams that are.
+ *
+ * **Gotchas**
+ *
+ * The stream goes back to the pool when the effect ends, also with work on it that has not. Where an effect runs in the context of
+ * another one, as a batch of a `RequestResolver` does in that of its first request, name the device.
  *
  * **Example** (A fill beside everything else)
  *
