@@ -60,13 +60,12 @@ const layer = Scorer.layer({ model }).pipe(
 
 const main = options.pipe(
   Effect.flatMap((listen) => Effect.provide(service(listen), layer)),
-  Effect.catch((error) =>
-    Effect.andThen(
-      Console.error(error.message),
-      Effect.sync(() => {
-        process.exitCode = 1
-      })
-    )
+  Effect.tapError((error) => Console.error(error.message)),
+  Effect.tapDefect((defect) => Console.error(defect)),
+  Effect.onError(() =>
+    Effect.sync(() => {
+      process.exitCode = 1
+    })
   )
 )
 

@@ -212,7 +212,9 @@ export const record: StreamOperation = streamOperation((self, stream) =>
  * @since 0.1.0
  */
 export const wait: StreamOperation = streamOperation((self, stream) =>
-  onStream(self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
+  stream === undefined
+    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
+    : self.runtime.streamWaitEvent(stream.ref, self.ref)
 )
 
 /**

@@ -29,10 +29,11 @@ import {
   released
 } from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
-import { deviceOrdinal, onStream } from "./internal/place.ts"
+import { deviceOrdinal, onStream, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
+import type { Kind } from "./internal/scoped.ts"
+import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type {
-  CudaRuntime,
   CudaRuntimeService,
   DeviceMemoryRef,
   EventRef,
@@ -83,7 +84,8 @@ export interface ManagedBuffer extends DeviceBuffer {
   readonly deviceIndex: number
   /**
    * The memory itself, seen by the host; empty once it is released. What is read or written here is moved to the host page by
-   * page, on the JS thread: `prefetch` it before. The host must not use bytes while work of a device changes them.
+   * page, on the JS thread: `prefetch` it before. The host must not use bytes while work of a device changes them. Throws a
+   * `RangeError` for more bytes than a typed array can have, which are 4 GiB in Node.js 20.
    */
   readonly bytes: Uint8Array<ArrayBuffer>
 }
@@ -245,25 +247,43 @@ export const allocate = (
   byteLength: number,
   options: DeviceBufferOptions = {}
 ): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  makeScoped(options.device ?? options.pool?.deviceIndex ?? options.stream?.deviceIndex, {
-    create: (runtime, device, fiber) => {
-      const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)
-      const { pool, stream } = options
-      const memoryOptions = { ordered, pool: pool?.ref, stream: stream?.ref }
-      return reclaiming(runtime, device, runtime.memoryAllocate(device, byteLength, memoryOptions))
+  reclaiming(
+    options.device ?? options.pool?.deviceIndex ?? options.stream?.deviceIndex,
+    {
+      create: (runtime, device, fiber) => {
+        const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)
+        const { pool, stream } = options
+        return runtime.memoryAllocate(device, byteLength, { ordered, pool: pool?.ref, stream: stream?.ref })
+      },
+      destroy: (runtime, ref) => runtime.memoryFree(ref),
+      wrap: (runtime, ref): DeviceBuffer => new DeviceBufferImpl(runtime, ref)
     },
-    destroy: (runtime, ref) => runtime.memoryFree(ref),
-    wrap: (runtime, ref): DeviceBuffer => new DeviceBufferImpl(runtime, ref)
-  })
-
-/** Tries an allocation once more when the device was full, after the releases that are pending. */
-const reclaiming = <A>(runtime: CudaRuntimeService, device: number, acquire: Effect.Effect<A, CudaError>) =>
-  Effect.catchReason(
-    acquire,
-    "CudaError",
-    "OutOfMemory",
-    () => Effect.andThen(runtime.memoryReclaim(device), acquire)
+    options.pool
   )
+
+/**
+ * Makes memory of a device, and tries again when that was full, after the releases that are pending. These may take long, so
+ * they are waited for between the attempts, which cannot be interrupted. A pool that may only have reached its own limit is asked
+ * first for what was released to it: everything that the device's pools keep is given up after that.
+ */
+const reclaiming = <Ref, Buffer>(
+  device: DeviceInput | undefined,
+  kind: Kind<Ref, Buffer>,
+  pool?: MemoryPool
+): Effect.Effect<Buffer, CudaError, CudaRuntime | Scope.Scope> => {
+  const acquire = makeScoped(device, kind)
+  const gather = pool && named("CudaMemory.reclaim")(pool.runtime.poolTrim(pool.ref, Number.POSITIVE_INFINITY))
+  const gathered = gather === undefined ? acquire : orAfter(acquire, gather)
+  const reclaim = Effect.flatMap(
+    CudaRuntime,
+    (runtime) => Effect.flatMap(resolveDevice(device), runtime.memoryReclaim)
+  )
+  return orAfter(gathered, reclaim)
+}
+
+/** Another attempt after something, where the first found no memory. */
+const orAfter = <A, R, R2>(acquire: Effect.Effect<A, CudaError, R>, before: Effect.Effect<void, CudaError, R2>) =>
+  Effect.catchReason(acquire, "CudaError", "OutOfMemory", () => Effect.andThen(before, acquire))
 
 /**
  * Allocates managed memory that lives as long as its scope (`cuMemAllocManaged`). Its contents are undefined.
@@ -271,8 +291,8 @@ const reclaiming = <A>(runtime: CudaRuntimeService, device: number, acquire: Eff
  * **Details**
  *
  * The memory can be used on every stream of every device at once, in kernels, copies and fills, and by the host through `bytes`
- * and `view`. The release returns at once. The memory serves other allocations of its size when the work that used it is done, and
- * goes back to the driver at a moment when its device has no work, since the driver would wait for one. Fails with `NotSupported`
+ * and `view`. The release returns at once. The memory serves other allocations of about its size when the work that used it is done,
+ * and goes back to the driver at a moment when no device has work, since the driver would wait for one. Fails with `NotSupported`
  * where the host cannot use managed memory while a device works (`concurrentManagedAccess`: Windows and WSL), and otherwise like
  * `allocate`.
  *
@@ -293,11 +313,9 @@ export const allocateManaged = (
     readonly device?: DeviceInput | undefined
   } = {}
 ): Effect.Effect<ManagedBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  makeScoped(options.device, {
-    create: (runtime, device, fiber) => {
-      const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)
-      return reclaiming(runtime, device, runtime.managedAllocate(device, byteLength, { ordered }))
-    },
+  reclaiming(options.device, {
+    create: (runtime, device, fiber) =>
+      runtime.managedAllocate(device, byteLength, { ordered: options.ordered ?? fiber.getRef(CurrentOrdering) }),
     destroy: (runtime, ref) => runtime.memoryFree(ref),
     wrap: (runtime, ref): ManagedBuffer => new ManagedBufferImpl(runtime, ref)
   })
@@ -612,7 +630,7 @@ export type Location = "host" | DeviceInput
  * What uses the memory there afterwards does not have to wait for its pages. Returns when the move is enqueued: in pieces, between
  * turns of the event loop, since the driver takes about a third of a millisecond per MiB on the JS thread for a move to the host, and
  * a tenth of that for one to a device. An interruption leaves the rest where it is. Fails with `InvalidArgument` for memory that is
- * not managed and for a device there is not.
+ * not managed and for a device there is not, and with `NotSupported` for a driver before CUDA 12.2.
  *
  * **Gotchas**
  *
@@ -734,8 +752,9 @@ const fillWith = (
   const { deviceIndex, kind, runtime } = self.buffer
   if (kind !== "device") return refuseArgument("CudaMemory.fill", "destination", self.buffer, "a device buffer")
   const range = rangeOf(self)
-  const bits = options.bits ?? 8
-  return onStream(runtime, deviceIndex, options.stream, (ref) => runtime.memoryFill(range, value, bits, ref))
+  const { bits = 8, stream } = options
+  if (stream !== undefined) return runtime.memoryFill(range, value, bits, stream.ref)
+  return onStream(runtime, deviceIndex, stream, (ref) => runtime.memoryFill(range, value, bits, ref))
 }
 
 /**

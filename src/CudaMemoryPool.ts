@@ -158,7 +158,8 @@ export const resetHigh = (self: MemoryPool): Effect.Effect<void, CudaError> => s
 
 /**
  * Sets how much a pool keeps when nobody uses it, in bytes (`cuMemPoolSetAttribute`). What it holds beyond that goes back to the
- * system when the driver next gets to it; `trim` has it go at once.
+ * system when the driver next gets to it; `trim` has it go at once. Fails with `InvalidArgument` for what is neither a whole number
+ * from 0 nor `Infinity`.
  *
  * @category settings
  * @since 0.1.0
@@ -174,7 +175,8 @@ export const setReleaseThreshold: {
 
 /**
  * Gives what a pool holds and nobody uses back to the system, but for some bytes (`cuMemPoolTrimTo`). Waits for the releases of the
- * device that are enqueued, without blocking the event loop.
+ * device that are enqueued, without blocking the event loop. Fails with `InvalidArgument` for what is neither a whole number from 0
+ * nor `Infinity`, and with `ResourceReleased` for a pool that is released meanwhile.
  *
  * @category settings
  * @since 0.1.0
@@ -182,7 +184,7 @@ export const setReleaseThreshold: {
 export const trim = (
   self: MemoryPool,
   options: {
-    /** Default 0. */
+    /** Bytes. Default 0. */
     readonly keepBytes?: number | undefined
   } = {}
 ): Effect.Effect<void, CudaError> => self.runtime.poolTrim(self.ref, options.keepBytes ?? 0)

@@ -126,7 +126,7 @@ export const make = (
         outOfRange: options.outOfRange,
         nonBlocking: options.blocking !== true
       }),
-    destroy: (runtime, ref) => runtime.streamDestroy(ref),
+    destroy: (runtime, ref, context) => Effect.provideContext(runtime.streamDestroy(ref), context),
     wrap: (runtime, ref) => new StreamImpl(runtime, ref)
   })
 
@@ -361,7 +361,8 @@ export function recordEvent(
  * it: an effect may therefore use CUDA, wait for this stream or for others, and take its time, and nothing can deadlock. What is to
  * come after the effect is enqueued after `Fiber.join`.
  *
- * Effects of one stream begin in the order in which they were launched.
+ * Effects of one stream begin in the order in which they were launched. (A stream that was wrapped with `fromHandle` counts as
+ * another one.)
  *
  * The scope's end waits for the effect when it is a success, and interrupts it otherwise. When a fault ends the device's context, the
  * effect does not run, and the fiber fails with the reason.
@@ -419,7 +420,8 @@ export const launchHostFunction: {
       const inTurn = Effect.andThen(takeTurn(self.ref, reached), effect)
       const fiber = yield* Effect.forkDetach(inTurn, { startImmediately: true })
       yield* Scope.addFinalizerExit(own, (exit) => Exit.isSuccess(exit) ? Fiber.await(fiber) : Fiber.interrupt(fiber))
-      fiber.addObserver(() => Effect.runSync(Scope.close(own, Exit.void)))
+      // A runtime that wraps another one may take its time for the release.
+      fiber.addObserver(() => void Effect.runFork(Scope.close(own, Exit.void)))
       return fiber
     }))
 )

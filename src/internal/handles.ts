@@ -28,10 +28,12 @@ import type {
  * the loss of a device's context is said once.
  */
 export const released = (release: Effect.Effect<void, CudaError>): Effect.Effect<void> =>
-  Effect.catch(release, (error) => {
-    if (error.reason._tag === "Deinitialized") return Effect.void
-    return error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message)
-  })
+  Effect.catch(release, logRelease)
+
+export const logRelease = (error: CudaError): Effect.Effect<void> => {
+  if (error.reason._tag === "Deinitialized") return Effect.void
+  return error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message)
+}
 
 /** Has a failure name the operation that the program called, not the one that it is made of. */
 export const named = (operation: string) => <A, E, R>(self: Effect.Effect<A, E | CudaError, R>) =>

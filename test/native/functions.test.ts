@@ -13,10 +13,12 @@ import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import koffi from "koffi"
 import { deviceAttributes } from "../../src/cuda/flags.ts"
 import type { DeviceAttribute } from "../../src/cuda/flags.ts"
 import { driverFunctions, optionalDriverFunctions } from "../../src/cuda/functions.ts"
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+import { failsWith } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
 import { assertReleased, copyStub, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
 import type { StubFunctionName } from "../support/stubDriver.ts"
@@ -436,6 +438,35 @@ describe("events", () => {
       })
     ))
 
+  it.live("an event that others recorded is not kept while that is pending", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const record = koffi.load(stub.path).func("cuEventRecord", "int", ["uintptr_t", "uintptr_t"])
+        stub.work(stream)
+        const foreign = yield* Effect.scoped(
+          Effect.tap(CudaEvent.make(), (event) => Effect.sync(() => record(event.handle, stream.handle)))
+        )
+        const next = yield* CudaEvent.make()
+        assert.notStrictEqual(next.handle, foreign.handle)
+        assert.isTrue(yield* CudaEvent.query(next))
+        stub.finish(stream)
+      })
+    ))
+
+  it.live("no event is reused once the contexts are lost", () =>
+    Effect.gen(function*() {
+      stub.reset()
+      yield* Effect.gen(function*() {
+        yield* Effect.scoped(CudaEvent.make())
+        const stream = yield* CudaStream.make()
+        stub.fault = 700
+        yield* Effect.flip(CudaStream.query(stream))
+        const error = yield* Effect.flip(CudaEvent.make())
+        assert.strictEqual(error.reason._tag, "IllegalAddress")
+      }).pipe(Effect.scoped, Effect.provide(stubLayer(stub)))
+    }))
+
   it.live("no more than a thousand events of a kind are kept", () =>
     opened(() =>
       Effect.gen(function*() {
@@ -469,6 +500,20 @@ describe("events", () => {
         assert.deepStrictEqual(lines, [["cuEventElapsedTime_v2", start.handle, end.handle]])
         // Three operations of the stub, a microsecond each, as a 32-bit float of milliseconds.
         assert.closeTo(Duration.toMillis(result), 0.003, 1e-6)
+      })
+    ))
+
+  it.live("elapsedTime asks once more when its events are finished just after it asked", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const [start, end] = [yield* CudaEvent.make({ timing: true }), yield* CudaEvent.make({ timing: true })]
+        yield* CudaEvent.record(start, stream)
+        yield* CudaEvent.record(end, stream)
+        stub.fail("cuEventElapsedTime_v2", 600)
+        assert.closeTo(Duration.toMillis(yield* CudaEvent.elapsedTime(start, end)), 0.001, 1e-6)
+        stub.fail("cuEventElapsedTime_v2", 600, { times: 2 })
+        yield* failsWith(CudaEvent.elapsedTime(start, end), "NotReady")
       })
     ))
 

@@ -149,6 +149,28 @@ describe("a host function", () => {
       })
     )))
 
+  it.live("is given back also by a runtime that takes its time for that", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const runtime = yield* CudaRuntime
+        const slow = CudaRuntime.of({
+          ...runtime,
+          eventDestroy: (event) => Effect.andThen(pause(1), runtime.eventDestroy(event))
+        })
+        const program = Effect.gen(function*() {
+          const stream = yield* busyStream
+          const fiber = yield* CudaStream.launchHostFunction(stream, Effect.succeed(42))
+          stub.finish(stream)
+          assert.strictEqual(yield* Fiber.join(fiber), 42)
+          const next = yield* CudaStream.launchHostFunction(stream, Effect.succeed(43))
+          assert.strictEqual(yield* Fiber.join(next), 43)
+        })
+        yield* Effect.provideService(program, CudaRuntime, slow)
+        yield* pause(5)
+        assert.strictEqual((yield* live).events, 0)
+      })
+    ))
+
   it.live("behind one that failed to be reached runs all the same", () =>
     opened(() =>
       Effect.gen(function*() {

@@ -127,6 +127,43 @@ describe("managed memory", () => {
       })
     ))
 
+  it.live("serves what is up to half as large, the smallest that fits first", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const other = yield* CudaStream.make()
+        stub.work(other)
+        const [large, small] = yield* Effect.scoped(Effect.gen(function*() {
+          const made = [yield* CudaMemory.allocateManaged(1000), yield* CudaMemory.allocateManaged(600)] as const
+          return made.map(({ address }) => address)
+        }))
+        yield* pause(5)
+        const tiny = yield* CudaMemory.allocateManaged(299)
+        assert.isFalse([large, small].includes(tiny.address))
+        assert.strictEqual((yield* CudaMemory.allocateManaged(500)).address, small)
+        assert.strictEqual((yield* CudaMemory.allocateManaged(500)).address, large)
+        stub.finish(other)
+      })
+    ))
+
+  it.live("that comes and goes in many sizes beside a busy stream is bounded", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const other = yield* CudaStream.make()
+        stub.work(other)
+        for (let size = 1024; size < 2048; size += 16) {
+          yield* Effect.scoped(CudaMemory.allocateManaged(size))
+          yield* pause()
+        }
+        assert.isAtMost(stub.live.allocations, 64)
+        for (let size = 2032; size > 1024; size -= 17) {
+          yield* Effect.scoped(CudaMemory.allocateManaged(size))
+          yield* pause()
+        }
+        assert.lengthOf(stub.calls("cuMemAllocManaged"), 64)
+        stub.finish(other)
+      })
+    ))
+
   it.live("that was advised on serves nobody else", () =>
     opened(() =>
       Effect.gen(function*() {

@@ -575,6 +575,26 @@ describe("an allocation for which there is no room", () => {
       yield* succeeds(waiting)
     })))
 
+  const made = [
+    ["device", CudaMemory.allocate(60 * mebi)],
+    ["managed", CudaMemory.allocateManaged(60 * mebi)]
+  ] as const
+  for (const [kind, allocation] of made) {
+    it.live(`of ${kind} memory can be interrupted while it waits`, () =>
+      crowded(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        yield* Effect.scoped(Effect.andThen(
+          CudaMemory.allocate(60 * mebi, { stream }),
+          Effect.sync(() => stub.work(stream))
+        ))
+        const waiting = yield* begin(allocation)
+        assert.isTrue(isPending(waiting))
+        yield* Fiber.interrupt(waiting)
+        assert.isFalse(yield* CudaStream.query(stream))
+        stub.finish(stream)
+      })))
+  }
+
   it.live("waits for releases of a stream that is being released itself", () =>
     crowded(Effect.gen(function*() {
       const stream = yield* CudaStream.make()
@@ -614,6 +634,19 @@ describe("an allocation for which there is no room", () => {
       yield* failsWith(CudaMemory.allocate(60 * mebi, { stream }), "OutOfMemory")
       assert.lengthOf(stub.calls("cuMemPoolTrimTo"), 1)
     })))
+
+  it.live("takes what was released to a pool at its limit, without giving up what the device keeps", () =>
+    opened(({ pool: own }) =>
+      Effect.gen(function*() {
+        const pool = yield* CudaMemoryPool.make({ maxBytes: 8 * mebi })
+        yield* Effect.scoped(CudaMemory.allocate(8 * mebi, { pool }))
+        stub.clear()
+        yield* CudaMemory.allocate(8 * mebi, { pool })
+        const trims = stub.lines().filter(([name]) => name === "cuMemPoolTrimTo")
+        assert.deepStrictEqual(trims, [["cuMemPoolTrimTo", pool.handle, Number.MAX_SAFE_INTEGER]])
+        assert.isFalse(trims.some(([, handle]) => handle === own))
+      })
+    ))
 
   it.live("fails when its pool has a limit, and leaves that of others alone", () =>
     opened(() =>

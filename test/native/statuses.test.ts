@@ -13,8 +13,9 @@ import * as CudaStream from "effect-cuda/CudaStream"
 import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { driverFunctions, optionalDriverFunctions } from "../../src/cuda/functions.ts"
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"
 import { statuses } from "../../src/cuda/status.ts"
@@ -806,6 +807,37 @@ describe("a release that fails is a warning in the log, never a failure", () => 
         const arm = Effect.sync(() => stub.fail(fails, statuses.Deinitialized.code))
         const { lines } = yield* logged(onStub(stub, Effect.scoped(program(arm)), { left }))
         assert.deepStrictEqual(lines, [])
+      }))
+  }
+
+  const warned: ReadonlyArray<
+    readonly [
+      string,
+      Effect.Effect<unknown, CudaError, CudaRuntime | Scope.Scope>,
+      DriverFunctionName,
+      Partial<DriverLive>
+    ]
+  > = [
+    ["a stream", CudaStream.make(), "cuStreamDestroy_v2", { streams: 1 }],
+    ["an event", CudaEvent.make({ interprocess: true }), "cuEventDestroy_v2", { events: 1 }]
+  ]
+  for (const [what, make, fails, left] of warned) {
+    it.live(`${fails} of ${what} is said where that was made, whoever closes its scope`, () =>
+      Effect.gen(function*() {
+        const closed = yield* logged(onStub(
+          stub,
+          Effect.gen(function*() {
+            const scope = yield* Scope.make()
+            const made = yield* logged(Scope.provide(make, scope))
+            stub.fail(fails, 999)
+            yield* Scope.close(scope, Exit.void)
+            return made.lines
+          }),
+          { left }
+        ))
+        assert.lengthOf(closed.result, 1)
+        assert.include(closed.result[0], publicName(fails))
+        assert.deepStrictEqual(closed.lines, [])
       }))
   }
 

@@ -250,6 +250,25 @@ describe("memory", () => {
     assert.isTrue(happened)
     assert.isTrue(user.busy)
   })
+  it("forgets a stream that is gone, where memory was released", () => {
+    const { device, model, stream, world } = make()
+    const [idle, busy] = [stream(), stream()]
+    for (const own of [idle, busy]) {
+      model.reserve(device, device.pool, 1000, own)
+      model.work(own, { duration: own === idle ? 10 : 100 })
+      model.releaseOn(device, new Storage(device, 1000, device.pool), own)
+    }
+    world.advance(50)
+    model.destroyStream(idle)
+    model.destroyStream(busy)
+    assert.deepStrictEqual([...device.freedOn], [busy])
+    model.gatherReleases(device)
+    const released = world.record(device.releases, true)
+    assert.isFalse(released.done)
+    world.advance(100)
+    assert.isTrue(released.done)
+    assert.strictEqual(device.pool.used, 0)
+  })
   it("moves data at the end of a copy", () => {
     const { device, model, stream, world } = make()
     const [host, memory] = [new Storage(undefined, 4), new Storage(device, 16)]

@@ -85,13 +85,20 @@ export class Core {
     device: number,
     call: () => Effect.Effect<A, CudaError>
   ): Effect.Effect<A, CudaError> {
-    return Effect.suspend(() => {
-      const refused = this.refuseDevice(operation, "device", device)
-      if (refused !== undefined) return refused
-      if (this.#opened[device] === true) return call()
-      const opened = this.#open(operation, device)
-      return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", device) ?? call())
-    })
+    return Effect.suspend(() => this.whenOpen(operation, device, call))
+  }
+
+  /** The same within an effect that is being evaluated. */
+  whenOpen<A>(
+    operation: string,
+    device: number,
+    call: () => Effect.Effect<A, CudaError>
+  ): Effect.Effect<A, CudaError> {
+    const refused = this.refuseDevice(operation, "device", device)
+    if (refused !== undefined) return refused
+    if (this.#opened[device] === true) return call()
+    const opened = this.#open(operation, device)
+    return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", device) ?? call())
   }
 
   /** The failure of an ordinal that is no device's, or of a runtime that is gone. */

@@ -2,7 +2,7 @@
  * The `CudaRuntime` service over a backend: the checks, lifetimes, failures and waits that every runtime shares, so that
  * a program means the same on a GPU and on a simulated device.
  *
- * Operations that programs call often are one `Effect.suspend` each; a status other than 0 leaves the fast path.
+ * Operations that programs call often are one object each (`operation.ts`); a status other than 0 leaves the fast path.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"

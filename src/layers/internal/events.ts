@@ -25,7 +25,7 @@ type EventOperations = Pick<
 >
 
 export const eventOperations = (core: Core): EventOperations => ({
-  eventCreate: (device, flags) => create(core, device, flags),
+  eventCreate: operation((device: number, flags: number) => create(core, device, flags)),
   eventDestroy: operation((ref: EventRef) => {
     const event = ownEvent(ref)
     if (event.owner !== core.backend) return refuseResource("CudaEvent.release", core.backend, event)
@@ -83,7 +83,7 @@ export const eventOperations = (core: Core): EventOperations => ({
 })
 
 const create = (core: Core, device: number, flags: number) =>
-  core.onDevice("CudaEvent.make", device, () => {
+  core.whenOpen("CudaEvent.make", device, () => {
     const interprocess = (flags & eventFlags.interprocess) !== 0
     if (interprocess && (flags & eventFlags.disableTiming) === 0) {
       return refuseArgument("CudaEvent.make", "timing", true, "false for an interprocess event: it cannot take times")
@@ -126,7 +126,7 @@ const explainElapsed = (
   status: number,
   start: EventResource,
   end: EventResource
-): Effect.Effect<never, CudaError> => {
+): Effect.Effect<number, CudaError> => {
   const both = [start, end]
   const untimed = both.find((event) => !event.hasTiming)
   if (untimed !== undefined) return refuse(operation, { _tag: "TimingDisabled", resource: String(untimed) })
@@ -138,5 +138,8 @@ const explainElapsed = (
     if (queried === notReady) return refuse(operation, { _tag: "NotFinished", resource: String(event) })
     if (queried !== success) return core.fail(operation, queried, event)
   }
-  return refuseDevices(operation, start, end)
+  if (start.device !== end.device) return refuseDevices(operation, start, end)
+  // Both were finished since the driver was asked.
+  const again = core.backend.eventElapsedTime(start, end)
+  return again === success ? Effect.succeed(core.backend.result) : core.fail(operation, again, end)
 }

@@ -7,7 +7,8 @@ import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
 import { accessOperations } from "./accesses.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { refuse, refuseArgument, refuseResource } from "./failures.ts"
+import { operation } from "./operation.ts"
 import { Ordering } from "./ordering.ts"
 import type { Refusal } from "./ranges.ts"
 import { ownMemory, ownPool, ownStream, unusable } from "./resources.ts"
@@ -27,10 +28,9 @@ type MemoryOperations = Pick<
 
 export const memoryOperations = (core: Core): MemoryOperations => ({
   ...accessOperations(core),
-  memoryAllocate: (device, byteLength, options = {}) =>
-    Effect.uninterruptible(
-      core.onDevice("CudaMemory.allocate", device, () => allocate(core, device, byteLength, options))
-    ),
+  memoryAllocate: operation((device: number, byteLength: number, options: DeviceMemoryOptions = {}) =>
+    core.whenOpen("CudaMemory.allocate", device, () => allocate(core, device, byteLength, options))
+  ),
   managedAllocate: (device, byteLength, options = {}) =>
     Effect.uninterruptible(
       core.onDevice("CudaMemory.allocateManaged", device, () => allocateManaged(core, device, byteLength, options))
@@ -99,7 +99,9 @@ const refusePlace = (core: Core, operation: string, device: number, options: Dev
   for (const part of [options.pool && ownPool(options.pool), options.stream && ownStream(options.stream)]) {
     if (part === undefined) continue
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
-    if (part.device !== device) return refuseDevices(operation, part, core.backend.poolOfDevice(device))
+    if (part.device === device) continue
+    const resources = [String(part), `memory of device ${device}`] as const
+    return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [part.device, device] })
   }
   return undefined
 }
@@ -115,7 +117,7 @@ const whenReady = (
   if (status === success) return Effect.succeed(memory)
   if (status !== notReady) return Effect.andThen(undo(core, memory), core.fail(operation, status, memory))
   const ready = core.wait(operation, device, String(memory), (onDone) => core.backend.watchAllocation(device, onDone))
-  return Effect.as(Effect.onError(ready, () => undo(core, memory)), memory)
+  return Effect.uninterruptible(Effect.as(Effect.onError(ready, () => undo(core, memory)), memory))
 }
 
 const undo = (core: Core, memory: DeviceMemoryResource): Effect.Effect<void> =>

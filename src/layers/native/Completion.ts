@@ -40,7 +40,7 @@ export class Completion {
   readonly #policy: WaitPolicy
   readonly #waker: Waker | undefined
   readonly #deviceOf: (ordinal: number) => NativeDevice
-  readonly #onFailure: (call: string) => void
+  readonly #onFailure: (call: string, status: number) => void
   readonly #unsubscribe: () => void
   /** The lanes with a pending wait. */
   readonly #lanes = new Set<Lane>()
@@ -61,7 +61,7 @@ export class Completion {
     policy: WaitPolicy,
     waker: Waker | undefined,
     deviceOf: (ordinal: number) => NativeDevice,
-    onFailure: (call: string) => void
+    onFailure: (call: string, status: number) => void
   ) {
     this.#calls = calls
     this.#policy = policy
@@ -124,6 +124,10 @@ export class Completion {
       this.#paused.set(device, this.#pauses(device) - 1)
       if (this.#pauses(device) === 0) this.#onWake()
     }
+  }
+
+  isPaused(device: number): boolean {
+    return this.#pauses(device) > 0
   }
 
   /** Ends the waits whose work is done. */
@@ -220,13 +224,13 @@ export class Completion {
   }
 
   #askLane(lane: Lane): void {
-    if (this.#pauses(lane.device) > 0) return
+    if (this.isPaused(lane.device)) return
     while (lane.head !== undefined && this.#endsLeft > 0) {
       const first = lane.head
       const status = this.#calls.cuEventQuery(first.event)
       if (status === notReady) return
       if (status !== success) {
-        this.#onFailure("cuEventQuery")
+        this.#onFailure("cuEventQuery", status)
         this.#fail(first, status)
         continue
       }
@@ -266,7 +270,7 @@ export class Completion {
   /** Has the GPU wake the loop when the lane's first wait is done. False when it will not. */
   #arm(lane: Lane): boolean {
     const first = lane.head
-    if (this.#waker === undefined || first?.wakeUp !== true || this.#pauses(lane.device) > 0) return false
+    if (this.#waker === undefined || first?.wakeUp !== true || this.isPaused(lane.device)) return false
     if (lane.armed === first.order) return true
     const side = this.sideFor(lane, first.order, mostSides)
     if (side === undefined) return false

@@ -32,6 +32,9 @@ export class Copies {
 
   copy(transfer: Transfer, stream: NativeStream): number {
     const { byteLength, from, fromOffset, to, toOffset } = transfer
+    if (isInOneSegment(to, toOffset, byteLength) && isInOneSegment(from, fromOffset, byteLength)) {
+      return this.#piece(transfer, to.address + toOffset, from.address + fromOffset, byteLength, stream)
+    }
     let done = 0
     while (done < byteLength) {
       const bytes = pieceOf(transfer, done)
@@ -149,6 +152,10 @@ export class Copies {
 /** Memory of two devices; managed memory is that of any. */
 const arePeers = (to: AnyMemoryResource, from: AnyMemoryResource): boolean =>
   to.kind === "device" && from.kind === "device" && to.device !== from.device && !to.isManaged && !from.isManaged
+
+/** Whether a copy need not be split at this end. */
+const isInOneSegment = (memory: AnyMemoryResource, offset: number, byteLength: number): boolean =>
+  byteLength <= roomAt(memory, offset)
 
 /** How much a copy may take from an offset on. */
 const roomAt = (memory: AnyMemoryResource, offset: number): number =>

@@ -162,13 +162,16 @@ export class NativeDevice {
     return this.#events.get(flags)?.pop() ?? 0
   }
 
-  /** Keeps an event for another use, since making one takes the driver longer. False when enough are kept. */
-  keepEvent(flags: number, event: number): boolean {
+  /** Whether an event with these flags can be kept. */
+  hasRoomFor(flags: number): boolean {
+    return (this.#events.get(flags)?.length ?? 0) < mostEvents
+  }
+
+  /** Keeps an event for another use, since making one takes the driver longer. */
+  keepEvent(flags: number, event: number): void {
     const events = this.#events.get(flags)
     if (events === undefined) this.#events.set(flags, [event])
-    else if (events.length >= mostEvents) return false
     else events.push(event)
-    return true
   }
 
   #readPriorities(): number {

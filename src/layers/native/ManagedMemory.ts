@@ -2,7 +2,7 @@
  * Managed memory on the native runtime, and what JavaScript sees of it.
  *
  * The driver frees it only while its device has no work, and would hold up the thread until then. So what is released is kept for
- * allocations of the same size, and freed at a moment when the device is idle.
+ * allocations of about the same size, and freed at a moment when the devices are idle.
  *
  * The host's view is a buffer over the memory itself, which nothing can take from JavaScript again. So memory that was looked
  * at is given back once its view has been collected; what is still seen then stays what it is, and keeps the device's context.
@@ -22,10 +22,13 @@ const nothing = new Uint8Array(0)
 export class NativeManaged extends ManagedMemoryResource {
   /** Whether the driver was told how it will be used, which the next user knows nothing of. */
   isAdvised = false
+  /** How many bytes the driver allocated. */
+  readonly blockBytes: number
   readonly #library: DriverLibrary
   #bytes: Uint8Array<ArrayBuffer> | undefined
-  constructor(owner: Owner, library: DriverLibrary, address: Address, byteLength: number, device: number) {
-    super(owner, address, byteLength, device)
+  constructor(owner: Owner, library: DriverLibrary, block: ManagedBlock, byteLength: number, device: number) {
+    super(owner, block.address as Address, byteLength, device)
+    this.blockBytes = block.byteLength
     this.#library = library
   }
   get bytes(): Uint8Array<ArrayBuffer> {
@@ -40,10 +43,14 @@ export class NativeManaged extends ManagedMemoryResource {
   }
 }
 
-/** Memory that nobody uses. */
-interface Block {
+/** Memory as the driver allocated it. */
+export interface ManagedBlock {
   readonly address: number
   readonly byteLength: number
+}
+
+/** Memory that nobody uses. */
+interface Block extends ManagedBlock {
   readonly isReusable: boolean
 }
 
@@ -63,22 +70,26 @@ const seen = new Set<ManagedMemory>()
 const retryDelay = 10
 
 export class ManagedMemory {
-  /** The address of what was allocated last. */
-  taken = 0
+  /** What was allocated last. */
+  taken: ManagedBlock = { address: 0, byteLength: 0 }
+  /** Set once the contexts are lost, which only the driver says. */
+  reusesNothing = false
   readonly #calls: DriverFunctions
   /** Makes a call with the context of a device current, and notes how it failed. */
   readonly #inContextOf: (device: number, name: string, call: () => number) => number
-  readonly #isIdle: (device: number) => boolean
+  /** Whether no device has work: those others may use the memory too. */
+  readonly #isIdle: () => boolean
   readonly #warn: Warn
   readonly #kept = new Map<number, Kept>()
   readonly #out = new Out()
   readonly #collected = new FinalizationRegistry((memory: NativeManaged) => this.#unseen(memory))
   #timer: NodeJS.Timeout | undefined
+  #isStopped = false
 
   constructor(
     calls: DriverFunctions,
     inContextOf: (device: number, name: string, call: () => number) => number,
-    isIdle: (device: number) => boolean,
+    isIdle: () => boolean,
     warn: Warn
   ) {
     this.#calls = calls
@@ -87,18 +98,29 @@ export class ManagedMemory {
     this.#warn = warn
   }
 
-  /** Allocates memory; its address is in `taken`. */
+  /** Allocates memory, in `taken`, of what is kept if anything there is large enough and not twice as large. */
   take(device: number, byteLength: number): number {
-    const { blocks } = this.#of(device)
-    const fit = blocks.findLastIndex((block) => block.isReusable && block.byteLength === byteLength)
-    if (fit >= 0) {
-      this.taken = blocks.splice(fit, 1)[0]!.address
+    const fit = this.reusesNothing ? undefined : this.#fitting(device, byteLength)
+    if (fit !== undefined) {
+      this.taken = fit
       return success
     }
     const call = () => this.#calls.cuMemAllocManaged(this.#out.words, byteLength, attachGlobal)
     const status = this.#inContextOf(device, "cuMemAllocManaged", call)
-    if (status === success) this.taken = this.#out.value
+    if (status === success) this.taken = { address: this.#out.value, byteLength }
     return status
+  }
+
+  /** The smallest that serves, taken out of what is kept. */
+  #fitting(device: number, byteLength: number): Block | undefined {
+    const { blocks } = this.#of(device)
+    let best: Block | undefined
+    for (const block of blocks) {
+      const serves = block.isReusable && block.byteLength >= byteLength && block.byteLength <= 2 * byteLength
+      if (serves && block.byteLength < (best?.byteLength ?? Number.POSITIVE_INFINITY)) best = block
+    }
+    if (best !== undefined) blocks.splice(blocks.indexOf(best), 1)
+    return best
   }
 
   /** Takes memory back whose users are done. */
@@ -120,27 +142,25 @@ export class ManagedMemory {
     if (kept.seen === 0) kept.release()
   }
 
-  #keep({ address, byteLength, device, isAdvised }: NativeManaged): void {
-    this.#of(device).blocks.push({ address, byteLength, isReusable: !isAdvised })
-    if (this.#timer === undefined) this.#timer = setTimeout(this.#freeSome, 0).unref()
+  #keep({ address, blockBytes, device, isAdvised }: NativeManaged): void {
+    this.#of(device).blocks.push({ address, byteLength: blockBytes, isReusable: !isAdvised })
+    if (this.#timer === undefined && !this.#isStopped) this.#timer = setTimeout(this.#freeLater, 0).unref()
   }
 
-  /** Frees what is kept of the devices that are idle. */
-  readonly #freeSome = (): void => {
+  /** Frees what is kept, unless that would wait. */
+  freeIfIdle(): void {
+    if (!this.#isKept || !this.#isIdle()) return
+    for (const [device, kept] of this.#kept) this.#freeAll(device, kept)
+  }
+
+  readonly #freeLater = (): void => {
     this.#timer = undefined
-    let isLeft = false
-    for (const [device, kept] of this.#kept) {
-      if (kept.blocks.length === 0) continue
-      if (this.#isIdle(device)) this.#freeAll(device, kept)
-      else isLeft = true
-    }
-    if (isLeft) this.#timer = setTimeout(this.#freeSome, retryDelay).unref()
+    this.freeIfIdle()
+    if (this.#isKept) this.#timer = setTimeout(this.#freeLater, retryDelay).unref()
   }
 
-  /** Frees what is kept of a device, unless that would wait. */
-  freeIfIdle(device: number): void {
-    const kept = this.#of(device)
-    if (kept.blocks.length > 0 && this.#isIdle(device)) this.#freeAll(device, kept)
+  get #isKept(): boolean {
+    return Array.from(this.#kept.values()).some(({ blocks }) => blocks.length > 0)
   }
 
   #freeAll(device: number, kept: Kept): void {
@@ -148,6 +168,12 @@ export class ManagedMemory {
       const status = this.#inContextOf(device, "cuMemFree", () => this.#calls.cuMemFree_v2(address))
       this.#warn("cuMemFree", status, address)
     }
+  }
+
+  /** Looks for idle moments no more: the devices are being closed, one after the other. */
+  stop(): void {
+    this.#isStopped = true
+    clearTimeout(this.#timer)
   }
 
   /** Frees what is left of a device, after its last work. True if JavaScript still sees some of it: `release` comes after that. */

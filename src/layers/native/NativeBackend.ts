@@ -133,6 +133,8 @@ export class NativeBackend implements Backend {
   /** The runtime's pools of the devices, as far as they were asked for. */
   readonly #pools: Array<MemoryPoolResource | undefined> = []
   readonly #warn: Warn
+  /** The contexts are lost: what was kept for reuse would hide that. */
+  #isLost = false
   /** Releases that wait for the work of streams. */
   readonly #pendingReleases = new Set<() => void>()
   readonly #out = new Out()
@@ -158,9 +160,13 @@ export class NativeBackend implements Backend {
     this.#elapsedTime = library.calls.cuEventElapsedTime_v2 ?? library.calls.cuEventElapsedTime
     this.#handles = devices.map((device) => device.handle)
     this.#opened = devices.map(() => undefined)
-    this.#completion = new Completion(library.calls, policy.wait, waker, (ordinal) => this.#device(ordinal), (call) => {
-      this.call = call
-    })
+    this.#completion = new Completion(
+      library.calls,
+      policy.wait,
+      waker,
+      (ordinal) => this.#device(ordinal),
+      (call, status) => void this.#answer(call, status)
+    )
     this.#pinned = new PinnedMemory(
       library,
       policy.pinned,
@@ -173,15 +179,17 @@ export class NativeBackend implements Backend {
     this.#managedMemory = new ManagedMemory(
       library.calls,
       (ordinal, name, call) => this.#inContextOf(ordinal, name, call),
-      (ordinal) => this.isIdle(ordinal),
+      () => this.#isIdle(),
       warn
     )
     this.#copies = new Copies(library.calls, this, (ordinal) => this.#device(ordinal).context)
   }
 
-  /** Notes which call a status came from, for failures. */
+  /** Notes which call a status came from, for failures, and whether it ends the contexts. */
   #answer(call: string, status: number): number {
-    if (status !== success) this.call = call
+    if (status === success) return status
+    this.call = call
+    if (status !== notReady && reasonFromStatus(status).isSticky) this.#isLost = true
     return status
   }
 
@@ -349,7 +357,7 @@ export class NativeBackend implements Backend {
 
   readonly eventCreate = (ordinal: number, flags: number): number => {
     const device = this.#device(ordinal)
-    const kept = device.takeEvent(flags)
+    const kept = this.#isLost ? 0 : device.takeEvent(flags)
     if (kept !== 0) {
       this.event = new NativeEvent(this, { handle: kept as EventHandle, device: ordinal, flags })
       return success
@@ -380,6 +388,7 @@ export class NativeBackend implements Backend {
   }
 
   /** An event that is waited for is destroyed by its last wait. */
+  /** An event that is waited for is destroyed by its last wait; one that nothing is pending of is kept, if there is room. */
   readonly eventDestroy = (resource: EventResource): number => {
     const event = nativeEvent(resource)
     if (event.point !== undefined) {
@@ -387,14 +396,21 @@ export class NativeBackend implements Backend {
         this.#warn("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle), event.handle)
       return success
     }
-    if (this.#isDone(event) && this.#device(event.device).keepEvent(event.flags, event.handle)) return success
+    const device = this.#device(event.device)
+    if (device.hasRoomFor(event.flags) && this.#isDone(event)) {
+      device.keepEvent(event.flags, event.handle)
+      return success
+    }
     return this.#answer("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle))
   }
 
-  /** Whether an event is as good as a new one: it is only the runtime's, and nothing of it is pending. */
-  #isDone({ flags, handle, recorded }: NativeEvent): boolean {
-    if ((flags & eventFlags.interprocess) !== 0) return false
-    return !recorded || this.#calls.cuEventQuery(handle) === success
+  /**
+   * Whether an event is as good as a new one. The driver is asked also about one that was never recorded here, since others
+   * may have; but not while a stream is captured, which asking would end.
+   */
+  #isDone({ device, flags, handle }: NativeEvent): boolean {
+    if ((flags & eventFlags.interprocess) !== 0 || this.#completion.isPaused(device)) return false
+    return this.#calls.cuEventQuery(handle) === success
   }
 
   readonly eventRecord = (resource: EventResource, streamResource: StreamResource): number => {
@@ -506,12 +522,13 @@ export class NativeBackend implements Backend {
   }
 
   readonly managedAllocate = (ordinal: number, byteLength: number): number => {
+    if (this.#isLost) this.#managedMemory.reusesNothing = true
     const asked = this.attribute(ordinal, "concurrentManagedAccess")
     if (asked !== success) return asked
     if (this.result === 0) return this.#answer("cuMemAllocManaged", statuses.NotSupported.code)
     const status = this.#managedMemory.take(ordinal, byteLength)
     if (status !== success) return status
-    this.managed = new NativeManaged(this, this.#library, this.#managedMemory.taken as Address, byteLength, ordinal)
+    this.managed = new NativeManaged(this, this.#library, this.#managedMemory.taken, byteLength, ordinal)
     return success
   }
 
@@ -633,7 +650,7 @@ export class NativeBackend implements Backend {
       if (status !== success) return this.#answer("cuStreamSynchronize", status)
     }
     const keep = Math.min(keepBytes, Number.MAX_SAFE_INTEGER)
-    if (pool.origin === "runtime") this.#managedMemory.freeIfIdle(pool.device)
+    if (pool.origin === "runtime") this.#managedMemory.freeIfIdle()
     return this.#answer("cuMemPoolTrimTo", this.#calls.cuMemPoolTrimTo(pool.handle, keep))
   }
 
@@ -998,13 +1015,9 @@ export class NativeBackend implements Backend {
     return status === success ? undefined : { call: name, status }
   }
 
+  /** Whether no device holds work. */
   #isIdle(): boolean {
-    for (const stream of this.#streams) {
-      if (this.streamQuery(stream) === notReady) return false
-    }
-    return this.#opened.every((device) =>
-      device === undefined || this.#calls.cuStreamQuery(device.releases) !== notReady
-    )
+    return this.#opened.every((device) => device === undefined || this.isIdle(device.ordinal))
   }
 
   readonly settle = (): void => this.#completion.settle()
@@ -1022,6 +1035,7 @@ export class NativeBackend implements Backend {
       Effect.andThen(this.#modules.close),
       Effect.andThen(Effect.sync(() => {
         this.#completion.close()
+        this.#managedMemory.stop()
       })),
       Effect.andThen(Effect.forEach(devices, (device) => this.#closeDevice(device), { discard: true }))
     )

@@ -78,7 +78,9 @@ export class Model implements WatcherHome {
   destroyStream(stream: Stream): void {
     stream.destroyed = true
     this.#streams.delete(stream.handle)
-    if (stream.head === undefined) stream.device.streams.delete(stream)
+    if (stream.head !== undefined) return
+    stream.device.streams.delete(stream)
+    stream.device.freedOn.delete(stream)
   }
 
   record(event: EventState, stream: Stream): void {
