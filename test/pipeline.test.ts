@@ -19,7 +19,8 @@ import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
-import { makeBytes, nothingLive, wrapEvery } from "./demo/support.ts"
+import { makeBytes, wrapEvery } from "./demo/support.ts"
+import { nothingHeld } from "./support/assertions.ts"
 
 /** One byte takes one nanosecond between host and device, each way. */
 const hostBandwidth = 1e9
@@ -199,7 +200,7 @@ describe("lifetimes", () => {
       Effect.forkChild
     )
     const exit = yield* Fiber.await(running.fiber)
-    assert.deepStrictEqual(yield* runtime.liveResources, nothingLive, `step ${step}, ${calls[step - 1]}`)
+    assert.deepStrictEqual(yield* runtime.liveResources, nothingHeld, `step ${step}, ${calls[step - 1]}`)
     for (const [index, bytes] of delivered.entries()) assert.deepStrictEqual(bytes, items[index]!.bytes)
     return { calls, delivered, exit }
   }, Effect.scoped)
@@ -288,7 +289,7 @@ describe("lifetimes", () => {
       assert.isTrue(Exit.hasInterrupts(yield* Fiber.await(fiber)))
       // The third one came while the others were waited for.
       assert.deepStrictEqual([begun, ended], [[0, 1], [[0, 256], [1, 256]]])
-      assert.deepStrictEqual(yield* runtime.liveResources, nothingLive)
+      assert.deepStrictEqual(yield* runtime.liveResources, nothingHeld)
     }))
 
   it.live("end with the device: failures are of the pipeline, and name their reason", () =>
@@ -311,7 +312,7 @@ describe("lifetimes", () => {
       assert.deepStrictEqual([full.operation, full.reason._tag], ["CudaPipeline.through", "OutOfMemory"])
       const lost = yield* run(control.lose(0, "IllegalAddress"))
       assert.deepStrictEqual([lost.operation, lost.reason._tag], ["CudaPipeline.through", "IllegalAddress"])
-      assert.deepStrictEqual(yield* runtime.liveResources, nothingLive)
+      assert.deepStrictEqual(yield* runtime.liveResources, nothingHeld)
     }))
 })
 

@@ -8,9 +8,10 @@ import * as Layer from "effect/Layer"
 import { readFileSync } from "node:fs"
 import { afterAll, beforeAll } from "vitest"
 import { CacheFailed, CacheFull, DeviceCache, NoValue } from "../../examples/service.ts"
+import { nothingHeld } from "../support/assertions.ts"
 import { compile } from "./compiled.ts"
 import type { Compiled } from "./compiled.ts"
-import { makeBytes, nothingLive } from "./support.ts"
+import { makeBytes } from "./support.ts"
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8")
 
@@ -71,6 +72,6 @@ describe("DeviceCache", () => {
         Effect.provide(DeviceCache.layer)
       )
       const runtime = yield* CudaRuntime.CudaRuntime
-      assert.deepStrictEqual(yield* runtime.liveResources, nothingLive)
+      assert.deepStrictEqual(yield* runtime.liveResources, nothingHeld)
     }).pipe(Effect.provide(machine)))
 })

@@ -22,9 +22,9 @@ import { Scorer } from "../../examples/http/Scorer.ts"
 import type { Model, Options as ScorerOptions } from "../../examples/http/Scorer.ts"
 import { serve } from "../../examples/http/Server.ts"
 import type { Options as ServerOptions } from "../../examples/http/Server.ts"
+import { nothingHeld } from "../support/assertions.ts"
 import { compile } from "./compiled.ts"
 import type { Compiled } from "./compiled.ts"
-import { nothingLive } from "./support.ts"
 
 const model: Model = { weights: Float32Array.of(0.5, -0.25, 1), bias: 0.125 }
 
@@ -318,9 +318,9 @@ describe("the end of the service", () => {
       assert.strictEqual(answer.headers.get("connection"), "close")
       assert.strictEqual((yield* Effect.flip(healthOf(url)))._tag, "UnknownError")
       // Pooled streams are the runtime's.
-      assert.deepStrictEqual({ ...yield* liveResources, streams: 0 }, nothingLive)
+      assert.deepStrictEqual({ ...yield* liveResources, streams: 0 }, nothingHeld)
       yield* Scope.close(scope, Exit.void)
-      assert.deepStrictEqual(yield* liveResources, nothingLive)
+      assert.deepStrictEqual(yield* liveResources, nothingHeld)
     }))
 
   it.live("does not wait for ever", () =>

@@ -13,15 +13,8 @@ import { BytesDiffer, pipelined, serial } from "../../examples/demo/Pipeline.ts"
 import { FileProblem } from "../../examples/demo/Source.ts"
 import type { Source } from "../../examples/demo/Source.ts"
 import * as Summary from "../../examples/demo/Summary.ts"
-import {
-  changedRuntime,
-  fastRuntime,
-  makeBytes,
-  memorySource,
-  nothingLive,
-  plainSummary,
-  wrapEvery
-} from "./support.ts"
+import { nothingHeld } from "../support/assertions.ts"
+import { changedRuntime, fastRuntime, makeBytes, memorySource, plainSummary, wrapEvery } from "./support.ts"
 
 /** Of times in milliseconds. */
 const rounding = 1e-3
@@ -62,7 +55,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       assert.strictEqual(result.timeline.regions.length, 3 * Math.ceil(byteLength / chunkBytes))
       assert.strictEqual(result.timeline.dropped, 0)
       assert.deepStrictEqual(result.summary, plainSummary(bytes))
-      assert.deepStrictEqual(yield* liveNow, nothingLive)
+      assert.deepStrictEqual(yield* liveNow, nothingHeld)
     }).pipe(Effect.provide(fastRuntime)))
 
   it.live.each([1, 3, 255, 257, 1000])("finds the same in chunks of %i bytes", (chunkBytes) =>
@@ -87,7 +80,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       const failure = yield* Effect.flip(Summary.compare(source.name, summary, expected))
       assert.instanceOf(failure, Summary.SummariesDiffer)
       assert.match(failure.message, new RegExp(`^memory: ${what}.* is [0-9a-f]+ but the device found [0-9a-f]+$`))
-      assert.deepStrictEqual(yield* liveNow, nothingLive)
+      assert.deepStrictEqual(yield* liveNow, nothingHeld)
     }).pipe(Effect.provide(repeatingLaunch(kernel, times))))
 
   it.live.each(
@@ -103,7 +96,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       )
       assert.instanceOf(failure, BytesDiffer)
       assert.match(failure.message, /^memory: byte \d+ is \d+ but came back as \d+$/)
-      assert.deepStrictEqual(yield* liveNow, nothingLive)
+      assert.deepStrictEqual(yield* liveNow, nothingHeld)
     }).pipe(Effect.provide(skippingCopy(place))))
 
   it.live("finds a single wrong byte, and says where", () =>
@@ -124,7 +117,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
         read: (into, offset) => offset < 2 * chunkBytes ? source.read(into, offset) : Effect.fail(problem)
       }
       assert.strictEqual(yield* Effect.flip(runs[name](failing, { chunkBytes, slots: 3 })), problem)
-      assert.deepStrictEqual(yield* liveNow, nothingLive)
+      assert.deepStrictEqual(yield* liveNow, nothingHeld)
     }).pipe(Effect.provide(fastRuntime)))
 
   it.live("leaves nothing behind when interrupted at any step", () =>
@@ -137,7 +130,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
           const { count, exit, live } = yield* interruptedAt(runs[name], step, when)
           // How often a timeline asks for the time depends on the time.
           assert.strictEqual(Exit.isFailure(exit), count >= step, `${when} step ${step} is interrupted`)
-          assert.deepStrictEqual(live, nothingLive, `${when} step ${step}`)
+          assert.deepStrictEqual(live, nothingHeld, `${when} step ${step}`)
         }
       }
     }).pipe(Effect.provide(fastRuntime)))

@@ -62,15 +62,3 @@ export const wrapEvery = (
 /** The runtime of `fastRuntime`, changed. */
 export const changedRuntime = (change: (runtime: Service) => Service) =>
   Layer.effect(CudaRuntime.CudaRuntime, Effect.map(CudaRuntime.CudaRuntime, change)).pipe(Layer.provide(fastRuntime))
-
-export const nothingLive: CudaRuntime.LiveResources = {
-  streams: 0,
-  events: 0,
-  deviceBuffers: 0,
-  deviceBytes: 0,
-  hostBuffers: 0,
-  hostBytes: 0,
-  modules: 0,
-  pools: 0,
-  waits: 0
-}

@@ -20,6 +20,7 @@ import { driverFunctions, optionalDriverFunctions } from "../../src/cuda/functio
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"
 import { statuses } from "../../src/cuda/status.ts"
 import type { StatusTag } from "../../src/cuda/status.ts"
+import { nothingHeld } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
 import { logged, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
 import type { DriverLive, StubFunctionName } from "../support/stubDriver.ts"
@@ -80,18 +81,6 @@ const checkError = (error: CudaError, scenario: Scenario, status: StatusClass): 
   assert.include(error.message, `${publicName(scenario.fails)} returned ${status.name} (${status.code}): `)
   assert.match(error.message, scenario.subject ?? /device 0/)
   assert.include(String(error), error.message)
-}
-
-const nothingHeld = {
-  streams: 0,
-  events: 0,
-  deviceBuffers: 0,
-  deviceBytes: 0,
-  hostBuffers: 0,
-  hostBytes: 0,
-  modules: 0,
-  pools: 0,
-  waits: 0
 }
 
 /** An operation that fails, after what it needs. */

@@ -4,6 +4,7 @@
 import { assert } from "@effect/vitest"
 import type { CudaError, CudaErrorReason } from "effect-cuda/CudaError"
 import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import type { LiveResources } from "effect-cuda/layers/CudaRuntime"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 
@@ -29,6 +30,19 @@ export const refuses = <R>(
   argument: string
 ): Effect.Effect<void, never, R> =>
   Effect.map(failsWith(effect, "InvalidArgument"), (reason) => assert.strictEqual(reason.argument, argument))
+
+/** What a runtime holds that holds nothing. */
+export const nothingHeld: LiveResources = {
+  streams: 0,
+  events: 0,
+  deviceBuffers: 0,
+  deviceBytes: 0,
+  hostBuffers: 0,
+  hostBytes: 0,
+  modules: 0,
+  pools: 0,
+  waits: 0
+}
 
 /** Runs an effect in a scope of its own and asserts that nothing it made is left. */
 export const leavesNothing = <A, E, R>(

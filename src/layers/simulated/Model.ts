@@ -98,34 +98,24 @@ export class Model implements WatcherHome {
   }
 
   copy(stream: Stream, to: Storage, toOffset: number, from: Storage, fromOffset: number, bytes: number): void {
-    const kind = copyKind(to, from)
-    to.touch()
-    from.touch()
-    this.world.enqueue(
-      new Operation({
-        kind,
-        stream,
-        bytes,
-        engine: engineOf(stream.device, kind),
-        duration: stream.device.traits.copyLatency + transferTime(bytes, bandwidthOf(stream.device, kind)),
-        act: () => to.touch().set(from.touch().subarray(fromOffset, fromOffset + bytes), toOffset)
-      })
-    )
+    this.#move(stream, to, from, bytes, () => {
+      to.touch().set(from.touch().subarray(fromOffset, fromOffset + bytes), toOffset)
+    })
   }
 
   copyRows(stream: Stream, to: Storage, from: Storage, rows: Rows): void {
+    this.#move(stream, to, from, rows.width * rows.height, () => moveRows(to.touch(), from.touch(), rows))
+  }
+
+  /** A copy of so many bytes, which takes memory of the process already when it is enqueued. */
+  #move(stream: Stream, to: Storage, from: Storage, bytes: number, act: () => void): void {
     const kind = copyKind(to, from)
-    const bytes = rows.width * rows.height
-    this.world.enqueue(
-      new Operation({
-        kind,
-        stream,
-        bytes,
-        engine: engineOf(stream.device, kind),
-        duration: stream.device.traits.copyLatency + transferTime(bytes, bandwidthOf(stream.device, kind)),
-        act: () => moveRows(to.touch(), from.touch(), rows)
-      })
-    )
+    const { traits } = stream.device
+    const engine = engineOf(stream.device, kind)
+    const duration = traits.copyLatency + transferTime(bytes, bandwidthOf(stream.device, kind))
+    to.touch()
+    from.touch()
+    this.world.enqueue(new Operation({ kind, stream, bytes, engine, duration, act }))
   }
 
   /** Moves pages: what that takes, since every byte is everywhere anyway. */
