@@ -164,7 +164,7 @@ describe("workers that come and go", () => {
         const one = () => new Promise((resolve) => startWorker().once("exit", resolve))
         await one()
         const before = live()
-        for (let count = 0; count < 8; count++) await one()
+        for (let count = 0; count < 5; count++) await one()
         console.log(live() - before)
       }
     `)
