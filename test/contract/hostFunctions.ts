@@ -27,7 +27,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         const device = yield* CudaMemory.allocate(64)
         const host = yield* CudaMemory.allocateHost(64)
         host.bytes.fill(0)
-        yield* work(10)
+        yield* work(100)
         yield* CudaMemory.fill(device, 8, { stream })
         yield* CudaMemory.copy(host, device, stream)
         const fiber = yield* CudaStream.launchHostFunction(stream, Effect.sync(() => host.bytes[63]))
@@ -78,7 +78,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         const ended: Array<string> = []
         const launch = (name: string) =>
           Effect.andThen(
-            work(10),
+            work(50),
             CudaStream.launchHostFunction(stream, Effect.sync(() => ended.push(name)))
           )
         yield* Effect.scoped(launch("success"))

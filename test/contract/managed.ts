@@ -79,7 +79,7 @@ export const managedContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make()
         const managed = yield* CudaMemory.allocateManaged(4096)
         managed.bytes.fill(5)
-        yield* (yield* Busy).enqueue(stream, 20)
+        yield* (yield* Busy).enqueue(stream, 100)
         assert.isTrue(managed.bytes.every((byte) => byte === 5))
         assert.isFalse(yield* CudaStream.query(stream))
       })))

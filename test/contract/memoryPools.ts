@@ -140,7 +140,7 @@ export const streamOrderedContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const target = yield* CudaMemory.allocateHost(mebi)
-        yield* work(30)
+        yield* work(100)
         for (let round = 0; round < 10; round++) {
           yield* Effect.scoped(Effect.gen(function*() {
             const scratch = yield* CudaMemory.allocate(mebi, { stream })
@@ -157,7 +157,7 @@ export const streamOrderedContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const pool = yield* CudaMemoryPool.make({ maxBytes: 64 * mebi })
-        yield* work(30)
+        yield* work(100)
         for (let round = 0; round < 5; round++) {
           yield* Effect.scoped(Effect.flatMap(
             CudaMemory.allocate(48 * mebi, { pool, stream }),
@@ -173,7 +173,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         const { stream, work } = yield* busy
         const others = yield* Effect.all([CudaStream.make(), CudaStream.make()])
         const targets = yield* Effect.all([CudaMemory.allocateHost(64), CudaMemory.allocateHost(64)])
-        yield* work(20)
+        yield* work(100)
         yield* Effect.scoped(Effect.gen(function*() {
           const buffers = [
             yield* CudaMemory.allocate(64, { stream }),
