@@ -13,7 +13,6 @@ import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import koffi from "koffi"
 import { deviceAttributes } from "../../src/cuda/flags.ts"
 import type { DeviceAttribute } from "../../src/cuda/flags.ts"
 import { driverFunctions, optionalDriverFunctions } from "../../src/cuda/functions.ts"
@@ -397,60 +396,63 @@ describe("events", () => {
       ))
   }
 
-  it.live("record and query are one call each, without a context; a release keeps what is done for the next event", () =>
+  it.live("record and query are one call each, without a context", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
-        const released = yield* callsOf(Effect.scoped(Effect.gen(function*() {
-          const event = yield* CudaEvent.make()
-          const record = yield* callsOf(CudaEvent.record(event, stream))
-          assert.deepStrictEqual(record.lines, [["cuEventRecord", event.handle, stream.handle]])
-          const query = yield* callsOf(CudaEvent.query(event))
-          assert.deepStrictEqual([query.result, query.lines], [true, [["cuEventQuery", event.handle]]])
-          const synchronize = yield* callsOf(CudaEvent.synchronize(event))
-          assert.deepStrictEqual(synchronize.lines, [["cuEventQuery", event.handle]])
-          return event.handle
-        })))
-        assert.deepStrictEqual(released.lines, [["cuEventQuery", released.result]])
-        const next = yield* callsOf(CudaEvent.make())
-        assert.deepStrictEqual([next.result.handle, next.lines], [released.result, []])
-        assert.isTrue(yield* CudaEvent.query(next.result))
-        assert.strictEqual((yield* callsOf(CudaEvent.make({ timing: true }))).lines[1]![0], "cuEventCreate")
+        const event = yield* CudaEvent.make()
+        const record = yield* callsOf(CudaEvent.record(event, stream))
+        assert.deepStrictEqual(record.lines, [["cuEventRecord", event.handle, stream.handle]])
+        const query = yield* callsOf(CudaEvent.query(event))
+        assert.deepStrictEqual([query.result, query.lines], [true, [["cuEventQuery", event.handle]]])
+        const synchronize = yield* callsOf(CudaEvent.synchronize(event))
+        assert.deepStrictEqual(synchronize.lines, [["cuEventQuery", event.handle]])
       })
     ))
 
-  it.live("an event that is pending, or shared, is destroyed by its release", () =>
-    opened(({ context }) =>
+  for (
+    const [what, use] of [
+      ["never recorded", () => Effect.void],
+      ["seen to be done by a query", (event: CudaEvent.CudaEvent) => CudaEvent.query(event)],
+      ["waited for", (event: CudaEvent.CudaEvent, stream: CudaStream.CudaStream) =>
+        Effect.gen(function*() {
+          stub.work(stream)
+          yield* CudaEvent.record(event, stream)
+          const fiber = yield* Effect.forkChild(CudaEvent.synchronize(event), { startImmediately: true })
+          stub.finish(stream)
+          yield* Fiber.join(fiber)
+        })]
+    ] as const
+  ) {
+    it.live(`an event that was ${what} is kept by its release, for the next of its kind`, () =>
+      opened(() =>
+        Effect.gen(function*() {
+          const stream = yield* CudaStream.make()
+          yield* Effect.scoped(Effect.gen(function*() {
+            const event = yield* CudaEvent.make()
+            if (what !== "never recorded") yield* CudaEvent.record(event, stream)
+            yield* use(event, stream)
+          }))
+          assert.lengthOf(stub.calls("cuEventDestroy_v2"), 0)
+          const [made] = stub.calls("cuEventCreate")
+          const next = yield* callsOf(CudaEvent.make())
+          assert.deepStrictEqual([next.result.handle, next.lines], [made!.args[0], []])
+          assert.isTrue(yield* CudaEvent.query(next.result))
+          assert.strictEqual((yield* callsOf(CudaEvent.make({ timing: true }))).lines[1]![0], "cuEventCreate")
+        })
+      ))
+  }
+
+  it.live("an event that may be pending, is shared, or whose handle was given out, is destroyed by its release", () =>
+    opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
-        stub.work(stream)
-        const pending = yield* callsOf(Effect.scoped(CudaStream.recordEvent(stream)))
-        assert.deepStrictEqual(pending.lines.slice(-2), [
-          ["cuEventQuery", pending.result.handle],
-          ["cuEventDestroy_v2", pending.result.handle]
-        ])
-        stub.finish(stream)
+        const recorded = yield* callsOf(Effect.scoped(CudaStream.recordEvent(stream)))
+        assert.strictEqual(recorded.lines.at(-1)![0], "cuEventDestroy_v2")
         const shared = yield* callsOf(Effect.scoped(CudaEvent.make({ interprocess: true })))
-        assert.deepStrictEqual(shared.lines, [
-          ...within(context, ["cuEventCreate", shared.result.handle, 6]),
-          ["cuEventDestroy_v2", shared.result.handle]
-        ])
-      })
-    ))
-
-  it.live("an event that others recorded is not kept while that is pending", () =>
-    opened(() =>
-      Effect.gen(function*() {
-        const stream = yield* CudaStream.make()
-        const record = koffi.load(stub.path).func("cuEventRecord", "int", ["uintptr_t", "uintptr_t"])
-        stub.work(stream)
-        const foreign = yield* Effect.scoped(
-          Effect.tap(CudaEvent.make(), (event) => Effect.sync(() => record(event.handle, stream.handle)))
-        )
-        const next = yield* CudaEvent.make()
-        assert.notStrictEqual(next.handle, foreign.handle)
-        assert.isTrue(yield* CudaEvent.query(next))
-        stub.finish(stream)
+        assert.strictEqual(shared.lines.at(-1)![0], "cuEventDestroy_v2")
+        const given = yield* callsOf(Effect.scoped(Effect.map(CudaEvent.make(), (event) => event.handle)))
+        assert.deepStrictEqual(given.lines.at(-1), ["cuEventDestroy_v2", given.result])
       })
     ))
 

@@ -56,21 +56,28 @@ export class EventResource implements EventRef {
   state: ResourceState = "live"
   /** True once a record was enqueued; events of other processes count as recorded. */
   recorded = false
+  /** Whether the handle was given out, so that others may do with the event what the runtime does not see. */
+  isGivenOut = false
   readonly owner: Owner
-  readonly handle: EventHandle
+  /** The handle, for the runtime itself. */
+  readonly own: EventHandle
   readonly device: number
   readonly flags: number
   constructor(owner: Owner, fields: Pick<EventRef, "handle" | "device" | "flags">) {
     this.owner = owner
-    this.handle = fields.handle
+    this.own = fields.handle
     this.device = fields.device
     this.flags = fields.flags
+  }
+  get handle(): EventHandle {
+    this.isGivenOut = true
+    return this.own
   }
   get hasTiming(): boolean {
     return (this.flags & eventFlags.disableTiming) === 0
   }
   toString(): string {
-    return `event 0x${this.handle.toString(16)} of device ${this.device}`
+    return `event 0x${this.own.toString(16)} of device ${this.device}`
   }
 }
 

@@ -126,10 +126,6 @@ export class Completion {
     }
   }
 
-  isPaused(device: number): boolean {
-    return this.#pauses(device) > 0
-  }
-
   /** Ends the waits whose work is done. */
   settle(): void {
     this.#ask("wake", Number.POSITIVE_INFINITY)
@@ -224,7 +220,7 @@ export class Completion {
   }
 
   #askLane(lane: Lane): void {
-    if (this.isPaused(lane.device)) return
+    if (this.#pauses(lane.device) > 0) return
     while (lane.head !== undefined && this.#endsLeft > 0) {
       const first = lane.head
       const status = this.#calls.cuEventQuery(first.event)
@@ -270,7 +266,7 @@ export class Completion {
   /** Has the GPU wake the loop when the lane's first wait is done. False when it will not. */
   #arm(lane: Lane): boolean {
     const first = lane.head
-    if (this.#waker === undefined || first?.wakeUp !== true || this.isPaused(lane.device)) return false
+    if (this.#waker === undefined || first?.wakeUp !== true || this.#pauses(lane.device) > 0) return false
     if (lane.armed === first.order) return true
     const side = this.sideFor(lane, first.order, mostSides)
     if (side === undefined) return false

@@ -23,8 +23,14 @@ export class NativeEvent extends EventResource {
   /** The stream and the count of the current record; none for an event of another process. */
   recordedOn: NativeStream | undefined
   recordNumber = 0
+  /** Whether the current record was seen to be done, or there is none. */
+  isKnownDone = true
   /** What the waits for the current record ask; none while nothing waits. */
   point: Point | undefined
+  /** Whether nothing tells it from a new one: it was the runtime's alone, and nothing of it is pending. */
+  get isAsNew(): boolean {
+    return this.isKnownDone && !this.isGivenOut && (this.flags & eventFlags.interprocess) === 0
+  }
 }
 
 /** A status with what was made when it is 0. */

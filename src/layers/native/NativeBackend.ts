@@ -328,7 +328,7 @@ export class NativeBackend implements Backend {
   }
 
   readonly streamWaitEvent = (stream: StreamResource, event: EventResource): number =>
-    this.#waitFor(native(stream), event.handle)
+    this.#waitFor(native(stream), event.own)
 
   readonly streamFork = (from: StreamResource, branches: ReadonlyArray<StreamResource>): number => {
     const device = this.#device(from.device)
@@ -388,29 +388,19 @@ export class NativeBackend implements Backend {
   }
 
   /** An event that is waited for is destroyed by its last wait. */
-  /** An event that is waited for is destroyed by its last wait; one that nothing is pending of is kept, if there is room. */
+  /** An event that is waited for is destroyed by its last wait; one that is as good as new is kept, if there is room. */
   readonly eventDestroy = (resource: EventResource): number => {
     const event = nativeEvent(resource)
     if (event.point !== undefined) {
-      event.point.release = () =>
-        this.#warn("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle), event.handle)
+      event.point.release = () => this.#warn("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.own), event.own)
       return success
     }
     const device = this.#device(event.device)
-    if (device.hasRoomFor(event.flags) && this.#isDone(event)) {
-      device.keepEvent(event.flags, event.handle)
+    if (event.isAsNew && device.hasRoomFor(event.flags)) {
+      device.keepEvent(event.flags, event.own)
       return success
     }
-    return this.#answer("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.handle))
-  }
-
-  /**
-   * Whether an event is as good as a new one. The driver is asked also about one that was never recorded here, since others
-   * may have; but not while a stream is captured, which asking would end.
-   */
-  #isDone({ device, flags, handle }: NativeEvent): boolean {
-    if ((flags & eventFlags.interprocess) !== 0 || this.#completion.isPaused(device)) return false
-    return this.#calls.cuEventQuery(handle) === success
+    return this.#answer("cuEventDestroy", this.#calls.cuEventDestroy_v2(event.own))
   }
 
   readonly eventRecord = (resource: EventResource, streamResource: StreamResource): number => {
@@ -420,10 +410,11 @@ export class NativeBackend implements Backend {
       const kept = this.#keepRecord(event, event.point)
       if (kept !== success) return kept
     }
-    const status = this.#recordOn(event.handle, stream)
+    const status = this.#recordOn(event.own, stream)
     if (status !== success) return status
     event.recordedOn = stream
     event.recordNumber = stream.records
+    event.isKnownDone = false
     return success
   }
 
@@ -443,7 +434,7 @@ export class NativeBackend implements Backend {
     if (side === undefined) return this.#answer(device.made.call, device.made.status)
     const marker = device.takeMarker()
     if (marker === 0) return this.#answer(device.made.call, device.made.status)
-    const waited = this.#calls.cuStreamWaitEvent(side.stream, event.handle, 0)
+    const waited = this.#calls.cuStreamWaitEvent(side.stream, event.own, 0)
     const status = waited === success ? this.#calls.cuEventRecord(marker, side.stream) : waited
     if (status !== success) {
       device.giveMarker(marker)
@@ -456,11 +447,15 @@ export class NativeBackend implements Backend {
     return success
   }
 
-  readonly eventQuery = (event: EventResource): number =>
-    this.#answer("cuEventQuery", this.#calls.cuEventQuery(event.handle))
+  readonly eventQuery = (resource: EventResource): number => {
+    const event = nativeEvent(resource)
+    const status = this.#answer("cuEventQuery", this.#calls.cuEventQuery(event.own))
+    if (status === success) event.isKnownDone = true
+    return status
+  }
 
   readonly eventElapsedTime = (start: EventResource, end: EventResource): number => {
-    const status = this.#elapsedTime(this.#float, start.handle, end.handle)
+    const status = this.#elapsedTime(this.#float, start.own, end.own)
     this.result = this.#float[0]!
     return this.#answer("cuEventElapsedTime", status)
   }
@@ -469,7 +464,7 @@ export class NativeBackend implements Backend {
     const device = this.#device(event.device)
     const entered = device.enter()
     if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
-    const status = this.#calls.cuIpcGetEventHandle(into, event.handle)
+    const status = this.#calls.cuIpcGetEventHandle(into, event.own)
     device.leave()
     return this.#answer("cuIpcGetEventHandle", status)
   }
@@ -922,11 +917,13 @@ export class NativeBackend implements Backend {
   readonly watchEvent = (resource: EventResource, onDone: OnDone, options: WaitOptions = {}): Cancel => {
     const event = nativeEvent(resource)
     event.point ??= this.#pointOf(event)
-    return this.#completion.watch(
-      event.point,
-      policyOf(options, (event.flags & eventFlags.blockingSync) !== 0),
-      onDone
-    )
+    const { recordNumber, recordedOn } = event
+    const policy = policyOf(options, (event.flags & eventFlags.blockingSync) !== 0)
+    return this.#completion.watch(event.point, policy, (status, stage) => {
+      const isCurrent = event.recordNumber === recordNumber && event.recordedOn === recordedOn
+      if (status === success && isCurrent) event.isKnownDone = true
+      onDone(status, stage)
+    })
   }
 
   readonly watchStream = (resource: StreamResource, onDone: OnDone, options: WaitOptions = {}): Cancel => {
@@ -954,7 +951,7 @@ export class NativeBackend implements Backend {
     const stream = event.recordedOn
     const isShared = (event.flags & eventFlags.interprocess) !== 0
     const lane = stream === undefined || isShared ? new Lane(event.device, false) : laneOf(stream)
-    return new Point(lane, event.recordNumber, event.handle, () => {
+    return new Point(lane, event.recordNumber, event.own, () => {
       event.point = undefined
     })
   }
