@@ -24,22 +24,32 @@ export function operation<P1, P2, P3, P4, A>(
 export function operation<P1, P2, P3, P4, A>(
   run: (first: P1, second: P2, third: P3, fourth: P4) => Operation<A>
 ): (first: P1, second: P2, third: P3, fourth: P4) => Operation<A> {
-  // A class of its own for each operation, so that what it runs is known where it is evaluated.
-  class DriverCall extends Effectable.Class<A, CudaError> {
-    readonly first: P1
-    readonly second: P2
-    readonly third: P3
-    readonly fourth: P4
-    constructor(first: P1, second: P2, third: P3, fourth: P4) {
-      super()
-      this.first = first
-      this.second = second
-      this.third = third
-      this.fourth = fourth
-    }
-    asEffect(): Operation<A> {
-      return run(this.first, this.second, this.third, this.fourth)
-    }
+  return (first, second, third, fourth) => new DriverCall(run, first, second, third, fourth)
+}
+
+/** One class for all operations, so that the loop that evaluates effects meets few kinds of them. */
+class DriverCall<P1, P2, P3, P4, A> extends Effectable.Class<A, CudaError> {
+  readonly run: (first: P1, second: P2, third: P3, fourth: P4) => Operation<A>
+  readonly first: P1
+  readonly second: P2
+  readonly third: P3
+  readonly fourth: P4
+  constructor(
+    run: (first: P1, second: P2, third: P3, fourth: P4) => Operation<A>,
+    first: P1,
+    second: P2,
+    third: P3,
+    fourth: P4
+  ) {
+    super()
+    this.run = run
+    this.first = first
+    this.second = second
+    this.third = third
+    this.fourth = fourth
   }
-  return (first: P1, second: P2, third: P3, fourth: P4) => new DriverCall(first, second, third, fourth)
+  asEffect(): Operation<A> {
+    const { run } = this
+    return run(this.first, this.second, this.third, this.fourth)
+  }
 }
