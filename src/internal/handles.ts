@@ -52,22 +52,39 @@ export abstract class Handle extends Inspectable.Class implements Pipeable.Pipea
   }
 }
 
+/** What stands for a resource of a runtime. */
+export abstract class ResourceHandle<out Ref> extends Handle {
+  readonly runtime: CudaRuntimeService
+  readonly ref: Ref
+  constructor(runtime: CudaRuntimeService, ref: Ref) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+  }
+}
+
+/** What stands for a resource on one device. */
+export abstract class DeviceHandle<out Ref extends { readonly device: number }> extends ResourceHandle<Ref> {
+  get deviceIndex(): number {
+    return this.ref.device
+  }
+  get device(): CudaDevice {
+    return this.runtime.devices[this.ref.device]!
+  }
+}
+
 export const StreamTypeId = "~effect-cuda/CudaStream"
 export const EventTypeId = "~effect-cuda/CudaEvent"
 export const TimedEventTypeId = "~effect-cuda/CudaEvent/TimedEvent"
 export const BufferTypeId = "~effect-cuda/CudaMemory/Buffer"
 export const MemoryPoolTypeId = "~effect-cuda/CudaMemoryPool"
 
-export class StreamImpl extends Handle implements CudaStream {
+export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
   readonly [StreamTypeId] = StreamTypeId
-  readonly runtime: CudaRuntimeService
-  readonly ref: StreamRef
   /** Keeps what made a foreign stream alive. */
   readonly owner: unknown
   constructor(runtime: CudaRuntimeService, ref: StreamRef, owner?: unknown) {
-    super()
-    this.runtime = runtime
-    this.ref = ref
+    super(runtime, ref)
     this.owner = owner
   }
   get id(): number {
@@ -75,12 +92,6 @@ export class StreamImpl extends Handle implements CudaStream {
   }
   get handle(): number {
     return this.ref.handle
-  }
-  get deviceIndex(): number {
-    return this.ref.device
-  }
-  get device(): CudaDevice {
-    return this.runtime.devices[this.ref.device]!
   }
   get priority(): number {
     return this.ref.priority
@@ -107,23 +118,10 @@ export class StreamImpl extends Handle implements CudaStream {
   }
 }
 
-export class EventImpl extends Handle implements CudaEvent {
+export class EventImpl extends DeviceHandle<EventRef> implements CudaEvent {
   readonly [EventTypeId] = EventTypeId
-  readonly runtime: CudaRuntimeService
-  readonly ref: EventRef
-  constructor(runtime: CudaRuntimeService, ref: EventRef) {
-    super()
-    this.runtime = runtime
-    this.ref = ref
-  }
   get handle(): number {
     return this.ref.handle
-  }
-  get deviceIndex(): number {
-    return this.ref.device
-  }
-  get device(): CudaDevice {
-    return this.runtime.devices[this.ref.device]!
   }
   get flags(): number {
     return this.ref.flags
@@ -147,17 +145,10 @@ export class TimedEventImpl extends EventImpl implements TimedEvent {
   readonly [TimedEventTypeId] = TimedEventTypeId
 }
 
-export class DeviceBufferImpl extends Handle implements DeviceBuffer {
+export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements DeviceBuffer {
   readonly [BufferTypeId] = BufferTypeId
   readonly kind = "device"
   readonly offset = 0
-  readonly runtime: CudaRuntimeService
-  readonly ref: DeviceMemoryRef
-  constructor(runtime: CudaRuntimeService, ref: DeviceMemoryRef) {
-    super()
-    this.runtime = runtime
-    this.ref = ref
-  }
   get buffer(): this {
     return this
   }
@@ -173,12 +164,6 @@ export class DeviceBufferImpl extends Handle implements DeviceBuffer {
   get isManaged(): boolean {
     return this.ref.isManaged
   }
-  get deviceIndex(): number {
-    return this.ref.device
-  }
-  get device(): CudaDevice {
-    return this.runtime.devices[this.ref.device]!
-  }
   toJSON() {
     const { address, byteLength, deviceIndex, isManaged } = this
     return {
@@ -193,31 +178,15 @@ export class DeviceBufferImpl extends Handle implements DeviceBuffer {
 
 export class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
   declare readonly ref: ManagedMemoryRef
-  constructor(runtime: CudaRuntimeService, ref: ManagedMemoryRef) {
-    super(runtime, ref)
-  }
   get bytes(): Uint8Array<ArrayBuffer> {
     return this.ref.bytes
   }
 }
 
-export class MemoryPoolImpl extends Handle implements MemoryPool {
+export class MemoryPoolImpl extends DeviceHandle<MemoryPoolRef> implements MemoryPool {
   readonly [MemoryPoolTypeId] = MemoryPoolTypeId
-  readonly runtime: CudaRuntimeService
-  readonly ref: MemoryPoolRef
-  constructor(runtime: CudaRuntimeService, ref: MemoryPoolRef) {
-    super()
-    this.runtime = runtime
-    this.ref = ref
-  }
   get handle(): number {
     return this.ref.handle
-  }
-  get deviceIndex(): number {
-    return this.ref.device
-  }
-  get device(): CudaDevice {
-    return this.runtime.devices[this.ref.device]!
   }
   toJSON() {
     const { deviceIndex, handle } = this
@@ -226,17 +195,10 @@ export class MemoryPoolImpl extends Handle implements MemoryPool {
   }
 }
 
-export class HostBufferImpl extends Handle implements HostBuffer {
+export class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements HostBuffer {
   readonly [BufferTypeId] = BufferTypeId
   readonly kind = "host"
   readonly offset = 0
-  readonly runtime: CudaRuntimeService
-  readonly ref: HostMemoryRef
-  constructor(runtime: CudaRuntimeService, ref: HostMemoryRef) {
-    super()
-    this.runtime = runtime
-    this.ref = ref
-  }
   get buffer(): this {
     return this
   }

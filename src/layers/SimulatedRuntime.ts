@@ -23,13 +23,15 @@ import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceMemoryRef, PriorityRange, StreamRef } from "./CudaRuntime.ts"
 import { fromStatus, refuse, refuseArgument, refuseResource } from "./internal/failures.ts"
 import type { FaultOrigins } from "./internal/failures.ts"
+import { operations } from "./internal/operations.ts"
+import type { OperationName } from "./internal/operations.ts"
 import { architectureName } from "./internal/programs.ts"
 import type { Compile } from "./internal/programs.ts"
 import { ownMemory, ownStream, unusable } from "./internal/resources.ts"
 import * as Runtime from "./internal/Runtime.ts"
 import { SimulatedBackend } from "./simulated/backend.ts"
 import type { BackendOptions } from "./simulated/backend.ts"
-import { inject, operationCalls, Plan } from "./simulated/injection.ts"
+import { inject, Plan } from "./simulated/injection.ts"
 import { nanoseconds } from "./simulated/kernels.ts"
 import type { KernelValue, SimulatedKernel, SimulatedLaunch, SimulatedPointer } from "./simulated/kernels.ts"
 import { refuseDevice, resolveDevice } from "./simulated/options.ts"
@@ -43,6 +45,13 @@ export type {
    * @since 0.1.0
    */
   KernelValue,
+  /**
+   * An operation as a program and its failures name it.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  OperationName,
   /**
    * A kernel of simulated devices.
    *
@@ -178,66 +187,6 @@ export interface TimelineEntry {
   readonly start: number
   readonly end: number
 }
-
-/**
- * An operation as a program and its failures name it.
- *
- * @category models
- * @since 0.1.0
- */
-export type OperationName =
-  | "CudaBranch.fork"
-  | "CudaBranch.join"
-  | "CudaDevice.attribute"
-  | "CudaDevice.canAccessPeer"
-  | "CudaDevice.memoryInfo"
-  | "CudaDevice.priorityRange"
-  | "CudaDevice.synchronize"
-  | "CudaEvent.elapsedTime"
-  | "CudaEvent.fromIpcHandle"
-  | "CudaEvent.ipcHandle"
-  | "CudaEvent.make"
-  | "CudaEvent.query"
-  | "CudaEvent.record"
-  | "CudaEvent.release"
-  | "CudaEvent.synchronize"
-  | "CudaKernel.attribute"
-  | "CudaKernel.get"
-  | "CudaKernel.global"
-  | "CudaKernel.launch"
-  | "CudaKernel.load"
-  | "CudaKernel.occupancy"
-  | "CudaKernel.release"
-  | "CudaKernel.setAttribute"
-  | "CudaMemory.access"
-  | "CudaMemory.advise"
-  | "CudaMemory.allocate"
-  | "CudaMemory.allocateHost"
-  | "CudaMemory.allocateManaged"
-  | "CudaMemory.copy"
-  | "CudaMemory.copy2D"
-  | "CudaMemory.copyBatch"
-  | "CudaMemory.fill"
-  | "CudaMemory.prefetch"
-  | "CudaMemory.reclaim"
-  | "CudaMemory.release"
-  | "CudaMemory.settled"
-  | "CudaMemoryPool.make"
-  | "CudaMemoryPool.ofDevice"
-  | "CudaMemoryPool.release"
-  | "CudaMemoryPool.resetHigh"
-  | "CudaMemoryPool.setReleaseThreshold"
-  | "CudaMemoryPool.statistics"
-  | "CudaMemoryPool.trim"
-  | "CudaProgram.compile"
-  | "CudaStream.defaultStream"
-  | "CudaStream.fromHandle"
-  | "CudaStream.make"
-  | "CudaStream.query"
-  | "CudaStream.release"
-  | "CudaStream.synchronize"
-  | "CudaStream.waitEvent"
-  | "CudaStream.waitStream"
 
 /**
  * Work of a simulated device.
@@ -456,7 +405,9 @@ const launch = (
 const failNext = (plan: Plan, call: OperationName, status: StatusTag, times: number): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
     const operation = "SimulatedControl.failNext"
-    if (!Object.hasOwn(operationCalls, call)) return refuseArgument(operation, "call", call, "the name of an operation")
+    if (!Object.values(operations).some(([name]) => name === call)) {
+      return refuseArgument(operation, "call", call, "the name of an operation")
+    }
     if (!Object.hasOwn(statuses, status)) return refuseArgument(operation, "status", status, "the tag of a status")
     if (!Number.isInteger(times) || times < 1) return refuseArgument(operation, "times", times, "an integer above 0")
     plan.add(call, status, times)

@@ -10,7 +10,12 @@ import * as TestClock from "effect/testing/TestClock"
 import type { CudaError } from "../../src/CudaError.ts"
 import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
 import type { CompileRequest, CudaRuntimeService, EventRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
-import { operationCalls } from "../../src/layers/simulated/injection.ts"
+import { operations as table } from "../../src/layers/internal/operations.ts"
+
+const operationCalls = Object.fromEntries(Object.values(table).map(([name, call]) => [name, call])) as Record<
+  OperationName,
+  string
+>
 import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
 import type { OperationName, SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
 

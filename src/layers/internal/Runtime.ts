@@ -11,6 +11,7 @@ import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { CudaRuntime } from "../CudaRuntime.ts"
 import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
+import type { DeviceOperations } from "../runtime/devices.ts"
 import type { Backend } from "./Backend.ts"
 import { copyOperations } from "./copies.ts"
 import { Core, watchAll } from "./Core.ts"
@@ -29,30 +30,28 @@ export const make = (
   backend: Backend,
   compile: Compile
 ): Effect.Effect<CudaRuntimeService, never, Scope.Scope> =>
-  Effect.acquireRelease(Effect.sync(() => new Core(backend)), close).pipe(
-    Effect.map((core) =>
-      CudaRuntime.of({
-        kind: backend.kind,
-        driverVersion: backend.driverVersion,
-        devices: backend.devices,
-        ...deviceOperations(core),
-        ...streamOperations(core),
-        ...eventOperations(core),
-        ...memoryOperations(core),
-        ...copyOperations(core),
-        ...managedOperations(core),
-        ...poolOperations(core),
-        ...kernelOperations(core),
-        ...programOperations(core, compile),
-        liveResources: Effect.sync(() => count(core))
-      })
-    )
-  )
+  Effect.suspend(() => {
+    const core = new Core(backend)
+    const service = serviceOf(core, compile)
+    return Effect.acquireRelease(Effect.succeed(service), () => close(core, service))
+  })
 
-type DeviceOperations = Pick<
-  CudaRuntimeService,
-  "deviceAttribute" | "deviceMemoryInfo" | "devicePriorityRange" | "deviceCanAccessPeer" | "deviceSynchronize"
->
+const serviceOf = (core: Core, compile: Compile): CudaRuntimeService =>
+  CudaRuntime.of({
+    kind: core.backend.kind,
+    driverVersion: core.backend.driverVersion,
+    devices: core.backend.devices,
+    ...deviceOperations(core),
+    ...streamOperations(core),
+    ...eventOperations(core),
+    ...memoryOperations(core),
+    ...copyOperations(core),
+    ...managedOperations(core),
+    ...poolOperations(core),
+    ...kernelOperations(core),
+    ...programOperations(core, compile),
+    liveResources: Effect.sync(() => count(core))
+  })
 
 const deviceOperations = (core: Core): DeviceOperations => ({
   deviceAttribute: (device, attribute) =>
@@ -111,17 +110,11 @@ const sumBytes = (buffers: Iterable<{ readonly byteLength: number }>): number =>
 }
 
 /** Streams first, each drained, since the rest may be in use on them; then memory, pools, events, modules, and what the driver holds. */
-const close = (core: Core): Effect.Effect<void> =>
+const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
   Effect.gen(function*() {
     core.closed = true
     yield* core.whenQuiet
-    const { eventDestroy, memoryFree, moduleUnload, poolDestroy, streamDestroy, streamSynchronize } = {
-      ...streamOperations(core),
-      ...eventOperations(core),
-      ...memoryOperations(core),
-      ...poolOperations(core),
-      ...kernelOperations(core)
-    }
+    const { eventDestroy, memoryFree, moduleUnload, poolDestroy, streamDestroy, streamSynchronize } = service
     yield* releaseAll("stream", [...core.streams], streamDestroy)
     yield* releaseAll("stream", [...core.defaultStreams.values()], streamSynchronize)
     for (const stream of core.defaultStreams.values()) stream.state = "released"

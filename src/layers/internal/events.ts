@@ -5,24 +5,13 @@ import * as Effect from "effect/Effect"
 import { eventFlags, ipcHandleSize } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, EventRef, StreamRef } from "../CudaRuntime.ts"
+import type { EventRef, StreamRef } from "../CudaRuntime.ts"
+import type { EventOperations } from "../runtime/events.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { EventResource } from "./resources.ts"
-
-type EventOperations = Pick<
-  CudaRuntimeService,
-  | "eventCreate"
-  | "eventDestroy"
-  | "eventRecord"
-  | "eventQuery"
-  | "eventSynchronize"
-  | "eventElapsedTime"
-  | "eventIpcHandle"
-  | "eventFromIpcHandle"
->
 
 export const eventOperations = (core: Core): EventOperations => ({
   eventCreate: operation((device: number, flags: number) => create(core, device, flags)),

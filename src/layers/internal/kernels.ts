@@ -17,6 +17,7 @@ import type {
   ModuleOptions,
   StreamRef
 } from "../CudaRuntime.ts"
+import type { KernelOperations } from "../runtime/kernels.ts"
 import { enqueueOrdered } from "./accesses.ts"
 import { Arguments } from "./arguments.ts"
 import type { PointerSlot, Reach } from "./arguments.ts"
@@ -29,21 +30,6 @@ import type { CodeOnDevice, DeviceLimits, KernelCode, ModuleResource } from "./m
 import { operation } from "./operation.ts"
 import { ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
-
-type KernelOperations = Pick<
-  CudaRuntimeService,
-  | "moduleLoad"
-  | "moduleUnload"
-  | "moduleGlobal"
-  | "kernelGet"
-  | "kernelAttribute"
-  | "kernelSetAttribute"
-  | "kernelActiveBlocks"
-  | "kernelBestBlock"
-  | "kernelActiveClusters"
-  | "kernelMaxCluster"
-  | "kernelLaunch"
->
 
 export const kernelOperations = (core: Core): KernelOperations => {
   const reach = makeReach(core)

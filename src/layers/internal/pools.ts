@@ -4,24 +4,14 @@
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryPoolOptions, MemoryPoolRef } from "../CudaRuntime.ts"
+import type { MemoryPoolOptions, MemoryPoolRef } from "../CudaRuntime.ts"
+import type { PoolOperations } from "../runtime/pools.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { reclaim } from "./memory.ts"
 import type { Refusal } from "./ranges.ts"
 import { ownPool, unusable } from "./resources.ts"
 import type { MemoryPoolResource } from "./resources.ts"
-
-type PoolOperations = Pick<
-  CudaRuntimeService,
-  | "poolCreate"
-  | "poolOfDevice"
-  | "poolDestroy"
-  | "poolStatistics"
-  | "poolResetHigh"
-  | "poolSetReleaseThreshold"
-  | "poolTrim"
->
 
 export const poolOperations = (core: Core): PoolOperations => ({
   poolCreate: (device, options) =>

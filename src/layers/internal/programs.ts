@@ -4,7 +4,8 @@
 import * as Effect from "effect/Effect"
 import { isOutputOption } from "../../cuda/nvrtc.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CompiledProgram, CompileRequest, CudaRuntimeService } from "../CudaRuntime.ts"
+import type { CompiledProgram, CompileRequest } from "../CudaRuntime.ts"
+import type { ProgramOperations } from "../runtime/programs.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
 
@@ -34,7 +35,7 @@ export type Compile = (task: CompileTask) => Effect.Effect<CompiledProgram, Cuda
 export const architectureName = (goal: Pick<Goal, "target" | "architecture" | "suffix">): string =>
   `${goal.target === "cubin" ? "sm" : "compute"}_${goal.architecture}${goal.suffix}`
 
-export const programOperations = (core: Core, compile: Compile): Pick<CudaRuntimeService, "programCompile"> => ({
+export const programOperations = (core: Core, compile: Compile): ProgramOperations => ({
   programCompile: (request) =>
     Effect.suspend(() => {
       const refused = core.refuseDevice(compileOperation, "device", request.device) ?? refuseRequest(request)

@@ -7,25 +7,12 @@ import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
 import type { CudaRuntimeService, EventRef, StreamRef } from "../CudaRuntime.ts"
+import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
-
-type StreamOperations = Pick<
-  CudaRuntimeService,
-  | "streamCreate"
-  | "streamDefault"
-  | "streamFromHandle"
-  | "streamDestroy"
-  | "streamQuery"
-  | "streamSynchronize"
-  | "streamWaitEvent"
-  | "streamWaitStream"
-  | "streamFork"
-  | "streamJoin"
->
 
 export const streamOperations = (core: Core): StreamOperations => ({
   streamCreate: (options) => create(core, options),

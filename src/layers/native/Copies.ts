@@ -12,21 +12,28 @@ import { segmentSize } from "./PinnedMemory.ts"
 
 /** Where it is noted how a copy failed. */
 export interface CopyNotes {
-  call: string
   enqueuedPart: boolean
 }
 
 export class Copies {
   readonly #calls: DriverFunctions
   readonly #notes: CopyNotes
+  /** Notes which call a status came from, as every call's is. */
+  readonly #answer: (call: string, status: number) => number
   readonly #contextOf: (device: number) => number
   /** `CUDA_MEMCPY2D`. */
   readonly #rows = new BigUint64Array(16)
   readonly #rowTypes = new Int32Array(this.#rows.buffer)
 
-  constructor(calls: DriverFunctions, notes: CopyNotes, contextOf: (device: number) => number) {
+  constructor(
+    calls: DriverFunctions,
+    notes: CopyNotes,
+    answer: (call: string, status: number) => number,
+    contextOf: (device: number) => number
+  ) {
     this.#calls = calls
     this.#notes = notes
+    this.#answer = answer
     this.#contextOf = contextOf
   }
 
@@ -141,11 +148,6 @@ export class Copies {
       return status
     }
     return success
-  }
-
-  #answer(call: string, status: number): number {
-    if (status !== success) this.#notes.call = call
-    return status
   }
 }
 

@@ -182,7 +182,12 @@ export class NativeBackend implements Backend {
       () => this.#isIdle(),
       warn
     )
-    this.#copies = new Copies(library.calls, this, (ordinal) => this.#device(ordinal).context)
+    this.#copies = new Copies(
+      library.calls,
+      this,
+      (call, status) => this.#answer(call, status),
+      (ordinal) => this.#device(ordinal).context
+    )
   }
 
   /** Notes which call a status came from, for failures, and whether it ends the contexts. */
