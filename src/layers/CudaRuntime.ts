@@ -9,18 +9,29 @@
  */
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
+import type { AccessOperations } from "./runtime/accesses.ts"
+import type { CopyOperations } from "./runtime/copies.ts"
 import type { DeviceOperations, DeviceProperties } from "./runtime/devices.ts"
 import type { EventOperations } from "./runtime/events.ts"
 import type { KernelOperations } from "./runtime/kernels.ts"
+import type { ManagedOperations } from "./runtime/managed.ts"
 import type { MemoryOperations } from "./runtime/memory.ts"
+import type { ModuleOperations } from "./runtime/modules.ts"
+import type { PinnedOperations } from "./runtime/pinned.ts"
 import type { PoolOperations } from "./runtime/pools.ts"
 import type { ProgramOperations } from "./runtime/programs.ts"
 import type { StreamOperations } from "./runtime/streams.ts"
 
+export type * from "./runtime/accesses.ts"
+export type * from "./runtime/copies.ts"
 export type * from "./runtime/devices.ts"
 export type * from "./runtime/events.ts"
 export type * from "./runtime/kernels.ts"
+export type * from "./runtime/managed.ts"
 export type * from "./runtime/memory.ts"
+export type * from "./runtime/modules.ts"
+export * from "./runtime/operations.ts"
+export type * from "./runtime/pinned.ts"
 export type * from "./runtime/pools.ts"
 export type * from "./runtime/programs.ts"
 export type * from "./runtime/resources.ts"
@@ -61,7 +72,12 @@ export interface CudaRuntimeService
     StreamOperations,
     EventOperations,
     MemoryOperations,
+    PinnedOperations,
+    ManagedOperations,
+    CopyOperations,
+    AccessOperations,
     PoolOperations,
+    ModuleOperations,
     KernelOperations,
     ProgramOperations
 {

@@ -22,7 +22,6 @@ import { CudaError, reasonFromStatus, unknownStatus } from "../CudaError.ts"
 import type { CudaErrorReason } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, WaitOptions } from "./CudaRuntime.ts"
-import * as Runtime from "./internal/Runtime.ts"
 import { Compiler } from "./native/Compiler.ts"
 import type { CompilerPolicy } from "./native/Compiler.ts"
 import { describeStatus, Out } from "./native/Device.ts"
@@ -31,6 +30,7 @@ import { NativeBackend } from "./native/NativeBackend.ts"
 import type { NativePolicy } from "./native/NativeBackend.ts"
 import { cacheFolder } from "./native/ProgramCache.ts"
 import { wakerOfThread } from "./native/Waker.ts"
+import * as Runtime from "./shared/Runtime.ts"
 
 /**
  * How the native runtime works. Everything has a default.

@@ -9,7 +9,7 @@
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import { reasonFromStatus } from "../../CudaError.ts"
-import type { Cancel, OnDone, WaitStage } from "../internal/Backend.ts"
+import type { Cancel, OnDone, WaitStage } from "../shared/Backend.ts"
 import type { NativeDevice } from "./Device.ts"
 import type { Lane, Point, SideStream, Watch } from "./Lane.ts"
 import type { Waker } from "./Waker.ts"

@@ -5,8 +5,8 @@
 import { copyInStreamOrder, defaultStreamHandles, memoryTypes } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import { success } from "../../cuda/status.ts"
-import type { RowsTransfer, Transfer } from "../internal/Backend.ts"
-import type { AnyMemoryResource } from "../internal/resources.ts"
+import type { RowsTransfer, Transfer } from "../shared/Backend.ts"
+import type { AnyMemoryResource } from "../shared/resources.ts"
 import type { NativeStream } from "./Device.ts"
 import { segmentSize } from "./PinnedMemory.ts"
 

@@ -7,8 +7,8 @@ import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
 import type { PriorityRange } from "../CudaRuntime.ts"
-import type { DriverFailure } from "../internal/Backend.ts"
-import { EventResource, StreamResource } from "../internal/resources.ts"
+import type { DriverFailure } from "../shared/Backend.ts"
+import { EventResource, StreamResource } from "../shared/resources.ts"
 import type { Lane, Point } from "./Lane.ts"
 
 export class NativeStream extends StreamResource {

@@ -1,7 +1,7 @@
 /**
  * The pending waits of one stream, and the records they wait for.
  */
-import type { OnDone } from "../internal/Backend.ts"
+import type { OnDone } from "../shared/Backend.ts"
 
 /** A pending wait. */
 export interface Watch {

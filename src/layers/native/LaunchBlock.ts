@@ -5,7 +5,7 @@
 import { launchAttributes } from "../../cuda/flags.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { twoTo32 } from "../../cuda/parameters.ts"
-import type { LaunchShape } from "../internal/launches.ts"
+import type { LaunchShape } from "../shared/launches.ts"
 
 /** Words of a `CUlaunchConfig`: where its stream, its attributes and their number are; and words of a `CUlaunchAttribute`. */
 const streamAt = 8

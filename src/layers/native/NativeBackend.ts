@@ -35,7 +35,7 @@ import type {
   StreamHandle,
   WaitOptions
 } from "../CudaRuntime.ts"
-import type { Arguments } from "../internal/arguments.ts"
+import type { Arguments } from "../shared/arguments.ts"
 import type {
   Backend,
   Cancel,
@@ -45,14 +45,14 @@ import type {
   RowsTransfer,
   Transfer,
   WaitStage
-} from "../internal/Backend.ts"
-import { watchAll } from "../internal/Core.ts"
-import type { Watch } from "../internal/Core.ts"
-import type { LaunchShape } from "../internal/launches.ts"
-import { KernelCode } from "../internal/modules.ts"
-import type { KernelResource, ModuleResource, ParameterInfo } from "../internal/modules.ts"
-import { DeviceMemoryResource, HostMemoryResource, MemoryPoolResource } from "../internal/resources.ts"
-import type { EventResource, ManagedMemoryResource, StreamResource } from "../internal/resources.ts"
+} from "../shared/Backend.ts"
+import { watchAll } from "../shared/Core.ts"
+import type { Watch } from "../shared/Core.ts"
+import type { LaunchShape } from "../shared/launches.ts"
+import { KernelCode } from "../shared/modules.ts"
+import type { KernelResource, ModuleResource, ParameterInfo } from "../shared/modules.ts"
+import { DeviceMemoryResource, HostMemoryResource, MemoryPoolResource } from "../shared/resources.ts"
+import type { EventResource, ManagedMemoryResource, StreamResource } from "../shared/resources.ts"
 import { Completion } from "./Completion.ts"
 import type { WaitPolicy } from "./Completion.ts"
 import { Copies } from "./Copies.ts"

@@ -12,7 +12,7 @@ import * as Effect from "effect/Effect"
 import { hostRegisterPortable } from "../../cuda/flags.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { statuses } from "../../cuda/status.ts"
-import type { DriverFailure } from "../internal/Backend.ts"
+import type { DriverFailure } from "../shared/Backend.ts"
 import type { Warn } from "./Device.ts"
 
 /** The most the driver pins at a time: about a millisecond of work. A copy is enqueued in pieces of a segment at most. */

@@ -1,5 +1,5 @@
 /**
- * Devices, as the service knows them.
+ * Devices in the runtime service.
  *
  * @since 0.1.0
  */
@@ -49,7 +49,7 @@ export interface PriorityRange {
 }
 
 /**
- * The operations of devices.
+ * Operations on devices.
  *
  * @category models
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * Events, as the service knows them.
+ * Events in the runtime service.
  *
  * @since 0.1.0
  */
@@ -32,7 +32,7 @@ export interface EventRef {
 }
 
 /**
- * The operations of events.
+ * Operations on events.
  *
  * @category models
  * @since 0.1.0

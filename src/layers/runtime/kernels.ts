@@ -1,9 +1,8 @@
 /**
- * Modules and kernels, as the service knows them.
+ * Kernels in the runtime service.
  *
  * @since 0.1.0
  */
-import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
 import type {
@@ -16,23 +15,9 @@ import type {
   StructKind
 } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { Address, DeviceMemoryRef, MemoryRef } from "./memory.ts"
-import type { ResourceState } from "./resources.ts"
+import type { Address, MemoryRef } from "./memory.ts"
+import type { ModuleRef } from "./modules.ts"
 import type { StreamRef } from "./streams.ts"
-
-/**
- * An image of code that was loaded.
- *
- * @category models
- * @since 0.1.0
- */
-export interface ModuleRef {
-  /** The `CUlibrary`. */
-  readonly handle: number
-  /** Bytes of the image. */
-  readonly byteLength: number
-  readonly state: ResourceState
-}
 
 /**
  * A kernel of a module, with the parameters that it was said to have. It lives as long as its module.
@@ -46,17 +31,6 @@ export interface KernelRef {
   readonly handle: number
   readonly name: string
   readonly parameters: ReadonlyArray<ParameterKind>
-}
-
-/**
- * How a module is loaded.
- *
- * @category models
- * @since 0.1.0
- */
-export interface ModuleOptions {
-  /** How long the loading of code into a device waits for the device to have no work, before the driver does, on this thread. */
-  readonly patience: Duration.Duration
 }
 
 /**
@@ -158,18 +132,12 @@ export interface BlockSuggestion {
 }
 
 /**
- * The operations of modules and kernels.
+ * Operations on kernels.
  *
  * @category models
  * @since 0.1.0
  */
 export interface KernelOperations {
-  /** `cuLibraryLoadData`, of a copy of the image, off the JS thread. Fails for an image that the driver cannot use. */
-  readonly moduleLoad: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleRef, CudaError>
-  /** Refuses new uses, and `cuLibraryUnload` once no device has work; does not wait for that. */
-  readonly moduleUnload: (module: ModuleRef) => Effect.Effect<void, CudaError>
-  /** `cuLibraryGetGlobal`: a variable's memory on a device. It lives as long as the module and is nobody's to free. */
-  readonly moduleGlobal: (module: ModuleRef, name: string, device: number) => Effect.Effect<DeviceMemoryRef, CudaError>
   /**
    * `cuLibraryGetKernel`, and `cuKernelGetFunction`, which loads its code into a device: when that has no work, as the
    * driver waits for this otherwise. Fails when the parameters are not those that the driver reports.

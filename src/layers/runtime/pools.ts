@@ -1,5 +1,5 @@
 /**
- * Pools of device memory, as the service knows them.
+ * Pools of device memory in the runtime service.
  *
  * @since 0.1.0
  */
@@ -58,7 +58,7 @@ export interface MemoryPoolStatistics {
 }
 
 /**
- * The operations of pools of device memory.
+ * Operations on pools of device memory.
  *
  * @category models
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * Programs, as the service knows them.
+ * Programs in the runtime service.
  *
  * @since 0.1.0
  */
@@ -66,7 +66,7 @@ export interface CompiledProgram {
 }
 
 /**
- * The operations of compiling.
+ * Operations that compile programs.
  *
  * @category models
  * @since 0.1.0

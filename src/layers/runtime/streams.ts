@@ -1,5 +1,5 @@
 /**
- * Streams, as the service knows them.
+ * Streams in the runtime service.
  *
  * @since 0.1.0
  */
@@ -76,7 +76,7 @@ export interface StreamRef {
 }
 
 /**
- * The operations of streams.
+ * Operations on streams.
  *
  * @category models
  * @since 0.1.0

@@ -4,8 +4,8 @@
  * Nothing here knows Effect. Whoever calls lets time pass first (`world.advance`), and looks at `lost` where a fault
  * must be answered.
  */
-import { neverFinishes } from "../internal/Backend.ts"
-import type { RowsTransfer } from "../internal/Backend.ts"
+import { neverFinishes } from "../shared/Backend.ts"
+import type { RowsTransfer } from "../shared/Backend.ts"
 import { Device, EventRecord, Operation, Stream } from "./parts.ts"
 import type { DeviceTraits, EventState, OperationKind, Pool, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
 import type { Storage } from "./Storage.ts"

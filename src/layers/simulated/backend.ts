@@ -18,10 +18,10 @@ import type {
   ModuleOptions,
   PriorityRange
 } from "../CudaRuntime.ts"
-import type { Backend, Cancel, DriverFailure, Marker, OnDone, RowsTransfer, Transfer } from "../internal/Backend.ts"
-import type { LaunchShape } from "../internal/launches.ts"
-import { ModuleResource } from "../internal/modules.ts"
-import type { KernelCode, KernelResource } from "../internal/modules.ts"
+import type { Backend, Cancel, DriverFailure, Marker, OnDone, RowsTransfer, Transfer } from "../shared/Backend.ts"
+import type { LaunchShape } from "../shared/launches.ts"
+import { ModuleResource } from "../shared/modules.ts"
+import type { KernelCode, KernelResource } from "../shared/modules.ts"
 import type {
   AnyMemoryResource,
   DeviceMemoryResource,
@@ -30,7 +30,7 @@ import type {
   ManagedMemoryResource,
   MemoryPoolResource,
   StreamResource
-} from "../internal/resources.ts"
+} from "../shared/resources.ts"
 import {
   activeBlocks,
   bestBlock,

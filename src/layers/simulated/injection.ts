@@ -6,8 +6,8 @@ import { statuses } from "../../cuda/status.ts"
 import type { StatusTag } from "../../cuda/status.ts"
 import { CudaError, reasonFromStatus } from "../../CudaError.ts"
 import type { CudaRuntimeService } from "../CudaRuntime.ts"
-import { around } from "../internal/operations.ts"
-import type { Operation, OperationName } from "../internal/operations.ts"
+import { around } from "../runtime/operations.ts"
+import type { Operation, OperationName } from "../runtime/operations.ts"
 import type { SimulatedBackend } from "./backend.ts"
 
 /** The failures still to come, by operation. */

@@ -9,8 +9,8 @@ import {
   ManagedMemoryResource,
   MemoryPoolResource,
   StreamResource
-} from "../internal/resources.ts"
-import type { AnyMemoryResource, Owner } from "../internal/resources.ts"
+} from "../shared/resources.ts"
+import type { AnyMemoryResource, Owner } from "../shared/resources.ts"
 import type { EventState, Pool, Stream } from "./parts.ts"
 import type { Storage } from "./Storage.ts"
 

@@ -1,28 +1,67 @@
 /**
- * The operations of every runtime on managed memory: moving its pages ahead of their use, and saying how it will be used.
+ * Managed memory: the operations of every runtime, and the part of the backend that they use.
  */
 import * as Effect from "effect/Effect"
 import { memoryAdvice } from "../../cuda/flags.ts"
 import type { MemoryAdvice } from "../../cuda/flags.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryLocation, MemoryRange } from "../CudaRuntime.ts"
+import type { MemoryLocation, MemoryOptions, MemoryRange } from "../CudaRuntime.ts"
+import type { ManagedOperations } from "../runtime/managed.ts"
 import { enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
+import { refuseByteLength, withOptions } from "./memory.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { ManagedMemoryResource, ownMemory, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
-type ManagedOperations = Pick<CudaRuntimeService, "memoryPrefetch" | "memoryAdvise">
+export interface ManagedBackend {
+  /** The memory that `allocate` made. */
+  readonly allocated: ManagedMemoryResource | undefined
+  readonly allocate: (device: number, byteLength: number) => number
+  /** The most bytes that one call of `prefetch` should move, so that it holds its thread for about a millisecond. */
+  readonly prefetchPiece: (location: MemoryLocation) => number
+  readonly prefetch: (
+    memory: ManagedMemoryResource,
+    offset: number,
+    byteLength: number,
+    location: MemoryLocation,
+    stream: StreamResource
+  ) => number
+  readonly advise: (
+    memory: ManagedMemoryResource,
+    offset: number,
+    byteLength: number,
+    advice: MemoryAdvice,
+    location: MemoryLocation
+  ) => number
+}
 
 export const managedOperations = (core: Core): ManagedOperations => ({
+  managedAllocate: (device, byteLength, options = {}) =>
+    Effect.uninterruptible(
+      core.onDevice("CudaMemory.allocateManaged", device, () => allocateManaged(core, device, byteLength, options))
+    ),
   memoryPrefetch: (range, location, stream) => Effect.suspend(() => prefetch(core, range, location, ownStream(stream))),
   memoryAdvise: (range, advice, location) => Effect.suspend(() => advise(core, range, advice, location))
 })
 
-/** What is wrong with a range of memory that is to be managed, or with a location. */
+const allocateManaged = (core: Core, device: number, byteLength: number, options: MemoryOptions) => {
+  const operation = "CudaMemory.allocateManaged"
+  const refused = refuseByteLength(operation, byteLength)
+  if (refused !== undefined) return refused
+  const status = core.backend.managed.allocate(device, byteLength)
+  if (status !== success) {
+    return core.failOn(operation, status, device, `${byteLength} bytes of managed memory of device ${device}`)
+  }
+  const memory = withOptions(core.backend.managed.allocated!, options)
+  core.deviceMemory.add(memory)
+  return Effect.succeed(memory)
+}
+
+/** Refuses a range of memory that cannot be used, or a location that does not exist. */
 const refuse = (core: Core, operation: string, range: MemoryRange, location: MemoryLocation): Refusal => {
   const memory = ownMemory(range.memory)
   if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
@@ -46,7 +85,7 @@ const prefetch = (
   const operation = "CudaMemory.prefetch"
   const refused = refuse(core, operation, range, location)
   if (refused !== undefined) return refused
-  const most = core.backend.prefetchPiece(location)
+  const most = core.backend.managed.prefetchPiece(location)
   let done = 0
   const piece = Effect.suspend(() => {
     const next = { ...range, offset: range.offset + done, byteLength: Math.min(most, range.byteLength - done) }
@@ -81,7 +120,7 @@ const prefetchPiece = (
   if (!(memory instanceof ManagedMemoryResource)) return refuseKind(operation, memory)
   if (range.byteLength === 0) return Effect.void
   const { byteLength, offset } = range
-  const call = () => backend.memoryPrefetch(memory, offset, byteLength, location, stream)
+  const call = () => backend.managed.prefetch(memory, offset, byteLength, location, stream)
   const status = enqueueUsing(core, stream, [range], [], call)
   return status === success ? Effect.void : core.fail(operation, status, memory)
 }
@@ -101,6 +140,6 @@ const advise = (
   const memory = ownMemory(range.memory)
   if (!(memory instanceof ManagedMemoryResource)) return refuseKind(operation, memory)
   if (range.byteLength === 0) return Effect.void
-  const status = core.backend.memoryAdvise(memory, range.offset, range.byteLength, advice, location)
+  const status = core.backend.managed.advise(memory, range.offset, range.byteLength, advice, location)
   return status === success ? Effect.void : core.fail(operation, status, memory)
 }

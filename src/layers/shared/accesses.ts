@@ -5,9 +5,9 @@
 import * as Effect from "effect/Effect"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryAccess, MemoryRange } from "../CudaRuntime.ts"
-import { watchAll } from "./Core.ts"
-import type { Core, Watch } from "./Core.ts"
+import type { MemoryAccess, MemoryRange, WaitOptions } from "../CudaRuntime.ts"
+import type { AccessOperations } from "../runtime/accesses.ts"
+import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { Access, marksOfPart, Track, Work } from "./ordering.ts"
 import type { Mark, Part } from "./ordering.ts"
@@ -15,8 +15,26 @@ import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { ownMemory, ownStream, unusable, useAll } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
+import { watchAll } from "./waits.ts"
+import type { Cancel, OnDone, Watch } from "./waits.ts"
 
-type AccessOperations = Pick<CudaRuntimeService, "memoryBegin" | "memoryEnd" | "memorySettled">
+/** A point in the work of a stream, for the order of buffers. Each backend has its own kind. */
+export interface Marker {
+  readonly device: number
+}
+
+export interface MarkerBackend {
+  /** The marker that `record` made. */
+  readonly made: Marker | undefined
+  /** Makes a marker behind the work that a stream holds now. */
+  readonly record: (stream: StreamResource) => number
+  readonly wait: (stream: StreamResource, marker: Marker) => number
+  readonly query: (marker: Marker) => number
+  /** Takes a marker back for reuse. Streams that were made to wait for it still do. */
+  readonly release: (marker: Marker) => void
+  /** Reports when a marker is reached. The marker is released only after that. */
+  readonly watch: (marker: Marker, onDone: OnDone, options?: WaitOptions) => Cancel
+}
 
 export const accessOperations = (core: Core): AccessOperations => {
   const accesses = new WeakMap<MemoryAccess, Access>()
@@ -40,12 +58,12 @@ export const enqueueOrdered = (
 ): number => {
   const { backend } = core
   const work = new Work(trackOf(core, stream), partsOf(reads, writes))
-  const begun = work.begin(backend)
+  const begun = work.begin(backend.markers)
   if (begun !== success) return begun
-  backend.enqueuedPart = false
+  backend.copies.enqueuedPart = false
   const status = call()
-  if (status !== success && !backend.enqueuedPart) return status
-  const marked = work.end(backend)
+  if (status !== success && !backend.copies.enqueuedPart) return status
+  const marked = work.end(backend.markers)
   return status === success ? marked : status
 }
 
@@ -104,7 +122,7 @@ const begin = (
   accesses.set(access, own)
   const start = () => {
     const used = useAll([...access.reads, ...access.writes].map(({ memory }) => ownMemory(memory)), stream)
-    const status = used === success ? own.begin(core.backend) : used
+    const status = used === success ? own.begin(core.backend.markers) : used
     return status === success ? Effect.void : core.fail(accessOperation, status, stream)
   }
   if (!own.isBlocked) return start()
@@ -151,7 +169,7 @@ const end = (
   const own = accesses.get(access)
   if (own === undefined) return Effect.void
   accesses.delete(access)
-  const status = own.end(core.backend)
+  const status = own.end(core.backend.markers)
   return status === success ? Effect.void : core.fail(accessOperation, status, ownStream(access.stream))
 }
 
@@ -166,7 +184,7 @@ const settled = (core: Core, range: MemoryRange): Effect.Effect<void, CudaError>
   const part = { ordering, from: range.offset, to: range.offset + range.byteLength, writes: true }
   const device = memory.kind === "device" ? memory.device : 0
   return core.wait(operation, device, String(memory), (onDone, options) => {
-    const marks = marksOfPart(part, core.backend)
+    const marks = marksOfPart(part, core.backend.markers)
     if (typeof marks !== "number") return watchMarks(core, marks)(onDone, options)
     onDone(marks)
     return () => {}
@@ -192,8 +210,8 @@ const watchMarks = (core: Core, marks: ReadonlyArray<Mark>): Watch => (onDone, o
 }
 
 const watchMark = (core: Core, { marker }: Mark): Watch => (onDone, options) => {
-  const status = core.backend.markerQuery(marker)
-  if (status === notReady) return core.backend.watchMarker(marker, onDone, options)
+  const status = core.backend.markers.query(marker)
+  if (status === notReady) return core.backend.markers.watch(marker, onDone, options)
   onDone(status)
   return () => {}
 }

@@ -8,13 +8,12 @@ import * as Semaphore from "effect/Semaphore"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { CurrentWaitOptions } from "../CudaRuntime.ts"
-import type { WaitOptions } from "../CudaRuntime.ts"
-import type { Backend, Cancel, OnDone, WaitStage } from "./Backend.ts"
+import type { Backend } from "./Backend.ts"
 import { fromStatus, refuse, refuseArgument } from "./failures.ts"
 import type { FaultOrigins } from "./failures.ts"
 import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
-import type { ModuleResource } from "./modules.ts"
+import type { ModuleResource } from "./moduleResources.ts"
 import type {
   DeviceMemoryResource,
   EventResource,
@@ -22,9 +21,7 @@ import type {
   MemoryPoolResource,
   StreamResource
 } from "./resources.ts"
-
-/** Begins a wait and says how to give it up. */
-export type Watch = (onDone: OnDone, options: WaitOptions) => Cancel
+import type { Cancel, WaitStage, Watch } from "./waits.ts"
 
 const mostPins = 1_000_000
 
@@ -50,8 +47,8 @@ export class Core {
 
   constructor(backend: Backend) {
     this.backend = backend
-    this.#opened = backend.devices.map(() => false)
-    this.#opening = backend.devices.map(() => Semaphore.makeUnsafe(1))
+    this.#opened = backend.devices.all.map(() => false)
+    this.#opening = backend.devices.all.map(() => Semaphore.makeUnsafe(1))
   }
 
   /** The failure for a status the backend just returned. */
@@ -104,7 +101,7 @@ export class Core {
   /** The failure of an ordinal that is no device's, or of a runtime that is gone. */
   refuseDevice(operation: string, argument: string, device: number): Effect.Effect<never, CudaError> | undefined {
     if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
-    const count = this.backend.devices.length
+    const count = this.backend.devices.all.length
     if (Number.isInteger(device) && device >= 0 && device < count) return undefined
     return refuseArgument(operation, argument, device, `a device ordinal from 0 to ${count - 1}`)
   }
@@ -113,7 +110,7 @@ export class Core {
     const open = Effect.suspend((): Effect.Effect<void, CudaError> => {
       if (this.#opened[device] === true) return Effect.void
       if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
-      return Effect.mapBoth(this.backend.openDevice(device), {
+      return Effect.mapBoth(this.backend.devices.open(device), {
         onSuccess: () => {
           this.#opened[device] = true
         },
@@ -163,27 +160,3 @@ export class Core {
 const noCancel: Cancel = () => {}
 const succeedTrue = Effect.succeed(true)
 const succeedFalse = Effect.succeed(false)
-
-/** One watch for many: ends when all have, or with the first fault. */
-export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone, options) => {
-  if (watches.length === 0) {
-    onDone(success)
-    return () => {}
-  }
-  const cancels: Array<Cancel> = []
-  let pending = watches.length
-  const cancelAll = () => cancels.forEach((cancel) => cancel())
-  for (const watch of watches) {
-    if (pending <= 0) break
-    const onOneDone: OnDone = (status, stage) => {
-      if (pending <= 0) return
-      pending = status === success ? pending - 1 : 0
-      if (pending > 0) return
-      cancelAll()
-      onDone(status, stage)
-    }
-    cancels.push(watch(onOneDone, options))
-  }
-  if (pending <= 0) cancelAll()
-  return cancelAll
-}

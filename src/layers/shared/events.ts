@@ -1,17 +1,34 @@
 /**
- * The event operations of every runtime.
+ * Events: the operations of every runtime, and the part of the backend that they use.
  */
 import * as Effect from "effect/Effect"
 import { eventFlags, ipcHandleSize } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { EventRef, StreamRef } from "../CudaRuntime.ts"
+import type { EventRef, StreamRef, WaitOptions } from "../CudaRuntime.ts"
 import type { EventOperations } from "../runtime/events.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
-import type { EventResource } from "./resources.ts"
+import type { EventResource, StreamResource } from "./resources.ts"
+import type { Cancel, OnDone } from "./waits.ts"
+
+export interface EventBackend {
+  /** The event that the last creating call made. */
+  readonly created: EventResource | undefined
+  /** What `elapsedTime` read. */
+  readonly milliseconds: number
+  readonly create: (device: number, flags: number) => number
+  readonly destroy: (event: EventResource) => number
+  readonly record: (event: EventResource, stream: StreamResource) => number
+  readonly query: (event: EventResource) => number
+  readonly elapsedTime: (start: EventResource, end: EventResource) => number
+  readonly ipcHandle: (event: EventResource, into: Uint8Array) => number
+  readonly fromIpcHandle: (device: number, handle: Uint8Array) => number
+  /** Reports when the event's current record is done. */
+  readonly watch: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
+}
 
 export const eventOperations = (core: Core): EventOperations => ({
   eventCreate: operation((device: number, flags: number) => create(core, device, flags)),
@@ -21,7 +38,7 @@ export const eventOperations = (core: Core): EventOperations => ({
     if (event.state !== "live") return Effect.void
     event.state = "released"
     core.events.delete(event)
-    const status = core.backend.eventDestroy(event)
+    const status = core.backend.events.destroy(event)
     return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
   }),
   eventRecord: operation((ref: EventRef, streamRef: StreamRef) => {
@@ -31,7 +48,7 @@ export const eventOperations = (core: Core): EventOperations => ({
       return refuseResource("CudaEvent.record", core.backend, event, stream)
     }
     if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
-    const status = core.backend.eventRecord(event, stream)
+    const status = core.backend.events.record(event, stream)
     if (status !== success) return core.fail("CudaEvent.record", status, event)
     event.recorded = true
     return Effect.void
@@ -39,19 +56,19 @@ export const eventOperations = (core: Core): EventOperations => ({
   eventQuery: operation((ref: EventRef) => {
     const event = ownEvent(ref)
     if (unusable(core.backend, event)) return refuseResource("CudaEvent.query", core.backend, event)
-    return core.answer("CudaEvent.query", core.backend.eventQuery(event), event)
+    return core.answer("CudaEvent.query", core.backend.events.query(event), event)
   }),
   eventSynchronize: operation((ref: EventRef) => {
     const event = ownEvent(ref)
     if (unusable(core.backend, event)) return refuseResource("CudaEvent.synchronize", core.backend, event)
-    const status = core.backend.eventQuery(event)
+    const status = core.backend.events.query(event)
     if (status === success) return Effect.void
     if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
     return core.wait(
       "CudaEvent.synchronize",
       event.device,
       String(event),
-      (onDone, options) => core.backend.watchEvent(event, onDone, options)
+      (onDone, options) => core.backend.events.watch(event, onDone, options)
     )
   }),
   eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>
@@ -65,7 +82,7 @@ export const eventOperations = (core: Core): EventOperations => ({
         return refuseArgument("CudaEvent.ipcHandle", "event", event, "an event made with { interprocess: true }")
       }
       const bytes = new Uint8Array(ipcHandleSize)
-      const status = core.backend.eventIpcHandle(event, bytes)
+      const status = core.backend.events.ipcHandle(event, bytes)
       return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
     }),
   eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle)
@@ -77,7 +94,7 @@ const create = (core: Core, device: number, flags: number) =>
     if (interprocess && (flags & eventFlags.disableTiming) === 0) {
       return refuseArgument("CudaEvent.make", "timing", true, "false for an interprocess event: it cannot take times")
     }
-    return adopt(core, "CudaEvent.make", device, core.backend.eventCreate(device, flags))
+    return adopt(core, "CudaEvent.make", device, core.backend.events.create(device, flags))
   })
 
 const fromIpcHandle = (core: Core, device: number, handle: Uint8Array) =>
@@ -85,12 +102,12 @@ const fromIpcHandle = (core: Core, device: number, handle: Uint8Array) =>
     if (!(handle instanceof Uint8Array) || handle.byteLength !== ipcHandleSize) {
       return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `${ipcHandleSize} bytes`)
     }
-    return adopt(core, "CudaEvent.fromIpcHandle", device, core.backend.eventFromIpcHandle(device, handle))
+    return adopt(core, "CudaEvent.fromIpcHandle", device, core.backend.events.fromIpcHandle(device, handle))
   })
 
 const adopt = (core: Core, operation: string, device: number, status: number) => {
   if (status !== success) return core.failOn(operation, status, device, `device ${device}`)
-  const event = core.backend.event!
+  const event = core.backend.events.created!
   core.events.add(event)
   return Effect.succeed(event)
 }
@@ -105,8 +122,10 @@ const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effe
     return refuseResource(operation, core.backend, start, end)
   }
   const isMeant = start.hasTiming && end.hasTiming && start.recorded && end.recorded && start.device === end.device
-  const status = isMeant ? core.backend.eventElapsedTime(start, end) : notReady
-  return status === success ? Effect.succeed(core.backend.result) : explainElapsed(core, operation, status, start, end)
+  const status = isMeant ? core.backend.events.elapsedTime(start, end) : notReady
+  return status === success
+    ? Effect.succeed(core.backend.events.milliseconds)
+    : explainElapsed(core, operation, status, start, end)
 }
 
 const explainElapsed = (
@@ -123,12 +142,12 @@ const explainElapsed = (
   if (blank !== undefined) return refuse(operation, { _tag: "NotRecorded", resource: String(blank) })
   if (status !== notReady) return core.fail(operation, status, end)
   for (const event of both) {
-    const queried = core.backend.eventQuery(event)
+    const queried = core.backend.events.query(event)
     if (queried === notReady) return refuse(operation, { _tag: "NotFinished", resource: String(event) })
     if (queried !== success) return core.fail(operation, queried, event)
   }
   if (start.device !== end.device) return refuseDevices(operation, start, end)
   // Both were finished since the driver was asked.
-  const again = core.backend.eventElapsedTime(start, end)
-  return again === success ? Effect.succeed(core.backend.result) : core.fail(operation, again, end)
+  const again = core.backend.events.elapsedTime(start, end)
+  return again === success ? Effect.succeed(core.backend.events.milliseconds) : core.fail(operation, again, end)
 }

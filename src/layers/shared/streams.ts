@@ -1,18 +1,34 @@
 /**
- * The stream operations of every runtime.
+ * Streams: the operations of every runtime, and the part of the backend that they use.
  */
 import * as Effect from "effect/Effect"
 import { defaultStreamHandles } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
-import type { CudaRuntimeService, EventRef, StreamRef } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, StreamRef, WaitOptions } from "../CudaRuntime.ts"
 import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
-import type { StreamResource } from "./resources.ts"
+import type { EventResource, StreamResource } from "./resources.ts"
+import type { Cancel, OnDone } from "./waits.ts"
+
+export interface StreamBackend {
+  /** The stream that the last creating call made. */
+  readonly created: StreamResource | undefined
+  readonly create: (device: number, priority: number, nonBlocking: boolean) => number
+  readonly defaultOf: (device: number, mode: "legacy" | "perThread") => number
+  readonly fromHandle: (device: number, handle: number) => number
+  readonly destroy: (stream: StreamResource) => number
+  readonly query: (stream: StreamResource) => number
+  readonly waitEvent: (stream: StreamResource, event: EventResource) => number
+  /** Makes one record on `from`, which every branch waits for. */
+  readonly fork: (from: StreamResource, branches: ReadonlyArray<StreamResource>) => number
+  /** Reports when the work that the stream holds now is done. */
+  readonly watch: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel
+}
 
 export const streamOperations = (core: Core): StreamOperations => ({
   streamCreate: (options) => create(core, options),
@@ -29,7 +45,7 @@ export const streamOperations = (core: Core): StreamOperations => ({
   streamQuery: operation((ref: StreamRef) => {
     const stream = ownStream(ref)
     if (unusable(core.backend, stream)) return refuseResource("CudaStream.query", core.backend, stream)
-    return core.answer("CudaStream.query", core.backend.streamQuery(stream), stream)
+    return core.answer("CudaStream.query", core.backend.streams.query(stream), stream)
   }),
   streamSynchronize: operation((ref: StreamRef) => {
     const stream = ownStream(ref)
@@ -42,7 +58,7 @@ export const streamOperations = (core: Core): StreamOperations => ({
     if (unusable(core.backend, stream) || unusable(core.backend, event)) {
       return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
     }
-    const status = core.backend.streamWaitEvent(stream, event)
+    const status = core.backend.streams.waitEvent(stream, event)
     return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
   }),
   streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
@@ -51,7 +67,7 @@ export const streamOperations = (core: Core): StreamOperations => ({
     if (unusable(core.backend, stream) || unusable(core.backend, other)) {
       return refuseResource("CudaStream.waitStream", core.backend, stream, other)
     }
-    const status = core.backend.streamFork(other, [stream])
+    const status = core.backend.streams.fork(other, [stream])
     return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
   }),
   streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
@@ -68,7 +84,7 @@ const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamRe
   if (unusable(backend, from) || branches.some((branch) => unusable(backend, branch))) {
     return refuseResource(operation, backend, from, ...branches)
   }
-  const status = backend.streamFork(from, branches)
+  const status = backend.streams.fork(from, branches)
   return status === success ? Effect.void : core.fail(operation, status, from)
 }
 
@@ -83,7 +99,7 @@ const join = (core: Core, into: StreamResource, branches: ReadonlyArray<StreamRe
       failed ??= refuseResource(operation, backend, branch)
       continue
     }
-    const status = backend.streamFork(branch, waiting)
+    const status = backend.streams.fork(branch, waiting)
     if (status !== success) failed ??= core.fail(operation, status, branch)
   }
   return failed ?? Effect.void
@@ -91,7 +107,7 @@ const join = (core: Core, into: StreamResource, branches: ReadonlyArray<StreamRe
 
 const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate"]>[0]) =>
   core.onDevice("CudaStream.make", options.device, () => {
-    const range = core.backend.priorityRange(options.device)
+    const range = core.backend.devices.priorityRange(options.device)
     const { greatest, least } = range
     const priority = resolvePriority(range, options.priority, options.outOfRange)
     if (!Number.isInteger(priority) || priority > least || priority < greatest) {
@@ -102,9 +118,9 @@ const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate
         `an integer from ${greatest} (highest) to ${least}`
       )
     }
-    const status = core.backend.streamCreate(options.device, priority, options.nonBlocking)
+    const status = core.backend.streams.create(options.device, priority, options.nonBlocking)
     if (status !== success) return core.failOn("CudaStream.make", status, options.device, `device ${options.device}`)
-    const stream = core.backend.stream!
+    const stream = core.backend.streams.created!
     core.streams.add(stream)
     return Effect.succeed(stream)
   })
@@ -117,9 +133,9 @@ const defaultStream = (core: Core, operation: string, device: number, mode: "leg
     const key = `${device} ${mode}`
     const known = core.defaultStreams.get(key)
     if (known !== undefined) return Effect.succeed(known)
-    const status = core.backend.streamDefault(device, mode)
+    const status = core.backend.streams.defaultOf(device, mode)
     if (status !== success) return core.failOn(operation, status, device, `device ${device}`)
-    const stream = core.backend.stream!
+    const stream = core.backend.streams.created!
     core.defaultStreams.set(key, stream)
     return Effect.succeed(stream)
   })
@@ -133,9 +149,9 @@ const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<S
     if (!Number.isSafeInteger(handle) || handle < 0) {
       return refuseArgument(operation, "handle", handle, "the address of a CUstream")
     }
-    const status = core.backend.streamFromHandle(device, handle)
+    const status = core.backend.streams.fromHandle(device, handle)
     if (status !== success) return core.failOn(operation, status, device, `handle 0x${handle.toString(16)}`)
-    const made = core.backend.stream!
+    const made = core.backend.streams.created!
     const key = `${device} ${made.id}`
     const known = core.foreignStreams.get(key)
     if (known === undefined) core.foreignStreams.set(key, made)
@@ -145,14 +161,14 @@ const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<S
 
 /** Waits for the work enqueued before now; a stream that is idle answers at once. */
 const drain = (core: Core, operation: string, stream: StreamResource): Effect.Effect<void, CudaError> => {
-  const status = core.backend.streamQuery(stream)
+  const status = core.backend.streams.query(stream)
   if (status === success) return Effect.void
   if (status !== notReady) return core.fail(operation, status, stream)
   return core.wait(
     operation,
     stream.device,
     String(stream),
-    (onDone, options) => core.backend.watchStream(stream, onDone, options)
+    (onDone, options) => core.backend.streams.watch(stream, onDone, options)
   )
 }
 
@@ -164,7 +180,7 @@ const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void
   Effect.catch(drain(core, "CudaStream.release", stream), (error) => {
     const isHung = error.reason._tag === "NeverFinishes"
     const idle = Effect.whileLoop({
-      while: () => !isHung && core.backend.streamQuery(stream) === notReady,
+      while: () => !isHung && core.backend.streams.query(stream) === notReady,
       body: () => Effect.sleep(1),
       step: () => {}
     })
@@ -175,6 +191,6 @@ const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaEr
   Effect.suspend(() => {
     stream.state = "released"
     core.streams.delete(stream)
-    const status = core.backend.streamDestroy(stream)
+    const status = core.backend.streams.destroy(stream)
     return status === success ? Effect.void : core.fail("CudaStream.release", status, stream)
   })

@@ -1,27 +1,34 @@
 /**
- * Every operation of the service: what programs call it, the driver's call behind it, and what a failure of it concerns. The one table
- * from which layers around a runtime are made; a member of the service without a row does not compile.
+ * Every operation of the runtime service: what programs call it, the driver call behind it, and what a failure of it concerns. The one
+ * table from which layers around a runtime are made. A member of the service without a row does not compile.
+ *
+ * @since 0.1.0
  */
 import type { Effect } from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryRef } from "../CudaRuntime.ts"
+import type { CudaRuntimeService } from "../CudaRuntime.ts"
+import type { MemoryRef } from "./memory.ts"
 
-/** What a failure of an operation concerns. */
+/** The device that an operation concerns, and what on it. */
 type About = readonly [device: number, subject: unknown]
 
 type AnyOperation = (...args: ReadonlyArray<never>) => Effect<unknown, CudaError>
 
-/** The members of the service that are operations. `memoryEnd` never fails by itself: it ends what `memoryBegin` began. */
-export type OperationMember = Exclude<
-  { [M in keyof CudaRuntimeService]: CudaRuntimeService[M] extends AnyOperation ? M : never }[keyof CudaRuntimeService],
-  "memoryEnd"
->
+/**
+ * A member of the runtime service that is an operation, such as `eventRecord`.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export type OperationMember = {
+  [M in keyof CudaRuntimeService]: CudaRuntimeService[M] extends AnyOperation ? M : never
+}[keyof CudaRuntimeService]
 
 const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memory.device : 0
 
 const onDevice = (device: number): About => [device, `device ${device}`]
 
-export const operations = {
+const rows = {
   deviceAttribute: ["CudaDevice.attribute", "cuDeviceGetAttribute", (device, name) => [device, name]],
   deviceMemoryInfo: ["CudaDevice.memoryInfo", "cuMemGetInfo", onDevice],
   devicePriorityRange: ["CudaDevice.priorityRange", "cuCtxGetStreamPriorityRange", onDevice],
@@ -76,6 +83,7 @@ export const operations = {
   memoryPrefetch: ["CudaMemory.prefetch", "cuMemPrefetchAsync", ({ memory }, _, stream) => [stream.device, memory]],
   memoryAdvise: ["CudaMemory.advise", "cuMemAdvise", ({ memory }) => [deviceOf(memory), memory]],
   memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.device, stream]],
+  memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.device, stream]],
   memorySettled: ["CudaMemory.settled", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],
@@ -127,30 +135,110 @@ export const operations = {
   ]
 }
 
-/** An operation as a program and its failures name it. */
-export type OperationName = (typeof operations)[OperationMember][0]
+/**
+ * The name of an operation in programs and in their failures, such as `CudaEvent.record`.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export type OperationName = (typeof rows)[OperationMember][0]
 
-/** A row of the table, whatever its member. */
+/**
+ * An operation of the runtime service.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
 export interface Operation {
   readonly member: OperationMember
+  /** Its name in programs and failures. Several members can share one, such as the four behind `CudaKernel.occupancy`. */
   readonly name: OperationName
+  /** The driver call behind it; the main one where there are several. */
   readonly call: string
-  readonly about: (...args: ReadonlyArray<unknown>) => About
+  /** The index of the device that a call with these arguments concerns; 0 for what concerns no device. */
+  readonly deviceOf: (args: ReadonlyArray<unknown>) => number
+  /** What a call with these arguments concerns, in words. */
+  readonly describe: (args: ReadonlyArray<unknown>) => string
 }
 
-/** A member of the service, whatever it is given. None is given more than four things. */
-export type Call = (a: unknown, b: unknown, c: unknown, d: unknown) => Effect<unknown, CudaError>
+/**
+ * A member of the runtime service, whatever its arguments and its result.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export type OperationCall = (...args: ReadonlyArray<unknown>) => Effect<unknown, CudaError>
 
-/** The service with something around each of its operations: a failure, a check, a record. */
+const operationOf = (member: OperationMember): Operation => {
+  const [name, call] = rows[member]
+  const about = rows[member][2] as (...args: ReadonlyArray<unknown>) => About
+  return {
+    member,
+    name,
+    call,
+    deviceOf: (args) => about(...args)[0],
+    describe: (args) => String(about(...args)[1])
+  }
+}
+
+/**
+ * Every operation of the runtime service, by member.
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const operations: { readonly [M in OperationMember]: Operation } = Object.fromEntries(
+  Object.keys(rows).map((member) => [member, operationOf(member as OperationMember)])
+) as { readonly [M in OperationMember]: Operation }
+
+/**
+ * Wraps operations of a runtime: `wrap` is called once for each operation and returns the call that programs make instead. Return the
+ * call it is given to leave an operation as it is, at no cost.
+ *
+ * **Details**
+ *
+ * The result is a runtime with the identity of the one inside, so handles, regions and pooled streams of both work together. A layer
+ * sees everything that a program does, because modules have no other way to a device.
+ *
+ * **Example** (A layer that logs, and one that counts)
+ *
+ * ```ts
+ * import { CudaRuntime, NativeRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ *
+ * const logging = Layer.effect(
+ *   CudaRuntime.CudaRuntime,
+ *   Effect.map(CudaRuntime.CudaRuntime, (runtime) =>
+ *     CudaRuntime.around(runtime, (operation, call) => (...args) =>
+ *       Effect.tap(call(...args), () => Effect.logDebug(`${operation.name}: ${operation.describe(args)}`))))
+ * )
+ *
+ * const counts = new Map<CudaRuntime.OperationName, number>()
+ * const counting = Layer.effect(
+ *   CudaRuntime.CudaRuntime,
+ *   Effect.map(CudaRuntime.CudaRuntime, (runtime) =>
+ *     CudaRuntime.around(runtime, ({ name }, call) => (...args) => {
+ *       counts.set(name, (counts.get(name) ?? 0) + 1)
+ *       return call(...args)
+ *     }))
+ * )
+ *
+ * const observed = logging.pipe(Layer.provide(counting), Layer.provide(NativeRuntime.layer()))
+ * ```
+ *
+ * @category operations
+ * @since 0.1.0
+ */
 export const around = (
-  service: CudaRuntimeService,
-  wrap: (operation: Operation, inner: Call) => Call
+  runtime: CudaRuntimeService,
+  wrap: (operation: Operation, call: OperationCall) => OperationCall
 ): CudaRuntimeService => ({
-  ...service,
+  ...runtime,
   ...Object.fromEntries(
-    Object.entries(operations).map(([key, [name, call, about]]) => {
-      const member = key as OperationMember
-      return [member, wrap({ member, name, call, about: about as Operation["about"] }, service[member] as Call)]
-    })
+    Object.values(operations).map((operation) => [
+      operation.member,
+      wrap(operation, runtime[operation.member] as OperationCall)
+    ])
   )
 })

@@ -1,11 +1,11 @@
 /**
- * The operations of every runtime that make memory and release it.
+ * Device memory: the operations of every runtime that allocate and release it, and the part of the backend that they use.
  */
 import * as Effect from "effect/Effect"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
-import { accessOperations } from "./accesses.ts"
+import type { DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
+import type { MemoryOperations } from "../runtime/memory.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
@@ -13,46 +13,37 @@ import { Ordering } from "./ordering.ts"
 import type { Refusal } from "./ranges.ts"
 import { ownMemory, ownPool, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, MemoryPoolResource, StreamResource } from "./resources.ts"
+import type { Cancel, OnDone } from "./waits.ts"
 
-type MemoryOperations = Pick<
-  CudaRuntimeService,
-  | "memoryAllocate"
-  | "managedAllocate"
-  | "memoryReclaim"
-  | "hostAllocate"
-  | "memoryFree"
-  | "memoryBegin"
-  | "memoryEnd"
-  | "memorySettled"
->
+export interface MemoryBackend {
+  /** The memory that `allocate` made. */
+  readonly allocated: DeviceMemoryResource | undefined
+  /** Allocates from a pool or the device's own; in stream order, or for all streams once `watchAllocation` ends. */
+  readonly allocate: (
+    device: number,
+    byteLength: number,
+    pool: MemoryPoolResource | undefined,
+    stream: StreamResource | undefined
+  ) => number
+  /** Enqueues the release behind the work of the streams that used the memory. */
+  readonly free: (memory: DeviceMemoryResource) => number
+  /** Whether the allocations that a device made last can be used on every stream. */
+  readonly allocationQuery: (device: number) => number
+  /** Reports when the allocations that a device made last can be used on every stream. */
+  readonly watchAllocation: (device: number, onDone: OnDone) => Cancel
+  /** Reports when every release enqueued so far on a device has happened. */
+  readonly watchReleases: (device: number, onDone: OnDone) => Cancel
+}
 
 export const memoryOperations = (core: Core): MemoryOperations => ({
-  ...accessOperations(core),
   memoryAllocate: operation((device: number, byteLength: number, options: DeviceMemoryOptions = {}) =>
     core.whenOpen("CudaMemory.allocate", device, () => allocate(core, device, byteLength, options))
   ),
-  managedAllocate: (device, byteLength, options = {}) =>
-    Effect.uninterruptible(
-      core.onDevice("CudaMemory.allocateManaged", device, () => allocateManaged(core, device, byteLength, options))
-    ),
   memoryReclaim: (device) =>
     core.onDevice(
       "CudaMemory.reclaim",
       device,
       () => reclaim(core, "CudaMemory.reclaim", device, () => poolsOf(core, device))
-    ),
-  hostAllocate: (byteLength, options = {}) =>
-    Effect.uninterruptible(
-      core.onDevice("CudaMemory.allocateHost", 0, () =>
-        refuseByteLength("CudaMemory.allocateHost", byteLength) ??
-          Effect.mapBoth(core.pinning.withPermit(core.backend.hostAllocate(byteLength)), {
-            onSuccess: (memory) => {
-              core.hostMemory.add(memory)
-              return withOptions(memory, options)
-            },
-            onFailure: ({ call, status }) =>
-              core.error("CudaMemory.allocateHost", status, 0, `${byteLength} bytes of pinned memory`, call)
-          }))
     ),
   memoryFree: (ref) =>
     Effect.suspend(() => {
@@ -62,7 +53,7 @@ export const memoryOperations = (core: Core): MemoryOperations => ({
     })
 })
 
-const withOptions = <Memory extends AnyMemoryResource>(memory: Memory, { ordered }: MemoryOptions): Memory => {
+export const withOptions = <Memory extends AnyMemoryResource>(memory: Memory, { ordered }: MemoryOptions): Memory => {
   if (ordered === true) memory.ordering = new Ordering()
   return memory
 }
@@ -78,7 +69,7 @@ const allocate = (
   const stream = options.stream && ownStream(options.stream)
   const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, options)
   if (refused !== undefined) return refused
-  const status = core.backend.memoryAllocate(device, byteLength, pool, stream)
+  const status = core.backend.memory.allocate(device, byteLength, pool, stream)
   if (status !== success) {
     return core.failOn(
       operation,
@@ -87,7 +78,7 @@ const allocate = (
       `${byteLength} bytes ${pool === undefined ? `on device ${device}` : `of ${pool}`}`
     )
   }
-  const memory = withOptions(core.backend.memory!, options)
+  const memory = withOptions(core.backend.memory.allocated!, options)
   core.deviceMemory.add(memory)
   return stream === undefined
     ? whenReady(core, operation, memory)
@@ -113,10 +104,15 @@ const whenReady = (
   memory: DeviceMemoryResource
 ): Effect.Effect<DeviceMemoryResource, CudaError> => {
   const { device } = memory
-  const status = core.backend.allocationQuery(device)
+  const status = core.backend.memory.allocationQuery(device)
   if (status === success) return Effect.succeed(memory)
   if (status !== notReady) return Effect.andThen(undo(core, memory), core.fail(operation, status, memory))
-  const ready = core.wait(operation, device, String(memory), (onDone) => core.backend.watchAllocation(device, onDone))
+  const ready = core.wait(
+    operation,
+    device,
+    String(memory),
+    (onDone) => core.backend.memory.watchAllocation(device, onDone)
+  )
   return Effect.uninterruptible(Effect.as(Effect.onError(ready, () => undo(core, memory)), memory))
 }
 
@@ -133,24 +129,11 @@ const amongWorkOf = (
   const { backend } = core
   memory.allocatedOn = stream
   memory.usedOn(stream)
-  const status = backend.markerRecord(stream)
+  const status = backend.markers.record(stream)
   if (status !== success) return Effect.andThen(undo(core, memory), core.fail(operation, status, memory))
-  const marker = backend.marker!
-  memory.beforeFirstUse = (other) => backend.markerWait(other, marker)
-  memory.onRelease = () => backend.markerRelease(marker)
-  return Effect.succeed(memory)
-}
-
-const allocateManaged = (core: Core, device: number, byteLength: number, options: MemoryOptions) => {
-  const operation = "CudaMemory.allocateManaged"
-  const refused = refuseByteLength(operation, byteLength)
-  if (refused !== undefined) return refused
-  const status = core.backend.managedAllocate(device, byteLength)
-  if (status !== success) {
-    return core.failOn(operation, status, device, `${byteLength} bytes of managed memory of device ${device}`)
-  }
-  const memory = withOptions(core.backend.managed!, options)
-  core.deviceMemory.add(memory)
+  const marker = backend.markers.made!
+  memory.beforeFirstUse = (other) => backend.markers.wait(other, marker)
+  memory.onRelease = () => backend.markers.release(marker)
   return Effect.succeed(memory)
 }
 
@@ -159,11 +142,11 @@ const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaEr
   memory.ordering?.close()
   if (memory.kind === "host") {
     core.hostMemory.delete(memory)
-    const status = core.backend.hostFree(memory)
+    const status = core.backend.pinned.free(memory)
     return status === success ? Effect.void : core.failOn("CudaMemory.release", status, 0, String(memory))
   }
   core.deviceMemory.delete(memory)
-  const status = core.backend.memoryFree(memory)
+  const status = core.backend.memory.free(memory)
   memory.onRelease?.()
   return status === success ? Effect.void : core.fail("CudaMemory.release", status, memory)
 }
@@ -177,11 +160,11 @@ export const reclaim = (
   keepBytes = 0
 ): Effect.Effect<void, CudaError> =>
   Effect.flatMap(
-    core.wait(operation, device, `device ${device}`, (onDone) => core.backend.watchReleases(device, onDone)),
+    core.wait(operation, device, `device ${device}`, (onDone) => core.backend.memory.watchReleases(device, onDone)),
     () => {
       for (const pool of pools()) {
         if (unusable(core.backend, pool)) return refuseResource(operation, core.backend, pool)
-        const status = core.backend.poolTrim(pool, keepBytes)
+        const status = core.backend.pools.trim(pool, keepBytes)
         if (status !== success) return core.fail(operation, status, pool)
       }
       return Effect.void
@@ -190,11 +173,11 @@ export const reclaim = (
 
 /** All pools of a device that are there. */
 const poolsOf = (core: Core, device: number): ReadonlyArray<MemoryPoolResource> => [
-  core.backend.poolOfDevice(device),
+  core.backend.pools.ofDevice(device),
   ...Array.from(core.pools).filter((pool) => pool.device === device)
 ]
 
-const refuseByteLength = (operation: string, byteLength: number): Refusal =>
+export const refuseByteLength = (operation: string, byteLength: number): Refusal =>
   Number.isSafeInteger(byteLength) && byteLength > 0
     ? undefined
     : refuseArgument(operation, "byteLength", byteLength, "a positive whole number of bytes below 2^53")

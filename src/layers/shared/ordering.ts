@@ -6,11 +6,11 @@
  * others imply. Plain functions over the marks of a backend, which know no Effect.
  */
 import { success } from "../../cuda/status.ts"
-import type { Backend, Marker } from "./Backend.ts"
+import type { Marker, MarkerBackend } from "./accesses.ts"
 import type { StreamResource } from "./resources.ts"
 
-/** What ordering asks of a backend. */
-export type Markers = Pick<Backend, "marker" | "markerRecord" | "markerWait" | "markerQuery" | "markerRelease">
+/** What ordering needs of a backend. */
+export type Markers = Omit<MarkerBackend, "watch">
 
 /** For streams, the last of their marks that something comes after. */
 type Known = ReadonlyMap<Track, number>
@@ -46,7 +46,7 @@ export class Track {
 
   /** Has the stream wait for a mark, and for all that the mark comes after. */
   waitFor(mark: Mark, markers: Markers): number {
-    const status = markers.markerWait(this.stream, mark.marker)
+    const status = markers.wait(this.stream, mark.marker)
     if (status !== success) return status
     const known = new Map<Track, number>()
     for (const source of [this.known, mark.known]) {
@@ -84,7 +84,7 @@ export class Mark implements Place {
   }
 
   release(): void {
-    if (--this.#holders === 0) this.#markers.markerRelease(this.marker)
+    if (--this.#holders === 0) this.#markers.release(this.marker)
   }
 
   /** True when who comes after this mark comes after the other too. */
@@ -95,8 +95,8 @@ export class Mark implements Place {
 
 /** Makes a mark behind all that a track's stream holds now; the status of the call that failed, otherwise. */
 const makeMark = (track: Track, markers: Markers): Mark | number => {
-  const status = markers.markerRecord(track.stream)
-  return status === success ? new Mark(track, markers.marker!, markers) : status
+  const status = markers.record(track.stream)
+  return status === success ? new Mark(track, markers.made!, markers) : status
 }
 
 /** Bytes of an ordered buffer that work reads or writes. */
@@ -188,7 +188,7 @@ export class Ordering {
 
 const isDone = (use: Use, markers: Markers): boolean => {
   if (use.isOpen) return false
-  return use.track.isOver || (use.mark !== undefined && markers.markerQuery(use.mark.marker) === success)
+  return use.track.isOver || (use.mark !== undefined && markers.query(use.mark.marker) === success)
 }
 
 /**

@@ -6,90 +6,53 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { deviceAttributes } from "../../cuda/flags.ts"
-import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { CudaRuntime } from "../CudaRuntime.ts"
 import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
-import type { DeviceOperations } from "../runtime/devices.ts"
+import { accessOperations } from "./accesses.ts"
 import type { Backend } from "./Backend.ts"
 import { copyOperations } from "./copies.ts"
-import { Core, watchAll } from "./Core.ts"
+import { Core } from "./Core.ts"
+import { deviceOperations } from "./devices.ts"
 import { eventOperations } from "./events.ts"
-import { refuseArgument } from "./failures.ts"
 import { kernelOperations } from "./kernels.ts"
 import { managedOperations } from "./managed.ts"
 import { memoryOperations } from "./memory.ts"
+import { moduleOperations } from "./modules.ts"
+import { pinnedOperations } from "./pinned.ts"
 import { poolOperations } from "./pools.ts"
 import { programOperations } from "./programs.ts"
-import type { Compile } from "./programs.ts"
 import { streamOperations } from "./streams.ts"
 
 /** The service, released with the scope: what is left is drained, then given back in order. */
 export const make = (
-  backend: Backend,
-  compile: Compile
+  backend: Backend
 ): Effect.Effect<CudaRuntimeService, never, Scope.Scope> =>
   Effect.suspend(() => {
     const core = new Core(backend)
-    const service = serviceOf(core, compile)
+    const service = serviceOf(core)
     return Effect.acquireRelease(Effect.succeed(service), () => close(core, service))
   })
 
-const serviceOf = (core: Core, compile: Compile): CudaRuntimeService =>
+const serviceOf = (core: Core): CudaRuntimeService =>
   CudaRuntime.of({
     kind: core.backend.kind,
     driverVersion: core.backend.driverVersion,
-    devices: core.backend.devices,
+    devices: core.backend.devices.all,
     ...deviceOperations(core),
     ...streamOperations(core),
     ...eventOperations(core),
     ...memoryOperations(core),
-    ...copyOperations(core),
+    ...pinnedOperations(core),
     ...managedOperations(core),
+    ...copyOperations(core),
+    ...accessOperations(core),
     ...poolOperations(core),
+    ...moduleOperations(core),
     ...kernelOperations(core),
-    ...programOperations(core, compile),
+    ...programOperations(core),
     liveResources: Effect.sync(() => count(core))
   })
-
-const deviceOperations = (core: Core): DeviceOperations => ({
-  deviceAttribute: (device, attribute) =>
-    core.onDevice("CudaDevice.attribute", device, () => {
-      if (!Object.hasOwn(deviceAttributes, attribute)) {
-        return refuseArgument("CudaDevice.attribute", "attribute", attribute, "the name of a device attribute")
-      }
-      const status = core.backend.attribute(device, attribute)
-      if (status === success) return Effect.succeed(core.backend.result)
-      return core.failOn("CudaDevice.attribute", status, device, attribute)
-    }),
-  deviceMemoryInfo: (device) =>
-    core.onDevice("CudaDevice.memoryInfo", device, () => {
-      const status = core.backend.memoryInfo(device)
-      if (status === success) return Effect.succeed(core.backend.memoryInfoResult)
-      return core.failOn("CudaDevice.memoryInfo", status, device, `device ${device}`)
-    }),
-  devicePriorityRange: (device) =>
-    core.onDevice("CudaDevice.priorityRange", device, () => Effect.succeed(core.backend.priorityRange(device))),
-  deviceCanAccessPeer: (device, peer) =>
-    core.onDevice("CudaDevice.canAccessPeer", device, () => {
-      const refused = core.refuseDevice("CudaDevice.canAccessPeer", "peer", peer)
-      if (refused !== undefined) return refused
-      const status = core.backend.canAccessPeer(device, peer)
-      if (status === success) return Effect.succeed(core.backend.result !== 0)
-      return core.failOn("CudaDevice.canAccessPeer", status, device, `devices ${device} and ${peer}`)
-    }),
-  deviceSynchronize: (device) =>
-    core.onDevice("CudaDevice.synchronize", device, () => {
-      const streams = [...core.streams, ...core.defaultStreams.values()].filter((stream) => stream.device === device)
-      return core.wait(
-        "CudaDevice.synchronize",
-        device,
-        `device ${device}`,
-        watchAll(streams.map((stream) => (onDone, options) => core.backend.watchStream(stream, onDone, options)))
-      )
-    })
-})
 
 const count = (core: Core): LiveResources => ({
   streams: core.streams.size,

@@ -5,7 +5,7 @@ import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import { outstandingWaits, waitTimes, wakeUps } from "../CudaMetrics.ts"
-import type { WaitStage } from "./Backend.ts"
+import type { WaitStage } from "./waits.ts"
 
 /** Ends the count of a wait: by the stage that found its end, or because it was interrupted. */
 export type MeasuredWait = (end: WaitStage | "interrupted" | undefined) => void

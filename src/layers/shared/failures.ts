@@ -5,9 +5,9 @@
 import * as Effect from "effect/Effect"
 import { CudaError, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
 import type { CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
-import { neverFinishes } from "./Backend.ts"
 import type { Backend } from "./Backend.ts"
 import type { Owner, Resource } from "./resources.ts"
+import { neverFinishes } from "./waits.ts"
 
 /** The first fault that a runtime met: it explains every sticky failure after it. */
 export interface FaultOrigins {

@@ -1,10 +1,10 @@
 /**
- * The operations of every runtime on pools of device memory.
+ * Pools of device memory: the operations of every runtime, and the part of the backend that they use.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { MemoryPoolOptions, MemoryPoolRef } from "../CudaRuntime.ts"
+import type { MemoryPoolOptions, MemoryPoolRef, MemoryPoolStatistics } from "../CudaRuntime.ts"
 import type { PoolOperations } from "../runtime/pools.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
@@ -13,26 +13,43 @@ import type { Refusal } from "./ranges.ts"
 import { ownPool, unusable } from "./resources.ts"
 import type { MemoryPoolResource } from "./resources.ts"
 
+export interface PoolBackend {
+  /** The pool that `create` made. */
+  readonly created: MemoryPoolResource | undefined
+  /** What `readStatistics` read. */
+  readonly statistics: MemoryPoolStatistics
+  readonly create: (device: number, options: MemoryPoolOptions) => number
+  /** The pool that a device's memory is allocated from by default; always the same. */
+  readonly ofDevice: (device: number) => MemoryPoolResource
+  readonly destroy: (pool: MemoryPoolResource) => number
+  readonly readStatistics: (pool: MemoryPoolResource) => number
+  readonly resetHighWater: (pool: MemoryPoolResource) => number
+  readonly setReleaseThreshold: (pool: MemoryPoolResource, bytes: number) => number
+  /** Gives free memory back beyond some bytes; after `MemoryBackend.watchReleases`. */
+  readonly trim: (pool: MemoryPoolResource, keepBytes: number) => number
+}
+
 export const poolOperations = (core: Core): PoolOperations => ({
   poolCreate: (device, options) =>
     core.onDevice("CudaMemoryPool.make", device, () => create(core, "CudaMemoryPool.make", device, options)),
   poolOfDevice: (device) =>
-    core.onDevice("CudaMemoryPool.ofDevice", device, () => Effect.succeed(core.backend.poolOfDevice(device))),
+    core.onDevice("CudaMemoryPool.ofDevice", device, () => Effect.succeed(core.backend.pools.ofDevice(device))),
   poolDestroy: (ref) => Effect.suspend(() => destroy(core, "CudaMemoryPool.release", ownPool(ref))),
   poolStatistics: (ref) =>
     askPool(
       core,
       "CudaMemoryPool.statistics",
       ref,
-      (pool) => core.backend.poolStatistics(pool),
-      () => core.backend.poolStatisticsResult
+      (pool) => core.backend.pools.readStatistics(pool),
+      () => core.backend.pools.statistics
     ),
-  poolResetHigh: (ref) => onPool(core, "CudaMemoryPool.resetHigh", ref, (pool) => core.backend.poolResetHigh(pool)),
+  poolResetHigh: (ref) =>
+    onPool(core, "CudaMemoryPool.resetHigh", ref, (pool) => core.backend.pools.resetHighWater(pool)),
   poolSetReleaseThreshold: (ref, bytes) =>
     Effect.suspend(() => {
       const operation = "CudaMemoryPool.setReleaseThreshold"
       return refuseBytes(operation, "bytes", bytes) ??
-        onPool(core, operation, ref, (pool) => core.backend.poolSetReleaseThreshold(pool, bytes))
+        onPool(core, operation, ref, (pool) => core.backend.pools.setReleaseThreshold(pool, bytes))
     }),
   poolTrim: (ref, keepBytes) =>
     Effect.suspend(() => {
@@ -67,9 +84,9 @@ const create = (core: Core, operation: string, device: number, options: MemoryPo
     refuseBytes(operation, "maxBytes", options.maxBytes) ??
     refuseBytes(operation, "releaseThreshold", options.releaseThreshold)
   if (refused !== undefined) return refused
-  const status = core.backend.poolCreate(device, options)
+  const status = core.backend.pools.create(device, options)
   if (status !== success) return core.failOn(operation, status, device, `a pool of device ${device}`)
-  const pool = core.backend.pool!
+  const pool = core.backend.pools.created!
   core.pools.add(pool)
   return Effect.succeed(pool)
 }
@@ -85,6 +102,6 @@ const destroy = (core: Core, operation: string, pool: MemoryPoolResource): Effec
   if (pool.origin === "runtime" || pool.state !== "live") return Effect.void
   pool.state = "released"
   core.pools.delete(pool)
-  const status = core.backend.poolDestroy(pool)
+  const status = core.backend.pools.destroy(pool)
   return status === success ? Effect.void : core.fail(operation, status, pool)
 }

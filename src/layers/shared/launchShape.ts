@@ -6,7 +6,7 @@ import type * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 import type { Dimensions, LaunchConfig } from "../CudaRuntime.ts"
 import { refuseArgument } from "./failures.ts"
-import type { CodeOnDevice } from "./modules.ts"
+import type { CodeOnDevice } from "./moduleResources.ts"
 
 /** The most blocks of a cluster that any device has. */
 const largestCluster = 16

@@ -28,22 +28,23 @@ export interface CompileTask extends Pick<CompileRequest, "source" | "name" | "d
   readonly nameExpressions: ReadonlyArray<string>
 }
 
-/** How a runtime compiles. */
-export type Compile = (task: CompileTask) => Effect.Effect<CompiledProgram, CudaError>
+export interface ProgramBackend {
+  readonly compile: (task: CompileTask) => Effect.Effect<CompiledProgram, CudaError>
+}
 
 /** The name of an architecture as the compiler takes it. */
 export const architectureName = (goal: Pick<Goal, "target" | "architecture" | "suffix">): string =>
   `${goal.target === "cubin" ? "sm" : "compute"}_${goal.architecture}${goal.suffix}`
 
-export const programOperations = (core: Core, compile: Compile): ProgramOperations => ({
+export const programOperations = (core: Core): ProgramOperations => ({
   programCompile: (request) =>
     Effect.suspend(() => {
       const refused = core.refuseDevice(compileOperation, "device", request.device) ?? refuseRequest(request)
       if (refused !== undefined) return refused
-      const goal = goalOf(request, core.backend.devices[request.device]!.computeCapability)
+      const goal = goalOf(request, core.backend.devices.all[request.device]!.computeCapability)
       if (Effect.isEffect(goal)) return goal
       const { cache, device, name, nameExpressions, options, source } = request
-      return compile({
+      return core.backend.programs.compile({
         source,
         name,
         device,

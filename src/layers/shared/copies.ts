@@ -1,12 +1,12 @@
 /**
- * The operations of every runtime that move bytes: copies of ranges, of rows and of many at once, and fills.
+ * Copies and fills: the operations of every runtime, and the part of the backend that they use.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, MemoryRange, MemoryRows, MemoryTransfer, StreamRef } from "../CudaRuntime.ts"
+import type { CopyOperations } from "../runtime/copies.ts"
 import { enqueueOrdered, enqueueUsing } from "./accesses.ts"
-import type { Transfer } from "./Backend.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
@@ -16,10 +16,44 @@ import { ownMemory, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
 
+/** The two ends of a copy. */
+export interface Transfer {
+  readonly to: AnyMemoryResource
+  readonly toOffset: number
+  readonly from: AnyMemoryResource
+  readonly fromOffset: number
+  readonly byteLength: number
+}
+
+/** A copy of rows. */
+export interface RowsTransfer extends Omit<Transfer, "byteLength"> {
+  readonly toPitch: number
+  readonly fromPitch: number
+  /** Bytes of a row. */
+  readonly width: number
+  /** Number of rows. */
+  readonly height: number
+}
+
+export interface CopyBackend {
+  /** Set when a call fails after part of its work was enqueued. */
+  enqueuedPart: boolean
+  readonly copy: (transfer: Transfer, stream: StreamResource) => number
+  readonly copyRows: (transfer: RowsTransfer, stream: StreamResource) => number
+  /** The copies are in no order among each other. */
+  readonly copyBatch: (transfers: ReadonlyArray<Transfer>, stream: StreamResource) => number
+  readonly fill: (
+    memory: DeviceMemoryResource,
+    offset: number,
+    value: number,
+    bits: 8 | 16 | 32,
+    count: number,
+    stream: StreamResource
+  ) => number
+}
+
 /** Bytes of a row, and how many rows. */
 type Size = Parameters<CudaRuntimeService["memoryCopy2D"]>[2]
-
-type CopyOperations = Pick<CudaRuntimeService, "memoryCopy" | "memoryCopy2D" | "memoryCopyBatch" | "memoryFill">
 
 export const copyOperations = (core: Core): CopyOperations => ({
   memoryCopy: operation((to: MemoryRange, from: MemoryRange, stream: StreamRef) =>
@@ -57,8 +91,8 @@ const copy = (
   const status = used !== success
     ? used
     : to.ordering === undefined && from.ordering === undefined
-    ? backend.memoryCopy(transfer, stream)
-    : enqueueOrdered(core, stream, [fromRange], [toRange], () => backend.memoryCopy(transfer, stream))
+    ? backend.copies.copy(transfer, stream)
+    : enqueueOrdered(core, stream, [fromRange], [toRange], () => backend.copies.copy(transfer, stream))
   if (status === success) return Effect.void
   return core.failOn(
     operation,
@@ -108,7 +142,7 @@ const copyRows = (
     stream,
     [rowsSpan(from, width, height)],
     [rowsSpan(to, width, height)],
-    () => backend.memoryCopyRows(transfer, stream)
+    () => backend.copies.copyRows(transfer, stream)
   )
   if (status === success) return Effect.void
   const what = `${height} rows of ${width} bytes from ${fromMemory} to ${toMemory} on ${stream}`
@@ -140,7 +174,7 @@ const copyBatch = (
     stream,
     copies.map(({ from }) => from),
     copies.map(({ to }) => to),
-    () => backend.memoryCopyBatch(copies.map(({ from, to }) => transferOf(to, from)), stream)
+    () => backend.copies.copyBatch(copies.map(({ from, to }) => transferOf(to, from)), stream)
   )
   if (status === success) return Effect.void
   return core.failOn(operation, status, stream.device, `${copies.length} copies on ${stream}`)
@@ -169,13 +203,13 @@ const fill = (
   const status = used !== success
     ? used
     : memory.ordering === undefined
-    ? backend.memoryFill(memory, range.offset, value, bits, count, stream)
+    ? backend.copies.fill(memory, range.offset, value, bits, count, stream)
     : enqueueOrdered(
       core,
       stream,
       [],
       [range],
-      () => backend.memoryFill(memory, range.offset, value, bits, count, stream)
+      () => backend.copies.fill(memory, range.offset, value, bits, count, stream)
     )
   return status === success ? Effect.void : core.fail(operation, status, memory)
 }

@@ -1,0 +1,50 @@
+/**
+ * Modules in the runtime service.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type { CudaError } from "../../CudaError.ts"
+import type { DeviceMemoryRef } from "./memory.ts"
+import type { ResourceState } from "./resources.ts"
+
+/**
+ * An image of code that was loaded.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ModuleRef {
+  /** The `CUlibrary`. */
+  readonly handle: number
+  /** Bytes of the image. */
+  readonly byteLength: number
+  readonly state: ResourceState
+}
+
+/**
+ * How a module is loaded.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ModuleOptions {
+  /** How long the loading of code into a device waits for the device to have no work, before the driver does, on this thread. */
+  readonly patience: Duration.Duration
+}
+
+/**
+ * Operations on modules.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ModuleOperations {
+  /** `cuLibraryLoadData`, of a copy of the image, off the JS thread. Fails for an image that the driver cannot use. */
+  readonly moduleLoad: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleRef, CudaError>
+  /** Refuses new uses, and `cuLibraryUnload` once no device has work; does not wait for that. */
+  readonly moduleUnload: (module: ModuleRef) => Effect.Effect<void, CudaError>
+  /** `cuLibraryGetGlobal`: a variable's memory on a device. It lives as long as the module and is nobody's to free. */
+  readonly moduleGlobal: (module: ModuleRef, name: string, device: number) => Effect.Effect<DeviceMemoryRef, CudaError>
+}

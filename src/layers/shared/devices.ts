@@ -1,0 +1,69 @@
+/**
+ * Devices: the operations of every runtime, and the part of the backend that they use.
+ */
+import * as Effect from "effect/Effect"
+import { deviceAttributes } from "../../cuda/flags.ts"
+import type { DeviceAttribute } from "../../cuda/flags.ts"
+import { success } from "../../cuda/status.ts"
+import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
+import type { DeviceOperations } from "../runtime/devices.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument } from "./failures.ts"
+import { watchAll } from "./waits.ts"
+import type { Cancel, DriverFailure, OnDone } from "./waits.ts"
+
+export interface DeviceBackend {
+  readonly all: ReadonlyArray<DeviceProperties>
+  /** What `attribute` or `canAccessPeer` read. */
+  readonly value: number
+  /** What `memoryInfo` read. */
+  readonly memoryInfoResult: MemoryInfo
+  /** Makes a device usable. Runs once per device, off the JS thread where it can take long. */
+  readonly open: (device: number) => Effect.Effect<void, DriverFailure>
+  readonly priorityRange: (device: number) => PriorityRange
+  readonly attribute: (device: number, attribute: DeviceAttribute) => number
+  readonly memoryInfo: (device: number) => number
+  readonly canAccessPeer: (device: number, peer: number) => number
+  /** True when no stream of the device holds work, so that calls for which the driver waits return immediately. */
+  readonly isIdle: (device: number) => boolean
+  /** Reports when a device is idle, in the turn of the event loop that finds it so. */
+  readonly watchIdle: (device: number, onDone: OnDone) => Cancel
+}
+
+export const deviceOperations = (core: Core): DeviceOperations => ({
+  deviceAttribute: (device, attribute) =>
+    core.onDevice("CudaDevice.attribute", device, () => {
+      if (!Object.hasOwn(deviceAttributes, attribute)) {
+        return refuseArgument("CudaDevice.attribute", "attribute", attribute, "the name of a device attribute")
+      }
+      const status = core.backend.devices.attribute(device, attribute)
+      if (status === success) return Effect.succeed(core.backend.devices.value)
+      return core.failOn("CudaDevice.attribute", status, device, attribute)
+    }),
+  deviceMemoryInfo: (device) =>
+    core.onDevice("CudaDevice.memoryInfo", device, () => {
+      const status = core.backend.devices.memoryInfo(device)
+      if (status === success) return Effect.succeed(core.backend.devices.memoryInfoResult)
+      return core.failOn("CudaDevice.memoryInfo", status, device, `device ${device}`)
+    }),
+  devicePriorityRange: (device) =>
+    core.onDevice("CudaDevice.priorityRange", device, () => Effect.succeed(core.backend.devices.priorityRange(device))),
+  deviceCanAccessPeer: (device, peer) =>
+    core.onDevice("CudaDevice.canAccessPeer", device, () => {
+      const refused = core.refuseDevice("CudaDevice.canAccessPeer", "peer", peer)
+      if (refused !== undefined) return refused
+      const status = core.backend.devices.canAccessPeer(device, peer)
+      if (status === success) return Effect.succeed(core.backend.devices.value !== 0)
+      return core.failOn("CudaDevice.canAccessPeer", status, device, `devices ${device} and ${peer}`)
+    }),
+  deviceSynchronize: (device) =>
+    core.onDevice("CudaDevice.synchronize", device, () => {
+      const streams = [...core.streams, ...core.defaultStreams.values()].filter((stream) => stream.device === device)
+      return core.wait(
+        "CudaDevice.synchronize",
+        device,
+        `device ${device}`,
+        watchAll(streams.map((stream) => (onDone, options) => core.backend.streams.watch(stream, onDone, options)))
+      )
+    })
+})

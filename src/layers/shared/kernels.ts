@@ -1,0 +1,214 @@
+/**
+ * Kernels: finding them, loading their code, and their attributes; and the part of the backend that kernels use.
+ */
+import * as Effect from "effect/Effect"
+import { kernelAttributes, settableKernelAttributes } from "../../cuda/flags.ts"
+import type { DeviceAttribute, KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
+import type { ParameterKind } from "../../cuda/parameters.ts"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { BlockSuggestion } from "../CudaRuntime.ts"
+import type { KernelOperations } from "../runtime/kernels.ts"
+import { Arguments } from "./arguments.ts"
+import type { Reach } from "./arguments.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument } from "./failures.ts"
+import { launchOperations } from "./launches.ts"
+import type { LaunchShape } from "./launchShape.ts"
+import { isGone, KernelResource, ownKernel, ownModule } from "./moduleResources.ts"
+import type { CodeOnDevice, DeviceLimits, KernelCode, ModuleResource } from "./moduleResources.ts"
+import { refuseModule, refuseName, whenIdle } from "./modules.ts"
+import { occupancyOperations } from "./occupancy.ts"
+import type { StreamResource } from "./resources.ts"
+
+export interface KernelBackend {
+  /** The kernel that `find` found. */
+  readonly code: KernelCode | undefined
+  /** What the last call that reads a number read. */
+  readonly value: number
+  /** What `bestBlock` suggests. */
+  readonly blockSuggestion: BlockSuggestion
+  readonly find: (module: ModuleResource, name: string) => number
+  /** Loads a kernel's code into a device, after whatever runs there. */
+  readonly load: (code: KernelCode, device: number) => number
+  readonly attribute: (code: KernelCode, attribute: KernelAttribute, device: number) => number
+  readonly setAttribute: (code: KernelCode, attribute: KernelAttribute, value: number, device: number) => number
+  readonly activeBlocks: (code: KernelCode, threads: number, sharedBytes: number, device: number) => number
+  readonly bestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, device: number) => number
+  readonly activeClusters: (code: KernelCode, shape: LaunchShape, device: number) => number
+  readonly maxCluster: (code: KernelCode, shape: LaunchShape, device: number) => number
+  /** Where `launch` will find arguments, for as long as they live. */
+  readonly argumentTable: (args: Arguments) => number
+  /** Launches with the arguments that are packed now. */
+  readonly launch: (kernel: KernelResource, shape: LaunchShape, stream: StreamResource) => number
+}
+
+export const kernelOperations = (core: Core): KernelOperations => {
+  const reach = makeReach(core)
+  return {
+    kernelGet: (module, name, parameters, device) => get(core, reach, ownModule(module), name, parameters, device),
+    kernelAttribute: (kernel, attribute, device) => readAttribute(core, ownKernel(kernel), attribute, device),
+    kernelSetAttribute: (kernel, attribute, value, device) =>
+      setAttribute(core, ownKernel(kernel), attribute, value, device),
+    ...occupancyOperations(core),
+    ...launchOperations(core)
+  }
+}
+
+const get = (
+  core: Core,
+  reach: Reach,
+  module: ModuleResource,
+  name: string,
+  parameters: ReadonlyArray<ParameterKind>,
+  device: number
+) => {
+  const operation = "CudaKernel.get"
+  return core.onDevice(operation, device, (): Effect.Effect<KernelResource, CudaError> => {
+    const { backend } = core
+    if (isGone(backend, module)) return refuseModule(core, operation, module)
+    const refused = refuseName(operation, name)
+    if (refused !== undefined) return refused
+    const code = module.codes.get(name) ?? find(core, module, name)
+    if (typeof code === "number") return core.failOn(operation, code, device, `kernel ${name} of ${module}`)
+    return Effect.flatMap(bring(core, operation, code, device), () => {
+      const mismatch = refuseParameters(operation, code, parameters)
+      if (mismatch !== undefined) return mismatch
+      const args = new Arguments(parameters, reach)
+      return Effect.succeed(new KernelResource(code, parameters, args, backend.kernels.argumentTable(args)))
+    })
+  })
+}
+
+/** Asks for a kernel by its name; the status when there is none. */
+const find = (core: Core, module: ModuleResource, name: string): KernelCode | number => {
+  const status = core.backend.kernels.find(module, name)
+  if (status !== success) return status
+  const code = core.backend.kernels.code!
+  module.codes.set(name, code)
+  return code
+}
+
+/** The parameters as the program declares them have the sizes that the driver reports, where it does. */
+const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
+  const known = code.parameters
+  if (known === undefined) return undefined
+  if (known.length !== parameters.length) {
+    return refuseArgument(operation, "parameters", `${parameters.length} kinds`, `the ${known.length} of ${code}`)
+  }
+  for (const [index, { kind, size }] of parameters.entries()) {
+    const expected = known[index]!.size
+    if (size === expected) continue
+    return refuseArgument(
+      operation,
+      `parameters[${index}]`,
+      `${kind} of ${size} bytes`,
+      `${expected} bytes, as ${code} has there`
+    )
+  }
+  return undefined
+}
+
+/** Sees to it that a kernel's code is on a device. */
+export const bring = (
+  core: Core,
+  operation: string,
+  code: KernelCode,
+  device: number
+): Effect.Effect<void, CudaError> =>
+  core.onDevice(operation, device, () => {
+    if (isGone(core.backend, code.module)) return refuseModule(core, operation, code.module)
+    if (code.on[device] !== undefined) return Effect.void
+    const subject = `${code} on device ${device}`
+    const loadOnce = () => code.on[device] === undefined ? load(core, code, device) : success
+    return whenIdle(core, operation, code.module, device, subject, loadOnce)
+  })
+
+/** Loads a kernel's code into a device, and reads what the kernel and the device allow. */
+const load = (core: Core, code: KernelCode, device: number): number => {
+  const { backend } = core
+  let status = backend.kernels.load(code, device)
+  const kernelSays = (attribute: KernelAttribute): number => {
+    if (status === success) status = backend.kernels.attribute(code, attribute, device)
+    return backend.kernels.value
+  }
+  const deviceSays = (attribute: DeviceAttribute): number => {
+    if (status === success) status = backend.devices.attribute(device, attribute)
+    return backend.devices.value
+  }
+  const there: CodeOnDevice = {
+    maxThreads: kernelSays("maxThreadsPerBlock"),
+    staticShared: kernelSays("sharedSizeBytes"),
+    dynamicShared: kernelSays("maxDynamicSharedSizeBytes"),
+    limits: readLimits(deviceSays)
+  }
+  if (status === success) code.on[device] = there
+  return status
+}
+
+const readLimits = (deviceSays: (attribute: DeviceAttribute) => number): DeviceLimits => ({
+  grid: [deviceSays("maxGridDimX"), deviceSays("maxGridDimY"), deviceSays("maxGridDimZ")],
+  block: [deviceSays("maxBlockDimX"), deviceSays("maxBlockDimY"), deviceSays("maxBlockDimZ")],
+  sharedBytes: deviceSays("maxSharedMemoryPerBlockOptin"),
+  clusters: deviceSays("clusterLaunch") !== 0,
+  cooperative: deviceSays("cooperativeLaunch") !== 0,
+  programmatic: deviceSays("computeCapabilityMajor") >= 9
+})
+
+/** Runs a call about a kernel whose code is on the device. */
+export const withCode = <A>(
+  core: Core,
+  operation: string,
+  { code }: KernelResource,
+  device: number,
+  call: (there: CodeOnDevice) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  Effect.flatMap(
+    bring(core, operation, code, device),
+    () => isGone(core.backend, code.module) ? refuseModule(core, operation, code.module) : call(code.on[device]!)
+  )
+
+const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, device: number) => {
+  const operation = "CudaKernel.attribute"
+  return withCode(core, operation, kernel, device, () => {
+    if (!Object.hasOwn(kernelAttributes, attribute)) {
+      return refuseArgument(operation, "attribute", attribute, "the name of a kernel's attribute")
+    }
+    const status = core.backend.kernels.attribute(kernel.code, attribute, device)
+    if (status === success) return Effect.succeed(core.backend.kernels.value)
+    return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
+  })
+}
+
+const setAttribute = (
+  core: Core,
+  kernel: KernelResource,
+  attribute: SettableKernelAttribute,
+  value: number,
+  device: number
+) => {
+  const operation = "CudaKernel.setAttribute"
+  return withCode(core, operation, kernel, device, (there): Effect.Effect<void, CudaError> => {
+    if (!settableKernelAttributes.includes(attribute)) {
+      return refuseArgument(operation, "attribute", attribute, "the name of an attribute that can be set")
+    }
+    if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
+      return refuseArgument(operation, "value", value, "a whole number of 32 bits")
+    }
+    const status = core.backend.kernels.setAttribute(kernel.code, attribute, value, device)
+    if (status !== success) return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
+    if (attribute === "maxDynamicSharedSizeBytes") there.dynamicShared = value
+    return Effect.void
+  })
+}
+
+/** What kernels reach on this runtime; devices are asked once whether they reach pinned memory. */
+const makeReach = ({ backend }: Core): Reach => {
+  const known: Array<boolean | undefined> = []
+  return {
+    owner: backend,
+    reachesHost: (device) =>
+      known[device] ??= backend.devices.attribute(device, "canUseHostPointerForRegisteredMem") === success &&
+        backend.devices.value !== 0
+  }
+}

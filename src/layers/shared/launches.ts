@@ -1,0 +1,94 @@
+/**
+ * Launches of kernels: checked against what the device and the kernel allow, packed, ordered and enqueued.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { KernelRef, LaunchConfig, StreamRef } from "../CudaRuntime.ts"
+import type { KernelOperations } from "../runtime/kernels.ts"
+import { enqueueOrdered } from "./accesses.ts"
+import type { PointerSlot } from "./arguments.ts"
+import type { Core } from "./Core.ts"
+import { refuseResource } from "./failures.ts"
+import { bring } from "./kernels.ts"
+import { fits, LaunchShape, refuseShape } from "./launchShape.ts"
+import { isGone, ownKernel } from "./moduleResources.ts"
+import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
+import { refuseModule } from "./modules.ts"
+import { operation } from "./operation.ts"
+import { ownStream, unusable } from "./resources.ts"
+import type { AnyMemoryResource, StreamResource } from "./resources.ts"
+
+/** The shape of the launch that is being made: launches are made one at a time, each within one turn. */
+export const shape = new LaunchShape()
+
+export const launchOperations = (core: Core): Pick<KernelOperations, "kernelLaunch"> => ({
+  kernelLaunch: operation(
+    (kernel: KernelRef, config: LaunchConfig, values: ReadonlyArray<unknown>, stream: StreamRef) =>
+      launch(core, ownKernel(kernel), config, values, ownStream(stream))
+  )
+})
+
+const launchOperation = "CudaKernel.launch"
+
+const launch = (
+  core: Core,
+  kernel: KernelResource,
+  config: LaunchConfig,
+  values: ReadonlyArray<unknown>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const { backend } = core
+  const { code } = kernel
+  const { device } = stream
+  if (unusable(backend, stream)) return refuseResource(launchOperation, backend, stream)
+  if (isGone(backend, code.module)) return refuseModule(core, launchOperation, code.module)
+  const there = code.on[device]
+  if (there === undefined) {
+    const again = Effect.suspend(() => launch(core, kernel, config, values, stream))
+    return Effect.andThen(bring(core, launchOperation, code, device), again)
+  }
+  shape.read(config)
+  const refused = fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device)
+  if (refused !== undefined) return refused
+  const { arguments: args } = kernel
+  const status = args.pack(values, device) ? enqueue(core, kernel, stream) : notPacked
+  args.forget()
+  if (status === success) return Effect.void
+  if (status === notPacked) return args.explain(launchOperation, values)
+  return core.failOn(launchOperation, status, device, `${code} on ${stream}, ${shape}`)
+}
+
+/** Where no status of the driver is. */
+const notPacked = -1
+
+const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): number => {
+  const { backend } = core
+  const { pointers } = kernel.arguments
+  let isOrdered = false
+  for (const { memory } of pointers) {
+    if (memory === undefined) continue
+    const used = memory.usedOn(stream)
+    if (used !== success) return used
+    isOrdered ||= memory.ordering !== undefined
+  }
+  if (!isOrdered) return backend.kernels.launch(kernel, shape, stream)
+  const used = pointers.filter(pointsToMemory)
+  const reads = used.filter((slot) => !slot.writes)
+  const writes = used.filter((slot) => slot.writes)
+  return enqueueOrdered(core, stream, reads, writes, () => backend.kernels.launch(kernel, shape, stream))
+}
+
+const pointsToMemory = (slot: PointerSlot): slot is PointerSlot & { memory: AnyMemoryResource } =>
+  slot.memory !== undefined
+
+/** The failure of a launch that cannot be made; sees to it that the kernel may have the shared memory of one that can. */
+export const allow = (core: Core, operation: string, code: KernelCode, there: CodeOnDevice, device: number) => {
+  const refused = refuseShape(operation, shape, there)
+  if (refused !== undefined || shape.sharedBytes <= there.dynamicShared) return refused
+  const most = there.limits.sharedBytes - there.staticShared
+  const status = core.backend.kernels.setAttribute(code, "maxDynamicSharedSizeBytes", most, device)
+  if (status !== success) return core.failOn(operation, status, device, `${code} with ${shape}`)
+  there.dynamicShared = most
+  return undefined
+}

@@ -1,0 +1,154 @@
+/**
+ * Modules: the operations of every runtime, and the part of the backend that they use.
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { success } from "../../cuda/status.ts"
+import { CudaError } from "../../CudaError.ts"
+import type { ModuleOptions } from "../CudaRuntime.ts"
+import type { ModuleOperations } from "../runtime/modules.ts"
+import type { Core } from "./Core.ts"
+import { refuse, refuseArgument } from "./failures.ts"
+import { isGone, ownModule } from "./moduleResources.ts"
+import type { ModuleResource } from "./moduleResources.ts"
+import type { DeviceMemoryResource } from "./resources.ts"
+import type { DriverFailure } from "./waits.ts"
+
+export interface ModuleBackend {
+  /** The variable that `findGlobal` found. */
+  readonly global: DeviceMemoryResource | undefined
+  /** Loads an image, off the JS thread. An interrupted load is unloaded when it ends. */
+  readonly load: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleResource, DriverFailure>
+  /** Unloads a module: immediately, or once that waits for nothing. */
+  readonly unload: (module: ModuleResource) => number
+  readonly findGlobal: (module: ModuleResource, name: string, device: number) => number
+}
+
+export const moduleOperations = (core: Core): ModuleOperations => ({
+  moduleLoad: (image, options) => Effect.suspend(() => loadModule(core, image, options)),
+  moduleUnload: (module) => Effect.suspend(() => unloadModule(core, ownModule(module))),
+  moduleGlobal: (module, name, device) => variable(core, ownModule(module), name, device)
+})
+
+const loadModule = (
+  core: Core,
+  image: Uint8Array,
+  options: ModuleOptions
+): Effect.Effect<ModuleResource, CudaError> => {
+  const operation = "CudaKernel.load"
+  const { backend } = core
+  const refused = refuseClosed(core, operation) ?? refuseImage(core, operation, image)
+  if (refused !== undefined) return refused
+  const failed = (failure: DriverFailure) =>
+    refuseClosed(core, operation) ?? Effect.fail(imageError(core, operation, image.byteLength, failure))
+  return Effect.matchEffect(backend.modules.load(image, options), {
+    onFailure: failed,
+    onSuccess: (module) => {
+      if (core.closed) backend.modules.unload(module)
+      else core.modules.add(module)
+      return refuseClosed(core, operation) ?? Effect.succeed(module)
+    }
+  })
+}
+
+const refuseClosed = (core: Core, operation: string): Effect.Effect<never, CudaError> | undefined =>
+  core.closed ? refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" }) : undefined
+
+const refuseImage = (core: Core, operation: string, image: Uint8Array) => {
+  const expected = "PTX, a cubin or a fatbin, as bytes"
+  if (!(image instanceof Uint8Array)) return refuseArgument(operation, "image", typeof image, expected)
+  return image.byteLength === 0 && core.backend.kind === "native"
+    ? refuseArgument(operation, "image", image, `${expected}: only programs of simulated devices have none`)
+    : undefined
+}
+
+const imageError = (core: Core, operation: string, byteLength: number, { call, log, status }: DriverFailure) => {
+  const error = core.error(operation, status, 0, `an image of ${byteLength} bytes`, call)
+  return log === undefined ? error : new CudaError({ ...error, log })
+}
+
+const unloadModule = (core: Core, module: ModuleResource): Effect.Effect<void, CudaError> => {
+  const operation = "CudaKernel.release"
+  const { backend } = core
+  if (module.owner !== backend) return refuseModule(core, operation, module)
+  if (module.state !== "live") return Effect.void
+  module.state = "released"
+  core.modules.delete(module)
+  for (const memory of module.globals.values()) memory.state = "released"
+  const status = backend.modules.unload(module)
+  return status === success ? Effect.void : core.failOn(operation, status, 0, String(module))
+}
+
+export const refuseModule = (core: Core, operation: string, module: ModuleResource): Effect.Effect<never, CudaError> =>
+  refuse(operation, {
+    _tag: module.owner === core.backend ? "ResourceReleased" : "ForeignResource",
+    resource: String(module)
+  })
+
+export const refuseName = (operation: string, name: string) =>
+  typeof name === "string" && name !== "" && !name.includes("\0")
+    ? undefined
+    : refuseArgument(operation, "name", name, "the name of a symbol")
+
+const variable = (core: Core, module: ModuleResource, name: string, device: number) => {
+  const operation = "CudaKernel.global"
+  return core.onDevice(operation, device, (): Effect.Effect<DeviceMemoryResource, CudaError> => {
+    if (isGone(core.backend, module)) return refuseModule(core, operation, module)
+    const refused = refuseName(operation, name)
+    if (refused !== undefined) return refused
+    const key = `${device} ${name}`
+    const known = module.globals.get(key)
+    if (known !== undefined) return Effect.succeed(known)
+    const subject = `variable ${name} of ${module} on device ${device}`
+    const find = (): number => {
+      const status = core.backend.modules.findGlobal(module, name, device)
+      if (status === success) module.globals.set(key, core.backend.modules.global!)
+      return status
+    }
+    return Effect.map(
+      whenIdle(core, operation, module, device, subject, find),
+      () => module.globals.get(key)!
+    )
+  })
+}
+
+/**
+ * Makes a call for which the driver waits until a device has no work: at a moment when it has none, so that this thread does
+ * not wait with it. When the module's patience ends before, at once.
+ */
+export const whenIdle = (
+  core: Core,
+  operation: string,
+  module: ModuleResource,
+  device: number,
+  subject: string,
+  call: () => number
+): Effect.Effect<void, CudaError> => {
+  const { backend } = core
+  const { patience } = module.options
+  const refuseGone = () => isGone(backend, module) ? refuseModule(core, operation, module) : undefined
+  const now = Effect.suspend((): Effect.Effect<void, CudaError> => {
+    const refused = refuseGone()
+    if (refused !== undefined) return refused
+    const status = call()
+    return status === success ? Effect.void : core.failOn(operation, status, device, subject)
+  })
+  if (backend.devices.isIdle(device) || Duration.isZero(patience)) return now
+  // The call is made in the turn that finds the device idle: a fiber that goes on later may find it busy again.
+  const atIdle = core.wait(
+    operation,
+    device,
+    subject,
+    (onDone) =>
+      backend.devices.watchIdle(device, (status, stage) => {
+        onDone(status === success && refuseGone() === undefined ? call() : status, stage)
+      })
+  )
+  const checked = Effect.andThen(atIdle, Effect.suspend(() => refuseGone() ?? Effect.void))
+  if (!Duration.isFinite(patience)) return checked
+  return Effect.flatMap(
+    Effect.timeoutOption(checked, patience),
+    Option.match({ onNone: () => now, onSome: () => Effect.void })
+  )
+}

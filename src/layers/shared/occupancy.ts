@@ -1,0 +1,104 @@
+/**
+ * How many blocks and clusters of a kernel a device runs at the same time.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { BlockSuggestion, LaunchConfig } from "../CudaRuntime.ts"
+import type { KernelOperations } from "../runtime/kernels.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument } from "./failures.ts"
+import { withCode } from "./kernels.ts"
+import { allow, shape } from "./launches.ts"
+import { ownKernel } from "./moduleResources.ts"
+import type { KernelResource } from "./moduleResources.ts"
+
+type OccupancyOperations = Pick<
+  KernelOperations,
+  "kernelActiveBlocks" | "kernelBestBlock" | "kernelActiveClusters" | "kernelMaxCluster"
+>
+
+const occupancyOperation = "CudaKernel.occupancy"
+
+export const occupancyOperations = (core: Core): OccupancyOperations => {
+  const { backend } = core
+  const answer = (status: number, { code }: KernelResource, device: number): Effect.Effect<number, CudaError> =>
+    status === success
+      ? Effect.succeed(backend.kernels.value)
+      : core.failOn(occupancyOperation, status, device, String(code))
+  return {
+    kernelActiveBlocks: (ref, threads, sharedBytes, device) => {
+      const kernel = ownKernel(ref)
+      return ofShape(
+        core,
+        kernel,
+        { grid: 1, block: threads, sharedBytes },
+        device,
+        () => answer(backend.kernels.activeBlocks(kernel.code, threads, sharedBytes, device), kernel, device)
+      )
+    },
+    kernelBestBlock: (ref, sharedBytes, maxThreads, device) => {
+      const kernel = ownKernel(ref)
+      return ofShape(
+        core,
+        kernel,
+        { grid: 1, block: 1, sharedBytes },
+        device,
+        () => bestBlock(core, kernel, sharedBytes, maxThreads, device)
+      )
+    },
+    kernelActiveClusters: (ref, config, device) => {
+      const kernel = ownKernel(ref)
+      return ofShape(
+        core,
+        kernel,
+        config,
+        device,
+        () => answer(backend.kernels.activeClusters(kernel.code, shape, device), kernel, device)
+      )
+    },
+    kernelMaxCluster: (ref, config, device) => {
+      const kernel = ownKernel(ref)
+      return ofShape(
+        core,
+        kernel,
+        config,
+        device,
+        () => answer(backend.kernels.maxCluster(kernel.code, shape, device), kernel, device)
+      )
+    }
+  }
+}
+
+/** Runs a question about launches of a shape, which is checked as a launch's is. */
+const ofShape = <A>(
+  core: Core,
+  kernel: KernelResource,
+  config: LaunchConfig,
+  device: number,
+  ask: () => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  withCode(core, occupancyOperation, kernel, device, (there) => {
+    shape.read(config)
+    return allow(core, occupancyOperation, kernel.code, there, device) ?? ask()
+  })
+
+const bestBlock = (
+  core: Core,
+  { code }: KernelResource,
+  sharedBytes: number,
+  maxThreads: number,
+  device: number
+): Effect.Effect<BlockSuggestion, CudaError> => {
+  if (!Number.isInteger(maxThreads) || maxThreads < 0) {
+    return refuseArgument(
+      occupancyOperation,
+      "maxThreads",
+      maxThreads,
+      "a whole number, or 0 for as many as there can be"
+    )
+  }
+  const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, device)
+  if (status === success) return Effect.succeed(core.backend.kernels.blockSuggestion)
+  return core.failOn(occupancyOperation, status, device, String(code))
+}

@@ -1,0 +1,52 @@
+/**
+ * Waits as the backend and the shared operations see them: a watch is begun, may be cancelled, and reports its end once.
+ */
+import { success } from "../../cuda/status.ts"
+import type { WaitOptions } from "../CudaRuntime.ts"
+
+/** The status of a watch that can never end. No driver returns it. */
+export const neverFinishes = -1
+
+/** What found the end of a wait: polling, a wake-up by the GPU, a timer, or the clock of a simulated device. */
+export type WaitStage = "poll" | "wake" | "timer" | "clock"
+
+/** Called once with how a wait ended: 0, the status of a fault, or `neverFinishes`. Without a stage, it ended immediately. */
+export type OnDone = (status: number, stage?: WaitStage) => void
+
+/** Cancels a wait. Has no effect once it has ended. */
+export type Cancel = () => void
+
+/** Begins a wait and returns how to cancel it. */
+export type Watch = (onDone: OnDone, options: WaitOptions) => Cancel
+
+/** How an asynchronous driver call failed. */
+export interface DriverFailure {
+  readonly call: string
+  readonly status: number
+  /** The log of the driver's compiler. */
+  readonly log?: string | undefined
+}
+
+/** One watch for many: ends when all have ended, or with the first fault. */
+export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone, options) => {
+  if (watches.length === 0) {
+    onDone(success)
+    return () => {}
+  }
+  const cancels: Array<Cancel> = []
+  let pending = watches.length
+  const cancelAll = () => cancels.forEach((cancel) => cancel())
+  for (const watch of watches) {
+    if (pending <= 0) break
+    const onOneDone: OnDone = (status, stage) => {
+      if (pending <= 0) return
+      pending = status === success ? pending - 1 : 0
+      if (pending > 0) return
+      cancelAll()
+      onDone(status, stage)
+    }
+    cancels.push(watch(onOneDone, options))
+  }
+  if (pending <= 0) cancelAll()
+  return cancelAll
+}
