@@ -14,6 +14,7 @@ import type * as Scope from "effect/Scope"
 import { totalmem } from "node:os"
 import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
 import type { DeviceAttribute } from "../cuda/flags.ts"
+import type { CUdevice } from "../cuda/handles.ts"
 import { candidates, load } from "../cuda/library.ts"
 import type { DriverLibrary } from "../cuda/library.ts"
 import { prepare as prepareCompiler } from "../cuda/nvrtcLibrary.ts"
@@ -22,12 +23,12 @@ import { CudaError, reasonFromStatus, unknownStatus } from "../CudaError.ts"
 import type { CudaErrorReason } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, WaitOptions } from "./CudaRuntime.ts"
+import { NativeBackend } from "./native/Backend.ts"
+import type { NativePolicy } from "./native/Backend.ts"
 import { Compiler } from "./native/Compiler.ts"
 import type { CompilerPolicy } from "./native/Compiler.ts"
 import { describeStatus, Out } from "./native/Device.ts"
 import type { Warn } from "./native/Device.ts"
-import { NativeBackend } from "./native/NativeBackend.ts"
-import type { NativePolicy } from "./native/NativeBackend.ts"
 import { cacheFolder } from "./native/ProgramCache.ts"
 import { wakerOfThread } from "./native/Waker.ts"
 import * as Runtime from "./shared/Runtime.ts"
@@ -100,8 +101,7 @@ export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeServ
     const warn = yield* makeWarn(library)
     const compiler = new Compiler(compilerPolicy, driverVersion)
     return yield* Runtime.make(
-      new NativeBackend(library, driverVersion, devices, policy, waker, warn),
-      compiler.compile
+      new NativeBackend({ library, driverVersion, devices, policy, waker, programs: compiler, warn })
     )
   })
 
@@ -278,7 +278,7 @@ const readDevice = Effect.fnUntraced(function*(library: DriverLibrary, ordinal: 
   const { calls } = library
   const handles = new Int32Array(1)
   yield* check(library, "cuDeviceGet", calls.cuDeviceGet(handles, ordinal))
-  const handle = handles[0]!
+  const handle = handles[0]! as CUdevice
   const name = new Uint8Array(256)
   yield* check(library, "cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, handle))
   const uuid = new Uint8Array(16)

@@ -3,8 +3,8 @@
  *
  * @since 0.1.0
  */
-import type * as Brand from "effect/Brand"
 import type * as Effect from "effect/Effect"
+import type { CUdeviceptr } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { HostMemoryRef } from "./pinned.ts"
 import type { MemoryPoolRef } from "./pools.ts"
@@ -12,12 +12,12 @@ import type { ResourceState } from "./resources.ts"
 import type { StreamRef } from "./streams.ts"
 
 /**
- * An address of device memory (`CUdeviceptr`) or of pinned host memory.
+ * An address of device or managed memory (`CUdeviceptr`).
  *
  * @category models
  * @since 0.1.0
  */
-export type Address = Brand.Branded<number, "effect-cuda/Address">
+export type Address = CUdeviceptr
 
 /**
  * Memory of a device.

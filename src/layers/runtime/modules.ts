@@ -5,6 +5,7 @@
  */
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
+import type { CUlibrary } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { DeviceMemoryRef } from "./memory.ts"
 import type { ResourceState } from "./resources.ts"
@@ -17,7 +18,7 @@ import type { ResourceState } from "./resources.ts"
  */
 export interface ModuleRef {
   /** The `CUlibrary`. */
-  readonly handle: number
+  readonly handle: CUlibrary
   /** Bytes of the image. */
   readonly byteLength: number
   readonly state: ResourceState

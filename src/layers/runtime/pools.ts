@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
+import type { CUmemoryPool } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { ResourceState } from "./resources.ts"
 
@@ -14,7 +15,7 @@ import type { ResourceState } from "./resources.ts"
  * @since 0.1.0
  */
 export interface MemoryPoolRef {
-  readonly handle: number
+  readonly handle: CUmemoryPool
   readonly device: number
   /** Who destroys it: a scope (`owned`), or the runtime at its end. */
   readonly origin: "owned" | "runtime"

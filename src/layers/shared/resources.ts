@@ -3,12 +3,14 @@
  * behind the door. Every runtime makes its resources from these classes, or from subclasses with more state.
  */
 import { eventFlags } from "../../cuda/flags.ts"
+import type { CUmemoryPool } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type {
   Address,
   DeviceMemoryRef,
   EventHandle,
   EventRef,
+  HostAddress,
   HostMemoryRef,
   ManagedMemoryRef,
   MemoryPoolRef,
@@ -82,7 +84,7 @@ export class EventResource implements EventRef {
 }
 
 /** Buffers know the streams that used them, so that their release can be ordered after that work. */
-class MemoryResource {
+class MemoryResource<Pointer extends Address | HostAddress> {
   state: ResourceState = "live"
   /** Its uses, for a buffer that orders itself. */
   ordering: Ordering | undefined
@@ -91,12 +93,12 @@ class MemoryResource {
   /** What is done once its release is enqueued. */
   onRelease: (() => void) | undefined
   readonly owner: Owner
-  readonly address: Address
+  readonly address: Pointer
   readonly byteLength: number
   readonly #users = new Set<StreamResource>()
   #lastUser: StreamResource | undefined
   #pruneAt = 16
-  constructor(owner: Owner, address: Address, byteLength: number) {
+  constructor(owner: Owner, address: Pointer, byteLength: number) {
     this.owner = owner
     this.address = address
     this.byteLength = byteLength
@@ -127,7 +129,7 @@ class MemoryResource {
   }
 }
 
-export class DeviceMemoryResource extends MemoryResource implements DeviceMemoryRef {
+export class DeviceMemoryResource extends MemoryResource<Address> implements DeviceMemoryRef {
   readonly kind = "device"
   readonly device: number
   readonly isManaged: boolean = false
@@ -160,10 +162,10 @@ export abstract class ManagedMemoryResource extends DeviceMemoryResource impleme
 export class MemoryPoolResource implements MemoryPoolRef {
   state: ResourceState = "live"
   readonly owner: Owner
-  readonly handle: number
+  readonly handle: CUmemoryPool
   readonly device: number
   readonly origin: "owned" | "runtime"
-  constructor(owner: Owner, handle: number, device: number, origin: "owned" | "runtime") {
+  constructor(owner: Owner, handle: CUmemoryPool, device: number, origin: "owned" | "runtime") {
     this.owner = owner
     this.handle = handle
     this.device = device
@@ -175,10 +177,10 @@ export class MemoryPoolResource implements MemoryPoolRef {
   }
 }
 
-export class HostMemoryResource extends MemoryResource implements HostMemoryRef {
+export class HostMemoryResource extends MemoryResource<HostAddress> implements HostMemoryRef {
   readonly kind = "host"
   bytes: Uint8Array<ArrayBuffer>
-  constructor(owner: Owner, address: Address, bytes: Uint8Array<ArrayBuffer>) {
+  constructor(owner: Owner, address: HostAddress, bytes: Uint8Array<ArrayBuffer>) {
     super(owner, address, bytes.byteLength)
     this.bytes = bytes
   }
