@@ -17,7 +17,9 @@ import { Lane, Point } from "./Lane.ts"
 /** Every stream of the native runtime is one of these. */
 export const nativeStream = (stream: StreamResource): NativeStream => stream as NativeStream
 
-export const laneOf = (stream: NativeStream): Lane => stream.lane ??= new Lane(stream.device, true)
+/** The lane of a foreign stream keeps nothing between waits, since its end is not known here. */
+export const laneOf = (stream: NativeStream): Lane =>
+  stream.lane ??= new Lane(stream.device, stream.origin !== "foreign")
 
 /** A wait's own policy, over that of the runtime. */
 export const policyOf = (options: WaitOptions, blocking: boolean): Partial<WaitPolicy> => ({

@@ -22,6 +22,7 @@ import type {
   StreamResource
 } from "./resources.ts"
 import type { Cancel, WaitStage, Watch } from "./waits.ts"
+import { WeakValues } from "./WeakValues.ts"
 
 const mostPins = 1_000_000
 
@@ -38,7 +39,8 @@ export class Core {
   readonly pools = new Set<MemoryPoolResource>()
   /** Ends every outstanding wait with a failure; for the release of the runtime. */
   readonly waits = new Set<() => void>()
-  readonly foreignStreams = new Map<string, StreamResource>()
+  /** Streams that programs wrapped, as long as something refers to them. */
+  readonly foreignStreams = new WeakValues<string, StreamResource>()
   /** Held while memory is being pinned, which takes many turns of the event loop. */
   readonly pinning = Semaphore.makeUnsafe(mostPins)
   closed = false

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import { CudaError, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
 import type { CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
 import type { Backend } from "./Backend.ts"
+import { wrongOf } from "./resources.ts"
 import type { Owner, Resource } from "./resources.ts"
 import { neverFinishes } from "./waits.ts"
 
@@ -72,6 +73,8 @@ export const refuseResource = (
   ...resources: ReadonlyArray<Resource>
 ): Effect.Effect<never, CudaError> => {
   for (const resource of resources) {
+    const wrong = wrongOf(resource)
+    if (wrong !== undefined) return refuseArgument(operation, wrong.argument, wrong.given, wrong.expected)
     if (resource.owner !== owner) return refuse(operation, { _tag: "ForeignResource", resource: String(resource) })
     if (resource.state !== "live") return refuse(operation, { _tag: "ResourceReleased", resource: String(resource) })
   }

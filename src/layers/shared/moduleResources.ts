@@ -2,10 +2,12 @@
  * Modules and kernels as resources of a runtime: what the public references are behind the door. Every runtime makes its own
  * from these classes, or from subclasses with more state.
  */
+import { nullHandle } from "../../cuda/handles.ts"
 import type { CUkernel, CUlibrary, HostPointer } from "../../cuda/handles.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import type { KernelRef, ModuleOptions, ModuleRef, ResourceState } from "../CudaRuntime.ts"
 import type { Arguments } from "./arguments.ts"
+import { wrongHandle } from "./resources.ts"
 import type { DeviceMemoryResource, Owner } from "./resources.ts"
 
 export class ModuleResource implements ModuleRef {
@@ -104,9 +106,20 @@ export class KernelResource implements KernelRef {
   }
 }
 
-/** Every reference of a runtime is one of its resources, so these narrow without looking. */
-export const ownModule = (ref: ModuleRef): ModuleResource => ref as ModuleResource
-export const ownKernel = (ref: KernelRef): KernelResource => ref as KernelResource
+/** The resource behind a reference; a stand-in that `isGone` finds for anything else. */
+export const ownModule = (ref: ModuleRef): ModuleResource =>
+  ref instanceof ModuleResource
+    ? ref
+    : wrongHandle(ModuleResource.prototype, { given: ref, argument: "module", expected: "a module" })
+export const ownKernel = (ref: KernelRef): KernelResource => ref instanceof KernelResource ? ref : wrongKernel(ref)
+
+const wrongKernel = (given: unknown): KernelResource => {
+  const module = wrongHandle(ModuleResource.prototype, { given, argument: "kernel", expected: "a kernel" })
+  return new KernelResource(new KernelCode(module, nullHandle(), ""), [], noArguments, nullHandle())
+}
+
+/** No kernel that is gone packs arguments. */
+const noArguments: Arguments = Object.create(null)
 
 /** True for a module of another runtime and for one that was released. */
 export const isGone = (owner: Owner, module: ModuleResource): boolean =>

@@ -12,6 +12,7 @@ import type { Core } from "./Core.ts"
 import { refuse, refuseArgument } from "./failures.ts"
 import { isGone, ownModule } from "./moduleResources.ts"
 import type { ModuleResource } from "./moduleResources.ts"
+import { wrongOf } from "./resources.ts"
 import type { DeviceMemoryResource } from "./resources.ts"
 import type { DriverFailure } from "./waits.ts"
 
@@ -80,11 +81,18 @@ const unloadModule = (core: Core, module: ModuleResource): Effect.Effect<void, C
   return status === success ? Effect.void : core.failOn(operation, status, 0, String(module))
 }
 
-export const refuseModule = (core: Core, operation: string, module: ModuleResource): Effect.Effect<never, CudaError> =>
-  refuse(operation, {
+export const refuseModule = (
+  core: Core,
+  operation: string,
+  module: ModuleResource
+): Effect.Effect<never, CudaError> => {
+  const wrong = wrongOf(module)
+  if (wrong !== undefined) return refuseArgument(operation, wrong.argument, wrong.given, wrong.expected)
+  return refuse(operation, {
     _tag: module.owner === core.backend ? "ResourceReleased" : "ForeignResource",
     resource: String(module)
   })
+}
 
 export const refuseName = (operation: string, name: string) =>
   typeof name === "string" && name !== "" && !name.includes("\0")

@@ -90,7 +90,7 @@ const bestBlock = (
   maxThreads: number,
   device: number
 ): Effect.Effect<BlockSuggestion, CudaError> => {
-  if (!Number.isInteger(maxThreads) || maxThreads < 0) {
+  if (!Number.isInteger(maxThreads) || maxThreads < 0 || maxThreads > 0x7fff_ffff) {
     return refuseArgument(
       occupancyOperation,
       "maxThreads",

@@ -192,14 +192,45 @@ export class HostMemoryResource extends MemoryResource<HostAddress> implements H
 export type AnyMemoryResource = DeviceMemoryResource | HostMemoryResource
 export type Resource = StreamResource | EventResource | AnyMemoryResource | MemoryPoolResource
 
+/** What was given instead of a handle of some kind, past the types. */
+export interface WrongHandle {
+  readonly given: unknown
+  /** The argument's usual name, and what it should be. */
+  readonly argument: string
+  readonly expected: string
+}
+
+/** Owns nothing that programs can have. */
+const nobody: Owner = { kind: "simulated" }
+
+/** Stands in for a handle of the wrong kind: unusable everywhere, and refused with what was given. */
+export const wrongHandle = <Kind extends object>(prototype: Kind, wrong: WrongHandle): Kind =>
+  Object.assign(Object.create(prototype), { owner: nobody, state: "released", wrong })
+
+/** Set for stand-ins alone. */
+export const wrongOf = (resource: object): WrongHandle | undefined =>
+  "wrong" in resource ? resource.wrong as WrongHandle : undefined
+
 /**
- * Every reference of a runtime is one of its resources, so these narrow without looking; `unusable`, which every
- * operation asks first, finds the references of other runtimes.
+ * The resource behind a reference. References of other runtimes and released ones pass, for `unusable` to find, which every operation
+ * asks first; anything else becomes a stand-in that `unusable` finds too, so that no call of the driver is given a foreign pointer.
  */
-export const ownStream = (ref: StreamRef): StreamResource => ref as StreamResource
-export const ownEvent = (ref: EventRef): EventResource => ref as EventResource
-export const ownMemory = (ref: MemoryRef): AnyMemoryResource => ref as AnyMemoryResource
-export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => ref as MemoryPoolResource
+export const ownStream = (ref: StreamRef): StreamResource =>
+  ref instanceof StreamResource
+    ? ref
+    : wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
+export const ownEvent = (ref: EventRef): EventResource =>
+  ref instanceof EventResource
+    ? ref
+    : wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
+export const ownMemory = (ref: MemoryRef): AnyMemoryResource =>
+  ref instanceof DeviceMemoryResource || ref instanceof HostMemoryResource
+    ? ref
+    : wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
+export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource =>
+  ref instanceof MemoryPoolResource
+    ? ref
+    : wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
 
 /** Notes uses of memory that are about to be enqueued, as `usedOn` does. */
 export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: StreamResource): number => {
