@@ -5,7 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
-import type { CudaRuntime, StreamHandle } from "effect-cuda/layers/CudaRuntime"
+import type { CudaRuntime, StreamHandle } from "effect-cuda/CudaRuntime"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"

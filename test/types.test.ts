@@ -4,7 +4,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaDevice, CudaError, CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
-import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"

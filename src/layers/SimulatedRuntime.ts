@@ -258,7 +258,7 @@ export interface SimulatedControlService {
  * @since 0.1.0
  */
 export class SimulatedControl extends Context.Service<SimulatedControl, SimulatedControlService>()(
-  "effect-cuda/layers/SimulatedRuntime/SimulatedControl"
+  "effect-cuda/SimulatedRuntime/SimulatedControl"
 ) {}
 
 /**

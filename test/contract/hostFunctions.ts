@@ -3,7 +3,7 @@
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaMemory, CudaStream } from "effect-cuda"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"

@@ -4,7 +4,7 @@
 import { assert, layer } from "@effect/vitest"
 import { CudaKernel, CudaMemory, CudaStream } from "effect-cuda"
 import type { DeviceBuffer, ManagedBuffer } from "effect-cuda/CudaMemory"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"

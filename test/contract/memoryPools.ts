@@ -3,7 +3,7 @@
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaBranch, CudaDevice, CudaMemory, CudaMemoryPool, CudaStream } from "effect-cuda"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"

@@ -3,8 +3,8 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaMemory from "effect-cuda/CudaMemory"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"

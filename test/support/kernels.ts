@@ -2,7 +2,7 @@
  * The kernels of the tests, twice: as PTX written by hand, and as functions for the simulated devices.
  */
 import { CudaKernel, CudaProgram } from "effect-cuda"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 
 const {
   array,
