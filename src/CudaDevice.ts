@@ -42,6 +42,17 @@ export type {
 export type DeviceInput = number | CudaDevice
 
 /**
+ * Options for operations on one device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceOptions {
+  /** Default: the current device. */
+  readonly device?: DeviceInput | undefined
+}
+
+/**
  * Lists the devices of the runtime, by ordinal.
  *
  * @category accessors

@@ -87,10 +87,10 @@ export type {
  * **Example** (A kernel that adds)
  *
  * ```ts
- * import { CudaKernel, SimulatedRuntime } from "effect-cuda"
+ * import { CudaParameter, SimulatedRuntime } from "effect-cuda"
  *
  * const add = SimulatedRuntime.kernel({
- *   parameters: [CudaKernel.pointer, CudaKernel.input, CudaKernel.i32],
+ *   parameters: [CudaParameter.pointer, CudaParameter.input, CudaParameter.i32],
  *   cost: "20 micros",
  *   run: ({ args: [to, from, count] }) => {
  *     const [sum, other] = [to.view(Float32Array), from.view(Float32Array)]

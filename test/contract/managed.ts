@@ -2,7 +2,7 @@
  * Managed memory: used by devices and the host alike.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaKernel, CudaMemory, CudaStream } from "effect-cuda"
+import { CudaKernel, CudaMemory, CudaModule, CudaStream } from "effect-cuda"
 import type { DeviceBuffer, ManagedBuffer } from "effect-cuda/CudaMemory"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
@@ -66,7 +66,7 @@ export const managedContract = (rig: Rig): void =>
     it.effect("is an argument of kernels", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
-        const module = yield* CudaKernel.load(yield* program)
+        const module = yield* CudaModule.load(yield* program)
         const put = yield* CudaKernel.get(module, "put", signatures.put)
         const managed = yield* CudaMemory.allocateManaged(4)
         yield* CudaKernel.launch(put, { grid: 1, block: 1 }, [managed, 77], stream)

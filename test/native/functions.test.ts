@@ -8,6 +8,7 @@ import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import * as CudaModule from "effect-cuda/CudaModule"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as Duration from "effect/Duration"
@@ -831,8 +832,8 @@ describe("the table", () => {
       () =>
         Effect.gen(function*() {
           const stream = yield* CudaStream.make()
-          const module = yield* Effect.flatMap(program, (made) => CudaKernel.load(made))
-          yield* CudaKernel.global(module, "counter")
+          const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
+          yield* CudaModule.global(module, "counter")
           const nothing = yield* CudaKernel.get(module, "nothing", signatures.nothing)
           yield* CudaKernel.setAttribute(nothing, "nonPortableClusterSizeAllowed", 1)
           const config = { grid: 2, block: 1, cluster: 2 }

@@ -9,6 +9,8 @@ import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import * as CudaModule from "effect-cuda/CudaModule"
+import * as CudaParameter from "effect-cuda/CudaParameter"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as NativeRuntime from "effect-cuda/NativeRuntime"
@@ -282,7 +284,7 @@ const memory: ReadonlyArray<Scenario> = [
   filling("cuMemsetD32Async", 32)
 ]
 
-const module = Effect.flatMap(program, (made) => CudaKernel.load(made))
+const module = Effect.flatMap(program, (made) => CudaModule.load(made))
 const moduleAndDevice = Effect.tap(module, () => openDevice)
 const kernel = Effect.flatMap(module, (made) => CudaKernel.get(made, "put", signatures.put))
 const launchable = Effect.all({ kernel, stream })
@@ -293,7 +295,7 @@ const launching = (fails: DriverFunctionName, config: CudaKernel.LaunchConfig): 
     fails,
     "CudaKernel.launch",
     launchable,
-    (made) => CudaKernel.launch(made.kernel, config, [CudaKernel.address(0), 1], made.stream),
+    (made) => CudaKernel.launch(made.kernel, config, [CudaParameter.address(0), 1], made.stream),
     { subject: /kernel put on stream \d+ of device 0, grid 1×1×1/ }
   )
 
@@ -301,8 +303,8 @@ const asking = (fails: DriverFunctionName, run: (kernel: CudaKernel.CudaKernel) 
   failing(fails, "CudaKernel.occupancy", kernel, run, { subject: /kernel put/ })
 
 const kernels: ReadonlyArray<Scenario> = [
-  failing("cuLibraryLoadData", "CudaKernel.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
-  failing("cuLibraryGetKernel", "CudaKernel.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
+  failing("cuLibraryLoadData", "CudaModule.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
+  failing("cuLibraryGetKernel", "CudaModule.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
   failing("cuLibraryGetKernel", "CudaKernel.get", module, (made) => CudaKernel.get(made, "put", signatures.put), {
     subject: /kernel put of module 0x[0-9a-f]+ of \d+ bytes/
   }),
@@ -311,7 +313,7 @@ const kernels: ReadonlyArray<Scenario> = [
       subject: /kernel put on device 0/
     })
   ),
-  failing("cuLibraryGetGlobal", "CudaKernel.global", module, CudaKernel.global("counter"), {
+  failing("cuLibraryGetGlobal", "CudaModule.global", module, CudaModule.global("counter"), {
     subject: /variable counter of module .* on device 0/
   }),
   failing("cuKernelGetAttribute", "CudaKernel.attribute", kernel, CudaKernel.attribute("numRegs"), {

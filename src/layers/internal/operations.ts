@@ -90,9 +90,9 @@ export const operations = {
   ],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.device, pool]],
 
-  moduleLoad: ["CudaKernel.load", "cuLibraryLoadData", (image) => [0, `an image of ${image.byteLength} bytes`]],
-  moduleUnload: ["CudaKernel.release", "cuLibraryUnload", (module) => [0, module]],
-  moduleGlobal: ["CudaKernel.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
+  moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${image.byteLength} bytes`]],
+  moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module]],
+  moduleGlobal: ["CudaModule.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
   kernelGet: ["CudaKernel.get", "cuLibraryGetKernel", (_, name, __, device) => [device, `kernel ${name}`]],
   kernelAttribute: ["CudaKernel.attribute", "cuKernelGetAttribute", (_, name, device) => [device, name]],
   kernelSetAttribute: ["CudaKernel.setAttribute", "cuKernelSetAttribute", (_, name, __, device) => [device, name]],
