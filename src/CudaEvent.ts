@@ -137,7 +137,7 @@ export const isTimedEvent = (u: unknown): u is TimedEvent => Predicate.hasProper
  *   const start = yield* CudaEvent.make({ timing: true })
  *   const end = yield* CudaEvent.make({ timing: true })
  *   yield* CudaEvent.record(start, stream)
- *   yield* CudaMemory.fill(buffer, 0, { stream })
+ *   yield* CudaMemory.fill(buffer, 0, stream)
  *   yield* CudaEvent.record(end, stream)
  *   yield* CudaEvent.synchronize(end)
  *   return yield* CudaEvent.elapsedTime(start, end)

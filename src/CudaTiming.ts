@@ -115,6 +115,17 @@ export interface SpanOptions extends TracerSpanOptions {
 }
 
 /**
+ * Options for measuring an effect.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TimedOptions {
+  /** Default: the stream that is current where the effect begins. */
+  readonly stream?: CudaStream | undefined
+}
+
+/**
  * Runs an effect between two events of a stream, by default the current one, and waits until the second is reached: returns
  * the time on the GPU between the two, with the result. Like `Effect.timed`, which has the time of the host.
  *
@@ -146,19 +157,19 @@ export interface SpanOptions extends TracerSpanOptions {
  */
 export const timed: {
   (
-    stream?: CudaStream
+    options?: TimedOptions
   ): <A, E, R>(
     self: Effect.Effect<A, E, R>
   ) => Effect.Effect<[duration: Duration.Duration, result: A], E | CudaError, R | CudaRuntime>
   <A, E, R>(
     self: Effect.Effect<A, E, R>,
-    stream?: CudaStream
+    options?: TimedOptions
   ): Effect.Effect<[duration: Duration.Duration, result: A], E | CudaError, R | CudaRuntime>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(
     self: Effect.Effect<A, E, R>,
-    stream?: CudaStream
+    { stream }: TimedOptions = {}
   ): Effect.Effect<[duration: Duration.Duration, result: A], E | CudaError, R | CudaRuntime> =>
     Effect.scopedWith(Effect.fnUntraced(function*(scope) {
       const begun = yield* begin(stream, scope).pipe(named("CudaTiming.timed"))

@@ -68,7 +68,7 @@ const makeCounts = Effect.fnUntraced(function*(module: CudaModule.CudaModule) {
 const makeChecksum = Effect.fnUntraced(function*(module: CudaModule.CudaModule, fileBytes: number) {
   const checksum = yield* CudaKernel.get(module, "checksum", parameters.checksum)
   const sum = yield* CudaMemory.allocate(Uint32Array.BYTES_PER_ELEMENT)
-  yield* CudaMemory.fill(sum, Crc.ofZeros(fileBytes), { bits: 32 })
+  yield* CudaMemory.fill32(sum, Crc.ofZeros(fileBytes))
   return {
     add: (chunk: Chunk, offset: number) => {
       const { byteLength } = chunk

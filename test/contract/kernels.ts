@@ -209,7 +209,7 @@ export const kernelContract = (rig: Rig): void =>
         const { enqueue } = yield* Busy
         const [first, second, third] = yield* Effect.all([CudaStream.make(), CudaStream.make(), CudaStream.make()])
         const [to, from] = yield* Effect.all([buffer(4, { ordered: true }), buffer(4, { ordered: true })])
-        yield* CudaMemory.fill(to, 0, { stream: first })
+        yield* CudaMemory.fill(to, 0, first)
         yield* enqueue(first, 50)
         yield* CudaKernel.launch(put, one, [from, 0x3f800000], first) // 1
         yield* CudaKernel.launch(add, one, [to, from, 1], second)

@@ -263,8 +263,8 @@ export const streamContract = (rig: Rig): void =>
         const free = yield* CudaStream.make()
         const buffer = yield* CudaMemory.allocate(64)
         yield* busy.enqueue(blocking, 40)
-        yield* CudaMemory.fill(buffer, 1, { stream: legacy })
-        yield* CudaMemory.fill(buffer, 1, { stream: free })
+        yield* CudaMemory.fill(buffer, 1, legacy)
+        yield* CudaMemory.fill(buffer, 1, free)
         yield* CudaStream.synchronize(free)
         assert.isFalse(yield* CudaStream.query(legacy))
         yield* CudaStream.synchronize(legacy)
@@ -321,7 +321,7 @@ const twoStreams = Effect.gen(function*() {
   const host = yield* CudaMemory.allocateHost(4096)
   host.bytes.fill(0)
   yield* busy.enqueue(writer, 30)
-  yield* CudaMemory.fill(device, 7, { stream: writer })
+  yield* CudaMemory.fill(device, 7, writer)
   return { writer, reader, device, host }
 })
 
@@ -333,7 +333,7 @@ const everyOperation = (stream: CudaStream.CudaStream) =>
     const event = yield* CudaStream.recordEvent(stream)
     yield* CudaStream.waitEvent(stream, event)
     yield* CudaStream.waitStream(stream, stream)
-    yield* CudaMemory.fill(device, 5, { stream })
+    yield* CudaMemory.fill(device, 5, stream)
     yield* CudaMemory.copy(host, device, stream)
     yield* CudaEvent.record(event, stream)
     yield* CudaEvent.synchronize(event)

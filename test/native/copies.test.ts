@@ -275,7 +275,7 @@ describe("a batch of copies", () => {
         const stream = yield* CudaStream.make()
         const made = yield* prepared
         const { from, host, to } = made
-        yield* CudaMemory.fill(from, 9, { stream })
+        yield* CudaMemory.fill(from, 9, stream)
         const { lines } = yield* callsOf(CudaMemory.copyBatch(made.copies, stream))
         assert.deepStrictEqual(
           lines,
@@ -487,7 +487,7 @@ describe("a copy of memory that orders itself, when it fails", () => {
           stub.fail(name, 1, { after })
           const error = yield* Effect.flip(copy(made))
           assert.strictEqual(error.reason._tag, "InvalidValue")
-          const { calls } = yield* callsOf(CudaMemory.fill(made.device, 0, { stream: made.other }))
+          const { calls } = yield* callsOf(CudaMemory.fill(made.device, 0, made.other))
           assert.lengthOf(calls.filter(({ name }) => name === "cuStreamWaitEvent"), waits)
         })
       ))

@@ -285,7 +285,7 @@ describe("streams", () => {
           const wait = yield* callsOf(CudaStream.waitEvent(stream, event))
           assert.deepStrictEqual(wait.lines, within(context, ["cuStreamWaitEvent", handle, event.handle, 0]))
           const buffer = yield* CudaMemory.allocate(64)
-          const fill = yield* callsOf(CudaMemory.fill(buffer, 7, { stream }))
+          const fill = yield* callsOf(CudaMemory.fill(buffer, 7, stream))
           assert.deepStrictEqual(fill.lines, within(context, ["cuMemsetD8Async", buffer.address, 7, 64, handle]))
         })
       ))
@@ -496,8 +496,8 @@ describe("events", () => {
         const end = yield* CudaEvent.make({ timing: true })
         const buffer = yield* CudaMemory.allocate(64)
         yield* CudaEvent.record(start, stream)
-        yield* CudaMemory.fill(buffer, 1, { stream })
-        yield* CudaMemory.fill(buffer, 2, { stream })
+        yield* CudaMemory.fill(buffer, 1, stream)
+        yield* CudaMemory.fill(buffer, 2, stream)
         yield* CudaEvent.record(end, stream)
         const { lines, result } = yield* callsOf(CudaEvent.elapsedTime(start, end))
         assert.deepStrictEqual(lines, [["cuEventElapsedTime_v2", start.handle, end.handle]])
@@ -594,9 +594,9 @@ describe("memory", () => {
         yield* CudaStream.waitStream(idle, one)
         const { lines, result } = yield* callsOf(Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(64)
-          yield* CudaMemory.fill(buffer, 1, { stream: one })
-          yield* CudaMemory.fill(buffer, 2, { stream: two })
-          yield* CudaMemory.fill(buffer, 3, { stream: one })
+          yield* CudaMemory.fill(buffer, 1, one)
+          yield* CudaMemory.fill(buffer, 2, two)
+          yield* CudaMemory.fill(buffer, 3, one)
           stub.clear()
           return buffer.address
         })))
@@ -668,19 +668,19 @@ describe("memory", () => {
       { prepare: () => void (stub.devices = 2) }
     ))
 
-  const fills: ReadonlyArray<readonly [8 | 16 | 32, DriverFunctionName, number]> = [
-    [8, "cuMemsetD8Async", 0xff],
-    [16, "cuMemsetD16Async", 0xfedc],
-    [32, "cuMemsetD32Async", 0xfedcba98]
+  const fills: ReadonlyArray<readonly [8 | 16 | 32, CudaMemory.FillOperation, DriverFunctionName, number]> = [
+    [8, CudaMemory.fill, "cuMemsetD8Async", 0xff],
+    [16, CudaMemory.fill16, "cuMemsetD16Async", 0xfedc],
+    [32, CudaMemory.fill32, "cuMemsetD32Async", 0xfedcba98]
   ]
-  for (const [bits, name, value] of fills) {
+  for (const [bits, fill, name, value] of fills) {
     it.live(`fills with ${bits} bits, counting elements`, () =>
       opened(() =>
         Effect.gen(function*() {
           const stream = yield* CudaStream.make()
           const buffer = yield* CudaMemory.allocate(64)
           const part = CudaMemory.slice(buffer, 16, 32)
-          const { lines } = yield* callsOf(CudaMemory.fill(part, value, { bits, stream }))
+          const { lines } = yield* callsOf(fill(part, value, stream))
           assert.deepStrictEqual(lines, [[name, buffer.address + 16, value, 32 / (bits / 8), stream.handle]])
         })
       ))
@@ -692,7 +692,7 @@ describe("memory", () => {
         const stream = yield* CudaStream.make()
         const buffer = yield* CudaMemory.allocate(6 * gibibyte)
         const far = CudaMemory.slice(buffer, 5 * gibibyte + 3, 7)
-        const { lines } = yield* callsOf(CudaMemory.fill(far, 9, { stream }))
+        const { lines } = yield* callsOf(CudaMemory.fill(far, 9, stream))
         assert.deepStrictEqual(lines, [["cuMemsetD8Async", buffer.address + 5 * gibibyte + 3, 9, 7, stream.handle]])
       })
     ))
@@ -728,7 +728,7 @@ describe("memory", () => {
         const { lines } = yield* callsOf(
           Effect.andThen(
             CudaMemory.copy(empty, CudaMemory.slice(host, 0, 0), stream),
-            CudaMemory.fill(empty, 0, { stream })
+            CudaMemory.fill(empty, 0, stream)
           )
         )
         assert.deepStrictEqual(lines, [])
@@ -778,7 +778,7 @@ describe("contexts of other native code", () => {
             yield* CudaStream.waitEvent(stream, event)
             yield* CudaStream.waitStream(byDefault, stream)
             yield* CudaMemory.copy(buffer, host, byDefault)
-            yield* CudaMemory.fill(buffer, 0, { stream: byDefault })
+            yield* CudaMemory.fill(buffer, 0, byDefault)
             yield* CudaStream.synchronize(byDefault)
             yield* CudaDevice.synchronize()
             assert.strictEqual(stub.current, foreign)

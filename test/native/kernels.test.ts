@@ -628,7 +628,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
         [counter.address, 4, module.handle, "counter"]
       ])
       assert.strictEqual(stub.blocked, 0)
-      yield* CudaMemory.fill(counter, 0, { stream })
+      yield* CudaMemory.fill(counter, 0, stream)
     })))
 
   it.live("a module that is released while the device is busy is unloaded later", () =>

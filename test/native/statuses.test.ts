@@ -235,8 +235,8 @@ type Buffers = Effect.Success<typeof buffers>
 const copying = (fails: DriverFunctionName, run: (made: Buffers) => Program<unknown>): Scenario =>
   failing(fails, "CudaMemory.copy", buffers, run, { subject: /256 bytes from .* to .* on stream \d+/ })
 
-const filling = (fails: DriverFunctionName, bits: 8 | 16 | 32): Scenario =>
-  failing(fails, "CudaMemory.fill", buffers, (made) => CudaMemory.fill(made.to, 1, { bits, stream: made.stream }))
+const filling = (fails: DriverFunctionName, name: "fill" | "fill16" | "fill32"): Scenario =>
+  failing(fails, `CudaMemory.${name}`, buffers, (made) => CudaMemory[name](made.to, 1, made.stream))
 
 const peers = Effect.all({
   stream,
@@ -279,9 +279,9 @@ const memory: ReadonlyArray<Scenario> = [
   copying("cuMemcpyDtoHAsync_v2", (made) => CudaMemory.copy(made.host, made.from, made.stream)),
   copying("cuMemcpyDtoDAsync_v2", (made) => CudaMemory.copy(made.to, made.from, made.stream)),
   failing("cuMemcpyPeerAsync", "CudaMemory.copy", peers, (made) => CudaMemory.copy(made.to, made.from, made.stream)),
-  filling("cuMemsetD8Async", 8),
-  filling("cuMemsetD16Async", 16),
-  filling("cuMemsetD32Async", 32)
+  filling("cuMemsetD8Async", "fill"),
+  filling("cuMemsetD16Async", "fill16"),
+  filling("cuMemsetD32Async", "fill32")
 ]
 
 const module = Effect.flatMap(program, (made) => CudaModule.load(made))
@@ -423,7 +423,7 @@ const streamOrdered: ReadonlyArray<Scenario> = [
   failing("cuEventRecord", "CudaMemory.allocate", CudaStream.defaultStream(), allocatingOn, {
     where: "for the mark of the allocation on a default stream"
   }),
-  firstUse("CudaMemory.fill", (made) => CudaMemory.fill(made.buffer, 1, { stream: made.other })),
+  firstUse("CudaMemory.fill", (made) => CudaMemory.fill(made.buffer, 1, made.other)),
   firstUse("CudaMemory.copy", (made) => CudaMemory.copy(made.buffer, made.host, made.other)),
   firstUse(
     "CudaMemory.copy2D",
@@ -435,7 +435,7 @@ const streamOrdered: ReadonlyArray<Scenario> = [
   ),
   firstUse(
     "CudaMemory.access",
-    (made) => CudaMemory.access(Effect.void, { writes: [made.buffer] }, made.other)
+    (made) => CudaMemory.access(Effect.void, { writes: [made.buffer], stream: made.other })
   ),
   firstUse("CudaKernel.launch", (made) => CudaKernel.launch(made.kernel, oneBlock, [made.buffer, 1], made.other)),
   ...(["cuEventRecord", "cuStreamWaitEvent"] as const).map((name) =>
@@ -682,7 +682,7 @@ const releases: ReadonlyArray<Release> = [
     what: "a module",
     left: { libraries: 1 },
     program: (arm) => Effect.andThen(module, arm),
-    says: /CudaKernel\.release \(module 0x[0-9a-f]+ of \d+ bytes\)/
+    says: /CudaModule\.release \(module 0x[0-9a-f]+ of \d+ bytes\)/
   },
   ...(["cuEventCreate", "cuEventRecord", "cuStreamWaitEvent"] as const).map((fails): Release => ({
     fails,
@@ -692,7 +692,7 @@ const releases: ReadonlyArray<Release> = [
       Effect.gen(function*() {
         const made = yield* stream
         const buffer = yield* CudaMemory.allocate(64)
-        yield* CudaMemory.fill(buffer, 0, { stream: made })
+        yield* CudaMemory.fill(buffer, 0, made)
         yield* arm
       }),
     says: /CudaMemory\.release \(buffer of 64 bytes/
