@@ -369,7 +369,7 @@ export const allocateHost = (
  * are used, and not about those that are used in it. Work that the library does not enqueue itself is told to it with
  * `access`.
  *
- * What JavaScript does with the `bytes` of pinned memory is not seen: wait with `settled` before.
+ * What JavaScript does with the `bytes` of pinned memory is not seen: wait with `synchronize` first.
  *
  * **Example** (Two streams without an event)
  *
@@ -384,7 +384,7 @@ export const allocateHost = (
  *   yield* CudaMemory.fill(buffer, 1, up)
  *   yield* CudaMemory.copy(host, buffer, down) // after the fill
  *   yield* CudaMemory.fill(buffer, 2, up) // after the copy
- *   yield* CudaMemory.settled(host)
+ *   yield* CudaMemory.synchronize(host)
  *   return host.bytes[0] // 1
  * }).pipe(CudaMemory.withOrdering(), Effect.scoped)
  * ```
@@ -894,8 +894,8 @@ const within = <A, E, R>(
  * @category ordering
  * @since 0.1.0
  */
-export const settled = (self: Slice): Effect.Effect<void, CudaError> =>
-  Effect.suspend(() => self.buffer.runtime.memorySettled(rangeOf(self)))
+export const synchronize = (self: Slice): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => self.buffer.runtime.memorySynchronize(rangeOf(self)))
 
 /**
  * Copies an ordinary array to device memory of the same length, as work of a stream. Returns once the array has been read and

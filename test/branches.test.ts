@@ -432,7 +432,7 @@ describe("failures", () => {
           ["CudaStream.defaultStream", CudaBranch.all([Effect.void]), "CudaBranch.all"],
           ["CudaStream.defaultStream", CudaBranch.fork(Effect.void), "CudaBranch.fork"],
           ["CudaStream.waitEvent", CudaDependency.wait(dependency, stream), "CudaDependency.wait"],
-          ["CudaEvent.synchronize", CudaDependency.reached(dependency), "CudaDependency.reached"],
+          ["CudaEvent.synchronize", CudaDependency.synchronize(dependency), "CudaDependency.synchronize"],
           ["CudaEvent.query", CudaDependency.query(dependency), "CudaDependency.query"],
           ["CudaEvent.make", CudaDependency.make([stream]), "CudaDependency.make"]
         ] as const

@@ -758,17 +758,17 @@ describe("an access", () => {
     ))
 })
 
-describe("settled", () => {
+describe("synchronize", () => {
   it.effect("ends with the uses so far, not with what else is on their streams", () =>
     inSetting(({ buffer, first, second, work }) =>
       Effect.gen(function*() {
         yield* CudaMemory.access(work(first, 10), { reads: [CudaMemory.slice(buffer, 0, 32)], stream: first })
         yield* CudaMemory.access(work(second, 20), { writes: [CudaMemory.slice(buffer, 32)], stream: second })
         yield* work(first, 1000)
-        const left = yield* Effect.forkChild(CudaMemory.settled(CudaMemory.slice(buffer, 0, 8)), {
+        const left = yield* Effect.forkChild(CudaMemory.synchronize(CudaMemory.slice(buffer, 0, 8)), {
           startImmediately: true
         })
-        const all = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        const all = yield* Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })
         yield* CudaMemory.access(work(second, 1000), { writes: [buffer], stream: second })
         const ended = () => [left, all].map((fiber) => fiber.pollUnsafe() !== undefined)
         yield* TestClock.adjust("9 millis")
@@ -778,7 +778,7 @@ describe("settled", () => {
         yield* TestClock.adjust("10 millis")
         assert.deepStrictEqual(ended(), [true, true])
         yield* TestClock.adjust("1 hour")
-        yield* CudaMemory.settled(buffer)
+        yield* CudaMemory.synchronize(buffer)
       })
     ))
 
@@ -786,7 +786,7 @@ describe("settled", () => {
     inSetting(({ buffer, first, work }) =>
       Effect.gen(function*() {
         const fiber = yield* CudaMemory.access(
-          Effect.andThen(work(first, 10), Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })),
+          Effect.andThen(work(first, 10), Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })),
           { writes: [buffer], stream: first }
         )
         assert.isUndefined(fiber.pollUnsafe())
@@ -799,7 +799,7 @@ describe("settled", () => {
     inSetting(({ buffer, first, work }) =>
       Effect.gen(function*() {
         yield* CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })
-        const fiber = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        const fiber = yield* Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })
         yield* Fiber.interrupt(fiber)
         assert.strictEqual((yield* buffer.runtime.liveResources).waits, 0)
         yield* TestClock.adjust("1 hour")
@@ -809,9 +809,9 @@ describe("settled", () => {
   it.effect("refuses a buffer that does not order itself, and ranges outside of it", () =>
     inSetting(({ buffer }) =>
       Effect.gen(function*() {
-        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocate(8)), "buffer")
-        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocateHost(8)), "buffer")
-        yield* refuses(CudaMemory.settled(CudaMemory.slice(buffer, 65, 0)), "buffer.offset")
+        yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocate(8)), "buffer")
+        yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocateHost(8)), "buffer")
+        yield* refuses(CudaMemory.synchronize(CudaMemory.slice(buffer, 65, 0)), "buffer.offset")
       })
     ))
 })
@@ -854,7 +854,7 @@ describe("failures", () => {
           ["CudaMemory.fill", CudaMemory.fill(buffer, 1, first)],
           ["CudaMemory.copy", CudaMemory.copy(buffer, other, first)],
           ["CudaMemory.access", CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })],
-          ["CudaMemory.settled", CudaMemory.settled(buffer)]
+          ["CudaMemory.synchronize", CudaMemory.synchronize(buffer)]
         ] as const
         yield* CudaMemory.access(work(second, 10), { writes: [buffer], stream: second })
         for (const [name, use] of uses) {
@@ -874,12 +874,12 @@ describe("failures", () => {
     inSetting(({ buffer, control, first, second, work }) =>
       Effect.gen(function*() {
         yield* CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })
-        const waiting = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        const waiting = yield* Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })
         yield* control.lose(0, "IllegalAddress")
         yield* failsWith(Fiber.join(waiting), "IllegalAddress")
         yield* failsWith(CudaMemory.fill(buffer, 1, second), "IllegalAddress")
         yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer], stream: second }), "IllegalAddress")
-        yield* failsWith(CudaMemory.settled(buffer), "IllegalAddress")
+        yield* failsWith(CudaMemory.synchronize(buffer), "IllegalAddress")
       })
     ))
 })

@@ -222,7 +222,7 @@ export const copyContract = (rig: Rig): void => {
         }))
         yield* CudaMemory.copyBatch([low!, high!], second)
         yield* CudaMemory.fill(device, 5, first)
-        yield* CudaMemory.settled(host)
+        yield* CudaMemory.synchronize(host)
         assert.isTrue(host.bytes.every((byte) => byte === 4))
       })))
 

@@ -218,7 +218,7 @@ export const kernelContract = (rig: Rig): void =>
         assert.isFalse(yield* CudaStream.query(third))
         const host = yield* CudaMemory.allocateHost(4, { ordered: true })
         yield* CudaMemory.copy(host, to, second)
-        yield* CudaMemory.settled(host)
+        yield* CudaMemory.synchronize(host)
         assert.strictEqual(CudaMemory.view(host, Float32Array)[0], 3)
       })))
 

@@ -95,7 +95,7 @@ export const managedContract = (rig: Rig): void =>
         yield* CudaMemory.copy(host, managed, second)
         yield* CudaStream.synchronize(second)
         assert.strictEqual(host.bytes[4095], 3)
-        yield* CudaMemory.settled(managed)
+        yield* CudaMemory.synchronize(managed)
       })))
 
     it.effect("shows nothing once it is released, and what was seen before stays readable", () =>

@@ -91,7 +91,7 @@ export const orderingContract = (rig: Rig): void =>
             yield* CudaMemory.copy(second, first, on(1))
             yield* CudaMemory.copy(CudaMemory.slice(host, round * 256, 256), second, on(2))
           }
-          yield* CudaMemory.settled(host)
+          yield* CudaMemory.synchronize(host)
           for (let round = 0; round < 32; round++) {
             assertBytes(host.bytes.subarray(round * 256, round * 256 + 256), round)
           }
@@ -166,28 +166,28 @@ export const orderingContract = (rig: Rig): void =>
           })
         const use = (stream: Stream) => CudaMemory.access(work(stream), { writes: [buffer], stream })
         yield* Effect.forEach([...all, ...all], use, { concurrency: 3, discard: true })
-        yield* CudaMemory.settled(buffer)
+        yield* CudaMemory.synchronize(buffer)
         for (const stream of all) assert.isFalse(yield* isBusy(stream))
       })))
 
-    it.effect("settled waits for the uses alone, not for what else is on their streams", () =>
+    it.effect("synchronize waits for the uses alone, not for what else is on their streams", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [one, two] = yield* streams(2)
         const buffer = yield* CudaMemory.allocate(64, ordered)
-        yield* CudaMemory.settled(buffer)
+        yield* CudaMemory.synchronize(buffer)
         yield* busyWith(one!, 20, { reads: [buffer] })
         yield* busyWith(two!, 30, { reads: [buffer] })
         yield* busy.enqueue(one!, 200)
-        yield* CudaMemory.settled(CudaMemory.slice(buffer, 8, 8))
+        yield* CudaMemory.synchronize(CudaMemory.slice(buffer, 8, 8))
         assert.isFalse(yield* isBusy(two!))
         assert.isTrue(yield* isBusy(one!))
         const waiting = yield* Effect.forkChild(
-          Effect.andThen(busyWith(two!, 100, { writes: [buffer] }), CudaMemory.settled(buffer)),
+          Effect.andThen(busyWith(two!, 100, { writes: [buffer] }), CudaMemory.synchronize(buffer)),
           { startImmediately: true }
         )
         yield* Fiber.interrupt(waiting)
-        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocate(8)), "buffer")
+        yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocate(8)), "buffer")
       })))
 
     it.effect("buffers and streams are released while uses wait for each other", () =>
@@ -219,7 +219,7 @@ export const orderingContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make()
         yield* CudaMemory.fill(buffer, 1, stream)
         yield* Scope.close(scope, Exit.void)
-        yield* failsWith(CudaMemory.settled(buffer), "ResourceReleased")
+        yield* failsWith(CudaMemory.synchronize(buffer), "ResourceReleased")
         yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer], stream }), "ResourceReleased")
         yield* failsWith(CudaMemory.fill(buffer, 1, stream), "ResourceReleased")
       })))
@@ -235,7 +235,7 @@ export const orderingContract = (rig: Rig): void =>
           yield* busyWith(one!, 10, { writes: [buffer] })
           yield* CudaMemory.fill(buffer, value, one!)
           yield* CudaMemory.copy(host, buffer, two!)
-          yield* CudaMemory.settled(host)
+          yield* CudaMemory.synchronize(host)
           assertBytes(host.bytes, value)
         }
       })))
@@ -248,7 +248,7 @@ export const orderingContract = (rig: Rig): void =>
             const buffer = yield* CudaMemory.allocate(64, ordered)
             const slow = CudaMemory.access(Effect.sleep(3), { writes: [buffer], stream: one! })
             yield* Effect.all([slow, busyWith(two!, 2, { writes: [buffer] })], { concurrency: 2 })
-            yield* CudaMemory.settled(buffer)
+            yield* CudaMemory.synchronize(buffer)
             yield* CudaMemory.download(new Uint8Array(64), buffer, one!)
           })
           yield* leavesNothing(Effect.ignore(Effect.timeout(Effect.scoped(work), millis)))
@@ -271,13 +271,13 @@ export const orderingContract = (rig: Rig): void =>
             yield* busyWith(far, 20, { reads: [buffer] })
             yield* CudaMemory.fill(buffer, 2, near)
             yield* CudaMemory.copy(host, there, far)
-            yield* CudaMemory.settled(buffer)
+            yield* CudaMemory.synchronize(buffer)
             assert.isFalse(yield* isBusy(near))
-            yield* CudaMemory.settled(host)
+            yield* CudaMemory.synchronize(host)
             assertBytes(host.bytes, 1)
             yield* CudaMemory.copy(there, buffer, near)
             yield* CudaMemory.copy(host, there, far)
-            yield* CudaMemory.settled(host)
+            yield* CudaMemory.synchronize(host)
             assertBytes(host.bytes, 2)
           }).pipe(CudaMemory.withOrdering())
         )

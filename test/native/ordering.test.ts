@@ -113,7 +113,7 @@ describe("the calls", () => {
           yield* fill(empty, first)
           yield* CudaMemory.copy(empty, CudaMemory.slice(host, 0, 0), first)
           yield* CudaMemory.access(Effect.void, { writes: [empty], stream: first })
-          yield* CudaMemory.settled(buffer)
+          yield* CudaMemory.synchronize(buffer)
         }))
         assert.deepStrictEqual(made, [])
       })
@@ -218,14 +218,14 @@ describe("markers", () => {
       })
     ))
 
-  it.live("are not used again while settled waits for them", () =>
+  it.live("are not used again while synchronize waits for them", () =>
     onStub(
       stub,
       Effect.gen(function*() {
         const { buffer, streams: [first, second] } = yield* setting
         stub.work(first)
         yield* fill(buffer, first)
-        const waiting = yield* begin(CudaMemory.settled(buffer))
+        const waiting = yield* begin(CudaMemory.synchronize(buffer))
         yield* fill(buffer, first)
         stub.work(second)
         yield* Effect.forEach(Array.from({ length: 8 }), () => CudaStream.waitStream(second, second))
@@ -237,7 +237,7 @@ describe("markers", () => {
     ))
 })
 
-describe("settled", () => {
+describe("synchronize", () => {
   it.live("of a buffer that is released meanwhile ends all the same", () =>
     onStub(
       stub,
@@ -247,7 +247,7 @@ describe("settled", () => {
         const waiting = yield* Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(64, ordered)
           yield* fill(buffer, first)
-          const fiber = yield* Effect.forkDetach(CudaMemory.settled(buffer))
+          const fiber = yield* Effect.forkDetach(CudaMemory.synchronize(buffer))
           yield* begin(Effect.void)
           return fiber
         }))
@@ -266,10 +266,10 @@ describe("settled", () => {
         yield* fill(buffer, first)
         yield* CudaMemory.access(Effect.void, { reads: [CudaMemory.slice(buffer, 0, 8)], stream: second })
         stub.fail("cuEventQuery", 700, { after: 2 })
-        const waiting = yield* begin(CudaMemory.settled(buffer))
+        const waiting = yield* begin(CudaMemory.synchronize(buffer))
         const error = yield* failureOf(waiting)
         assert.deepStrictEqual([error.operation, error.call, error.reason._tag], [
-          "CudaMemory.settled",
+          "CudaMemory.synchronize",
           "cuEventQuery",
           "IllegalAddress"
         ])

@@ -383,7 +383,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
       "CudaMemory.release": runtime.memoryFree(oldMemory),
-      "CudaMemory.settled": runtime.memorySettled({ memory: ordered, offset: 0, byteLength: 8 }),
+      "CudaMemory.synchronize": runtime.memorySynchronize({ memory: ordered, offset: 0, byteLength: 8 }),
       "CudaMemoryPool.make": runtime.poolCreate(0, poolOptions),
       "CudaMemoryPool.ofDevice": runtime.poolOfDevice(0),
       "CudaMemoryPool.release": runtime.poolDestroy(oldPool),

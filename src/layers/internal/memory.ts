@@ -23,7 +23,7 @@ type MemoryOperations = Pick<
   | "memoryFree"
   | "memoryBegin"
   | "memoryEnd"
-  | "memorySettled"
+  | "memorySynchronize"
 >
 
 export const memoryOperations = (core: Core): MemoryOperations => ({

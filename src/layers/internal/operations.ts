@@ -76,7 +76,7 @@ export const operations = {
   memoryPrefetch: ["CudaMemory.prefetch", "cuMemPrefetchAsync", ({ memory }, _, stream) => [stream.device, memory]],
   memoryAdvise: ["CudaMemory.advise", "cuMemAdvise", ({ memory }) => [deviceOf(memory), memory]],
   memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.device, stream]],
-  memorySettled: ["CudaMemory.settled", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
+  memorySynchronize: ["CudaMemory.synchronize", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],
   poolOfDevice: ["CudaMemoryPool.ofDevice", "cuMemPoolCreate", onDevice],

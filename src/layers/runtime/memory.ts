@@ -232,5 +232,5 @@ export interface MemoryOperations {
    */
   readonly memoryEnd: (access: MemoryAccess) => Effect.Effect<void, CudaError>
   /** Waits for the uses so far of bytes of an ordered buffer. */
-  readonly memorySettled: (range: MemoryRange) => Effect.Effect<void, CudaError>
+  readonly memorySynchronize: (range: MemoryRange) => Effect.Effect<void, CudaError>
 }
