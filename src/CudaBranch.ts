@@ -21,7 +21,7 @@ import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
-import { atOrigin, CurrentPlace, deviceOrdinal, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
+import { atOrigin, CurrentPlace, deviceIndexOf, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
 import type { Origin, Place } from "./internal/place.ts"
 import { poolSize, resolvePool, streamPool } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
@@ -448,7 +448,7 @@ const leasing = <A, E, R>(
   use: (leased: Leased) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   const { outOfRange, priority } = options
-  const device = deviceOrdinal(options.device) ?? origin.device
+  const device = deviceIndexOf(options.device) ?? origin.device
   if (device === origin.device && priority === undefined) {
     const pool = streamPool(runtime, origin.device, origin.priority)
     const leased = pool.tryLease(count, origin)

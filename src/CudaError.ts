@@ -327,7 +327,7 @@ export interface CudaErrorFields {
   readonly call?: string | undefined
   /** The handle or the arguments concerned, printed. */
   readonly subject?: string | undefined
-  /** The ordinal of the device concerned. */
+  /** The index of the device concerned. */
   readonly device?: number | undefined
   /** What the driver's compiler said of code that it refused, line by line. */
   readonly log?: string | undefined

@@ -29,7 +29,7 @@ import {
   released
 } from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
-import { deviceOrdinal, onStream, resolveDevice } from "./internal/place.ts"
+import { deviceIndexOf, onStream, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import type { Kind } from "./internal/scoped.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -669,7 +669,7 @@ export const prefetch: {
 )
 
 const placeOf = (location: Location): MemoryLocation =>
-  location === "host" ? location : deviceOrdinal(location) ?? Number.NaN
+  location === "host" ? location : deviceIndexOf(location) ?? Number.NaN
 
 /**
  * What the driver is told of how managed memory will be used (`CUmem_advise`).

@@ -410,7 +410,7 @@ const onSlowDevice = <A>(program: Program<A>, options: SimulatedRuntime.Simulate
 
 const makeStreams = Effect.forEach(
   streamKinds,
-  ({ blocking, legacy }) => legacy ? CudaStream.defaultStream() : CudaStream.make({ blocking })
+  ({ blocking, legacy }) => legacy ? CudaStream.defaultStream() : CudaStream.make({ nonBlocking: !blocking })
 )
 
 /** Work on a stream that the library does not know. */

@@ -300,7 +300,7 @@ describe("timeline", () => {
         ])
         assert.deepStrictEqual(
           timeline.devices.map(({ index, name }) => [index, name]),
-          runtime.devices.map(({ name, ordinal }) => [ordinal, name])
+          runtime.devices.map(({ name, index }) => [index, name])
         )
       }), { devices: [{ name: "left" }, { name: "right" }] }))
 

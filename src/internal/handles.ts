@@ -99,8 +99,8 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
   get flags(): number {
     return this.ref.nonBlocking ? streamFlags.nonBlocking : streamFlags.default
   }
-  get isBlocking(): boolean {
-    return !this.ref.nonBlocking
+  get isNonBlocking(): boolean {
+    return this.ref.nonBlocking
   }
   get origin(): StreamRef["origin"] {
     return this.ref.origin
@@ -113,8 +113,8 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
     return Hash.combine(Hash.number(this.id), Hash.number(this.deviceIndex))
   }
   toJSON() {
-    const { deviceIndex, handle, id, isBlocking, origin, priority } = this
-    return { _id: "CudaStream", id, deviceIndex, priority, isBlocking, origin, handle, state: this.ref.state }
+    const { deviceIndex, handle, id, isNonBlocking, origin, priority } = this
+    return { _id: "CudaStream", id, deviceIndex, priority, isNonBlocking, origin, handle, state: this.ref.state }
   }
 }
 

@@ -293,7 +293,7 @@ const readDevice = Effect.fnUntraced(function*(library: DriverLibrary, ordinal: 
     return Effect.as(check(library, "cuDeviceGetAttribute", status), value[0]!)
   }
   const properties: DeviceProperties = {
-    ordinal,
+    index: ordinal,
     name: readText(name),
     uuid: formatUuid(uuid),
     computeCapability: {

@@ -418,7 +418,7 @@ const lose = (backend: SimulatedBackend, device: number, status: StatusTag): Eff
   Effect.suspend(() => {
     const operation = "SimulatedControl.lose"
     if (backend.devices[device] === undefined) {
-      return refuseArgument(operation, "device", device, `a device ordinal from 0 to ${backend.devices.length - 1}`)
+      return refuseArgument(operation, "device", device, `a device index from 0 to ${backend.devices.length - 1}`)
     }
     if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
     backend.lose(device, statuses[status].code)

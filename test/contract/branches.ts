@@ -29,7 +29,7 @@ const busyHere = (millis: number) =>
 /** Runs a test on a stream of its own, in a scope that leaves nothing; the pool's streams are there already. */
 const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
-    for (const { ordinal: device } of yield* CudaDevice.all) {
+    for (const { index: device } of yield* CudaDevice.all) {
       for (const priority of ["low", "high"] as const) {
         yield* CudaBranch.all(Array.from({ length: 32 }, () => Effect.void), { device, priority })
       }
@@ -230,7 +230,7 @@ export const branchContract = (rig: Rig): void =>
           const [far] = yield* CudaBranch.all([
             Effect.gen(function*() {
               const buffer = yield* CudaMemory.allocate(4096)
-              assert.strictEqual((yield* CudaDevice.current).ordinal, 1)
+              assert.strictEqual((yield* CudaDevice.current).index, 1)
               yield* CudaMemory.copy(buffer, device)
               yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 4095), 9)
               return buffer

@@ -18,17 +18,17 @@ export const memoryPoolContract = (rig: Rig): void =>
     it.effect("tell what they hold and what of it is used", () =>
       leavesNothing(Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
-        const nothing = { reservedBytes: 0, reservedBytesHigh: 0, usedBytes: 0, usedBytesHigh: 0 }
+        const nothing = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
         assert.deepStrictEqual(yield* CudaMemoryPool.statistics(pool), nothing)
         yield* Effect.scoped(CudaMemory.allocate(32 * mebi, { pool }))
         yield* CudaMemoryPool.trim(pool, { keepBytes: 64 * mebi })
         const after = yield* CudaMemoryPool.statistics(pool)
         assert.strictEqual(after.usedBytes, 0)
-        assert.strictEqual(after.usedBytesHigh, 32 * mebi)
+        assert.strictEqual(after.usedHighWater, 32 * mebi)
         assert.isAtLeast(after.reservedBytes, 32 * mebi)
         yield* CudaMemoryPool.trim(pool)
         assert.strictEqual((yield* CudaMemoryPool.statistics(pool)).reservedBytes, 0)
-        yield* CudaMemoryPool.resetHigh(pool)
+        yield* CudaMemoryPool.resetHighWater(pool)
         assert.deepStrictEqual(yield* CudaMemoryPool.statistics(pool), nothing)
       })))
 
@@ -69,7 +69,7 @@ export const memoryPoolContract = (rig: Rig): void =>
         yield* failsWith(CudaMemory.allocate(8, { pool }), "ResourceReleased")
         yield* failsWith(CudaMemoryPool.statistics(pool), "ResourceReleased")
         yield* failsWith(CudaMemoryPool.trim(pool), "ResourceReleased")
-        yield* failsWith(CudaMemoryPool.resetHigh(pool), "ResourceReleased")
+        yield* failsWith(CudaMemoryPool.resetHighWater(pool), "ResourceReleased")
         yield* failsWith(CudaMemoryPool.setReleaseThreshold(pool, 0), "ResourceReleased")
       })))
 

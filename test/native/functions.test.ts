@@ -60,7 +60,7 @@ describe("building the layer", () => {
         ])
         assert.strictEqual(runtime.driverVersion, 13000)
         assert.deepStrictEqual(runtime.devices[1], {
-          ordinal: 1,
+          index: 1,
           name: "Stub GPU 1",
           uuid: "GPU-01112131-4151-6171-8191-a1b1c1d1e1f1",
           computeCapability: { major: 9, minor: 0 },
@@ -227,7 +227,7 @@ describe("devices", () => {
 describe("streams", () => {
   const creations: ReadonlyArray<readonly [CudaStream.MakeOptions, flags: number, priority: number]> = [
     [{}, 1, 0],
-    [{ blocking: true }, 0, 0],
+    [{ nonBlocking: false }, 0, 0],
     [{ priority: "high" }, 1, -5],
     [{ priority: -2 }, 1, -2],
     [{ priority: -100, outOfRange: "clamp" }, 1, -5],
@@ -242,7 +242,11 @@ describe("streams", () => {
             ...within(context, ["cuStreamCreateWithPriority", stream.handle, flags, priority]),
             ["cuStreamGetId", stream.handle, stream.id]
           ])
-          assert.deepStrictEqual([stream.priority, stream.isBlocking, stream.deviceIndex], [priority, flags === 0, 0])
+          assert.deepStrictEqual([stream.priority, stream.isNonBlocking, stream.deviceIndex], [
+            priority,
+            flags === 1,
+            0
+          ])
         })
       ))
   }
@@ -317,8 +321,8 @@ describe("streams", () => {
           ["cuStreamGetFlags", handle, 1]
         ])
         assert.deepStrictEqual(
-          [stream.handle, stream.priority, stream.isBlocking, stream.origin],
-          [handle, -4, false, "foreign"]
+          [stream.handle, stream.priority, stream.isNonBlocking, stream.origin],
+          [handle, -4, true, "foreign"]
         )
         yield* CudaStream.synchronize(stream)
         assert.lengthOf(stub.calls("cuStreamDestroy_v2"), 0)

@@ -104,7 +104,7 @@ describe("a pool", () => {
       const before = stub.callCount
       const operations = [
         CudaMemoryPool.statistics(pool),
-        CudaMemoryPool.resetHigh(pool),
+        CudaMemoryPool.resetHighWater(pool),
         CudaMemoryPool.setReleaseThreshold(pool, 0),
         CudaMemoryPool.trim(pool)
       ]
@@ -127,9 +127,9 @@ describe("a pool", () => {
         ])
         assert.deepStrictEqual(result, {
           reservedBytes: 4 * mebi,
-          reservedBytesHigh: 4 * mebi,
+          reservedHighWater: 4 * mebi,
           usedBytes: mebi,
-          usedBytesHigh: 3 * mebi
+          usedHighWater: 3 * mebi
         })
       })
     ))
@@ -154,12 +154,12 @@ describe("a pool", () => {
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
         yield* Effect.scoped(CudaMemory.allocate(3 * mebi, { pool }))
-        const { lines } = yield* callsOf(CudaMemoryPool.resetHigh(pool))
+        const { lines } = yield* callsOf(CudaMemoryPool.resetHighWater(pool))
         assert.deepStrictEqual(lines, [
           ["cuMemPoolSetAttribute", pool.handle, 6, 0],
           ["cuMemPoolSetAttribute", pool.handle, 8, 0]
         ])
-        assert.strictEqual((yield* CudaMemoryPool.statistics(pool)).usedBytesHigh, 0)
+        assert.strictEqual((yield* CudaMemoryPool.statistics(pool)).usedHighWater, 0)
       })
     ))
 
@@ -214,9 +214,9 @@ describe("a pool", () => {
         yield* succeeds(trimming)
         assert.deepStrictEqual(yield* CudaMemoryPool.statistics(pool), {
           reservedBytes: 0,
-          reservedBytesHigh: 3 * mebi,
+          reservedHighWater: 3 * mebi,
           usedBytes: 0,
-          usedBytesHigh: 3 * mebi
+          usedHighWater: 3 * mebi
         })
       })
     ))

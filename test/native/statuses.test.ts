@@ -358,7 +358,7 @@ const pools: ReadonlyArray<Scenario> = [
   failing("cuMemPoolCreate", "CudaMemoryPool.make", openDevice, () => pool, { subject: /a pool of device 0/ }),
   ...eachOf(4, "cuMemPoolSetAttribute", "CudaMemoryPool.make", openDevice, () => pool),
   ...eachOf(4, "cuMemPoolGetAttribute", "CudaMemoryPool.statistics", pool, CudaMemoryPool.statistics, ofPool),
-  ...eachOf(2, "cuMemPoolSetAttribute", "CudaMemoryPool.resetHigh", pool, CudaMemoryPool.resetHigh, ofPool),
+  ...eachOf(2, "cuMemPoolSetAttribute", "CudaMemoryPool.resetHighWater", pool, CudaMemoryPool.resetHighWater, ofPool),
   failing(
     "cuMemPoolSetAttribute",
     "CudaMemoryPool.setReleaseThreshold",

@@ -387,7 +387,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemoryPool.make": runtime.poolCreate(0, poolOptions),
       "CudaMemoryPool.ofDevice": runtime.poolOfDevice(0),
       "CudaMemoryPool.release": runtime.poolDestroy(oldPool),
-      "CudaMemoryPool.resetHigh": runtime.poolResetHigh(pool),
+      "CudaMemoryPool.resetHighWater": runtime.poolResetHighWater(pool),
       "CudaMemoryPool.setReleaseThreshold": runtime.poolSetReleaseThreshold(pool, 0),
       "CudaMemoryPool.statistics": runtime.poolStatistics(pool),
       "CudaMemoryPool.trim": runtime.poolTrim(pool, 0),

@@ -173,7 +173,7 @@ export interface Backend extends Owner {
   readonly poolStatistics: (pool: MemoryPoolResource) => number
   /** After `poolStatistics`. */
   readonly poolStatisticsResult: MemoryPoolStatistics
-  readonly poolResetHigh: (pool: MemoryPoolResource) => number
+  readonly poolResetHighWater: (pool: MemoryPoolResource) => number
   readonly poolSetReleaseThreshold: (pool: MemoryPoolResource, bytes: number) => number
   /** Gives back what is free beyond some bytes; after `watchReleases`. */
   readonly poolTrim: (pool: MemoryPoolResource, keepBytes: number) => number

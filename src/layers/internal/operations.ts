@@ -82,7 +82,7 @@ export const operations = {
   poolOfDevice: ["CudaMemoryPool.ofDevice", "cuMemPoolCreate", onDevice],
   poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.device, pool]],
   poolStatistics: ["CudaMemoryPool.statistics", "cuMemPoolGetAttribute", (pool) => [pool.device, pool]],
-  poolResetHigh: ["CudaMemoryPool.resetHigh", "cuMemPoolSetAttribute", (pool) => [pool.device, pool]],
+  poolResetHighWater: ["CudaMemoryPool.resetHighWater", "cuMemPoolSetAttribute", (pool) => [pool.device, pool]],
   poolSetReleaseThreshold: [
     "CudaMemoryPool.setReleaseThreshold",
     "cuMemPoolSetAttribute",

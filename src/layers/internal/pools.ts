@@ -27,7 +27,8 @@ export const poolOperations = (core: Core): PoolOperations => ({
       (pool) => core.backend.poolStatistics(pool),
       () => core.backend.poolStatisticsResult
     ),
-  poolResetHigh: (ref) => onPool(core, "CudaMemoryPool.resetHigh", ref, (pool) => core.backend.poolResetHigh(pool)),
+  poolResetHighWater: (ref) =>
+    onPool(core, "CudaMemoryPool.resetHighWater", ref, (pool) => core.backend.poolResetHighWater(pool)),
   poolSetReleaseThreshold: (ref, bytes) =>
     Effect.suspend(() => {
       const operation = "CudaMemoryPool.setReleaseThreshold"

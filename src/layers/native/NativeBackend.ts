@@ -107,9 +107,9 @@ export class NativeBackend implements Backend {
   pool: MemoryPoolResource | undefined
   poolStatisticsResult: MemoryPoolStatistics = {
     reservedBytes: 0,
-    reservedBytesHigh: 0,
+    reservedHighWater: 0,
     usedBytes: 0,
-    usedBytesHigh: 0
+    usedHighWater: 0
   }
   marker: NativeMarker | undefined
   code: KernelCode | undefined
@@ -622,13 +622,13 @@ export class NativeBackend implements Backend {
       if (status !== success) return this.#answer("cuMemPoolGetAttribute", status)
       values.push(Number(value[0]))
     }
-    const [reservedBytes = 0, reservedBytesHigh = 0, usedBytes = 0, usedBytesHigh = 0] = values
-    this.poolStatisticsResult = { reservedBytes, reservedBytesHigh, usedBytes, usedBytesHigh }
+    const [reservedBytes = 0, reservedHighWater = 0, usedBytes = 0, usedHighWater = 0] = values
+    this.poolStatisticsResult = { reservedBytes, reservedHighWater, usedBytes, usedHighWater }
     return success
   }
 
   /** They can be set to 0 only, which stands for what is there now. */
-  readonly poolResetHigh = ({ device, handle }: MemoryPoolResource): number => {
+  readonly poolResetHighWater = ({ device, handle }: MemoryPoolResource): number => {
     const status = this.#device(device).setPool(handle, "reservedHigh", 0n) ||
       this.#device(device).setPool(handle, "usedHigh", 0n)
     return this.#answer("cuMemPoolSetAttribute", status)

@@ -47,7 +47,7 @@ export const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDe
     copyLatency: fields.copyLatency ?? 5000
   }
   const properties = {
-    ordinal,
+    index: ordinal,
     name: fields.name ?? "Simulated GPU",
     uuid: `GPU-00000000-0000-0000-0000-${(ordinal + 1).toString(16).padStart(12, "0")}`,
     computeCapability: fields.computeCapability ?? { major: 9, minor: 0 },
@@ -109,7 +109,7 @@ const ownAttributes = (
   computeCapabilityMajor: properties.computeCapability.major,
   computeCapabilityMinor: properties.computeCapability.minor,
   asyncEngineCount: traits.copyEngines,
-  pciBusId: properties.ordinal + 1
+  pciBusId: properties.index + 1
 })
 
 const absent = Object.fromEntries(Object.keys(deviceAttributes).map((name) => [name, 0])) as {
