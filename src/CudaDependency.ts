@@ -33,12 +33,12 @@ export interface CudaDependency extends Pipeable, Inspectable {
 }
 
 /**
- * What a dependency can be made of.
+ * A value that a dependency can be made from.
  *
  * @category models
  * @since 0.1.0
  */
-export type Part = CudaEvent | CudaStream | CudaDependency
+export type Source = CudaEvent | CudaStream | CudaDependency
 
 /**
  * True for dependencies.
@@ -74,14 +74,14 @@ export const isCudaDependency = (u: unknown): u is CudaDependency => Predicate.h
  * @category constructors
  * @since 0.1.0
  */
-export const make = (parts: Iterable<Part>): Effect.Effect<CudaDependency, CudaError, Scope.Scope> => {
-  const once = new Set(parts)
+export const make = (sources: Iterable<Source>): Effect.Effect<CudaDependency, CudaError, Scope.Scope> => {
+  const once = new Set(sources)
   return Effect.gen(function*() {
     const events = new Set<CudaEvent>()
-    for (const part of once) {
-      if (isCudaStream(part)) events.add(yield* recordEvent(part))
-      else if (isCudaEvent(part)) events.add(part)
-      else for (const event of part.events) events.add(event)
+    for (const source of once) {
+      if (isCudaStream(source)) events.add(yield* recordEvent(source))
+      else if (isCudaEvent(source)) events.add(source)
+      else for (const event of source.events) events.add(event)
     }
     return new DependencyImpl(Array.from(events))
   }).pipe(named("CudaDependency.make"))

@@ -170,7 +170,7 @@ export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicat
 export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) && u.kind === "device" && u.isManaged
 
 /**
- * How a buffer is to be.
+ * Options for allocating a buffer.
  *
  * @category models
  * @since 0.1.0
@@ -184,7 +184,7 @@ export interface BufferOptions {
 }
 
 /**
- * How device memory is to be.
+ * Options for allocating device memory.
  *
  * @category models
  * @since 0.1.0
@@ -499,12 +499,12 @@ const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefine
 }
 
 /**
- * How much a copy of rows moves.
+ * The size of a copy of rows.
  *
  * @category models
  * @since 0.1.0
  */
-export interface RowsSize {
+export interface Size2D {
   /** Bytes of each row. */
   readonly width: number
   /** How many rows. */
@@ -539,18 +539,18 @@ export interface RowsSize {
 export function copy2D(
   destination: Slice | Rows,
   source: Slice | Rows,
-  size: RowsSize,
+  size: Size2D,
   stream?: CudaStream
 ): Effect.Effect<void, CudaError>
 export function copy2D(
   source: Slice | Rows,
-  size: RowsSize,
+  size: Size2D,
   stream?: CudaStream
 ): (destination: Slice | Rows) => Effect.Effect<void, CudaError>
 export function copy2D(
   first: Slice | Rows,
-  second: Slice | Rows | RowsSize,
-  third?: RowsSize | CudaStream,
+  second: Slice | Rows | Size2D,
+  third?: Size2D | CudaStream,
   fourth?: CudaStream
 ) {
   if (isSlice(second)) return copyRowsTo(first, second, isCudaStream(third) ? undefined : third, fourth)
@@ -561,7 +561,7 @@ export function copy2D(
 const copyRowsTo = (
   destination: Slice | Rows,
   source: Slice | Rows,
-  size: RowsSize = { width: Number.NaN, height: Number.NaN },
+  size: Size2D = { width: Number.NaN, height: Number.NaN },
   stream: CudaStream | undefined
 ): Effect.Effect<void, CudaError> => {
   const { runtime } = destination.buffer
@@ -581,12 +581,12 @@ const rowsOf = (part: Slice | Rows, width: number): MemoryRows => ({
 })
 
 /**
- * A copy of a batch.
+ * One copy of a batch.
  *
  * @category models
  * @since 0.1.0
  */
-export interface Copy {
+export interface BatchCopy {
   readonly destination: Slice
   readonly source: Slice
 }
@@ -604,7 +604,7 @@ export interface Copy {
  * @category copies
  * @since 0.1.0
  */
-export const copyBatch = (copies: ReadonlyArray<Copy>, stream?: CudaStream): Effect.Effect<void, CudaError> =>
+export const copyBatch = (copies: ReadonlyArray<BatchCopy>, stream?: CudaStream): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
     const [first] = copies
     if (first === undefined) return Effect.void

@@ -39,7 +39,7 @@ export interface MemoryPool extends Pipeable, Inspectable {
 }
 
 /**
- * How a pool is to be. Sizes are in bytes; `Infinity` stands for no limit.
+ * Options for creating a pool. Sizes are in bytes; `Infinity` means no limit.
  *
  * @category models
  * @since 0.1.0
@@ -149,7 +149,7 @@ export const statistics = (self: MemoryPool): Effect.Effect<MemoryPoolStatistics
   self.runtime.poolStatistics(self.ref)
 
 /**
- * Has the highest values of the statistics begin anew (`cuMemPoolSetAttribute`).
+ * Resets the high-water marks of the statistics to the current values (`cuMemPoolSetAttribute`).
  *
  * @category statistics
  * @since 0.1.0

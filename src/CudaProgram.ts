@@ -68,7 +68,7 @@ export interface CudaProgram extends Pipeable, Inspectable {
 }
 
 /**
- * How a program is compiled.
+ * Options for compiling a program.
  *
  * @category models
  * @since 0.1.0
@@ -96,7 +96,7 @@ export interface CompileOptions {
 }
 
 /**
- * What an image in memory is called.
+ * Options for programs made from images.
  *
  * @category models
  * @since 0.1.0

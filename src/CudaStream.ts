@@ -56,7 +56,7 @@ export interface CudaStream extends Pipeable, Inspectable, Equal {
 }
 
 /**
- * How a stream is to be.
+ * Options for choosing a stream by device and priority.
  *
  * @category models
  * @since 0.1.0
@@ -71,7 +71,7 @@ export interface PriorityOptions {
 }
 
 /**
- * How an owned stream is to be.
+ * Options for creating a stream.
  *
  * @category models
  * @since 0.1.0

@@ -32,7 +32,7 @@ import type { CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRunti
 export type Attributes = Readonly<Record<string, string | number | boolean>>
 
 /**
- * Where a region is measured, and what is said about it.
+ * Options for a region.
  *
  * @category models
  * @since 0.1.0
@@ -91,7 +91,7 @@ export interface Timeline {
 }
 
 /**
- * How a timeline is drawn.
+ * Options for drawing a timeline.
  *
  * @category models
  * @since 0.1.0
@@ -104,7 +104,7 @@ export interface SvgOptions {
 }
 
 /**
- * How a span is to be, and on which stream it is measured.
+ * Options for a span that is measured on the GPU.
  *
  * @category models
  * @since 0.1.0

@@ -790,7 +790,7 @@ describe("pictures", () => {
     )
     assert.strictEqual(CudaTaskGraph.toMermaid(graph), parts)
     assert.strictEqual(
-      graph.pipe(CudaTaskGraph.toMermaid({ all: true })),
+      graph.pipe(CudaTaskGraph.toMermaid({ includeImplied: true })),
       lines(parts, "  t0 -. implied .-> t3")
     )
     assert.notInclude(CudaTaskGraph.toMermaid(graph, { streams: 1 }), "wait")
@@ -798,7 +798,7 @@ describe("pictures", () => {
 
   it("of DOT show the same", () => {
     assert.strictEqual(
-      graph.pipe(CudaTaskGraph.toDot({ all: true })),
+      graph.pipe(CudaTaskGraph.toDot({ includeImplied: true })),
       lines(
         "digraph tasks {",
         "  node [shape=box]",

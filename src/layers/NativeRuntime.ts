@@ -33,7 +33,7 @@ import { cacheFolder } from "./native/ProgramCache.ts"
 import { wakerOfThread } from "./native/Waker.ts"
 
 /**
- * How the native runtime works. Everything has a default.
+ * Options for the native runtime. Everything has a default.
  *
  * @category models
  * @since 0.1.0

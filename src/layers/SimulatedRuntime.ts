@@ -109,7 +109,7 @@ export const kernel = <const Parameters extends ReadonlyArray<ParameterKind>>(
 ): SimulatedKernel<Parameters> => definition
 
 /**
- * What a simulated device is like. Everything has a default: together, a data centre GPU with little memory.
+ * Options for a simulated device. The defaults describe a data centre GPU with little memory.
  *
  * @category options
  * @since 0.1.0
@@ -139,7 +139,7 @@ export interface SimulatedDeviceOptions {
 }
 
 /**
- * The simulated machine.
+ * Options for the simulated machine.
  *
  * @category options
  * @since 0.1.0

@@ -24,7 +24,7 @@ const moveRows = (
   to: Uint8Array,
   from: Uint8Array,
   at: { readonly to: number; readonly toPitch: number; readonly from: number; readonly fromPitch: number },
-  size: CudaMemory.RowsSize
+  size: CudaMemory.Size2D
 ): void => {
   for (let row = 0; row < size.height; row++) {
     const start = at.from + row * at.fromPitch

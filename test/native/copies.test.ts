@@ -248,7 +248,7 @@ describe("a batch of copies", () => {
     const [from, to] = yield* Effect.all([CudaMemory.allocate(64), CudaMemory.allocate(64)])
     const at = (buffer: CudaMemory.Slice, offset: number) => CudaMemory.slice(buffer, offset, 16)
     host.bytes.fill(7)
-    const copies: ReadonlyArray<CudaMemory.Copy> = [
+    const copies: ReadonlyArray<CudaMemory.BatchCopy> = [
       { destination: at(to, 0), source: at(host, 16) },
       { destination: at(to, 16), source: at(from, 32) },
       { destination: at(host, 48), source: at(from, 0) }

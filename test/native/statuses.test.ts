@@ -457,7 +457,7 @@ const copyingRows = ({ device, host, stream }: Effect.Success<typeof segmented>)
 
 const ofRows = /5 rows of 4194304 bytes from pinned buffer of .* to buffer of .* on stream \d+ of device 0/
 
-const batch = ({ from, host, to }: Buffers): ReadonlyArray<CudaMemory.Copy> => [
+const batch = ({ from, host, to }: Buffers): ReadonlyArray<CudaMemory.BatchCopy> => [
   { destination: CudaMemory.slice(to, 0, 64), source: CudaMemory.slice(from, 0, 64) },
   { destination: CudaMemory.slice(to, 64, 64), source: CudaMemory.slice(host, 0, 64) },
   { destination: CudaMemory.slice(to, 128, 64), source: CudaMemory.slice(from, 64, 64) }

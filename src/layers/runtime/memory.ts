@@ -118,7 +118,7 @@ export interface MemoryTransfer {
 }
 
 /**
- * What memory is to be.
+ * Options for allocating memory.
  *
  * @category models
  * @since 0.1.0
@@ -129,7 +129,7 @@ export interface MemoryOptions {
 }
 
 /**
- * What memory of a device is to be.
+ * Options for allocating device memory.
  *
  * @category models
  * @since 0.1.0

@@ -22,7 +22,7 @@ export interface MemoryPoolRef {
 }
 
 /**
- * How a pool is to be.
+ * Options for creating a pool.
  *
  * @category models
  * @since 0.1.0
