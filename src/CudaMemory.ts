@@ -1044,8 +1044,7 @@ const withPieces = (
     const { byteLength } = device
     const bytes = bytesOfArray(array)
     if (bytes?.byteLength !== byteLength) {
-      const given = bytes === undefined ? "no array, or detached" : `of ${bytes.byteLength} bytes`
-      return refuseArgument(operation, "array", given, `an array of the device memory's ${byteLength} bytes`)
+      return refuseArgument(operation, "array", array, `an array of the device memory's ${byteLength} bytes`)
     }
     const bytesOf = ({ byteLength, offset }: Piece) => {
       const part = bytes.byteLength === device.byteLength ? bytes.subarray(offset, offset + byteLength) : undefined
@@ -1053,8 +1052,8 @@ const withPieces = (
         ? refuseArgument(
           operation,
           "array",
-          "detached or resized",
-          "an array that stays as it is until the copy is done"
+          array,
+          `an array that keeps its ${device.byteLength} bytes until the copy is done`
         )
         : Effect.succeed(part)
     }

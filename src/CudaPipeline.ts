@@ -270,7 +270,7 @@ export const copyIn = (element: HostArray, into: Uint8Array): Effect.Effect<numb
     const { byteLength } = element
     if (byteLength > into.byteLength) {
       const expected = `an array of ${into.byteLength} bytes at most`
-      return refuseArgument("CudaPipeline.copyIn", "element", `of ${byteLength} bytes`, expected)
+      return refuseArgument("CudaPipeline.copyIn", "element", element, expected)
     }
     into.set(new Uint8Array(element.buffer, element.byteOffset, byteLength))
     return Effect.succeed(byteLength)

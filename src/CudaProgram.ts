@@ -320,8 +320,10 @@ const fromImage = (
 ): Effect.Effect<CudaProgram, CudaError> => {
   const recognized = recognize(bytes)
   if (recognized._tag === "NoImage") {
-    const value = subject === undefined ? recognized.problem : `${subject}, which holds ${recognized.problem}`
-    return refuseArgument(operation, argument, value, "PTX, a CUBIN or a fatbin")
+    const expected = `PTX, a CUBIN or a fatbin, not ${recognized.problem}`
+    return subject === undefined
+      ? refuseArgument(operation, argument, bytes, expected)
+      : refuseArgument(operation, argument, subject, `a file of ${expected}`)
   }
   const { architecture, kind } = recognized
   return Effect.succeed(

@@ -17,7 +17,8 @@ import * as Predicate from "effect/Predicate"
 import * as Semaphore from "effect/Semaphore"
 import type { Concurrency, Covariant, IsUnion } from "effect/Types"
 import { eventFlags } from "./cuda/flags.ts"
-import { CudaError } from "./CudaError.ts"
+import { invalidArgument } from "./CudaError.ts"
+import type { CudaError } from "./CudaError.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
 import { atOrigin, CurrentPlace, onStreamOf } from "./internal/place.ts"
 import type { Place } from "./internal/place.ts"
@@ -281,8 +282,8 @@ export const fromTasks = <A, E, R>(
     }
     const { circle, order } = sortTasks(dependenciesOf(list))
     if (circle.length === 0) return Effect.succeed(new GraphImpl(order.map((index) => list[index]!)))
-    const path = [...circle, circle[0]!].map((index) => JSON.stringify(list[index]!.name)).join(" → ")
-    return refuseArgument(operation, "after", path, "tasks of which none depends on itself")
+    const path = [...circle, circle[0]!].map((index) => list[index]!.name)
+    return refuseArgument(operation, "after", path, "tasks that do not depend on each other in a circle")
   })
 }
 
@@ -294,7 +295,7 @@ const copyOf = <A, E, R>(task: Task<A, E, R>) => ({
 })
 
 const taken = (operation: string, name: string): CudaError =>
-  invalid(operation, "name", JSON.stringify(name), "a name that no other task has")
+  invalidArgument(operation, "name", name, "a name that no other task has")
 
 const unknownName = (
   operation: string,
@@ -304,14 +305,16 @@ const unknownName = (
 ): CudaError | undefined => {
   for (const other of after) {
     if (!known.has(other)) {
-      return invalid(operation, "after", `${JSON.stringify(other)} for ${JSON.stringify(name)}`, "names of tasks")
+      return invalidArgument(
+        operation,
+        "after",
+        other,
+        `the name of another task for ${JSON.stringify(name)} to depend on`
+      )
     }
   }
   return undefined
 }
-
-const invalid = (operation: string, argument: string, value: string, expected: string): CudaError =>
-  new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value, expected } })
 
 const dependenciesOf = (
   tasks: ReadonlyArray<{ readonly name: string; readonly after?: ReadonlyArray<string> | undefined }>
@@ -431,7 +434,7 @@ type AnyGraph = CudaTaskGraph<unknown, unknown, unknown>
 
 const pictureOf = (operation: string, graph: AnyGraph, options: DiagramOptions = {}): Picture => {
   const most = mostStreams(options)
-  if (most === undefined) throw invalid(operation, "streams", String(options.streams), wholeStreams)
+  if (most === undefined) throw invalidArgument(operation, "streams", options.streams, wholeStreams)
   const { dependencies, plan } = layoutOf(graph, most)
   return { names: graph.tasks.map(({ name }) => name), dependencies, plan, all: options.includeImplied === true }
 }

@@ -447,10 +447,8 @@ const resolve = (options: SimulatedOptions): Effect.Effect<BackendOptions, CudaE
     const devices = deviceFields(options.devices ?? 1)
     const refused = devices === undefined ? refusedDevices(options.devices) : refuseOptions(options, devices)
     if (devices === undefined || refused !== undefined) {
-      return refuse("SimulatedRuntime.make", {
-        _tag: "InvalidArgument",
-        ...(refused ?? refusedDevices(options.devices))
-      })
+      const { argument, expected, value } = refused ?? refusedDevices(options.devices)
+      return refuseArgument("SimulatedRuntime.make", argument, value, expected)
     }
     return Effect.succeed({
       devices: devices.map(resolveDevice),
@@ -481,17 +479,17 @@ const deviceFields = (
 
 const refusedDevices = (devices: unknown): RefusedOption => ({
   argument: "devices",
-  value: Array.isArray(devices) ? `an array of ${devices.length}` : String(devices),
+  value: devices,
   expected: "a number of devices from 1 to 1024, or what each of at least one is like"
 })
 
 const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
   const { driverVersion, hostMemory } = options
   if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
-    return { argument: "driverVersion", value: String(driverVersion), expected: "a CUDA version, for example 13000" }
+    return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
   }
   if (hostMemory !== undefined && !(hostMemory >= 0)) {
-    return { argument: "hostMemory", value: String(hostMemory), expected: "a number of bytes from 0" }
+    return { argument: "hostMemory", value: hostMemory, expected: "a number of bytes from 0" }
   }
   for (const [ordinal, device] of devices.entries()) {
     const refused = refuseDevice(device, ordinal)
@@ -503,11 +501,11 @@ const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceF
 const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
   for (const [name, { cost }] of Object.entries(kernels)) {
     if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
-    return { argument: `kernels.${name}.cost`, value: String(cost), expected: "a duration from 0" }
+    return { argument: `kernels.${name}.cost`, value: cost, expected: "a duration from 0" }
   }
   for (const [name, initial] of Object.entries(globals)) {
     if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
-    return { argument: `globals.${name}`, value: String(initial), expected: "bytes, or how many" }
+    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many" }
   }
   return undefined
 }
