@@ -327,7 +327,7 @@ export interface CudaErrorFields {
   readonly call?: string | undefined
   /** The handle or the arguments concerned, printed. */
   readonly subject?: string | undefined
-  /** The ordinal of the device concerned. */
+  /** The index of the device concerned. */
   readonly device?: number | undefined
   /** What the driver's compiler said of code that it refused, line by line. */
   readonly log?: string | undefined
@@ -416,6 +416,74 @@ const tagged = <Tag extends StatusTag>(tag: Tag): StatusReason<Tag> => Object.fr
 const byCode: ReadonlyMap<number, StatusReason> = new Map(
   (Object.keys(statuses) as ReadonlyArray<StatusTag>).map((tag) => [statuses[tag].code, tagged(tag)])
 )
+
+/**
+ * Makes the failure of an operation that refuses an argument, before the driver is asked.
+ *
+ * **Details**
+ *
+ * Any value can be printed: a string is quoted, typed arrays and buffers are their number of bytes, long arrays and texts are
+ * cut. Never throws, whatever the value does when it is looked at.
+ *
+ * **Example** (Refusing a count)
+ *
+ * ```ts
+ * import { CudaError } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const checked = (count: number) =>
+ *   Number.isInteger(count)
+ *     ? Effect.succeed(count)
+ *     : Effect.fail(CudaError.invalidArgument("Scores.sum", "count", count, "a whole number"))
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const invalidArgument = (operation: string, argument: string, value: unknown, expected: string): CudaError =>
+  new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value: printValue(value), expected } })
+
+/** How many characters and items of a value are printed, and how deep. */
+const mostCharacters = 200
+const mostItems = 16
+const mostLevels = 2
+
+const printValue = (value: unknown): string => {
+  const text = printAt(value, mostLevels).replace(/\s+/g, " ")
+  return text.length > mostCharacters ? `${text.slice(0, mostCharacters)}…` : text
+}
+
+/** Looking at a value may run code of others: getters, proxies, `toString`. */
+const printAt = (value: unknown, levels: number): string => {
+  try {
+    if (typeof value === "string") return JSON.stringify(value)
+    if (typeof value === "bigint") return `${value}n`
+    if (typeof value === "function") return value.name === "" ? "a function" : `function ${value.name}`
+    return typeof value === "object" && value !== null ? printObject(value, levels) : String(value)
+  } catch {
+    return typeof value === "object" ? "an object" : `a ${typeof value}`
+  }
+}
+
+const printObject = (value: object, levels: number): string => {
+  if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof SharedArrayBuffer) {
+    return `${value.byteLength} bytes`
+  }
+  if (Array.isArray(value)) {
+    return levels === 0 ? "[…]" : `[${listItems(value, (item) => printAt(item, levels - 1))}]`
+  }
+  const prototype: unknown = Object.getPrototypeOf(value)
+  if (prototype !== null && prototype !== Object.prototype) {
+    const text = String(value)
+    return text.startsWith("[object ") ? `an instance of ${value.constructor.name}` : text
+  }
+  const fields = Object.entries(value)
+  if (fields.length === 0) return "{}"
+  return levels === 0 ? "{…}" : `{ ${listItems(fields, ([key, field]) => `${key}: ${printAt(field, levels - 1)}`)} }`
+}
+
+const listItems = <Item>(items: ReadonlyArray<Item>, print: (item: Item) => string): string =>
+  [...items.slice(0, mostItems).map(print), ...(items.length > mostItems ? ["…"] : [])].join(", ")
 
 /**
  * Prints a CUDA version as people write it: 12040 is `12.4`.

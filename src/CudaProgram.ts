@@ -68,7 +68,7 @@ export interface CudaProgram extends Pipeable, Inspectable {
 }
 
 /**
- * How a program is compiled.
+ * Options for compiling a program.
  *
  * @category models
  * @since 0.1.0
@@ -96,7 +96,7 @@ export interface CompileOptions {
 }
 
 /**
- * What an image in memory is called.
+ * Options for programs made from images.
  *
  * @category models
  * @since 0.1.0
@@ -320,8 +320,10 @@ const fromImage = (
 ): Effect.Effect<CudaProgram, CudaError> => {
   const recognized = recognize(bytes)
   if (recognized._tag === "NoImage") {
-    const value = subject === undefined ? recognized.problem : `${subject}, which holds ${recognized.problem}`
-    return refuseArgument(operation, argument, value, "PTX, a CUBIN or a fatbin")
+    const expected = `PTX, a CUBIN or a fatbin, not ${recognized.problem}`
+    return subject === undefined
+      ? refuseArgument(operation, argument, bytes, expected)
+      : refuseArgument(operation, argument, subject, `a file of ${expected}`)
   }
   const { architecture, kind } = recognized
   return Effect.succeed(

@@ -19,7 +19,7 @@ import { candidates, load } from "../cuda/library.ts"
 import type { DriverLibrary } from "../cuda/library.ts"
 import { prepare as prepareCompiler } from "../cuda/nvrtcLibrary.ts"
 import { statuses, success } from "../cuda/status.ts"
-import { CudaError, reasonFromStatus, unknownStatus } from "../CudaError.ts"
+import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../CudaError.ts"
 import type { CudaErrorReason } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, WaitOptions } from "./CudaRuntime.ts"
@@ -34,7 +34,7 @@ import { wakerOfThread } from "./native/Waker.ts"
 import * as Runtime from "./shared/Runtime.ts"
 
 /**
- * How the native runtime works. Everything has a default.
+ * Options for the native runtime. Everything has a default.
  *
  * @category models
  * @since 0.1.0
@@ -160,7 +160,7 @@ const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, Cuda
   }
   for (const [argument, value] of Object.entries({ pollFor: policy.wait.pollFor, ...policy.pinned })) {
     if (value >= 0) continue
-    return fail({ _tag: "InvalidArgument", argument, value: String(value), expected: "0 or more" })
+    return Effect.fail(invalidArgument(operation, argument, value, "0 or more"))
   }
   return Effect.succeed(policy)
 }
@@ -188,8 +188,7 @@ const variable = (name: string): Effect.Effect<string | undefined> =>
 const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = {} }: NativeOptions) {
   const { enabled = true, maxBytes = 512 * 1024 ** 2 } = programCache
   if (!(maxBytes >= 0)) {
-    const expected = "0 or more"
-    return yield* fail({ _tag: "InvalidArgument", argument: "maxBytes", value: String(maxBytes), expected })
+    return yield* invalidArgument(operation, "maxBytes", maxBytes, "0 or more")
   }
   const path = yield* variable("EFFECT_CUDA_NVRTC")
   const configured = (yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env)
@@ -293,7 +292,7 @@ const readDevice = Effect.fnUntraced(function*(library: DriverLibrary, ordinal: 
     return Effect.as(check(library, "cuDeviceGetAttribute", status), value[0]!)
   }
   const properties: DeviceProperties = {
-    ordinal,
+    index: ordinal,
     name: readText(name),
     uuid: formatUuid(uuid),
     computeCapability: {

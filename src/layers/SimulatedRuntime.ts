@@ -87,10 +87,10 @@ export type {
  * **Example** (A kernel that adds)
  *
  * ```ts
- * import { CudaKernel, SimulatedRuntime } from "effect-cuda"
+ * import { CudaParameter, SimulatedRuntime } from "effect-cuda"
  *
  * const add = SimulatedRuntime.kernel({
- *   parameters: [CudaKernel.pointer, CudaKernel.input, CudaKernel.i32],
+ *   parameters: [CudaParameter.pointer, CudaParameter.input, CudaParameter.i32],
  *   cost: "20 micros",
  *   run: ({ args: [to, from, count] }) => {
  *     const [sum, other] = [to.view(Float32Array), from.view(Float32Array)]
@@ -109,7 +109,7 @@ export const kernel = <const Parameters extends ReadonlyArray<ParameterKind>>(
 ): SimulatedKernel<Parameters> => definition
 
 /**
- * What a simulated device is like. Everything has a default: together, a data centre GPU with little memory.
+ * Options for a simulated device. The defaults describe a data centre GPU with little memory.
  *
  * @category options
  * @since 0.1.0
@@ -139,7 +139,7 @@ export interface SimulatedDeviceOptions {
 }
 
 /**
- * The simulated machine.
+ * Options for the simulated machine.
  *
  * @category options
  * @since 0.1.0
@@ -258,7 +258,7 @@ export interface SimulatedControlService {
  * @since 0.1.0
  */
 export class SimulatedControl extends Context.Service<SimulatedControl, SimulatedControlService>()(
-  "effect-cuda/layers/SimulatedRuntime/SimulatedControl"
+  "effect-cuda/SimulatedRuntime/SimulatedControl"
 ) {}
 
 /**
@@ -418,7 +418,7 @@ const lose = (backend: SimulatedBackend, device: number, status: StatusTag): Eff
   Effect.suspend(() => {
     const operation = "SimulatedControl.lose"
     if (backend.devices[device] === undefined) {
-      return refuseArgument(operation, "device", device, `a device ordinal from 0 to ${backend.devices.length - 1}`)
+      return refuseArgument(operation, "device", device, `a device index from 0 to ${backend.devices.length - 1}`)
     }
     if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
     backend.lose(device, statuses[status].code)
@@ -447,10 +447,8 @@ const resolve = (options: SimulatedOptions): Effect.Effect<BackendOptions, CudaE
     const devices = deviceFields(options.devices ?? 1)
     const refused = devices === undefined ? refusedDevices(options.devices) : refuseOptions(options, devices)
     if (devices === undefined || refused !== undefined) {
-      return refuse("SimulatedRuntime.make", {
-        _tag: "InvalidArgument",
-        ...(refused ?? refusedDevices(options.devices))
-      })
+      const { argument, expected, value } = refused ?? refusedDevices(options.devices)
+      return refuseArgument("SimulatedRuntime.make", argument, value, expected)
     }
     return Effect.succeed({
       devices: devices.map(resolveDevice),
@@ -481,17 +479,17 @@ const deviceFields = (
 
 const refusedDevices = (devices: unknown): RefusedOption => ({
   argument: "devices",
-  value: Array.isArray(devices) ? `an array of ${devices.length}` : String(devices),
+  value: devices,
   expected: "a number of devices from 1 to 1024, or what each of at least one is like"
 })
 
 const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
   const { driverVersion, hostMemory } = options
   if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
-    return { argument: "driverVersion", value: String(driverVersion), expected: "a CUDA version, for example 13000" }
+    return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
   }
   if (hostMemory !== undefined && !(hostMemory >= 0)) {
-    return { argument: "hostMemory", value: String(hostMemory), expected: "a number of bytes from 0" }
+    return { argument: "hostMemory", value: hostMemory, expected: "a number of bytes from 0" }
   }
   for (const [ordinal, device] of devices.entries()) {
     const refused = refuseDevice(device, ordinal)
@@ -503,11 +501,11 @@ const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceF
 const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
   for (const [name, { cost }] of Object.entries(kernels)) {
     if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
-    return { argument: `kernels.${name}.cost`, value: String(cost), expected: "a duration from 0" }
+    return { argument: `kernels.${name}.cost`, value: cost, expected: "a duration from 0" }
   }
   for (const [name, initial] of Object.entries(globals)) {
     if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
-    return { argument: `globals.${name}`, value: String(initial), expected: "bytes, or how many" }
+    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many" }
   }
   return undefined
 }

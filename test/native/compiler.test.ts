@@ -5,8 +5,8 @@
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaProgram from "effect-cuda/CudaProgram"
-import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import type * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
+import type * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -1000,7 +1000,7 @@ describe("a program of its own", () => {
 describe("a runtime that was released", () => {
   it.live("compiles nothing more", () =>
     Effect.gen(function*() {
-      const { CudaRuntime } = yield* Effect.promise(() => import("effect-cuda/layers/CudaRuntime"))
+      const { CudaRuntime } = yield* Effect.promise(() => import("effect-cuda/CudaRuntime"))
       const context = yield* onNvrtc(Effect.context<CudaRuntime>())
       assert.isDefined(context.mapUnsafe.get(CudaRuntime.key))
       const compiled = Effect.provide(CudaProgram.compile(kernel), Layer.succeedContext(context))

@@ -4,11 +4,11 @@
  */
 import { assert, beforeEach, describe, it, vi } from "@effect/vitest"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaMetrics from "effect-cuda/CudaMetrics"
+import { CudaRuntime, CurrentWaitOptions } from "effect-cuda/CudaRuntime"
+import type { WaitOptions } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import * as CudaMetrics from "effect-cuda/layers/CudaMetrics"
-import { CudaRuntime, CurrentWaitOptions } from "effect-cuda/layers/CudaRuntime"
-import type { WaitOptions } from "effect-cuda/layers/CudaRuntime"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
@@ -773,7 +773,7 @@ describe("where the event loop cannot be reached", () => {
         }
       })
     })
-    return { missed, module: yield* Effect.promise(() => import("effect-cuda/layers/NativeRuntime")) }
+    return { missed, module: yield* Effect.promise(() => import("effect-cuda/NativeRuntime")) }
   })
 
   it.live("waits end by a timer, and one warning is logged for two layers", () =>

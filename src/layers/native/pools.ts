@@ -12,7 +12,7 @@ import type { ManagedMemory } from "./ManagedMemory.ts"
 
 export class NativePools implements PoolBackend {
   created: MemoryPoolResource | undefined
-  statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedBytesHigh: 0, usedBytes: 0, usedBytesHigh: 0 }
+  statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
   readonly #driver: Driver
   readonly #managed: ManagedMemory
   /** The runtime's own pools, by device, as far as programs asked for them. */
@@ -54,8 +54,8 @@ export class NativePools implements PoolBackend {
       if (status !== success) return this.#driver.answer("cuMemPoolGetAttribute", status)
       values.push(Number(value[0]))
     }
-    const [reservedBytes = 0, reservedBytesHigh = 0, usedBytes = 0, usedBytesHigh = 0] = values
-    this.statistics = { reservedBytes, reservedBytesHigh, usedBytes, usedBytesHigh }
+    const [reservedBytes = 0, reservedHighWater = 0, usedBytes = 0, usedHighWater = 0] = values
+    this.statistics = { reservedBytes, reservedHighWater, usedBytes, usedHighWater }
     return success
   }
 

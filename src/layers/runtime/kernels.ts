@@ -97,7 +97,7 @@ export type KernelArguments<Parameters extends ReadonlyArray<ParameterKind>> = {
 export type Dimensions = number | readonly [x: number, y?: number, z?: number]
 
 /**
- * How a kernel is launched.
+ * Options for launching a kernel.
  *
  * @category models
  * @since 0.1.0

@@ -59,7 +59,7 @@ export interface MemoryRange {
 }
 
 /**
- * What memory is to be.
+ * Options for allocating memory.
  *
  * @category models
  * @since 0.1.0
@@ -70,7 +70,7 @@ export interface MemoryOptions {
 }
 
 /**
- * What memory of a device is to be.
+ * Options for allocating device memory.
  *
  * @category models
  * @since 0.1.0

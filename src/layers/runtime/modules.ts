@@ -25,14 +25,14 @@ export interface ModuleRef {
 }
 
 /**
- * How a module is loaded.
+ * Options for loading a module.
  *
  * @category models
  * @since 0.1.0
  */
 export interface ModuleOptions {
-  /** How long the loading of code into a device waits for the device to have no work, before the driver does, on this thread. */
-  readonly patience: Duration.Duration
+  /** How long loading code into a device waits for the device to be idle, before the driver waits on the JS thread. */
+  readonly idleTimeout: Duration.Duration
 }
 
 /**

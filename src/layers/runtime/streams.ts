@@ -27,7 +27,7 @@ export type StreamHandle = CUstream
 export type Priority = number | "high" | "low"
 
 /**
- * What a stream is to be.
+ * Options for creating a stream.
  *
  * @category models
  * @since 0.1.0

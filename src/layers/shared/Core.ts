@@ -78,7 +78,7 @@ export class Core {
     return status === notReady ? succeedFalse : this.fail(operation, status, subject)
   }
 
-  /** Runs a driver call that needs its device: checks the ordinal and opens the device on first use. */
+  /** Runs a driver call that needs its device: checks the device index and opens the device on first use. */
   onDevice<A>(
     operation: string,
     device: number,
@@ -100,12 +100,12 @@ export class Core {
     return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", device) ?? call())
   }
 
-  /** The failure of an ordinal that is no device's, or of a runtime that is gone. */
+  /** The failure for an index without a device, or of a runtime that is gone. */
   refuseDevice(operation: string, argument: string, device: number): Effect.Effect<never, CudaError> | undefined {
     if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
     const count = this.backend.devices.all.length
     if (Number.isInteger(device) && device >= 0 && device < count) return undefined
-    return refuseArgument(operation, argument, device, `a device ordinal from 0 to ${count - 1}`)
+    return refuseArgument(operation, argument, device, `a device index from 0 to ${count - 1}`)
   }
 
   #open(operation: string, device: number): Effect.Effect<void, CudaError> {

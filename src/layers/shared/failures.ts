@@ -3,7 +3,7 @@
  * only, so nothing here is on a hot path.
  */
 import * as Effect from "effect/Effect"
-import { CudaError, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
+import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
 import type { CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
 import type { Backend } from "./Backend.ts"
 import { wrongOf } from "./resources.ts"
@@ -63,8 +63,7 @@ export const refuseArgument = (
   argument: string,
   value: unknown,
   expected: string
-): Effect.Effect<never, CudaError> =>
-  refuse(operation, { _tag: "InvalidArgument", argument, value: print(value), expected })
+): Effect.Effect<never, CudaError> => Effect.fail(invalidArgument(operation, argument, value, expected))
 
 /** The failure for the first of the resources that cannot be used; call when one cannot. */
 export const refuseResource = (
@@ -92,9 +91,3 @@ export const refuseDevices = (
     resources: [String(first), String(second)],
     devices: [first.device, second.device]
   })
-
-const print = (value: unknown): string => {
-  if (typeof value === "string") return JSON.stringify(value)
-  if (value instanceof Uint8Array) return `${value.byteLength} bytes`
-  return String(value)
-}

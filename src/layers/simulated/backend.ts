@@ -102,9 +102,9 @@ export class SimulatedBackend implements Backend {
   pool: MemoryPoolResource | undefined
   poolStatisticsResult: MemoryPoolStatistics = {
     reservedBytes: 0,
-    reservedBytesHigh: 0,
+    reservedHighWater: 0,
     usedBytes: 0,
-    usedBytesHigh: 0
+    usedHighWater: 0
   }
   marker: SimulatedMarker | undefined
   code: SimulatedCode | undefined
@@ -452,14 +452,14 @@ export class SimulatedBackend implements Backend {
     const { reserved, reservedHigh, used, usedHigh } = this.#poolPart(pool)
     this.poolStatisticsResult = {
       reservedBytes: reserved,
-      reservedBytesHigh: reservedHigh,
+      reservedHighWater: reservedHigh,
       usedBytes: used,
-      usedBytesHigh: usedHigh
+      usedHighWater: usedHigh
     }
     return status
   }
 
-  poolResetHigh(pool: MemoryPoolResource): number {
+  poolResetHighWater(pool: MemoryPoolResource): number {
     const status = this.#begin("cuMemPoolSetAttribute", this.#device(pool.device))
     if (status === success) this.#poolPart(pool).resetHigh()
     return status

@@ -32,7 +32,7 @@ export interface DeviceFields {
 /** An option that cannot be meant. */
 export interface RefusedOption {
   readonly argument: string
-  readonly value: string
+  readonly value: unknown
   readonly expected: string
 }
 
@@ -47,7 +47,7 @@ export const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDe
     copyLatency: fields.copyLatency ?? 5000
   }
   const properties = {
-    ordinal,
+    index: ordinal,
     name: fields.name ?? "Simulated GPU",
     uuid: `GPU-00000000-0000-0000-0000-${(ordinal + 1).toString(16).padStart(12, "0")}`,
     computeCapability: fields.computeCapability ?? { major: 9, minor: 0 },
@@ -80,7 +80,7 @@ const refusePriorities = ({ priorityRange }: DeviceFields, ordinal: number): Ref
   if (Number.isInteger(least) && Number.isInteger(greatest) && greatest <= 0 && least >= 0) return undefined
   return {
     argument: `devices[${ordinal}].priorityRange`,
-    value: `{ least: ${least}, greatest: ${greatest} }`,
+    value: priorityRange,
     expected: "integers with greatest <= 0 <= least, since a lower number is a higher priority"
   }
 }
@@ -92,7 +92,7 @@ const refuseAll = (
 ): RefusedOption | undefined => {
   for (const [name, accepts, expected] of checks) {
     const value = fields[name]
-    if (value !== undefined && !accepts(value)) return { argument: `${where}.${name}`, value: String(value), expected }
+    if (value !== undefined && !accepts(value)) return { argument: `${where}.${name}`, value, expected }
   }
   return undefined
 }
@@ -109,7 +109,7 @@ const ownAttributes = (
   computeCapabilityMajor: properties.computeCapability.major,
   computeCapabilityMinor: properties.computeCapability.minor,
   asyncEngineCount: traits.copyEngines,
-  pciBusId: properties.ordinal + 1
+  pciBusId: properties.index + 1
 })
 
 const absent = Object.fromEntries(Object.keys(deviceAttributes).map((name) => [name, 0])) as {
