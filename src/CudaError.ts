@@ -331,8 +331,22 @@ export interface CudaErrorFields {
   readonly device?: number | undefined
   /** What the driver's compiler said of code that it refused, line by line. */
   readonly log?: string | undefined
+  /** How much memory was requested and how much there is, for an allocation that failed with `OutOfMemory`. */
+  readonly memory?: MemoryShortage | undefined
   /** The failure that ended the contexts of the process, when this one follows from it. */
   readonly origin?: FaultOrigin | undefined
+}
+
+/**
+ * How much memory an allocation requested, and how much its device had at that moment, in bytes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryShortage {
+  readonly requested: number
+  readonly free: number
+  readonly total: number
 }
 
 /**
@@ -372,8 +386,9 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
     return "isSticky" in this.reason && this.reason.isSticky
   }
 
-  /** True when the same call can succeed later. */
+  /** True when the same call can succeed later. An allocation that is larger than its device never can. */
   get isRetryable(): boolean {
+    if (this.memory !== undefined && this.memory.requested > this.memory.total) return false
     return "isRetryable" in this.reason && this.reason.isRetryable
   }
 }
@@ -493,10 +508,33 @@ const listItems = <Item>(items: ReadonlyArray<Item>, print: (item: Item) => stri
  */
 export const formatVersion = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
 
-const messageOf = ({ call, log, operation, origin, reason, subject }: CudaErrorFields): string =>
-  `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${
+/**
+ * Formats a number of bytes for people: 1610612736 is `1.5 GiB`.
+ *
+ * @category formatting
+ * @since 0.1.0
+ */
+export const formatBytes = (bytes: number): string => {
+  const unit = Math.min(byteUnits.length - 1, Math.floor(Math.log2(Math.max(1, Math.abs(bytes))) / 10))
+  if (unit === 0) return `${bytes} byte${bytes === 1 ? "" : "s"}`
+  return `${Number((bytes / 1024 ** unit).toFixed(2))} ${byteUnits[unit]}`
+}
+
+const byteUnits = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"] as const
+
+const messageOf = ({ call, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
+  `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${explainMemory(memory)}${
     log === undefined ? "" : `\n${log}`
   }${explainOrigin(origin)}`
+
+const explainMemory = (memory: MemoryShortage | undefined): string => {
+  if (memory === undefined) return ""
+  const { free, requested, total } = memory
+  const size = `${formatBytes(requested)} ${requested === 1 ? "was" : "were"} requested`
+  return requested > total
+    ? ` ${size}, more than the ${formatBytes(total)} of the device.`
+    : ` ${size}; ${formatBytes(free)} of ${formatBytes(total)} are free.`
+}
 
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +
