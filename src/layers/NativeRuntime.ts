@@ -12,9 +12,11 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { totalmem } from "node:os"
+import { resolve } from "node:path"
 import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
 import type { DeviceAttribute } from "../cuda/flags.ts"
 import type { CUdevice } from "../cuda/handles.ts"
+import { messageOf } from "../cuda/koffi.ts"
 import { candidates, load } from "../cuda/library.ts"
 import type { DriverLibrary } from "../cuda/library.ts"
 import { prepare as prepareCompiler } from "../cuda/nvrtcLibrary.ts"
@@ -46,21 +48,22 @@ export interface NativeOptions {
    */
   readonly libraryPath?: string | undefined
   /**
-   * The library of NVRTC, the compiler of `CudaProgram.compile`, which is loaded by the first program that is compiled.
-   * Without this `EFFECT_CUDA_NVRTC` is read from the configuration, and without that the usual places of toolkits,
-   * Python packages and containers are tried.
+   * The NVRTC library, which `CudaProgram.compile` loads on first use. Default: `EFFECT_CUDA_NVRTC` from the
+   * configuration, otherwise the usual places of toolkits, Python packages and containers.
    */
   readonly nvrtcPath?: string | undefined
-  /** Where compiled programs are kept on disk, to be taken from there when they are compiled again. */
+  /** The on-disk cache of compiled programs. */
   readonly programCache?: {
-    /** Whether programs are kept that do not say it themselves. Default true. */
+    /** Whether to cache programs whose own options do not say. Default true. */
     readonly enabled?: boolean | undefined
     /**
-     * Default: `EFFECT_CUDA_CACHE` of the configuration, where `off` keeps nothing; without that `effect-cuda` in the
-     * user's folder for caches (`XDG_CACHE_HOME`, `~/.cache`, `LOCALAPPDATA`).
+     * The folder. It must belong to the user and be writable for no one else; programs are neither read from nor written
+     * to any other. It is created with mode 0700. Default: `EFFECT_CUDA_CACHE` from the configuration, where `off`
+     * disables the cache; otherwise `effect-cuda` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`,
+     * `LOCALAPPDATA`).
      */
     readonly folder?: string | undefined
-    /** Kept at most, in bytes, about: the oldest are dropped now and then. Default 512 MiB. */
+    /** The approximate size limit in bytes: the least recently used programs are removed now and then. Default 512 MiB. */
     readonly maxBytes?: number | undefined
   } | undefined
   /**
@@ -176,13 +179,22 @@ const toMillis = (input: Duration.Input): number => {
 }
 
 /**
- * What a variable says in the environment, or where else the program's `ConfigProvider` looks; nothing if it is not set. Not read
- * with `Config`, which takes four times as long to import.
+ * The value of a variable in the environment, or wherever the program's `ConfigProvider` looks; `undefined` if unset.
+ * Does not use `Config`, which takes four times as long to import.
  */
-const variable = (name: string): Effect.Effect<string | undefined> =>
+const variable = (name: string): Effect.Effect<string | undefined, CudaError> =>
   Effect.flatMap(
     ConfigProvider.ConfigProvider,
-    (provider) => Effect.map(Effect.orDie(provider.load([name])), (node) => node?.value)
+    (provider) =>
+      Effect.matchEffect(provider.load([name]), {
+        onSuccess: (node) => Effect.succeed(node?.value),
+        onFailure: (error) => {
+          const causes = error.cause === undefined ? [error] : [error, error.cause]
+          const value = `unreadable (${causes.map(messageOf).join(": ")})`
+          const expected = "a variable that the ConfigProvider can read"
+          return fail({ _tag: "InvalidArgument", argument: name, value, expected })
+        }
+      })
   )
 
 const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = {} }: NativeOptions) {
@@ -190,12 +202,18 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
   if (!(maxBytes >= 0)) {
     return yield* invalidArgument(operation, "maxBytes", maxBytes, "0 or more")
   }
-  const path = yield* variable("EFFECT_CUDA_NVRTC")
-  const configured = (yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env)
+  const { folder } = programCache
+  if (folder === "" || folder?.includes("\0")) {
+    return yield* invalidArgument(operation, "folder", folder, "the path of a folder")
+  }
+  const path = nvrtcPath ?? (yield* variable("EFFECT_CUDA_NVRTC"))
+  const configured = folder ?? ((yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env))
   const policy: CompilerPolicy = {
-    path: nvrtcPath ?? (path || undefined),
+    path: path || undefined,
     cache: enabled,
-    folder: programCache.folder ?? (configured === "off" ? undefined : configured),
+    folder: (folder === undefined && configured === "off") || configured === undefined
+      ? undefined
+      : resolve(configured),
     maxBytes
   }
   return policy
