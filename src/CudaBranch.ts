@@ -285,7 +285,7 @@ export const join = <A, E>(self: CudaBranch<A, E>, stream?: CudaStream): Effect.
   Effect.flatMap(Fiber.await(self.fiber), (exit) => {
     const { runtime } = self.stream
     const joined = Effect.map(
-      onStream(runtime, undefined, stream, (ref) => runtime.streamJoin(ref, [self.stream.ref])).pipe(
+      onStream("CudaBranch.join", runtime, undefined, stream, (ref) => runtime.streamJoin(ref, [self.stream.ref])).pipe(
         named("CudaBranch.join")
       ),
       () => {
@@ -321,6 +321,7 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   #joinBack(): Effect.Effect<void, CudaError> {
     if (this.joined) return Effect.void
     return streamOf(
+      "CudaBranch.join",
       this.#runtime,
       openPlace(this.#from),
       (origin) => origin.state === "live" ? this.#runtime.streamJoin(origin, [this.stream.ref]) : Effect.void
@@ -451,12 +452,14 @@ const leasing = <A, E, R>(
   const device = deviceIndexOf(options.device) ?? origin.device
   if (device === origin.device && priority === undefined) {
     const pool = streamPool(runtime, origin.device, origin.priority)
-    const leased = pool.tryLease(count, origin)
-    return leased === undefined ? Effect.flatMap(pool.lease(count, origin).pipe(named(operation)), use) : use(leased)
+    const leased = pool.tryLease(runtime, count, origin)
+    return leased === undefined
+      ? Effect.flatMap(pool.lease(runtime, count, origin).pipe(named(operation)), use)
+      : use(leased)
   }
   const lease = Effect.flatMap(
     resolvePool(runtime, { device, priority: priority ?? origin.priority, outOfRange }),
-    (pool) => pool.lease(count, origin)
+    (pool) => pool.lease(runtime, count, origin)
   )
   return Effect.flatMap(lease.pipe(named(operation)), use)
 }

@@ -114,6 +114,7 @@ const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Eff
   if (first === undefined) return Effect.void
   const { runtime } = first
   return onStream(
+    "CudaDependency.wait",
     runtime,
     undefined,
     stream,

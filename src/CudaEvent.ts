@@ -200,7 +200,7 @@ export const ipcHandle = (self: CudaEvent): Effect.Effect<Uint8Array<ArrayBuffer
  */
 export const record: StreamOperation = streamOperation((self, stream) =>
   stream === undefined
-    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
+    ? onStream("CudaEvent.record", self.runtime, undefined, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
     : self.runtime.eventRecord(self.ref, stream.ref)
 )
 
@@ -213,7 +213,7 @@ export const record: StreamOperation = streamOperation((self, stream) =>
  */
 export const wait: StreamOperation = streamOperation((self, stream) =>
   stream === undefined
-    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
+    ? onStream("CudaEvent.wait", self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
     : self.runtime.streamWaitEvent(stream.ref, self.ref)
 )
 

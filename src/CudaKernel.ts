@@ -206,7 +206,13 @@ export const launch = <Parameters extends ReadonlyArray<ParameterKind>>(
 ): Effect.Effect<void, CudaError> => {
   const { ref, runtime } = kernel
   if (stream !== undefined) return runtime.kernelLaunch(ref, config, args, stream.ref)
-  return onStream(runtime, undefined, undefined, (current) => runtime.kernelLaunch(ref, config, args, current))
+  return onStream(
+    "CudaKernel.launch",
+    runtime,
+    undefined,
+    undefined,
+    (current) => runtime.kernelLaunch(ref, config, args, current)
+  )
 }
 
 /**

@@ -495,7 +495,13 @@ const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefine
   const to = rangeOf(destination)
   const from = rangeOf(source)
   if (stream !== undefined) return runtime.memoryCopy(to, from, stream.ref)
-  return onStream(runtime, deviceOfCopy(destination, source), stream, (ref) => runtime.memoryCopy(to, from, ref))
+  return onStream(
+    "CudaMemory.copy",
+    runtime,
+    deviceOfCopy(destination, source),
+    stream,
+    (ref) => runtime.memoryCopy(to, from, ref)
+  )
 }
 
 /**
@@ -568,6 +574,7 @@ const copyRowsTo = (
   const to = rowsOf(destination, size.width)
   const from = rowsOf(source, size.width)
   return onStream(
+    "CudaMemory.copy2D",
     runtime,
     deviceOfCopy(destination, source),
     stream,
@@ -611,7 +618,7 @@ export const copyBatch = (copies: ReadonlyArray<BatchCopy>, stream?: CudaStream)
     const { runtime } = first.destination.buffer
     const transfers = copies.map(({ destination, source }) => ({ to: rangeOf(destination), from: rangeOf(source) }))
     const device = deviceOfCopy(first.destination, first.source)
-    return onStream(runtime, device, stream, (ref) => runtime.memoryCopyBatch(transfers, ref))
+    return onStream("CudaMemory.copyBatch", runtime, device, stream, (ref) => runtime.memoryCopyBatch(transfers, ref))
   })
 
 /**
@@ -664,7 +671,13 @@ export const prefetch: {
     const { runtime } = self.buffer
     const range = rangeOf(self)
     const place = placeOf(location)
-    return onStream(runtime, undefined, stream, (ref) => runtime.memoryPrefetch(range, place, ref))
+    return onStream(
+      "CudaMemory.prefetch",
+      runtime,
+      undefined,
+      stream,
+      (ref) => runtime.memoryPrefetch(range, place, ref)
+    )
   }
 )
 
@@ -788,7 +801,13 @@ const fillWith = (
   if (kind !== "device") return refuseArgument("CudaMemory.fill", "destination", self.buffer, "a device buffer")
   const range = rangeOf(self)
   if (stream !== undefined) return runtime.memoryFill(range, value, bits, stream.ref)
-  return onStream(runtime, deviceIndex, stream, (ref) => runtime.memoryFill(range, value, bits, ref))
+  return onStream(
+    "CudaMemory.fill",
+    runtime,
+    deviceIndex,
+    stream,
+    (ref) => runtime.memoryFill(range, value, bits, ref)
+  )
 }
 
 /**
@@ -853,15 +872,21 @@ export const access: {
   ): Effect.Effect<A, E | CudaError, R> => {
     const runtime = [...writes, ...reads][0]?.buffer.runtime
     if (runtime === undefined) return self
-    return onStream(runtime, undefined, stream, (ref) =>
-      Effect.withFiber((fiber) =>
-        within(self, runtime, {
-          stream: ref,
-          reads: reads.map(rangeOf),
-          writes: writes.map(rangeOf),
-          outer: fiber.getRef(CurrentAccess)
-        })
-      ))
+    return onStream(
+      "CudaMemory.access",
+      runtime,
+      undefined,
+      stream,
+      (ref) =>
+        Effect.withFiber((fiber) =>
+          within(self, runtime, {
+            stream: ref,
+            reads: reads.map(rangeOf),
+            writes: writes.map(rangeOf),
+            outer: fiber.getRef(CurrentAccess)
+          })
+        )
+    )
   }
 )
 
@@ -1057,7 +1082,7 @@ const withPieces = (
         )
         : Effect.succeed(part)
     }
-    return onStream(runtime, deviceIndex, stream, (ref) => {
+    return onStream(operation, runtime, deviceIndex, stream, (ref) => {
       if (byteLength === 0) return runtime.memoryFill(rangeOf(device), 0, 8, ref)
       const pieces = piecesOf(device)
       const size = Math.min(byteLength, pieceSize)

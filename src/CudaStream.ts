@@ -23,7 +23,7 @@ import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
 import { EventImpl, named, released, StreamImpl, StreamTypeId } from "./internal/handles.ts"
-import { CurrentPlace, deviceIndexOf, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
+import { CurrentPlace, deviceIndexOf, onStreamOf, resolveDevice, withCurrent } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import { resolvePool, takeMade } from "./internal/streamPool.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -150,7 +150,7 @@ export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStrea
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
     const device = deviceIndexOf(options.device) ?? fiber.getRef(CurrentPlace).device
     return takeMade(runtime, device, options) ??
-      Effect.flatMap(resolvePool(runtime, options), (pool) => pool.take).pipe(named("CudaStream.fromPool"))
+      Effect.flatMap(resolvePool(runtime, options), (pool) => pool.take(runtime)).pipe(named("CudaStream.fromPool"))
   })
 
 /**
@@ -199,6 +199,11 @@ export const fromHandle = (handle: number | bigint, options: {
  * Gets the current stream of a device, by default of the current device: that of the innermost `withStream` region on that
  * device, or its legacy default stream.
  *
+ * **Details**
+ *
+ * A region on a stream of a runtime also holds for layers around that runtime. Fails with `ForeignResource` where the region's
+ * stream belongs to another runtime, as every operation without a stream does there.
+ *
  * @category current stream
  * @since 0.1.0
  */
@@ -206,8 +211,10 @@ export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaErr
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const index = yield* resolveDevice(device)
-    const stream = regionStream(yield* CurrentPlace, runtime, index)
-    return stream ?? (yield* defaultStream({ device: index }))
+    return yield* withCurrent("CudaStream.current", runtime, yield* CurrentPlace, index, (stream) => {
+      if (stream === undefined) return defaultStream({ device: index })
+      return Effect.succeed(stream.runtime === runtime ? stream : new StreamImpl(runtime, stream.ref, stream))
+    })
   }).pipe(named("CudaStream.current"))
 
 /**
@@ -278,7 +285,9 @@ export const withPooledStream: {
 )
 
 const leaseOne = (runtime: CudaRuntimeService, options: PriorityOptions) =>
-  Effect.flatMap(resolvePool(runtime, options), (pool) => pool.lease(1)).pipe(named("CudaStream.withPooledStream"))
+  Effect.flatMap(resolvePool(runtime, options), (pool) => pool.lease(runtime, 1)).pipe(
+    named("CudaStream.withPooledStream")
+  )
 
 /**
  * Asks whether everything enqueued on the stream so far is done (`cuStreamQuery`). Does not wait.

@@ -483,7 +483,7 @@ function runGraph<E, R>(
     return Effect.uninterruptibleMask((restore) =>
       atOrigin(operation, ({ origin, place, runtime }) => {
         const pool = streamPool(runtime, origin.device, origin.priority)
-        return Effect.flatMap(ours(pool.lease(layout.plan.streams - 1, origin)), (leased) => {
+        return Effect.flatMap(ours(pool.lease(runtime, layout.plan.streams - 1, origin)), (leased) => {
           const begun = new Run(self, layout, { runtime, origin, place, leased })
           const all = concurrency === 1 ? begun.inTurn : begun.sideBySide(concurrency)
           const whole = Effect.andThen(begun.fork, restore(all))

@@ -47,6 +47,13 @@ export const refuseArgument = (
   expected: string
 ): Effect.Effect<never, CudaError> => Effect.fail(invalidArgument(operation, argument, value, expected))
 
+/** Refuses a resource that belongs to another runtime than the one that is asked. */
+export const refuseForeign = (
+  operation: string,
+  { ref }: { readonly ref: object }
+): Effect.Effect<never, CudaError> =>
+  Effect.fail(new CudaError({ operation, reason: { _tag: "ForeignResource", resource: String(ref) } }))
+
 /** What every value of the modules is: it can be piped and prints itself. */
 export abstract class Handle extends Inspectable.Class implements Pipeable.Pipeable {
   pipe() {
@@ -108,7 +115,8 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
     return this.ref.origin
   }
   [Equal.symbol](that: Equal.Equal): boolean {
-    return that instanceof StreamImpl && that.runtime === this.runtime && that.deviceIndex === this.deviceIndex &&
+    return that instanceof StreamImpl && that.runtime.identity === this.runtime.identity &&
+      that.deviceIndex === this.deviceIndex &&
       that.id === this.id
   }
   [Hash.symbol](): number {

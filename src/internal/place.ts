@@ -10,7 +10,7 @@ import type { CudaError } from "../CudaError.ts"
 import type { CudaStream } from "../CudaStream.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
-import { named } from "./handles.ts"
+import { named, refuseForeign } from "./handles.ts"
 
 /** A region's device, its stream if it set one, and the region around it. */
 export interface Place {
@@ -42,16 +42,29 @@ export const openPlace = (place: Place): Place => {
 
 const isGone = (stream: CudaStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
 
-/** The stream that the innermost region set on a device of a runtime; none stands for the default stream. */
-export const regionStream = (
-  place: Place,
-  runtime: CudaRuntimeService,
-  device: number
-): CudaStream | undefined => {
+/** The stream that the innermost region set on a device; none stands for the default stream. */
+const regionStream = (place: Place, device: number): CudaStream | undefined => {
   for (let at: Place | undefined = place; at !== undefined; at = at.outer) {
-    if (at.device === device && at.stream?.runtime === runtime) return at.stream
+    if (at.device === device && at.stream !== undefined) return at.stream
   }
   return undefined
+}
+
+/**
+ * Gives the stream that is current on a device to an operation, or nothing for the default stream. A region's stream that belongs
+ * to another runtime is refused: the operation would run on a stream that nobody asked for.
+ */
+export const withCurrent = <A, E, R>(
+  operation: string,
+  runtime: CudaRuntimeService,
+  place: Place,
+  device: number,
+  use: (stream: CudaStream | undefined) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | CudaError, R> => {
+  const current = regionStream(place, device)
+  return current !== undefined && isForeign(current, runtime)
+    ? refuseForeign(operation, current)
+    : use(current)
 }
 
 /** The device of an option, or the current one. */
@@ -64,27 +77,31 @@ export const deviceIndexOf = (device: DeviceInput | undefined): number | undefin
 
 /** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
 export const onStream = <A, E, R>(
+  operation: string,
   runtime: CudaRuntimeService,
   device: number | undefined,
   stream: CudaStream | undefined,
-  operation: (stream: StreamRef) => Effect.Effect<A, E, R>
+  use: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  if (stream !== undefined) return operation(stream.ref)
-  return Effect.withFiber((fiber) => streamOf(runtime, fiber.getRef(CurrentPlace), operation, device))
+  if (stream !== undefined) return use(stream.ref)
+  return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, device))
 }
 
 /** Runs an operation on the stream that is current at a place, by default that of its device. */
 export const streamOf = <A, E, R>(
+  operation: string,
   runtime: CudaRuntimeService,
   place: Place,
-  operation: (stream: StreamRef) => Effect.Effect<A, E, R>,
+  use: (stream: StreamRef) => Effect.Effect<A, E, R>,
   device = place.device
 ): Effect.Effect<A, E | CudaError, R> => {
-  const current = regionStream(place, runtime, device)
-  return current === undefined
-    ? Effect.flatMap(runtime.streamDefault(device, "legacy"), operation)
-    : operation(current.ref)
+  const current = regionStream(place, device)
+  if (current === undefined) return Effect.flatMap(runtime.streamDefault(device, "legacy"), use)
+  return isForeign(current, runtime) ? refuseForeign(operation, current) : use(current.ref)
 }
+
+const isForeign = (stream: CudaStream, { identity }: CudaRuntimeService): boolean =>
+  stream.runtime.identity !== identity
 
 /** Where work is forked: from the current stream, by a fiber in a context. */
 export interface Origin {
@@ -104,10 +121,9 @@ export const atOrigin = <A, E, R>(
     const { context } = fiber
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const place = fiber.getRef(CurrentPlace)
-    const current = regionStream(place, runtime, place.device)
-    if (current !== undefined) return body({ runtime, origin: current.ref, place, fiber, context })
-    return Effect.flatMap(
-      runtime.streamDefault(place.device, "legacy").pipe(named(operation)),
-      (origin) => body({ runtime, origin, place, fiber, context })
-    )
+    const begin = (origin: StreamRef) => body({ runtime, origin, place, fiber, context })
+    return withCurrent(operation, runtime, place, place.device, (current) =>
+      current === undefined
+        ? Effect.flatMap(runtime.streamDefault(place.device, "legacy").pipe(named(operation)), begin)
+        : begin(current.ref))
   })

@@ -32,46 +32,52 @@ export class Leased {
   }
 }
 
-/** The streams of one device and priority. */
+/**
+ * The streams of one device and priority, shared by a runtime and the layers around it: each of them is given handles of its
+ * own, so that what a layer does happens for pooled streams too.
+ */
 export class StreamPool {
-  readonly #runtime: CudaRuntimeService
   readonly #device: number
   readonly #priority: number
-  readonly #streams: Array<CudaStream | undefined> = Array.from({ length: poolSize }, () => undefined)
+  readonly #refs: Array<StreamRef | undefined> = Array.from({ length: poolSize }, () => undefined)
+  /** The handle that was given out last for each slot: asked by one runtime only, a stream has one. */
+  readonly #handles: Array<CudaStream | undefined> = Array.from({ length: poolSize }, () => undefined)
   readonly #leases = new Uint32Array(poolSize)
   readonly #making = Semaphore.makeUnsafe(1)
   /** Requests go up and leases go down, so that they meet late. */
   #nextRequest = 0
   #nextLease = poolSize - 1
 
-  constructor(runtime: CudaRuntimeService, device: number, priority: number) {
-    this.#runtime = runtime
+  constructor(device: number, priority: number) {
     this.#device = device
     this.#priority = priority
   }
 
   /** The next stream in turn, if it is made already and the runtime goes on. */
-  takeMade(): CudaStream | undefined {
-    const made = this.#streams[this.#nextRequest]
-    if (made?.ref.state !== "live") return undefined
-    this.#nextRequest = (this.#nextRequest + 1) % poolSize
-    return made
+  takeMade(runtime: CudaRuntimeService): CudaStream | undefined {
+    const slot = this.#nextRequest
+    const ref = this.#refs[slot]
+    if (ref?.state !== "live") return undefined
+    this.#nextRequest = (slot + 1) % poolSize
+    return this.#handle(runtime, slot, ref)
   }
 
   /** The next stream in turn. */
-  readonly take: Effect.Effect<CudaStream, CudaError> = Effect.suspend(() => {
-    const slot = this.#nextRequest
-    this.#nextRequest = (slot + 1) % poolSize
-    return this.#stream(slot)
-  })
+  take(runtime: CudaRuntimeService): Effect.Effect<CudaStream, CudaError> {
+    return Effect.suspend(() => {
+      const slot = this.#nextRequest
+      this.#nextRequest = (slot + 1) % poolSize
+      return this.#stream(runtime, slot)
+    })
+  }
 
   /** Leases streams that are all made already; nothing if one is not. */
-  tryLease(count: number, origin: StreamRef): Leased | undefined {
+  tryLease(runtime: CudaRuntimeService, count: number, origin: StreamRef): Leased | undefined {
     const slots = this.#choose(count, origin)
     const streams: Array<CudaStream> = []
     for (const slot of slots) {
-      const made = this.#streams[slot]
-      if (made !== undefined) streams.push(made)
+      const ref = this.#refs[slot]
+      if (ref !== undefined) streams.push(this.#handle(runtime, slot, ref))
     }
     if (streams.length === count) return new Leased(streams, () => this.#free(slots))
     this.#free(slots)
@@ -79,10 +85,10 @@ export class StreamPool {
   }
 
   /** Run without interruption: what is leased has to be given back. The stream of the origin is the last to be leased. */
-  lease(count: number, origin?: StreamRef): Effect.Effect<Leased, CudaError> {
+  lease(runtime: CudaRuntimeService, count: number, origin?: StreamRef): Effect.Effect<Leased, CudaError> {
     return Effect.suspend(() => {
       const slots = this.#choose(count, origin)
-      return Effect.forEach(slots, (slot) => this.#stream(slot)).pipe(
+      return Effect.forEach(slots, (slot) => this.#stream(runtime, slot)).pipe(
         Effect.map((streams) => new Leased(streams, () => this.#free(slots))),
         Effect.onError(() => Effect.sync(() => this.#free(slots)))
       )
@@ -109,21 +115,27 @@ export class StreamPool {
   }
 
   #isFree(slot: number, origin: StreamRef | undefined): boolean {
-    return this.#leases[slot] === 0 && (origin === undefined || this.#streams[slot]?.ref !== origin)
+    return this.#leases[slot] === 0 && (origin === undefined || this.#refs[slot] !== origin)
   }
 
-  #stream(slot: number): Effect.Effect<CudaStream, CudaError> {
-    const made = this.#streams[slot]
-    if (made !== undefined) return Effect.succeed(made)
+  #stream(runtime: CudaRuntimeService, slot: number): Effect.Effect<CudaStream, CudaError> {
+    const made = this.#refs[slot]
+    if (made !== undefined) return Effect.succeed(this.#handle(runtime, slot, made))
     const make = Effect.suspend(() => {
-      const known = this.#streams[slot]
-      if (known !== undefined) return Effect.succeed(known)
+      const known = this.#refs[slot]
+      if (known !== undefined) return Effect.succeed(this.#handle(runtime, slot, known))
       return Effect.map(
-        this.#runtime.streamCreate({ device: this.#device, priority: this.#priority, nonBlocking: true }),
-        (ref): CudaStream => this.#streams[slot] = new StreamImpl(this.#runtime, ref)
+        runtime.streamCreate({ device: this.#device, priority: this.#priority, nonBlocking: true }),
+        (ref) => this.#handle(runtime, slot, this.#refs[slot] = ref)
       )
     })
     return Effect.uninterruptible(this.#making.withPermit(make))
+  }
+
+  #handle(runtime: CudaRuntimeService, slot: number, ref: StreamRef): CudaStream {
+    const known = this.#handles[slot]
+    if (known?.runtime === runtime) return known
+    return this.#handles[slot] = new StreamImpl(runtime, ref)
   }
 }
 
@@ -135,13 +147,14 @@ class DevicePools {
   readonly byPriority = new Map<number, StreamPool>()
 }
 
-const pools = new WeakMap<CudaRuntimeService, ReadonlyArray<DevicePools>>()
+/** By the identity of the runtime. */
+const pools = new WeakMap<object, ReadonlyArray<DevicePools>>()
 
 const poolsOf = (runtime: CudaRuntimeService): ReadonlyArray<DevicePools> => {
-  const known = pools.get(runtime)
+  const known = pools.get(runtime.identity)
   if (known !== undefined) return known
   const made = runtime.devices.map(() => new DevicePools())
-  pools.set(runtime, made)
+  pools.set(runtime.identity, made)
   return made
 }
 
@@ -150,7 +163,7 @@ export const streamPool = (runtime: CudaRuntimeService, device: number, priority
   const { byPriority } = poolsOf(runtime)[device]!
   const known = byPriority.get(priority)
   if (known !== undefined) return known
-  const made = new StreamPool(runtime, device, priority)
+  const made = new StreamPool(device, priority)
   byPriority.set(priority, made)
   return made
 }
@@ -180,6 +193,6 @@ export const takeMade = (
 ): Effect.Effect<CudaStream> | undefined => {
   const ofDevice = poolsOf(runtime)[device]
   if (ofDevice?.range === undefined) return undefined
-  const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade()
+  const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
   return made && Effect.succeed(made)
 }

@@ -350,6 +350,7 @@ export class Recorder {
   #begin(name: string, { attributes = noAttributes, stream }: RegionOptions): Effect.Effect<Begun | undefined> {
     this.#begun++
     const begin = onStream(
+      "CudaTiming.region",
       this.runtime,
       undefined,
       stream,

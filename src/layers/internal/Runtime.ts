@@ -39,6 +39,7 @@ export const make = (
 const serviceOf = (core: Core, compile: Compile): CudaRuntimeService =>
   CudaRuntime.of({
     kind: core.backend.kind,
+    identity: core.backend,
     driverVersion: core.backend.driverVersion,
     devices: core.backend.devices,
     ...deviceOperations(core),
