@@ -20,13 +20,14 @@ import type { MemoryPool } from "./CudaMemoryPool.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import {
-  BufferTypeId,
-  DeviceBufferImpl,
-  HostBufferImpl,
-  ManagedBufferImpl,
+  DeviceHandle,
+  hex,
   named,
+  oneLine,
   refuseArgument,
-  released
+  released,
+  ResourceHandle,
+  unlessLive
 } from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
 import { deviceIndexOf, onStream, resolveDevice } from "./internal/place.ts"
@@ -45,6 +46,8 @@ import type {
   MemoryRows,
   StreamRef
 } from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaMemory/Buffer"
 
 /**
  * Memory of a device.
@@ -159,7 +162,7 @@ export interface TypedArrayConstructor<A> {
  * @category guards
  * @since 0.1.0
  */
-export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, BufferTypeId)
+export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, TypeId)
 
 /**
  * True for managed buffers.
@@ -168,6 +171,85 @@ export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicat
  * @since 0.1.0
  */
 export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) && u.kind === "device" && u.isManaged
+
+/** @internal */
+export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements DeviceBuffer {
+  readonly [TypeId] = TypeId
+  readonly kind = "device"
+  readonly offset = 0
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
+  }
+  get isManaged(): boolean {
+    return this.ref.isManaged
+  }
+  toString(): string {
+    const { address, byteLength, deviceIndex, isManaged, isOrdered } = this
+    return oneLine(
+      isManaged ? "ManagedBuffer" : "DeviceBuffer",
+      `${byteLength} bytes`,
+      hex(address),
+      `device ${deviceIndex}`,
+      isOrdered && "ordered",
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { address, byteLength, deviceIndex, isManaged } = this
+    return {
+      _id: isManaged ? "ManagedBuffer" : "DeviceBuffer",
+      byteLength,
+      deviceIndex,
+      address,
+      state: this.ref.state
+    }
+  }
+}
+
+class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
+  declare readonly ref: ManagedMemoryRef
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+}
+
+class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements HostBuffer {
+  readonly [TypeId] = TypeId
+  readonly kind = "host"
+  readonly offset = 0
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
+  }
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+  toString(): string {
+    const { address, byteLength, isOrdered } = this
+    return oneLine("HostBuffer", `${byteLength} bytes`, hex(address), isOrdered && "ordered", unlessLive(this.ref))
+  }
+  toJSON() {
+    const { address, byteLength } = this
+    return { _id: "HostBuffer", byteLength, address, state: this.ref.state }
+  }
+}
 
 /**
  * Options for allocating a buffer.

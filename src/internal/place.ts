@@ -5,17 +5,25 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import type { DeviceInput } from "../CudaDevice.ts"
 import type { CudaError } from "../CudaError.ts"
-import type { CudaStream } from "../CudaStream.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
-import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
+import type { CudaRuntimeService, DeviceProperties, StreamRef } from "../layers/CudaRuntime.ts"
 import { named, refuseForeign } from "./handles.ts"
+
+/** A stream, as far as places need it. */
+export interface AnyStream {
+  readonly runtime: CudaRuntimeService
+  readonly ref: StreamRef
+  readonly deviceIndex: number
+}
+
+/** A device, as operations are given it. */
+export type DeviceLike = number | DeviceProperties
 
 /** A region's device, its stream if it set one, and the region around it. */
 export interface Place {
   readonly device: number
-  readonly stream: CudaStream | undefined
+  readonly stream: AnyStream | undefined
   readonly outer: Place | undefined
   /** Of a stream that the region has for its time only. */
   readonly lease?: { readonly isOver: boolean } | undefined
@@ -26,7 +34,7 @@ export const CurrentPlace = Context.Reference<Place>("effect-cuda/CurrentPlace",
 })
 
 /** The place of a region on a stream. */
-export const onStreamOf = (stream: CudaStream, outer: Place, lease?: Place["lease"]): Place => ({
+export const onStreamOf = (stream: AnyStream, outer: Place, lease?: Place["lease"]): Place => ({
   device: stream.deviceIndex,
   stream,
   outer,
@@ -40,10 +48,10 @@ export const openPlace = (place: Place): Place => {
   return at
 }
 
-const isGone = (stream: CudaStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
+const isGone = (stream: AnyStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
 
 /** The stream that the innermost region set on a device; none stands for the default stream. */
-const regionStream = (place: Place, device: number): CudaStream | undefined => {
+const regionStream = (place: Place, device: number): AnyStream | undefined => {
   for (let at: Place | undefined = place; at !== undefined; at = at.outer) {
     if (at.device === device && at.stream !== undefined) return at.stream
   }
@@ -59,7 +67,7 @@ export const withCurrent = <A, E, R>(
   runtime: CudaRuntimeService,
   place: Place,
   device: number,
-  use: (stream: CudaStream | undefined) => Effect.Effect<A, E, R>
+  use: (stream: AnyStream | undefined) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   const current = regionStream(place, device)
   return current !== undefined && isForeign(current, runtime)
@@ -68,11 +76,11 @@ export const withCurrent = <A, E, R>(
 }
 
 /** The device of an option, or the current one. */
-export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
+export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
   Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
 
 /** What is forced past the types and is no device is not a number, for the runtime to refuse. */
-export const deviceIndexOf = (device: DeviceInput | undefined): number | undefined =>
+export const deviceIndexOf = (device: DeviceLike | undefined): number | undefined =>
   typeof device === "object" ? device?.index ?? Number.NaN : device
 
 /** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
@@ -80,7 +88,7 @@ export const onStream = <A, E, R>(
   operation: string,
   runtime: CudaRuntimeService,
   device: number | undefined,
-  stream: CudaStream | undefined,
+  stream: AnyStream | undefined,
   use: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   if (stream !== undefined) return use(stream.ref)
@@ -100,8 +108,7 @@ export const streamOf = <A, E, R>(
   return isForeign(current, runtime) ? refuseForeign(operation, current) : use(current.ref)
 }
 
-const isForeign = (stream: CudaStream, { identity }: CudaRuntimeService): boolean =>
-  stream.runtime.identity !== identity
+const isForeign = (stream: AnyStream, { identity }: CudaRuntimeService): boolean => stream.runtime.identity !== identity
 
 /** Where work is forked: from the current stream, by a fiber in a context. */
 export interface Origin {
