@@ -15,7 +15,7 @@ import { isCudaEvent, query as queryEvent, synchronize as synchronizeEvent } fro
 import type { CudaEvent } from "./CudaEvent.ts"
 import { isCudaStream, recordEvent } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { Handle, named, oneLine } from "./internal/handles.ts"
+import { countOf, Handle, named, oneLine } from "./internal/handles.ts"
 import { onStream } from "./internal/place.ts"
 
 const TypeId = "~effect-cuda/CudaDependency"
@@ -164,7 +164,7 @@ class DependencyImpl extends Handle implements CudaDependency {
     this.events = events
   }
   toString(): string {
-    return oneLine("CudaDependency", `${this.events.length} events`)
+    return oneLine("CudaDependency", countOf(this.events.length, "event"))
   }
   toJSON() {
     return { _id: "CudaDependency", events: this.events }

@@ -20,7 +20,7 @@ import { eventFlags } from "./cuda/flags.ts"
 import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import { streamPools } from "./CudaStream.ts"
-import { Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
+import { countOf, Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
 import { atOrigin, CurrentPlace, onStreamOf } from "./internal/place.ts"
 import type { AnyStream, Place } from "./internal/place.ts"
 import { poolSize } from "./internal/streamPool.ts"
@@ -149,7 +149,7 @@ class GraphImpl<E, R> extends Handle implements CudaTaskGraph<never, E, R> {
     this.tasks = tasks
   }
   toString(): string {
-    return oneLine("CudaTaskGraph", `${this.tasks.length} tasks`)
+    return oneLine("CudaTaskGraph", countOf(this.tasks.length, "task"))
   }
   toJSON() {
     return { _id: "CudaTaskGraph", tasks: this.tasks.map(({ after = [], name }) => ({ name, after })) }

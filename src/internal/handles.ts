@@ -58,6 +58,9 @@ export const oneLine = (kind: string, ...details: ReadonlyArray<string | false |
 export const unlessLive = ({ state }: { readonly state: ResourceState }): string | undefined =>
   state === "live" ? undefined : state
 
+/** A number of things, for a line. */
+export const countOf = (count: number, thing: string): string => `${count} ${thing}${count === 1 ? "" : "s"}`
+
 /** An address as messages show it. */
 export const hex = (address: number): string => `0x${address.toString(16)}`
 
