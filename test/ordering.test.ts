@@ -13,10 +13,10 @@ import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
-import type { Marker } from "../src/layers/internal/Backend.ts"
-import { Ordering, Track, Work } from "../src/layers/internal/ordering.ts"
-import type { Markers } from "../src/layers/internal/ordering.ts"
-import { StreamResource } from "../src/layers/internal/resources.ts"
+import type { Marker } from "../src/layers/shared/accesses.ts"
+import { Ordering, Track, Work } from "../src/layers/shared/ordering.ts"
+import type { Markers } from "../src/layers/shared/ordering.ts"
+import { StreamResource } from "../src/layers/shared/resources.ts"
 import { failsWith, refuses } from "./support/assertions.ts"
 import { graph, schedule } from "./support/reference.ts"
 import type { Instruction, Node } from "./support/reference.ts"
@@ -60,8 +60,8 @@ class FakeMarker implements Marker {
 
 /** Keeps what comes before what, and finds markers that are used after their release. */
 class FakeMarkers implements Markers {
-  marker: FakeMarker | undefined
-  readonly made: Array<FakeMarker> = []
+  made: FakeMarker | undefined
+  readonly all: Array<FakeMarker> = []
   readonly last = new Map<StreamResource, Item>()
   waits: Array<{ readonly target: Item; readonly earlier: ReadonlySet<Item> }> = []
   queries = 0
@@ -79,14 +79,14 @@ class FakeMarkers implements Markers {
     return item
   }
 
-  markerRecord(stream: StreamResource): number {
+  record(stream: StreamResource): number {
     if (this.failing === "record") return 1
-    this.marker = new FakeMarker(this.last.get(stream))
-    this.made.push(this.marker)
+    this.made = new FakeMarker(this.last.get(stream))
+    this.all.push(this.made)
     return 0
   }
 
-  markerWait(stream: StreamResource, marker: Marker): number {
+  wait(stream: StreamResource, marker: Marker): number {
     const { item, isReleased } = fake(marker)
     assert.isFalse(isReleased, "a wait for a marker that was given back")
     if (this.failing === "wait") return 1
@@ -96,13 +96,13 @@ class FakeMarkers implements Markers {
     return 0
   }
 
-  markerQuery(marker: Marker): number {
+  query(marker: Marker): number {
     assert.isFalse(fake(marker).isReleased, "a question about a marker that was given back")
     this.queries++
     return fake(marker).item?.isDone === false ? 600 : 0
   }
 
-  markerRelease(marker: Marker): void {
+  release(marker: Marker): void {
     assert.isFalse(fake(marker).isReleased, "a marker that was given back twice")
     fake(marker).isReleased = true
   }
@@ -211,7 +211,7 @@ const observed = ({ item }: Done): ReadonlySet<number> => new Set([...item.befor
 
 const assertClosed = ({ markers, orderings }: ReturnType<typeof runSteps>): void => {
   for (const ordering of orderings) ordering.close()
-  assert.isTrue(markers.made.every(({ isReleased }) => isReleased), "a marker that was not given back")
+  assert.isTrue(markers.all.every(({ isReleased }) => isReleased), "a marker that was not given back")
 }
 
 const Steps = Schema.Array(Step).check(Schema.isMaxLength(60))
@@ -224,7 +224,7 @@ describe("uses of ordered bytes", () => {
     for (const [index, one] of done.entries()) {
       assert.deepStrictEqual([...observed(one)].sort(), [...expected[index]!].sort(), `order of ${index}`)
     }
-    assert.strictEqual(markers.made.length, done.length, "one mark for each")
+    assert.strictEqual(markers.all.length, done.length, "one mark for each")
     assertClosed(result)
   }, { arbitrary: { runs: 500, size: 60 } })
 
@@ -279,7 +279,7 @@ describe("uses of ordered bytes", () => {
       Array.from({ length: 1500 }, (_, index) => single(3, index % 4, index % 50 === 0))
     )
     assert.isAtMost(orderings[0]!.uses.length, 8)
-    assert.isAtMost(markers.made.filter(({ isReleased }) => !isReleased).length, 8)
+    assert.isAtMost(markers.all.filter(({ isReleased }) => !isReleased).length, 8)
   })
 
   it("do not keep the streams that are gone in memory", () => {

@@ -11,8 +11,8 @@ import {
   StreamResource
 } from "../shared/resources.ts"
 import type { AnyMemoryResource, Owner } from "../shared/resources.ts"
-import type { EventState, Pool, Stream } from "./parts.ts"
-import type { Storage } from "./Storage.ts"
+import type { EventState, Pool, Stream } from "./model/parts.ts"
+import type { Storage } from "./model/Storage.ts"
 
 export class SimulatedStream extends StreamResource {
   readonly part: Stream
@@ -81,3 +81,4 @@ export const streamPart = (stream: StreamResource): Stream => (stream as Simulat
 export const simulatedEvent = (event: EventResource): SimulatedEvent => event as SimulatedEvent
 export const memoryPart = (memory: AnyMemoryResource): Storage =>
   (memory as SimulatedDeviceMemory | SimulatedHostMemory | SimulatedManagedMemory).part
+export const poolPart = (pool: MemoryPoolResource): Pool => (pool as SimulatedPool).part
