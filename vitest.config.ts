@@ -1,4 +1,5 @@
 // How `npm test` runs the suites: plain Node.js processes, two at a time where CI has two cores.
+import { readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
 
@@ -16,13 +17,23 @@ const groupBy = <K, V>(items: Iterable<V>, keyOf: (item: V, index: number) => K)
 }
 if (!("groupBy" in Map)) Object.assign(Map, { groupBy })
 
+const manifest: { exports: Record<string, unknown> } = JSON.parse(
+  readFileSync(new URL("./package.json", import.meta.url), "utf8")
+)
+
+/** Modules of `src/layers` that the package exports under their own names. */
+const layers = Object.entries(manifest.exports).flatMap(([path, target]) =>
+  JSON.stringify(target).includes("/dist/layers/") ? [path.slice(2)] : []
+)
+
 const src = fileURLToPath(new URL("./src/", import.meta.url))
 
 export default defineConfig({
   resolve: {
     alias: [
       { find: /^effect-cuda$/, replacement: `${src}index.ts` },
-      { find: /^effect-cuda\/(.+)$/, replacement: `${src}$1.ts` }
+      { find: new RegExp(`^effect-cuda/(${layers.join("|")})$`), replacement: `${src}layers/$1.ts` },
+      { find: /^effect-cuda\/([^/]+)$/, replacement: `${src}$1.ts` }
     ]
   },
   test: {

@@ -45,7 +45,7 @@ const callsOf = (
 ): ReadonlyArray<() => Effect.Effect<void, CudaError>> => [
   () => CudaEvent.record(forked, origin),
   ...streams.map((stream) => () => CudaStream.waitEvent(stream, forked)),
-  ...(isFilling ? streams.map((stream, index) => () => CudaMemory.fill(buffers[index]!, 0, { stream })) : []),
+  ...(isFilling ? streams.map((stream, index) => () => CudaMemory.fill(buffers[index]!, 0, stream)) : []),
   ...streams.flatMap((stream, index) => [
     () => CudaEvent.record(events[index]!, stream),
     () => CudaStream.waitEvent(origin, events[index]!)

@@ -91,7 +91,7 @@ type Field = Effect.Success<typeof makeField>
 const nth = ({ buffers, events, streams }: Field, index: number): Effect.Effect<void, CudaError> => {
   const at = (index >> 2) % streamCount
   const next = (at + 1) % streamCount
-  if (index % 4 === 0) return CudaMemory.fill(buffers[at]!, 1, { stream: streams[at]! })
+  if (index % 4 === 0) return CudaMemory.fill(buffers[at]!, 1, streams[at]!)
   if (index % 4 === 1) return CudaEvent.record(events[at]!, streams[at])
   if (index % 4 === 2) return CudaStream.waitEvent(streams[next]!, events[at]!)
   return CudaMemory.copy(buffers[next]!, buffers[at]!, streams[next])

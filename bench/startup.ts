@@ -30,8 +30,8 @@ const imports = {
   "effect-cuda": ours("index"),
   "effect-cuda/CudaStream": ours("CudaStream"),
   "effect-cuda/CudaKernel": ours("CudaKernel"),
-  "effect-cuda/layers/NativeRuntime": ours("layers/NativeRuntime"),
-  "effect-cuda/layers/SimulatedRuntime": ours("layers/SimulatedRuntime"),
+  "effect-cuda/NativeRuntime": ours("layers/NativeRuntime"),
+  "effect-cuda/SimulatedRuntime": ours("layers/SimulatedRuntime"),
   "effect/Effect alone": "effect/Effect",
   koffi: "koffi"
 }

@@ -10,7 +10,7 @@ const program = Effect.gen(function*() {
   const buffer = yield* CudaMemory.allocate(numbers.byteLength)
 
   yield* CudaMemory.upload(buffer, numbers, stream)
-  yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 8), 0, { stream })
+  yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 8), 0, stream)
   const answer = new Float32Array(numbers.length)
   yield* CudaMemory.download(answer, buffer, stream)
 

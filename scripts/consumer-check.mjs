@@ -48,12 +48,15 @@ for (const name of [...declared, "@types/node"]) {
   symlinkSync(join(root, "node_modules", name), link, "junction")
 }
 
-// Every module that the exports allow.
+// Every module that the exports allow: those named one by one, and those of the pattern that no hidden folder takes away.
 const hidden = Object.entries(manifest.exports).flatMap(([path, to]) => (to === null ? [path.slice(2, -1)] : []))
-const modules = readdirSync(join(installed, "dist"), { recursive: true })
+const named = Object.keys(manifest.exports).filter((path) => /^\.\/\w+$/.test(path)).map((path) => path.slice(2))
+const files = readdirSync(join(installed, "dist"), { recursive: true })
   .map((path) => path.split(sep).join("/"))
   .filter((path) => path.endsWith(".js") && !hidden.some((folder) => path.startsWith(folder)))
-  .map((path) => (path === "index.js" ? manifest.name : `${manifest.name}/${path.slice(0, -3)}`))
+  .map((path) => path.slice(0, -3))
+const modules = [...files, ...named]
+  .map((name) => (name === "index" ? manifest.name : `${manifest.name}/${name}`))
   .sort()
 if (!modules.includes(manifest.name)) fail("dist/index.js is missing: run `npm run build` first")
 
@@ -105,8 +108,10 @@ writeFileSync(
   const files = [...Object.keys(createRequire(import.meta.url).cache), ...process.report.getReport().sharedObjects]
   const loaded = files.filter((path) => /koffi|koromix|libcuda|nvcuda/.test(path))
   if (loaded.length > 0) throw new Error("importing the package loaded " + loaded.join(", "))
-  for (const path of ${JSON.stringify(hidden)}) {
-    const code = await import("${manifest.name}/" + path + "x").then(() => "none", (error) => error.code)
+  for (const path of ${
+    JSON.stringify([...hidden.map((folder) => `${folder}x`), ...named.map((name) => `layers/${name}`)])
+  }) {
+    const code = await import("${manifest.name}/" + path).then(() => "none", (error) => error.code)
     if (code !== "ERR_PACKAGE_PATH_NOT_EXPORTED") throw new Error(path + " is reachable: " + code)
   }`
 )

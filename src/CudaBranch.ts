@@ -21,7 +21,7 @@ import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
-import { atOrigin, CurrentPlace, deviceOrdinal, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
+import { atOrigin, CurrentPlace, deviceIndexOf, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
 import type { Origin, Place } from "./internal/place.ts"
 import { poolSize, resolvePool, streamPool } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
@@ -44,7 +44,7 @@ export interface CudaBranch<out A, out E = never> extends Pipeable, Inspectable 
 }
 
 /**
- * Which streams branches run on: those of the pool of a device and a priority.
+ * Options for the streams that branches run on: those of the pool of a device and a priority.
  *
  * @category models
  * @since 0.1.0
@@ -59,7 +59,7 @@ export interface BranchOptions {
 }
 
 /**
- * How several branches run.
+ * Options for running several branches.
  *
  * @category models
  * @since 0.1.0
@@ -80,12 +80,12 @@ export interface AllOptions extends BranchOptions {
 }
 
 /**
- * An effect with what branches add to it.
+ * The effect that `all` returns.
  *
  * @category models
  * @since 0.1.0
  */
-export type Branched<Result> = Effect.Effect<
+export type AllReturn<Result> = Effect.Effect<
   Effect.Success<Result>,
   Effect.Error<Result> | CudaError,
   Effect.Services<Result> | CudaRuntime
@@ -137,7 +137,7 @@ export const isCudaBranch = (u: unknown): u is CudaBranch<unknown, unknown> => P
 export function all<
   const Arg extends Iterable<Effect.All.EffectAny> | Record<string, Effect.All.EffectAny>,
   Options extends AllOptions
->(branches: Arg, options?: Options): Branched<Effect.All.Return<Arg, Options>>
+>(branches: Arg, options?: Options): AllReturn<Effect.All.Return<Arg, Options>>
 export function all(
   branches: Iterable<Effect.All.EffectAny> | Record<string, Effect.All.EffectAny>,
   options: AllOptions = {}
@@ -172,12 +172,12 @@ export const forEach: {
   <Item, A, E, R, const Options extends AllOptions = {}>(
     body: (item: Item, index: number) => Effect.Effect<A, E, R>,
     options?: Options
-  ): (items: Iterable<Item>) => ForEach<A, E, R, Options>
+  ): (items: Iterable<Item>) => ForEachReturn<A, E, R, Options>
   <Item, A, E, R, const Options extends AllOptions = {}>(
     items: Iterable<Item>,
     body: (item: Item, index: number) => Effect.Effect<A, E, R>,
     options?: Options
-  ): ForEach<A, E, R, Options>
+  ): ForEachReturn<A, E, R, Options>
 } = dual(
   (args) => Predicate.isIterable(args[0]),
   <Item, A, E, R>(
@@ -191,12 +191,12 @@ export const forEach: {
 )
 
 /**
- * What `forEach` returns.
+ * The effect that `forEach` returns.
  *
  * @category models
  * @since 0.1.0
  */
-export type ForEach<A, E, R, Options> = Effect.Effect<
+export type ForEachReturn<A, E, R, Options> = Effect.Effect<
   Options extends { readonly discard: true } ? void : Array<A>,
   E | CudaError,
   R | CudaRuntime
@@ -448,7 +448,7 @@ const leasing = <A, E, R>(
   use: (leased: Leased) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   const { outOfRange, priority } = options
-  const device = deviceOrdinal(options.device) ?? origin.device
+  const device = deviceIndexOf(options.device) ?? origin.device
   if (device === origin.device && priority === undefined) {
     const pool = streamPool(runtime, origin.device, origin.priority)
     const leased = pool.tryLease(count, origin)

@@ -11,7 +11,7 @@ import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { CudaError } from "./CudaError.ts"
-import { isCudaEvent, query as queryEvent, synchronize } from "./CudaEvent.ts"
+import { isCudaEvent, query as queryEvent, synchronize as synchronizeEvent } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
 import { isCudaStream, recordEvent } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
@@ -21,7 +21,7 @@ import { onStream } from "./internal/place.ts"
 const TypeId = "~effect-cuda/CudaDependency"
 
 /**
- * Points in streams that have all to be reached.
+ * A set of points in streams. It is reached when all of them are.
  *
  * @category models
  * @since 0.1.0
@@ -33,12 +33,12 @@ export interface CudaDependency extends Pipeable, Inspectable {
 }
 
 /**
- * What a dependency can be made of.
+ * A value that a dependency can be made from.
  *
  * @category models
  * @since 0.1.0
  */
-export type Part = CudaEvent | CudaStream | CudaDependency
+export type Source = CudaEvent | CudaStream | CudaDependency
 
 /**
  * True for dependencies.
@@ -67,21 +67,21 @@ export const isCudaDependency = (u: unknown): u is CudaDependency => Predicate.h
  *   const [left, right, next] = [yield* CudaStream.make(), yield* CudaStream.make(), yield* CudaStream.make()]
  *   const both = yield* CudaDependency.make([left, right])
  *   yield* CudaDependency.wait(both, next) // what follows on `next` starts after both
- *   yield* Effect.timeout(CudaDependency.reached(both), "1 second") // on the host
+ *   yield* Effect.timeout(CudaDependency.synchronize(both), "1 second") // on the host
  * }).pipe(Effect.scoped)
  * ```
  *
  * @category constructors
  * @since 0.1.0
  */
-export const make = (parts: Iterable<Part>): Effect.Effect<CudaDependency, CudaError, Scope.Scope> => {
-  const once = new Set(parts)
+export const make = (sources: Iterable<Source>): Effect.Effect<CudaDependency, CudaError, Scope.Scope> => {
+  const once = new Set(sources)
   return Effect.gen(function*() {
     const events = new Set<CudaEvent>()
-    for (const part of once) {
-      if (isCudaStream(part)) events.add(yield* recordEvent(part))
-      else if (isCudaEvent(part)) events.add(part)
-      else for (const event of part.events) events.add(event)
+    for (const source of once) {
+      if (isCudaStream(source)) events.add(yield* recordEvent(source))
+      else if (isCudaEvent(source)) events.add(source)
+      else for (const event of source.events) events.add(event)
     }
     return new DependencyImpl(Array.from(events))
   }).pipe(named("CudaDependency.make"))
@@ -122,15 +122,15 @@ const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Eff
 }
 
 /**
- * Ends when every point of the dependency is reached. Suspends the fiber, not the thread; fails with the reason of a fault, as
- * soon as the driver reports it.
+ * Waits until every point of the dependency is reached. Suspends the fiber, not the thread; fails with the reason of a fault
+ * as soon as the driver reports it.
  *
  * @category waiting
  * @since 0.1.0
  */
-export const reached = (self: CudaDependency): Effect.Effect<void, CudaError> =>
-  Effect.forEach(self.events, synchronize, { discard: true, concurrency: "unbounded" }).pipe(
-    named("CudaDependency.reached")
+export const synchronize = (self: CudaDependency): Effect.Effect<void, CudaError> =>
+  Effect.forEach(self.events, synchronizeEvent, { discard: true, concurrency: "unbounded" }).pipe(
+    named("CudaDependency.synchronize")
   )
 
 /**

@@ -16,7 +16,7 @@ import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "./layers/CudaRuntime.ts"
 
 /**
- * A device: its ordinal, name, UUID, compute capability, memory size in bytes and PCI id.
+ * A device: its index, name, UUID, compute capability, memory size in bytes and PCI id.
  *
  * @category models
  * @since 0.1.0
@@ -34,7 +34,7 @@ export type {
 }
 
 /**
- * How functions are told a device: its ordinal, or the device itself.
+ * A device as operations take it: its index, or the device itself.
  *
  * @category models
  * @since 0.1.0
@@ -42,7 +42,18 @@ export type {
 export type DeviceInput = number | CudaDevice
 
 /**
- * Lists the devices of the runtime, by ordinal.
+ * Options for operations on one device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceOptions {
+  /** Default: the current device. */
+  readonly device?: DeviceInput | undefined
+}
+
+/**
+ * Lists the devices of the runtime, by index.
  *
  * @category accessors
  * @since 0.1.0
@@ -61,16 +72,16 @@ export const all: Effect.Effect<ReadonlyArray<CudaDevice>, never, CudaRuntime> =
 export const count: Effect.Effect<number, never, CudaRuntime> = Effect.map(all, (devices) => devices.length)
 
 /**
- * Gets a device by its ordinal. Fails with `InvalidArgument` when there is none.
+ * Gets a device by its index. Fails with `InvalidArgument` when there is none.
  *
  * @category accessors
  * @since 0.1.0
  */
-export const get = (ordinal: number): Effect.Effect<CudaDevice, CudaError, CudaRuntime> =>
+export const get = (index: number): Effect.Effect<CudaDevice, CudaError, CudaRuntime> =>
   Effect.flatMap(all, (devices) => {
-    const device = devices[ordinal]
+    const device = devices[index]
     if (device !== undefined) return Effect.succeed(device)
-    return refuseArgument("CudaDevice.get", "device", ordinal, `a device ordinal from 0 to ${devices.length - 1}`)
+    return refuseArgument("CudaDevice.get", "device", index, `a device index from 0 to ${devices.length - 1}`)
   })
 
 /**
@@ -111,8 +122,7 @@ export const withDevice: {
   <A, E, R>(self: Effect.Effect<A, E, R>, device: DeviceInput): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
     Effect.flatMap(
       Effect.flatMap(resolveDevice(device), get).pipe(named("CudaDevice.withDevice")),
-      ({ ordinal }) =>
-        Effect.updateService(self, CurrentPlace, (outer) => ({ device: ordinal, stream: undefined, outer }))
+      ({ index }) => Effect.updateService(self, CurrentPlace, (outer) => ({ device: index, stream: undefined, outer }))
     )
 )
 
@@ -127,7 +137,7 @@ export const withDevice: {
  * @since 0.1.0
  */
 export const memoryInfo = (device?: DeviceInput): Effect.Effect<MemoryInfo, CudaError, CudaRuntime> =>
-  onDevice(device, (runtime, ordinal) => runtime.deviceMemoryInfo(ordinal))
+  onDevice(device, (runtime, index) => runtime.deviceMemoryInfo(index))
 
 /**
  * Reads an attribute of a device by name (`cuDeviceGetAttribute`). Flags are 0 or 1, sizes in bytes, rates in kHz.
@@ -139,7 +149,7 @@ export const attribute = (
   name: DeviceAttribute,
   device?: DeviceInput
 ): Effect.Effect<number, CudaError, CudaRuntime> =>
-  onDevice(device, (runtime, ordinal) => runtime.deviceAttribute(ordinal, name))
+  onDevice(device, (runtime, index) => runtime.deviceAttribute(index, name))
 
 /**
  * Reads the priorities that streams of a device can have; lower numbers go first (`cuCtxGetStreamPriorityRange`).
@@ -148,7 +158,7 @@ export const attribute = (
  * @since 0.1.0
  */
 export const priorityRange = (device?: DeviceInput): Effect.Effect<PriorityRange, CudaError, CudaRuntime> =>
-  onDevice(device, (runtime, ordinal) => runtime.devicePriorityRange(ordinal))
+  onDevice(device, (runtime, index) => runtime.devicePriorityRange(index))
 
 /**
  * Asks whether kernels of a device could reach the memory of another one directly (`cuDeviceCanAccessPeer`).
@@ -163,8 +173,8 @@ export const canAccessPeer = (
 ): Effect.Effect<boolean, CudaError, CudaRuntime> =>
   onDevice(
     device,
-    (runtime, ordinal) =>
-      Effect.flatMap(resolveDevice(peer), (peerOrdinal) => runtime.deviceCanAccessPeer(ordinal, peerOrdinal))
+    (runtime, index) =>
+      Effect.flatMap(resolveDevice(peer), (peerIndex) => runtime.deviceCanAccessPeer(index, peerIndex))
   )
 
 /**
@@ -178,13 +188,13 @@ export const canAccessPeer = (
  * @since 0.1.0
  */
 export const synchronize = (device?: DeviceInput): Effect.Effect<void, CudaError, CudaRuntime> =>
-  onDevice(device, (runtime, ordinal) => runtime.deviceSynchronize(ordinal))
+  onDevice(device, (runtime, index) => runtime.deviceSynchronize(index))
 
 const onDevice = <A>(
   device: DeviceInput | undefined,
-  operation: (runtime: CudaRuntime["Service"], ordinal: number) => Effect.Effect<A, CudaError>
+  operation: (runtime: CudaRuntime["Service"], index: number) => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError, CudaRuntime> =>
   Effect.flatMap(
     CudaRuntime,
-    (runtime) => Effect.flatMap(resolveDevice(device), (ordinal) => operation(runtime, ordinal))
+    (runtime) => Effect.flatMap(resolveDevice(device), (index) => operation(runtime, index))
   )

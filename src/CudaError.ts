@@ -327,12 +327,26 @@ export interface CudaErrorFields {
   readonly call?: string | undefined
   /** The handle or the arguments concerned, printed. */
   readonly subject?: string | undefined
-  /** The ordinal of the device concerned. */
+  /** The index of the device concerned. */
   readonly device?: number | undefined
   /** What the driver's compiler said of code that it refused, line by line. */
   readonly log?: string | undefined
+  /** How much memory was requested and how much there is, for an allocation that failed with `OutOfMemory`. */
+  readonly memory?: MemoryShortage | undefined
   /** The failure that ended the contexts of the process, when this one follows from it. */
   readonly origin?: FaultOrigin | undefined
+}
+
+/**
+ * How much memory an allocation requested, and how much its device had at that moment, in bytes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface MemoryShortage {
+  readonly requested: number
+  readonly free: number
+  readonly total: number
 }
 
 /**
@@ -372,8 +386,9 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
     return "isSticky" in this.reason && this.reason.isSticky
   }
 
-  /** True when the same call can succeed later. */
+  /** True when the same call can succeed later. An allocation that is larger than its device never can. */
   get isRetryable(): boolean {
+    if (this.memory !== undefined && this.memory.requested > this.memory.total) return false
     return "isRetryable" in this.reason && this.reason.isRetryable
   }
 }
@@ -418,6 +433,74 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
 )
 
 /**
+ * Makes the failure of an operation that refuses an argument, before the driver is asked.
+ *
+ * **Details**
+ *
+ * Any value can be printed: a string is quoted, typed arrays and buffers are their number of bytes, long arrays and texts are
+ * cut. Never throws, whatever the value does when it is looked at.
+ *
+ * **Example** (Refusing a count)
+ *
+ * ```ts
+ * import { CudaError } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const checked = (count: number) =>
+ *   Number.isInteger(count)
+ *     ? Effect.succeed(count)
+ *     : Effect.fail(CudaError.invalidArgument("Scores.sum", "count", count, "a whole number"))
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const invalidArgument = (operation: string, argument: string, value: unknown, expected: string): CudaError =>
+  new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value: printValue(value), expected } })
+
+/** How many characters and items of a value are printed, and how deep. */
+const mostCharacters = 200
+const mostItems = 16
+const mostLevels = 2
+
+const printValue = (value: unknown): string => {
+  const text = printAt(value, mostLevels).replace(/\s+/g, " ")
+  return text.length > mostCharacters ? `${text.slice(0, mostCharacters)}…` : text
+}
+
+/** Looking at a value may run code of others: getters, proxies, `toString`. */
+const printAt = (value: unknown, levels: number): string => {
+  try {
+    if (typeof value === "string") return JSON.stringify(value)
+    if (typeof value === "bigint") return `${value}n`
+    if (typeof value === "function") return value.name === "" ? "a function" : `function ${value.name}`
+    return typeof value === "object" && value !== null ? printObject(value, levels) : String(value)
+  } catch {
+    return typeof value === "object" ? "an object" : `a ${typeof value}`
+  }
+}
+
+const printObject = (value: object, levels: number): string => {
+  if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof SharedArrayBuffer) {
+    return `${value.byteLength} bytes`
+  }
+  if (Array.isArray(value)) {
+    return levels === 0 ? "[…]" : `[${listItems(value, (item) => printAt(item, levels - 1))}]`
+  }
+  const prototype: unknown = Object.getPrototypeOf(value)
+  if (prototype !== null && prototype !== Object.prototype) {
+    const text = String(value)
+    return text.startsWith("[object ") ? `an instance of ${value.constructor.name}` : text
+  }
+  const fields = Object.entries(value)
+  if (fields.length === 0) return "{}"
+  return levels === 0 ? "{…}" : `{ ${listItems(fields, ([key, field]) => `${key}: ${printAt(field, levels - 1)}`)} }`
+}
+
+const listItems = <Item>(items: ReadonlyArray<Item>, print: (item: Item) => string): string =>
+  [...items.slice(0, mostItems).map(print), ...(items.length > mostItems ? ["…"] : [])].join(", ")
+
+/**
  * Prints a CUDA version as people write it: 12040 is `12.4`.
  *
  * @category formatting
@@ -425,10 +508,33 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
  */
 export const formatVersion = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
 
-const messageOf = ({ call, log, operation, origin, reason, subject }: CudaErrorFields): string =>
-  `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${
+/**
+ * Formats a number of bytes for people: 1610612736 is `1.5 GiB`.
+ *
+ * @category formatting
+ * @since 0.1.0
+ */
+export const formatBytes = (bytes: number): string => {
+  const unit = Math.min(byteUnits.length - 1, Math.floor(Math.log2(Math.max(1, Math.abs(bytes))) / 10))
+  if (unit === 0) return `${bytes} byte${bytes === 1 ? "" : "s"}`
+  return `${Number((bytes / 1024 ** unit).toFixed(2))} ${byteUnits[unit]}`
+}
+
+const byteUnits = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"] as const
+
+const messageOf = ({ call, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
+  `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${explainMemory(memory)}${
     log === undefined ? "" : `\n${log}`
   }${explainOrigin(origin)}`
+
+const explainMemory = (memory: MemoryShortage | undefined): string => {
+  if (memory === undefined) return ""
+  const { free, requested, total } = memory
+  const size = `${formatBytes(requested)} ${requested === 1 ? "was" : "were"} requested`
+  return requested > total
+    ? ` ${size}, more than the ${formatBytes(total)} of the device.`
+    : ` ${size}; ${formatBytes(free)} of ${formatBytes(total)} are free.`
+}
 
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +

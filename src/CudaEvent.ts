@@ -55,7 +55,7 @@ export interface TimedEvent extends CudaEvent {
 }
 
 /**
- * What every event can be asked to be.
+ * Options for creating any event.
  *
  * @category models
  * @since 0.1.0
@@ -68,7 +68,7 @@ export interface BaseOptions {
 }
 
 /**
- * How an event that takes times is to be. It cannot be shared with other processes.
+ * Options for creating an event that takes times. Such an event cannot be shared with other processes.
  *
  * @category models
  * @since 0.1.0
@@ -79,7 +79,7 @@ export interface TimedOptions extends BaseOptions {
 }
 
 /**
- * How an event without times is to be.
+ * Options for creating an event without times.
  *
  * @category models
  * @since 0.1.0
@@ -91,7 +91,7 @@ export interface UntimedOptions extends BaseOptions {
 }
 
 /**
- * What events do on a stream: the one that is given, or the current one.
+ * An operation of an event on a stream: the given one, or the current one.
  *
  * @category models
  * @since 0.1.0
@@ -137,7 +137,7 @@ export const isTimedEvent = (u: unknown): u is TimedEvent => Predicate.hasProper
  *   const start = yield* CudaEvent.make({ timing: true })
  *   const end = yield* CudaEvent.make({ timing: true })
  *   yield* CudaEvent.record(start, stream)
- *   yield* CudaMemory.fill(buffer, 0, { stream })
+ *   yield* CudaMemory.fill(buffer, 0, stream)
  *   yield* CudaEvent.record(end, stream)
  *   yield* CudaEvent.synchronize(end)
  *   return yield* CudaEvent.elapsedTime(start, end)

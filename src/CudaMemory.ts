@@ -29,7 +29,7 @@ import {
   released
 } from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
-import { deviceOrdinal, onStream, resolveDevice } from "./internal/place.ts"
+import { deviceIndexOf, onStream, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import type { Kind } from "./internal/scoped.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -170,7 +170,7 @@ export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicat
 export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) && u.kind === "device" && u.isManaged
 
 /**
- * How a buffer is to be.
+ * Options for allocating a buffer.
  *
  * @category models
  * @since 0.1.0
@@ -184,7 +184,7 @@ export interface BufferOptions {
 }
 
 /**
- * How device memory is to be.
+ * Options for allocating device memory.
  *
  * @category models
  * @since 0.1.0
@@ -369,7 +369,7 @@ export const allocateHost = (
  * are used, and not about those that are used in it. Work that the library does not enqueue itself is told to it with
  * `access`.
  *
- * What JavaScript does with the `bytes` of pinned memory is not seen: wait with `settled` before.
+ * What JavaScript does with the `bytes` of pinned memory is not seen: wait with `synchronize` first.
  *
  * **Example** (Two streams without an event)
  *
@@ -381,10 +381,10 @@ export const allocateHost = (
  *   const [up, down] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
  *   const buffer = yield* CudaMemory.allocate(4096)
  *   const host = yield* CudaMemory.allocateHost(4096)
- *   yield* CudaMemory.fill(buffer, 1, { stream: up })
+ *   yield* CudaMemory.fill(buffer, 1, up)
  *   yield* CudaMemory.copy(host, buffer, down) // after the fill
- *   yield* CudaMemory.fill(buffer, 2, { stream: up }) // after the copy
- *   yield* CudaMemory.settled(host)
+ *   yield* CudaMemory.fill(buffer, 2, up) // after the copy
+ *   yield* CudaMemory.synchronize(host)
  *   return host.bytes[0] // 1
  * }).pipe(CudaMemory.withOrdering(), Effect.scoped)
  * ```
@@ -499,12 +499,12 @@ const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefine
 }
 
 /**
- * How much a copy of rows moves.
+ * The size of a copy of rows.
  *
  * @category models
  * @since 0.1.0
  */
-export interface RowsSize {
+export interface Size2D {
   /** Bytes of each row. */
   readonly width: number
   /** How many rows. */
@@ -539,18 +539,18 @@ export interface RowsSize {
 export function copy2D(
   destination: Slice | Rows,
   source: Slice | Rows,
-  size: RowsSize,
+  size: Size2D,
   stream?: CudaStream
 ): Effect.Effect<void, CudaError>
 export function copy2D(
   source: Slice | Rows,
-  size: RowsSize,
+  size: Size2D,
   stream?: CudaStream
 ): (destination: Slice | Rows) => Effect.Effect<void, CudaError>
 export function copy2D(
   first: Slice | Rows,
-  second: Slice | Rows | RowsSize,
-  third?: RowsSize | CudaStream,
+  second: Slice | Rows | Size2D,
+  third?: Size2D | CudaStream,
   fourth?: CudaStream
 ) {
   if (isSlice(second)) return copyRowsTo(first, second, isCudaStream(third) ? undefined : third, fourth)
@@ -561,7 +561,7 @@ export function copy2D(
 const copyRowsTo = (
   destination: Slice | Rows,
   source: Slice | Rows,
-  size: RowsSize = { width: Number.NaN, height: Number.NaN },
+  size: Size2D = { width: Number.NaN, height: Number.NaN },
   stream: CudaStream | undefined
 ): Effect.Effect<void, CudaError> => {
   const { runtime } = destination.buffer
@@ -581,12 +581,12 @@ const rowsOf = (part: Slice | Rows, width: number): MemoryRows => ({
 })
 
 /**
- * A copy of a batch.
+ * One copy of a batch.
  *
  * @category models
  * @since 0.1.0
  */
-export interface Copy {
+export interface BatchCopy {
   readonly destination: Slice
   readonly source: Slice
 }
@@ -604,7 +604,7 @@ export interface Copy {
  * @category copies
  * @since 0.1.0
  */
-export const copyBatch = (copies: ReadonlyArray<Copy>, stream?: CudaStream): Effect.Effect<void, CudaError> =>
+export const copyBatch = (copies: ReadonlyArray<BatchCopy>, stream?: CudaStream): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
     const [first] = copies
     if (first === undefined) return Effect.void
@@ -645,7 +645,7 @@ export type Location = "host" | DeviceInput
  * const first = Effect.gen(function*() {
  *   const stream = yield* CudaStream.make()
  *   const numbers = yield* CudaMemory.allocateManaged(4096)
- *   yield* CudaMemory.fill(numbers, 1, { bits: 32, stream })
+ *   yield* CudaMemory.fill32(numbers, 1, stream)
  *   yield* CudaMemory.prefetch(numbers, "host", stream)
  *   yield* CudaStream.synchronize(stream)
  *   return CudaMemory.view(numbers, Uint32Array)[0] // 1
@@ -669,7 +669,7 @@ export const prefetch: {
 )
 
 const placeOf = (location: Location): MemoryLocation =>
-  location === "host" ? location : deviceOrdinal(location) ?? Number.NaN
+  location === "host" ? location : deviceIndexOf(location) ?? Number.NaN
 
 /**
  * What the driver is told of how managed memory will be used (`CUmem_advise`).
@@ -712,72 +712,97 @@ export const advise: {
 })
 
 /**
- * Fills device memory with an 8-, 16- or 32-bit value, as work of a stream, by default the current one of the device
- * (`cuMemsetD8Async`, `cuMemsetD16Async`, `cuMemsetD32Async`).
+ * Fills device memory with a byte, as work of a stream, by default the current one of the device (`cuMemsetD8Async`).
  *
  * **Details**
  *
- * Returns when the fill is enqueued. `value` is a whole number that fits `bits` without a sign (default 8 bits); offset and
- * length are multiples of the value's size.
+ * Returns when the fill is enqueued. `value` is a whole number from 0 to 255. See `fill16` and `fill32` for wider values.
  *
  * @category copies
  * @since 0.1.0
  */
-export function fill(
-  self: Slice<DeviceBuffer>,
-  value: number,
-  options?: FillOptions
-): Effect.Effect<void, CudaError>
-export function fill(
-  value: number,
-  options?: FillOptions
-): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
-export function fill(
-  first: Slice<DeviceBuffer> | number,
-  second?: number | FillOptions,
-  third: FillOptions = {}
-) {
-  if (typeof first === "number") {
-    const options = typeof second === "object" ? second : {}
-    return (self: Slice<DeviceBuffer>) => fillWith(self, first, options)
+export const fill: FillOperation = fillOperation(8)
+
+/**
+ * Fills device memory with a 16-bit value, like `fill` (`cuMemsetD16Async`). `value` is a whole number from 0 to 65,535;
+ * offset and length are multiples of 2.
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export const fill16: FillOperation = fillOperation(16)
+
+/**
+ * Fills device memory with a 32-bit value, like `fill` (`cuMemsetD32Async`). `value` is a whole number from 0 to 2^32 - 1;
+ * offset and length are multiples of 4.
+ *
+ * **Example** (A buffer of ones)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const floats: CudaMemory.DeviceBuffer
+ *
+ * const bits = new Uint32Array(Float32Array.of(1).buffer)[0]!
+ * const filled = CudaMemory.fill32(floats, bits)
+ * ```
+ *
+ * @category copies
+ * @since 0.1.0
+ */
+export const fill32: FillOperation = fillOperation(32)
+
+/**
+ * An operation that fills device memory on a stream: the given one, or the current one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FillOperation {
+  (self: Slice<DeviceBuffer>, value: number, stream?: CudaStream): Effect.Effect<void, CudaError>
+  (value: number, stream?: CudaStream): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
+}
+
+function fillOperation(bits: 8 | 16 | 32): FillOperation {
+  const operation = bits === 8 ? undefined : named(`CudaMemory.fill${bits}`)
+  const body = (self: Slice<DeviceBuffer>, value: number, stream: CudaStream | undefined) => {
+    const filled = fillWith(self, value, bits, stream)
+    return operation === undefined ? filled : operation(filled)
   }
-  return fillWith(first, typeof second === "number" ? second : Number.NaN, third)
+  function fill(self: Slice<DeviceBuffer>, value: number, stream?: CudaStream): Effect.Effect<void, CudaError>
+  function fill(value: number, stream?: CudaStream): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
+  function fill(first: Slice<DeviceBuffer> | number, second?: number | CudaStream, third?: CudaStream) {
+    if (typeof first !== "number") return body(first, typeof second === "number" ? second : Number.NaN, third)
+    return (self: Slice<DeviceBuffer>) => body(self, first, typeof second === "number" ? undefined : second)
+  }
+  return fill
 }
 
 const fillWith = (
   self: Slice<DeviceBuffer>,
   value: number,
-  options: FillOptions
+  bits: 8 | 16 | 32,
+  stream: CudaStream | undefined
 ): Effect.Effect<void, CudaError> => {
   const { deviceIndex, kind, runtime } = self.buffer
   if (kind !== "device") return refuseArgument("CudaMemory.fill", "destination", self.buffer, "a device buffer")
   const range = rangeOf(self)
-  const { bits = 8, stream } = options
   if (stream !== undefined) return runtime.memoryFill(range, value, bits, stream.ref)
   return onStream(runtime, deviceIndex, stream, (ref) => runtime.memoryFill(range, value, bits, ref))
 }
 
 /**
- * How a fill is to be.
+ * Options for `access`: the memory that work reads and writes. Memory that is both read and written need only be listed in
+ * `writes`.
  *
  * @category models
  * @since 0.1.0
  */
-export interface FillOptions {
-  /** The width of the value. Default 8. */
-  readonly bits?: 8 | 16 | 32 | undefined
-  readonly stream?: CudaStream | undefined
-}
-
-/**
- * The memory that work reads and writes. What it both reads and writes need only be among the writes.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Accesses {
+export interface AccessOptions {
   readonly reads?: ReadonlyArray<Slice> | undefined
   readonly writes?: ReadonlyArray<Slice> | undefined
+  /** Default: the current stream. */
+  readonly stream?: CudaStream | undefined
 }
 
 /**
@@ -810,7 +835,7 @@ export interface Accesses {
  *
  * const scale = (output: CudaMemory.DeviceBuffer, input: CudaMemory.DeviceBuffer, stream: CudaStream.CudaStream) =>
  *   Effect.sync(() => launchScale(input.address, output.address, stream.handle)).pipe(
- *     CudaMemory.access({ reads: [input], writes: [output] }, stream)
+ *     CudaMemory.access({ reads: [input], writes: [output], stream })
  *   )
  * ```
  *
@@ -818,17 +843,13 @@ export interface Accesses {
  * @since 0.1.0
  */
 export const access: {
-  (
-    uses: Accesses,
-    stream?: CudaStream
-  ): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | CudaError, R>
-  <A, E, R>(self: Effect.Effect<A, E, R>, uses: Accesses, stream?: CudaStream): Effect.Effect<A, E | CudaError, R>
+  (options: AccessOptions): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E | CudaError, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, options: AccessOptions): Effect.Effect<A, E | CudaError, R>
 } = dual(
-  (args) => Effect.isEffect(args[0]),
+  2,
   <A, E, R>(
     self: Effect.Effect<A, E, R>,
-    { reads = [], writes = [] }: Accesses,
-    stream?: CudaStream
+    { reads = [], stream, writes = [] }: AccessOptions
   ): Effect.Effect<A, E | CudaError, R> => {
     const runtime = [...writes, ...reads][0]?.buffer.runtime
     if (runtime === undefined) return self
@@ -873,8 +894,8 @@ const within = <A, E, R>(
  * @category ordering
  * @since 0.1.0
  */
-export const settled = (self: Slice): Effect.Effect<void, CudaError> =>
-  Effect.suspend(() => self.buffer.runtime.memorySettled(rangeOf(self)))
+export const synchronize = (self: Slice): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => self.buffer.runtime.memorySynchronize(rangeOf(self)))
 
 /**
  * Copies an ordinary array to device memory of the same length, as work of a stream. Returns once the array has been read and
@@ -1023,8 +1044,7 @@ const withPieces = (
     const { byteLength } = device
     const bytes = bytesOfArray(array)
     if (bytes?.byteLength !== byteLength) {
-      const given = bytes === undefined ? "no array, or detached" : `of ${bytes.byteLength} bytes`
-      return refuseArgument(operation, "array", given, `an array of the device memory's ${byteLength} bytes`)
+      return refuseArgument(operation, "array", array, `an array of the device memory's ${byteLength} bytes`)
     }
     const bytesOf = ({ byteLength, offset }: Piece) => {
       const part = bytes.byteLength === device.byteLength ? bytes.subarray(offset, offset + byteLength) : undefined
@@ -1032,8 +1052,8 @@ const withPieces = (
         ? refuseArgument(
           operation,
           "array",
-          "detached or resized",
-          "an array that stays as it is until the copy is done"
+          array,
+          `an array that keeps its ${device.byteLength} bytes until the copy is done`
         )
         : Effect.succeed(part)
     }

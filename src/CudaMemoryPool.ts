@@ -39,7 +39,7 @@ export interface MemoryPool extends Pipeable, Inspectable {
 }
 
 /**
- * How a pool is to be. Sizes are in bytes; `Infinity` stands for no limit.
+ * Options for creating a pool. Sizes are in bytes; `Infinity` means no limit.
  *
  * @category models
  * @since 0.1.0
@@ -135,8 +135,8 @@ export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaE
 export const ofDevice = (device?: DeviceInput): Effect.Effect<MemoryPool, CudaError, CudaRuntime> =>
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
-    const ordinal = yield* resolveDevice(device)
-    return new MemoryPoolImpl(runtime, yield* runtime.poolOfDevice(ordinal))
+    const index = yield* resolveDevice(device)
+    return new MemoryPoolImpl(runtime, yield* runtime.poolOfDevice(index))
   })
 
 /**
@@ -149,12 +149,13 @@ export const statistics = (self: MemoryPool): Effect.Effect<MemoryPoolStatistics
   self.runtime.poolStatistics(self.ref)
 
 /**
- * Has the highest values of the statistics begin anew (`cuMemPoolSetAttribute`).
+ * Resets the high-water marks of the statistics to the current values (`cuMemPoolSetAttribute`).
  *
  * @category statistics
  * @since 0.1.0
  */
-export const resetHigh = (self: MemoryPool): Effect.Effect<void, CudaError> => self.runtime.poolResetHigh(self.ref)
+export const resetHighWater = (self: MemoryPool): Effect.Effect<void, CudaError> =>
+  self.runtime.poolResetHighWater(self.ref)
 
 /**
  * Sets how much a pool keeps when nobody uses it, in bytes (`cuMemPoolSetAttribute`). What it holds beyond that goes back to the

@@ -32,7 +32,7 @@ import type { CudaRuntime } from "./layers/CudaRuntime.ts"
  * @category models
  * @since 0.1.0
  */
-export interface Arrived<out In> {
+export interface UploadedElement<out In> {
   readonly element: In
   /** Counts elements, from 0. */
   readonly index: number
@@ -43,8 +43,8 @@ export interface Arrived<out In> {
 }
 
 /**
- * How large a pipeline is, and on which device; by default the current one. Its streams have the priority of the current
- * stream, unless another one is given.
+ * Options for the size of a pipeline, and for its device, by default the current one. Its streams have the priority of the
+ * current stream, unless another one is given.
  *
  * @category models
  * @since 0.1.0
@@ -64,7 +64,7 @@ export interface SizeOptions extends PriorityOptions {
 }
 
 /**
- * How elements go through the device.
+ * Options for sending elements through a device.
  *
  * @category models
  * @since 0.1.0
@@ -79,7 +79,7 @@ export interface ThroughOptions<In, Out, E1, R1, E2, R2, E3, R3> extends SizeOpt
    * Enqueues an element's work on the current stream. Runs for one element after the other, in their order. A number that it
    * answers is how many bytes of the output to bring back; without one, all come back.
    */
-  readonly work: (arrived: Arrived<In>) => Effect.Effect<unknown, E2, R2>
+  readonly work: (uploaded: UploadedElement<In>) => Effect.Effect<unknown, E2, R2>
   /** Makes an element's result of what came back. The bytes are pinned memory that is used again when this has ended. */
   readonly take: (bytes: Uint8Array<ArrayBuffer>, element: In) => Effect.Effect<Out, E3, R3>
 }
@@ -270,7 +270,7 @@ export const copyIn = (element: HostArray, into: Uint8Array): Effect.Effect<numb
     const { byteLength } = element
     if (byteLength > into.byteLength) {
       const expected = `an array of ${into.byteLength} bytes at most`
-      return refuseArgument("CudaPipeline.copyIn", "element", `of ${byteLength} bytes`, expected)
+      return refuseArgument("CudaPipeline.copyIn", "element", element, expected)
     }
     into.set(new Uint8Array(element.buffer, element.byteOffset, byteLength))
     return Effect.succeed(byteLength)

@@ -12,6 +12,7 @@ import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import { readFile } from "node:fs/promises"
 import { fileURLToPath } from "node:url"
+import { isUint8Array } from "node:util/types"
 import type { DeviceInput } from "./CudaDevice.ts"
 import { CudaError } from "./CudaError.ts"
 import { Handle, refuseArgument } from "./internal/handles.ts"
@@ -68,7 +69,7 @@ export interface CudaProgram extends Pipeable, Inspectable {
 }
 
 /**
- * How a program is compiled.
+ * Options for compiling a program.
  *
  * @category models
  * @since 0.1.0
@@ -96,7 +97,7 @@ export interface CompileOptions {
 }
 
 /**
- * What an image in memory is called.
+ * Options for programs made from images.
  *
  * @category models
  * @since 0.1.0
@@ -275,9 +276,23 @@ export const fromBytes = (
   { name = "image" }: ImageOptions = {}
 ): Effect.Effect<CudaProgram, CudaError> =>
   Effect.suspend(() => {
-    const copy = typeof bytes === "string" ? new TextEncoder().encode(bytes) : new Uint8Array(bytes)
-    return fromImage("CudaProgram.fromBytes", "bytes", name, copy)
+    const operation = "CudaProgram.fromBytes"
+    const copy = copyOf(bytes)
+    return copy instanceof Uint8Array
+      ? fromImage(operation, "bytes", name, copy)
+      : refuseArgument(operation, "bytes", copy.problem, "PTX, a CUBIN or a fatbin")
   })
+
+/** A copy that no one else can change or detach, or why there is none. */
+const copyOf = (bytes: Uint8Array | string): Uint8Array<ArrayBuffer> | { readonly problem: string } => {
+  try {
+    if (typeof bytes === "string") return new TextEncoder().encode(bytes)
+    if (!isUint8Array(bytes)) return { problem: bytes === null ? "null" : `of type ${typeof bytes}` }
+    return new Uint8Array(bytes)
+  } catch (cause) {
+    return { problem: `an array that cannot be copied (${problemOf(cause).problem})` }
+  }
+}
 
 /**
  * Takes an image from a file, read off the JS thread: PTX, a CUBIN or a fatbin, whatever the file is called.
@@ -320,8 +335,10 @@ const fromImage = (
 ): Effect.Effect<CudaProgram, CudaError> => {
   const recognized = recognize(bytes)
   if (recognized._tag === "NoImage") {
-    const value = subject === undefined ? recognized.problem : `${subject}, which holds ${recognized.problem}`
-    return refuseArgument(operation, argument, value, "PTX, a CUBIN or a fatbin")
+    const expected = `PTX, a CUBIN or a fatbin, not ${recognized.problem}`
+    return subject === undefined
+      ? refuseArgument(operation, argument, bytes, expected)
+      : refuseArgument(operation, argument, subject, `a file of ${expected}`)
   }
   const { architecture, kind } = recognized
   return Effect.succeed(

@@ -23,7 +23,7 @@ import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
 import { EventImpl, named, released, StreamImpl, StreamTypeId } from "./internal/handles.ts"
-import { CurrentPlace, deviceOrdinal, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
+import { CurrentPlace, deviceIndexOf, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import { resolvePool, takeMade } from "./internal/streamPool.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -49,14 +49,14 @@ export interface CudaStream extends Pipeable, Inspectable, Equal {
   readonly priority: number
   /** `CUstream_flags`: 1 for a non-blocking stream. */
   readonly flags: number
-  /** True when the stream orders itself against the legacy default stream. */
-  readonly isBlocking: boolean
+  /** False when the stream orders itself against the legacy default stream. */
+  readonly isNonBlocking: boolean
   /** `owned` streams are destroyed by their scope or pool, the others never by this library. */
   readonly origin: "owned" | "default" | "foreign"
 }
 
 /**
- * How a stream is to be.
+ * Options for choosing a stream by device and priority.
  *
  * @category models
  * @since 0.1.0
@@ -71,14 +71,14 @@ export interface PriorityOptions {
 }
 
 /**
- * How an owned stream is to be.
+ * Options for creating a stream.
  *
  * @category models
  * @since 0.1.0
  */
 export interface MakeOptions extends PriorityOptions {
-  /** True to order the stream against the legacy default stream. Default false. */
-  readonly blocking?: boolean | undefined
+  /** False to order the stream against the legacy default stream (`CU_STREAM_NON_BLOCKING`). Default true. */
+  readonly nonBlocking?: boolean | undefined
 }
 
 /**
@@ -124,7 +124,7 @@ export const make = (
         device,
         priority: options.priority ?? "low",
         outOfRange: options.outOfRange,
-        nonBlocking: options.blocking !== true
+        nonBlocking: options.nonBlocking ?? true
       }),
     destroy: (runtime, ref, context) => Effect.provideContext(runtime.streamDestroy(ref), context),
     wrap: (runtime, ref) => new StreamImpl(runtime, ref)
@@ -148,7 +148,7 @@ export const make = (
 export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.withFiber((fiber) => {
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
-    const device = deviceOrdinal(options.device) ?? fiber.getRef(CurrentPlace).device
+    const device = deviceIndexOf(options.device) ?? fiber.getRef(CurrentPlace).device
     return takeMade(runtime, device, options) ??
       Effect.flatMap(resolvePool(runtime, options), (pool) => pool.take).pipe(named("CudaStream.fromPool"))
   })
@@ -205,9 +205,9 @@ export const fromHandle = (handle: number | bigint, options: {
 export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
-    const ordinal = yield* resolveDevice(device)
-    const stream = regionStream(yield* CurrentPlace, runtime, ordinal)
-    return stream ?? (yield* defaultStream({ device: ordinal }))
+    const index = yield* resolveDevice(device)
+    const stream = regionStream(yield* CurrentPlace, runtime, index)
+    return stream ?? (yield* defaultStream({ device: index }))
   }).pipe(named("CudaStream.current"))
 
 /**

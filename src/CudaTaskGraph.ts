@@ -17,7 +17,8 @@ import * as Predicate from "effect/Predicate"
 import * as Semaphore from "effect/Semaphore"
 import type { Concurrency, Covariant, IsUnion } from "effect/Types"
 import { eventFlags } from "./cuda/flags.ts"
-import { CudaError } from "./CudaError.ts"
+import { invalidArgument } from "./CudaError.ts"
+import type { CudaError } from "./CudaError.ts"
 import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
 import { atOrigin, CurrentPlace, onStreamOf } from "./internal/place.ts"
 import type { Place } from "./internal/place.ts"
@@ -62,7 +63,7 @@ export interface Task<A, E = never, R = never> {
 }
 
 /**
- * How a graph is laid out on streams.
+ * Options for laying a graph out on streams.
  *
  * @category models
  * @since 0.1.0
@@ -76,7 +77,7 @@ export interface StreamOptions {
 }
 
 /**
- * How a graph runs.
+ * Options for running a graph.
  *
  * @category models
  * @since 0.1.0
@@ -90,23 +91,23 @@ export interface RunOptions extends StreamOptions {
 }
 
 /**
- * What a picture shows.
+ * Options for drawing a graph.
  *
  * @category models
  * @since 0.1.0
  */
-export interface PictureOptions extends StreamOptions {
-  /** True to show the dependencies that others imply too. */
-  readonly all?: boolean | undefined
+export interface DiagramOptions extends StreamOptions {
+  /** True to show the dependencies that others imply too. Default false. */
+  readonly includeImplied?: boolean | undefined
 }
 
 /**
- * A name that no task has yet: nothing for one that is taken, and for one that may be any of several.
+ * A name that no task has yet: `never` for a name that is taken, and for a union of names.
  *
  * @category models
  * @since 0.1.0
  */
-export type NewName<Name extends string, Results> = IsUnion<Name> extends true ? never
+export type UnusedName<Name extends string, Results> = IsUnion<Name> extends true ? never
   : string extends keyof Results ? Name
   : Exclude<Name, keyof Results>
 
@@ -116,17 +117,17 @@ export type NewName<Name extends string, Results> = IsUnion<Name> extends true ?
  * @category models
  * @since 0.1.0
  */
-export type Added<Results, Name extends string, A> = string extends Name | keyof Results
+export type WithResult<Results, Name extends string, A> = string extends Name | keyof Results
   ? Readonly<Record<string, Results[keyof Results] | A>>
   : { readonly [Key in keyof Results | Name]: Key extends keyof Results ? Results[Key] : A }
 
 /**
- * What a task is given: the results of the tasks it depends on. Of an array that is no tuple, it is not known which those are.
+ * The results of the tasks that a task depends on. They are optional where the names are an array rather than a tuple.
  *
  * @category models
  * @since 0.1.0
  */
-export type Given<Results, After extends ReadonlyArray<keyof Results>> = number extends After["length"]
+export type ResultsOf<Results, After extends ReadonlyArray<keyof Results>> = number extends After["length"]
   ? { readonly [Name in After[number]]?: Results[Name] }
   : { readonly [Name in After[number]]: Results[Name] }
 
@@ -194,25 +195,25 @@ export const empty: CudaTaskGraph<{}> = new GraphImpl<never, never>([])
  */
 export const add: {
   <Name extends string, Results, A, E2, R2>(
-    name: NewName<Name, Results>,
+    name: UnusedName<Name, Results>,
     task: Effect.Effect<A, E2, R2>
-  ): <E, R>(self: CudaTaskGraph<Results, E, R>) => CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
+  ): <E, R>(self: CudaTaskGraph<Results, E, R>) => CudaTaskGraph<WithResult<Results, Name, A>, E | E2, R | R2>
   <Name extends string, Results, const After extends ReadonlyArray<keyof Results & string>, A, E2, R2>(
-    name: NewName<Name, Results>,
+    name: UnusedName<Name, Results>,
     after: After,
-    task: Effect.Effect<A, E2, R2> | ((results: Given<Results, After>) => Effect.Effect<A, E2, R2>)
-  ): <E, R>(self: CudaTaskGraph<Results, E, R>) => CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
+    task: Effect.Effect<A, E2, R2> | ((results: ResultsOf<Results, After>) => Effect.Effect<A, E2, R2>)
+  ): <E, R>(self: CudaTaskGraph<Results, E, R>) => CudaTaskGraph<WithResult<Results, Name, A>, E | E2, R | R2>
   <Name extends string, Results, E, R, A, E2, R2>(
     self: CudaTaskGraph<Results, E, R>,
-    name: NewName<Name, Results>,
+    name: UnusedName<Name, Results>,
     task: Effect.Effect<A, E2, R2>
-  ): CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
+  ): CudaTaskGraph<WithResult<Results, Name, A>, E | E2, R | R2>
   <Name extends string, Results, E, R, const After extends ReadonlyArray<keyof Results & string>, A, E2, R2>(
     self: CudaTaskGraph<Results, E, R>,
-    name: NewName<Name, Results>,
+    name: UnusedName<Name, Results>,
     after: After,
-    task: Effect.Effect<A, E2, R2> | ((results: Given<Results, After>) => Effect.Effect<A, E2, R2>)
-  ): CudaTaskGraph<Added<Results, Name, A>, E | E2, R | R2>
+    task: Effect.Effect<A, E2, R2> | ((results: ResultsOf<Results, After>) => Effect.Effect<A, E2, R2>)
+  ): CudaTaskGraph<WithResult<Results, Name, A>, E | E2, R | R2>
 } = dual((args) => isCudaTaskGraph(args[0]), addTask)
 
 type AnyEffect = Effect.Effect<unknown, unknown, unknown>
@@ -281,8 +282,8 @@ export const fromTasks = <A, E, R>(
     }
     const { circle, order } = sortTasks(dependenciesOf(list))
     if (circle.length === 0) return Effect.succeed(new GraphImpl(order.map((index) => list[index]!)))
-    const path = [...circle, circle[0]!].map((index) => JSON.stringify(list[index]!.name)).join(" → ")
-    return refuseArgument(operation, "after", path, "tasks of which none depends on itself")
+    const path = [...circle, circle[0]!].map((index) => list[index]!.name)
+    return refuseArgument(operation, "after", path, "tasks that do not depend on each other in a circle")
   })
 }
 
@@ -294,7 +295,7 @@ const copyOf = <A, E, R>(task: Task<A, E, R>) => ({
 })
 
 const taken = (operation: string, name: string): CudaError =>
-  invalid(operation, "name", JSON.stringify(name), "a name that no other task has")
+  invalidArgument(operation, "name", name, "a name that no other task has")
 
 const unknownName = (
   operation: string,
@@ -304,14 +305,16 @@ const unknownName = (
 ): CudaError | undefined => {
   for (const other of after) {
     if (!known.has(other)) {
-      return invalid(operation, "after", `${JSON.stringify(other)} for ${JSON.stringify(name)}`, "names of tasks")
+      return invalidArgument(
+        operation,
+        "after",
+        other,
+        `the name of another task for ${JSON.stringify(name)} to depend on`
+      )
     }
   }
   return undefined
 }
-
-const invalid = (operation: string, argument: string, value: string, expected: string): CudaError =>
-  new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value, expected } })
 
 const dependenciesOf = (
   tasks: ReadonlyArray<{ readonly name: string; readonly after?: ReadonlyArray<string> | undefined }>
@@ -381,7 +384,7 @@ export const run: {
 
 /**
  * Draws a graph as a Mermaid flowchart: the tasks of each stream in a box, an arrow where one goes on after another, and a
- * dotted one where a stream waits for another. Dependencies that others imply are left out, unless `all` asks for them.
+ * dotted one where a stream waits for another. Dependencies that others imply are left out, unless `includeImplied` is true.
  *
  * Throws the `CudaError` that `run` fails with, when `streams` is no whole number from 1.
  *
@@ -404,11 +407,11 @@ export const run: {
  * @since 0.1.0
  */
 export const toMermaid: {
-  (options?: PictureOptions): <Results, E, R>(self: CudaTaskGraph<Results, E, R>) => string
-  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: PictureOptions): string
+  (options?: DiagramOptions): <Results, E, R>(self: CudaTaskGraph<Results, E, R>) => string
+  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: DiagramOptions): string
 } = dual(
   (args) => isCudaTaskGraph(args[0]),
-  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: PictureOptions): string =>
+  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: DiagramOptions): string =>
     mermaid(pictureOf("CudaTaskGraph.toMermaid", self, options))
 )
 
@@ -419,21 +422,21 @@ export const toMermaid: {
  * @since 0.1.0
  */
 export const toDot: {
-  (options?: PictureOptions): <Results, E, R>(self: CudaTaskGraph<Results, E, R>) => string
-  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: PictureOptions): string
+  (options?: DiagramOptions): <Results, E, R>(self: CudaTaskGraph<Results, E, R>) => string
+  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: DiagramOptions): string
 } = dual(
   (args) => isCudaTaskGraph(args[0]),
-  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: PictureOptions): string =>
+  <Results, E, R>(self: CudaTaskGraph<Results, E, R>, options?: DiagramOptions): string =>
     dot(pictureOf("CudaTaskGraph.toDot", self, options))
 )
 
 type AnyGraph = CudaTaskGraph<unknown, unknown, unknown>
 
-const pictureOf = (operation: string, graph: AnyGraph, options: PictureOptions = {}): Picture => {
+const pictureOf = (operation: string, graph: AnyGraph, options: DiagramOptions = {}): Picture => {
   const most = mostStreams(options)
-  if (most === undefined) throw invalid(operation, "streams", String(options.streams), wholeStreams)
+  if (most === undefined) throw invalidArgument(operation, "streams", options.streams, wholeStreams)
   const { dependencies, plan } = layoutOf(graph, most)
-  return { names: graph.tasks.map(({ name }) => name), dependencies, plan, all: options.all === true }
+  return { names: graph.tasks.map(({ name }) => name), dependencies, plan, all: options.includeImplied === true }
 }
 
 const wholeStreams = "a whole number of streams, at least 1"

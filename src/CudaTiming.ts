@@ -32,7 +32,7 @@ import type { CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRunti
 export type Attributes = Readonly<Record<string, string | number | boolean>>
 
 /**
- * Where a region is measured, and what is said about it.
+ * Options for a region.
  *
  * @category models
  * @since 0.1.0
@@ -91,7 +91,7 @@ export interface Timeline {
 }
 
 /**
- * How a timeline is drawn.
+ * Options for drawing a timeline.
  *
  * @category models
  * @since 0.1.0
@@ -104,13 +104,24 @@ export interface SvgOptions {
 }
 
 /**
- * How a span is to be, and on which stream it is measured.
+ * Options for a span that is measured on the GPU.
  *
  * @category models
  * @since 0.1.0
  */
 export interface SpanOptions extends TracerSpanOptions {
   /** Default: the stream that is current where the span begins. */
+  readonly stream?: CudaStream | undefined
+}
+
+/**
+ * Options for measuring an effect.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TimedOptions {
+  /** Default: the stream that is current where the effect begins. */
   readonly stream?: CudaStream | undefined
 }
 
@@ -146,19 +157,19 @@ export interface SpanOptions extends TracerSpanOptions {
  */
 export const timed: {
   (
-    stream?: CudaStream
+    options?: TimedOptions
   ): <A, E, R>(
     self: Effect.Effect<A, E, R>
   ) => Effect.Effect<[duration: Duration.Duration, result: A], E | CudaError, R | CudaRuntime>
   <A, E, R>(
     self: Effect.Effect<A, E, R>,
-    stream?: CudaStream
+    options?: TimedOptions
   ): Effect.Effect<[duration: Duration.Duration, result: A], E | CudaError, R | CudaRuntime>
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(
     self: Effect.Effect<A, E, R>,
-    stream?: CudaStream
+    { stream }: TimedOptions = {}
   ): Effect.Effect<[duration: Duration.Duration, result: A], E | CudaError, R | CudaRuntime> =>
     Effect.scopedWith(Effect.fnUntraced(function*(scope) {
       const begun = yield* begin(stream, scope).pipe(named("CudaTiming.timed"))

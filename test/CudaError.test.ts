@@ -144,3 +144,78 @@ describe("CudaError", () => {
     assert.isFalse(CudaError.isCudaError(new Error("no")))
   })
 })
+
+describe("invalidArgument", () => {
+  const printed = (value: unknown): string => {
+    const { operation, reason } = CudaError.invalidArgument("Some.operation", "argument", value, "something else")
+    assert.strictEqual(operation, "Some.operation")
+    if (reason._tag !== "InvalidArgument") return assert.fail(reason._tag)
+    assert.deepStrictEqual([reason.argument, reason.expected], ["argument", "something else"])
+    return reason.value
+  }
+
+  it("is one sentence", () => {
+    assert.strictEqual(
+      CudaError.invalidArgument("CudaMemory.fill", "value", 256, "a byte").message,
+      "CudaMemory.fill: value is 256; expected a byte."
+    )
+  })
+
+  const cyclic: Array<unknown> = [1]
+  cyclic.push(cyclic)
+  const values: ReadonlyArray<readonly [value: unknown, printed: string]> = [
+    ["text", `"text"`],
+    [`say "hi"`, JSON.stringify(`say "hi"`)],
+    ["", `""`],
+    [1.5, "1.5"],
+    [Number.NaN, "NaN"],
+    [5n, "5n"],
+    [true, "true"],
+    [undefined, "undefined"],
+    [null, "null"],
+    [Symbol("mark"), "Symbol(mark)"],
+    [new Float32Array(2), "8 bytes"],
+    [new DataView(new ArrayBuffer(3)), "3 bytes"],
+    [new ArrayBuffer(7), "7 bytes"],
+    [new SharedArrayBuffer(5), "5 bytes"],
+    [[1, "a", [2, [3]]], `[1, "a", [2, […]]]`],
+    [Array.from({ length: 20 }, (_, index) => index), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, …]"],
+    [cyclic, "[1, [1, […]]]"],
+    [{}, "{}"],
+    [{ least: 0, name: "x", inner: { a: { b: 1 } } }, `{ least: 0, name: "x", inner: { a: {…} } }`],
+    [Object.assign(Object.create(null), { bare: 1 }), "{ bare: 1 }"],
+    [new Map(), "an instance of Map"],
+    [new Error("broken"), "Error: broken"],
+    [function named() {}, "function named"],
+    [(() => () => {})(), "a function"],
+    ["x".repeat(300), `"${"x".repeat(199)}…`]
+  ]
+  for (const [value, expected] of values) {
+    it(`prints ${expected}`, () => assert.strictEqual(printed(value), expected))
+  }
+
+  class Hostile {
+    toString(): string {
+      throw new Error("no")
+    }
+  }
+  const noFields = new Proxy({}, {
+    ownKeys: () => {
+      throw new Error("no")
+    }
+  })
+  const getter = {
+    get field(): number {
+      throw new Error("no")
+    }
+  }
+  const hostile: ReadonlyArray<readonly [what: string, value: unknown]> = [
+    ["a toString that throws", new Hostile()],
+    ["a toString that returns no string", Object.create({ toString: () => ({}) })],
+    ["a proxy that throws", noFields],
+    ["a getter that throws", getter]
+  ]
+  for (const [what, value] of hostile) {
+    it(`prints a value with ${what}`, () => assert.strictEqual(printed(value), "an object"))
+  }
+})

@@ -6,11 +6,11 @@ import { assert, describe, it } from "@effect/vitest"
 import * as CudaBranch from "effect-cuda/CudaBranch"
 import * as CudaDependency from "effect-cuda/CudaDependency"
 import type { CudaError } from "effect-cuda/CudaError"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import type { CudaRuntimeService } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import type { CudaRuntimeService } from "effect-cuda/layers/CudaRuntime"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
-import type { SimulatedControlService } from "effect-cuda/layers/SimulatedRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
+import type { SimulatedControlService } from "effect-cuda/SimulatedRuntime"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -432,7 +432,7 @@ describe("failures", () => {
           ["CudaStream.defaultStream", CudaBranch.all([Effect.void]), "CudaBranch.all"],
           ["CudaStream.defaultStream", CudaBranch.fork(Effect.void), "CudaBranch.fork"],
           ["CudaStream.waitEvent", CudaDependency.wait(dependency, stream), "CudaDependency.wait"],
-          ["CudaEvent.synchronize", CudaDependency.reached(dependency), "CudaDependency.reached"],
+          ["CudaEvent.synchronize", CudaDependency.synchronize(dependency), "CudaDependency.synchronize"],
           ["CudaEvent.query", CudaDependency.query(dependency), "CudaDependency.query"],
           ["CudaEvent.make", CudaDependency.make([stream]), "CudaDependency.make"]
         ] as const

@@ -3,10 +3,10 @@
  * simulated devices: what they find, what they cost, and how they end in faults.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaKernel, CudaMemory, CudaProgram, CudaStream } from "effect-cuda"
+import { CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaProgram, CudaStream } from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
-import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -23,19 +23,19 @@ import { program } from "./support/kernels.ts"
 interface Given {
   readonly kernel: CudaKernel.CudaKernel<
     readonly [
-      typeof CudaKernel.pointer,
-      CudaKernel.PointerKind<true>,
-      typeof CudaKernel.i32,
-      typeof CudaKernel.u64,
-      typeof CudaKernel.bool,
-      CudaKernel.StructKind<{ readonly x: typeof CudaKernel.f32; readonly to: typeof CudaKernel.input }>,
-      CudaKernel.ArrayKind<typeof CudaKernel.f64>
+      typeof CudaParameter.pointer,
+      CudaParameter.PointerKind<true>,
+      typeof CudaParameter.i32,
+      typeof CudaParameter.u64,
+      typeof CudaParameter.bool,
+      CudaParameter.StructKind<{ readonly x: typeof CudaParameter.f32; readonly to: typeof CudaParameter.input }>,
+      CudaParameter.ArrayKind<typeof CudaParameter.f64>
     ]
   >
   readonly device: CudaMemory.DeviceBuffer
   readonly host: CudaMemory.HostBuffer
   readonly stream: CudaStream.CudaStream
-  readonly module: CudaKernel.CudaModule
+  readonly module: CudaModule.CudaModule
 }
 
 const config = { grid: 1, block: 1 }
@@ -47,14 +47,17 @@ export const accepted = ({ device, host, kernel, module, stream }: Given) => {
     CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: part }, [1, 2]]),
     CudaKernel.launch(kernel, config, [part, host, 1, 1, false, { x: 1, to: device }, Float64Array.of(1)], stream),
     CudaKernel.launch(kernel, { grid: [1, 2, 3], block: [1, 2], cluster: 2 }, [
-      ...[CudaKernel.address(64), CudaMemory.slice(host, 0), 1, 1, false, { x: 1, to: CudaKernel.address(8) }] as const,
+      ...[CudaParameter.address(64), CudaMemory.slice(host, 0), 1, 1, false, {
+        x: 1,
+        to: CudaParameter.address(8)
+      }] as const,
       []
     ])
   ]
   const kernels: Effect.Effect<
-    CudaKernel.CudaKernel<readonly [CudaKernel.PointerKind<false>, CudaKernel.ScalarKind<"i32">]>,
+    CudaKernel.CudaKernel<readonly [CudaParameter.PointerKind<false>, CudaParameter.ScalarKind<"i32">]>,
     CudaError
-  > = CudaKernel.get(module, "add", [CudaKernel.pointer, CudaKernel.i32])
+  > = CudaKernel.get(module, "add", [CudaParameter.pointer, CudaParameter.i32])
   return { operations, kernels }
 }
 
@@ -87,7 +90,7 @@ export const refused = ({ device, kernel, stream }: Given) => {
     // @ts-expect-error a launch has a grid and blocks
     CudaKernel.launch(kernel, { grid: 1 }, [device, null, 1, ...rest]),
     // @ts-expect-error only pointers are nullable
-    CudaKernel.nullable(CudaKernel.i32),
+    CudaParameter.nullable(CudaParameter.i32),
     // @ts-expect-error not every attribute can be set
     CudaKernel.setAttribute(kernel, "numRegs", 1),
     // @ts-expect-error clusters are counted of a launch with clusters
@@ -172,14 +175,14 @@ describe("numbers as bytes", () => {
 
 describe("layouts", () => {
   const names: Readonly<Record<string, ParameterKind>> = {
-    "signed char": CudaKernel.i8,
-    "unsigned short": CudaKernel.u16,
-    "int": CudaKernel.i32,
-    "long long": CudaKernel.i64,
-    "float": CudaKernel.f32,
-    "double": CudaKernel.f64,
-    "_Bool": CudaKernel.bool,
-    "void *": CudaKernel.pointer
+    "signed char": CudaParameter.i8,
+    "unsigned short": CudaParameter.u16,
+    "int": CudaParameter.i32,
+    "long long": CudaParameter.i64,
+    "float": CudaParameter.f32,
+    "double": CudaParameter.f64,
+    "_Bool": CudaParameter.bool,
+    "void *": CudaParameter.pointer
   }
 
   /** A type of C with the kind that stands for it. */
@@ -194,12 +197,12 @@ describe("layouts", () => {
     declare: (name) =>
       `struct { ${fields.map(({ declare }, index) => `${declare(`f${index}`)};`).join(" ")} } ` +
       `${align > 1 ? `__attribute__((aligned(${align}))) ` : ""}${name}`,
-    kind: CudaKernel.struct(Object.fromEntries(fields.map(({ kind }, index) => [`f${index}`, kind])), { align })
+    kind: CudaParameter.struct(Object.fromEntries(fields.map(({ kind }, index) => [`f${index}`, kind])), { align })
   })
 
   const arrayOf = (element: Type, length: number): Type => ({
     declare: (name) => element.declare(`${name}[${length}]`),
-    kind: CudaKernel.array(element.kind, length)
+    kind: CudaParameter.array(element.kind, length)
   })
 
   /** Whole numbers from 0 that look random, the same in every run. */
@@ -245,11 +248,13 @@ describe("layouts", () => {
   })
 
   it("that cannot be are refused", () => {
-    assert.throws(() => CudaKernel.struct({}), RangeError)
-    assert.throws(() => CudaKernel.struct({ 1: CudaKernel.i8, a: CudaKernel.i8 }), RangeError)
-    assert.throws(() => CudaKernel.struct({ a: CudaKernel.i8 }, { align: 3 }), RangeError)
-    assert.throws(() => CudaKernel.struct({ a: CudaKernel.i8 }, { align: 0.5 }), RangeError)
-    for (const length of [0, -1, 1.5, NaN]) assert.throws(() => CudaKernel.array(CudaKernel.i8, length), RangeError)
+    assert.throws(() => CudaParameter.struct({}), RangeError)
+    assert.throws(() => CudaParameter.struct({ 1: CudaParameter.i8, a: CudaParameter.i8 }), RangeError)
+    assert.throws(() => CudaParameter.struct({ a: CudaParameter.i8 }, { align: 3 }), RangeError)
+    assert.throws(() => CudaParameter.struct({ a: CudaParameter.i8 }, { align: 0.5 }), RangeError)
+    for (const length of [0, -1, 1.5, NaN]) {
+      assert.throws(() => CudaParameter.array(CudaParameter.i8, length), RangeError)
+    }
   })
 })
 
@@ -263,12 +268,12 @@ const simulated = (
 
 const get = <const Parameters extends ReadonlyArray<ParameterKind>>(name: string, parameters: Parameters) =>
   Effect.flatMap(
-    Effect.flatMap(program, (made) => CudaKernel.load(made)),
+    Effect.flatMap(program, (made) => CudaModule.load(made)),
     (module) => CudaKernel.get(module, name, parameters)
   )
 
 describe("kernels of simulated devices", () => {
-  const { input, pointer, u32 } = CudaKernel
+  const { input, pointer, u32 } = CudaParameter
   const store = SimulatedRuntime.kernel({
     parameters: [pointer, u32],
     cost: "3 millis",
@@ -312,9 +317,9 @@ describe("kernels of simulated devices", () => {
 
   it.effect("find the arguments of their own launch, whatever is launched after it", () => {
     const seen: Array<unknown> = []
-    const record = CudaKernel.struct({ at: pointer, n: u32 })
+    const record = CudaParameter.struct({ at: pointer, n: u32 })
     const look = SimulatedRuntime.kernel({
-      parameters: [record, CudaKernel.array(u32, 2), CudaKernel.nullable(pointer)],
+      parameters: [record, CudaParameter.array(u32, 2), CudaParameter.nullable(pointer)],
       cost: "1 millis",
       run: ({ args: [{ at, n }, pair, none], grid }) =>
         seen.push([at.load("u32", 0), n, pair, none?.byteLength, grid.x])
@@ -323,8 +328,8 @@ describe("kernels of simulated devices", () => {
       const kernel = yield* get("look", look.parameters)
       const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
       const [one, two] = yield* Effect.all([CudaMemory.allocate(4), CudaMemory.allocate(8)])
-      yield* CudaMemory.fill(one, 1, { stream })
-      yield* CudaMemory.fill(two, 2, { stream })
+      yield* CudaMemory.fill(one, 1, stream)
+      yield* CudaMemory.fill(two, 2, stream)
       yield* CudaKernel.launch(kernel, { grid: 5, block: 1 }, [{ at: one, n: 3 }, [4, 5], null], stream)
       yield* CudaKernel.launch(kernel, { grid: 6, block: 1 }, [{ at: two, n: 7 }, [8, 9], two], other)
       yield* TestClock.adjust("10 millis")
@@ -349,7 +354,7 @@ describe("kernels of simulated devices", () => {
       const [to, from] = yield* Effect.all([CudaMemory.allocate(8), CudaMemory.allocate(16)])
       const control = yield* SimulatedRuntime.SimulatedControl
       new Uint32Array((yield* control.bytes(from)).buffer).set([1, 2, 3, 40])
-      const target = CudaKernel.address(to.address + 4)
+      const target = CudaParameter.address(to.address + 4)
       yield* CudaKernel.launch(kernel, config, [target, CudaMemory.slice(from, 4, 8)], stream)
       yield* CudaStream.synchronize(stream)
       assert.deepStrictEqual([...(yield* control.bytes(to))], [0, 0, 0, 0, 41, 0, 0, 0])
@@ -357,7 +362,7 @@ describe("kernels of simulated devices", () => {
   })
 
   const faults: Readonly<
-    Record<string, readonly [SimulatedRuntime.SimulatedKernel<[CudaKernel.PointerKind<false>]>["run"], string]>
+    Record<string, readonly [SimulatedRuntime.SimulatedKernel<[CudaParameter.PointerKind<false>]>["run"], string]>
   > = {
     "reading behind the buffer": [({ args: [to] }) => to.load("u32", 4), "IllegalAddress"],
     "writing before the buffer": [({ args: [to] }) => to.store("u8", -1, 0), "IllegalAddress"],
@@ -395,17 +400,17 @@ describe("kernels of simulated devices", () => {
 
   it.effect("that nobody registered are not found, and neither are variables", () =>
     simulated({ store })(Effect.gen(function*() {
-      const module = yield* Effect.flatMap(program, (made) => CudaKernel.load(made))
+      const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
       yield* failsWith(CudaKernel.get(module, "add", []), "NotFound")
-      yield* failsWith(CudaKernel.global(module, "counter"), "NotFound")
+      yield* failsWith(CudaModule.global(module, "counter"), "NotFound")
       yield* refuses(CudaKernel.get(module, "store", [pointer]), "parameters")
-      yield* refuses(CudaKernel.get(module, "store", [pointer, CudaKernel.u64]), "parameters[1]")
+      yield* refuses(CudaKernel.get(module, "store", [pointer, CudaParameter.u64]), "parameters[1]")
     })))
 
   it.effect("are found by the name expressions of a compiled program", () =>
     simulated({ "scale<float>": store })(Effect.gen(function*() {
       const compiled = yield* CudaProgram.compile("template …", { nameExpressions: ["scale<float>"] })
-      const module = yield* CudaKernel.load(compiled)
+      const module = yield* CudaModule.load(compiled)
       assert.strictEqual((yield* CudaKernel.get(module, "scale<float>", store.parameters)).name, "scale<float>")
     })))
 
@@ -432,9 +437,9 @@ describe("kernels of simulated devices", () => {
 
 describe("handles", () => {
   it.effect("say what they are", () =>
-    simulated({ nothing: SimulatedRuntime.kernel({ parameters: [CudaKernel.u32], cost: 0, run: () => {} }) })(
+    simulated({ nothing: SimulatedRuntime.kernel({ parameters: [CudaParameter.u32], cost: 0, run: () => {} }) })(
       Effect.gen(function*() {
-        const kernel = yield* get("nothing", [CudaKernel.u32])
+        const kernel = yield* get("nothing", [CudaParameter.u32])
         const { module } = kernel
         assert.deepStrictEqual(kernel.toJSON(), {
           _id: "CudaKernel",
@@ -449,7 +454,7 @@ describe("handles", () => {
           state: "live"
         })
         assert.deepStrictEqual(
-          [CudaKernel.isCudaKernel(kernel), CudaKernel.isCudaModule(module), CudaKernel.isCudaKernel(module)],
+          [CudaKernel.isCudaKernel(kernel), CudaModule.isCudaModule(module), CudaKernel.isCudaKernel(module)],
           [true, true, false]
         )
       })

@@ -5,7 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
-import type { CudaRuntime, StreamHandle } from "effect-cuda/layers/CudaRuntime"
+import type { CudaRuntime, StreamHandle } from "effect-cuda/CudaRuntime"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -410,7 +410,7 @@ const onSlowDevice = <A>(program: Program<A>, options: SimulatedRuntime.Simulate
 
 const makeStreams = Effect.forEach(
   streamKinds,
-  ({ blocking, legacy }) => legacy ? CudaStream.defaultStream() : CudaStream.make({ blocking })
+  ({ blocking, legacy }) => legacy ? CudaStream.defaultStream() : CudaStream.make({ nonBlocking: !blocking })
 )
 
 /** Work on a stream that the library does not know. */
@@ -430,8 +430,7 @@ const launch = (
     }
     yield* CudaMemory.access(
       control.launch(stream, { duration: operation.value, run }),
-      { reads: [from], writes: [to] },
-      stream
+      { reads: [from], writes: [to], stream }
     )
   })
 
@@ -447,7 +446,7 @@ const execute = (program: ReadonlyArray<Operation>) =>
       const target = CudaMemory.slice(buffers[to]!, toOffset, length)
       const source = CudaMemory.slice(buffers[from]!, fromOffset, length)
       if (op === "copy") yield* CudaMemory.copy(target, source, stream)
-      else if (op === "fill") yield* CudaMemory.fill(target, value, { stream })
+      else if (op === "fill") yield* CudaMemory.fill(target, value, stream)
       else yield* launch(operation, stream, target, source)
     }
     yield* TestClock.adjust("1 hour")
@@ -529,7 +528,7 @@ const inSetting = <A>(test: (setting: Setting) => Program<A>) =>
 const held = (
   { work }: Setting,
   stream: CudaStream.CudaStream,
-  uses: CudaMemory.Accesses,
+  uses: CudaMemory.AccessOptions,
   duration = 10
 ) =>
   Effect.gen(function*() {
@@ -540,7 +539,7 @@ const held = (
       yield* Deferred.await(go)
       yield* work(stream, duration)
     })
-    const fiber = yield* Effect.forkScoped(CudaMemory.access(effect, uses, stream), { startImmediately: true })
+    const fiber = yield* Effect.forkScoped(CudaMemory.access(effect, { ...uses, stream }), { startImmediately: true })
     const end = Effect.andThen(Deferred.succeed(go, undefined), Fiber.join(fiber))
     return { begun: Deferred.isDone(begun), end, fiber }
   })
@@ -551,10 +550,10 @@ describe("an access", () => {
       Effect.gen(function*() {
         const writes = { writes: [buffer] }
         const reads = { reads: [buffer] }
-        yield* CudaMemory.access(work(first, 10), writes, first)
-        yield* CudaMemory.access(work(second, 20), reads, second)
-        yield* CudaMemory.access(work(third, 30), reads, third)
-        yield* CudaMemory.access(work(first, 5), writes, first)
+        yield* CudaMemory.access(work(first, 10), { ...writes, stream: first })
+        yield* CudaMemory.access(work(second, 20), { ...reads, stream: second })
+        yield* CudaMemory.access(work(third, 30), { ...reads, stream: third })
+        yield* CudaMemory.access(work(first, 5), { ...writes, stream: first })
         assert.deepStrictEqual(yield* timesOf(first), [[0, 10], [40, 45]])
         assert.deepStrictEqual(yield* timesOf(second), [[10, 30]])
         assert.deepStrictEqual(yield* timesOf(third), [[10, 40]])
@@ -566,7 +565,7 @@ describe("an access", () => {
       Effect.gen(function*() {
         const use = CudaMemory.access({ writes: [buffer] })
         yield* CudaStream.withStream(use(work(first, 10)), first)
-        yield* work(second, 1).pipe(CudaMemory.access({ writes: [buffer] }, second))
+        yield* work(second, 1).pipe(CudaMemory.access({ writes: [buffer], stream: second }))
         assert.deepStrictEqual(yield* timesOf(second), [[10, 11]])
       })
     ))
@@ -575,15 +574,15 @@ describe("an access", () => {
     inSetting(({ buffer, first, other, second, timesOf, work }) =>
       Effect.gen(function*() {
         const failing = Effect.andThen(work(first, 10), Effect.fail("no" as const))
-        const failed = yield* Effect.flip(CudaMemory.access(failing, { writes: [buffer] }, first))
+        const failed = yield* Effect.flip(CudaMemory.access(failing, { writes: [buffer], stream: first }))
         assert.strictEqual(failed, "no")
         const hanging = Effect.andThen(work(first, 10), Effect.never)
-        const fiber = yield* Effect.forkChild(CudaMemory.access(hanging, { writes: [other] }, first), {
+        const fiber = yield* Effect.forkChild(CudaMemory.access(hanging, { writes: [other], stream: first }), {
           startImmediately: true
         })
         yield* Fiber.interrupt(fiber)
-        yield* CudaMemory.access(work(second, 1), { reads: [buffer] }, second)
-        yield* CudaMemory.access(work(second, 1), { reads: [other] }, second)
+        yield* CudaMemory.access(work(second, 1), { reads: [buffer], stream: second })
+        yield* CudaMemory.access(work(second, 1), { reads: [other], stream: second })
         assert.deepStrictEqual(yield* timesOf(second), [[10, 11], [20, 21]])
       })
     ))
@@ -668,10 +667,10 @@ describe("an access", () => {
         const outer = Effect.gen(function*() {
           yield* work(first, 10)
           yield* Deferred.await(go)
-          yield* CudaMemory.access(work(second, 20), { writes: [buffer] }, second)
+          yield* CudaMemory.access(work(second, 20), { writes: [buffer], stream: second })
           yield* work(first, 5)
         })
-        const running = yield* Effect.forkChild(CudaMemory.access(outer, { writes: [buffer] }, first), {
+        const running = yield* Effect.forkChild(CudaMemory.access(outer, { writes: [buffer], stream: first }), {
           startImmediately: true
         })
         const waiting = yield* held(setting, third, { writes: [buffer] })
@@ -690,7 +689,7 @@ describe("an access", () => {
         const { buffer, first, second, third } = setting
         const go = yield* Deferred.make<void>()
         const outer = Effect.andThen(Deferred.await(go), held(setting, second, { writes: [buffer] }))
-        const running = yield* Effect.forkScoped(CudaMemory.access(outer, { writes: [buffer] }, first), {
+        const running = yield* Effect.forkScoped(CudaMemory.access(outer, { writes: [buffer], stream: first }), {
           startImmediately: true
         })
         const waiting = yield* held(setting, third, { writes: [buffer] })
@@ -710,10 +709,10 @@ describe("an access", () => {
       Effect.gen(function*() {
         const effect = Effect.gen(function*() {
           yield* work(first, 10)
-          yield* CudaMemory.fill(buffer, 1, { stream: second })
+          yield* CudaMemory.fill(buffer, 1, second)
           yield* work(first, 10)
         })
-        yield* CudaMemory.access(effect, { reads: [buffer] }, first)
+        yield* CudaMemory.access(effect, { reads: [buffer], stream: first })
         assert.deepStrictEqual(yield* timesOf(first), [[0, 10], [74, 84]])
         const [fill] = (yield* control.timeline).filter(({ kind }) => kind === "fill")
         assert.deepStrictEqual([fill!.start, fill!.end], [10e6, 74e6])
@@ -724,9 +723,12 @@ describe("an access", () => {
     inSetting(({ buffer, first }) =>
       Effect.gen(function*() {
         const outside = CudaMemory.slice(buffer, 60, 8)
-        yield* refuses(CudaMemory.access(Effect.void, { writes: [buffer, outside] }, first), "writes[1].byteLength")
+        yield* refuses(
+          CudaMemory.access(Effect.void, { writes: [buffer, outside], stream: first }),
+          "writes[1].byteLength"
+        )
         const before = CudaMemory.slice(buffer, -1, 8)
-        yield* refuses(CudaMemory.access(Effect.void, { reads: [before] }, first), "reads[0].offset")
+        yield* refuses(CudaMemory.access(Effect.void, { reads: [before], stream: first }), "reads[0].offset")
       })
     ))
 
@@ -735,9 +737,9 @@ describe("an access", () => {
       Effect.gen(function*() {
         const plain = yield* CudaMemory.allocate(64)
         const uses = { reads: [plain], writes: [plain, CudaMemory.slice(buffer, 64)] }
-        yield* CudaMemory.access(work(first, 10), uses, first)
-        yield* CudaMemory.access(work(second, 10), uses, second)
-        yield* CudaMemory.access(work(second, 10), {}, second)
+        yield* CudaMemory.access(work(first, 10), { ...uses, stream: first })
+        yield* CudaMemory.access(work(second, 10), { ...uses, stream: second })
+        yield* CudaMemory.access(work(second, 10), { stream: second })
         assert.deepStrictEqual(yield* timesOf(second), [[0, 10], [10, 20]])
         assert.deepStrictEqual([yield* countOf("record"), yield* countOf("wait")], [0, 0])
       })
@@ -756,18 +758,18 @@ describe("an access", () => {
     ))
 })
 
-describe("settled", () => {
+describe("synchronize", () => {
   it.effect("ends with the uses so far, not with what else is on their streams", () =>
     inSetting(({ buffer, first, second, work }) =>
       Effect.gen(function*() {
-        yield* CudaMemory.access(work(first, 10), { reads: [CudaMemory.slice(buffer, 0, 32)] }, first)
-        yield* CudaMemory.access(work(second, 20), { writes: [CudaMemory.slice(buffer, 32)] }, second)
+        yield* CudaMemory.access(work(first, 10), { reads: [CudaMemory.slice(buffer, 0, 32)], stream: first })
+        yield* CudaMemory.access(work(second, 20), { writes: [CudaMemory.slice(buffer, 32)], stream: second })
         yield* work(first, 1000)
-        const left = yield* Effect.forkChild(CudaMemory.settled(CudaMemory.slice(buffer, 0, 8)), {
+        const left = yield* Effect.forkChild(CudaMemory.synchronize(CudaMemory.slice(buffer, 0, 8)), {
           startImmediately: true
         })
-        const all = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
-        yield* CudaMemory.access(work(second, 1000), { writes: [buffer] }, second)
+        const all = yield* Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })
+        yield* CudaMemory.access(work(second, 1000), { writes: [buffer], stream: second })
         const ended = () => [left, all].map((fiber) => fiber.pollUnsafe() !== undefined)
         yield* TestClock.adjust("9 millis")
         assert.deepStrictEqual(ended(), [false, false])
@@ -776,7 +778,7 @@ describe("settled", () => {
         yield* TestClock.adjust("10 millis")
         assert.deepStrictEqual(ended(), [true, true])
         yield* TestClock.adjust("1 hour")
-        yield* CudaMemory.settled(buffer)
+        yield* CudaMemory.synchronize(buffer)
       })
     ))
 
@@ -784,9 +786,8 @@ describe("settled", () => {
     inSetting(({ buffer, first, work }) =>
       Effect.gen(function*() {
         const fiber = yield* CudaMemory.access(
-          Effect.andThen(work(first, 10), Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })),
-          { writes: [buffer] },
-          first
+          Effect.andThen(work(first, 10), Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })),
+          { writes: [buffer], stream: first }
         )
         assert.isUndefined(fiber.pollUnsafe())
         yield* TestClock.adjust("10 millis")
@@ -797,8 +798,8 @@ describe("settled", () => {
   it.effect("is given up by interruption", () =>
     inSetting(({ buffer, first, work }) =>
       Effect.gen(function*() {
-        yield* CudaMemory.access(work(first, 10), { writes: [buffer] }, first)
-        const fiber = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        yield* CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })
+        const fiber = yield* Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })
         yield* Fiber.interrupt(fiber)
         assert.strictEqual((yield* buffer.runtime.liveResources).waits, 0)
         yield* TestClock.adjust("1 hour")
@@ -808,9 +809,9 @@ describe("settled", () => {
   it.effect("refuses a buffer that does not order itself, and ranges outside of it", () =>
     inSetting(({ buffer }) =>
       Effect.gen(function*() {
-        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocate(8)), "buffer")
-        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocateHost(8)), "buffer")
-        yield* refuses(CudaMemory.settled(CudaMemory.slice(buffer, 65, 0)), "buffer.offset")
+        yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocate(8)), "buffer")
+        yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocateHost(8)), "buffer")
+        yield* refuses(CudaMemory.synchronize(CudaMemory.slice(buffer, 65, 0)), "buffer.offset")
       })
     ))
 })
@@ -850,12 +851,12 @@ describe("failures", () => {
     inSetting(({ buffer, control, countOf, first, other, second, timesOf, work }) =>
       Effect.gen(function*() {
         const uses = [
-          ["CudaMemory.fill", CudaMemory.fill(buffer, 1, { stream: first })],
+          ["CudaMemory.fill", CudaMemory.fill(buffer, 1, first)],
           ["CudaMemory.copy", CudaMemory.copy(buffer, other, first)],
-          ["CudaMemory.access", CudaMemory.access(work(first, 10), { writes: [buffer] }, first)],
-          ["CudaMemory.settled", CudaMemory.settled(buffer)]
+          ["CudaMemory.access", CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })],
+          ["CudaMemory.synchronize", CudaMemory.synchronize(buffer)]
         ] as const
-        yield* CudaMemory.access(work(second, 10), { writes: [buffer] }, second)
+        yield* CudaMemory.access(work(second, 10), { writes: [buffer], stream: second })
         for (const [name, use] of uses) {
           yield* control.failNext(name, "SystemNotReady")
           yield* failsWith(use, "SystemNotReady")
@@ -863,7 +864,7 @@ describe("failures", () => {
         assert.deepStrictEqual(yield* timesOf(first), [])
         assert.deepStrictEqual([yield* countOf("record"), yield* countOf("wait")], [1, 0])
         yield* refuses(CudaMemory.copy(buffer, CudaMemory.slice(other, 0, 8), first), "source.byteLength")
-        yield* CudaMemory.fill(buffer, 1, { stream: first })
+        yield* CudaMemory.fill(buffer, 1, first)
         yield* TestClock.adjust("1 hour")
         assert.deepStrictEqual([yield* countOf("record"), yield* countOf("wait")], [2, 1])
       })
@@ -872,13 +873,13 @@ describe("failures", () => {
   it.effect("of the device fail every use, and what waits", () =>
     inSetting(({ buffer, control, first, second, work }) =>
       Effect.gen(function*() {
-        yield* CudaMemory.access(work(first, 10), { writes: [buffer] }, first)
-        const waiting = yield* Effect.forkChild(CudaMemory.settled(buffer), { startImmediately: true })
+        yield* CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })
+        const waiting = yield* Effect.forkChild(CudaMemory.synchronize(buffer), { startImmediately: true })
         yield* control.lose(0, "IllegalAddress")
         yield* failsWith(Fiber.join(waiting), "IllegalAddress")
-        yield* failsWith(CudaMemory.fill(buffer, 1, { stream: second }), "IllegalAddress")
-        yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer] }, second), "IllegalAddress")
-        yield* failsWith(CudaMemory.settled(buffer), "IllegalAddress")
+        yield* failsWith(CudaMemory.fill(buffer, 1, second), "IllegalAddress")
+        yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer], stream: second }), "IllegalAddress")
+        yield* failsWith(CudaMemory.synchronize(buffer), "IllegalAddress")
       })
     ))
 })

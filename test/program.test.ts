@@ -1,5 +1,5 @@
 /**
- * Programs as values: images that are recognised or refused, files, and compiling on the simulated runtime.
+ * Programs as values: recognizing images, loading files, and compiling on the simulated runtime.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaDevice, CudaProgram, SimulatedRuntime } from "effect-cuda"
@@ -47,7 +47,7 @@ describe("an image", () => {
     ["a fatbin", fatbin(), "fatbin"]
   ]
   for (const [what, bytes, kind] of images) {
-    it.effect(`that is ${what} is recognised in bytes and in a file`, () =>
+    it.effect(`that is ${what} is recognized in bytes and in a file`, () =>
       Effect.gen(function*() {
         const program = yield* CudaProgram.fromBytes(bytes, { name: "kernels" })
         const architecture = kind === "ptx" ? "compute_90a" : undefined
@@ -109,33 +109,33 @@ describe("an image", () => {
     ["PTX with a NUL character inside", bytesOf(`${ptx}\0${ptx}`), /begin with 2f 2f/],
     ["comments only", bytesOf("// .version 8.0\n"), /does not begin with \.version/],
     ["a program of the host", elf({ machine: 62 }), /ELF file for machine 62/],
-    ["a CUBIN of 32 bits", elf({ bits: 1 }), /32 bits/],
-    ["half a header", elf().subarray(0, 40), /cut off/],
-    ["four bytes of an ELF file", elf().subarray(0, 4), /cut off/],
-    ["a CUBIN that is cut off", elf().subarray(0, -1), /cut off: 191 of at least 192 bytes/],
-    ["a CUBIN with a table far away", elf({ sectionsAt: 1e9 }), /cut off/],
-    ["a fatbin that is cut off", fatbin(33), /cut off: 48 of 49 bytes/],
-    ["the beginning of a fatbin", fatbin().subarray(0, 8), /cut off/],
+    ["a 32-bit CUBIN", elf({ bits: 1 }), /32-bit/],
+    ["half a header", elf().subarray(0, 40), /truncated/],
+    ["four bytes of an ELF file", elf().subarray(0, 4), /truncated/],
+    ["a CUBIN that is truncated", elf().subarray(0, -1), /truncated CUBIN: 191 of at least 192 bytes/],
+    ["a CUBIN with a table far away", elf({ sectionsAt: 1e9 }), /truncated/],
+    ["a fatbin that is truncated", fatbin(33), /truncated fatbin: 48 of 49 bytes/],
+    ["the beginning of a fatbin", fatbin().subarray(0, 8), /truncated/],
     ["a fatbin of another byte order", new Uint8Array([0xba, 0x55, 0xed, 0x50]), /byte order/],
     ["a static library", bytesOf("!<arch>\n/               "), /static library/],
     ["LTO-IR", new Uint8Array([0xed, 0x43, 0x4e, 0x7f, 0, 0, 0, 0]), /LTO-IR/]
   ]
   for (const [what, bytes, words] of others) {
-    it.effect(`that is ${what} is refused, and says what it is`, () =>
+    it.effect(`that is ${what} is refused with a description`, () =>
       Effect.gen(function*() {
         const reason = yield* failsWith(CudaProgram.fromBytes(bytes), "InvalidArgument")
         assert.strictEqual(reason.argument, "bytes")
-        assert.match(reason.value, words)
+        assert.match(reason.expected, words)
         const path = join(folder, "no-image")
         writeFileSync(path, bytes)
         const inFile = yield* failsWith(CudaProgram.fromFile(path), "InvalidArgument")
         assert.strictEqual(inFile.argument, "path")
         assert.include(inFile.value, path)
-        assert.match(inFile.value, words)
+        assert.match(inFile.expected, words)
       }))
   }
 
-  it.effect("in a file that is not there, or is a folder, fails with the system's code", () =>
+  it.effect("in a missing file or a folder fails with the system's error code", () =>
     Effect.gen(function*() {
       const path = join(folder, "missing.cubin")
       const missing = yield* failsWith(CudaProgram.fromFile(path), "FileUnreadable")
@@ -169,7 +169,7 @@ describe("compiling on the simulated runtime", () => {
       assert.deepStrictEqual([...program.loweredNames], [["add<float>", "add<float>"]])
     }).pipe(Effect.provide(simulated)))
 
-  it.effect("is for the device that is given, or the current one", () =>
+  it.effect("targets the given device, or the current one", () =>
     Effect.gen(function*() {
       assert.strictEqual((yield* CudaProgram.compile(source, { device: 1 })).architecture, "sm_120")
       const current = yield* CudaProgram.compile(source).pipe(CudaDevice.withDevice(1))
@@ -181,11 +181,11 @@ describe("compiling on the simulated runtime", () => {
   it.effect("refuses what the native runtime refuses", () =>
     Effect.gen(function*() {
       yield* refuses(CudaProgram.compile(""), "source")
-      yield* refuses(CudaProgram.compile(source, { options: ["-arch=sm_80"] }), "options")
+      yield* refuses(CudaProgram.compile(source, { options: ["-arch=sm_80"] }), "options[0]")
       yield* refuses(CudaProgram.compile(source, { architecture: "sm_" }), "architecture")
     }).pipe(Effect.provide(simulated)))
 
-  it.effect("fails when it is told to", () =>
+  it.effect("fails on demand", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedRuntime.SimulatedControl
       yield* control.failNext("CudaProgram.compile", "OutOfMemory")

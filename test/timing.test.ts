@@ -5,12 +5,12 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import type { CudaRuntimeService } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as CudaTiming from "effect-cuda/CudaTiming"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import type { CudaRuntimeService } from "effect-cuda/layers/CudaRuntime"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
-import type { OperationName, SimulatedControlService } from "effect-cuda/layers/SimulatedRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
+import type { OperationName, SimulatedControlService } from "effect-cuda/SimulatedRuntime"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -300,7 +300,7 @@ describe("timeline", () => {
         ])
         assert.deepStrictEqual(
           timeline.devices.map(({ index, name }) => [index, name]),
-          runtime.devices.map(({ name, ordinal }) => [ordinal, name])
+          runtime.devices.map(({ name, index }) => [index, name])
         )
       }), { devices: [{ name: "left" }, { name: "right" }] }))
 

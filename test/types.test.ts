@@ -4,7 +4,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaDevice, CudaError, CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
-import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -39,7 +39,12 @@ export const bothForms = ({ device, event, host, stream, timed }: Given): Readon
   CudaMemory.copy(device, host, stream),
   device.pipe(CudaMemory.copy(host, stream)),
   device.pipe(CudaMemory.copy(CudaMemory.slice(host, 0, 8))),
-  CudaMemory.fill(device, 1, { bits: 16, stream }),
+  CudaMemory.fill16(device, 1, stream),
+  CudaMemory.fill(device, 1, stream),
+  device.pipe(CudaMemory.fill(1, stream)),
+  device.pipe(CudaMemory.fill16(1), Effect.andThen(device.pipe(CudaMemory.fill32(1, stream)))),
+  CudaMemory.access(Effect.void, { reads: [host], writes: [device], stream }),
+  Effect.void.pipe(CudaMemory.access({ writes: [device], stream })),
   device.pipe(CudaMemory.fill(1)),
   CudaMemory.upload(device, new Uint8Array(8), stream),
   device.pipe(CudaMemory.slice(0, 8), CudaMemory.upload(new Float32Array(2))),

@@ -4,13 +4,15 @@
 import * as Effect from "effect/Effect"
 import * as CudaKernel from "../../src/CudaKernel.ts"
 import * as CudaMemory from "../../src/CudaMemory.ts"
+import * as CudaModule from "../../src/CudaModule.ts"
+import * as CudaParameter from "../../src/CudaParameter.ts"
 import * as CudaProgram from "../../src/CudaProgram.ts"
 import * as CudaStream from "../../src/CudaStream.ts"
 import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
 import type { Operation } from "./compare.ts"
 import { kernelsPath } from "./driver.ts"
 
-const { f32, input, pointer, u32, u64 } = CudaKernel
+const { f32, input, pointer, u32, u64 } = CudaParameter
 const four = [pointer, u32, f32, u64] as const
 const parameters = {
   none: [],
@@ -36,7 +38,7 @@ const config = { grid: 1, block: 1 }
 const count = 250
 
 export const makeLaunches = Effect.gen(function*() {
-  const module = yield* CudaKernel.load(yield* CudaProgram.fromFile(kernelsPath))
+  const module = yield* CudaModule.load(yield* CudaProgram.fromFile(kernelsPath))
   const none = yield* CudaKernel.get(module, "none", parameters.none)
   const three = yield* CudaKernel.get(module, "three", parameters.three)
   const many = yield* CudaKernel.get(module, "many", parameters.many)

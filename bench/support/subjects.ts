@@ -132,7 +132,7 @@ const makeEnqueues = (subjects: Subjects): ReadonlyArray<Operation> => {
     },
     { name: "elapsedTime", peer: "elapsed", count: 2000, effect: () => CudaEvent.elapsedTime(start, end) },
     { name: "copy 4 KiB to the device", peer: "copy", count: 250, effect: () => CudaMemory.copy(device, host, stream) },
-    { name: "fill 4 KiB", peer: "fill", count: 250, effect: () => CudaMemory.fill(device, 0, { stream }) }
+    { name: "fill 4 KiB", peer: "fill", count: 250, effect: () => CudaMemory.fill(device, 0, stream) }
   ]
 }
 
@@ -140,7 +140,7 @@ const makeEnqueues = (subjects: Subjects): ReadonlyArray<Operation> => {
 export const makeSequences = ({ device, event, other, stream }: Subjects): ReadonlyArray<Operation> => {
   const record = () => CudaEvent.record(event, stream)
   const wait = () => CudaStream.waitEvent(other, event)
-  const fill = () => CudaMemory.fill(device, 0, { stream: other })
+  const fill = () => CudaMemory.fill(device, 0, other)
   const chain = () => Effect.andThen(Effect.andThen(record(), wait()), fill())
   const made = chain()
   const common = { peer: "sequence", count: 200 }

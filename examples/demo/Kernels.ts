@@ -2,7 +2,7 @@
  * The kernels, and how a program comes by them: PTX that the driver compiles on a GPU, functions on a simulated one.
  * What launches them is the same.
  */
-import { CudaKernel, CudaMemory, CudaProgram, SimulatedRuntime } from "effect-cuda"
+import { CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaProgram, SimulatedRuntime } from "effect-cuda"
 import type { CudaError, CudaRuntime } from "effect-cuda"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -12,7 +12,7 @@ import * as Crc from "./Crc.ts"
 import { countBytes } from "./Summary.ts"
 import type { Summary } from "./Summary.ts"
 
-const { input, pointer, u32, u64 } = CudaKernel
+const { input, pointer, u32, u64 } = CudaParameter
 
 /** The parameters of the kernels in `kernels.cu`. */
 export const parameters = {
@@ -38,7 +38,7 @@ export const make = (
   byteLength: number
 ): Effect.Effect<DeviceSummary, CudaError.CudaError, CudaRuntime.CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
-    const module = yield* CudaKernel.load(yield* CudaProgram.fromFile(image))
+    const module = yield* CudaModule.load(yield* CudaProgram.fromFile(image))
     const counts = yield* makeCounts(module)
     const checksum = yield* makeChecksum(module, byteLength)
     return {
@@ -47,7 +47,7 @@ export const make = (
     }
   })
 
-const makeCounts = Effect.fnUntraced(function*(module: CudaKernel.CudaModule) {
+const makeCounts = Effect.fnUntraced(function*(module: CudaModule.CudaModule) {
   const histogram = yield* CudaKernel.get(module, "histogram", parameters.histogram)
   // Its threads take turns at the words of a chunk: no more of them are started than run at once.
   const { block, minGrid } = yield* CudaKernel.bestBlock(histogram)
@@ -65,10 +65,10 @@ const makeCounts = Effect.fnUntraced(function*(module: CudaKernel.CudaModule) {
   }
 })
 
-const makeChecksum = Effect.fnUntraced(function*(module: CudaKernel.CudaModule, fileBytes: number) {
+const makeChecksum = Effect.fnUntraced(function*(module: CudaModule.CudaModule, fileBytes: number) {
   const checksum = yield* CudaKernel.get(module, "checksum", parameters.checksum)
   const sum = yield* CudaMemory.allocate(Uint32Array.BYTES_PER_ELEMENT)
-  yield* CudaMemory.fill(sum, Crc.ofZeros(fileBytes), { bits: 32 })
+  yield* CudaMemory.fill32(sum, Crc.ofZeros(fileBytes))
   return {
     add: (chunk: Chunk, offset: number) => {
       const { byteLength } = chunk

@@ -2,7 +2,7 @@
  * The service's kernel, twice: as CUDA C++ for a GPU, and as a function for simulated devices. Both have the same name
  * and the same parameters.
  */
-import { CudaKernel, SimulatedRuntime } from "effect-cuda"
+import { CudaParameter, SimulatedRuntime } from "effect-cuda"
 import * as Duration from "effect/Duration"
 
 export const name = "score"
@@ -20,11 +20,11 @@ extern "C" __global__ void score(float* scores, const float* rows, const float* 
 }`
 
 export const parameters = [
-  CudaKernel.output,
-  CudaKernel.input,
-  CudaKernel.input,
-  CudaKernel.f32,
-  CudaKernel.i32
+  CudaParameter.output,
+  CudaParameter.input,
+  CudaParameter.input,
+  CudaParameter.f32,
+  CudaParameter.i32
 ] as const
 
 /** For the `kernels` of a simulated runtime. */

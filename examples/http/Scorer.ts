@@ -4,7 +4,16 @@
  *
  * It asks for `CudaRuntime` and nothing else, and knows nothing of HTTP.
  */
-import { CudaDevice, CudaError, CudaKernel, CudaMemory, CudaProgram, CudaRuntime, CudaStream } from "effect-cuda"
+import {
+  CudaDevice,
+  CudaError,
+  CudaKernel,
+  CudaMemory,
+  CudaModule,
+  CudaProgram,
+  CudaRuntime,
+  CudaStream
+} from "effect-cuda"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import type * as Duration from "effect/Duration"
@@ -155,7 +164,7 @@ interface Network {
 
 const loadNetwork = Effect.fnUntraced(function*({ bias, weights }: Model) {
   const program = yield* CudaProgram.compile(Kernel.source, { name: "score.cu" })
-  const module = yield* CudaKernel.load(program)
+  const module = yield* CudaModule.load(program)
   const kernel = yield* CudaKernel.get(module, Kernel.name, Kernel.parameters)
   const buffer = yield* CudaMemory.allocate(weights.byteLength)
   yield* CudaMemory.upload(buffer, weights)

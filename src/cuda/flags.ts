@@ -3,12 +3,13 @@
  *
  * @since 0.1.0
  */
+import type { CUstream } from "./handles.ts"
 
 /** `CUstream_flags`. */
 export const streamFlags = { default: 0, nonBlocking: 1 } as const
 
 /** The handles that stand for a context's default streams. They need that context to be current. */
-export const defaultStreamHandles = { legacy: 1, perThread: 2 } as const
+export const defaultStreamHandles = { legacy: 1 as CUstream, perThread: 2 as CUstream } as const
 
 /** `CUevent_flags`. */
 export const eventFlags = { default: 0, blockingSync: 1, disableTiming: 2, interprocess: 4 } as const

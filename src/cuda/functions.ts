@@ -2,18 +2,41 @@
  * The functions of the driver library (`libcuda`) that the native runtime calls, by the names the library exports, with
  * the types koffi needs. The suffixes are part of the ABI: a name without one can be an older version of the call.
  *
- * Pointers are given as numbers (`uintptr_t`) where they are handles or addresses, and as typed arrays (`void *`) where the
- * driver reads or writes through them. Every function returns a `CUresult`. No Effect here.
+ * Handles and addresses are numbers with a type of their own (`handles.ts`); where the driver reads or writes through a pointer, it is
+ * given a typed array (`void *`). Every function returns a `CUresult`. No Effect here.
  *
  * @since 0.1.0
  */
 
-const handle = "uintptr_t"
+import { handleTypes } from "./handles.ts"
+import type {
+  CUcontext,
+  CUdevice,
+  CUdeviceptr,
+  CUevent,
+  CUhostFn,
+  CUkernel,
+  CUlibrary,
+  CUmemoryPool,
+  CUstream,
+  HostPointer
+} from "./handles.ts"
+
 const memory = "void *"
 const int = "int"
 const uint = "uint32_t"
 const size = "size_t"
 const text = "str"
+const device = "CUdevice"
+const context = "CUcontext"
+const stream = "CUstream"
+const event = "CUevent"
+const pool = "CUmemoryPool"
+const library = "CUlibrary"
+const kernel = "CUkernel"
+const pointer = "CUdeviceptr"
+const host = "HostPointer"
+const hostFunction = "CUhostFn"
 
 /** The type of `CUipcEventHandle`, which is passed by value; koffi learns it before the functions. */
 export const ipcHandleType = "CUipcEventHandle"
@@ -29,79 +52,83 @@ export const driverFunctions = {
   cuGetErrorString: [int, memory],
   cuDeviceGetCount: [memory],
   cuDeviceGet: [memory, int],
-  cuDeviceGetName: [memory, int, int],
-  cuDeviceGetUuid_v2: [memory, int],
-  cuDeviceTotalMem_v2: [memory, int],
-  cuDeviceGetAttribute: [memory, int, int],
-  cuDeviceGetPCIBusId: [memory, int, int],
-  cuDeviceCanAccessPeer: [memory, int, int],
-  cuDevicePrimaryCtxRetain: [memory, int],
-  cuDevicePrimaryCtxRelease_v2: [int],
-  cuCtxPushCurrent_v2: [handle],
+  cuDeviceGetName: [memory, int, device],
+  cuDeviceGetUuid_v2: [memory, device],
+  cuDeviceTotalMem_v2: [memory, device],
+  cuDeviceGetAttribute: [memory, int, device],
+  cuDeviceGetPCIBusId: [memory, int, device],
+  cuDeviceCanAccessPeer: [memory, device, device],
+  cuDevicePrimaryCtxRetain: [memory, device],
+  cuDevicePrimaryCtxRelease_v2: [device],
+  cuCtxPushCurrent_v2: [context],
   cuCtxPopCurrent_v2: [memory],
   cuCtxGetStreamPriorityRange: [memory, memory],
   cuMemGetInfo_v2: [memory, memory],
   cuStreamCreateWithPriority: [memory, uint, int],
-  cuStreamDestroy_v2: [handle],
-  cuStreamQuery: [handle],
-  cuStreamSynchronize: [handle],
-  cuStreamWaitEvent: [handle, handle, uint],
-  cuStreamGetId: [handle, memory],
-  cuStreamGetPriority: [handle, memory],
-  cuStreamGetFlags: [handle, memory],
-  cuStreamGetCtx: [handle, memory],
+  cuStreamDestroy_v2: [stream],
+  cuStreamQuery: [stream],
+  cuStreamSynchronize: [stream],
+  cuStreamWaitEvent: [stream, event, uint],
+  cuStreamGetId: [stream, memory],
+  cuStreamGetPriority: [stream, memory],
+  cuStreamGetFlags: [stream, memory],
+  cuStreamGetCtx: [stream, memory],
   cuEventCreate: [memory, uint],
-  cuEventDestroy_v2: [handle],
-  cuEventRecord: [handle, handle],
-  cuEventQuery: [handle],
-  cuEventElapsedTime: [memory, handle, handle],
-  cuIpcGetEventHandle: [memory, handle],
+  cuEventDestroy_v2: [event],
+  cuEventRecord: [event, stream],
+  cuEventQuery: [event],
+  cuEventElapsedTime: [memory, event, event],
+  cuIpcGetEventHandle: [memory, event],
   cuIpcOpenEventHandle: [memory, ipcHandleType],
   cuMemPoolCreate: [memory, memory],
-  cuMemPoolDestroy: [handle],
-  cuMemPoolSetAttribute: [handle, int, memory],
-  cuMemPoolGetAttribute: [handle, int, memory],
-  cuMemPoolTrimTo: [handle, size],
-  cuMemAllocFromPoolAsync: [memory, size, handle, handle],
-  cuMemFreeAsync: [handle, handle],
+  cuMemPoolDestroy: [pool],
+  cuMemPoolSetAttribute: [pool, int, memory],
+  cuMemPoolGetAttribute: [pool, int, memory],
+  cuMemPoolTrimTo: [pool, size],
+  cuMemAllocFromPoolAsync: [memory, size, pool, stream],
+  cuMemFreeAsync: [pointer, stream],
   cuMemAllocManaged: [memory, size, uint],
-  cuMemFree_v2: [handle],
-  cuMemHostRegister_v2: [handle, size, uint],
-  cuMemHostUnregister: [handle],
-  cuMemcpyHtoDAsync_v2: [handle, handle, size, handle],
-  cuMemcpyDtoHAsync_v2: [handle, handle, size, handle],
-  cuMemcpyDtoDAsync_v2: [handle, handle, size, handle],
-  cuMemcpyPeerAsync: [handle, handle, handle, handle, size, handle],
-  cuMemcpy2DAsync_v2: [memory, handle],
-  cuLaunchHostFunc: [handle, handle, handle],
-  cuMemsetD8Async: [handle, "uint8_t", size, handle],
-  cuMemsetD16Async: [handle, "uint16_t", size, handle],
-  cuMemsetD32Async: [handle, uint, size, handle],
-  cuLibraryLoadData: [memory, memory, memory, memory, uint, handle, handle, uint],
-  cuLibraryUnload: [handle],
-  cuLibraryGetKernel: [memory, handle, text],
-  cuLibraryGetGlobal: [memory, memory, handle, text],
-  cuKernelGetFunction: [memory, handle],
-  cuKernelGetAttribute: [memory, int, handle, int],
-  cuKernelSetAttribute: [int, int, handle, int],
-  cuLaunchKernelEx: [handle, handle, handle, handle],
-  cuOccupancyMaxActiveBlocksPerMultiprocessor: [memory, handle, int, size],
-  cuOccupancyMaxPotentialBlockSize: [memory, memory, handle, handle, size, int],
-  cuOccupancyMaxActiveClusters: [memory, handle, handle],
-  cuOccupancyMaxPotentialClusterSize: [memory, handle, handle]
+  cuMemFree_v2: [pointer],
+  cuMemHostRegister_v2: [host, size, uint],
+  cuMemHostUnregister: [host],
+  cuMemcpyHtoDAsync_v2: [pointer, host, size, stream],
+  cuMemcpyDtoHAsync_v2: [host, pointer, size, stream],
+  cuMemcpyDtoDAsync_v2: [pointer, pointer, size, stream],
+  cuMemcpyPeerAsync: [pointer, context, pointer, context, size, stream],
+  cuMemcpy2DAsync_v2: [memory, stream],
+  cuLaunchHostFunc: [stream, hostFunction, host],
+  cuMemsetD8Async: [pointer, "uint8_t", size, stream],
+  cuMemsetD16Async: [pointer, "uint16_t", size, stream],
+  cuMemsetD32Async: [pointer, uint, size, stream],
+  cuLibraryLoadData: [memory, memory, memory, memory, uint, host, host, uint],
+  cuLibraryUnload: [library],
+  cuLibraryGetKernel: [memory, library, text],
+  cuLibraryGetGlobal: [memory, memory, library, text],
+  cuKernelGetFunction: [memory, kernel],
+  cuKernelGetAttribute: [memory, int, kernel, device],
+  cuKernelSetAttribute: [int, int, kernel, device],
+  cuLaunchKernelEx: [host, kernel, host, host],
+  cuOccupancyMaxActiveBlocksPerMultiprocessor: [memory, kernel, int, size],
+  cuOccupancyMaxPotentialBlockSize: [memory, memory, kernel, host, size, int],
+  cuOccupancyMaxActiveClusters: [memory, kernel, host],
+  cuOccupancyMaxPotentialClusterSize: [memory, kernel, host]
 } as const
 
 /** Functions that drivers older than the one named lack; what needs them says so, or does without. */
 export const optionalDriverFunctions = {
   /** CUDA 12.2. */
-  cuMemPrefetchAsync_v2: [handle, size, locationType, uint, handle],
-  cuMemAdvise_v2: [handle, size, int, locationType],
+  cuMemPrefetchAsync_v2: [pointer, size, locationType, uint, stream],
+  cuMemAdvise_v2: [pointer, size, int, locationType],
   /** CUDA 12.4. */
-  cuKernelGetParamInfo: [handle, size, memory, memory],
+  cuKernelGetParamInfo: [kernel, size, memory, memory],
   /** CUDA 12.8. */
-  cuEventElapsedTime_v2: [memory, handle, handle],
-  cuMemcpyBatchAsync: [memory, memory, memory, size, memory, memory, size, memory, handle]
+  cuEventElapsedTime_v2: [memory, event, event],
+  cuMemcpyBatchAsync: [memory, memory, memory, size, memory, memory, size, memory, stream]
 } as const
+
+/** The type that koffi is given for a type of the table: handles are numbers of their size. */
+export const koffiType = (type: string): string =>
+  Object.hasOwn(handleTypes, type) ? handleTypes[type as keyof typeof handleTypes] : type
 
 /** The name of a function of the table. */
 export type DriverFunctionName = keyof typeof driverFunctions
@@ -111,7 +138,16 @@ export type OptionalDriverFunctionName = keyof typeof optionalDriverFunctions
 
 /** What a parameter of a type is given as. */
 interface ParameterTypes {
-  readonly [handle]: number
+  readonly CUdevice: CUdevice
+  readonly CUcontext: CUcontext
+  readonly CUstream: CUstream
+  readonly CUevent: CUevent
+  readonly CUmemoryPool: CUmemoryPool
+  readonly CUlibrary: CUlibrary
+  readonly CUkernel: CUkernel
+  readonly CUdeviceptr: CUdeviceptr
+  readonly HostPointer: HostPointer
+  readonly CUhostFn: CUhostFn
   readonly [memory]: ArrayBufferView
   readonly [int]: number
   readonly [uint]: number

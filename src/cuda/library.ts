@@ -7,8 +7,9 @@
 import type Koffi from "koffi"
 import type { LibraryHandle, TypeObject } from "koffi"
 import { ipcHandleSize } from "./flags.ts"
-import { driverFunctions, ipcHandleType, locationType, optionalDriverFunctions } from "./functions.ts"
+import { driverFunctions, ipcHandleType, koffiType, locationType, optionalDriverFunctions } from "./functions.ts"
 import type { DriverFunctionName, DriverFunctions } from "./functions.ts"
+import type { HostPointer } from "./handles.ts"
 import { importKoffi, keepFlags, messageOf } from "./koffi.ts"
 import type { Tried } from "./koffi.ts"
 
@@ -27,7 +28,7 @@ export interface DriverLibrary {
   /** The C string at an address. */
   readonly readText: (address: number) => string
   /** The address of the memory of a buffer. */
-  readonly addressOf: (buffer: ArrayBuffer) => number
+  readonly addressOf: (buffer: ArrayBuffer) => HostPointer
   /** Memory at an address, as a buffer that must not be reachable any more when the memory goes. It cannot be detached. */
   readonly viewOf: (address: number, byteLength: number) => ArrayBuffer
   /** The C library's `memset` on a thread of the pool, where the platform has one under a name known here. */
@@ -111,7 +112,7 @@ const isDriver = (library: LibraryHandle): boolean => {
 const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadResult => {
   const structs = { [ipcHandleType]: ipcHandleStruct(koffi), [locationType]: koffi.struct({ type: "int", id: "int" }) }
   const typesOf = (types: ReadonlyArray<string>) =>
-    types.map((type) => type === ipcHandleType || type === locationType ? structs[type] : type)
+    types.map((type) => type === ipcHandleType || type === locationType ? structs[type] : koffiType(type))
   const calls: Record<string, unknown> = {}
   for (const functionName of Object.keys(driverFunctions) as ReadonlyArray<DriverFunctionName>) {
     try {
@@ -128,7 +129,7 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
     // A copy is laid out for quick access, which what was added to one by one is not.
     calls: { ...calls } as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
-    addressOf: (buffer) => Number(koffi.address(buffer)),
+    addressOf: (buffer) => Number(koffi.address(buffer)) as HostPointer,
     viewOf: (address, byteLength) => koffi.view(BigInt(address), byteLength),
     memset: findMemset(koffi),
     wantLargePages: findAdvise(koffi)

@@ -1,6 +1,6 @@
 /**
- * Where NVRTC is on each platform, and loading it with koffi. Nothing native is loaded before `prepare` or `load` is
- * called. No Effect here.
+ * Finds NVRTC on each platform and loads it with koffi. Importing this module loads nothing native; `prepare` and `load`
+ * do. No Effect here.
  *
  * @since 0.1.0
  */
@@ -13,9 +13,9 @@ import type { Tried } from "./koffi.ts"
 import { nvrtcFunctions, nvrtcSuccess, setFlowCallback } from "./nvrtc.ts"
 import type { NvrtcFunctionName, NvrtcFunctions } from "./nvrtc.ts"
 
-/** Asks a compilation to stop. Lives as long as the compilation. */
+/** A request to stop a compilation. Must live as long as the compilation. */
 export interface Stop {
-  /** Called by the compiler's threads, which see the memory. */
+  /** Read by the compiler's threads. */
   readonly flag: Uint8Array<ArrayBuffer>
   readonly request: () => void
 }
@@ -24,50 +24,50 @@ export interface Stop {
 export interface NvrtcLibrary {
   readonly path: string
   readonly version: { readonly major: number; readonly minor: number }
-  /** The architectures it compiles for, ascending: 90 is `sm_90`. */
+  /** The supported architectures, ascending: 90 is `sm_90`. */
   readonly architectures: ReadonlyArray<number>
-  /** Tells its file from that of another release of the same version, where the system says which file it is. */
+  /** Distinguishes releases of the same version by their file, where the system tells which file was loaded. */
   readonly identity: string
   readonly calls: NvrtcFunctions
-  /** Has a program's compilation end early when it is asked to, where this NVRTC can (12.8 and later). */
+  /** Lets a program's compilation be stopped early, where NVRTC supports it (12.8 and later). */
   readonly allowStop: (program: number, stop: Stop) => Promise<void>
   /** The C string at an address. */
   readonly readText: (address: number) => string
 }
 
-/** How loading ended. */
+/** The result of loading. */
 export type NvrtcLoadResult =
   | { readonly _tag: "Loaded"; readonly library: NvrtcLibrary }
   | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<Tried> }
 
-/** The stack that calls off the JS thread get: that of a main thread and more, since a compiler nests deeply. */
+/** The stack size for calls off the JS thread: more than a main thread's usual 8 MiB, since compilers recurse deeply. */
 const stackSize = 16 * 1024 * 1024
 
-/** With less, a compilation could end the process. */
+/** With a smaller stack, a compilation could crash the process. */
 const leastStack = 4 * 1024 * 1024
 
 /**
- * Has koffi give its calls off the JS thread the stack that a compiler needs, instead of 128 KiB. Only possible before
- * anything on this thread loads a library with koffi.
+ * Makes koffi give its calls off the JS thread the stack that a compiler needs, instead of 128 KiB. This works only
+ * before the first library is loaded with koffi on this thread.
  */
 export const prepare = async (): Promise<void> => {
   try {
     const { default: koffi } = await import("koffi")
     if (koffi.config().async_stack_size! < stackSize) koffi.config({ async_stack_size: stackSize })
   } catch {
-    // Without koffi, or after a library was loaded: whoever compiles is told.
+    // Without koffi, or too late: the first compilation reports it.
   }
 }
 
 type Environment = Readonly<Record<string, string | undefined>>
 
-/** Bare names for the system's loader, and folders, in which `*` stands for any part of one name. In order. */
+/** Bare names for the system's loader, then folders, in search order. `*` matches any part of one path segment. */
 export interface NvrtcPlaces {
   readonly names: ReadonlyArray<string>
   readonly folders: ReadonlyArray<string>
 }
 
-/** The places to look for NVRTC. The driver's own version comes first, since the driver surely runs what that makes. */
+/** The places to search. The driver's own version comes first: the driver is certain to run its output. */
 export const nvrtcPlaces = (
   platform: NodeJS.Platform,
   environment: Environment,
@@ -85,7 +85,7 @@ export const nvrtcPlaces = (
   return { names: [], folders: [] }
 }
 
-/** The folders below each root that there is. */
+/** The folders below each root that is set. */
 const below = (roots: ReadonlyArray<string | undefined>, folders: ReadonlyArray<string>): ReadonlyArray<string> =>
   roots.filter((root) => root !== undefined && root !== "").flatMap((root) => folders.map((folder) => root + folder))
 
@@ -104,7 +104,7 @@ const linuxFolders = (environment: Environment): ReadonlyArray<string> => {
     "/usr/lib64",
     "/usr/lib/cuda/lib64",
     "/opt/nvidia/hpc_sdk/Linux_*/*/cuda/lib64",
-    ...below(HOME ? [`${HOME}/.local/lib`] : [], wheels("site-packages")),
+    ...below(HOME !== undefined && isAbsolute(HOME) ? [`${HOME}/.local/lib`] : [], wheels("site-packages")),
     ...below(["/usr/local/lib"], [...wheels("dist-packages"), ...wheels("site-packages")]),
     ...below(["/usr/lib"], wheels("dist-packages")),
     "/opt/conda/lib",
@@ -128,7 +128,7 @@ const windowsFolders = (environment: Environment): ReadonlyArray<string> => {
 
 const libraryFile = /^(?:libnvrtc\.so(?:\.\d+)*|nvrtc64_\d+_\d+\.dll)$/
 
-/** The libraries in folders whose names hold `*`; what is not there, or holds none, is a place that was tried. */
+/** Expands `*` in folder names and lists their libraries, and the places without any. */
 export const findInFolders = async (
   patterns: ReadonlyArray<string>,
   driverMajor: number,
@@ -157,7 +157,7 @@ export const findInFolders = async (
   return { found: [...new Set(found)], empty }
 }
 
-/** The folders that a pattern stands for, those of the highest version first. */
+/** The folders that match a pattern, the highest version first. */
 const expand = async (
   pattern: string,
   list: (folder: string) => Promise<ReadonlyArray<string>>
@@ -182,17 +182,17 @@ const expand = async (
 
 const newestFirst = (one: string, other: string): number => other.localeCompare(one, "en", { numeric: true })
 
-/** The driver's own version first, since the driver surely runs what that makes; of one version, the shortest name. */
+/** The driver's own version first, since the driver is certain to run its output; then the shortest name of a version. */
 const byFitness = (driverMajor: number) => (one: string, other: string): number => {
   const isDrivers = (file: string) => new RegExp(`^(?:libnvrtc\\.so\\.|nvrtc64_)${driverMajor}(?!\\d{2})`).test(file)
   return Number(isDrivers(other)) - Number(isDrivers(one)) || newestFirst(one.slice(0, 14), other.slice(0, 14)) ||
     one.length - other.length
 }
 
-/** Libraries stay loaded and bound for the life of the process. */
+/** Libraries stay loaded and bound for the lifetime of the process. */
 const loaded = new Map<string, NvrtcLibrary>()
 
-/** Loads the library at a path, or else the first of the usual places that the system accepts. */
+/** Loads the library at a path; without one, the first of the usual places that has a loadable library. */
 export const load = async (path: string | undefined, driverMajor: number): Promise<NvrtcLoadResult> => {
   const koffi = await importCompilerKoffi()
   if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
@@ -228,7 +228,7 @@ const loadFirst = async (
   return undefined
 }
 
-/** koffi with a stack that a compiler fits on, or what is wrong with it. */
+/** koffi with a stack large enough for a compiler, or the problem with it. */
 const importCompilerKoffi = async (): Promise<typeof Koffi | Tried> => {
   const koffi = await importKoffi()
   if ("problem" in koffi) return koffi
@@ -236,15 +236,15 @@ const importCompilerKoffi = async (): Promise<typeof Koffi | Tried> => {
   if (stack >= leastStack) return koffi
   const size = `${stack / 1024} KiB`
   const problem =
-    `its calls off the JS thread have a stack of ${size}, which a compiler overflows, because something loaded a library ` +
-    "with it before the runtime was made; make the runtime before that, or have that call " +
-    `koffi.config({ async_stack_size: ${stackSize} }) first`
+    `its calls off the JS thread have a stack of ${size}, too small for a compiler, because a library was loaded with ` +
+    "koffi before the runtime was built; build the runtime first, or call " +
+    `koffi.config({ async_stack_size: ${stackSize} }) before loading that library`
   return { path: koffiPath, problem }
 }
 
 /**
- * Opens the library off the JS thread, since it is large, and keeps it open: a compilation goes on when the thread that
- * began it ends and koffi lets go of the library. A library that cannot be opened is left to koffi to explain.
+ * Opens the library off the JS thread, since it is large, and keeps it open: a compilation may outlive the worker thread
+ * that started it, whose koffi then closes the library. If opening fails, koffi reports why.
  */
 const openForGood = (koffi: typeof Koffi, path: string): Promise<void> =>
   new Promise((resolve) => {
@@ -285,7 +285,7 @@ const find = (library: LibraryHandle, name: string, parameters: ReadonlyArray<st
   try {
     return library.func(name, "int", [...parameters])
   } catch {
-    throw new Error(`it has no ${name}, so it is no NVRTC of version 11.2 or later`)
+    throw new Error(`it has no ${name}, so it is not NVRTC 11.2 or later`)
   }
 }
 
@@ -306,8 +306,8 @@ const readArchitectures = async (calls: NvrtcFunctions) => {
 }
 
 /**
- * What the compiler asks is the C library's `strlen`, so that no code of ours runs on its threads: of an empty string
- * it is 0, which means to go on, and of one that has become longer by one byte it is 1, which means to stop.
+ * The callback is the C library's `strlen`, so that no JavaScript runs on the compiler's threads. For the empty string
+ * in the flag it returns 0, which means continue; once the flag's first byte is set it returns 1, which means stop.
  */
 const findAllowStop = (koffi: typeof Koffi, library: LibraryHandle): NvrtcLibrary["allowStop"] => {
   try {
@@ -322,7 +322,7 @@ const findAllowStop = (koffi: typeof Koffi, library: LibraryHandle): NvrtcLibrar
   }
 }
 
-/** Memory that stays where it is while threads look at it, and is theirs to see changed. */
+/** Uses an `ArrayBuffer` of its own, whose memory does not move while the compiler's threads read it. */
 export const makeStop = (): Stop => {
   const flag = new Uint8Array(new ArrayBuffer(64))
   return {
@@ -344,9 +344,10 @@ const identify = async (path: string): Promise<string> => {
   }
 }
 
-/** The file that a bare name led the system's loader to. */
+/** The file that the system's loader found for a bare name. */
 const mappedFile = async (name: string): Promise<string | undefined> => {
   const maps = await readFile("/proc/self/maps", "utf8")
-  const files = new Set([...maps.matchAll(/(\/\S*\/libnvrtc\.so\S*)$/gm)].map((match) => match[1]!))
-  return [...files].find((file) => file.includes(`/${name}`)) ?? [...files][0]
+  const paths = maps.split("\n").filter((line) => line.includes("/")).map((line) => line.slice(line.indexOf("/")))
+  const files = [...new Set(paths)].filter((path) => path.includes("/libnvrtc.so"))
+  return files.find((file) => file.includes(`/${name}`)) ?? files[0]
 }

@@ -8,7 +8,7 @@ import * as Inspectable from "effect/Inspectable"
 import * as Pipeable from "effect/Pipeable"
 import { eventFlags, streamFlags } from "../cuda/flags.ts"
 import type { CudaDevice } from "../CudaDevice.ts"
-import { CudaError, isCudaError } from "../CudaError.ts"
+import { CudaError, invalidArgument, isCudaError } from "../CudaError.ts"
 import type { CudaEvent, TimedEvent } from "../CudaEvent.ts"
 import type { DeviceBuffer, HostBuffer, ManagedBuffer } from "../CudaMemory.ts"
 import type { MemoryPool } from "../CudaMemoryPool.ts"
@@ -40,10 +40,12 @@ export const named = (operation: string) => <A, E, R>(self: Effect.Effect<A, E |
   Effect.mapError(self, (error) => isCudaError(error) ? new CudaError({ ...error, operation }) : error)
 
 /** Refuses an argument that no runtime sees. */
-export const refuseArgument = (operation: string, argument: string, value: unknown, expected: string) =>
-  Effect.fail(
-    new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value: String(value), expected } })
-  )
+export const refuseArgument = (
+  operation: string,
+  argument: string,
+  value: unknown,
+  expected: string
+): Effect.Effect<never, CudaError> => Effect.fail(invalidArgument(operation, argument, value, expected))
 
 /** What every value of the modules is: it can be piped and prints itself. */
 export abstract class Handle extends Inspectable.Class implements Pipeable.Pipeable {
@@ -99,8 +101,8 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
   get flags(): number {
     return this.ref.nonBlocking ? streamFlags.nonBlocking : streamFlags.default
   }
-  get isBlocking(): boolean {
-    return !this.ref.nonBlocking
+  get isNonBlocking(): boolean {
+    return this.ref.nonBlocking
   }
   get origin(): StreamRef["origin"] {
     return this.ref.origin
@@ -113,8 +115,8 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
     return Hash.combine(Hash.number(this.id), Hash.number(this.deviceIndex))
   }
   toJSON() {
-    const { deviceIndex, handle, id, isBlocking, origin, priority } = this
-    return { _id: "CudaStream", id, deviceIndex, priority, isBlocking, origin, handle, state: this.ref.state }
+    const { deviceIndex, handle, id, isNonBlocking, origin, priority } = this
+    return { _id: "CudaStream", id, deviceIndex, priority, isNonBlocking, origin, handle, state: this.ref.state }
   }
 }
 

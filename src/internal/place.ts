@@ -56,11 +56,11 @@ export const regionStream = (
 
 /** The device of an option, or the current one. */
 export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
-  Effect.withFiber((fiber) => Effect.succeed(deviceOrdinal(device) ?? fiber.getRef(CurrentPlace).device))
+  Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
 
 /** What is forced past the types and is no device is not a number, for the runtime to refuse. */
-export const deviceOrdinal = (device: DeviceInput | undefined): number | undefined =>
-  typeof device === "object" ? device?.ordinal ?? Number.NaN : device
+export const deviceIndexOf = (device: DeviceInput | undefined): number | undefined =>
+  typeof device === "object" ? device?.index ?? Number.NaN : device
 
 /** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
 export const onStream = <A, E, R>(

@@ -10,7 +10,7 @@ import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService } from "../layers/CudaRuntime.ts"
 import { logRelease } from "./handles.ts"
-import { CurrentPlace, deviceOrdinal } from "./place.ts"
+import { CurrentPlace, deviceIndexOf } from "./place.ts"
 
 /** How a thing is made, given back, and shown to programs. */
 export interface Kind<Ref, Handle> {
@@ -39,10 +39,10 @@ export const makeScoped = <Ref, Handle>(
     const { context } = fiber
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const scope = Context.getUnsafe(context, Scope.Scope)
-    const ordinal = deviceOrdinal(device) ?? fiber.getRef(CurrentPlace).device
+    const index = deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device
     return Effect.uninterruptible(
       Effect.flatMap(
-        create(runtime, ordinal, fiber),
+        create(runtime, index, fiber),
         (ref) => {
           const release = Effect.catch(
             destroy(runtime, ref, context),

@@ -13,7 +13,7 @@ import * as NativeRuntime from "./NativeRuntime.ts"
 import * as SimulatedRuntime from "./SimulatedRuntime.ts"
 
 /**
- * How each of the two runtimes is made.
+ * Options for either runtime.
  *
  * @category models
  * @since 0.1.0

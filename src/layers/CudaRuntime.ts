@@ -95,5 +95,5 @@ export interface CudaRuntimeService
  * @since 0.1.0
  */
 export class CudaRuntime extends Context.Service<CudaRuntime, CudaRuntimeService>()(
-  "effect-cuda/layers/CudaRuntime"
+  "effect-cuda/CudaRuntime"
 ) {}

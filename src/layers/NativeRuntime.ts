@@ -12,28 +12,31 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { totalmem } from "node:os"
+import { resolve } from "node:path"
 import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
 import type { DeviceAttribute } from "../cuda/flags.ts"
+import type { CUdevice } from "../cuda/handles.ts"
+import { messageOf } from "../cuda/koffi.ts"
 import { candidates, load } from "../cuda/library.ts"
 import type { DriverLibrary } from "../cuda/library.ts"
 import { prepare as prepareCompiler } from "../cuda/nvrtcLibrary.ts"
 import { statuses, success } from "../cuda/status.ts"
-import { CudaError, reasonFromStatus, unknownStatus } from "../CudaError.ts"
+import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../CudaError.ts"
 import type { CudaErrorReason } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, WaitOptions } from "./CudaRuntime.ts"
+import { NativeBackend } from "./native/Backend.ts"
+import type { NativePolicy } from "./native/Backend.ts"
 import { Compiler } from "./native/Compiler.ts"
 import type { CompilerPolicy } from "./native/Compiler.ts"
 import { describeStatus, Out } from "./native/Device.ts"
 import type { Warn } from "./native/Device.ts"
-import { NativeBackend } from "./native/NativeBackend.ts"
-import type { NativePolicy } from "./native/NativeBackend.ts"
 import { cacheFolder } from "./native/ProgramCache.ts"
 import { wakerOfThread } from "./native/Waker.ts"
 import * as Runtime from "./shared/Runtime.ts"
 
 /**
- * How the native runtime works. Everything has a default.
+ * Options for the native runtime. Everything has a default.
  *
  * @category models
  * @since 0.1.0
@@ -45,21 +48,22 @@ export interface NativeOptions {
    */
   readonly libraryPath?: string | undefined
   /**
-   * The library of NVRTC, the compiler of `CudaProgram.compile`, which is loaded by the first program that is compiled.
-   * Without this `EFFECT_CUDA_NVRTC` is read from the configuration, and without that the usual places of toolkits,
-   * Python packages and containers are tried.
+   * The NVRTC library, which `CudaProgram.compile` loads on first use. Default: `EFFECT_CUDA_NVRTC` from the
+   * configuration, otherwise the usual places of toolkits, Python packages and containers.
    */
   readonly nvrtcPath?: string | undefined
-  /** Where compiled programs are kept on disk, to be taken from there when they are compiled again. */
+  /** The on-disk cache of compiled programs. */
   readonly programCache?: {
-    /** Whether programs are kept that do not say it themselves. Default true. */
+    /** Whether to cache programs whose own options do not say. Default true. */
     readonly enabled?: boolean | undefined
     /**
-     * Default: `EFFECT_CUDA_CACHE` of the configuration, where `off` keeps nothing; without that `effect-cuda` in the
-     * user's folder for caches (`XDG_CACHE_HOME`, `~/.cache`, `LOCALAPPDATA`).
+     * The folder. It must belong to the user and be writable for no one else; programs are neither read from nor written
+     * to any other. It is created with mode 0700. Default: `EFFECT_CUDA_CACHE` from the configuration, where `off`
+     * disables the cache; otherwise `effect-cuda` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`,
+     * `LOCALAPPDATA`).
      */
     readonly folder?: string | undefined
-    /** Kept at most, in bytes, about: the oldest are dropped now and then. Default 512 MiB. */
+    /** The approximate size limit in bytes: the least recently used programs are removed now and then. Default 512 MiB. */
     readonly maxBytes?: number | undefined
   } | undefined
   /**
@@ -100,8 +104,7 @@ export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeServ
     const warn = yield* makeWarn(library)
     const compiler = new Compiler(compilerPolicy, driverVersion)
     return yield* Runtime.make(
-      new NativeBackend(library, driverVersion, devices, policy, waker, warn),
-      compiler.compile
+      new NativeBackend({ library, driverVersion, devices, policy, waker, programs: compiler, warn })
     )
   })
 
@@ -160,7 +163,7 @@ const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, Cuda
   }
   for (const [argument, value] of Object.entries({ pollFor: policy.wait.pollFor, ...policy.pinned })) {
     if (value >= 0) continue
-    return fail({ _tag: "InvalidArgument", argument, value: String(value), expected: "0 or more" })
+    return Effect.fail(invalidArgument(operation, argument, value, "0 or more"))
   }
   return Effect.succeed(policy)
 }
@@ -176,27 +179,41 @@ const toMillis = (input: Duration.Input): number => {
 }
 
 /**
- * What a variable says in the environment, or where else the program's `ConfigProvider` looks; nothing if it is not set. Not read
- * with `Config`, which takes four times as long to import.
+ * The value of a variable in the environment, or wherever the program's `ConfigProvider` looks; `undefined` if unset.
+ * Does not use `Config`, which takes four times as long to import.
  */
-const variable = (name: string): Effect.Effect<string | undefined> =>
+const variable = (name: string): Effect.Effect<string | undefined, CudaError> =>
   Effect.flatMap(
     ConfigProvider.ConfigProvider,
-    (provider) => Effect.map(Effect.orDie(provider.load([name])), (node) => node?.value)
+    (provider) =>
+      Effect.matchEffect(provider.load([name]), {
+        onSuccess: (node) => Effect.succeed(node?.value),
+        onFailure: (error) => {
+          const causes = error.cause === undefined ? [error] : [error, error.cause]
+          const value = `unreadable (${causes.map(messageOf).join(": ")})`
+          const expected = "a variable that the ConfigProvider can read"
+          return fail({ _tag: "InvalidArgument", argument: name, value, expected })
+        }
+      })
   )
 
 const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = {} }: NativeOptions) {
   const { enabled = true, maxBytes = 512 * 1024 ** 2 } = programCache
   if (!(maxBytes >= 0)) {
-    const expected = "0 or more"
-    return yield* fail({ _tag: "InvalidArgument", argument: "maxBytes", value: String(maxBytes), expected })
+    return yield* invalidArgument(operation, "maxBytes", maxBytes, "0 or more")
   }
-  const path = yield* variable("EFFECT_CUDA_NVRTC")
-  const configured = (yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env)
+  const { folder } = programCache
+  if (folder === "" || folder?.includes("\0")) {
+    return yield* invalidArgument(operation, "folder", folder, "the path of a folder")
+  }
+  const path = nvrtcPath ?? (yield* variable("EFFECT_CUDA_NVRTC"))
+  const configured = folder ?? ((yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env))
   const policy: CompilerPolicy = {
-    path: nvrtcPath ?? (path || undefined),
+    path: path || undefined,
     cache: enabled,
-    folder: programCache.folder ?? (configured === "off" ? undefined : configured),
+    folder: (folder === undefined && configured === "off") || configured === undefined
+      ? undefined
+      : resolve(configured),
     maxBytes
   }
   return policy
@@ -278,7 +295,7 @@ const readDevice = Effect.fnUntraced(function*(library: DriverLibrary, ordinal: 
   const { calls } = library
   const handles = new Int32Array(1)
   yield* check(library, "cuDeviceGet", calls.cuDeviceGet(handles, ordinal))
-  const handle = handles[0]!
+  const handle = handles[0]! as CUdevice
   const name = new Uint8Array(256)
   yield* check(library, "cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, handle))
   const uuid = new Uint8Array(16)
@@ -293,7 +310,7 @@ const readDevice = Effect.fnUntraced(function*(library: DriverLibrary, ordinal: 
     return Effect.as(check(library, "cuDeviceGetAttribute", status), value[0]!)
   }
   const properties: DeviceProperties = {
-    ordinal,
+    index: ordinal,
     name: readText(name),
     uuid: formatUuid(uuid),
     computeCapability: {

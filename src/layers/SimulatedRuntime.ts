@@ -24,7 +24,7 @@ import type { FaultInjectionService } from "./FaultInjection.ts"
 import type { OperationName } from "./runtime/operations.ts"
 import { faultsEndContexts, inject, Injection } from "./shared/injection.ts"
 import * as Runtime from "./shared/Runtime.ts"
-import { SimulatedBackend } from "./simulated/backend.ts"
+import { SimulatedBackend } from "./simulated/Backend.ts"
 import { makeControl } from "./simulated/control.ts"
 import type { KernelValue, SimulatedKernel, SimulatedLaunch } from "./simulated/kernelFunctions.ts"
 import { resolve } from "./simulated/options.ts"
@@ -80,10 +80,10 @@ export type {
  * **Example** (A kernel that adds)
  *
  * ```ts
- * import { CudaKernel, SimulatedRuntime } from "effect-cuda"
+ * import { CudaParameter, SimulatedRuntime } from "effect-cuda"
  *
  * const add = SimulatedRuntime.kernel({
- *   parameters: [CudaKernel.pointer, CudaKernel.input, CudaKernel.i32],
+ *   parameters: [CudaParameter.pointer, CudaParameter.input, CudaParameter.i32],
  *   cost: "20 micros",
  *   run: ({ args: [to, from, count] }) => {
  *     const [sum, other] = [to.view(Float32Array), from.view(Float32Array)]
@@ -102,7 +102,7 @@ export const kernel = <const Parameters extends ReadonlyArray<ParameterKind>>(
 ): SimulatedKernel<Parameters> => definition
 
 /**
- * What a simulated device is like. Everything has a default: together, a data centre GPU with little memory.
+ * Options for a simulated device. The defaults describe a data centre GPU with little memory.
  *
  * @category options
  * @since 0.1.0
@@ -132,7 +132,7 @@ export interface SimulatedDeviceOptions {
 }
 
 /**
- * The simulated machine.
+ * Options for the simulated machine.
  *
  * @category options
  * @since 0.1.0
@@ -250,7 +250,7 @@ export interface SimulatedControlService extends FaultInjectionService {
  * @since 0.1.0
  */
 export class SimulatedControl extends Context.Service<SimulatedControl, SimulatedControlService>()(
-  "effect-cuda/layers/SimulatedRuntime/SimulatedControl"
+  "effect-cuda/SimulatedRuntime/SimulatedControl"
 ) {}
 
 /**

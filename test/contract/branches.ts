@@ -29,7 +29,7 @@ const busyHere = (millis: number) =>
 /** Runs a test on a stream of its own, in a scope that leaves nothing; the pool's streams are there already. */
 const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
-    for (const { ordinal: device } of yield* CudaDevice.all) {
+    for (const { index: device } of yield* CudaDevice.all) {
       for (const priority of ["low", "high"] as const) {
         yield* CudaBranch.all(Array.from({ length: 32 }, () => Effect.void), { device, priority })
       }
@@ -230,7 +230,7 @@ export const branchContract = (rig: Rig): void =>
           const [far] = yield* CudaBranch.all([
             Effect.gen(function*() {
               const buffer = yield* CudaMemory.allocate(4096)
-              assert.strictEqual((yield* CudaDevice.current).ordinal, 1)
+              assert.strictEqual((yield* CudaDevice.current).index, 1)
               yield* CudaMemory.copy(buffer, device)
               yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 4095), 9)
               return buffer
@@ -413,7 +413,7 @@ export const dependencyContract = (rig: Rig): void =>
         yield* busy.enqueue(right, 60)
         const both = yield* CudaDependency.make([left, right])
         yield* busy.enqueue(left, 300)
-        yield* CudaDependency.reached(both)
+        yield* CudaDependency.synchronize(both)
         assert.isTrue(yield* CudaStream.query(right))
         assert.isFalse(yield* CudaStream.query(left))
       })))
@@ -426,11 +426,11 @@ export const dependencyContract = (rig: Rig): void =>
         yield* busy.enqueue(quick, 20)
         const [late, early] = [yield* CudaDependency.make([slow]), yield* CudaDependency.make([quick])]
         const winner = yield* Effect.raceFirst(
-          Effect.as(CudaDependency.reached(late), "slow"),
-          Effect.as(CudaDependency.reached(early), "quick")
+          Effect.as(CudaDependency.synchronize(late), "slow"),
+          Effect.as(CudaDependency.synchronize(early), "quick")
         )
         assert.strictEqual(winner, "quick")
-        const [took, timed] = yield* Effect.timed(Effect.exit(Effect.timeout(CudaDependency.reached(late), 10)))
+        const [took, timed] = yield* Effect.timed(Effect.exit(Effect.timeout(CudaDependency.synchronize(late), 10)))
         assert.isTrue(Exit.isFailure(timed))
         assert.isBelow(Duration.toMillis(took), 150)
       })))
@@ -439,7 +439,7 @@ export const dependencyContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const none = yield* CudaDependency.make([])
         assert.isTrue(yield* CudaDependency.query(none))
-        yield* CudaDependency.reached(none)
+        yield* CudaDependency.synchronize(none)
         yield* none.pipe(CudaDependency.wait())
       })))
 
@@ -468,7 +468,7 @@ export const dependencyContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make()
         const dependency = yield* CudaDependency.make([gone])
         yield* failsWith(CudaDependency.wait(dependency, stream), "ResourceReleased")
-        yield* failsWith(CudaDependency.reached(dependency), "ResourceReleased")
+        yield* failsWith(CudaDependency.synchronize(dependency), "ResourceReleased")
         yield* failsWith(CudaDependency.query(dependency), "ResourceReleased")
         const closed = yield* Effect.scoped(CudaStream.make())
         yield* failsWith(CudaDependency.make([closed]), "ResourceReleased")

@@ -24,7 +24,7 @@ const moveRows = (
   to: Uint8Array,
   from: Uint8Array,
   at: { readonly to: number; readonly toPitch: number; readonly from: number; readonly fromPitch: number },
-  size: CudaMemory.RowsSize
+  size: CudaMemory.Size2D
 ): void => {
   for (let row = 0; row < size.height; row++) {
     const start = at.from + row * at.fromPitch
@@ -92,7 +92,7 @@ export const copyContract = (rig: Rig): void => {
         host.bytes.set(makeBytes(34 * mebi, 3))
         const size = { width: 999, height: 34_000 }
         const at = { to: 5, toPitch: 1000, from: 0, fromPitch: 1048 }
-        yield* CudaMemory.fill(device, 0, { stream })
+        yield* CudaMemory.fill(device, 0, stream)
         yield* CudaMemory.copy2D(
           device.pipe(CudaMemory.slice(at.to), CudaMemory.rows(at.toPitch)),
           host.pipe(CudaMemory.rows(at.fromPitch)),
@@ -215,14 +215,14 @@ export const copyContract = (rig: Rig): void => {
         const [first, second] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
         const device = yield* CudaMemory.allocate(64, { ordered: true })
         const host = yield* CudaMemory.allocateHost(64, { ordered: true })
-        yield* CudaMemory.fill(device, 4, { stream: first })
+        yield* CudaMemory.fill(device, 4, first)
         const [low, high] = [0, 32].map((offset) => ({
           destination: CudaMemory.slice(host, offset, 32),
           source: CudaMemory.slice(device, offset, 32)
         }))
         yield* CudaMemory.copyBatch([low!, high!], second)
-        yield* CudaMemory.fill(device, 5, { stream: first })
-        yield* CudaMemory.settled(host)
+        yield* CudaMemory.fill(device, 5, first)
+        yield* CudaMemory.synchronize(host)
         assert.isTrue(host.bytes.every((byte) => byte === 4))
       })))
 

@@ -12,14 +12,14 @@ import type { Rig } from "../support/Rig.ts"
 
 export const deviceContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("devices", (it) => {
-    it.effect("are counted, listed and got by ordinal", () =>
+    it.effect("are counted, listed and got by index", () =>
       Effect.gen(function*() {
         const devices = yield* CudaDevice.all
         assert.strictEqual(devices.length, rig.deviceCount)
         assert.strictEqual(yield* CudaDevice.count, rig.deviceCount)
-        for (const [ordinal, device] of devices.entries()) {
-          assert.strictEqual(yield* CudaDevice.get(ordinal), device)
-          assert.strictEqual(device.ordinal, ordinal)
+        for (const [index, device] of devices.entries()) {
+          assert.strictEqual(yield* CudaDevice.get(index), device)
+          assert.strictEqual(device.index, index)
         }
       }))
 
@@ -56,17 +56,17 @@ export const deviceContract = (rig: Rig): void =>
         assert.isBelow(range.greatest, 0)
       }))
 
-    for (const ordinal of [-1, 99, 0.5, Number.NaN]) {
-      it.effect(`there is no device ${ordinal}`, () =>
+    for (const index of [-1, 99, 0.5, Number.NaN]) {
+      it.effect(`there is no device ${index}`, () =>
         leavesNothing(Effect.gen(function*() {
-          yield* refuses(CudaDevice.get(ordinal), "device")
-          yield* refuses(CudaDevice.memoryInfo(ordinal), "device")
-          yield* refuses(CudaDevice.synchronize(ordinal), "device")
-          yield* refuses(CudaDevice.canAccessPeer(0, ordinal), "peer")
-          yield* refuses(CudaDevice.withDevice(Effect.void, ordinal), "device")
-          yield* refuses(CudaStream.make({ device: ordinal }), "device")
-          yield* refuses(CudaStream.fromPool({ device: ordinal }), "device")
-          yield* refuses(CudaStream.defaultStream({ device: ordinal }), "device")
+          yield* refuses(CudaDevice.get(index), "device")
+          yield* refuses(CudaDevice.memoryInfo(index), "device")
+          yield* refuses(CudaDevice.synchronize(index), "device")
+          yield* refuses(CudaDevice.canAccessPeer(0, index), "peer")
+          yield* refuses(CudaDevice.withDevice(Effect.void, index), "device")
+          yield* refuses(CudaStream.make({ device: index }), "device")
+          yield* refuses(CudaStream.fromPool({ device: index }), "device")
+          yield* refuses(CudaStream.defaultStream({ device: index }), "device")
         })))
     }
 
@@ -76,19 +76,19 @@ export const deviceContract = (rig: Rig): void =>
     it.effect("the current device is a region's and restored on every exit", () =>
       Effect.gen(function*() {
         const last = rig.deviceCount - 1
-        const ordinal = Effect.map(CudaDevice.current, (device) => device.ordinal)
-        assert.strictEqual(yield* ordinal, 0)
+        const index = Effect.map(CudaDevice.current, (device) => device.index)
+        assert.strictEqual(yield* index, 0)
         const nested = Effect.gen(function*() {
-          assert.strictEqual(yield* ordinal, last)
-          assert.strictEqual(yield* CudaDevice.withDevice(ordinal, 0), 0)
-          assert.strictEqual(yield* ordinal, last)
+          assert.strictEqual(yield* index, last)
+          assert.strictEqual(yield* CudaDevice.withDevice(index, 0), 0)
+          assert.strictEqual(yield* index, last)
         })
         yield* CudaDevice.withDevice(nested, last)
         yield* Effect.exit(CudaDevice.withDevice(Effect.fail("no"), last))
-        assert.strictEqual(yield* ordinal, 0)
+        assert.strictEqual(yield* index, 0)
         const fiber = yield* Effect.forkChild(CudaDevice.withDevice(Effect.never, last), { startImmediately: true })
         fiber.interruptUnsafe()
-        assert.strictEqual(yield* ordinal, 0)
+        assert.strictEqual(yield* index, 0)
       }))
 
     it.effect("synchronize waits for nothing on an idle device", () => CudaDevice.synchronize())

@@ -3,7 +3,7 @@
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaMemory, CudaStream } from "effect-cuda"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -28,7 +28,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         const host = yield* CudaMemory.allocateHost(64)
         host.bytes.fill(0)
         yield* work(100)
-        yield* CudaMemory.fill(device, 8, { stream })
+        yield* CudaMemory.fill(device, 8, stream)
         yield* CudaMemory.copy(host, device, stream)
         const fiber = yield* CudaStream.launchHostFunction(stream, Effect.sync(() => host.bytes[63]))
         assert.strictEqual(host.bytes[63], 0)
@@ -51,7 +51,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         yield* work(5)
         const bytes = new Uint8Array(64)
         const again = Effect.gen(function*() {
-          yield* CudaMemory.fill(device, 3, { stream })
+          yield* CudaMemory.fill(device, 3, stream)
           yield* CudaMemory.download(bytes, device, stream)
           yield* CudaStream.synchronize(stream)
         })

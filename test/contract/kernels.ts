@@ -2,10 +2,10 @@
  * Kernels: what they are given and in which order they run, what modules and launches refuse, and what is left of them.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaDevice, CudaKernel, CudaMemory, CudaStream } from "effect-cuda"
+import { CudaDevice, CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaStream } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
@@ -14,7 +14,7 @@ import { brokenProgram, clusterProgram, every, offsetsOf, program, signatures } 
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
-const loaded = Effect.flatMap(program, (made) => CudaKernel.load(made))
+const loaded = Effect.flatMap(program, (made) => CudaModule.load(made))
 
 const kernel = <Name extends keyof typeof signatures>(name: Name) =>
   Effect.flatMap(loaded, (module) => CudaKernel.get(module, name, signatures[name]))
@@ -149,7 +149,7 @@ export const kernelContract = (rig: Rig): void =>
         const to = yield* buffer(16)
         yield* CudaMemory.fill(to, 0)
         yield* CudaKernel.launch(put, one, [CudaMemory.slice(to, 4), 7])
-        yield* CudaKernel.launch(put, one, [CudaKernel.address(to.address + 12), 8])
+        yield* CudaKernel.launch(put, one, [CudaParameter.address(to.address + 12), 8])
         assert.deepStrictEqual(yield* wordsOf(to), [0, 7, 0, 8])
       })))
 
@@ -209,7 +209,7 @@ export const kernelContract = (rig: Rig): void =>
         const { enqueue } = yield* Busy
         const [first, second, third] = yield* Effect.all([CudaStream.make(), CudaStream.make(), CudaStream.make()])
         const [to, from] = yield* Effect.all([buffer(4, { ordered: true }), buffer(4, { ordered: true })])
-        yield* CudaMemory.fill(to, 0, { stream: first })
+        yield* CudaMemory.fill(to, 0, first)
         yield* enqueue(first, 50)
         yield* CudaKernel.launch(put, one, [from, 0x3f800000], first) // 1
         yield* CudaKernel.launch(add, one, [to, from, 1], second)
@@ -218,7 +218,7 @@ export const kernelContract = (rig: Rig): void =>
         assert.isFalse(yield* CudaStream.query(third))
         const host = yield* CudaMemory.allocateHost(4, { ordered: true })
         yield* CudaMemory.copy(host, to, second)
-        yield* CudaMemory.settled(host)
+        yield* CudaMemory.synchronize(host)
         assert.strictEqual(CudaMemory.view(host, Float32Array)[0], 3)
       })))
 
@@ -247,7 +247,7 @@ export const kernelContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const module = yield* loaded
         const bump = yield* CudaKernel.get(module, "bump", signatures.bump)
-        const counter = yield* CudaKernel.global(module, "counter")
+        const counter = yield* CudaModule.global(module, "counter")
         const to = yield* buffer(4)
         assert.strictEqual(counter.byteLength, 4)
         assert.deepStrictEqual(yield* wordsOf(counter), [5])
@@ -256,15 +256,15 @@ export const kernelContract = (rig: Rig): void =>
         yield* CudaMemory.upload(counter, Uint32Array.of(41))
         yield* CudaKernel.launch(bump, one, [to])
         assert.deepStrictEqual([yield* wordsOf(to), yield* wordsOf(counter)], [[42], [42]])
-        const again = yield* module.pipe(CudaKernel.global("counter"))
+        const again = yield* module.pipe(CudaModule.global("counter"))
         assert.strictEqual(again.address, counter.address)
-        yield* failsWith(CudaKernel.global(module, "missing"), "NotFound")
+        yield* failsWith(CudaModule.global(module, "missing"), "NotFound")
       })))
 
     it.effect("each module has its own variables", () =>
       leavesNothing(Effect.gen(function*() {
         const [one, other] = yield* Effect.all([loaded, loaded])
-        const [first, second] = [yield* CudaKernel.global(one, "counter"), yield* CudaKernel.global(other, "counter")]
+        const [first, second] = [yield* CudaModule.global(one, "counter"), yield* CudaModule.global(other, "counter")]
         yield* CudaMemory.fill(first, 0)
         assert.deepStrictEqual([yield* wordsOf(first), yield* wordsOf(second)], [[0], [5]])
       })))
@@ -280,13 +280,13 @@ export const kernelContract = (rig: Rig): void =>
     it.effect("parameters that are not the kernel's are refused", () =>
       leavesNothing(Effect.gen(function*() {
         const module = yield* loaded
-        const get = (...parameters: ReadonlyArray<CudaKernel.ParameterKind>) =>
+        const get = (...parameters: ReadonlyArray<CudaParameter.ParameterKind>) =>
           CudaKernel.get(module, "put", parameters)
-        yield* refuses(get(CudaKernel.output), "parameters")
-        yield* refuses(get(CudaKernel.output, CudaKernel.u32, CudaKernel.u32), "parameters")
-        yield* refuses(get(CudaKernel.output, CudaKernel.u64), "parameters[1]")
-        yield* refuses(get(CudaKernel.u32, CudaKernel.u32), "parameters[0]")
-        yield* get(CudaKernel.u64, CudaKernel.f32)
+        yield* refuses(get(CudaParameter.output), "parameters")
+        yield* refuses(get(CudaParameter.output, CudaParameter.u32, CudaParameter.u32), "parameters")
+        yield* refuses(get(CudaParameter.output, CudaParameter.u64), "parameters[1]")
+        yield* refuses(get(CudaParameter.u32, CudaParameter.u32), "parameters[0]")
+        yield* get(CudaParameter.u64, CudaParameter.f32)
       })))
 
     it.effect("arguments that are not of their kind are refused by name", () =>
@@ -294,7 +294,7 @@ export const kernelContract = (rig: Rig): void =>
         const module = yield* loaded
         const loose: CudaKernel.CudaKernel = yield* CudaKernel.get(module, "add", signatures.add)
         const to = yield* buffer(4)
-        const launch = (...args: ReadonlyArray<CudaKernel.KernelArgument>) => CudaKernel.launch(loose, one, args)
+        const launch = (...args: ReadonlyArray<CudaParameter.KernelArgument>) => CudaKernel.launch(loose, one, args)
         yield* refuses(launch(to, to), "arguments")
         yield* refuses(launch(to, to, 1, 1), "arguments")
         yield* refuses(launch(to, null, 1), "arguments[1]")
@@ -348,7 +348,7 @@ export const kernelContract = (rig: Rig): void =>
         yield* failsWith(CudaKernel.launch(stale, one, [to, 1]), "ResourceReleased")
         yield* failsWith(CudaKernel.attribute(stale, "numRegs"), "ResourceReleased")
         yield* failsWith(CudaKernel.get(stale.module, "put", signatures.put), "ResourceReleased")
-        yield* failsWith(CudaKernel.global(stale.module, "counter"), "ResourceReleased")
+        yield* failsWith(CudaModule.global(stale.module, "counter"), "ResourceReleased")
         const { runtime } = yield* SimulatedRuntime.make()
         const elsewhere = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
           Effect.provideService(effect, CudaRuntime, runtime)
@@ -361,7 +361,7 @@ export const kernelContract = (rig: Rig): void =>
 
     it.effect("a variable's memory goes with its module", () =>
       leavesNothing(Effect.gen(function*() {
-        const counter = yield* Effect.scoped(Effect.flatMap(loaded, CudaKernel.global("counter")))
+        const counter = yield* Effect.scoped(Effect.flatMap(loaded, CudaModule.global("counter")))
         yield* failsWith(CudaMemory.fill(counter, 0), "ResourceReleased")
       })))
 
@@ -416,7 +416,9 @@ export const kernelContract = (rig: Rig): void =>
 
     it.effect("cooperative and programmatic launches run", (context) =>
       Effect.gen(function*() {
-        if ((yield* CudaDevice.attribute("computeCapabilityMajor")) < 9) return context.skip()
+        if ((yield* CudaDevice.attribute("computeCapabilityMajor")) < 9) {
+          return context.skip()
+        }
         yield* leavesNothing(Effect.gen(function*() {
           const [put, sizes] = yield* Effect.all([kernel("put"), kernel("sizes")])
           const to = yield* buffer(28)
@@ -432,16 +434,19 @@ export const kernelContract = (rig: Rig): void =>
     it.effect("clusters have the size that was asked for, where there are clusters", (context) =>
       Effect.gen(function*() {
         const kernels = yield* clusterProgram
-        if ((yield* CudaDevice.attribute("computeCapabilityMajor")) < 9) return context.skip()
+        if ((yield* CudaDevice.attribute("computeCapabilityMajor")) < 9) {
+          return context.skip()
+        }
         yield* leavesNothing(Effect.gen(function*() {
-          const clusters = yield* CudaKernel.get(yield* CudaKernel.load(kernels), "clusters", signatures.clusters)
+          const clusters = yield* CudaKernel.get(yield* CudaModule.load(kernels), "clusters", signatures.clusters)
           const to = yield* buffer(12)
           const config = { grid: [8, 2], block: 32, cluster: [4, 2] } as const
           yield* CudaKernel.launch(clusters, config, [to])
           assert.deepStrictEqual(yield* wordsOf(to), [4, 2, 1])
           assert.isAtLeast(yield* CudaKernel.activeClusters(clusters, config), 1)
           assert.isAtLeast(yield* CudaKernel.maxClusterSize(clusters, config), 8)
-          const launch = (config: CudaKernel.LaunchConfig) => CudaKernel.launch(clusters, config, [to])
+          const launch = (config: CudaKernel.LaunchConfig) =>
+            CudaKernel.launch(clusters, config, [to])
           yield* refuses(launch({ grid: 9, block: 32, cluster: 4 }), "grid.x")
           yield* refuses(launch({ grid: 8, block: 32, cluster: 0 }), "cluster.x")
           yield* refuses(launch({ grid: 64, block: 32, cluster: 32 }), "cluster.x")
@@ -461,7 +466,7 @@ export const kernelContract = (rig: Rig): void =>
     if (rig.name === "native") {
       it.effect("PTX that does not compile fails with what the driver says of it", () =>
         leavesNothing(Effect.gen(function*() {
-          const error = yield* Effect.flip(Effect.flatMap(brokenProgram, (broken) => CudaKernel.load(broken)))
+          const error = yield* Effect.flip(Effect.flatMap(brokenProgram, (broken) => CudaModule.load(broken)))
           assert.strictEqual(error.reason._tag, "InvalidPtx")
           assert.match(error.log ?? "", /line 8/)
           assert.include(error.message, error.log ?? "no log")

@@ -26,7 +26,7 @@ export const lifetimeContract = (rig: Rig): void => {
           const stream = yield* CudaStream.make()
           const device = yield* CudaMemory.allocate(64)
           yield* busy.enqueue(stream, 30)
-          yield* CudaMemory.fill(device, 3, { stream })
+          yield* CudaMemory.fill(device, 3, stream)
           yield* CudaMemory.copy(host, device, stream)
         }))
         assert.isTrue(host.bytes.every((byte) => byte === 3))
@@ -76,7 +76,7 @@ export const lifetimeContract = (rig: Rig): void => {
           CudaStream.waitStream(own.stream, foreign.stream),
           CudaMemory.copy(own.device, foreign.host),
           CudaMemory.copy(foreign.device, own.host, foreign.stream),
-          CudaMemory.fill(own.device, 0, { stream: foreign.stream }),
+          CudaMemory.fill(own.device, 0, foreign.stream),
           CudaEvent.elapsedTime(own.timed, foreign.timed)
         ]
         yield* Effect.forEach(mixed, (use) => failsWith(use, "ForeignResource"))
@@ -110,7 +110,7 @@ export const lifetimeContract = (rig: Rig): void => {
         const left = yield* Scope.provide(Effect.provideContext(everything, context), leaked)
         const wrapped = yield* Effect.provideContext(CudaStream.fromHandle(left.stream.handle), context)
         yield* Context.get(context, Busy).enqueue(left.stream, 30)
-        yield* CudaMemory.fill(left.device, 1, { stream: left.stream })
+        yield* CudaMemory.fill(left.device, 1, left.stream)
         yield* CudaEvent.record(left.event, left.stream)
         const waiting = yield* Effect.forkChild(Effect.exit(CudaEvent.synchronize(left.event)), {
           startImmediately: true
@@ -201,8 +201,8 @@ const uses = (own: Everything, other: Everything): ReadonlyArray<Effect.Effect<u
   CudaMemory.copy(other.device, own.host, other.stream),
   CudaMemory.copy(other.host, own.device, other.stream),
   CudaMemory.copy(other.device, other.host, own.stream),
-  CudaMemory.fill(own.device, 1, { stream: other.stream }),
-  CudaMemory.fill(other.device, 1, { stream: own.stream }),
+  CudaMemory.fill(own.device, 1, other.stream),
+  CudaMemory.fill(other.device, 1, own.stream),
   CudaMemory.upload(own.device, new Uint8Array(64), other.stream),
   CudaMemory.download(new Uint8Array(64), own.device, other.stream)
 ]

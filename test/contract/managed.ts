@@ -2,9 +2,9 @@
  * Managed memory: used by devices and the host alike.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaKernel, CudaMemory, CudaStream } from "effect-cuda"
+import { CudaKernel, CudaMemory, CudaModule, CudaStream } from "effect-cuda"
 import type { DeviceBuffer, ManagedBuffer } from "effect-cuda/CudaMemory"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
@@ -20,7 +20,7 @@ export const managedContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make()
         const managed = yield* CudaMemory.allocateManaged(3 * mebi)
         assert.isTrue(CudaMemory.isManagedBuffer(managed))
-        yield* CudaMemory.fill(managed, 0x01020304, { bits: 32, stream })
+        yield* CudaMemory.fill32(managed, 0x01020304, stream)
         yield* CudaStream.synchronize(stream)
         assert.isTrue(CudaMemory.view(managed, Uint32Array).every((word) => word === 0x01020304))
         managed.bytes.fill(7)
@@ -53,7 +53,7 @@ export const managedContract = (rig: Rig): void =>
         yield* CudaMemory.advise(managed, { accessedBy: "host" })
         managed.bytes.fill(1)
         yield* CudaMemory.prefetch(managed, 0, stream)
-        yield* CudaMemory.fill(CudaMemory.slice(managed, mebi, mebi), 2, { stream })
+        yield* CudaMemory.fill(CudaMemory.slice(managed, mebi, mebi), 2, stream)
         yield* managed.pipe(CudaMemory.prefetch("host", stream))
         yield* CudaStream.synchronize(stream)
         assert.deepStrictEqual([mebi - 1, mebi, 2 * mebi - 1, 2 * mebi].map((at) => managed.bytes[at]), [1, 2, 2, 1])
@@ -66,7 +66,7 @@ export const managedContract = (rig: Rig): void =>
     it.effect("is an argument of kernels", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
-        const module = yield* CudaKernel.load(yield* program)
+        const module = yield* CudaModule.load(yield* program)
         const put = yield* CudaKernel.get(module, "put", signatures.put)
         const managed = yield* CudaMemory.allocateManaged(4)
         yield* CudaKernel.launch(put, { grid: 1, block: 1 }, [managed, 77], stream)
@@ -90,12 +90,12 @@ export const managedContract = (rig: Rig): void =>
         const managed = yield* CudaMemory.allocateManaged(4096, { ordered: true })
         const host = yield* CudaMemory.allocateHost(4096)
         yield* (yield* Busy).enqueue(first, 10)
-        yield* CudaMemory.fill(managed, 3, { stream: first })
+        yield* CudaMemory.fill(managed, 3, first)
         yield* CudaMemory.prefetch(managed, "host", second)
         yield* CudaMemory.copy(host, managed, second)
         yield* CudaStream.synchronize(second)
         assert.strictEqual(host.bytes[4095], 3)
-        yield* CudaMemory.settled(managed)
+        yield* CudaMemory.synchronize(managed)
       })))
 
     it.effect("shows nothing once it is released, and what was seen before stays readable", () =>
@@ -145,9 +145,9 @@ export const managedContract = (rig: Rig): void =>
           const managed = yield* CudaMemory.allocateManaged(mebi, { device: 0 })
           const far = yield* CudaMemory.allocate(mebi, { device: 1 })
           const stream = yield* CudaStream.make({ device: 1 })
-          yield* CudaMemory.fill(managed, 6, { stream })
+          yield* CudaMemory.fill(managed, 6, stream)
           yield* CudaMemory.copy(far, managed, stream)
-          yield* CudaMemory.fill(managed, 0, { stream })
+          yield* CudaMemory.fill(managed, 0, stream)
           yield* CudaMemory.prefetch(managed, 1, stream)
           yield* CudaMemory.copy(managed, far, stream)
           yield* CudaStream.synchronize(stream)

@@ -56,7 +56,7 @@ export const memoryContract = (rig: Rig): void =>
         const device = yield* CudaMemory.allocate(33 * mebi)
         const bytes = pattern(33 * mebi)
         host.bytes.set(bytes)
-        yield* CudaMemory.fill(device, 0, { stream })
+        yield* CudaMemory.fill(device, 0, stream)
         const middle = CudaMemory.slice(CudaMemory.slice(device, mebi), 5, 31 * mebi)
         yield* CudaMemory.copy(middle, CudaMemory.slice(host, 3, 31 * mebi), stream)
         yield* CudaMemory.copy(CudaMemory.slice(device, 0, 100), CudaMemory.slice(device, mebi + 5, 100), stream)
@@ -72,10 +72,10 @@ export const memoryContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const device = yield* CudaMemory.allocate(64)
-        yield* CudaMemory.fill(device, 0, { stream })
-        yield* device.pipe(CudaMemory.fill(0xab, { stream }))
-        yield* CudaMemory.fill(CudaMemory.slice(device, 2, 6), 0x1234, { bits: 16, stream })
-        yield* CudaMemory.fill(CudaMemory.slice(device, 8, 16), 0xdeadbeef, { bits: 32, stream })
+        yield* CudaMemory.fill(device, 0, stream)
+        yield* device.pipe(CudaMemory.fill(0xab, stream))
+        yield* CudaMemory.fill16(CudaMemory.slice(device, 2, 6), 0x1234, stream)
+        yield* CudaMemory.fill32(CudaMemory.slice(device, 8, 16), 0xdeadbeef, stream)
         const bytes = new Uint8Array(64)
         yield* CudaMemory.download(bytes, device, stream)
         const expected = new Uint8Array(64).fill(0xab)
@@ -213,11 +213,13 @@ export const memoryContract = (rig: Rig): void =>
         yield* refuses(CudaMemory.fill(device, 256), "value")
         yield* refuses(CudaMemory.fill(device, -1), "value")
         yield* refuses(CudaMemory.fill(device, 0.5), "value")
-        yield* refuses(CudaMemory.fill(device, 65_536, { bits: 16 }), "value")
-        yield* refuses(CudaMemory.fill(device, 2 ** 32, { bits: 32 }), "value")
-        yield* refuses(CudaMemory.fill(device, 0, { bits: 64 as 32 }), "bits")
-        yield* refuses(CudaMemory.fill(slice(device, 1, 4), 0, { bits: 16 }), "destination.offset")
-        yield* refuses(CudaMemory.fill(slice(device, 0, 6), 0, { bits: 32 }), "destination.byteLength")
+        yield* refuses(CudaMemory.fill16(device, 65_536), "value")
+        yield* refuses(CudaMemory.fill32(device, 2 ** 32), "value")
+        const { runtime } = device
+        const whole = { memory: device.ref, offset: 0, byteLength: 64 }
+        yield* refuses(runtime.memoryFill(whole, 0, 64 as 32, yield* runtime.streamDefault(0, "legacy")), "bits")
+        yield* refuses(CudaMemory.fill16(slice(device, 1, 4), 0), "destination.offset")
+        yield* refuses(CudaMemory.fill32(slice(device, 0, 6), 0), "destination.byteLength")
         yield* refuses(CudaMemory.fill(slice(device, 0, 65), 0), "destination.byteLength")
         const forced = host.runtime.memoryFill(
           { memory: host.ref, offset: 0, byteLength: 8 },
@@ -250,6 +252,6 @@ export const memoryContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make({ device: 1 })
         const [device, host] = [yield* CudaMemory.allocate(64, { device: 0 }), yield* CudaMemory.allocateHost(64)]
         yield* failsWith(CudaMemory.copy(device, host, stream), "DeviceMismatch")
-        yield* failsWith(CudaMemory.fill(device, 0, { stream }), "DeviceMismatch")
+        yield* failsWith(CudaMemory.fill(device, 0, stream), "DeviceMismatch")
       })))
   })

@@ -3,7 +3,7 @@
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaBranch, CudaDevice, CudaMemory, CudaMemoryPool, CudaStream } from "effect-cuda"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
@@ -18,17 +18,17 @@ export const memoryPoolContract = (rig: Rig): void =>
     it.effect("tell what they hold and what of it is used", () =>
       leavesNothing(Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
-        const nothing = { reservedBytes: 0, reservedBytesHigh: 0, usedBytes: 0, usedBytesHigh: 0 }
+        const nothing = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
         assert.deepStrictEqual(yield* CudaMemoryPool.statistics(pool), nothing)
         yield* Effect.scoped(CudaMemory.allocate(32 * mebi, { pool }))
         yield* CudaMemoryPool.trim(pool, { keepBytes: 64 * mebi })
         const after = yield* CudaMemoryPool.statistics(pool)
         assert.strictEqual(after.usedBytes, 0)
-        assert.strictEqual(after.usedBytesHigh, 32 * mebi)
+        assert.strictEqual(after.usedHighWater, 32 * mebi)
         assert.isAtLeast(after.reservedBytes, 32 * mebi)
         yield* CudaMemoryPool.trim(pool)
         assert.strictEqual((yield* CudaMemoryPool.statistics(pool)).reservedBytes, 0)
-        yield* CudaMemoryPool.resetHigh(pool)
+        yield* CudaMemoryPool.resetHighWater(pool)
         assert.deepStrictEqual(yield* CudaMemoryPool.statistics(pool), nothing)
       })))
 
@@ -48,7 +48,7 @@ export const memoryPoolContract = (rig: Rig): void =>
         yield* pool.pipe(CudaMemoryPool.setReleaseThreshold(0))
         yield* Effect.scoped(Effect.flatMap(
           CudaMemory.allocate(32 * mebi, { pool }),
-          (buffer) => CudaMemory.fill(buffer, 1, { stream })
+          (buffer) => CudaMemory.fill(buffer, 1, stream)
         ))
         yield* CudaStream.synchronize(stream)
         yield* CudaMemoryPool.trim(pool, { keepBytes: 0 })
@@ -62,14 +62,14 @@ export const memoryPoolContract = (rig: Rig): void =>
         const pool = yield* Scope.provide(CudaMemoryPool.make(), own)
         const buffer = yield* CudaMemory.allocate(mebi, { pool })
         yield* Scope.close(own, Exit.void)
-        yield* CudaMemory.fill(buffer, 7, { stream })
+        yield* CudaMemory.fill(buffer, 7, stream)
         const bytes = new Uint8Array(mebi)
         yield* CudaMemory.download(bytes, buffer, stream)
         assert.isTrue(bytes.every((byte) => byte === 7))
         yield* failsWith(CudaMemory.allocate(8, { pool }), "ResourceReleased")
         yield* failsWith(CudaMemoryPool.statistics(pool), "ResourceReleased")
         yield* failsWith(CudaMemoryPool.trim(pool), "ResourceReleased")
-        yield* failsWith(CudaMemoryPool.resetHigh(pool), "ResourceReleased")
+        yield* failsWith(CudaMemoryPool.resetHighWater(pool), "ResourceReleased")
         yield* failsWith(CudaMemoryPool.setReleaseThreshold(pool, 0), "ResourceReleased")
       })))
 
@@ -144,7 +144,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         for (let round = 0; round < 10; round++) {
           yield* Effect.scoped(Effect.gen(function*() {
             const scratch = yield* CudaMemory.allocate(mebi, { stream })
-            yield* CudaMemory.fill(scratch, round, { stream })
+            yield* CudaMemory.fill(scratch, round, stream)
             yield* CudaMemory.copy(target, scratch, stream)
           }))
         }
@@ -161,7 +161,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         for (let round = 0; round < 5; round++) {
           yield* Effect.scoped(Effect.flatMap(
             CudaMemory.allocate(48 * mebi, { pool, stream }),
-            (scratch) => CudaMemory.fill(scratch, round, { stream })
+            (scratch) => CudaMemory.fill(scratch, round, stream)
           ))
         }
         assert.isFalse(yield* CudaStream.query(stream))
@@ -180,7 +180,7 @@ export const streamOrderedContract = (rig: Rig): void =>
             yield* CudaMemory.allocate(64, { stream })
           ]
           for (const [index, other] of others.entries()) {
-            yield* CudaMemory.fill(buffers[index]!, index + 1, { stream: other })
+            yield* CudaMemory.fill(buffers[index]!, index + 1, other)
             yield* CudaMemory.copy(targets[index]!, buffers[index]!, other)
             assert.isFalse(yield* CudaStream.query(other))
           }
@@ -194,7 +194,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         const own = yield* Scope.make()
         const stream = yield* Scope.provide(CudaStream.make(), own)
         const buffer = yield* CudaMemory.allocate(64, { stream })
-        yield* CudaMemory.fill(buffer, 3, { stream })
+        yield* CudaMemory.fill(buffer, 3, stream)
         yield* Scope.close(own, Exit.void)
         const bytes = new Uint8Array(64)
         yield* CudaMemory.download(bytes, buffer)
@@ -207,7 +207,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         const stream = yield* CudaStream.defaultStream()
         const other = yield* CudaStream.make()
         const buffer = yield* CudaMemory.allocate(64, { stream, ordered: true })
-        yield* CudaMemory.fill(buffer, 5, { stream })
+        yield* CudaMemory.fill(buffer, 5, stream)
         const host = yield* CudaMemory.allocateHost(64)
         yield* CudaMemory.copy(host, buffer, other)
         yield* CudaStream.synchronize(other)
@@ -219,8 +219,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make()
         const { free } = yield* CudaDevice.memoryInfo()
         const most = Math.floor(free * 0.6)
-        const touch = (buffer: CudaMemory.DeviceBuffer) =>
-          CudaMemory.fill(CudaMemory.slice(buffer, 0, 64), 1, { stream })
+        const touch = (buffer: CudaMemory.DeviceBuffer) => CudaMemory.fill(CudaMemory.slice(buffer, 0, 64), 1, stream)
         for (let round = 0; round < 3; round++) {
           yield* Effect.scoped(Effect.flatMap(CudaMemory.allocate(most, { stream }), touch))
           yield* Effect.scoped(Effect.flatMap(CudaMemory.allocate(most), touch))
@@ -235,7 +234,7 @@ export const streamOrderedContract = (rig: Rig): void =>
             Effect.scoped(Effect.gen(function*() {
               const stream = yield* CudaStream.current()
               const scratch = yield* CudaMemory.allocate(4096, { stream })
-              yield* CudaMemory.fill(scratch, round, { stream })
+              yield* CudaMemory.fill(scratch, round, stream)
               yield* CudaMemory.copy(host, scratch, stream)
             })))
           yield* CudaStream.synchronize(yield* CudaStream.current())

@@ -15,8 +15,8 @@ import type { Rig } from "../support/Rig.ts"
 const ordered = { ordered: true } as const
 
 /** Keeps a stream busy with work that uses memory. */
-const busyWith = (stream: Stream, millis: number, uses: CudaMemory.Accesses) =>
-  Effect.flatMap(Busy, (busy) => CudaMemory.access(busy.enqueue(stream, millis), uses, stream))
+const busyWith = (stream: Stream, millis: number, uses: CudaMemory.AccessOptions) =>
+  Effect.flatMap(Busy, (busy) => CudaMemory.access(busy.enqueue(stream, millis), { ...uses, stream }))
 
 const streams = (count: number) => Effect.replicateEffect(CudaStream.make(), count)
 
@@ -35,7 +35,7 @@ export const orderingContract = (rig: Rig): void =>
         yield* busyWith(one!, 30, { reads: [buffer] })
         yield* busyWith(two!, 60, { reads: [buffer] })
         yield* busyWith(three!, 1, { reads: [buffer] })
-        yield* CudaMemory.fill(buffer, 1, { stream: writer! })
+        yield* CudaMemory.fill(buffer, 1, writer!)
         yield* CudaStream.synchronize(one!)
         assert.isTrue(yield* isBusy(writer!))
         yield* CudaStream.synchronize(writer!)
@@ -49,7 +49,7 @@ export const orderingContract = (rig: Rig): void =>
         const host = yield* CudaMemory.allocateHost(64)
         host.bytes.fill(0)
         yield* busyWith(writer!, 20, { writes: [buffer] })
-        yield* CudaMemory.fill(buffer, 7, { stream: writer! })
+        yield* CudaMemory.fill(buffer, 7, writer!)
         yield* busyWith(slow!, 100, { reads: [buffer] })
         yield* CudaMemory.copy(host, buffer, quick!)
         yield* CudaStream.synchronize(quick!)
@@ -62,7 +62,7 @@ export const orderingContract = (rig: Rig): void =>
         const [slow, quick] = yield* streams(2)
         const buffer = yield* CudaMemory.allocate(64, ordered)
         yield* busyWith(slow!, 100, { writes: [CudaMemory.slice(buffer, 0, 32)] })
-        yield* CudaMemory.fill(CudaMemory.slice(buffer, 32), 1, { stream: quick! })
+        yield* CudaMemory.fill(CudaMemory.slice(buffer, 32), 1, quick!)
         yield* CudaStream.synchronize(quick!)
         assert.isTrue(yield* isBusy(slow!))
       })))
@@ -72,7 +72,7 @@ export const orderingContract = (rig: Rig): void =>
         const [slow, quick] = yield* streams(2)
         const buffer = yield* CudaMemory.allocate(64)
         yield* busyWith(slow!, 100, { writes: [buffer] })
-        yield* CudaMemory.fill(buffer, 1, { stream: quick! })
+        yield* CudaMemory.fill(buffer, 1, quick!)
         yield* CudaStream.synchronize(quick!)
         assert.isTrue(yield* isBusy(slow!))
       })))
@@ -87,11 +87,11 @@ export const orderingContract = (rig: Rig): void =>
           for (const stream of all) yield* busy.enqueue(stream, 5)
           for (let round = 0; round < 32; round++) {
             const on = (shift: number): Stream => all[(round * 3 + shift) % 4]!
-            yield* CudaMemory.fill(first, round, { stream: on(0) })
+            yield* CudaMemory.fill(first, round, on(0))
             yield* CudaMemory.copy(second, first, on(1))
             yield* CudaMemory.copy(CudaMemory.slice(host, round * 256, 256), second, on(2))
           }
-          yield* CudaMemory.settled(host)
+          yield* CudaMemory.synchronize(host)
           for (let round = 0; round < 32; round++) {
             assertBytes(host.bytes.subarray(round * 256, round * 256 + 256), round)
           }
@@ -106,7 +106,7 @@ export const orderingContract = (rig: Rig): void =>
           const host = yield* CudaMemory.allocateHost(64)
           const [from, to] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocate(64)]
           host.bytes.fill(1)
-          yield* CudaMemory.fill(from, 2, { stream: down! })
+          yield* CudaMemory.fill(from, 2, down!)
           yield* busy.enqueue(up!, 20)
           yield* CudaMemory.copy(to, host, up!)
           yield* CudaMemory.copy(host, from, down!)
@@ -142,11 +142,11 @@ export const orderingContract = (rig: Rig): void =>
         const host = yield* CudaMemory.allocateHost(64)
         const work = Effect.gen(function*() {
           yield* busy.enqueue(one!, 20)
-          yield* CudaMemory.fill(buffer, 5, { stream: one! })
+          yield* CudaMemory.fill(buffer, 5, one!)
           yield* CudaMemory.copy(host, buffer, two!)
-          yield* CudaMemory.fill(buffer, 6, { stream: one! })
+          yield* CudaMemory.fill(buffer, 6, one!)
         })
-        yield* CudaMemory.access(work, { writes: [buffer] }, one!)
+        yield* CudaMemory.access(work, { writes: [buffer], stream: one! })
         yield* CudaStream.synchronize(two!)
         assertBytes(host.bytes, 5)
       })))
@@ -164,30 +164,30 @@ export const orderingContract = (rig: Rig): void =>
             yield* Effect.yieldNow
             inside--
           })
-        const use = (stream: Stream) => CudaMemory.access(work(stream), { writes: [buffer] }, stream)
+        const use = (stream: Stream) => CudaMemory.access(work(stream), { writes: [buffer], stream })
         yield* Effect.forEach([...all, ...all], use, { concurrency: 3, discard: true })
-        yield* CudaMemory.settled(buffer)
+        yield* CudaMemory.synchronize(buffer)
         for (const stream of all) assert.isFalse(yield* isBusy(stream))
       })))
 
-    it.effect("settled waits for the uses alone, not for what else is on their streams", () =>
+    it.effect("synchronize waits for the uses alone, not for what else is on their streams", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [one, two] = yield* streams(2)
         const buffer = yield* CudaMemory.allocate(64, ordered)
-        yield* CudaMemory.settled(buffer)
+        yield* CudaMemory.synchronize(buffer)
         yield* busyWith(one!, 20, { reads: [buffer] })
         yield* busyWith(two!, 30, { reads: [buffer] })
         yield* busy.enqueue(one!, 200)
-        yield* CudaMemory.settled(CudaMemory.slice(buffer, 8, 8))
+        yield* CudaMemory.synchronize(CudaMemory.slice(buffer, 8, 8))
         assert.isFalse(yield* isBusy(two!))
         assert.isTrue(yield* isBusy(one!))
         const waiting = yield* Effect.forkChild(
-          Effect.andThen(busyWith(two!, 100, { writes: [buffer] }), CudaMemory.settled(buffer)),
+          Effect.andThen(busyWith(two!, 100, { writes: [buffer] }), CudaMemory.synchronize(buffer)),
           { startImmediately: true }
         )
         yield* Fiber.interrupt(waiting)
-        yield* refuses(CudaMemory.settled(yield* CudaMemory.allocate(8)), "buffer")
+        yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocate(8)), "buffer")
       })))
 
     it.effect("buffers and streams are released while uses wait for each other", () =>
@@ -197,7 +197,7 @@ export const orderingContract = (rig: Rig): void =>
         yield* Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(64, ordered)
           yield* busyWith(one!, 30, { writes: [buffer] })
-          yield* CudaMemory.fill(buffer, 8, { stream: one! })
+          yield* CudaMemory.fill(buffer, 8, one!)
           yield* CudaMemory.copy(target, buffer, two!)
         }))
         assert.isTrue(yield* isBusy(two!))
@@ -217,11 +217,11 @@ export const orderingContract = (rig: Rig): void =>
         const scope = yield* Scope.make()
         const buffer = yield* Scope.provide(CudaMemory.allocate(64, ordered), scope)
         const stream = yield* CudaStream.make()
-        yield* CudaMemory.fill(buffer, 1, { stream })
+        yield* CudaMemory.fill(buffer, 1, stream)
         yield* Scope.close(scope, Exit.void)
-        yield* failsWith(CudaMemory.settled(buffer), "ResourceReleased")
-        yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer] }, stream), "ResourceReleased")
-        yield* failsWith(CudaMemory.fill(buffer, 1, { stream }), "ResourceReleased")
+        yield* failsWith(CudaMemory.synchronize(buffer), "ResourceReleased")
+        yield* failsWith(CudaMemory.access(Effect.void, { reads: [buffer], stream }), "ResourceReleased")
+        yield* failsWith(CudaMemory.fill(buffer, 1, stream), "ResourceReleased")
       })))
 
     it.effect("streams that were wrapped or are the default take part", () =>
@@ -233,9 +233,9 @@ export const orderingContract = (rig: Rig): void =>
         const host = yield* CudaMemory.allocateHost(64, ordered)
         for (const [value, [one, two]] of [[wrapped, made], [made, perThread], [perThread, wrapped]].entries()) {
           yield* busyWith(one!, 10, { writes: [buffer] })
-          yield* CudaMemory.fill(buffer, value, { stream: one! })
+          yield* CudaMemory.fill(buffer, value, one!)
           yield* CudaMemory.copy(host, buffer, two!)
-          yield* CudaMemory.settled(host)
+          yield* CudaMemory.synchronize(host)
           assertBytes(host.bytes, value)
         }
       })))
@@ -246,9 +246,9 @@ export const orderingContract = (rig: Rig): void =>
           const work = Effect.gen(function*() {
             const [one, two] = yield* streams(2)
             const buffer = yield* CudaMemory.allocate(64, ordered)
-            const slow = CudaMemory.access(Effect.sleep(3), { writes: [buffer] }, one!)
+            const slow = CudaMemory.access(Effect.sleep(3), { writes: [buffer], stream: one! })
             yield* Effect.all([slow, busyWith(two!, 2, { writes: [buffer] })], { concurrency: 2 })
-            yield* CudaMemory.settled(buffer)
+            yield* CudaMemory.synchronize(buffer)
             yield* CudaMemory.download(new Uint8Array(64), buffer, one!)
           })
           yield* leavesNothing(Effect.ignore(Effect.timeout(Effect.scoped(work), millis)))
@@ -266,18 +266,18 @@ export const orderingContract = (rig: Rig): void =>
             const there = yield* CudaMemory.allocate(64, { device: 1 })
             const host = yield* CudaMemory.allocateHost(64)
             yield* busyWith(near, 20, { writes: [buffer] })
-            yield* CudaMemory.fill(buffer, 1, { stream: near })
+            yield* CudaMemory.fill(buffer, 1, near)
             yield* CudaMemory.copy(there, buffer, far)
             yield* busyWith(far, 20, { reads: [buffer] })
-            yield* CudaMemory.fill(buffer, 2, { stream: near })
+            yield* CudaMemory.fill(buffer, 2, near)
             yield* CudaMemory.copy(host, there, far)
-            yield* CudaMemory.settled(buffer)
+            yield* CudaMemory.synchronize(buffer)
             assert.isFalse(yield* isBusy(near))
-            yield* CudaMemory.settled(host)
+            yield* CudaMemory.synchronize(host)
             assertBytes(host.bytes, 1)
             yield* CudaMemory.copy(there, buffer, near)
             yield* CudaMemory.copy(host, there, far)
-            yield* CudaMemory.settled(host)
+            yield* CudaMemory.synchronize(host)
             assertBytes(host.bytes, 2)
           }).pipe(CudaMemory.withOrdering())
         )

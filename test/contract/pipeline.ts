@@ -30,7 +30,7 @@ const chunks = makeChunks(Array.from({ length: 20 }, (_, index) => chunkBytes - 
 const copied = {
   inputBytes: chunkBytes,
   fill: (element: Uint8Array, into: Uint8Array) => CudaPipeline.copyIn(element, into),
-  work: ({ input, output }: CudaPipeline.Arrived<Uint8Array>) => CudaMemory.copy(output, input),
+  work: ({ input, output }: CudaPipeline.UploadedElement<Uint8Array>) => CudaMemory.copy(output, input),
   take: CudaPipeline.copyOut
 }
 

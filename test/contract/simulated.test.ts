@@ -1,7 +1,7 @@
 /**
  * The contract on the simulated runtime, with two devices, in real time.
  */
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { simulatedKernels } from "../support/kernels.ts"

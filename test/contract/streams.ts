@@ -16,7 +16,7 @@ export const streamContract = (rig: Rig): void =>
     it.effect("are non-blocking, of the least priority, with ids of their own", () =>
       leavesNothing(Effect.gen(function*() {
         const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
-        assert.isFalse(first.isBlocking)
+        assert.isTrue(first.isNonBlocking)
         assert.strictEqual(first.flags, 1)
         assert.strictEqual(first.priority, (yield* CudaDevice.priorityRange()).least)
         assert.strictEqual(first.origin, "owned")
@@ -24,8 +24,8 @@ export const streamContract = (rig: Rig): void =>
         assert.strictEqual(first.device, yield* CudaDevice.get(0))
         assert.notStrictEqual(first.id, 0)
         assert.notStrictEqual(first.id, second.id)
-        const blocking = yield* CudaStream.make({ blocking: true })
-        assert.deepStrictEqual([blocking.isBlocking, blocking.flags], [true, 0])
+        const blocking = yield* CudaStream.make({ nonBlocking: false })
+        assert.deepStrictEqual([blocking.isNonBlocking, blocking.flags], [false, 0])
       })))
 
     it.effect("take a priority by name or number", () =>
@@ -135,11 +135,11 @@ export const streamContract = (rig: Rig): void =>
 
     it.effect("wrap a stream made elsewhere and leave it alone", () =>
       leavesNothing(Effect.gen(function*() {
-        const made = yield* CudaStream.make({ priority: "high", blocking: true })
+        const made = yield* CudaStream.make({ priority: "high", nonBlocking: false })
         const wrapped = yield* Effect.scoped(CudaStream.fromHandle(made.handle))
         assert.strictEqual(wrapped.id, made.id)
         assert.strictEqual(wrapped.priority, made.priority)
-        assert.strictEqual(wrapped.isBlocking, made.isBlocking)
+        assert.strictEqual(wrapped.isNonBlocking, made.isNonBlocking)
         assert.strictEqual(wrapped.origin, "foreign")
         yield* wrapped.runtime.streamDestroy(wrapped.ref)
         yield* everyOperation(wrapped)
@@ -215,14 +215,14 @@ export const streamContract = (rig: Rig): void =>
         const other = yield* CudaStream.make({ device: 1 })
         assert.strictEqual(other.deviceIndex, 1)
         yield* Effect.gen(function*() {
-          assert.strictEqual((yield* CudaDevice.current).ordinal, 1)
+          assert.strictEqual((yield* CudaDevice.current).index, 1)
           assert.strictEqual((yield* CudaStream.make()).deviceIndex, 1)
           assert.strictEqual((yield* CudaStream.current(0)).id, 0)
           const onFirst = CudaDevice.withDevice(CudaStream.current(), 0)
           assert.strictEqual((yield* onFirst).deviceIndex, 0)
           assert.strictEqual((yield* CudaStream.current()).id, other.id)
         }).pipe(CudaStream.withStream(other))
-        assert.strictEqual((yield* CudaDevice.current).ordinal, 0)
+        assert.strictEqual((yield* CudaDevice.current).index, 0)
       })))
 
     it.effect.skipIf(rig.deviceCount < 2)(
@@ -259,12 +259,12 @@ export const streamContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const legacy = yield* CudaStream.defaultStream()
-        const blocking = yield* CudaStream.make({ blocking: true })
+        const blocking = yield* CudaStream.make({ nonBlocking: false })
         const free = yield* CudaStream.make()
         const buffer = yield* CudaMemory.allocate(64)
         yield* busy.enqueue(blocking, 40)
-        yield* CudaMemory.fill(buffer, 1, { stream: legacy })
-        yield* CudaMemory.fill(buffer, 1, { stream: free })
+        yield* CudaMemory.fill(buffer, 1, legacy)
+        yield* CudaMemory.fill(buffer, 1, free)
         yield* CudaStream.synchronize(free)
         assert.isFalse(yield* CudaStream.query(legacy))
         yield* CudaStream.synchronize(legacy)
@@ -282,7 +282,7 @@ export const poolContract = (rig: Rig): void =>
         assert.strictEqual(new Set(streams.map((stream) => stream.id)).size, 32)
         for (const [index, stream] of streams.slice(0, 32).entries()) {
           assert.strictEqual(streams[index + 32], stream)
-          assert.isFalse(stream.isBlocking)
+          assert.isTrue(stream.isNonBlocking)
           assert.strictEqual(stream.priority, -2)
         }
         const other = yield* CudaStream.fromPool({ priority: -1 })
@@ -321,7 +321,7 @@ const twoStreams = Effect.gen(function*() {
   const host = yield* CudaMemory.allocateHost(4096)
   host.bytes.fill(0)
   yield* busy.enqueue(writer, 30)
-  yield* CudaMemory.fill(device, 7, { stream: writer })
+  yield* CudaMemory.fill(device, 7, writer)
   return { writer, reader, device, host }
 })
 
@@ -333,7 +333,7 @@ const everyOperation = (stream: CudaStream.CudaStream) =>
     const event = yield* CudaStream.recordEvent(stream)
     yield* CudaStream.waitEvent(stream, event)
     yield* CudaStream.waitStream(stream, stream)
-    yield* CudaMemory.fill(device, 5, { stream })
+    yield* CudaMemory.fill(device, 5, stream)
     yield* CudaMemory.copy(host, device, stream)
     yield* CudaEvent.record(event, stream)
     yield* CudaEvent.synchronize(event)

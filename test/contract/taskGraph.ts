@@ -236,7 +236,7 @@ export const taskGraphContract = (rig: Rig): void =>
               CudaTaskGraph.add("both", ["left", "right"], place)
             )
             for (const [device, used] of Object.values(yield* CudaTaskGraph.run(graph))) {
-              assert.deepStrictEqual([device.ordinal, used.deviceIndex], [1, 1])
+              assert.deepStrictEqual([device.index, used.deviceIndex], [1, 1])
             }
             yield* CudaStream.synchronize(stream)
           }), 1)

@@ -69,9 +69,9 @@ export const timingContract = (rig: Rig): void =>
           const busy = yield* Busy
           const other = yield* CudaStream.make()
           const work = busy.enqueue(other, 20)
-          isAbout((yield* CudaTiming.timed(work, other))[0], 20)
-          isAbout((yield* work.pipe(CudaTiming.timed(other)))[0], 20)
-          isAbout((yield* work.pipe(CudaTiming.timed(stream)))[0], 0)
+          isAbout((yield* CudaTiming.timed(work, { stream: other }))[0], 20)
+          isAbout((yield* work.pipe(CudaTiming.timed({ stream: other })))[0], 20)
+          isAbout((yield* work.pipe(CudaTiming.timed({ stream })))[0], 0)
         })
       ))
 

@@ -4,7 +4,7 @@
  */
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
-import { CudaKernel, CudaMemory, CudaProgram, CudaStream, NativeRuntime } from "effect-cuda"
+import { CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaProgram, CudaStream, NativeRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import { existsSync } from "node:fs"
@@ -69,7 +69,7 @@ __global__ void multiply(float* to, const float* a, const float* b, int size) {
 `
 
 const include = "/usr/local/cuda/include"
-const { i32, input, output, pointer } = CudaKernel
+const { i32, input, output, pointer } = CudaParameter
 
 const on = <A, E>(program: Effect.Effect<A, E, NativeServices>) =>
   Effect.scoped(program).pipe(Effect.provide(NativeRuntime.layer()))
@@ -77,7 +77,7 @@ const on = <A, E>(program: Effect.Effect<A, E, NativeServices>) =>
 type NativeServices = Effect.Services<ReturnType<typeof load>>
 
 const load = (text: string, nameExpressions: ReadonlyArray<string>, options: ReadonlyArray<string> = []) =>
-  Effect.flatMap(CudaProgram.compile(text, { nameExpressions, options }), (program) => CudaKernel.load(program))
+  Effect.flatMap(CudaProgram.compile(text, { nameExpressions, options }), (program) => CudaModule.load(program))
 
 /** Numbers from -2 to 2 that half precision holds exactly. */
 const randomValues = (count: number) =>

@@ -3,7 +3,7 @@
  * since the process is of no use afterwards.
  */
 import { assert, describe, layer } from "@effect/vitest"
-import { CudaKernel, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
+import { CudaKernel, CudaMemory, CudaModule, CudaRuntime, CudaStream } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import { failsWith } from "../support/assertions.ts"
 import { gpu, nativeRig } from "../support/gpu.ts"
@@ -19,7 +19,7 @@ const busyMillis = 500
  */
 const noticed = busyMillis / 2
 
-const loaded = (patience: number) => Effect.flatMap(program, (made) => CudaKernel.load(made, { patience }))
+const loaded = (idleTimeout: number) => Effect.flatMap(program, (made) => CudaModule.load(made, { idleTimeout }))
 
 /** Runs an effect, and says for how long at most the event loop stood still meanwhile, in milliseconds. */
 const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>

@@ -1,12 +1,12 @@
 /**
- * Compiling on the native runtime, with a stub of NVRTC: what the compiler is given, how it fails, what an interruption
- * leaves, what is kept on disk, and where the library is looked for.
+ * Compiling on the native runtime with a stub of NVRTC: arguments, failures, interruption, the cache, and the search for
+ * the library.
  */
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaProgram from "effect-cuda/CudaProgram"
-import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import type * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
+import type * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -39,7 +39,7 @@ const nvrtc = openNvrtc()
 
 type Program<A, E> = Effect.Effect<A, E, CudaRuntime>
 
-/** Runs a program on the stubs, with a cache of its own, and asserts that NVRTC holds nothing afterwards. */
+/** Runs a program on the stubs with an empty cache, and asserts that it leaks no NVRTC program. */
 const onNvrtc = <A, E>(program: Program<A, E>, options: NativeRuntime.NativeOptions = {}, library = nvrtc) =>
   Effect.gen(function*() {
     library.reset()
@@ -57,12 +57,12 @@ const kernel = "__global__ void empty() {}"
 
 const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes)
 
-/** A source whose log is this. */
+/** A source with this result and log. */
 const logs = (result: number, ...lines: ReadonlyArray<string>): string =>
   `${kernel}\n// STUB_RESULT(${result})\n/* STUB_LOG(${lines.join("|")}END_LOG */`
 
 describe("a compilation", () => {
-  it.live("gets what the program says, in the compiler's terms", () =>
+  it.live("passes the arguments to the compiler", () =>
     onNvrtc(Effect.gen(function*() {
       const program = yield* CudaProgram.compile(kernel, {
         name: "empty.cu",
@@ -135,7 +135,7 @@ describe("a compilation", () => {
       assert.isAbove(turns, 3)
     })))
 
-  it.live("has the span of its name, with what was made", () =>
+  it.live("has a span with attributes for its output", () =>
     onNvrtc(Effect.gen(function*() {
       const spans: Array<Tracer.NativeSpan> = []
       const tracer = Tracer.make({
@@ -182,14 +182,14 @@ describe("the architecture", () => {
     ["sm_89", { architecture: { major: 8, minor: 9 } }]
   ]
   for (const [name, options] of refused) {
-    it.live(`${name}, which this NVRTC does not know, is refused with those it knows`, () =>
+    it.live(`${name}, which this NVRTC does not support, is refused with a list of those it does`, () =>
       onNvrtc(Effect.gen(function*() {
         const reason = yield* failsWith(CudaProgram.compile(kernel, options), "InvalidArgument")
         assert.deepStrictEqual(reason, {
           _tag: "InvalidArgument",
           argument: "architecture",
           value: reason.value,
-          expected: "one that NVRTC 13.0 compiles for: 75, 80, 86, 90, 100"
+          expected: "one that NVRTC 13.0 supports: 75, 80, 86, 90, 100"
         })
         assert.include(reason.value, name)
         assert.strictEqual(nvrtc.compilations, 0)
@@ -198,7 +198,7 @@ describe("the architecture", () => {
 
   describe("of a device that is newer than NVRTC", () => {
     const old = openNvrtc(["STUB_ARCHS=75,80,86"])
-    it.live("is the newest there is, as PTX, where the program leaves it open", () =>
+    it.live("becomes PTX for the newest architecture that NVRTC supports", () =>
       onNvrtc(
         Effect.gen(function*() {
           assert.deepInclude(yield* CudaProgram.compile(kernel), { kind: "ptx", architecture: "compute_86" })
@@ -220,11 +220,11 @@ describe("the architecture", () => {
       ))
   })
 
-  it.live("of a device that is older than all that NVRTC knows is refused", () =>
+  it.live("of a device that is older than any NVRTC supports is refused", () =>
     onNvrtc(refuses(CudaProgram.compile(kernel), "architecture"), {}, openNvrtc(["STUB_ARCHS=100,120"])))
 })
 
-describe("what makes no sense is refused by name, before the compiler is asked", () => {
+describe("an invalid argument is refused by name before the compiler runs", () => {
   const refused: ReadonlyArray<readonly [string, string, string, CudaProgram.CompileOptions]> = [
     ["source", "empty", " \n", {}],
     ["source", "with a NUL character", "a\0b", {}],
@@ -235,13 +235,13 @@ describe("what makes no sense is refused by name, before the compiler is asked",
     ["architecture", "without a number", kernel, { architecture: "sm_" }],
     ["architecture", "of half a version", kernel, { architecture: { major: 9, minor: 10 } }],
     ["architecture", "that is virtual, for a CUBIN", kernel, { architecture: "compute_90", target: "cubin" }],
-    ["options", "with an architecture", kernel, { options: ["--gpu-architecture=sm_80"] }],
-    ["options", "with an architecture, in short", kernel, { options: ["-arch=sm_80"] }],
-    ["options", "for another kind of image", kernel, { options: ["-dlto"] }],
-    ["options", "with a NUL character", kernel, { options: ["-D\0"] }],
-    ["headers", "without a name", kernel, { headers: { "": "" } }],
-    ["headers", "with a NUL character", kernel, { headers: { "a.h": "\0" } }],
-    ["nameExpressions", "empty", kernel, { nameExpressions: [""] }],
+    ["options[0]", "with an architecture", kernel, { options: ["--gpu-architecture=sm_80"] }],
+    ["options[0]", "with an architecture, in short", kernel, { options: ["-arch=sm_80"] }],
+    ["options[0]", "for another kind of image", kernel, { options: ["-dlto"] }],
+    ["options[0]", "with a NUL character", kernel, { options: ["-D\0"] }],
+    ["headers[\"\"]", "without a name", kernel, { headers: { "": "" } }],
+    ["headers[\"a.h\"]", "with a NUL character", kernel, { headers: { "a.h": "\0" } }],
+    ["nameExpressions[0]", "empty", kernel, { nameExpressions: [""] }],
     ["device", "that is not there", kernel, { device: 1 }]
   ]
   for (const [argument, what, source, options] of refused) {
@@ -254,7 +254,7 @@ describe("what makes no sense is refused by name, before the compiler is asked",
 })
 
 describe("a failure", () => {
-  it.live("of the source has the errors with their lines, and the log", () =>
+  it.live("of the source carries the errors with their lines, and the log", () =>
     onNvrtc(Effect.gen(function*() {
       const lines = ["kernels.cu(1): error: identifier \"x\" is undefined", "", "1 error detected."]
       const error = yield* Effect.flip(CudaProgram.compile(logs(6, ...lines), { name: "kernels.cu" }))
@@ -277,7 +277,7 @@ describe("a failure", () => {
       )
     })))
 
-  it.live("of the options has them, and what the compiler says", () =>
+  it.live("of the options carries the options and the log", () =>
     onNvrtc(Effect.gen(function*() {
       const said = "nvrtc: error: unrecognized option --quick found"
       const options = ["--quick"]
@@ -286,14 +286,18 @@ describe("a failure", () => {
       assert.strictEqual(reason.log, said)
     })))
 
-  it.live("of options that make no image says so", () =>
+  it.live("of options that generate no image says so", () =>
     onNvrtc(Effect.gen(function*() {
       const reason = yield* failsWith(CudaProgram.compile(`${kernel} // STUB_EMPTY`), "InvalidCompileOption")
-      assert.include(reason.log, "makes no CUBIN")
+      assert.include(reason.log, "generates no CUBIN")
+      const options = { target: "ptx", options: ["--some-option"] } as const
+      const ptx = yield* failsWith(CudaProgram.compile(`${kernel} // STUB_EMPTY`, options), "InvalidCompileOption")
+      assert.include(ptx.log, "generates no PTX")
+      assert.deepStrictEqual(ptx.options, ["--gpu-architecture=compute_90", "--some-option"])
     })))
 
   for (const code of [1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 99]) {
-    it.live(`of the compiler itself (${code}) has its name and number`, () =>
+    it.live(`of the compiler itself (${code}) carries its name and number`, () =>
       onNvrtc(Effect.gen(function*() {
         const error = yield* Effect.flip(CudaProgram.compile(logs(code, "what it says")))
         assert(error.reason._tag === "CompilerFailed", error.message)
@@ -306,13 +310,13 @@ describe("a failure", () => {
       })))
   }
 
-  it.live("for want of the builtins explains where they belong", () =>
+  it.live("for missing builtins says where they belong", () =>
     onNvrtc(Effect.gen(function*() {
       const error = yield* Effect.flip(CudaProgram.compile(logs(7, "")))
       assert.include(error.message, "libnvrtc-builtins")
     })))
 
-  it.live("to make the program, and to find a name, says which call", () =>
+  it.live("to create the program or to look up a name names the call", () =>
     onNvrtc(Effect.gen(function*() {
       nvrtc.failCreate(2)
       const made = yield* Effect.flip(CudaProgram.compile(kernel))
@@ -324,7 +328,7 @@ describe("a failure", () => {
       assert.deepStrictEqual([named.call, named.reason._tag], ["nvrtcGetLoweredName", "CompilerFailed"])
     })))
 
-  it.live("is not kept: the same program is compiled again", () =>
+  it.live("is not cached: the same program is compiled again", () =>
     onNvrtc(Effect.gen(function*() {
       yield* failsWith(CudaProgram.compile(logs(6, "no")), "CompilationFailed")
       yield* failsWith(CudaProgram.compile(logs(6, "no")), "CompilationFailed")
@@ -333,9 +337,9 @@ describe("a failure", () => {
 })
 
 describe("the log", () => {
-  const sources = { "kernels.cu": "one\n  int y = x;\nthree", "a.cuh": "\tint b = c;" }
+  const sources = new Map([["kernels.cu", "one\n  int y = x;\nthree"], ["a.cuh", "\tint b = c;"]])
 
-  it("is read message by message, with the lines of the source", () => {
+  it("is parsed into diagnostics with lines of the source", () => {
     const log = [
       "kernels.cu(2): error: identifier \"x\" is undefined",
       "    int y = x;",
@@ -400,7 +404,7 @@ describe("the log", () => {
     ]
   for (const [line, severity, parts] of single) {
     it(`of ${JSON.stringify(line)}`, () => {
-      const [found] = parseLog(line, {})
+      const [found] = parseLog(line, new Map())
       assert.strictEqual(found?.severity, severity)
       if (found === undefined) return
       assert.strictEqual([found.file, found.line, found.column, found.code, found.message].join("|"), parts)
@@ -424,7 +428,7 @@ describe("interruption", () => {
       assert.isFalse((yield* CudaProgram.compile(kernel)).fromCache)
     })))
 
-  it.live("of a compiler that cannot be stopped ends the fiber at once too; the rest follows", () => {
+  it.live("ends the fiber at once even if the compiler cannot be stopped", () => {
     const old = openNvrtc(["STUB_NO_FLOW"])
     return onNvrtc(
       Effect.gen(function*() {
@@ -440,7 +444,7 @@ describe("interruption", () => {
     )
   })
 
-  it.live("of one of two that compile the same leaves the other", () =>
+  it.live("of one of two identical compilations does not affect the other", () =>
     onNvrtc(Effect.gen(function*() {
       const one = yield* Effect.forkChild(CudaProgram.compile(slow))
       yield* started()
@@ -452,7 +456,7 @@ describe("interruption", () => {
       assert.deepStrictEqual([nvrtc.compilations, nvrtc.cancelled], [1, 0])
     })))
 
-  it.live("of the last one gives it up, and whoever comes then compiles anew", () =>
+  it.live("of the last waiter stops the compilation, and the next request starts a new one", () =>
     onNvrtc(Effect.gen(function*() {
       const one = yield* Effect.forkChild(CudaProgram.compile(slow))
       yield* started()
@@ -462,7 +466,7 @@ describe("interruption", () => {
       assert.deepStrictEqual([nvrtc.compilations, nvrtc.cancelled], [2, 1])
     })))
 
-  it.live("of one that waits for its turn never begins it", () =>
+  it.live("of a queued compilation never starts it", () =>
     onNvrtc(Effect.gen(function*() {
       const running = yield* Effect.forkChild(
         Effect.forEach([1, 2], (n) => CudaProgram.compile(`${slow}${n}`), { concurrency: 2 })
@@ -489,7 +493,7 @@ describe("interruption", () => {
 })
 
 describe("many at once", () => {
-  it.live("are two at a time by default, and files are read meanwhile", () =>
+  it.live("run two at a time by default, while files can be read", () =>
     onNvrtc(Effect.gen(function*() {
       const compile = (n: number) => CudaProgram.compile(`${kernel} // STUB_DELAY(200) ${n}`, { cache: false })
       const all = yield* Effect.forkChild(Effect.forEach([1, 2, 3, 4, 5, 6], compile, { concurrency: "unbounded" }))
@@ -501,7 +505,7 @@ describe("many at once", () => {
       assert.deepStrictEqual([nvrtc.compilations, nvrtc.mostAtOnce], [6, 2])
     })))
 
-  it.live("of the same are one, and so is their failure", () =>
+  it.live("identical ones share one compilation and its failure", () =>
     onNvrtc(Effect.gen(function*() {
       const ten = Array.from({ length: 10 }, () => `${kernel} // STUB_DELAY(30)`)
       const programs = yield* Effect.forEach(ten, (source) => CudaProgram.compile(source), { concurrency: "unbounded" })
@@ -521,7 +525,7 @@ describe("the cache", () => {
   const only = (folder: string) => join(folder, filesIn(folder)[0]!)
   const inFolder = (folder: string) => ({ programCache: { folder } })
 
-  it.live("gives back what was compiled, in another runtime too", () => {
+  it.live("returns what another runtime compiled", () => {
     const folder = makeFolder()
     const source = logs(0, "k.cu(1): warning #1-D: hm")
     const compiled = CudaProgram.compile(source, options)
@@ -540,7 +544,7 @@ describe("the cache", () => {
     })
   })
 
-  it.live("knows everything that a program is made of", () => {
+  it.live("distinguishes programs by everything that determines their output", () => {
     const folder = makeFolder()
     const variants: ReadonlyArray<Program<CudaProgram.CudaProgram, unknown>> = [
       CudaProgram.compile(kernel, options),
@@ -567,7 +571,7 @@ describe("the cache", () => {
     )
   })
 
-  it.live("does not depend on the order of the headers, and does on the version of NVRTC", () => {
+  it.live("ignores the order of headers, and distinguishes versions of NVRTC", () => {
     const folder = makeFolder()
     const newer = openNvrtc(["STUB_MINOR=1"])
     const compiled = (headers: Record<string, string>) => CudaProgram.compile(kernel, { headers })
@@ -636,7 +640,7 @@ describe("the cache", () => {
     }, "could be read"]
   ]
   for (const [what, spoil, words] of useless) {
-    it.live(`in a folder that ${what} is none, and says so only to those who look`, () =>
+    it.live(`in a folder that ${what} is ignored, and logged at debug level only`, () =>
       Effect.gen(function*() {
         const folder = makeFolder()
         const run = onNvrtc(CudaProgram.compile(kernel), inFolder(folder))
@@ -653,7 +657,7 @@ describe("the cache", () => {
       }))
   }
 
-  it.live("can be off for the runtime, for a program, and on for a program", () => {
+  it.live("can be disabled for the runtime, and disabled or enabled for a program", () => {
     const folder = makeFolder()
     return Effect.gen(function*() {
       const off = { programCache: { folder, enabled: false } }
@@ -667,7 +671,7 @@ describe("the cache", () => {
     })
   })
 
-  it.live("is where EFFECT_CUDA_CACHE says, or off", () => {
+  it.live("is in the folder of EFFECT_CUDA_CACHE, or off", () => {
     const folder = join(makeFolder(), "deep", "er")
     const configured = (value: string) =>
       onNvrtc(CudaProgram.compile(kernel), { programCache: undefined }).pipe(
@@ -698,7 +702,7 @@ describe("the cache", () => {
     ["a look for a header", `#if __has_include("b.h")\n#endif\n${kernel}`, {}]
   ]
   for (const [what, source, options] of unsafe) {
-    it.live(`keeps no program with ${what}`, () => {
+    it.live(`does not store a program with ${what}`, () => {
       const folder = makeFolder()
       return Effect.gen(function*() {
         yield* onNvrtc(CudaProgram.compile(source, { ...options, cache: true }), inFolder(folder))
@@ -707,10 +711,9 @@ describe("the cache", () => {
     })
   }
 
-  it.live("keeps a program that includes only what it was given", () => {
+  it.live("stores a program that includes only the given headers", () => {
     const folder = makeFolder()
-    const source =
-      `#include "a.h"\n#include <sub/b.h>\n// #include as a word\n#if __has_include( "a.h" )\n#endif\n${kernel}`
+    const source = `#include "a.h"\n#include <sub/b.h>\n// #include as a word\n${kernel}`
     return Effect.gen(function*() {
       yield* onNvrtc(
         CudaProgram.compile(source, { headers: { "a.h": "#include <sub/b.h>", "sub/b.h": "" } }),
@@ -720,7 +723,7 @@ describe("the cache", () => {
     })
   })
 
-  it.live("drops the oldest when there is too much, and what nobody finished writing", () => {
+  it.live("removes the oldest files beyond its size, and abandoned ones", () => {
     const folder = makeFolder()
     const before = (name: string, bytes: number, hours: number) => {
       const path = join(folder, name)
@@ -742,7 +745,7 @@ describe("the cache", () => {
     })
   })
 
-  it.live("makes newest what is read", () => {
+  it.live("marks files that are read as the newest", () => {
     const folder = makeFolder()
     return onNvrtc(
       Effect.gen(function*() {
@@ -755,10 +758,10 @@ describe("the cache", () => {
     )
   })
 
-  it.live("refuses a size that is none", () =>
+  it.live("refuses a negative size", () =>
     refuses(onNvrtc(CudaProgram.compile(kernel), { programCache: { maxBytes: -1 } }), "maxBytes"))
 
-  it("is in the platform's folder for caches", () => {
+  it("is in the platform's cache folder", () => {
     assert.strictEqual(cacheFolder({ XDG_CACHE_HOME: "/tmp/x" }, "linux"), "/tmp/x/effect-cuda")
     assert.match(cacheFolder({}, "linux")!, /\/\.cache\/effect-cuda$/)
     assert.match(cacheFolder({ XDG_CACHE_HOME: "relative" }, "linux")!, /\/\.cache\/effect-cuda$/)
@@ -769,7 +772,7 @@ describe("the cache", () => {
 describe("the library", () => {
   const nowhere = "/nowhere/libnvrtc.so"
 
-  it.live("is loaded by the first program, once, and not by the runtime", () => {
+  it.live("is loaded once, by the first program instead of the runtime", () => {
     const own = new StubNvrtc(putNvrtc(join(makeFolder(), "libnvrtc.so.13")))
     return onNvrtc(
       Effect.gen(function*() {
@@ -784,7 +787,7 @@ describe("the library", () => {
     )
   })
 
-  it.live("that is missing is a failure with its place, and is looked for again", () => {
+  it.live("that is missing is a failure with its path, and is searched for again", () => {
     const path = join(makeFolder(), "libnvrtc.so.13")
     return onStub(
       stub,
@@ -814,7 +817,7 @@ describe("the library", () => {
     })
   })
 
-  it.live("is looked for in every usual place, each listed", (context) =>
+  it.live("is searched for in every usual place, each listed", (context) =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -834,11 +837,11 @@ describe("the library", () => {
       writeFileSync(path, "not a library")
       return path
     }, /invalid ELF header|too short/],
-    ["is another library", () => "libc.so.6", /has no nvrtcVersion, so it is no NVRTC/],
+    ["is another library", () => "libc.so.6", /has no nvrtcVersion, so it is not NVRTC/],
     [
       "is too old",
       () => buildNvrtc(["STUB_HIDE_CUBIN"]),
-      /has no nvrtcGetCUBINSize, so it is no NVRTC of version 11\.2/
+      /has no nvrtcGetCUBINSize, so it is not NVRTC 11\.2/
     ]
   ]
   for (const [what, path, words] of unusable) {
@@ -885,6 +888,9 @@ describe("the usual places", () => {
     ])
     assert.strictEqual(folders[0], "/cuda/lib64")
     assert.strictEqual(new Set(folders).size, folders.length)
+    for (const HOME of ["", "relative"]) {
+      assert.deepStrictEqual(nvrtcPlaces("linux", { HOME }, 13), nvrtcPlaces("linux", {}, 13))
+    }
     assert.isFalse(nvrtcPlaces("linux", {}, 13).folders.some((folder) => /undefined|^\/lib|^\/\./.test(folder)))
   })
 
@@ -946,7 +952,7 @@ describe("a program of its own", () => {
     ${then}
   `
 
-  it.live("has a stack for the compiler without doing anything for it, and ends", () =>
+  it.live("has a large enough stack for the compiler without any setup, and ends", () =>
     Effect.gen(function*() {
       const { exit, output } = yield* Effect.promise(() =>
         runChild(script("", `console.log((await on(CudaProgram.compile(kernel))).kind)`))
@@ -954,7 +960,7 @@ describe("a program of its own", () => {
       assert.deepStrictEqual([exit, output.trim()], [0, "cubin"])
     }))
 
-  it.live("that took the stack away is told what to do, and lives", () =>
+  it.live("that loaded a library with koffi first gets advice instead of a crash", () =>
     Effect.gen(function*() {
       const before = `import koffi from "koffi"\nkoffi.load(null)`
       const { exit, output } = yield* Effect.promise(() =>
@@ -980,7 +986,7 @@ describe("a program of its own", () => {
       assert.deepStrictEqual([exit, output.trim()], [0, "[]"])
     }))
 
-  it.live("that ends while it compiles ends", () =>
+  it.live("that exits while it compiles exits", () =>
     Effect.gen(function*() {
       const { exit, milliseconds } = yield* Effect.promise(() =>
         runChild(script(
@@ -1000,7 +1006,7 @@ describe("a program of its own", () => {
 describe("a runtime that was released", () => {
   it.live("compiles nothing more", () =>
     Effect.gen(function*() {
-      const { CudaRuntime } = yield* Effect.promise(() => import("effect-cuda/layers/CudaRuntime"))
+      const { CudaRuntime } = yield* Effect.promise(() => import("effect-cuda/CudaRuntime"))
       const context = yield* onNvrtc(Effect.context<CudaRuntime>())
       assert.isDefined(context.mapUnsafe.get(CudaRuntime.key))
       const compiled = Effect.provide(CudaProgram.compile(kernel), Layer.succeedContext(context))

@@ -248,7 +248,7 @@ describe("a batch of copies", () => {
     const [from, to] = yield* Effect.all([CudaMemory.allocate(64), CudaMemory.allocate(64)])
     const at = (buffer: CudaMemory.Slice, offset: number) => CudaMemory.slice(buffer, offset, 16)
     host.bytes.fill(7)
-    const copies: ReadonlyArray<CudaMemory.Copy> = [
+    const copies: ReadonlyArray<CudaMemory.BatchCopy> = [
       { destination: at(to, 0), source: at(host, 16) },
       { destination: at(to, 16), source: at(from, 32) },
       { destination: at(host, 48), source: at(from, 0) }
@@ -275,7 +275,7 @@ describe("a batch of copies", () => {
         const stream = yield* CudaStream.make()
         const made = yield* prepared
         const { from, host, to } = made
-        yield* CudaMemory.fill(from, 9, { stream })
+        yield* CudaMemory.fill(from, 9, stream)
         const { lines } = yield* callsOf(CudaMemory.copyBatch(made.copies, stream))
         assert.deepStrictEqual(
           lines,
@@ -487,7 +487,7 @@ describe("a copy of memory that orders itself, when it fails", () => {
           stub.fail(name, 1, { after })
           const error = yield* Effect.flip(copy(made))
           assert.strictEqual(error.reason._tag, "InvalidValue")
-          const { calls } = yield* callsOf(CudaMemory.fill(made.device, 0, { stream: made.other }))
+          const { calls } = yield* callsOf(CudaMemory.fill(made.device, 0, made.other))
           assert.lengthOf(calls.filter(({ name }) => name === "cuStreamWaitEvent"), waits)
         })
       ))

@@ -8,8 +8,9 @@ import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import * as CudaModule from "effect-cuda/CudaModule"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -59,7 +60,7 @@ describe("building the layer", () => {
         ])
         assert.strictEqual(runtime.driverVersion, 13000)
         assert.deepStrictEqual(runtime.devices[1], {
-          ordinal: 1,
+          index: 1,
           name: "Stub GPU 1",
           uuid: "GPU-01112131-4151-6171-8191-a1b1c1d1e1f1",
           computeCapability: { major: 9, minor: 0 },
@@ -226,7 +227,7 @@ describe("devices", () => {
 describe("streams", () => {
   const creations: ReadonlyArray<readonly [CudaStream.MakeOptions, flags: number, priority: number]> = [
     [{}, 1, 0],
-    [{ blocking: true }, 0, 0],
+    [{ nonBlocking: false }, 0, 0],
     [{ priority: "high" }, 1, -5],
     [{ priority: -2 }, 1, -2],
     [{ priority: -100, outOfRange: "clamp" }, 1, -5],
@@ -241,7 +242,11 @@ describe("streams", () => {
             ...within(context, ["cuStreamCreateWithPriority", stream.handle, flags, priority]),
             ["cuStreamGetId", stream.handle, stream.id]
           ])
-          assert.deepStrictEqual([stream.priority, stream.isBlocking, stream.deviceIndex], [priority, flags === 0, 0])
+          assert.deepStrictEqual([stream.priority, stream.isNonBlocking, stream.deviceIndex], [
+            priority,
+            flags === 1,
+            0
+          ])
         })
       ))
   }
@@ -284,7 +289,7 @@ describe("streams", () => {
           const wait = yield* callsOf(CudaStream.waitEvent(stream, event))
           assert.deepStrictEqual(wait.lines, within(context, ["cuStreamWaitEvent", handle, event.handle, 0]))
           const buffer = yield* CudaMemory.allocate(64)
-          const fill = yield* callsOf(CudaMemory.fill(buffer, 7, { stream }))
+          const fill = yield* callsOf(CudaMemory.fill(buffer, 7, stream))
           assert.deepStrictEqual(fill.lines, within(context, ["cuMemsetD8Async", buffer.address, 7, 64, handle]))
         })
       ))
@@ -316,8 +321,8 @@ describe("streams", () => {
           ["cuStreamGetFlags", handle, 1]
         ])
         assert.deepStrictEqual(
-          [stream.handle, stream.priority, stream.isBlocking, stream.origin],
-          [handle, -4, false, "foreign"]
+          [stream.handle, stream.priority, stream.isNonBlocking, stream.origin],
+          [handle, -4, true, "foreign"]
         )
         yield* CudaStream.synchronize(stream)
         assert.lengthOf(stub.calls("cuStreamDestroy_v2"), 0)
@@ -495,8 +500,8 @@ describe("events", () => {
         const end = yield* CudaEvent.make({ timing: true })
         const buffer = yield* CudaMemory.allocate(64)
         yield* CudaEvent.record(start, stream)
-        yield* CudaMemory.fill(buffer, 1, { stream })
-        yield* CudaMemory.fill(buffer, 2, { stream })
+        yield* CudaMemory.fill(buffer, 1, stream)
+        yield* CudaMemory.fill(buffer, 2, stream)
         yield* CudaEvent.record(end, stream)
         const { lines, result } = yield* callsOf(CudaEvent.elapsedTime(start, end))
         assert.deepStrictEqual(lines, [["cuEventElapsedTime_v2", start.handle, end.handle]])
@@ -593,9 +598,9 @@ describe("memory", () => {
         yield* CudaStream.waitStream(idle, one)
         const { lines, result } = yield* callsOf(Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(64)
-          yield* CudaMemory.fill(buffer, 1, { stream: one })
-          yield* CudaMemory.fill(buffer, 2, { stream: two })
-          yield* CudaMemory.fill(buffer, 3, { stream: one })
+          yield* CudaMemory.fill(buffer, 1, one)
+          yield* CudaMemory.fill(buffer, 2, two)
+          yield* CudaMemory.fill(buffer, 3, one)
           stub.clear()
           return buffer.address
         })))
@@ -667,19 +672,19 @@ describe("memory", () => {
       { prepare: () => void (stub.devices = 2) }
     ))
 
-  const fills: ReadonlyArray<readonly [8 | 16 | 32, DriverFunctionName, number]> = [
-    [8, "cuMemsetD8Async", 0xff],
-    [16, "cuMemsetD16Async", 0xfedc],
-    [32, "cuMemsetD32Async", 0xfedcba98]
+  const fills: ReadonlyArray<readonly [8 | 16 | 32, CudaMemory.FillOperation, DriverFunctionName, number]> = [
+    [8, CudaMemory.fill, "cuMemsetD8Async", 0xff],
+    [16, CudaMemory.fill16, "cuMemsetD16Async", 0xfedc],
+    [32, CudaMemory.fill32, "cuMemsetD32Async", 0xfedcba98]
   ]
-  for (const [bits, name, value] of fills) {
+  for (const [bits, fill, name, value] of fills) {
     it.live(`fills with ${bits} bits, counting elements`, () =>
       opened(() =>
         Effect.gen(function*() {
           const stream = yield* CudaStream.make()
           const buffer = yield* CudaMemory.allocate(64)
           const part = CudaMemory.slice(buffer, 16, 32)
-          const { lines } = yield* callsOf(CudaMemory.fill(part, value, { bits, stream }))
+          const { lines } = yield* callsOf(fill(part, value, stream))
           assert.deepStrictEqual(lines, [[name, buffer.address + 16, value, 32 / (bits / 8), stream.handle]])
         })
       ))
@@ -691,7 +696,7 @@ describe("memory", () => {
         const stream = yield* CudaStream.make()
         const buffer = yield* CudaMemory.allocate(6 * gibibyte)
         const far = CudaMemory.slice(buffer, 5 * gibibyte + 3, 7)
-        const { lines } = yield* callsOf(CudaMemory.fill(far, 9, { stream }))
+        const { lines } = yield* callsOf(CudaMemory.fill(far, 9, stream))
         assert.deepStrictEqual(lines, [["cuMemsetD8Async", buffer.address + 5 * gibibyte + 3, 9, 7, stream.handle]])
       })
     ))
@@ -727,7 +732,7 @@ describe("memory", () => {
         const { lines } = yield* callsOf(
           Effect.andThen(
             CudaMemory.copy(empty, CudaMemory.slice(host, 0, 0), stream),
-            CudaMemory.fill(empty, 0, { stream })
+            CudaMemory.fill(empty, 0, stream)
           )
         )
         assert.deepStrictEqual(lines, [])
@@ -777,7 +782,7 @@ describe("contexts of other native code", () => {
             yield* CudaStream.waitEvent(stream, event)
             yield* CudaStream.waitStream(byDefault, stream)
             yield* CudaMemory.copy(buffer, host, byDefault)
-            yield* CudaMemory.fill(buffer, 0, { stream: byDefault })
+            yield* CudaMemory.fill(buffer, 0, byDefault)
             yield* CudaStream.synchronize(byDefault)
             yield* CudaDevice.synchronize()
             assert.strictEqual(stub.current, foreign)
@@ -831,8 +836,8 @@ describe("the table", () => {
       () =>
         Effect.gen(function*() {
           const stream = yield* CudaStream.make()
-          const module = yield* Effect.flatMap(program, (made) => CudaKernel.load(made))
-          yield* CudaKernel.global(module, "counter")
+          const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
+          yield* CudaModule.global(module, "counter")
           const nothing = yield* CudaKernel.get(module, "nothing", signatures.nothing)
           yield* CudaKernel.setAttribute(nothing, "nonPortableClusterSizeAllowed", 1)
           const config = { grid: 2, block: 1, cluster: 2 }

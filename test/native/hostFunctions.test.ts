@@ -3,8 +3,8 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaMemory from "effect-cuda/CudaMemory"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -96,7 +96,7 @@ describe("a host function", () => {
         const host = yield* CudaMemory.allocateHost(64)
         const device = yield* CudaMemory.allocate(64)
         const effect = Effect.gen(function*() {
-          yield* CudaMemory.fill(device, 5, { stream })
+          yield* CudaMemory.fill(device, 5, stream)
           yield* CudaMemory.copy(host, device, stream)
           stub.work(stream)
           const finishing = yield* Effect.forkChild(Effect.andThen(pause(2), Effect.sync(() => stub.finish(stream))))

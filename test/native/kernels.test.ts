@@ -5,9 +5,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
+import * as CudaModule from "effect-cuda/CudaModule"
+import * as CudaParameter from "effect-cuda/CudaParameter"
 import type * as CudaProgram from "effect-cuda/CudaProgram"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -39,9 +41,9 @@ const run = <A, E>(effect: Effect.Effect<A, E, CudaRuntime | Scope.Scope>, optio
     }
   })
 
-const loaded = (options?: CudaKernel.LoadOptions) => Effect.flatMap(program, (made) => CudaKernel.load(made, options))
+const loaded = (options?: CudaModule.LoadOptions) => Effect.flatMap(program, (made) => CudaModule.load(made, options))
 
-const kernel = <Name extends keyof typeof signatures>(name: Name, options?: CudaKernel.LoadOptions) =>
+const kernel = <Name extends keyof typeof signatures>(name: Name, options?: CudaModule.LoadOptions) =>
   Effect.flatMap(loaded(options), (module) => CudaKernel.get(module, name, signatures[name]))
 
 const one = { grid: 1, block: 1 }
@@ -57,7 +59,7 @@ describe("loading a module", () => {
     run(Effect.gen(function*() {
       const made = yield* program
       stub.clear()
-      const module = yield* CudaKernel.load(made)
+      const module = yield* CudaModule.load(made)
       const [load, probe, ...rest] = stub.calls()
       assert.deepStrictEqual(rest, [])
       assert.deepStrictEqual([load!.name, load!.main, load!.context], ["cuLibraryLoadData", false, 0])
@@ -78,7 +80,7 @@ describe("loading a module", () => {
       const runtime = yield* CudaRuntime
       const image = new Uint8Array(Buffer.from(".version 7.0\n.visible .entry kept() { ret; }"))
       stub.holdsLoads = true
-      const options = { patience: Duration.zero }
+      const options = { idleTimeout: Duration.zero }
       const loading = yield* begin(runtime.moduleLoad(image, options))
       image.fill(0)
       stub.holdsLoads = false
@@ -89,8 +91,8 @@ describe("loading a module", () => {
 
   it.live("fails for PTX that does not compile, with what the compiler said", () =>
     run(Effect.gen(function*() {
-      const error = yield* Effect.flip(Effect.flatMap(brokenProgram, (made) => CudaKernel.load(made)))
-      assert.deepStrictEqual([error.reason._tag, error.operation], ["InvalidPtx", "CudaKernel.load"])
+      const error = yield* Effect.flip(Effect.flatMap(brokenProgram, (made) => CudaModule.load(made)))
+      assert.deepStrictEqual([error.reason._tag, error.operation], ["InvalidPtx", "CudaModule.load"])
       assert.strictEqual(error.log, "ptxas application ptx input, line 3; fatal : broken")
       assert.include(error.message, "cuLibraryGetKernel returned CUDA_ERROR_INVALID_PTX (218)")
       assert.include(error.message, "line 3; fatal : broken")
@@ -100,7 +102,7 @@ describe("loading a module", () => {
   it.live("fails for what is no image, and for another architecture", () =>
     run(Effect.gen(function*() {
       const runtime = yield* CudaRuntime
-      const load = (text: string) => runtime.moduleLoad(Buffer.from(text), { patience: Duration.zero })
+      const load = (text: string) => runtime.moduleLoad(Buffer.from(text), { idleTimeout: Duration.zero })
       yield* failsWith(load("garbage"), "InvalidImage")
       yield* failsWith(load(".version 7.0\n.target sm_999"), "NoBinaryForGpu")
       yield* refuses(load(""), "image")
@@ -151,13 +153,14 @@ describe("loading a module", () => {
       const { close, runtime, use } = yield* openRuntime(stub)
       const scope = yield* Scope.make()
       const made = yield* program
-      yield* Scope.provide(use(CudaKernel.load(made)), scope)
+      yield* Scope.provide(use(CudaModule.load(made)), scope)
       assert.strictEqual((yield* runtime.liveResources).modules, 1)
       yield* close
       assertReleased(stub)
     }))
 
-  it.live("refuses a patience that is no duration", () => run(refuses(loaded({ patience: -1 }), "patience")))
+  it.live("refuses an idleTimeout that is not a duration", () =>
+    run(refuses(loaded({ idleTimeout: -1 }), "idleTimeout")))
 })
 
 describe("getting a kernel", () => {
@@ -194,7 +197,7 @@ describe("getting a kernel", () => {
     run(Effect.gen(function*() {
       const made = yield* program
       const lowered: CudaProgram.CudaProgram = Object.create(made, { loweredName: { value: () => "put" } })
-      const put = yield* CudaKernel.get(yield* CudaKernel.load(lowered), "put<unsigned>", signatures.put)
+      const put = yield* CudaKernel.get(yield* CudaModule.load(lowered), "put<unsigned>", signatures.put)
       assert.strictEqual(put.name, "put<unsigned>")
       assert.strictEqual(stub.calls("cuLibraryGetKernel").at(-1)!.args.at(-1), "put")
     })))
@@ -205,7 +208,7 @@ describe("getting a kernel", () => {
       old,
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
-        const put = yield* CudaKernel.get(yield* loaded(), "put", [CudaKernel.u64, CudaKernel.u32])
+        const put = yield* CudaKernel.get(yield* loaded(), "put", [CudaParameter.u64, CudaParameter.u32])
         yield* CudaKernel.launch(put, one, [1, 2], stream)
         assert.lengthOf(old.calls("cuLaunchKernelEx"), 1)
       }),
@@ -503,7 +506,7 @@ describe("occupancy and attributes", () => {
 
 describe("code is loaded and unloaded while the device is idle", () => {
   /** A kernel that another fiber asks for while a stream is busy. */
-  const asking = (options?: CudaKernel.LoadOptions) =>
+  const asking = (options?: CudaModule.LoadOptions) =>
     Effect.gen(function*() {
       const module = yield* loaded(options)
       const stream = yield* CudaStream.make()
@@ -524,7 +527,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
 
   it.live("work that comes meanwhile is waited for too", () =>
     run(Effect.gen(function*() {
-      const { fiber, stream } = yield* asking({ patience: Duration.infinity })
+      const { fiber, stream } = yield* asking({ idleTimeout: Duration.infinity })
       const other = yield* CudaStream.make()
       stub.work(other)
       stub.finish(stream)
@@ -535,17 +538,17 @@ describe("code is loaded and unloaded while the device is idle", () => {
       assert.strictEqual(stub.blocked, 0)
     })))
 
-  it.live("after the module's patience it is done all the same", () =>
+  it.live("loads after the module's idleTimeout, busy or not", () =>
     run(Effect.gen(function*() {
-      const { fiber, stream } = yield* asking({ patience: 20 })
+      const { fiber, stream } = yield* asking({ idleTimeout: 20 })
       yield* Fiber.join(fiber)
       assert.strictEqual(stub.blocked, 1)
       stub.finish(stream)
     })))
 
-  it.live("without patience it is done at once", () =>
+  it.live("loads at once with an idleTimeout of zero", () =>
     run(Effect.gen(function*() {
-      const { fiber, stream } = yield* asking({ patience: 0 })
+      const { fiber, stream } = yield* asking({ idleTimeout: 0 })
       assert.isFalse(isPending(fiber))
       assert.strictEqual(stub.blocked, 1)
       stub.finish(stream)
@@ -605,7 +608,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
   it.live("a fault during the wait is the failure", () =>
     logged(run(
       Effect.gen(function*() {
-        const { fiber } = yield* asking({ patience: Duration.infinity })
+        const { fiber } = yield* asking({ idleTimeout: Duration.infinity })
         stub.fault = 719
         yield* failsWith(Fiber.join(fiber), "LaunchFailed")
         stub.finishAll()
@@ -617,7 +620,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       const module = yield* loaded()
       const stream = yield* CudaStream.make()
       stub.work(stream)
-      const fiber = yield* begin(CudaKernel.global(module, "counter"))
+      const fiber = yield* begin(CudaModule.global(module, "counter"))
       assert.isTrue(isPending(fiber))
       stub.finish(stream)
       const counter = yield* Fiber.join(fiber)
@@ -625,7 +628,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
         [counter.address, 4, module.handle, "counter"]
       ])
       assert.strictEqual(stub.blocked, 0)
-      yield* CudaMemory.fill(counter, 0, { stream })
+      yield* CudaMemory.fill(counter, 0, stream)
     })))
 
   it.live("a module that is released while the device is busy is unloaded later", () =>

@@ -3,8 +3,8 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import { existsSync, mkdtempSync, writeFileSync } from "node:fs"
@@ -250,7 +250,7 @@ describe("AutoRuntime", () => {
   const source = fileURLToPath(new URL("../../src/layers/SimulatedRuntime.ts", import.meta.url))
   const kindOn = (driver: StubDriver | string) =>
     Effect.gen(function*() {
-      const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/layers/AutoRuntime"))
+      const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
       if (typeof driver !== "string") driver.reset()
       const kind = Effect.provide(Effect.map(CudaRuntime, ({ kind }) => kind), AutoRuntime.layer())
       return yield* logged(withLibrary(typeof driver === "string" ? driver : driver.path)(kind))
@@ -286,7 +286,7 @@ describe("AutoRuntime", () => {
 
     it.live("nothing, and fails, when the program named a library that is not there", () =>
       Effect.gen(function*() {
-        const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/layers/AutoRuntime"))
+        const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
         const layer = AutoRuntime.layer({ native: { libraryPath: nowhere } })
         const error = yield* Effect.flip(Effect.provide(CudaRuntime, layer))
         assert.strictEqual(error.reason._tag, "LibraryNotFound")

@@ -5,8 +5,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -94,7 +94,7 @@ describe("managed memory", () => {
       Effect.gen(function*() {
         const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
         stub.work(other)
-        const address = yield* used(64, (buffer) => CudaMemory.fill(buffer, 0, { stream }))
+        const address = yield* used(64, (buffer) => CudaMemory.fill(buffer, 0, stream))
         yield* pause(40)
         assert.deepStrictEqual(frees(), [])
         stub.finish(other)
@@ -110,7 +110,7 @@ describe("managed memory", () => {
         stub.work(other)
         const first = yield* used(
           64,
-          (buffer) => Effect.andThen(Effect.sync(() => stub.work(stream)), CudaMemory.fill(buffer, 0, { stream }))
+          (buffer) => Effect.andThen(Effect.sync(() => stub.work(stream)), CudaMemory.fill(buffer, 0, stream))
         )
         const second = yield* CudaMemory.allocateManaged(64)
         assert.notStrictEqual(second.address, first)
@@ -225,7 +225,7 @@ describe("managed memory", () => {
           const stream = yield* CudaStream.make()
           yield* used(
             60 * mebi,
-            (buffer) => Effect.andThen(Effect.sync(() => stub.work(stream)), CudaMemory.fill(buffer, 0, { stream }))
+            (buffer) => Effect.andThen(Effect.sync(() => stub.work(stream)), CudaMemory.fill(buffer, 0, stream))
           )
           const waiting = yield* begin(CudaMemory.allocate(60 * mebi))
           assert.isTrue(isPending(waiting))
@@ -408,7 +408,7 @@ describe("what JavaScript sees of managed memory", () => {
         const stream = yield* CudaStream.make()
         const buffer = yield* Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocateManaged(64)
-          yield* CudaMemory.fill(buffer, 7, { stream })
+          yield* CudaMemory.fill(buffer, 7, stream)
           assert.deepStrictEqual(buffer.bytes, new Uint8Array(64).fill(7))
           CudaMemory.view(CudaMemory.slice(buffer, 8, 8), Uint32Array)[1] = 0x01020304
           const host = yield* CudaMemory.allocateHost(64)

@@ -6,8 +6,8 @@ import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as References from "effect/References"
@@ -104,7 +104,7 @@ describe("a pool", () => {
       const before = stub.callCount
       const operations = [
         CudaMemoryPool.statistics(pool),
-        CudaMemoryPool.resetHigh(pool),
+        CudaMemoryPool.resetHighWater(pool),
         CudaMemoryPool.setReleaseThreshold(pool, 0),
         CudaMemoryPool.trim(pool)
       ]
@@ -127,9 +127,9 @@ describe("a pool", () => {
         ])
         assert.deepStrictEqual(result, {
           reservedBytes: 4 * mebi,
-          reservedBytesHigh: 4 * mebi,
+          reservedHighWater: 4 * mebi,
           usedBytes: mebi,
-          usedBytesHigh: 3 * mebi
+          usedHighWater: 3 * mebi
         })
       })
     ))
@@ -154,12 +154,12 @@ describe("a pool", () => {
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
         yield* Effect.scoped(CudaMemory.allocate(3 * mebi, { pool }))
-        const { lines } = yield* callsOf(CudaMemoryPool.resetHigh(pool))
+        const { lines } = yield* callsOf(CudaMemoryPool.resetHighWater(pool))
         assert.deepStrictEqual(lines, [
           ["cuMemPoolSetAttribute", pool.handle, 6, 0],
           ["cuMemPoolSetAttribute", pool.handle, 8, 0]
         ])
-        assert.strictEqual((yield* CudaMemoryPool.statistics(pool)).usedBytesHigh, 0)
+        assert.strictEqual((yield* CudaMemoryPool.statistics(pool)).usedHighWater, 0)
       })
     ))
 
@@ -181,7 +181,7 @@ describe("a pool", () => {
         const stream = yield* CudaStream.make()
         yield* Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(3 * mebi, { pool })
-          yield* CudaMemory.fill(buffer, 0, { stream })
+          yield* CudaMemory.fill(buffer, 0, stream)
           stub.work(stream)
         }))
         stub.clear()
@@ -214,9 +214,9 @@ describe("a pool", () => {
         yield* succeeds(trimming)
         assert.deepStrictEqual(yield* CudaMemoryPool.statistics(pool), {
           reservedBytes: 0,
-          reservedBytesHigh: 3 * mebi,
+          reservedHighWater: 3 * mebi,
           usedBytes: 0,
-          usedBytesHigh: 3 * mebi
+          usedHighWater: 3 * mebi
         })
       })
     ))
@@ -235,7 +235,7 @@ describe("a pool", () => {
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         yield* Effect.scoped(Effect.gen(function*() {
-          yield* CudaMemory.fill(yield* CudaMemory.allocate(64), 0, { stream })
+          yield* CudaMemory.fill(yield* CudaMemory.allocate(64), 0, stream)
           stub.work(stream)
         }))
         const trimming = yield* Effect.scoped(Effect.flatMap(
@@ -321,7 +321,7 @@ describe("an allocation on a stream", () => {
           ...within(context, ["cuEventCreate", marker, 2]),
           ["cuEventRecord", marker, stream.handle]
         ])
-        const own = yield* callsOf(CudaMemory.fill(buffer, 1, { stream }))
+        const own = yield* callsOf(CudaMemory.fill(buffer, 1, stream))
         assert.deepStrictEqual(own.lines, [["cuMemsetD8Async", buffer.address, 1, 64, stream.handle]])
         stub.finishAll()
       })
@@ -355,7 +355,7 @@ describe("an allocation on a stream", () => {
     )
 
   it.live("is waited for by the first fill on each other stream, and by no further one", () =>
-    uses((buffer, stream) => CudaMemory.fill(buffer, 1, { stream })))
+    uses((buffer, stream) => CudaMemory.fill(buffer, 1, stream)))
 
   it.live("is waited for by the first copy of rows", () =>
     uses((buffer, stream) =>
@@ -382,7 +382,7 @@ describe("an allocation on a stream", () => {
         for (let round = 0; round < 3; round++) {
           yield* Effect.scoped(Effect.gen(function*() {
             const buffer = yield* CudaMemory.allocate(64, { stream })
-            yield* CudaMemory.fill(buffer, round, { stream: other })
+            yield* CudaMemory.fill(buffer, round, other)
             stub.clear()
           }))
           assert.strictEqual(stub.calls("cuMemFreeAsync")[0]!.args[1], releases)
@@ -399,7 +399,7 @@ describe("an allocation on a stream", () => {
         const unused = yield* releaseOf(CudaMemory.allocate(64, { stream }))
         assert.deepStrictEqual(unused.lines, [["cuMemFreeAsync", unused.made.address, stream.handle]])
         const used = yield* releaseOf(
-          Effect.tap(CudaMemory.allocate(64, { stream }), (buffer) => CudaMemory.fill(buffer, 1, { stream }))
+          Effect.tap(CudaMemory.allocate(64, { stream }), (buffer) => CudaMemory.fill(buffer, 1, stream))
         )
         assert.deepStrictEqual(used.lines, [["cuMemFreeAsync", used.made.address, stream.handle]])
       })
@@ -410,7 +410,7 @@ describe("an allocation on a stream", () => {
       Effect.gen(function*() {
         const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
         const { lines, made } = yield* releaseOf(
-          Effect.tap(CudaMemory.allocate(64, { stream }), (buffer) => CudaMemory.fill(buffer, 1, { stream: other }))
+          Effect.tap(CudaMemory.allocate(64, { stream }), (buffer) => CudaMemory.fill(buffer, 1, other))
         )
         const marker = lines.find(([name]) => name === "cuEventRecord")![1]!
         assert.deepStrictEqual(lines.filter(([name]) => !/Ctx|EventCreate/.test(String(name))), [
@@ -478,7 +478,7 @@ describe("an allocation on a stream", () => {
           })))
           assert.deepStrictEqual(made.lines, [...within(context, ["cuMemFreeAsync", made.result, handle])])
           const buffer = yield* CudaMemory.allocate(64, { stream: other })
-          const { lines } = yield* callsOf(CudaMemory.fill(buffer, 1, { stream }))
+          const { lines } = yield* callsOf(CudaMemory.fill(buffer, 1, stream))
           assert.deepStrictEqual(lines.slice(0, 3).map(([name]) => name), [
             "cuCtxPushCurrent_v2",
             "cuStreamWaitEvent",

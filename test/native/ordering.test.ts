@@ -46,8 +46,7 @@ const setting = Effect.gen(function*() {
   return { buffer, calls, host, plain, streams }
 })
 
-const fill = (buffer: CudaMemory.Slice<CudaMemory.DeviceBuffer>, stream: Stream) =>
-  CudaMemory.fill(buffer, 1, { stream })
+const fill = (buffer: CudaMemory.Slice<CudaMemory.DeviceBuffer>, stream: Stream) => CudaMemory.fill(buffer, 1, stream)
 
 describe("the calls", () => {
   it.live("of buffers that do not order themselves are what they were", () =>
@@ -113,8 +112,8 @@ describe("the calls", () => {
         const made = yield* calls(Effect.gen(function*() {
           yield* fill(empty, first)
           yield* CudaMemory.copy(empty, CudaMemory.slice(host, 0, 0), first)
-          yield* CudaMemory.access(Effect.void, { writes: [empty] }, first)
-          yield* CudaMemory.settled(buffer)
+          yield* CudaMemory.access(Effect.void, { writes: [empty], stream: first })
+          yield* CudaMemory.synchronize(buffer)
         }))
         assert.deepStrictEqual(made, [])
       })
@@ -149,9 +148,9 @@ describe("the calls", () => {
       Effect.gen(function*() {
         const { buffer, calls, plain, streams: [first, second] } = yield* setting
         yield* fill(buffer, first)
-        const access = CudaMemory.access(fill(plain, second), { reads: [buffer], writes: [plain] }, second)
+        const access = CudaMemory.access(fill(plain, second), { reads: [buffer], writes: [plain], stream: second })
         assert.deepStrictEqual(yield* calls(access), ["1 waits", "fill 1", "record 1"])
-        const between = CudaMemory.access(fill(buffer, second), { writes: [buffer] }, first)
+        const between = CudaMemory.access(fill(buffer, second), { writes: [buffer], stream: first })
         assert.deepStrictEqual(yield* calls(between), [
           "0 waits",
           "record 0",
@@ -219,14 +218,14 @@ describe("markers", () => {
       })
     ))
 
-  it.live("are not used again while settled waits for them", () =>
+  it.live("are not used again while synchronize waits for them", () =>
     onStub(
       stub,
       Effect.gen(function*() {
         const { buffer, streams: [first, second] } = yield* setting
         stub.work(first)
         yield* fill(buffer, first)
-        const waiting = yield* begin(CudaMemory.settled(buffer))
+        const waiting = yield* begin(CudaMemory.synchronize(buffer))
         yield* fill(buffer, first)
         stub.work(second)
         yield* Effect.forEach(Array.from({ length: 8 }), () => CudaStream.waitStream(second, second))
@@ -238,7 +237,7 @@ describe("markers", () => {
     ))
 })
 
-describe("settled", () => {
+describe("synchronize", () => {
   it.live("of a buffer that is released meanwhile ends all the same", () =>
     onStub(
       stub,
@@ -248,7 +247,7 @@ describe("settled", () => {
         const waiting = yield* Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(64, ordered)
           yield* fill(buffer, first)
-          const fiber = yield* Effect.forkDetach(CudaMemory.settled(buffer))
+          const fiber = yield* Effect.forkDetach(CudaMemory.synchronize(buffer))
           yield* begin(Effect.void)
           return fiber
         }))
@@ -265,12 +264,12 @@ describe("settled", () => {
         const { buffer, streams: [first, second] } = yield* setting
         stub.work(first)
         yield* fill(buffer, first)
-        yield* CudaMemory.access(Effect.void, { reads: [CudaMemory.slice(buffer, 0, 8)] }, second)
+        yield* CudaMemory.access(Effect.void, { reads: [CudaMemory.slice(buffer, 0, 8)], stream: second })
         stub.fail("cuEventQuery", 700, { after: 2 })
-        const waiting = yield* begin(CudaMemory.settled(buffer))
+        const waiting = yield* begin(CudaMemory.synchronize(buffer))
         const error = yield* failureOf(waiting)
         assert.deepStrictEqual([error.operation, error.call, error.reason._tag], [
-          "CudaMemory.settled",
+          "CudaMemory.synchronize",
           "cuEventQuery",
           "IllegalAddress"
         ])
@@ -377,7 +376,7 @@ describe("a call that fails", () => {
         const { buffer, calls, host, streams: [first, second, third] } = yield* setting
         stub.fail("cuStreamWaitEvent", 1, { after: 1 })
         const between = CudaMemory.copy(host, buffer, second)
-        const access = CudaMemory.access(Effect.flip(between), { writes: [buffer] }, first)
+        const access = CudaMemory.access(Effect.flip(between), { writes: [buffer], stream: first })
         assert.deepStrictEqual(yield* calls(access), [
           "record 0",
           "1 waits",
@@ -396,7 +395,7 @@ describe("a call that fails", () => {
       Effect.gen(function*() {
         const { buffer, calls, plain, streams: [first, second] } = yield* setting
         yield* fill(buffer, first)
-        const access = CudaMemory.access(fill(plain, second), { writes: [buffer] }, second)
+        const access = CudaMemory.access(fill(plain, second), { writes: [buffer], stream: second })
         stub.fail("cuStreamWaitEvent", 1)
         assert.deepStrictEqual(yield* calls(Effect.flip(access)), ["1 waits"])
         stub.fail("cuEventRecord", 1)

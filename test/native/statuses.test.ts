@@ -9,9 +9,11 @@ import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import * as CudaModule from "effect-cuda/CudaModule"
+import * as CudaParameter from "effect-cuda/CudaParameter"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -233,8 +235,8 @@ type Buffers = Effect.Success<typeof buffers>
 const copying = (fails: DriverFunctionName, run: (made: Buffers) => Program<unknown>): Scenario =>
   failing(fails, "CudaMemory.copy", buffers, run, { subject: /256 bytes from .* to .* on stream \d+/ })
 
-const filling = (fails: DriverFunctionName, bits: 8 | 16 | 32): Scenario =>
-  failing(fails, "CudaMemory.fill", buffers, (made) => CudaMemory.fill(made.to, 1, { bits, stream: made.stream }))
+const filling = (fails: DriverFunctionName, name: "fill" | "fill16" | "fill32"): Scenario =>
+  failing(fails, `CudaMemory.${name}`, buffers, (made) => CudaMemory[name](made.to, 1, made.stream))
 
 const peers = Effect.all({
   stream,
@@ -277,12 +279,12 @@ const memory: ReadonlyArray<Scenario> = [
   copying("cuMemcpyDtoHAsync_v2", (made) => CudaMemory.copy(made.host, made.from, made.stream)),
   copying("cuMemcpyDtoDAsync_v2", (made) => CudaMemory.copy(made.to, made.from, made.stream)),
   failing("cuMemcpyPeerAsync", "CudaMemory.copy", peers, (made) => CudaMemory.copy(made.to, made.from, made.stream)),
-  filling("cuMemsetD8Async", 8),
-  filling("cuMemsetD16Async", 16),
-  filling("cuMemsetD32Async", 32)
+  filling("cuMemsetD8Async", "fill"),
+  filling("cuMemsetD16Async", "fill16"),
+  filling("cuMemsetD32Async", "fill32")
 ]
 
-const module = Effect.flatMap(program, (made) => CudaKernel.load(made))
+const module = Effect.flatMap(program, (made) => CudaModule.load(made))
 const moduleAndDevice = Effect.tap(module, () => openDevice)
 const kernel = Effect.flatMap(module, (made) => CudaKernel.get(made, "put", signatures.put))
 const launchable = Effect.all({ kernel, stream })
@@ -293,7 +295,7 @@ const launching = (fails: DriverFunctionName, config: CudaKernel.LaunchConfig): 
     fails,
     "CudaKernel.launch",
     launchable,
-    (made) => CudaKernel.launch(made.kernel, config, [CudaKernel.address(0), 1], made.stream),
+    (made) => CudaKernel.launch(made.kernel, config, [CudaParameter.address(0), 1], made.stream),
     { subject: /kernel put on stream \d+ of device 0, grid 1×1×1/ }
   )
 
@@ -301,8 +303,8 @@ const asking = (fails: DriverFunctionName, run: (kernel: CudaKernel.CudaKernel) 
   failing(fails, "CudaKernel.occupancy", kernel, run, { subject: /kernel put/ })
 
 const kernels: ReadonlyArray<Scenario> = [
-  failing("cuLibraryLoadData", "CudaKernel.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
-  failing("cuLibraryGetKernel", "CudaKernel.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
+  failing("cuLibraryLoadData", "CudaModule.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
+  failing("cuLibraryGetKernel", "CudaModule.load", openDevice, () => module, { subject: /an image of \d+ bytes/ }),
   failing("cuLibraryGetKernel", "CudaKernel.get", module, (made) => CudaKernel.get(made, "put", signatures.put), {
     subject: /kernel put of module 0x[0-9a-f]+ of \d+ bytes/
   }),
@@ -311,7 +313,7 @@ const kernels: ReadonlyArray<Scenario> = [
       subject: /kernel put on device 0/
     })
   ),
-  failing("cuLibraryGetGlobal", "CudaKernel.global", module, CudaKernel.global("counter"), {
+  failing("cuLibraryGetGlobal", "CudaModule.global", module, CudaModule.global("counter"), {
     subject: /variable counter of module .* on device 0/
   }),
   failing("cuKernelGetAttribute", "CudaKernel.attribute", kernel, CudaKernel.attribute("numRegs"), {
@@ -356,7 +358,7 @@ const pools: ReadonlyArray<Scenario> = [
   failing("cuMemPoolCreate", "CudaMemoryPool.make", openDevice, () => pool, { subject: /a pool of device 0/ }),
   ...eachOf(4, "cuMemPoolSetAttribute", "CudaMemoryPool.make", openDevice, () => pool),
   ...eachOf(4, "cuMemPoolGetAttribute", "CudaMemoryPool.statistics", pool, CudaMemoryPool.statistics, ofPool),
-  ...eachOf(2, "cuMemPoolSetAttribute", "CudaMemoryPool.resetHigh", pool, CudaMemoryPool.resetHigh, ofPool),
+  ...eachOf(2, "cuMemPoolSetAttribute", "CudaMemoryPool.resetHighWater", pool, CudaMemoryPool.resetHighWater, ofPool),
   failing(
     "cuMemPoolSetAttribute",
     "CudaMemoryPool.setReleaseThreshold",
@@ -421,7 +423,7 @@ const streamOrdered: ReadonlyArray<Scenario> = [
   failing("cuEventRecord", "CudaMemory.allocate", CudaStream.defaultStream(), allocatingOn, {
     where: "for the mark of the allocation on a default stream"
   }),
-  firstUse("CudaMemory.fill", (made) => CudaMemory.fill(made.buffer, 1, { stream: made.other })),
+  firstUse("CudaMemory.fill", (made) => CudaMemory.fill(made.buffer, 1, made.other)),
   firstUse("CudaMemory.copy", (made) => CudaMemory.copy(made.buffer, made.host, made.other)),
   firstUse(
     "CudaMemory.copy2D",
@@ -433,7 +435,7 @@ const streamOrdered: ReadonlyArray<Scenario> = [
   ),
   firstUse(
     "CudaMemory.access",
-    (made) => CudaMemory.access(Effect.void, { writes: [made.buffer] }, made.other)
+    (made) => CudaMemory.access(Effect.void, { writes: [made.buffer], stream: made.other })
   ),
   firstUse("CudaKernel.launch", (made) => CudaKernel.launch(made.kernel, oneBlock, [made.buffer, 1], made.other)),
   ...(["cuEventRecord", "cuStreamWaitEvent"] as const).map((name) =>
@@ -455,7 +457,7 @@ const copyingRows = ({ device, host, stream }: Effect.Success<typeof segmented>)
 
 const ofRows = /5 rows of 4194304 bytes from pinned buffer of .* to buffer of .* on stream \d+ of device 0/
 
-const batch = ({ from, host, to }: Buffers): ReadonlyArray<CudaMemory.Copy> => [
+const batch = ({ from, host, to }: Buffers): ReadonlyArray<CudaMemory.BatchCopy> => [
   { destination: CudaMemory.slice(to, 0, 64), source: CudaMemory.slice(from, 0, 64) },
   { destination: CudaMemory.slice(to, 64, 64), source: CudaMemory.slice(host, 0, 64) },
   { destination: CudaMemory.slice(to, 128, 64), source: CudaMemory.slice(from, 64, 64) }
@@ -680,7 +682,7 @@ const releases: ReadonlyArray<Release> = [
     what: "a module",
     left: { libraries: 1 },
     program: (arm) => Effect.andThen(module, arm),
-    says: /CudaKernel\.release \(module 0x[0-9a-f]+ of \d+ bytes\)/
+    says: /CudaModule\.release \(module 0x[0-9a-f]+ of \d+ bytes\)/
   },
   ...(["cuEventCreate", "cuEventRecord", "cuStreamWaitEvent"] as const).map((fails): Release => ({
     fails,
@@ -690,7 +692,7 @@ const releases: ReadonlyArray<Release> = [
       Effect.gen(function*() {
         const made = yield* stream
         const buffer = yield* CudaMemory.allocate(64)
-        yield* CudaMemory.fill(buffer, 0, { stream: made })
+        yield* CudaMemory.fill(buffer, 0, made)
         yield* arm
       }),
     says: /CudaMemory\.release \(buffer of 64 bytes/

@@ -7,9 +7,9 @@ import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaMemory from "effect-cuda/CudaMemory"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -576,8 +576,8 @@ describe("the release of a device buffer", () => {
         stub.pending = "copies"
         yield* Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(64)
-          yield* CudaMemory.fill(buffer, 1, { stream: one })
-          yield* CudaMemory.fill(buffer, 2, { stream: two })
+          yield* CudaMemory.fill(buffer, 1, one)
+          yield* CudaMemory.fill(buffer, 2, two)
         }))
         assert.strictEqual((yield* held).deviceBuffers, 0)
         assert.strictEqual(stub.live.allocations, 1)
@@ -599,8 +599,8 @@ describe("the release of a device buffer", () => {
         yield* Effect.scoped(Effect.gen(function*() {
           const from = yield* CudaMemory.allocate(64)
           const to = yield* CudaMemory.allocate(64, { device: 1 })
-          yield* CudaMemory.fill(from, 1, { stream: legacy })
-          yield* CudaMemory.fill(from, 2, { stream: foreign })
+          yield* CudaMemory.fill(from, 1, legacy)
+          yield* CudaMemory.fill(from, 2, foreign)
           yield* CudaMemory.copy(to, from, there)
         }))
         for (const stream of [legacy, foreign]) {
@@ -620,7 +620,7 @@ describe("the release of a device buffer", () => {
         const stream = yield* CudaStream.make()
         stub.pending = "copies"
         yield* Effect.scoped(
-          Effect.flatMap(CudaMemory.allocate(600), (buffer) => CudaMemory.fill(buffer, 1, { stream }))
+          Effect.flatMap(CudaMemory.allocate(600), (buffer) => CudaMemory.fill(buffer, 1, stream))
         )
         const fiber = yield* begin(CudaMemory.allocate(600))
         assert.isTrue(isPending(fiber))
@@ -897,7 +897,7 @@ describe("the release of the runtime", () => {
         const buffer = yield* CudaMemory.allocate(64)
         stub.pending = "copies"
         yield* CudaMemory.copy(buffer, host, pooled)
-        yield* CudaMemory.fill(buffer, 1, { stream: legacy })
+        yield* CudaMemory.fill(buffer, 1, legacy)
         return [yield* begin(CudaStream.synchronize(pooled)), yield* begin(CudaStream.synchronize(legacy))] as const
       }))
       const closing = yield* begin(close)

@@ -4,11 +4,11 @@
  */
 import { assert, beforeEach, describe, it, vi } from "@effect/vitest"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaMetrics from "effect-cuda/CudaMetrics"
+import { CudaRuntime, CurrentWaitOptions } from "effect-cuda/CudaRuntime"
+import type { WaitOptions } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
-import * as CudaMetrics from "effect-cuda/layers/CudaMetrics"
-import { CudaRuntime, CurrentWaitOptions } from "effect-cuda/layers/CudaRuntime"
-import type { WaitOptions } from "effect-cuda/layers/CudaRuntime"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
@@ -17,6 +17,7 @@ import koffi from "koffi"
 import { lookup } from "node:dns/promises"
 import { readFile } from "node:fs/promises"
 import { fileURLToPath } from "node:url"
+import type { CUcontext, CUdevice } from "../../src/cuda/handles.ts"
 import { load } from "../../src/cuda/library.ts"
 import { Completion } from "../../src/layers/native/Completion.ts"
 import type { WaitPolicy } from "../../src/layers/native/Completion.ts"
@@ -636,11 +637,12 @@ describe("pausing the questions about a device", () => {
       const waker = yield* Effect.promise(wakerOfThread)
       calls.cuInit(0)
       const devices = [0, 1].map((ordinal) => {
-        const out = new Out()
+        const out = new Out<CUcontext>()
         const number = new Int32Array(1)
         calls.cuDeviceGet(number, ordinal)
-        calls.cuDevicePrimaryCtxRetain(out.words, number[0]!)
-        const device = new NativeDevice(calls, ordinal, number[0]!, out.value)
+        const handle = number[0]! as CUdevice
+        calls.cuDevicePrimaryCtxRetain(out.words, handle)
+        const device = new NativeDevice(calls, ordinal, handle, out.value)
         device.setUp(() => {})
         return device
       })
@@ -654,8 +656,8 @@ describe("pausing the questions about a device", () => {
       /** Begins a wait for pending work on a device: how often it ended, and how to end the work. */
       const wait = (ordinal: number) => {
         const device = devices[ordinal]!
-        const handle = device.makeStream()
-        const event = device.takeMarker()
+        const handle = device.makeStream()!
+        const event = device.takeMarker()!
         const stream = { handle, deviceIndex: ordinal }
         stub.work(stream)
         calls.cuEventRecord(event, handle)
@@ -771,7 +773,7 @@ describe("where the event loop cannot be reached", () => {
         }
       })
     })
-    return { missed, module: yield* Effect.promise(() => import("effect-cuda/layers/NativeRuntime")) }
+    return { missed, module: yield* Effect.promise(() => import("effect-cuda/NativeRuntime")) }
   })
 
   it.live("waits end by a timer, and one warning is logged for two layers", () =>

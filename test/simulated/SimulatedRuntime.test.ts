@@ -341,8 +341,11 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const oldStream = yield* nonBlocking(runtime)
     const branch = yield* nonBlocking(runtime)
     const image = new Uint8Array(0)
-    const patience = { patience: Duration.zero }
-    const [module, oldModule] = [yield* runtime.moduleLoad(image, patience), yield* runtime.moduleLoad(image, patience)]
+    const options = { idleTimeout: Duration.zero }
+    const [module, oldModule] = [
+      yield* runtime.moduleLoad(image, options),
+      yield* runtime.moduleLoad(image, options)
+    ]
     const kernel = yield* runtime.kernelGet(module, "nothing", [], 0)
     const access = { stream, reads: [], writes: [], outer: undefined }
     yield* runtime.memoryBegin(access)
@@ -364,11 +367,11 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaEvent.synchronize": runtime.eventSynchronize(event),
       "CudaKernel.attribute": runtime.kernelAttribute(kernel, "numRegs", 0),
       "CudaKernel.get": runtime.kernelGet(module, "nothing", [], 0),
-      "CudaKernel.global": runtime.moduleGlobal(module, "counter", 0),
+      "CudaModule.global": runtime.moduleGlobal(module, "counter", 0),
       "CudaKernel.launch": runtime.kernelLaunch(kernel, { grid: 1, block: 1 }, [], stream),
-      "CudaKernel.load": runtime.moduleLoad(image, patience),
+      "CudaModule.load": runtime.moduleLoad(image, options),
       "CudaKernel.occupancy": runtime.kernelActiveBlocks(kernel, 1, 0, 0),
-      "CudaKernel.release": runtime.moduleUnload(oldModule),
+      "CudaModule.release": runtime.moduleUnload(oldModule),
       "CudaKernel.setAttribute": runtime.kernelSetAttribute(kernel, "preferredSharedMemoryCarveout", 1, 0),
       "CudaMemory.access": runtime.memoryBegin({ stream, reads: [], writes: [], outer: undefined }),
       "CudaMemory.advise": runtime.memoryAdvise(managed, "setReadMostly", "host"),
@@ -383,11 +386,11 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
       "CudaMemory.release": runtime.memoryFree(oldMemory),
-      "CudaMemory.settled": runtime.memorySettled({ memory: ordered, offset: 0, byteLength: 8 }),
+      "CudaMemory.synchronize": runtime.memorySynchronize({ memory: ordered, offset: 0, byteLength: 8 }),
       "CudaMemoryPool.make": runtime.poolCreate(0, poolOptions),
       "CudaMemoryPool.ofDevice": runtime.poolOfDevice(0),
       "CudaMemoryPool.release": runtime.poolDestroy(oldPool),
-      "CudaMemoryPool.resetHigh": runtime.poolResetHigh(pool),
+      "CudaMemoryPool.resetHighWater": runtime.poolResetHighWater(pool),
       "CudaMemoryPool.setReleaseThreshold": runtime.poolSetReleaseThreshold(pool, 0),
       "CudaMemoryPool.statistics": runtime.poolStatistics(pool),
       "CudaMemoryPool.trim": runtime.poolTrim(pool, 0),

@@ -3,8 +3,8 @@
  * there are before the tests are declared.
  */
 import type { CudaError } from "effect-cuda/CudaError"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type { CudaStream } from "effect-cuda/CudaStream"
-import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"

@@ -3,8 +3,8 @@
  */
 import { assert } from "@effect/vitest"
 import type { CudaError, CudaErrorReason } from "effect-cuda/CudaError"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import type { LiveResources } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import type { LiveResources } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 

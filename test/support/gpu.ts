@@ -2,7 +2,7 @@
  * A kernel that keeps a GPU busy, launched past the library through its handles; and whether there is a GPU at all.
  */
 import type { CudaStream } from "effect-cuda/CudaStream"
-import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import koffi from "koffi"

@@ -1,8 +1,8 @@
 /**
  * The kernels of the tests, twice: as PTX written by hand, and as functions for the simulated devices.
  */
-import { CudaKernel, CudaProgram } from "effect-cuda"
-import * as SimulatedRuntime from "effect-cuda/layers/SimulatedRuntime"
+import { CudaParameter, CudaProgram } from "effect-cuda"
+import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 
 const {
   array,
@@ -24,7 +24,7 @@ const {
   u32,
   u64,
   u8
-} = CudaKernel
+} = CudaParameter
 
 /** A struct with padding inside and at its end, a struct in it, and a pointer. */
 const record = struct({ tag: u8, at: struct({ x: f64, y: f32 }), to: nullable(pointer), last: u16 })
@@ -69,7 +69,7 @@ export const every = [
 ] as const
 
 /** Where each parameter starts, as C lays them out. */
-export const offsetsOf = (kinds: ReadonlyArray<CudaKernel.ParameterKind>): ReadonlyArray<number> => {
+export const offsetsOf = (kinds: ReadonlyArray<CudaParameter.ParameterKind>): ReadonlyArray<number> => {
   let end = 0
   return kinds.map(({ align, size }) => {
     const offset = end + (align - end % align) % align
@@ -78,13 +78,13 @@ export const offsetsOf = (kinds: ReadonlyArray<CudaKernel.ParameterKind>): Reado
   })
 }
 
-const declaration = ({ align, kind, size }: CudaKernel.ParameterKind, index: number): string =>
+const declaration = ({ align, kind, size }: CudaParameter.ParameterKind, index: number): string =>
   kind === "struct" || kind === "array"
     ? `.param .align ${align} .b8 p${index}[${size}]`
     : `.param .b${8 * size} p${index}`
 
 /** Copies a parameter to where it is among the arguments, from the address in %out on. */
-const copyParameter = (kind: CudaKernel.ParameterKind, index: number, offset: number): string => {
+const copyParameter = (kind: CudaParameter.ParameterKind, index: number, offset: number): string => {
   const isWhole = kind.kind !== "struct" && kind.kind !== "array"
   const bits = isWhole ? 8 * kind.size : 8
   const register = bits === 64 ? "%l1" : bits === 32 ? "%w1" : "%h1"
@@ -297,7 +297,7 @@ export const simulatedKernels: Readonly<Record<string, SimulatedRuntime.Simulate
 const ArrayBufferBytes = Uint8Array<ArrayBuffer>
 
 /** Writes what a kernel found in place of a parameter back to bytes. */
-const write = (view: DataView, at: number, kind: CudaKernel.ParameterKind, value: unknown): void => {
+const write = (view: DataView, at: number, kind: CudaParameter.ParameterKind, value: unknown): void => {
   const number = typeof value === "number" ? value : 0
   const whole = typeof value === "bigint" ? value : 0n
   switch (kind.kind) {

@@ -4,8 +4,8 @@
  */
 import { afterAll, assert } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
-import type { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"

@@ -1,5 +1,5 @@
 /**
- * The stub NVRTC (`stub/nvrtc.c`) for tests: builds it with the system's C compiler, steers it and reads what it got.
+ * The stub NVRTC (`stub/nvrtc.c`) for tests: builds it with the system's C compiler, controls it and reads its records.
  */
 import { afterAll } from "@effect/vitest"
 import koffi from "koffi"
@@ -19,7 +19,7 @@ export const buildNvrtc = (macros: ReadonlyArray<string> = []): string => {
   const path = join(folder, `libnvrtc-${key}.so`)
   if (existsSync(path)) return path
   mkdirSync(folder, { recursive: true })
-  // Workers build side by side: each under a name of its own, and the last one to finish wins.
+  // Test workers may build concurrently: each uses its own name, and the last rename wins.
   const building = `${path}.${process.pid}`
   const parameters = ["-shared", "-fPIC", "-O1", "-pthread", ...macros.map((macro) => `-D${macro}`), source]
   execFileSync("cc", [...parameters, "-o", building], { stdio: ["ignore", "inherit", "inherit"] })
@@ -27,7 +27,7 @@ export const buildNvrtc = (macros: ReadonlyArray<string> = []): string => {
   return path
 }
 
-/** What a compilation was given: name, source, header, content, expression and option, each any number of times. */
+/** The arguments of a compilation: name, source, header, content, expression and option, each any number of times. */
 export type Given = Readonly<Record<string, ReadonlyArray<string>>>
 
 /** One loaded stub. */
@@ -63,27 +63,27 @@ export class StubNvrtc {
     return this.#count(1)
   }
 
-  /** How many compilations there were at once, at most. */
+  /** The highest number of concurrent compilations. */
   get mostAtOnce(): number {
     return this.#count(2)
   }
 
-  /** Compilations that the flow callback ended. */
+  /** Compilations that the flow callback cancelled. */
   get cancelled(): number {
     return this.#count(3)
   }
 
-  /** Calls that were made on the JS thread. */
+  /** Calls on the JS thread. */
   get onMain(): number {
     return this.#count(4)
   }
 
-  /** Compilations that go on. */
+  /** Running compilations. */
   get compiling(): number {
     return this.#count(5)
   }
 
-  /** How often the version was asked for, which is once when a library is bound. */
+  /** The number of calls to `nvrtcVersion`: one for each time the library is bound. */
   get bound(): number {
     return this.#count(6)
   }
@@ -96,7 +96,7 @@ export class StubNvrtc {
     this.#failName(result)
   }
 
-  /** What the last compilation was given. */
+  /** The arguments of the last compilation. */
   get given(): Given {
     const given: Record<string, Array<string>> = {}
     for (const field of this.#record().split("\x1f").slice(0, -1)) {
@@ -108,7 +108,7 @@ export class StubNvrtc {
   }
 }
 
-/** The stub, shared by the tests of a file. */
+/** Builds and loads a stub. */
 export const openNvrtc = (macros: ReadonlyArray<string> = []): StubNvrtc => new StubNvrtc(buildNvrtc(macros))
 
 const folders: Array<string> = []

@@ -1,7 +1,7 @@
 /**
  * What a program asks of the stub driver: an opened device, and the calls of an effect alone.
  */
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"

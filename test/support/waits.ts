@@ -3,9 +3,9 @@
  */
 import { assert } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
-import * as CudaMetrics from "effect-cuda/layers/CudaMetrics"
-import { CudaRuntime } from "effect-cuda/layers/CudaRuntime"
-import * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as CudaMetrics from "effect-cuda/CudaMetrics"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"

@@ -1,12 +1,12 @@
 /**
- * Compiling with NVRTC: the library, loaded by the first program that is compiled; what can be compiled for; how many
- * compilations run at once; and the programs that were compiled before.
+ * Compiles with NVRTC: loads the library for the first program, chooses the architecture, limits how many compilations
+ * run at once, and caches their results.
  */
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Semaphore from "effect/Semaphore"
 import { createHash } from "node:crypto"
-import { isFileOption, nvrtcCompilation, nvrtcInvalidOption, nvrtcResult } from "../../cuda/nvrtc.ts"
+import { nvrtcCompilation, nvrtcInvalidOption, nvrtcResult } from "../../cuda/nvrtc.ts"
 import { load, makeStop } from "../../cuda/nvrtcLibrary.ts"
 import type { NvrtcLibrary } from "../../cuda/nvrtcLibrary.ts"
 import { CudaError } from "../../CudaError.ts"
@@ -19,32 +19,34 @@ import { parseLog } from "./diagnostics.ts"
 import { runJob } from "./nvrtcProgram.ts"
 import type { Job, Outcome, Output } from "./nvrtcProgram.ts"
 import { ProgramCache } from "./ProgramCache.ts"
+import { isSelfContained } from "./selfContained.ts"
 
-/** What the runtime was told of compiling, complete. */
+/** The runtime's options for compiling, with defaults filled in. */
 export interface CompilerPolicy {
-  /** NVRTC's library; the usual places without it. */
+  /** NVRTC's library. Default: searches the usual places. */
   readonly path: string | undefined
-  /** Whether programs are kept on disk where a program does not say. */
+  /** Whether programs are cached that do not say so themselves. */
   readonly cache: boolean
-  /** Where; nowhere without it. */
+  /** The folder of the cache. Without one, nothing is cached. */
   readonly folder: string | undefined
   readonly maxBytes: number
 }
 
-/** A compilation that goes on, and how many wait for it. */
+/** A running compilation and the number of fibers that wait for it. */
 interface Flight {
   readonly fiber: Fiber.Fiber<CompiledProgram, CudaError>
   users: number
 }
 
 /**
- * A compilation holds a thread of the pool, which files and names of the network need too: all runtimes together leave
- * half of it alone.
+ * A compilation occupies a thread of libuv's pool, which file access and DNS lookups need too. The runtimes of a JS
+ * thread share this limit and leave half of the pool free. Worker threads each have their own limit but share the pool:
+ * compiling on several of them may fill it, and file access then waits for the next compilation to end.
  */
 const gate = Semaphore.makeUnsafe(Math.max(1, Math.floor((Number(process.env["UV_THREADPOOL_SIZE"]) || 4) / 2)))
 
-/** Changes when a compilation of the same job means something else. */
-const keyFormat = 1
+/** Change this when the same job would compile to something else. */
+const keyFormat = 2
 
 export class Compiler {
   readonly #policy: CompilerPolicy
@@ -85,7 +87,7 @@ export class Compiler {
       )
     })
 
-  /** Loaded once; a search that found nothing is done again for the next program. */
+  /** Loads the library once. After a failed search, the next program searches again. */
   #library(task: CompileTask): Effect.Effect<NvrtcLibrary, CudaError> {
     return Effect.flatMap(
       Effect.promise(() => this.#loading ??= load(this.#policy.path, this.#driverMajor)),
@@ -97,9 +99,7 @@ export class Compiler {
     )
   }
 
-  /**
-   * One compilation for all who want the same at the same time. It is given up when the last of them is interrupted.
-   */
+  /** Shares one compilation among all concurrent requests for it, and stops it when the last of them is interrupted. */
   #share(key: string, compiled: Effect.Effect<CompiledProgram, CudaError>): Effect.Effect<CompiledProgram, CudaError> {
     return Effect.uninterruptibleMask((restore) =>
       Effect.gen({ self: this }, function*() {
@@ -131,16 +131,20 @@ export class Compiler {
   #run(library: NvrtcLibrary, task: CompileTask, job: Job): Effect.Effect<Output, CudaError> {
     return Effect.flatMap(gate.withPermit(compileNow(library, job)), (outcome) => {
       if (outcome._tag === "Failed") return fail(task, reasonOf(outcome, job), outcome.call)
-      if (outcome.output.image.byteLength > 0) return Effect.succeed(outcome.output)
-      const log = outcome.output.log + `With these options NVRTC makes no ${job.target === "cubin" ? "CUBIN" : "PTX"}.`
+      if (!isEmpty(outcome.output.image)) return Effect.succeed(outcome.output)
+      const log = outcome.output.log +
+        `With these options, NVRTC generates no ${job.target === "cubin" ? "CUBIN" : "PTX"}.`
       return fail(task, { _tag: "InvalidCompileOption", options: job.options, log })
     })
   }
 }
 
+/** Where an option leaves no PTX, NVRTC returns an empty string: nothing but its NUL character. */
+const isEmpty = (image: Uint8Array): boolean => image.byteLength === 0 || image[0] === 0
+
 /**
- * Interrupted, this ends when the compiler has stopped: the permit is held for as long as the compiler works. Nobody
- * waits for that but the flight itself.
+ * Interruption ends this only after the compiler has stopped, so that the permit covers the compiler's whole run. Only
+ * the flight waits for that, not the fibers that asked for the program.
  */
 const compileNow = (library: NvrtcLibrary, job: Job): Effect.Effect<Outcome> =>
   Effect.callback((resume) => {
@@ -155,7 +159,7 @@ const compileNow = (library: NvrtcLibrary, job: Job): Effect.Effect<Outcome> =>
     })
   })
 
-/** What can be compiled for of what is wanted: PTX of an older architecture runs on a newer device too. */
+/** The closest goal that NVRTC supports: PTX for an older architecture runs on a newer device too. */
 const chooseGoal = (goal: Goal, { architectures }: NvrtcLibrary): Goal | undefined => {
   if (architectures.includes(goal.architecture)) return goal
   const { architecture, given, target } = goal
@@ -169,7 +173,7 @@ const refuseGoal = ({ device, goal }: CompileTask, { architectures, version }: N
     compileOperation,
     "architecture",
     goal.given.architecture ? architectureName(goal) : `that of device ${device} (${architectureName(goal)})`,
-    `one that NVRTC ${version.major}.${version.minor} compiles for: ${architectures.join(", ")}`
+    `one that NVRTC ${version.major}.${version.minor} supports: ${architectures.join(", ")}`
   )
 
 const fail = (task: CompileTask, reason: CudaErrorReason, call?: string): Effect.Effect<never, CudaError> =>
@@ -185,11 +189,11 @@ const reasonOf = (
 ): CudaErrorReason => {
   if (code === nvrtcInvalidOption) return { _tag: "InvalidCompileOption", options, log }
   if (code !== nvrtcCompilation) return { _tag: "CompilerFailed", ...nvrtcResult(code), log }
-  const diagnostics = parseLog(log, { ...Object.fromEntries(headers), [name]: source })
+  const diagnostics = parseLog(log, new Map([...headers, [name, source]]))
   return { _tag: "CompilationFailed", program: name, diagnostics, log }
 }
 
-/** PTX is text, which the driver takes with a NUL character at its end. */
+/** The driver expects PTX to end with a NUL character. */
 const terminated = (image: Uint8Array<ArrayBuffer>, target: Goal["target"]): Uint8Array<ArrayBuffer> => {
   if (target === "cubin" || image.at(-1) === 0) return image
   const longer = new Uint8Array(image.byteLength + 1)
@@ -197,29 +201,23 @@ const terminated = (image: Uint8Array<ArrayBuffer>, target: Goal["target"]): Uin
   return longer
 }
 
+/**
+ * A hash of everything that determines the output. Each part is preceded by its length, so that no two jobs give the
+ * hash the same text. UTF-16 keeps texts apart that differ in lone surrogates.
+ */
 const keyOf = (job: Job, { identity, version }: NvrtcLibrary): string => {
   const headers = job.headers.toSorted(([one], [other]) => one < other ? -1 : 1)
   const { name, nameExpressions, options, source, target } = job
-  const parts = [keyFormat, version, identity, target, name, source, options, headers, nameExpressions]
-  return createHash("sha256").update(JSON.stringify(parts)).digest("hex")
-}
-
-/** Spaces and comments within a line. */
-const gap = String.raw`(?:[^\S\n]|/\*.*?\*/)*`
-
-/** `#include`, `#embed` and the like, however they are spelled, and the rest of the line. */
-const includes = new RegExp(
-  String.raw`(?:(?:^|\n|\*/)${gap}(?:#|%:)${gap}(?:include|import|embed)|__has_(?:include|embed))(?:_next)?\b(.*)`,
-  "g"
-)
-
-const isSelfContained = ({ headers, options, source }: Job): boolean => {
-  if (options.some(isFileOption)) return false
-  const known = new Set(headers.map(([name]) => name))
-  return [source, ...headers.map(([, content]) => content)].every((text) =>
-    [...text.matchAll(includes)].every(([, rest = ""]) => {
-      const [, quoted, bracketed] = /^\s*\(?\s*(?:"([^"]*)"|<([^>]*)>)/.exec(rest) ?? []
-      return known.has(quoted ?? bracketed ?? "")
-    })
-  )
+  const lists = [
+    [String(keyFormat), String(version.major), String(version.minor), identity, target, name, source],
+    options,
+    headers.flat(),
+    nameExpressions
+  ]
+  const hash = createHash("sha256")
+  for (const list of lists) {
+    hash.update(`${list.length};`, "utf16le")
+    for (const part of list) hash.update(`${part.length}:`, "utf16le").update(part, "utf16le")
+  }
+  return hash.digest("hex")
 }

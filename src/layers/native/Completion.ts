@@ -9,7 +9,7 @@
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import { reasonFromStatus } from "../../CudaError.ts"
-import type { Cancel, OnDone, WaitStage } from "../shared/Backend.ts"
+import type { Cancel, OnDone, WaitStage } from "../shared/waits.ts"
 import type { NativeDevice } from "./Device.ts"
 import type { Lane, Point, SideStream, Watch } from "./Lane.ts"
 import type { Waker } from "./Waker.ts"
@@ -97,7 +97,7 @@ export class Completion {
     if (free !== undefined) return free
     if (lane.sides.length >= most) return undefined
     const stream = this.#deviceOf(lane.device).makeStream()
-    if (stream === 0) return undefined
+    if (stream === undefined) return undefined
     const side = { stream, order }
     lane.sides.push(side)
     this.#sided.add(lane)

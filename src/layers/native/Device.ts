@@ -4,11 +4,13 @@
  */
 import { eventFlags, locationTypes, pinnedAllocationType, poolAttributes, streamFlags } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
+import { nullHandle } from "../../cuda/handles.ts"
+import type { CUcontext, CUdevice, CUevent, CUmemoryPool, CUstream, HostPointer } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
 import type { PriorityRange } from "../CudaRuntime.ts"
-import type { DriverFailure } from "../shared/Backend.ts"
 import { EventResource, StreamResource } from "../shared/resources.ts"
+import type { DriverFailure } from "../shared/waits.ts"
 import type { Lane, Point } from "./Lane.ts"
 
 export class NativeStream extends StreamResource {
@@ -33,12 +35,12 @@ export class NativeEvent extends EventResource {
   }
 }
 
-/** A status with what was made when it is 0. */
-export class Out {
+/** Room for a handle, an address or a 64-bit number that the driver writes. */
+export class Out<Value extends number = number> {
   readonly words = new Uint32Array(2)
-  /** The pointer or 64-bit number just written. */
-  get value(): number {
-    return this.words[1]! * 0x100000000 + this.words[0]!
+  /** What was written last. */
+  get value(): Value {
+    return (this.words[1]! * 0x100000000 + this.words[0]!) as Value
   }
 }
 
@@ -47,30 +49,32 @@ export type Warn = (call: string, status: number, handle: number) => void
 
 export class NativeDevice {
   readonly calls: DriverFunctions
-  readonly ordinal: number
-  readonly handle: number
-  readonly context: number
+  readonly index: number
+  readonly handle: CUdevice
+  readonly context: CUcontext
   priorities: PriorityRange = { least: 0, greatest: 0 }
-  pool = 0
+  pool = nullHandle<CUmemoryPool>()
   /** Allocates only: nothing ever waits on it, so that fresh memory is ready at once. */
-  allocations = 0
+  allocations = nullHandle<CUstream>()
   /** Frees only: waits for the work of each buffer before it. */
-  releases = 0
+  releases = nullHandle<CUstream>()
   /** The streams on which memory was released that was allocated there, since the releases were last waited for. */
   readonly freedOn = new Set<NativeStream>()
   /** The users of managed memory that is given back once they have done what they hold. */
   readonly managedUsers = new Set<ReadonlyArray<StreamResource>>()
   /** The last attempt to make a stream, an event or a pool. */
   made: DriverFailure = { call: "", status: success }
-  readonly #markers: Array<number> = []
+  readonly #markers: Array<CUevent> = []
   /** Events that nobody has and that nothing is pending of, by their flags. */
-  readonly #events = new Map<number, Array<number>>()
-  readonly #out = new Out()
-  readonly #left = new Out()
+  readonly #events = new Map<number, Array<CUevent>>()
+  readonly #event = new Out<CUevent>()
+  readonly #stream = new Out<CUstream>()
+  readonly #pool = new Out<CUmemoryPool>()
+  readonly #left = new Out<CUcontext>()
 
-  constructor(calls: DriverFunctions, ordinal: number, handle: number, context: number) {
+  constructor(calls: DriverFunctions, index: number, handle: CUdevice, context: CUcontext) {
     this.calls = calls
-    this.ordinal = ordinal
+    this.index = index
     this.handle = handle
     this.context = context
   }
@@ -91,7 +95,7 @@ export class NativeDevice {
       ["cuCtxGetStreamPriorityRange", () => this.#readPriorities()],
       ["cuStreamCreateWithPriority", () => this.#makeStream((stream) => this.allocations = stream)],
       ["cuStreamCreateWithPriority", () => this.#makeStream((stream) => this.releases = stream)],
-      ["cuMemPoolCreate", () => this.#makePool(poolProperties(this.ordinal), (pool) => this.pool = pool)],
+      ["cuMemPoolCreate", () => this.#makePool(poolProperties(this.index), (pool) => this.pool = pool)],
       ["cuMemPoolSetAttribute", () => this.setPool(this.pool, "releaseThreshold", keepAll)],
       ["cuMemPoolSetAttribute", () => this.setPool(this.pool, "reuseAllowInternalDependencies", 0n)]
     ]
@@ -117,35 +121,36 @@ export class NativeDevice {
     if (allocations !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(allocations), allocations)
     if (releases !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(releases), releases)
     if (pool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
-    this.allocations = this.releases = this.pool = 0
+    this.allocations = this.releases = nullHandle()
+    this.pool = nullHandle()
   }
 
-  /** A stream for the runtime's own ordering; 0 when none could be made, and why in `made`. */
-  makeStream(): number {
-    let made = 0
+  /** A stream for the runtime's own ordering; undefined when none could be made, with the reason in `made`. */
+  makeStream(): CUstream | undefined {
+    let made: CUstream | undefined
     this.#make("cuStreamCreateWithPriority", () => this.#makeStream((stream) => made = stream))
     return made
   }
 
-  /** A pool with these properties, for whoever destroys it; 0 when none could be made, and why in `made`. */
-  makePool(properties: Uint8Array): number {
-    let made = 0
+  /** A pool with these properties, which the caller destroys; undefined when none could be made, with the reason in `made`. */
+  makePool(properties: Uint8Array): CUmemoryPool | undefined {
+    let made: CUmemoryPool | undefined
     this.#make("cuMemPoolCreate", () => this.#makePool(properties, (pool) => made = pool))
     return made
   }
 
   /** Sets an attribute of a pool: a number of bytes, or for those of reuse 0 or 1. */
-  setPool(pool: number, name: keyof typeof poolAttributes, value: bigint): number {
+  setPool(pool: CUmemoryPool, name: keyof typeof poolAttributes, value: bigint): number {
     const memory = name.startsWith("reuse") ? Int32Array.of(Number(value)) : BigUint64Array.of(value)
     return this.calls.cuMemPoolSetAttribute(pool, poolAttributes[name], memory)
   }
 
-  /** An event for the runtime's own ordering; 0 when none could be made, and why in `made`. */
-  takeMarker(): number {
+  /** An event for the runtime's own ordering; undefined when none could be made, with the reason in `made`. */
+  takeMarker(): CUevent | undefined {
     const kept = this.#markers.pop()
     if (kept !== undefined) return kept
-    this.#make("cuEventCreate", () => this.calls.cuEventCreate(this.#out.words, eventFlags.disableTiming))
-    return this.made.status === success ? this.#out.value : 0
+    this.#make("cuEventCreate", () => this.calls.cuEventCreate(this.#event.words, eventFlags.disableTiming))
+    return this.made.status === success ? this.#event.value : undefined
   }
 
   #make(call: string, create: () => number): void {
@@ -159,13 +164,13 @@ export class NativeDevice {
   }
 
   /** Keeps a marker for another use, also while its record is pending: a new record replaces it. */
-  giveMarker(marker: number): void {
+  giveMarker(marker: CUevent): void {
     this.#markers.push(marker)
   }
 
-  /** An event that was kept; 0 when there is none with these flags. */
-  takeEvent(flags: number): number {
-    return this.#events.get(flags)?.pop() ?? 0
+  /** An event that was kept; undefined when there is none with these flags. */
+  takeEvent(flags: number): CUevent | undefined {
+    return this.#events.get(flags)?.pop()
   }
 
   /** Whether an event with these flags can be kept. */
@@ -174,7 +179,7 @@ export class NativeDevice {
   }
 
   /** Keeps an event for another use, since making one takes the driver longer. */
-  keepEvent(flags: number, event: number): void {
+  keepEvent(flags: number, event: CUevent): void {
     const events = this.#events.get(flags)
     if (events === undefined) this.#events.set(flags, [event])
     else events.push(event)
@@ -187,15 +192,15 @@ export class NativeDevice {
     return status
   }
 
-  #makeStream(keep: (stream: number) => void): number {
-    const status = this.calls.cuStreamCreateWithPriority(this.#out.words, streamFlags.nonBlocking, 0)
-    if (status === success) keep(this.#out.value)
+  #makeStream(keep: (stream: CUstream) => void): number {
+    const status = this.calls.cuStreamCreateWithPriority(this.#stream.words, streamFlags.nonBlocking, 0)
+    if (status === success) keep(this.#stream.value)
     return status
   }
 
-  #makePool(properties: Uint8Array, keep: (pool: number) => void): number {
-    const status = this.calls.cuMemPoolCreate(this.#out.words, properties)
-    if (status === success) keep(this.#out.value)
+  #makePool(properties: Uint8Array, keep: (pool: CUmemoryPool) => void): number {
+    const status = this.calls.cuMemPoolCreate(this.#pool.words, properties)
+    if (status === success) keep(this.#pool.value)
     return status
   }
 }
@@ -207,12 +212,12 @@ const mostEvents = 1024
 export const keepAll = 0xffffffffffffffffn
 
 /** `CUmemPoolProps`: pinned memory of a device, not shared with other processes, of so many bytes at most; 0 is no limit. */
-export const poolProperties = (ordinal: number, maxBytes = 0): Uint8Array => {
+export const poolProperties = (index: number, maxBytes = 0): Uint8Array => {
   const bytes = new Uint8Array(88)
   const view = new DataView(bytes.buffer)
   view.setInt32(0, pinnedAllocationType, true)
   view.setInt32(8, locationTypes.device, true)
-  view.setInt32(12, ordinal, true)
+  view.setInt32(12, index, true)
   view.setBigUint64(24, BigInt(maxBytes), true)
   return bytes
 }
@@ -222,7 +227,7 @@ export const describeStatus = (
   library: DriverLibrary,
   status: number
 ): { readonly name: string; readonly description: string } | undefined => {
-  const out = new Out()
+  const out = new Out<HostPointer>()
   if (library.calls.cuGetErrorName(status, out.words) !== success) return undefined
   const name = library.readText(out.value)
   library.calls.cuGetErrorString(status, out.words)

@@ -1,7 +1,8 @@
 /**
  * The pending waits of one stream, and the records they wait for.
  */
-import type { OnDone } from "../shared/Backend.ts"
+import type { CUevent, CUstream } from "../../cuda/handles.ts"
+import type { OnDone } from "../shared/waits.ts"
 
 /** A pending wait. */
 export interface Watch {
@@ -14,7 +15,7 @@ export class Point {
   /** The place of the record among those of the lane's stream. */
   readonly order: number
   /** What is asked about: the event, or a marker behind the record once the program has replaced it. */
-  event: number
+  event: CUevent
   /** Runs when nothing waits any more. */
   release: () => void
   readonly watches = new Set<Watch>()
@@ -24,7 +25,7 @@ export class Point {
   wakeUp = false
   previous: Point | undefined
   next: Point | undefined
-  constructor(lane: Lane, order: number, event: number, release: () => void) {
+  constructor(lane: Lane, order: number, event: CUevent, release: () => void) {
     this.lane = lane
     this.order = order
     this.event = event
@@ -34,7 +35,7 @@ export class Point {
 
 /** A stream of the runtime's own beside the lane's, which waits for records of it in order. */
 export interface SideStream {
-  readonly stream: number
+  readonly stream: CUstream
   /** The last record it was made to wait for. */
   order: number
 }

@@ -3,9 +3,10 @@
  * the address of a block costs less than one with eleven parameters.
  */
 import { launchAttributes } from "../../cuda/flags.ts"
+import type { CUstream, HostPointer } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { twoTo32 } from "../../cuda/parameters.ts"
-import type { LaunchShape } from "../shared/launches.ts"
+import type { LaunchShape } from "../shared/launchShape.ts"
 
 /** Words of a `CUlaunchConfig`: where its stream, its attributes and their number are; and words of a `CUlaunchAttribute`. */
 const streamAt = 8
@@ -17,7 +18,7 @@ const mostAttributes = 3
 
 export class LaunchBlock {
   /** Where the driver finds it. */
-  readonly address: number
+  readonly address: HostPointer
   readonly #words = new Uint32Array(configWords + mostAttributes * attributeWords)
 
   constructor(library: DriverLibrary) {
@@ -26,7 +27,7 @@ export class LaunchBlock {
   }
 
   /** Says a launch; a stream of 0 is the legacy default stream of the current context. */
-  write(shape: LaunchShape, stream: number): void {
+  write(shape: LaunchShape, stream: CUstream): void {
     const words = this.#words
     words[0] = shape.gridX
     words[1] = shape.gridY

@@ -8,18 +8,18 @@
  * at is given back once its view has been collected; what is still seen then stays what it is, and keeps the device's context.
  */
 import { attachGlobal } from "../../cuda/flags.ts"
-import type { DriverFunctions } from "../../cuda/functions.ts"
+import { nullHandle } from "../../cuda/handles.ts"
+import type { CUdeviceptr } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
-import type { Address } from "../CudaRuntime.ts"
 import { ManagedMemoryResource } from "../shared/resources.ts"
 import type { Owner } from "../shared/resources.ts"
 import { Out } from "./Device.ts"
-import type { Warn } from "./Device.ts"
+import type { Driver } from "./Driver.ts"
 
 const nothing = new Uint8Array(0)
 
-export class NativeManaged extends ManagedMemoryResource {
+export class NativeManagedMemory extends ManagedMemoryResource {
   /** Whether the driver was told how it will be used, which the next user knows nothing of. */
   isAdvised = false
   /** How many bytes the driver allocated. */
@@ -27,7 +27,7 @@ export class NativeManaged extends ManagedMemoryResource {
   readonly #library: DriverLibrary
   #bytes: Uint8Array<ArrayBuffer> | undefined
   constructor(owner: Owner, library: DriverLibrary, block: ManagedBlock, byteLength: number, device: number) {
-    super(owner, block.address as Address, byteLength, device)
+    super(owner, block.address, byteLength, device)
     this.blockBytes = block.byteLength
     this.#library = library
   }
@@ -45,7 +45,7 @@ export class NativeManaged extends ManagedMemoryResource {
 
 /** Memory as the driver allocated it. */
 export interface ManagedBlock {
-  readonly address: number
+  readonly address: CUdeviceptr
   readonly byteLength: number
 }
 
@@ -71,42 +71,30 @@ const retryDelay = 10
 
 export class ManagedMemory {
   /** What was allocated last. */
-  taken: ManagedBlock = { address: 0, byteLength: 0 }
-  /** Set once the contexts are lost, which only the driver says. */
-  reusesNothing = false
-  readonly #calls: DriverFunctions
-  /** Makes a call with the context of a device current, and notes how it failed. */
-  readonly #inContextOf: (device: number, name: string, call: () => number) => number
+  taken: ManagedBlock = { address: nullHandle(), byteLength: 0 }
+  readonly #driver: Driver
   /** Whether no device has work: those others may use the memory too. */
   readonly #isIdle: () => boolean
-  readonly #warn: Warn
   readonly #kept = new Map<number, Kept>()
-  readonly #out = new Out()
-  readonly #collected = new FinalizationRegistry((memory: NativeManaged) => this.#unseen(memory))
+  readonly #out = new Out<CUdeviceptr>()
+  readonly #collected = new FinalizationRegistry((memory: NativeManagedMemory) => this.#unseen(memory))
   #timer: NodeJS.Timeout | undefined
   #isStopped = false
 
-  constructor(
-    calls: DriverFunctions,
-    inContextOf: (device: number, name: string, call: () => number) => number,
-    isIdle: () => boolean,
-    warn: Warn
-  ) {
-    this.#calls = calls
-    this.#inContextOf = inContextOf
+  constructor(driver: Driver, isIdle: () => boolean) {
+    this.#driver = driver
     this.#isIdle = isIdle
-    this.#warn = warn
   }
 
   /** Allocates memory, in `taken`, of what is kept if anything there is large enough and not twice as large. */
   take(device: number, byteLength: number): number {
-    const fit = this.reusesNothing ? undefined : this.#fitting(device, byteLength)
+    const fit = this.#driver.isLost ? undefined : this.#fitting(device, byteLength)
     if (fit !== undefined) {
       this.taken = fit
       return success
     }
-    const call = () => this.#calls.cuMemAllocManaged(this.#out.words, byteLength, attachGlobal)
-    const status = this.#inContextOf(device, "cuMemAllocManaged", call)
+    const call = () => this.#driver.calls.cuMemAllocManaged(this.#out.words, byteLength, attachGlobal)
+    const status = this.#driver.inContextOf(device, "cuMemAllocManaged", call)
     if (status === success) this.taken = { address: this.#out.value, byteLength }
     return status
   }
@@ -124,7 +112,7 @@ export class ManagedMemory {
   }
 
   /** Takes memory back whose users are done. */
-  give(memory: NativeManaged): void {
+  give(memory: NativeManagedMemory): void {
     const view = memory.takeView()
     if (view === undefined) return this.#keep(memory)
     this.#of(memory.device).seen++
@@ -132,7 +120,7 @@ export class ManagedMemory {
     this.#collected.register(view, memory)
   }
 
-  #unseen(memory: NativeManaged): void {
+  #unseen(memory: NativeManagedMemory): void {
     const kept = this.#of(memory.device)
     kept.seen--
     if (Array.from(this.#kept.values()).every(({ seen }) => seen === 0)) seen.delete(this)
@@ -142,7 +130,7 @@ export class ManagedMemory {
     if (kept.seen === 0) kept.release()
   }
 
-  #keep({ address, blockBytes, device, isAdvised }: NativeManaged): void {
+  #keep({ address, blockBytes, device, isAdvised }: NativeManagedMemory): void {
     this.#of(device).blocks.push({ address, byteLength: blockBytes, isReusable: !isAdvised })
     if (this.#timer === undefined && !this.#isStopped) this.#timer = setTimeout(this.#freeLater, 0).unref()
   }
@@ -165,8 +153,8 @@ export class ManagedMemory {
 
   #freeAll(device: number, kept: Kept): void {
     for (const { address } of kept.blocks.splice(0)) {
-      const status = this.#inContextOf(device, "cuMemFree", () => this.#calls.cuMemFree_v2(address))
-      this.#warn("cuMemFree", status, address)
+      const status = this.#driver.inContextOf(device, "cuMemFree", () => this.#driver.calls.cuMemFree_v2(address))
+      this.#driver.warn("cuMemFree", status, address)
     }
   }
 

@@ -10,9 +10,11 @@
  */
 import * as Effect from "effect/Effect"
 import { hostRegisterPortable } from "../../cuda/flags.ts"
+import { offsetBy } from "../../cuda/handles.ts"
+import type { HostPointer } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { statuses } from "../../cuda/status.ts"
-import type { DriverFailure } from "../shared/Backend.ts"
+import type { DriverFailure } from "../shared/waits.ts"
 import type { Warn } from "./Device.ts"
 
 /** The most the driver pins at a time: about a millisecond of work. A copy is enqueued in pieces of a segment at most. */
@@ -37,7 +39,7 @@ export interface Block {
   /** Of up to one page more than the block. The pinned part starts at `offset`. */
   readonly buffer: ArrayBuffer
   readonly offset: number
-  readonly address: number
+  readonly address: HostPointer
   readonly size: number
 }
 
@@ -112,8 +114,9 @@ export class PinnedMemory {
     const buffer = makeBuffer(size + page)
     if (buffer === undefined) return Effect.fail(noMemory)
     const start = this.#library.addressOf(buffer)
-    const address = Math.ceil(start / page) * page
-    const block: Block = { buffer, offset: address - start, address, size }
+    const offset = Math.ceil(start / page) * page - start
+    const address = offsetBy(start, offset)
+    const block: Block = { buffer, offset, address, size }
     if (page === largePageSize) this.#library.wantLargePages?.(address, size)
     this.#pinnedBytes += size
     let pinned = 0
@@ -121,7 +124,7 @@ export class PinnedMemory {
       const bytes = Math.min(segmentSize, size - pinned)
       const failure = this.#inContext(
         "cuMemHostRegister",
-        () => this.#library.calls.cuMemHostRegister_v2(address + pinned, bytes, hostRegisterPortable)
+        () => this.#library.calls.cuMemHostRegister_v2(offsetBy(address, pinned), bytes, hostRegisterPortable)
       )
       if (failure !== undefined) return Effect.fail(failure)
       pinned += bytes
@@ -185,7 +188,7 @@ export class PinnedMemory {
     if (last === undefined) return
     if (last.pinned > 0) {
       last.pinned = (Math.ceil(last.pinned / segmentSize) - 1) * segmentSize
-      const address = last.block.address + last.pinned
+      const address = offsetBy(last.block.address, last.pinned)
       const failure = this.#inContext("cuMemHostUnregister", () => this.#library.calls.cuMemHostUnregister(address))
       if (failure !== undefined) this.#warn(failure.call, failure.status, address)
     }

@@ -1,42 +1,60 @@
 /**
- * Compiled programs on disk, one file each, named by a hash of everything that they were made of.
+ * Compiled programs on disk, one file each, named by a hash of everything that determines the output.
  *
- * A file appears whole, by renaming, and is believed only if its own hash is right, so that processes may share a
- * folder and be ended at any moment. Nothing here fails: a cache that does not work is no cache, and says so in the log
- * for those who look for it.
+ * Files are renamed into place complete and carry a hash of their content, so that processes can share a folder and end
+ * at any moment. Images run on the GPU with the program's data, so only files are trusted that no other user can have
+ * written. Nothing here fails: a cache that does not work is ignored and logged at debug level.
  */
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import { createHash, randomUUID } from "node:crypto"
-import { mkdir, readdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises"
+import { constants } from "node:fs"
+import type { Stats } from "node:fs"
+import { lstat, mkdir, open, readdir, rename, rm, stat, utimes, writeFile } from "node:fs/promises"
+import type { FileHandle } from "node:fs/promises"
 import { homedir } from "node:os"
 import { isAbsolute, join } from "node:path"
+import { messageOf } from "../../cuda/koffi.ts"
 import type { Output } from "./nvrtcProgram.ts"
 
-/** Changes when files of an older version are not to be read any more. */
+/** Change this when files of an older version must no longer be read. */
 const format = "effect-cuda program 1"
 
 const suffix = ".program"
 
-/**
- * Files that are being written have another name; those that nobody finished are removed after this, in milliseconds.
- */
+/** Files have another suffix while they are written. Abandoned ones are removed after this many milliseconds. */
 const unfinishedAfter = 3_600_000
 
-/** How many programs are kept between two looks at how much there is. */
+/** Prune once per this many writes. */
 const writesPerPrune = 16
+
+/** In bytes. Larger files are neither written nor read: no compiler's output comes near. */
+const largestFile = 256 * 1024 ** 2
+
+/** Does not follow a link, and does not wait for the other end of a FIFO. Windows has neither flag. */
+const readFlags = constants.O_RDONLY | (constants.O_NOFOLLOW ?? 0) | (constants.O_NONBLOCK ?? 0)
 
 const newLine = 10
 
-/** The folder for what can be made again, as the platform has it; none for a user without a home. */
+/**
+ * The cache folder of the platform and user. Relative paths in the environment are ignored, as the XDG specification
+ * demands: they would name a different folder, perhaps someone else's, after each change of directory.
+ */
 export const cacheFolder = (
   environment: Readonly<Record<string, string | undefined>>,
   platform: NodeJS.Platform = process.platform
 ): string | undefined => {
   const named = environment[platform === "win32" ? "LOCALAPPDATA" : "XDG_CACHE_HOME"]
   if (named !== undefined && isAbsolute(named)) return join(named, "effect-cuda")
+  const home = platform === "win32" ? homeOf({}) : homeOf(environment)
+  if (home === undefined || !isAbsolute(home)) return undefined
+  return join(home, platform === "win32" ? "AppData/Local" : ".cache", "effect-cuda")
+}
+
+/** Users without an entry in the system's list may have no home. */
+const homeOf = ({ HOME }: Readonly<Record<string, string | undefined>>): string | undefined => {
   try {
-    return join(homedir(), platform === "win32" ? "AppData/Local" : ".cache", "effect-cuda")
+    return HOME ?? homedir()
   } catch {
     return undefined
   }
@@ -52,44 +70,53 @@ export class ProgramCache {
     this.#maxBytes = maxBytes
   }
 
-  /** What is kept under a key, if it is whole. Reading it makes it the newest. */
+  /** Reads the program with a key, if its file is intact, and marks it as the most recently used. */
   read(key: string): Effect.Effect<Output | undefined> {
     return Effect.tryPromise(() => this.#read(key)).pipe(
       Effect.catch((error) =>
         Effect.as(
           isMissing(error.cause)
             ? Effect.void
-            : Effect.logDebug(`No compiled program could be read from ${this.#folder}`, error.cause),
+            : Effect.logDebug(
+              `No compiled program could be read from ${this.#folder}: ${messageOf(error.cause)}`,
+              error.cause
+            ),
           undefined
         )
       )
     )
   }
 
-  /** Keeps a program, and drops the oldest when there is too much now and then. */
+  /** Writes a program. Now and then, removes the least recently used ones beyond the size limit. */
   write(key: string, output: Output): Effect.Effect<void> {
     return Effect.tryPromise(() => this.#write(key, output)).pipe(
-      Effect.catch((error) => Effect.logDebug(`A compiled program could not be kept in ${this.#folder}`, error.cause))
+      Effect.catch((error) =>
+        Effect.logDebug(
+          `A compiled program could not be kept in ${this.#folder}: ${messageOf(error.cause)}`,
+          error.cause
+        )
+      )
     )
   }
 
   async #read(key: string): Promise<Output | undefined> {
+    await checkFolder(this.#folder)
     const path = join(this.#folder, key + suffix)
-    const output = decode(key, await readFile(path))
-    if (output === undefined) {
-      await rm(path, { force: true })
-      return undefined
-    }
+    const output = decode(key, await readTrusted(path))
     const now = new Date()
-    await utimes(path, now, now).catch(() => {})
+    if (output === undefined) await rm(path, { force: true })
+    else await utimes(path, now, now).catch(() => {})
     return output
   }
 
   async #write(key: string, output: Output): Promise<void> {
+    const bytes = encode(key, output)
+    if (bytes.byteLength > largestFile) throw new Error(`it has ${bytes.byteLength} bytes`)
     await mkdir(this.#folder, { recursive: true, mode: 0o700 })
+    await checkFolder(this.#folder)
     const writing = join(this.#folder, `${key}.${randomUUID()}.writing`)
     try {
-      await writeFile(writing, encode(key, output), { mode: 0o600 })
+      await writeFile(writing, bytes, { mode: 0o600, flag: "wx" })
       await rename(writing, join(this.#folder, key + suffix))
     } catch (error) {
       await rm(writing, { force: true })
@@ -98,7 +125,7 @@ export class ProgramCache {
     if (this.#writes++ % writesPerPrune === 0) await this.#prune()
   }
 
-  /** Other processes may do the same at the same time: what is gone already does not matter. */
+  /** Other processes may prune at the same time, so a file that is already gone does not matter. */
   async #prune(): Promise<void> {
     const names = (await readdir(this.#folder)).filter((name) => name.endsWith(suffix) || name.endsWith(".writing"))
     const listed = await Promise.all(names.map((name) => describe(join(this.#folder, name))))
@@ -112,25 +139,71 @@ export class ProgramCache {
   }
 }
 
+/** Of a folder with other things in it, only plain files are the cache's. */
 const describe = async (path: string) => {
   try {
-    const { mtimeMs, size } = await stat(path)
-    return { path, size, at: mtimeMs }
+    const stats = await lstat(path)
+    return stats.isFile() ? { path, size: stats.size, at: stats.mtimeMs } : undefined
   } catch {
     return undefined
   }
 }
 
+/** The folder itself may be a link, for example to a larger disk. */
+const checkFolder = async (folder: string): Promise<void> => {
+  const stats = await stat(folder)
+  if (!stats.isDirectory()) throw new Error("it is not a folder")
+  checkPrivate(stats, "the folder")
+}
+
+/** Reads a file that is checked after it was opened, so that it cannot be exchanged in between. */
+const readTrusted = async (path: string): Promise<Buffer> => {
+  const file = await open(path, readFlags)
+  try {
+    const stats = await file.stat()
+    if (!stats.isFile()) throw new Error("the program is not a plain file")
+    checkPrivate(stats, "the file")
+    if (stats.size > largestFile) throw new Error(`the file has ${stats.size} bytes`)
+    return await readBytes(file, stats.size)
+  } finally {
+    await file.close()
+  }
+}
+
+const readBytes = async (file: FileHandle, size: number): Promise<Buffer> => {
+  const bytes = Buffer.allocUnsafeSlow(size)
+  let length = 0
+  while (length < size) {
+    const { bytesRead } = await file.read(bytes, length, size - length, length)
+    if (bytesRead === 0) break
+    length += bytesRead
+  }
+  return bytes.subarray(0, length)
+}
+
+/** Writable for the group or for everyone. */
+const writableForOthers = 0o022
+
+/** Windows has no such owners and modes: there, the folder's access list protects it. */
+const checkPrivate = ({ mode, uid }: Stats, what: string): void => {
+  const own = process.geteuid?.()
+  if (own === undefined) return
+  if (uid !== own) throw new Error(`${what} belongs to another user (${uid})`)
+  if ((mode & writableForOthers) !== 0) {
+    throw new Error(`${what} is writable for other users (mode ${(mode & 0o777).toString(8)})`)
+  }
+}
+
 const isMissing = (error: unknown): boolean => Predicate.hasProperty(error, "code") && error.code === "ENOENT"
 
-/** Three lines and the image: the format, a hash of what follows, and what goes with the image. */
+/** Three lines and the image: the format, a hash of all that follows, and the metadata. */
 const encode = (key: string, { image, log, loweredNames }: Output): Uint8Array => {
   const about = Buffer.from(`${JSON.stringify({ key, log, loweredNames: [...loweredNames] })}\n`)
   const hash = createHash("sha256").update(about).update(image).digest("hex")
   return Buffer.concat([Buffer.from(`${format}\n${hash}\n`), about, image])
 }
 
-/** Nothing for a file of another format, of another key, or with a byte that is not what was written. */
+/** `undefined` for a file of another format, of another key, or with damaged content. */
 const decode = (key: string, file: Buffer): Output | undefined => {
   const hashAt = format.length + 1
   const aboutAt = hashAt + 64 + 1

@@ -15,11 +15,12 @@
 import type Koffi from "koffi"
 import { Socket } from "node:net"
 import { isMainThread } from "node:worker_threads"
+import type { CUhostFn, HostPointer } from "../../cuda/handles.ts"
 
 export interface Waker {
   /** The address of `fflush`, and of the stream to flush: what `cuLaunchHostFunc` is given. */
-  readonly send: number
-  readonly handle: number
+  readonly send: CUhostFn
+  readonly handle: HostPointer
   /** Has a function called on every wake-up, until the returned one is. Wake-ups that come together are one. */
   readonly subscribe: (onWake: () => void) => () => void
 }
@@ -44,7 +45,7 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
   const c = koffi.load(null)
   const ends = new Int32Array(2)
   if (c.func("pipe2", "int", ["void *", "int"])(ends, pipeFlags) !== 0) return undefined
-  const stream: number = c.func("fdopen", "uintptr_t", ["int", "str"])(ends[1], "w")
+  const stream: HostPointer = c.func("fdopen", "uintptr_t", ["int", "str"])(ends[1], "w")
   if (stream === 0) return undefined
   const put = c.func("fputc", "int", ["int", "uintptr_t"])
   put(0, stream)
@@ -60,7 +61,7 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
   socket.unref()
   if (!isMainThread) process.once("exit", () => retire(koffi, ends[1]!, stream))
   return {
-    send: Number(c.symbol("fflush")),
+    send: Number(c.symbol("fflush")) as CUhostFn,
     handle: stream,
     subscribe: (onWake) => {
       subscribers.add(onWake)
@@ -72,7 +73,7 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
 }
 
 /** With its byte sent, the stream has nothing left to flush whoever may still ask, so its descriptor can go. */
-const retire = (koffi: typeof Koffi, descriptor: number, stream: number): void => {
+const retire = (koffi: typeof Koffi, descriptor: number, stream: HostPointer): void => {
   const c = koffi.load(null)
   c.func("fflush", "int", ["uintptr_t"])(stream)
   c.func("close", "int", ["int"])(descriptor)

@@ -1,5 +1,5 @@
 /**
- * What the compiler's log says, place by place.
+ * Parses the compiler's log into diagnostics. Takes time linear in the log and the sources, however the log looks.
  */
 import type { Diagnostic } from "../../CudaError.ts"
 
@@ -8,29 +8,51 @@ type Severity = Diagnostic["severity"]
 const place = String.raw`(.+?)(?:\((\d+)(?:,(\d+))?\)|:(\d+)(?::(\d+))?)`
 const kind = String.raw`((?:catastrophic |fatal |internal )?error|warning|remark)(?: #([\w-]+))?`
 
-/** `kernels.cu(12): error #20: …`, also with a column, or as `kernels.cu:12:5: error: …`. */
+/** `kernels.cu(12): error #20: …`, possibly with a column, or `kernels.cu:12:5: error: …`. */
 const placed = new RegExp(String.raw`^${place}\s*: ${kind}\s*: (.*)$`)
 
-/** `nvrtc: error: …`, `ptxas fatal   : …`: of no place. */
-const unplaced = /^(?:nvrtc|ptxas|nvlink|libnvvm)[^:]*?(error|fatal|warning)?\s*: (?:(error|fatal|warning)\s*: )?(.*)$/i
+/** `nvrtc: error: …`, `ptxas fatal   : …`: messages without a place. */
+const tool = /^(?:nvrtc|ptxas|nvlink|libnvvm)/i
+
+const severityBefore = /(?:error|fatal|warning)$/i
+
+const severityAfter = /^(error|fatal|warning)\s*: /i
 
 const severityOf = (word: string): Severity =>
   /error|fatal/i.test(word) ? "error" : word.toLowerCase() === "remark" ? "remark" : "warning"
 
 const numberOf = (digits: string | undefined): number | undefined => digits === undefined ? undefined : Number(digits)
 
-/** The diagnostics of a log, with the lines of the sources that are given by the names of their files. */
-export const parseLog = (
-  log: string,
-  sources: Readonly<Record<string, string>>
-): ReadonlyArray<Diagnostic> => {
+type Sources = ReadonlyMap<string, string>
+
+type Lines = ReadonlyArray<string>
+
+/** The diagnostics of a log. Sources, by their file names, provide the text of the lines. */
+export const parseLog = (log: string, sources: Sources): ReadonlyArray<Diagnostic> => {
   const diagnostics: Array<Diagnostic> = []
-  const lines = log.split(/\r?\n/)
+  const lines = linesOf(log)
+  const lineIn = lineReader(sources)
   for (const [index, line] of lines.entries()) {
     const found = parseLine(line)
-    if (found !== undefined) diagnostics.push(withText(found, lines.slice(index + 1, index + 3), sources))
+    if (found !== undefined) diagnostics.push(withText(found, lines.slice(index + 1, index + 3), lineIn))
   }
   return diagnostics
+}
+
+const linesOf = (text: string): Lines => text.split(/\r?\n/)
+
+type LineReader = (file: string, line: number) => string | undefined
+
+/** Splits each source once, since a log may have a diagnostic for every line. */
+const lineReader = (sources: Sources): LineReader => {
+  const split = new Map<string, Lines>()
+  return (file, line) => {
+    const source = sources.get(file)
+    if (source === undefined) return undefined
+    const lines = split.get(file) ?? linesOf(source)
+    split.set(file, lines)
+    return lines[line - 1]
+  }
 }
 
 const parseLine = (line: string): Diagnostic | undefined => {
@@ -47,24 +69,28 @@ const parseLine = (line: string): Diagnostic | undefined => {
       text: undefined
     }
   }
-  const [, before, after, message = ""] = unplaced.exec(line) ?? []
+  return tool.test(line) ? parseUnplaced(line) : undefined
+}
+
+const parseUnplaced = (line: string): Diagnostic | undefined => {
+  const colon = line.indexOf(":")
+  if (colon < 0 || line[colon + 1] !== " ") return undefined
+  const said = line.slice(colon + 2)
+  const [before] = severityBefore.exec(line.slice(0, colon).trimEnd()) ?? []
+  const [prefix = "", after] = severityAfter.exec(said) ?? []
   const severity = after ?? before
   if (severity === undefined) return undefined
   const nowhere = { file: undefined, line: undefined, column: undefined, code: undefined, text: undefined }
-  return { severity: severityOf(severity), message, ...nowhere }
+  return { severity: severityOf(severity), message: said.slice(prefix.length), ...nowhere }
 }
 
-/** The compiler prints the line after its message, indented, and a caret under the column. */
-const withText = (
-  diagnostic: Diagnostic,
-  following: ReadonlyArray<string>,
-  sources: Readonly<Record<string, string>>
-): Diagnostic => {
+/** After the message, the compiler prints the line, indented, and a caret under the column. */
+const withText = (diagnostic: Diagnostic, following: Lines, lineIn: LineReader): Diagnostic => {
   const { file, line } = diagnostic
   if (file === undefined || line === undefined) return diagnostic
-  const source = Object.hasOwn(sources, file) ? sources[file]!.split(/\r?\n/)[line - 1] : undefined
+  const source = lineIn(file, line)
   const [printed = "", caret = ""] = following
-  const column = /^\s*\^\s*$/.test(caret) ? caret.indexOf("^") - indentOf(printed) : undefined
+  const column = caret.trim() === "^" ? caret.indexOf("^") - indentOf(printed) : undefined
   const text = source ?? (column === undefined ? undefined : printed.trim())
   const isSame = source !== undefined && source.trim() === printed.trim()
   if (diagnostic.column !== undefined || column === undefined || !isSame) return { ...diagnostic, text }

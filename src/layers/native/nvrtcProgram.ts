@@ -1,22 +1,22 @@
 /**
- * One compilation, from the making of NVRTC's program to its end, whatever happens in between. Every call is made on a
- * thread of the pool, since all of them may wait for a lock that a compilation holds.
+ * Runs one compilation: creates NVRTC's program, compiles it, reads the results, and always destroys it. Every call runs
+ * on a pool thread, since any of them may wait for a lock that another compilation holds.
  */
 import { nvrtcSuccess } from "../../cuda/nvrtc.ts"
 import type { NvrtcLibrary, Stop } from "../../cuda/nvrtcLibrary.ts"
 
-/** What is compiled, in the compiler's terms. */
+/** The input of a compilation, in the compiler's terms. */
 export interface Job {
   readonly source: string
   readonly name: string
   readonly target: "cubin" | "ptx"
-  /** All of them, the architecture among them. */
+  /** All options, including the architecture. */
   readonly options: ReadonlyArray<string>
   readonly headers: ReadonlyArray<readonly [name: string, content: string]>
   readonly nameExpressions: ReadonlyArray<string>
 }
 
-/** What a compilation makes. */
+/** The output of a compilation. */
 export interface Output {
   readonly image: Uint8Array<ArrayBuffer>
   readonly loweredNames: ReadonlyMap<string, string>
@@ -28,7 +28,7 @@ export type Outcome =
   | { readonly _tag: "Compiled"; readonly output: Output }
   | { readonly _tag: "Failed"; readonly call: string; readonly code: number; readonly log: string }
 
-/** Ends a compilation's steps with the result of the one that failed. */
+/** Aborts a compilation with the result of the call that failed. */
 class Failed extends Error {
   readonly call: string
   readonly code: number
@@ -39,7 +39,7 @@ class Failed extends Error {
   }
 }
 
-/** Compiles. The program is destroyed before this ends. */
+/** Compiles a job. Destroys NVRTC's program before it resolves. */
 export const runJob = async (library: NvrtcLibrary, job: Job, stop: Stop): Promise<Outcome> => {
   const { calls } = library
   const handle = new BigUint64Array(1)
@@ -95,7 +95,7 @@ const readNames = async (library: NvrtcLibrary, program: number, job: Job) => {
   return names
 }
 
-/** What the compiler wrote, or nothing if it does not say. */
+/** The compiler's log; empty if it cannot be read. */
 const readLog = async ({ calls }: NvrtcLibrary, program: number): Promise<string> => {
   try {
     const bytes = await read(program, "nvrtcGetProgramLog", calls.nvrtcGetProgramLogSize, calls.nvrtcGetProgramLog)

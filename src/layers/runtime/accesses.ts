@@ -42,5 +42,5 @@ export interface AccessOperations {
    */
   readonly memoryEnd: (access: MemoryAccess) => Effect.Effect<void, CudaError>
   /** Waits for the uses so far of bytes of an ordered buffer. */
-  readonly memorySettled: (range: MemoryRange) => Effect.Effect<void, CudaError>
+  readonly memorySynchronize: (range: MemoryRange) => Effect.Effect<void, CudaError>
 }

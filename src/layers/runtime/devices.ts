@@ -14,8 +14,8 @@ import type { CudaError } from "../../CudaError.ts"
  * @since 0.1.0
  */
 export interface DeviceProperties {
-  /** The device's number, from 0. */
-  readonly ordinal: number
+  /** The device's index, from 0. */
+  readonly index: number
   readonly name: string
   /** The driver's form: `GPU-` and 32 hexadecimal digits in five groups. */
   readonly uuid: string

@@ -3,8 +3,8 @@
  *
  * @since 0.1.0
  */
-import type * as Brand from "effect/Brand"
 import type * as Effect from "effect/Effect"
+import type { CUevent } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { ResourceState } from "./resources.ts"
 import type { StreamRef } from "./streams.ts"
@@ -15,7 +15,7 @@ import type { StreamRef } from "./streams.ts"
  * @category models
  * @since 0.1.0
  */
-export type EventHandle = Brand.Branded<number, "effect-cuda/EventHandle">
+export type EventHandle = CUevent
 
 /**
  * An event of a runtime.

@@ -5,6 +5,7 @@
  */
 import type * as Effect from "effect/Effect"
 import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
+import type { CUkernel } from "../../cuda/handles.ts"
 import type {
   ArrayKind,
   ParameterKind,
@@ -17,6 +18,7 @@ import type {
 import type { CudaError } from "../../CudaError.ts"
 import type { Address, MemoryRef } from "./memory.ts"
 import type { ModuleRef } from "./modules.ts"
+import type { HostAddress } from "./pinned.ts"
 import type { StreamRef } from "./streams.ts"
 
 /**
@@ -28,7 +30,7 @@ import type { StreamRef } from "./streams.ts"
 export interface KernelRef {
   readonly module: ModuleRef
   /** The `CUkernel`. */
-  readonly handle: number
+  readonly handle: CUkernel
   readonly name: string
   readonly parameters: ReadonlyArray<ParameterKind>
 }
@@ -52,7 +54,7 @@ export interface PointerArgument {
  * @since 0.1.0
  */
 export interface RawAddress {
-  readonly address: Address
+  readonly address: Address | HostAddress
 }
 
 /**
@@ -95,7 +97,7 @@ export type KernelArguments<Parameters extends ReadonlyArray<ParameterKind>> = {
 export type Dimensions = number | readonly [x: number, y?: number, z?: number]
 
 /**
- * How a kernel is launched.
+ * Options for launching a kernel.
  *
  * @category models
  * @since 0.1.0

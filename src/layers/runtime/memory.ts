@@ -3,8 +3,8 @@
  *
  * @since 0.1.0
  */
-import type * as Brand from "effect/Brand"
 import type * as Effect from "effect/Effect"
+import type { CUdeviceptr } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { HostMemoryRef } from "./pinned.ts"
 import type { MemoryPoolRef } from "./pools.ts"
@@ -12,12 +12,12 @@ import type { ResourceState } from "./resources.ts"
 import type { StreamRef } from "./streams.ts"
 
 /**
- * An address of device memory (`CUdeviceptr`) or of pinned host memory.
+ * An address of device or managed memory (`CUdeviceptr`).
  *
  * @category models
  * @since 0.1.0
  */
-export type Address = Brand.Branded<number, "effect-cuda/Address">
+export type Address = CUdeviceptr
 
 /**
  * Memory of a device.
@@ -59,7 +59,7 @@ export interface MemoryRange {
 }
 
 /**
- * What memory is to be.
+ * Options for allocating memory.
  *
  * @category models
  * @since 0.1.0
@@ -70,7 +70,7 @@ export interface MemoryOptions {
 }
 
 /**
- * What memory of a device is to be.
+ * Options for allocating device memory.
  *
  * @category models
  * @since 0.1.0

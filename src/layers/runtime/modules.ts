@@ -5,6 +5,7 @@
  */
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
+import type { CUlibrary } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { DeviceMemoryRef } from "./memory.ts"
 import type { ResourceState } from "./resources.ts"
@@ -17,21 +18,21 @@ import type { ResourceState } from "./resources.ts"
  */
 export interface ModuleRef {
   /** The `CUlibrary`. */
-  readonly handle: number
+  readonly handle: CUlibrary
   /** Bytes of the image. */
   readonly byteLength: number
   readonly state: ResourceState
 }
 
 /**
- * How a module is loaded.
+ * Options for loading a module.
  *
  * @category models
  * @since 0.1.0
  */
 export interface ModuleOptions {
-  /** How long the loading of code into a device waits for the device to have no work, before the driver does, on this thread. */
-  readonly patience: Duration.Duration
+  /** How long loading code into a device waits for the device to be idle, before the driver waits on the JS thread. */
+  readonly idleTimeout: Duration.Duration
 }
 
 /**

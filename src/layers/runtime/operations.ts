@@ -84,13 +84,13 @@ const rows = {
   memoryAdvise: ["CudaMemory.advise", "cuMemAdvise", ({ memory }) => [deviceOf(memory), memory]],
   memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.device, stream]],
   memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.device, stream]],
-  memorySettled: ["CudaMemory.settled", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
+  memorySynchronize: ["CudaMemory.synchronize", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],
   poolOfDevice: ["CudaMemoryPool.ofDevice", "cuMemPoolCreate", onDevice],
   poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.device, pool]],
   poolStatistics: ["CudaMemoryPool.statistics", "cuMemPoolGetAttribute", (pool) => [pool.device, pool]],
-  poolResetHigh: ["CudaMemoryPool.resetHigh", "cuMemPoolSetAttribute", (pool) => [pool.device, pool]],
+  poolResetHighWater: ["CudaMemoryPool.resetHighWater", "cuMemPoolSetAttribute", (pool) => [pool.device, pool]],
   poolSetReleaseThreshold: [
     "CudaMemoryPool.setReleaseThreshold",
     "cuMemPoolSetAttribute",
@@ -98,9 +98,9 @@ const rows = {
   ],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.device, pool]],
 
-  moduleLoad: ["CudaKernel.load", "cuLibraryLoadData", (image) => [0, `an image of ${image.byteLength} bytes`]],
-  moduleUnload: ["CudaKernel.release", "cuLibraryUnload", (module) => [0, module]],
-  moduleGlobal: ["CudaKernel.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
+  moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${image.byteLength} bytes`]],
+  moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module]],
+  moduleGlobal: ["CudaModule.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
   kernelGet: ["CudaKernel.get", "cuLibraryGetKernel", (_, name, __, device) => [device, `kernel ${name}`]],
   kernelAttribute: ["CudaKernel.attribute", "cuKernelGetAttribute", (_, name, device) => [device, name]],
   kernelSetAttribute: ["CudaKernel.setAttribute", "cuKernelSetAttribute", (_, name, __, device) => [device, name]],

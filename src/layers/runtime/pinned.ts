@@ -4,9 +4,18 @@
  * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
+import type { HostPointer } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { Address, MemoryOptions } from "./memory.ts"
+import type { MemoryOptions } from "./memory.ts"
 import type { ResourceState } from "./resources.ts"
+
+/**
+ * An address of host memory.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type HostAddress = HostPointer
 
 /**
  * Pinned memory of the host.
@@ -16,7 +25,7 @@ import type { ResourceState } from "./resources.ts"
  */
 export interface HostMemoryRef {
   readonly kind: "host"
-  readonly address: Address
+  readonly address: HostAddress
   readonly byteLength: number
   /** Whether its uses on different streams wait for each other by themselves. */
   readonly isOrdered: boolean

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
+import type { CUmemoryPool } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { ResourceState } from "./resources.ts"
 
@@ -14,7 +15,7 @@ import type { ResourceState } from "./resources.ts"
  * @since 0.1.0
  */
 export interface MemoryPoolRef {
-  readonly handle: number
+  readonly handle: CUmemoryPool
   readonly device: number
   /** Who destroys it: a scope (`owned`), or the runtime at its end. */
   readonly origin: "owned" | "runtime"
@@ -22,7 +23,7 @@ export interface MemoryPoolRef {
 }
 
 /**
- * How a pool is to be.
+ * Options for creating a pool.
  *
  * @category models
  * @since 0.1.0
@@ -50,11 +51,11 @@ export interface MemoryPoolStatistics {
   /** Memory of the device that the pool holds, in use or not. */
   readonly reservedBytes: number
   /** The most it held since its start or the last reset. */
-  readonly reservedBytesHigh: number
+  readonly reservedHighWater: number
   /** Memory of it that is allocated. */
   readonly usedBytes: number
   /** The most that was allocated since its start or the last reset. */
-  readonly usedBytesHigh: number
+  readonly usedHighWater: number
 }
 
 /**
@@ -73,7 +74,7 @@ export interface PoolOperations {
   /** `cuMemPoolGetAttribute`. */
   readonly poolStatistics: (pool: MemoryPoolRef) => Effect.Effect<MemoryPoolStatistics, CudaError>
   /** `cuMemPoolSetAttribute` of the two highest values. */
-  readonly poolResetHigh: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
+  readonly poolResetHighWater: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
   /** `cuMemPoolSetAttribute`. */
   readonly poolSetReleaseThreshold: (pool: MemoryPoolRef, bytes: number) => Effect.Effect<void, CudaError>
   /** `cuMemPoolTrimTo`, after the releases that are enqueued. */

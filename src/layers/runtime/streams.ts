@@ -3,8 +3,8 @@
  *
  * @since 0.1.0
  */
-import type * as Brand from "effect/Brand"
 import type * as Effect from "effect/Effect"
+import type { CUstream } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { PriorityRange } from "./devices.ts"
 import type { EventRef } from "./events.ts"
@@ -16,7 +16,7 @@ import type { ResourceState } from "./resources.ts"
  * @category models
  * @since 0.1.0
  */
-export type StreamHandle = Brand.Branded<number, "effect-cuda/StreamHandle">
+export type StreamHandle = CUstream
 
 /**
  * A priority: a number of the device's range (lower goes first), `"high"` for its greatest or `"low"` for its least.
@@ -27,7 +27,7 @@ export type StreamHandle = Brand.Branded<number, "effect-cuda/StreamHandle">
 export type Priority = number | "high" | "low"
 
 /**
- * What a stream is to be.
+ * Options for creating a stream.
  *
  * @category models
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * How waits learn that the GPU is done.
+ * Options for waiting: how a wait learns that the GPU is done.
  *
  * @since 0.1.0
  */
@@ -7,7 +7,7 @@ import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 
 /**
- * How waits learn that the GPU is done.
+ * Options for waiting: how a wait learns that the GPU is done.
  *
  * @category models
  * @since 0.1.0

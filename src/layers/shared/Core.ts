@@ -22,6 +22,7 @@ import type {
   StreamResource
 } from "./resources.ts"
 import type { Cancel, WaitStage, Watch } from "./waits.ts"
+import { WeakValues } from "./WeakValues.ts"
 
 const mostPins = 1_000_000
 
@@ -38,7 +39,8 @@ export class Core {
   readonly pools = new Set<MemoryPoolResource>()
   /** Ends every outstanding wait with a failure; for the release of the runtime. */
   readonly waits = new Set<() => void>()
-  readonly foreignStreams = new Map<string, StreamResource>()
+  /** Streams that programs wrapped, as long as something refers to them. */
+  readonly foreignStreams = new WeakValues<string, StreamResource>()
   /** Held while memory is being pinned, which takes many turns of the event loop. */
   readonly pinning = Semaphore.makeUnsafe(mostPins)
   closed = false
@@ -76,7 +78,7 @@ export class Core {
     return status === notReady ? succeedFalse : this.fail(operation, status, subject)
   }
 
-  /** Runs a driver call that needs its device: checks the ordinal and opens the device on first use. */
+  /** Runs a driver call that needs its device: checks the device index and opens the device on first use. */
   onDevice<A>(
     operation: string,
     device: number,
@@ -98,12 +100,12 @@ export class Core {
     return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", device) ?? call())
   }
 
-  /** The failure of an ordinal that is no device's, or of a runtime that is gone. */
+  /** The failure for an index without a device, or of a runtime that is gone. */
   refuseDevice(operation: string, argument: string, device: number): Effect.Effect<never, CudaError> | undefined {
     if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
     const count = this.backend.devices.all.length
     if (Number.isInteger(device) && device >= 0 && device < count) return undefined
-    return refuseArgument(operation, argument, device, `a device ordinal from 0 to ${count - 1}`)
+    return refuseArgument(operation, argument, device, `a device index from 0 to ${count - 1}`)
   }
 
   #open(operation: string, device: number): Effect.Effect<void, CudaError> {

@@ -41,7 +41,7 @@ export const accessOperations = (core: Core): AccessOperations => {
   return {
     memoryBegin: (access) => Effect.suspend(() => begin(core, accesses, access)),
     memoryEnd: (access) => Effect.suspend(() => end(core, accesses, access)),
-    memorySettled: (range) => Effect.suspend(() => settled(core, range))
+    memorySynchronize: (range) => Effect.suspend(() => synchronize(core, range))
   }
 }
 
@@ -173,8 +173,8 @@ const end = (
   return status === success ? Effect.void : core.fail(accessOperation, status, ownStream(access.stream))
 }
 
-const settled = (core: Core, range: MemoryRange): Effect.Effect<void, CudaError> => {
-  const operation = "CudaMemory.settled"
+const synchronize = (core: Core, range: MemoryRange): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.synchronize"
   const memory = ownMemory(range.memory)
   if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   const { ordering } = memory

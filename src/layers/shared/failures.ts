@@ -3,9 +3,10 @@
  * only, so nothing here is on a hot path.
  */
 import * as Effect from "effect/Effect"
-import { CudaError, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
+import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
 import type { CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
 import type { Backend } from "./Backend.ts"
+import { wrongOf } from "./resources.ts"
 import type { Owner, Resource } from "./resources.ts"
 import { neverFinishes } from "./waits.ts"
 
@@ -62,8 +63,7 @@ export const refuseArgument = (
   argument: string,
   value: unknown,
   expected: string
-): Effect.Effect<never, CudaError> =>
-  refuse(operation, { _tag: "InvalidArgument", argument, value: print(value), expected })
+): Effect.Effect<never, CudaError> => Effect.fail(invalidArgument(operation, argument, value, expected))
 
 /** The failure for the first of the resources that cannot be used; call when one cannot. */
 export const refuseResource = (
@@ -72,6 +72,8 @@ export const refuseResource = (
   ...resources: ReadonlyArray<Resource>
 ): Effect.Effect<never, CudaError> => {
   for (const resource of resources) {
+    const wrong = wrongOf(resource)
+    if (wrong !== undefined) return refuseArgument(operation, wrong.argument, wrong.given, wrong.expected)
     if (resource.owner !== owner) return refuse(operation, { _tag: "ForeignResource", resource: String(resource) })
     if (resource.state !== "live") return refuse(operation, { _tag: "ResourceReleased", resource: String(resource) })
   }
@@ -89,9 +91,3 @@ export const refuseDevices = (
     resources: [String(first), String(second)],
     devices: [first.device, second.device]
   })
-
-const print = (value: unknown): string => {
-  if (typeof value === "string") return JSON.stringify(value)
-  if (value instanceof Uint8Array) return `${value.byteLength} bytes`
-  return String(value)
-}

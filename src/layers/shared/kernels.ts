@@ -3,7 +3,8 @@
  */
 import * as Effect from "effect/Effect"
 import { kernelAttributes, settableKernelAttributes } from "../../cuda/flags.ts"
-import type { DeviceAttribute, KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
+import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
+import type { HostPointer } from "../../cuda/handles.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -13,11 +14,12 @@ import { Arguments } from "./arguments.ts"
 import type { Reach } from "./arguments.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
+import { bring, withCode } from "./kernelCode.ts"
 import { launchOperations } from "./launches.ts"
 import type { LaunchShape } from "./launchShape.ts"
 import { isGone, KernelResource, ownKernel, ownModule } from "./moduleResources.ts"
-import type { CodeOnDevice, DeviceLimits, KernelCode, ModuleResource } from "./moduleResources.ts"
-import { refuseModule, refuseName, whenIdle } from "./modules.ts"
+import type { KernelCode, ModuleResource } from "./moduleResources.ts"
+import { refuseModule, refuseName } from "./modules.ts"
 import { occupancyOperations } from "./occupancy.ts"
 import type { StreamResource } from "./resources.ts"
 
@@ -38,7 +40,7 @@ export interface KernelBackend {
   readonly activeClusters: (code: KernelCode, shape: LaunchShape, device: number) => number
   readonly maxCluster: (code: KernelCode, shape: LaunchShape, device: number) => number
   /** Where `launch` will find arguments, for as long as they live. */
-  readonly argumentTable: (args: Arguments) => number
+  readonly argumentTable: (args: Arguments) => HostPointer
   /** Launches with the arguments that are packed now. */
   readonly launch: (kernel: KernelResource, shape: LaunchShape, stream: StreamResource) => number
 }
@@ -108,65 +110,6 @@ const refuseParameters = (operation: string, code: KernelCode, parameters: Reado
   }
   return undefined
 }
-
-/** Sees to it that a kernel's code is on a device. */
-export const bring = (
-  core: Core,
-  operation: string,
-  code: KernelCode,
-  device: number
-): Effect.Effect<void, CudaError> =>
-  core.onDevice(operation, device, () => {
-    if (isGone(core.backend, code.module)) return refuseModule(core, operation, code.module)
-    if (code.on[device] !== undefined) return Effect.void
-    const subject = `${code} on device ${device}`
-    const loadOnce = () => code.on[device] === undefined ? load(core, code, device) : success
-    return whenIdle(core, operation, code.module, device, subject, loadOnce)
-  })
-
-/** Loads a kernel's code into a device, and reads what the kernel and the device allow. */
-const load = (core: Core, code: KernelCode, device: number): number => {
-  const { backend } = core
-  let status = backend.kernels.load(code, device)
-  const kernelSays = (attribute: KernelAttribute): number => {
-    if (status === success) status = backend.kernels.attribute(code, attribute, device)
-    return backend.kernels.value
-  }
-  const deviceSays = (attribute: DeviceAttribute): number => {
-    if (status === success) status = backend.devices.attribute(device, attribute)
-    return backend.devices.value
-  }
-  const there: CodeOnDevice = {
-    maxThreads: kernelSays("maxThreadsPerBlock"),
-    staticShared: kernelSays("sharedSizeBytes"),
-    dynamicShared: kernelSays("maxDynamicSharedSizeBytes"),
-    limits: readLimits(deviceSays)
-  }
-  if (status === success) code.on[device] = there
-  return status
-}
-
-const readLimits = (deviceSays: (attribute: DeviceAttribute) => number): DeviceLimits => ({
-  grid: [deviceSays("maxGridDimX"), deviceSays("maxGridDimY"), deviceSays("maxGridDimZ")],
-  block: [deviceSays("maxBlockDimX"), deviceSays("maxBlockDimY"), deviceSays("maxBlockDimZ")],
-  sharedBytes: deviceSays("maxSharedMemoryPerBlockOptin"),
-  clusters: deviceSays("clusterLaunch") !== 0,
-  cooperative: deviceSays("cooperativeLaunch") !== 0,
-  programmatic: deviceSays("computeCapabilityMajor") >= 9
-})
-
-/** Runs a call about a kernel whose code is on the device. */
-export const withCode = <A>(
-  core: Core,
-  operation: string,
-  { code }: KernelResource,
-  device: number,
-  call: (there: CodeOnDevice) => Effect.Effect<A, CudaError>
-): Effect.Effect<A, CudaError> =>
-  Effect.flatMap(
-    bring(core, operation, code, device),
-    () => isGone(core.backend, code.module) ? refuseModule(core, operation, code.module) : call(code.on[device]!)
-  )
 
 const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, device: number) => {
   const operation = "CudaKernel.attribute"

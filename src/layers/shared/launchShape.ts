@@ -27,25 +27,29 @@ export class LaunchShape {
   cooperative = false
   programmatic = false
 
-  /** What is no size becomes not a number, for the checks to refuse. */
+  /** Reads everything before it changes anything, since reading can run getters. A size that is not a number becomes NaN, for the checks to refuse. */
   read(config: LaunchConfig): void {
-    const { block, cluster, grid } = config
-    this.gridX = axisOf(grid, 0)
-    this.gridY = axisOf(grid, 1)
-    this.gridZ = axisOf(grid, 2)
-    this.blockX = axisOf(block, 0)
-    this.blockY = axisOf(block, 1)
-    this.blockZ = axisOf(block, 2)
-    this.sharedBytes = config.sharedBytes ?? 0
+    const { block, cluster, cooperative, grid, programmatic, sharedBytes = 0 } = config
+    const [gridX, gridY, gridZ] = [axisOf(grid, 0), axisOf(grid, 1), axisOf(grid, 2)]
+    const [blockX, blockY, blockZ] = [axisOf(block, 0), axisOf(block, 1), axisOf(block, 2)]
+    const clusterSize = cluster ?? 1
+    const [clusterX, clusterY, clusterZ] = [axisOf(clusterSize, 0), axisOf(clusterSize, 1), axisOf(clusterSize, 2)]
+    this.gridX = gridX
+    this.gridY = gridY
+    this.gridZ = gridZ
+    this.blockX = blockX
+    this.blockY = blockY
+    this.blockZ = blockZ
+    this.sharedBytes = sharedBytes
     this.clustered = cluster !== undefined
-    this.clusterX = cluster === undefined ? 1 : axisOf(cluster, 0)
-    this.clusterY = cluster === undefined ? 1 : axisOf(cluster, 1)
-    this.clusterZ = cluster === undefined ? 1 : axisOf(cluster, 2)
-    this.cooperative = config.cooperative === true
-    this.programmatic = config.programmatic === true
+    this.clusterX = clusterX
+    this.clusterY = clusterY
+    this.clusterZ = clusterZ
+    this.cooperative = cooperative === true
+    this.programmatic = programmatic === true
   }
 
-  /** Whether sizes are all there is to say. */
+  /** Whether the launch has sizes only. */
   get isPlain(): boolean {
     return !this.clustered && !this.cooperative && !this.programmatic
   }
@@ -64,7 +68,7 @@ export class LaunchShape {
 
 const axisOf = (size: Dimensions, axis: 0 | 1 | 2): number => {
   if (typeof size === "number") return axis === 0 ? size : 1
-  if (!Array.isArray(size)) return Number.NaN
+  if (!Array.isArray(size) || size.length > 3) return Number.NaN
   return size[axis] ?? (axis === 0 ? Number.NaN : 1)
 }
 

@@ -9,8 +9,8 @@ import type { KernelOperations } from "../runtime/kernels.ts"
 import { enqueueOrdered } from "./accesses.ts"
 import type { PointerSlot } from "./arguments.ts"
 import type { Core } from "./Core.ts"
-import { refuseResource } from "./failures.ts"
-import { bring } from "./kernels.ts"
+import { refuseArgument, refuseResource } from "./failures.ts"
+import { bring } from "./kernelCode.ts"
 import { fits, LaunchShape, refuseShape } from "./launchShape.ts"
 import { isGone, ownKernel } from "./moduleResources.ts"
 import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
@@ -31,6 +31,9 @@ export const launchOperations = (core: Core): Pick<KernelOperations, "kernelLaun
 
 const launchOperation = "CudaKernel.launch"
 
+/** Counts launches, so that one that is made while another reads its arguments is noticed. */
+let launches = 0
+
 const launch = (
   core: Core,
   kernel: KernelResource,
@@ -38,28 +41,44 @@ const launch = (
   values: ReadonlyArray<unknown>,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const { backend } = core
   const { code } = kernel
+  const refused = refuseTarget(core, kernel, stream)
+  if (refused !== undefined) return refused
   const { device } = stream
-  if (unusable(backend, stream)) return refuseResource(launchOperation, backend, stream)
-  if (isGone(backend, code.module)) return refuseModule(core, launchOperation, code.module)
   const there = code.on[device]
   if (there === undefined) {
     const again = Effect.suspend(() => launch(core, kernel, config, values, stream))
     return Effect.andThen(bring(core, launchOperation, code, device), again)
   }
+  // Reading can run getters, which can do anything: all of it comes first, and what it may have changed is checked after it.
+  const own = ++launches
   shape.read(config)
-  const refused = fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device)
-  if (refused !== undefined) return refused
   const { arguments: args } = kernel
-  const status = args.pack(values, device) ? enqueue(core, kernel, stream) : notPacked
+  const isPacked = args.pack(values, device)
+  const unfit = own !== launches
+    ? refuseReentry()
+    : refuseTarget(core, kernel, stream) ?? refuseUnfit(core, code, there, device)
+  const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
   args.forget()
   if (status === success) return Effect.void
+  if (unfit !== undefined) return unfit
   if (status === notPacked) return args.explain(launchOperation, values)
   return core.failOn(launchOperation, status, device, `${code} on ${stream}, ${shape}`)
 }
 
-/** Where no status of the driver is. */
+const refuseTarget = (core: Core, { code }: KernelResource, stream: StreamResource) => {
+  const { backend } = core
+  if (unusable(backend, stream)) return refuseResource(launchOperation, backend, stream)
+  return isGone(backend, code.module) ? refuseModule(core, launchOperation, code.module) : undefined
+}
+
+const refuseUnfit = (core: Core, code: KernelCode, there: CodeOnDevice, device: number) =>
+  fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device)
+
+const refuseReentry = () =>
+  refuseArgument(launchOperation, "arguments", "values that launch a kernel while they are read", "plain values")
+
+/** Not a status of the driver. */
 const notPacked = -1
 
 const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): number => {
@@ -68,6 +87,8 @@ const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): nu
   let isOrdered = false
   for (const { memory } of pointers) {
     if (memory === undefined) continue
+    // Released by an argument that was read after it.
+    if (memory.state !== "live") return notPacked
     const used = memory.usedOn(stream)
     if (used !== success) return used
     isOrdered ||= memory.ordering !== undefined

@@ -11,7 +11,7 @@ import type { ManagedOperations } from "../runtime/managed.ts"
 import { enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
-import { refuseByteLength, withOptions } from "./memory.ts"
+import { allocationError, refuseByteLength, withOptions } from "./memory.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { ManagedMemoryResource, ownMemory, ownStream, unusable } from "./resources.ts"
@@ -54,7 +54,8 @@ const allocateManaged = (core: Core, device: number, byteLength: number, options
   if (refused !== undefined) return refused
   const status = core.backend.managed.allocate(device, byteLength)
   if (status !== success) {
-    return core.failOn(operation, status, device, `${byteLength} bytes of managed memory of device ${device}`)
+    const subject = `${byteLength} bytes of managed memory of device ${device}`
+    return Effect.fail(allocationError(core, operation, status, device, subject, byteLength))
   }
   const memory = withOptions(core.backend.managed.allocated!, options)
   core.deviceMemory.add(memory)

@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { notReady, success } from "../../cuda/status.ts"
-import type { CudaError } from "../../CudaError.ts"
+import { CudaError } from "../../CudaError.ts"
 import type { DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
 import type { MemoryOperations } from "../runtime/memory.ts"
 import type { Core } from "./Core.ts"
@@ -71,18 +71,28 @@ const allocate = (
   if (refused !== undefined) return refused
   const status = core.backend.memory.allocate(device, byteLength, pool, stream)
   if (status !== success) {
-    return core.failOn(
-      operation,
-      status,
-      device,
-      `${byteLength} bytes ${pool === undefined ? `on device ${device}` : `of ${pool}`}`
-    )
+    const subject = `${byteLength} bytes ${pool === undefined ? `on device ${device}` : `of ${pool}`}`
+    return Effect.fail(allocationError(core, operation, status, device, subject, byteLength))
   }
   const memory = withOptions(core.backend.memory.allocated!, options)
   core.deviceMemory.add(memory)
   return stream === undefined
     ? whenReady(core, operation, memory)
     : amongWorkOf(core, operation, memory, stream)
+}
+
+/** The failure of an allocation; says how much memory there is when there is too little. */
+export const allocationError = (
+  core: Core,
+  operation: string,
+  status: number,
+  device: number,
+  subject: string,
+  requested: number
+): CudaError => {
+  const error = core.error(operation, status, device, subject)
+  if (error.reason._tag !== "OutOfMemory" || core.backend.devices.memoryInfo(device) !== success) return error
+  return new CudaError({ ...error, memory: { requested, ...core.backend.devices.memoryInfoResult } })
 }
 
 /** The pool and the stream of an allocation are there, and on its device. */

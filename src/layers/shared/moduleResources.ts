@@ -2,22 +2,25 @@
  * Modules and kernels as resources of a runtime: what the public references are behind the door. Every runtime makes its own
  * from these classes, or from subclasses with more state.
  */
+import { nullHandle } from "../../cuda/handles.ts"
+import type { CUkernel, CUlibrary, HostPointer } from "../../cuda/handles.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import type { KernelRef, ModuleOptions, ModuleRef, ResourceState } from "../CudaRuntime.ts"
 import type { Arguments } from "./arguments.ts"
+import { wrongHandle } from "./resources.ts"
 import type { DeviceMemoryResource, Owner } from "./resources.ts"
 
 export class ModuleResource implements ModuleRef {
   state: ResourceState = "live"
   readonly owner: Owner
-  readonly handle: number
+  readonly handle: CUlibrary
   readonly byteLength: number
   readonly options: ModuleOptions
   /** The kernels that were asked for, by name. */
   readonly codes = new Map<string, KernelCode>()
   /** The global variables that were asked for, by device and name. */
   readonly globals = new Map<string, DeviceMemoryResource>()
-  constructor(owner: Owner, handle: number, byteLength: number, options: ModuleOptions) {
+  constructor(owner: Owner, handle: CUlibrary, byteLength: number, options: ModuleOptions) {
     this.owner = owner
     this.handle = handle
     this.byteLength = byteLength
@@ -58,7 +61,7 @@ export interface CodeOnDevice {
 /** A kernel as the driver knows it, whoever asked for it and with what parameters. */
 export class KernelCode {
   readonly module: ModuleResource
-  readonly handle: number
+  readonly handle: CUkernel
   readonly name: string
   /** Known once its code is on a device. Nothing where the driver does not say. */
   parameters: ReadonlyArray<ParameterInfo> | undefined
@@ -66,7 +69,7 @@ export class KernelCode {
   readonly on: Array<CodeOnDevice | undefined> = []
   constructor(
     module: ModuleResource,
-    handle: number,
+    handle: CUkernel,
     name: string,
     parameters?: ReadonlyArray<ParameterInfo>
   ) {
@@ -85,8 +88,8 @@ export class KernelResource implements KernelRef {
   readonly parameters: ReadonlyArray<ParameterKind>
   readonly arguments: Arguments
   /** Where the backend finds the arguments. */
-  readonly table: number
-  constructor(code: KernelCode, parameters: ReadonlyArray<ParameterKind>, args: Arguments, table: number) {
+  readonly table: HostPointer
+  constructor(code: KernelCode, parameters: ReadonlyArray<ParameterKind>, args: Arguments, table: HostPointer) {
     this.code = code
     this.parameters = parameters
     this.arguments = args
@@ -95,7 +98,7 @@ export class KernelResource implements KernelRef {
   get module(): ModuleResource {
     return this.code.module
   }
-  get handle(): number {
+  get handle(): CUkernel {
     return this.code.handle
   }
   get name(): string {
@@ -103,9 +106,20 @@ export class KernelResource implements KernelRef {
   }
 }
 
-/** Every reference of a runtime is one of its resources, so these narrow without looking. */
-export const ownModule = (ref: ModuleRef): ModuleResource => ref as ModuleResource
-export const ownKernel = (ref: KernelRef): KernelResource => ref as KernelResource
+/** The resource behind a reference; a stand-in that `isGone` finds for anything else. */
+export const ownModule = (ref: ModuleRef): ModuleResource =>
+  ref instanceof ModuleResource
+    ? ref
+    : wrongHandle(ModuleResource.prototype, { given: ref, argument: "module", expected: "a module" })
+export const ownKernel = (ref: KernelRef): KernelResource => ref instanceof KernelResource ? ref : wrongKernel(ref)
+
+const wrongKernel = (given: unknown): KernelResource => {
+  const module = wrongHandle(ModuleResource.prototype, { given, argument: "kernel", expected: "a kernel" })
+  return new KernelResource(new KernelCode(module, nullHandle(), ""), [], noArguments, nullHandle())
+}
+
+/** No kernel that is gone packs arguments. */
+const noArguments: Arguments = Object.create(null)
 
 /** True for a module of another runtime and for one that was released. */
 export const isGone = (owner: Owner, module: ModuleResource): boolean =>

@@ -12,6 +12,7 @@ import type { Core } from "./Core.ts"
 import { refuse, refuseArgument } from "./failures.ts"
 import { isGone, ownModule } from "./moduleResources.ts"
 import type { ModuleResource } from "./moduleResources.ts"
+import { wrongOf } from "./resources.ts"
 import type { DeviceMemoryResource } from "./resources.ts"
 import type { DriverFailure } from "./waits.ts"
 
@@ -36,7 +37,7 @@ const loadModule = (
   image: Uint8Array,
   options: ModuleOptions
 ): Effect.Effect<ModuleResource, CudaError> => {
-  const operation = "CudaKernel.load"
+  const operation = "CudaModule.load"
   const { backend } = core
   const refused = refuseClosed(core, operation) ?? refuseImage(core, operation, image)
   if (refused !== undefined) return refused
@@ -69,7 +70,7 @@ const imageError = (core: Core, operation: string, byteLength: number, { call, l
 }
 
 const unloadModule = (core: Core, module: ModuleResource): Effect.Effect<void, CudaError> => {
-  const operation = "CudaKernel.release"
+  const operation = "CudaModule.release"
   const { backend } = core
   if (module.owner !== backend) return refuseModule(core, operation, module)
   if (module.state !== "live") return Effect.void
@@ -80,11 +81,18 @@ const unloadModule = (core: Core, module: ModuleResource): Effect.Effect<void, C
   return status === success ? Effect.void : core.failOn(operation, status, 0, String(module))
 }
 
-export const refuseModule = (core: Core, operation: string, module: ModuleResource): Effect.Effect<never, CudaError> =>
-  refuse(operation, {
+export const refuseModule = (
+  core: Core,
+  operation: string,
+  module: ModuleResource
+): Effect.Effect<never, CudaError> => {
+  const wrong = wrongOf(module)
+  if (wrong !== undefined) return refuseArgument(operation, wrong.argument, wrong.given, wrong.expected)
+  return refuse(operation, {
     _tag: module.owner === core.backend ? "ResourceReleased" : "ForeignResource",
     resource: String(module)
   })
+}
 
 export const refuseName = (operation: string, name: string) =>
   typeof name === "string" && name !== "" && !name.includes("\0")
@@ -92,7 +100,7 @@ export const refuseName = (operation: string, name: string) =>
     : refuseArgument(operation, "name", name, "the name of a symbol")
 
 const variable = (core: Core, module: ModuleResource, name: string, device: number) => {
-  const operation = "CudaKernel.global"
+  const operation = "CudaModule.global"
   return core.onDevice(operation, device, (): Effect.Effect<DeviceMemoryResource, CudaError> => {
     if (isGone(core.backend, module)) return refuseModule(core, operation, module)
     const refused = refuseName(operation, name)
@@ -115,7 +123,7 @@ const variable = (core: Core, module: ModuleResource, name: string, device: numb
 
 /**
  * Makes a call for which the driver waits until a device has no work: at a moment when it has none, so that this thread does
- * not wait with it. When the module's patience ends before, at once.
+ * not wait with it. When the module's idle timeout ends first, at once.
  */
 export const whenIdle = (
   core: Core,
@@ -126,7 +134,7 @@ export const whenIdle = (
   call: () => number
 ): Effect.Effect<void, CudaError> => {
   const { backend } = core
-  const { patience } = module.options
+  const { idleTimeout } = module.options
   const refuseGone = () => isGone(backend, module) ? refuseModule(core, operation, module) : undefined
   const now = Effect.suspend((): Effect.Effect<void, CudaError> => {
     const refused = refuseGone()
@@ -134,7 +142,7 @@ export const whenIdle = (
     const status = call()
     return status === success ? Effect.void : core.failOn(operation, status, device, subject)
   })
-  if (backend.devices.isIdle(device) || Duration.isZero(patience)) return now
+  if (backend.devices.isIdle(device) || Duration.isZero(idleTimeout)) return now
   // The call is made in the turn that finds the device idle: a fiber that goes on later may find it busy again.
   const atIdle = core.wait(
     operation,
@@ -146,9 +154,9 @@ export const whenIdle = (
       })
   )
   const checked = Effect.andThen(atIdle, Effect.suspend(() => refuseGone() ?? Effect.void))
-  if (!Duration.isFinite(patience)) return checked
+  if (!Duration.isFinite(idleTimeout)) return checked
   return Effect.flatMap(
-    Effect.timeoutOption(checked, patience),
+    Effect.timeoutOption(checked, idleTimeout),
     Option.match({ onNone: () => now, onSome: () => Effect.void })
   )
 }

@@ -8,7 +8,7 @@ import type { BlockSuggestion, LaunchConfig } from "../CudaRuntime.ts"
 import type { KernelOperations } from "../runtime/kernels.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
-import { withCode } from "./kernels.ts"
+import { withCode } from "./kernelCode.ts"
 import { allow, shape } from "./launches.ts"
 import { ownKernel } from "./moduleResources.ts"
 import type { KernelResource } from "./moduleResources.ts"
@@ -90,7 +90,7 @@ const bestBlock = (
   maxThreads: number,
   device: number
 ): Effect.Effect<BlockSuggestion, CudaError> => {
-  if (!Number.isInteger(maxThreads) || maxThreads < 0) {
+  if (!Number.isInteger(maxThreads) || maxThreads < 0 || maxThreads > 0x7fff_ffff) {
     return refuseArgument(
       occupancyOperation,
       "maxThreads",

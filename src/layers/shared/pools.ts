@@ -43,8 +43,8 @@ export const poolOperations = (core: Core): PoolOperations => ({
       (pool) => core.backend.pools.readStatistics(pool),
       () => core.backend.pools.statistics
     ),
-  poolResetHigh: (ref) =>
-    onPool(core, "CudaMemoryPool.resetHigh", ref, (pool) => core.backend.pools.resetHighWater(pool)),
+  poolResetHighWater: (ref) =>
+    onPool(core, "CudaMemoryPool.resetHighWater", ref, (pool) => core.backend.pools.resetHighWater(pool)),
   poolSetReleaseThreshold: (ref, bytes) =>
     Effect.suspend(() => {
       const operation = "CudaMemoryPool.setReleaseThreshold"

@@ -1,57 +1,75 @@
 /**
- * Compiling, as far as every runtime does it alike: what is asked is checked, and the architecture found.
+ * The part of compiling that all runtimes share: checks a request and finds the architecture to compile for.
  */
 import * as Effect from "effect/Effect"
+import { inspect } from "node:util"
 import { isOutputOption } from "../../cuda/nvrtc.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CompiledProgram, CompileRequest } from "../CudaRuntime.ts"
 import type { ProgramOperations } from "../runtime/programs.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument } from "./failures.ts"
+import { refuse as refuseOperation } from "./failures.ts"
 
-/** The operation as programs name it. */
+/** The name of the operation in failures. */
 export const compileOperation = "CudaProgram.compile"
 
-/** For what a program is compiled: 90 and `a` are `sm_90a`. */
+/** The target of a compilation: 90 and `a` stand for `sm_90a`. */
 export interface Goal {
   readonly target: "cubin" | "ptx"
   readonly architecture: number
   readonly suffix: string
-  /** What the program said of it. What it did not say may be chosen otherwise if the compiler cannot do this. */
+  /** What the request named explicitly. The rest may change if the compiler does not support it. */
   readonly given: { readonly target: boolean; readonly architecture: boolean }
 }
 
-/** A request that was checked. */
-export interface CompileTask extends Pick<CompileRequest, "source" | "name" | "device" | "options" | "cache"> {
+/**
+ * A checked request. Its arrays are copies: arrays of the caller may have getters or change later, and NVRTC must only
+ * ever get strings.
+ */
+export interface CompileTask
+  extends Pick<CompileRequest, "source" | "name" | "device" | "options" | "nameExpressions" | "cache">
+{
   readonly goal: Goal
-  readonly headers: ReadonlyArray<readonly [name: string, content: string]>
-  readonly nameExpressions: ReadonlyArray<string>
+  readonly headers: ReadonlyArray<Header>
 }
+
+type Header = readonly [name: string, content: string]
 
 export interface ProgramBackend {
   readonly compile: (task: CompileTask) => Effect.Effect<CompiledProgram, CudaError>
 }
 
-/** The name of an architecture as the compiler takes it. */
+/** The name of an architecture in the compiler's options. */
 export const architectureName = (goal: Pick<Goal, "target" | "architecture" | "suffix">): string =>
   `${goal.target === "cubin" ? "sm" : "compute"}_${goal.architecture}${goal.suffix}`
 
 export const programOperations = (core: Core): ProgramOperations => ({
   programCompile: (request) =>
     Effect.suspend(() => {
-      const refused = core.refuseDevice(compileOperation, "device", request.device) ?? refuseRequest(request)
+      const { cache, device, name, source } = request
+      const refused = core.refuseDevice(compileOperation, "device", device) ?? refuseRequest(request)
       if (refused !== undefined) return refused
-      const goal = goalOf(request, core.backend.devices.all[request.device]!.computeCapability)
+      const options = read("options", () => checkedTexts("options", request.options, isOption, optionExpected))
+      if (Effect.isEffect(options)) return options
+      const expressions = read(
+        "nameExpressions",
+        () => checkedTexts("nameExpressions", request.nameExpressions, isName, expressionExpected)
+      )
+      if (Effect.isEffect(expressions)) return expressions
+      const headers = read("headers", () => checkedHeaders(request.headers))
+      if (Effect.isEffect(headers)) return headers
+      const { computeCapability } = core.backend.devices.all[device]!
+      const goal = read("architecture", () => goalOf(request, computeCapability))
       if (Effect.isEffect(goal)) return goal
-      const { cache, device, name, nameExpressions, options, source } = request
+      const nameExpressions = [...new Set(expressions)]
       return core.backend.programs.compile({
-        source,
+        source: withoutMark(source),
         name,
         device,
         goal,
-        options: [...options],
-        headers: Object.entries(request.headers),
-        nameExpressions: [...new Set(nameExpressions)],
+        options,
+        headers,
+        nameExpressions,
         cache
       })
     })
@@ -59,20 +77,15 @@ export const programOperations = (core: Core): ProgramOperations => ({
 
 type Refusal = Effect.Effect<never, CudaError>
 
+const refuse = (argument: string, value: unknown, expected: string): Refusal =>
+  refuseOperation(compileOperation, { _tag: "InvalidArgument", argument, value: printed(value), expected })
+
 const goalOf = (request: CompileRequest, capability: { readonly major: number; readonly minor: number }) => {
   const { architecture, target } = request
-  const parsed = architecture === undefined ? { ...numbered(capability) } : parseArchitecture(architecture)
-  if (parsed === undefined) {
-    const expected = "\"sm_90\", \"compute_90\" or { major, minor }"
-    return refuseArgument(compileOperation, "architecture", printed(architecture), expected)
-  }
+  const parsed = architecture === undefined ? numbered(capability) : parseArchitecture(architecture)
+  if (parsed === undefined) return refuse("architecture", architecture, `"sm_90", "compute_90" or { major, minor }`)
   if (target === "cubin" && parsed.kind === "compute") {
-    return refuseArgument(
-      compileOperation,
-      "architecture",
-      architecture,
-      "a real one for a CUBIN, for example \"sm_90\""
-    )
+    return refuse("architecture", architecture, `a real architecture for a CUBIN, for example "sm_90"`)
   }
   const goal: Goal = {
     target: target ?? (parsed.kind === "compute" ? "ptx" : "cubin"),
@@ -90,44 +103,93 @@ const numbered = ({ major, minor }: { readonly major: number; readonly minor: nu
 })
 
 const parseArchitecture = (architecture: Exclude<CompileRequest["architecture"], undefined>) => {
-  if (typeof architecture !== "string") {
-    const { major, minor } = architecture
-    const isOne = Number.isInteger(major) && major > 0 && Number.isInteger(minor) && minor >= 0 && minor < 10
-    return isOne ? numbered(architecture) : undefined
+  if (typeof architecture === "string") {
+    const [, kind, number, suffix = ""] = /^(sm|compute)_(\d{2,3})([af]?)$/.exec(architecture) ?? []
+    return kind === undefined ? undefined : { kind, architecture: Number(number), suffix }
   }
-  const [, kind, number, suffix = ""] = /^(sm|compute)_(\d{2,3})([af]?)$/.exec(architecture) ?? []
-  return kind === undefined ? undefined : { kind, architecture: Number(number), suffix }
+  if (typeof architecture !== "object" || architecture === null) return undefined
+  const { major, minor } = architecture
+  const isOne = Number.isInteger(major) && major > 0 && Number.isInteger(minor) && minor >= 0 && minor < 10
+  return isOne ? numbered({ major, minor }) : undefined
 }
 
-const refuseRequest = (request: CompileRequest): Refusal | undefined => {
-  const { headers, name, nameExpressions, options, source, target } = request
-  const refuse = (argument: string, value: unknown, expected: string) =>
-    refuseArgument(compileOperation, argument, value, expected)
-  if (!isText(source) || source.trim() === "") {
-    return refuse("source", printed(source, "text"), "CUDA C++ without NUL characters")
+const refuseRequest = ({ name, source, target }: CompileRequest): Refusal | undefined => {
+  if (!isText(source) || source.trim() === "") return refuse("source", source, "CUDA C++ without NUL characters")
+  if (!isName(name)) return refuse("name", name, "a file name without NUL characters or line breaks")
+  if (target === undefined || target === "cubin" || target === "ptx") return undefined
+  return refuse("target", target, `"cubin" or "ptx"`)
+}
+
+const optionExpected = "an option of NVRTC; target and architecture choose the output"
+
+const expressionExpected = `a C++ name, for example "add<float>"`
+
+/** Reads an argument whose getters may throw. */
+const read = <A>(argument: string, reading: () => A): A | Refusal => {
+  try {
+    return reading()
+  } catch (error) {
+    const value = `unreadable (${error instanceof Error ? error.message : "an exception was thrown"})`
+    const expected = "a value that can be read without an exception"
+    return refuseOperation(compileOperation, { _tag: "InvalidArgument", argument, value, expected })
   }
-  if (!isName(name)) return refuse("name", name, "the name of a file, without NUL characters or line breaks")
-  if (target !== undefined && target !== "cubin" && target !== "ptx") {
-    return refuse("target", target, "\"cubin\" or \"ptx\"")
+}
+
+/** A copy of an array of texts, or the refusal of the first element that is not one. Holes are `undefined`. */
+const checkedTexts = (
+  argument: string,
+  given: ReadonlyArray<string>,
+  accepts: (text: unknown) => text is string,
+  expected: string
+): ReadonlyArray<string> | Refusal => {
+  if (!Array.isArray(given)) return refuse(argument, given, "an array of strings")
+  const texts: Array<string> = []
+  for (let index = 0; index < given.length; index++) {
+    const text: unknown = given[index]
+    if (!accepts(text)) return refuse(`${argument}[${index}]`, text, expected)
+    texts.push(text)
   }
-  const option = options.find((one) => !isName(one) || isOutputOption(one))
-  if (option !== undefined) {
-    return refuse("options", option, "options of NVRTC; what is made is told by target and architecture")
+  return texts
+}
+
+const checkedHeaders = (given: CompileRequest["headers"]): ReadonlyArray<Header> | Refusal => {
+  if (!isRecord(given)) return refuse("headers", given, "an object with the content of each header by its name")
+  const headers: Array<Header> = []
+  for (const [name, content] of Object.entries(given)) {
+    const argument = `headers[${JSON.stringify(shortened(name))}]`
+    if (!isName(name)) return refuse(argument, content, "named without NUL characters or line breaks")
+    if (!isText(content)) return refuse(argument, content, "text without NUL characters")
+    headers.push([name, withoutMark(content)])
   }
-  const expression = nameExpressions.find((one) => !isName(one))
-  if (expression !== undefined) return refuse("nameExpressions", expression, "C++ names, for example \"add<float>\"")
-  const header = Object.entries(headers).find(([file, content]) => !isName(file) || !isText(content))
-  if (header === undefined) return undefined
-  return refuse("headers", header[0], "names of files, each with its content, without NUL characters")
+  return headers
+}
+
+/** Not an array, a Map or a Promise, whose own keys are not names of headers. Objects of other realms are records too. */
+const isRecord = (value: unknown): boolean => {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return false
+  const prototype: unknown = Object.getPrototypeOf(value)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
 }
 
 const isText = (value: unknown): value is string => typeof value === "string" && !value.includes("\0")
 
 const isName = (value: unknown): value is string => isText(value) && value.trim() !== "" && !/[\r\n]/.test(value)
 
-/** A value of any size and shape, in few words. */
-const printed = (value: unknown, what = "value"): string => {
-  if (typeof value === "string") return value.length > 40 ? `${what} of ${value.length} characters` : value
-  if (typeof value !== "object" || value === null) return String(value)
-  return JSON.stringify(value)
+const isOption = (value: unknown): value is string => isName(value) && !isOutputOption(value)
+
+/** Editors put a byte order mark at the start of a file; the compiler takes it for a character of the code. */
+const withoutMark = (text: string): string => text.startsWith("\ufeff") ? text.slice(1) : text
+
+const shortened = (text: string): string => text.length > 40 ? `${text.slice(0, 40)}…` : text
+
+/** Prints a value of any type on one short line. */
+const printed = (value: unknown): string => {
+  if (typeof value === "string") {
+    return value.length > 40 ? `text of ${value.length} characters` : JSON.stringify(value)
+  }
+  try {
+    return shortened(inspect(value, { depth: 1, breakLength: Infinity, maxArrayLength: 4, maxStringLength: 40 }))
+  } catch {
+    return `of type ${typeof value}`
+  }
 }

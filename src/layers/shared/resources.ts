@@ -3,12 +3,14 @@
  * behind the door. Every runtime makes its resources from these classes, or from subclasses with more state.
  */
 import { eventFlags } from "../../cuda/flags.ts"
+import type { CUmemoryPool } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type {
   Address,
   DeviceMemoryRef,
   EventHandle,
   EventRef,
+  HostAddress,
   HostMemoryRef,
   ManagedMemoryRef,
   MemoryPoolRef,
@@ -82,7 +84,7 @@ export class EventResource implements EventRef {
 }
 
 /** Buffers know the streams that used them, so that their release can be ordered after that work. */
-class MemoryResource {
+class MemoryResource<Pointer extends Address | HostAddress> {
   state: ResourceState = "live"
   /** Its uses, for a buffer that orders itself. */
   ordering: Ordering | undefined
@@ -91,12 +93,12 @@ class MemoryResource {
   /** What is done once its release is enqueued. */
   onRelease: (() => void) | undefined
   readonly owner: Owner
-  readonly address: Address
+  readonly address: Pointer
   readonly byteLength: number
   readonly #users = new Set<StreamResource>()
   #lastUser: StreamResource | undefined
   #pruneAt = 16
-  constructor(owner: Owner, address: Address, byteLength: number) {
+  constructor(owner: Owner, address: Pointer, byteLength: number) {
     this.owner = owner
     this.address = address
     this.byteLength = byteLength
@@ -127,7 +129,7 @@ class MemoryResource {
   }
 }
 
-export class DeviceMemoryResource extends MemoryResource implements DeviceMemoryRef {
+export class DeviceMemoryResource extends MemoryResource<Address> implements DeviceMemoryRef {
   readonly kind = "device"
   readonly device: number
   readonly isManaged: boolean = false
@@ -160,10 +162,10 @@ export abstract class ManagedMemoryResource extends DeviceMemoryResource impleme
 export class MemoryPoolResource implements MemoryPoolRef {
   state: ResourceState = "live"
   readonly owner: Owner
-  readonly handle: number
+  readonly handle: CUmemoryPool
   readonly device: number
   readonly origin: "owned" | "runtime"
-  constructor(owner: Owner, handle: number, device: number, origin: "owned" | "runtime") {
+  constructor(owner: Owner, handle: CUmemoryPool, device: number, origin: "owned" | "runtime") {
     this.owner = owner
     this.handle = handle
     this.device = device
@@ -175,10 +177,10 @@ export class MemoryPoolResource implements MemoryPoolRef {
   }
 }
 
-export class HostMemoryResource extends MemoryResource implements HostMemoryRef {
+export class HostMemoryResource extends MemoryResource<HostAddress> implements HostMemoryRef {
   readonly kind = "host"
   bytes: Uint8Array<ArrayBuffer>
-  constructor(owner: Owner, address: Address, bytes: Uint8Array<ArrayBuffer>) {
+  constructor(owner: Owner, address: HostAddress, bytes: Uint8Array<ArrayBuffer>) {
     super(owner, address, bytes.byteLength)
     this.bytes = bytes
   }
@@ -190,14 +192,45 @@ export class HostMemoryResource extends MemoryResource implements HostMemoryRef 
 export type AnyMemoryResource = DeviceMemoryResource | HostMemoryResource
 export type Resource = StreamResource | EventResource | AnyMemoryResource | MemoryPoolResource
 
+/** What was given instead of a handle of some kind, past the types. */
+export interface WrongHandle {
+  readonly given: unknown
+  /** The argument's usual name, and what it should be. */
+  readonly argument: string
+  readonly expected: string
+}
+
+/** Owns nothing that programs can have. */
+const nobody: Owner = { kind: "simulated" }
+
+/** Stands in for a handle of the wrong kind: unusable everywhere, and refused with what was given. */
+export const wrongHandle = <Kind extends object>(prototype: Kind, wrong: WrongHandle): Kind =>
+  Object.assign(Object.create(prototype), { owner: nobody, state: "released", wrong })
+
+/** Set for stand-ins alone. */
+export const wrongOf = (resource: object): WrongHandle | undefined =>
+  "wrong" in resource ? resource.wrong as WrongHandle : undefined
+
 /**
- * Every reference of a runtime is one of its resources, so these narrow without looking; `unusable`, which every
- * operation asks first, finds the references of other runtimes.
+ * The resource behind a reference. References of other runtimes and released ones pass, for `unusable` to find, which every operation
+ * asks first; anything else becomes a stand-in that `unusable` finds too, so that no call of the driver is given a foreign pointer.
  */
-export const ownStream = (ref: StreamRef): StreamResource => ref as StreamResource
-export const ownEvent = (ref: EventRef): EventResource => ref as EventResource
-export const ownMemory = (ref: MemoryRef): AnyMemoryResource => ref as AnyMemoryResource
-export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => ref as MemoryPoolResource
+export const ownStream = (ref: StreamRef): StreamResource =>
+  ref instanceof StreamResource
+    ? ref
+    : wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
+export const ownEvent = (ref: EventRef): EventResource =>
+  ref instanceof EventResource
+    ? ref
+    : wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
+export const ownMemory = (ref: MemoryRef): AnyMemoryResource =>
+  ref instanceof DeviceMemoryResource || ref instanceof HostMemoryResource
+    ? ref
+    : wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
+export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource =>
+  ref instanceof MemoryPoolResource
+    ? ref
+    : wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
 
 /** Notes uses of memory that are about to be enqueued, as `usedOn` does. */
 export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: StreamResource): number => {

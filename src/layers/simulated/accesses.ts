@@ -5,7 +5,7 @@ import { notReady, success } from "../../cuda/status.ts"
 import type { Marker, MarkerBackend } from "../shared/accesses.ts"
 import type { StreamResource } from "../shared/resources.ts"
 import type { Cancel, OnDone } from "../shared/waits.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import type { EventRecord } from "./model/parts.ts"
 import { streamPart } from "./resources.ts"
 

@@ -12,7 +12,7 @@ import { injectionService } from "../shared/injection.ts"
 import type { Injection } from "../shared/injection.ts"
 import { ownMemory, ownStream, unusable } from "../shared/resources.ts"
 import type { SimulatedControlService, Work } from "../SimulatedRuntime.ts"
-import type { SimulatedBackend } from "./backend.ts"
+import type { SimulatedBackend } from "./Backend.ts"
 import { nanoseconds } from "./durations.ts"
 
 export const makeControl = (backend: SimulatedBackend, injection: Injection): SimulatedControlService => {
@@ -70,7 +70,7 @@ const lose = (backend: SimulatedBackend, device: number, status: StatusTag): Eff
     const operation = "SimulatedControl.lose"
     const { all } = backend.devices
     if (all[device] === undefined) {
-      return refuseArgument(operation, "device", device, `a device ordinal from 0 to ${all.length - 1}`)
+      return refuseArgument(operation, "device", device, `a device index from 0 to ${all.length - 1}`)
     }
     if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
     backend.endContext(device, statuses[status].code)

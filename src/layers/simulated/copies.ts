@@ -4,7 +4,7 @@
 import { statuses, success } from "../../cuda/status.ts"
 import type { CopyBackend, RowsTransfer, Transfer } from "../shared/copies.ts"
 import type { DeviceMemoryResource, StreamResource } from "../shared/resources.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import type { Device } from "./model/parts.ts"
 import type { Storage } from "./model/Storage.ts"
 import { memoryPart, streamPart } from "./resources.ts"

@@ -7,8 +7,8 @@ import { success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
 import type { DeviceBackend } from "../shared/devices.ts"
 import type { Cancel, DriverFailure, OnDone } from "../shared/waits.ts"
-import { noCancel } from "./driver.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import { noCancel } from "./Driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 
 export class SimulatedDevices implements DeviceBackend {
   readonly all: ReadonlyArray<DeviceProperties>

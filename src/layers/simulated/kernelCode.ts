@@ -3,6 +3,7 @@
  */
 import { kernelAttributes } from "../../cuda/flags.ts"
 import type { KernelAttribute } from "../../cuda/flags.ts"
+import type { CUkernel } from "../../cuda/handles.ts"
 import { layOut } from "../../cuda/parameters.ts"
 import { KernelCode } from "../shared/moduleResources.ts"
 import type { ModuleResource } from "../shared/moduleResources.ts"
@@ -13,7 +14,7 @@ export class SimulatedCode extends KernelCode {
   readonly kernel: SimulatedKernel
   readonly #set = new Map<string, number>()
 
-  constructor(module: ModuleResource, handle: number, name: string, kernel: SimulatedKernel) {
+  constructor(module: ModuleResource, handle: CUkernel, name: string, kernel: SimulatedKernel) {
     const { offsets } = layOut(kernel.parameters)
     super(module, handle, name, kernel.parameters.map(({ size }, index) => ({ offset: offsets[index]!, size })))
     this.kernel = kernel

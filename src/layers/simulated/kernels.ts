@@ -3,6 +3,8 @@
  * functions.
  */
 import type { KernelAttribute } from "../../cuda/flags.ts"
+import { nullHandle } from "../../cuda/handles.ts"
+import type { HostPointer } from "../../cuda/handles.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { BlockSuggestion } from "../CudaRuntime.ts"
 import type { KernelBackend } from "../shared/kernels.ts"
@@ -10,7 +12,7 @@ import type { LaunchShape } from "../shared/launchShape.ts"
 import type { KernelCode, KernelResource, ModuleResource } from "../shared/moduleResources.ts"
 import type { StreamResource } from "../shared/resources.ts"
 import type { AddressSpace } from "./addressSpace.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import { SimulatedCode, simulatedCode } from "./kernelCode.ts"
 import { costOf, decodeAll, launchOf } from "./kernelFunctions.ts"
 import type { SimulatedModules } from "./modules.ts"
@@ -90,8 +92,8 @@ export class SimulatedKernels implements KernelBackend {
   }
 
   /** Kernels find their arguments through the launch itself. */
-  argumentTable(): number {
-    return 0
+  argumentTable(): HostPointer {
+    return nullHandle()
   }
 
   launch(kernel: KernelResource, shape: LaunchShape, stream: StreamResource): number {

@@ -6,7 +6,7 @@ import type { MemoryLocation } from "../CudaRuntime.ts"
 import type { ManagedBackend } from "../shared/managed.ts"
 import type { ManagedMemoryResource, StreamResource } from "../shared/resources.ts"
 import type { AddressSpace } from "./addressSpace.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import { Storage } from "./model/Storage.ts"
 import { memoryPart, SimulatedManagedMemory, streamPart } from "./resources.ts"
 

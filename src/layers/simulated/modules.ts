@@ -9,7 +9,7 @@ import type { ModuleBackend } from "../shared/modules.ts"
 import type { DeviceMemoryResource } from "../shared/resources.ts"
 import type { DriverFailure } from "../shared/waits.ts"
 import type { AddressSpace } from "./addressSpace.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import { Storage } from "./model/Storage.ts"
 import { SimulatedDeviceMemory } from "./resources.ts"
 

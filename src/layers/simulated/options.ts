@@ -6,7 +6,7 @@ import { deviceAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { DeviceProperties, PriorityRange } from "../CudaRuntime.ts"
-import { refuse } from "../shared/failures.ts"
+import { refuseArgument } from "../shared/failures.ts"
 import type { SimulatedDeviceOptions, SimulatedOptions } from "../SimulatedRuntime.ts"
 import { nanoseconds } from "./durations.ts"
 import type { SimulatedKernel } from "./kernelFunctions.ts"
@@ -41,7 +41,7 @@ interface DeviceFields extends Omit<SimulatedDeviceOptions, "copyLatency"> {
 /** An option that is not valid. */
 interface RefusedOption {
   readonly argument: string
-  readonly value: string
+  readonly value: unknown
   readonly expected: string
 }
 
@@ -52,10 +52,8 @@ export const resolve = (options: SimulatedOptions): Effect.Effect<ResolvedOption
     const devices = deviceFields(options.devices ?? 1)
     const refused = devices === undefined ? refusedDevices(options.devices) : refuseOptions(options, devices)
     if (devices === undefined || refused !== undefined) {
-      return refuse("SimulatedRuntime.make", {
-        _tag: "InvalidArgument",
-        ...(refused ?? refusedDevices(options.devices))
-      })
+      const { argument, expected, value } = refused ?? refusedDevices(options.devices)
+      return refuseArgument("SimulatedRuntime.make", argument, value, expected)
     }
     return Effect.succeed({
       devices: devices.map(resolveDevice),
@@ -86,17 +84,17 @@ const deviceFields = (
 
 const refusedDevices = (devices: unknown): RefusedOption => ({
   argument: "devices",
-  value: Array.isArray(devices) ? `an array of ${devices.length}` : String(devices),
+  value: devices,
   expected: "a number of devices from 1 to 1024, or what each of at least one is like"
 })
 
 const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
   const { driverVersion, hostMemory } = options
   if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
-    return { argument: "driverVersion", value: String(driverVersion), expected: "a CUDA version, for example 13000" }
+    return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
   }
   if (hostMemory !== undefined && !(hostMemory >= 0)) {
-    return { argument: "hostMemory", value: String(hostMemory), expected: "a number of bytes from 0" }
+    return { argument: "hostMemory", value: hostMemory, expected: "a number of bytes from 0" }
   }
   for (const [ordinal, device] of devices.entries()) {
     const refused = refuseDevice(device, ordinal)
@@ -108,11 +106,11 @@ const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceF
 const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
   for (const [name, { cost }] of Object.entries(kernels)) {
     if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
-    return { argument: `kernels.${name}.cost`, value: String(cost), expected: "a duration from 0" }
+    return { argument: `kernels.${name}.cost`, value: cost, expected: "a duration from 0" }
   }
   for (const [name, initial] of Object.entries(globals)) {
     if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
-    return { argument: `globals.${name}`, value: String(initial), expected: "bytes, or how many" }
+    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many" }
   }
   return undefined
 }
@@ -131,7 +129,7 @@ const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDevice =>
     copyLatency: fields.copyLatency ?? 5000
   }
   const properties = {
-    ordinal,
+    index: ordinal,
     name: fields.name ?? "Simulated GPU",
     uuid: `GPU-00000000-0000-0000-0000-${(ordinal + 1).toString(16).padStart(12, "0")}`,
     computeCapability: fields.computeCapability ?? { major: 9, minor: 0 },
@@ -164,7 +162,7 @@ const refusePriorities = ({ priorityRange }: DeviceFields, ordinal: number): Ref
   if (Number.isInteger(least) && Number.isInteger(greatest) && greatest <= 0 && least >= 0) return undefined
   return {
     argument: `devices[${ordinal}].priorityRange`,
-    value: `{ least: ${least}, greatest: ${greatest} }`,
+    value: priorityRange,
     expected: "integers with greatest <= 0 <= least, since a lower number is a higher priority"
   }
 }
@@ -176,7 +174,7 @@ const refuseAll = (
 ): RefusedOption | undefined => {
   for (const [name, accepts, expected] of checks) {
     const value = fields[name]
-    if (value !== undefined && !accepts(value)) return { argument: `${where}.${name}`, value: String(value), expected }
+    if (value !== undefined && !accepts(value)) return { argument: `${where}.${name}`, value, expected }
   }
   return undefined
 }
@@ -193,7 +191,7 @@ const ownAttributes = (
   computeCapabilityMajor: properties.computeCapability.major,
   computeCapabilityMinor: properties.computeCapability.minor,
   asyncEngineCount: traits.copyEngines,
-  pciBusId: properties.ordinal + 1
+  pciBusId: properties.index + 1
 })
 
 const absent = Object.fromEntries(Object.keys(deviceAttributes).map((name) => [name, 0])) as {

@@ -7,7 +7,7 @@ import type { PinnedBackend } from "../shared/pinned.ts"
 import type { HostMemoryResource } from "../shared/resources.ts"
 import type { DriverFailure } from "../shared/waits.ts"
 import type { AddressSpace } from "./addressSpace.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import { Storage } from "./model/Storage.ts"
 import { memoryPart, SimulatedHostMemory, streamPart } from "./resources.ts"
 

@@ -1,17 +1,18 @@
 /**
  * Memory pools of simulated devices.
  */
+import { nullHandle } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type { MemoryPoolOptions, MemoryPoolStatistics } from "../CudaRuntime.ts"
 import type { PoolBackend } from "../shared/pools.ts"
 import type { MemoryPoolResource } from "../shared/resources.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import { Pool } from "./model/parts.ts"
 import { poolPart, SimulatedPool } from "./resources.ts"
 
 export class SimulatedPools implements PoolBackend {
   created: MemoryPoolResource | undefined
-  statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedBytesHigh: 0, usedBytes: 0, usedBytesHigh: 0 }
+  statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
   readonly #driver: SimulatedDriver
   /** The runtime's pools of the devices, as far as they were asked for. */
   readonly #ofDevices: Array<SimulatedPool | undefined> = []
@@ -33,7 +34,7 @@ export class SimulatedPools implements PoolBackend {
     return this.#ofDevices[device] ??= new SimulatedPool(
       this.#driver.owner,
       this.#driver.device(device).pool,
-      0,
+      nullHandle(),
       device,
       "runtime"
     )
@@ -51,9 +52,9 @@ export class SimulatedPools implements PoolBackend {
     const { reserved, reservedHigh, used, usedHigh } = poolPart(pool)
     this.statistics = {
       reservedBytes: reserved,
-      reservedBytesHigh: reservedHigh,
+      reservedHighWater: reservedHigh,
       usedBytes: used,
-      usedBytesHigh: usedHigh
+      usedHighWater: usedHigh
     }
     return status
   }

@@ -5,7 +5,7 @@ import { notReady, statuses, success } from "../../cuda/status.ts"
 import type { EventResource, StreamResource } from "../shared/resources.ts"
 import type { StreamBackend } from "../shared/streams.ts"
 import type { Cancel, OnDone } from "../shared/waits.ts"
-import type { SimulatedDriver } from "./driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
 import { simulatedEvent, SimulatedStream, streamPart } from "./resources.ts"
 
 export class SimulatedStreams implements StreamBackend {

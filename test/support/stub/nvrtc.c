@@ -1,17 +1,17 @@
 /*
- * NVRTC without a compiler, for the tests of compiling. It keeps what it is given and answers with bytes made of that.
- * A source says in its text what is to happen:
+ * NVRTC without a compiler, for the tests of compiling. It records its arguments and returns an image made of them. The
+ * text of a source controls the compilation:
  *
  *   STUB_RESULT(n)    nvrtcCompileProgram returns n
- *   STUB_LOG(text)    the log; "|" stands for the end of a line
+ *   STUB_LOG(text)    the log; "|" stands for a line break
  *   STUB_DELAY(ms)    how long the compilation takes
- *   STUB_EMPTY        the image is empty
+ *   STUB_EMPTY        the image is empty: 0 bytes for a CUBIN, only the NUL character for PTX
  *
- * A compilation asks the flow callback every millisecond, where there is one. What is live, how many compilations run
- * at once, and on which threads, is counted.
+ * A compilation polls the flow callback every millisecond, if there is one. The stub counts live programs, concurrent
+ * compilations, and calls on the JS thread.
  *
- * Built with STUB_NO_FLOW it is as before 12.8; with STUB_HIDE_CUBIN it is too old; STUB_MAJOR, STUB_MINOR and
- * STUB_ARCHS say what it is.
+ * STUB_NO_FLOW builds a version before 12.8, STUB_HIDE_CUBIN one that is too old. STUB_MAJOR, STUB_MINOR and STUB_ARCHS
+ * set its version and architectures.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -57,7 +57,7 @@ static void touch(void) {
   if (pthread_equal(pthread_self(), mainThread)) __sync_fetch_and_add(&onMain, 1);
 }
 
-/* Text that grows. */
+/* Appends to growing text. */
 static void append(char **to, const char *text) {
   size_t old = *to == NULL ? 0 : strlen(*to);
   *to = realloc(*to, old + strlen(text) + 1);
@@ -92,7 +92,7 @@ EXPORT int stub_count(int what) {
 EXPORT void stub_fail_create(int result) { createResult = result; }
 EXPORT void stub_fail_name(int result) { nameResult = result; }
 
-/* What the last compilation was given: fields that end with 0x1f, each a key, "=" and a value. */
+/* The arguments of the last compilation: fields that end with 0x1f, each a key, "=" and a value. */
 EXPORT const char *stub_record(void) { return lastRecord == NULL ? "" : lastRecord; }
 
 EXPORT int nvrtcVersion(int *major, int *minor) {
@@ -193,7 +193,7 @@ static void takeLog(Program *program) {
   for (char *c = program->log; *c != 0; c++) *c = *c == '|' ? '\n' : *c;
 }
 
-/* Uses the stack as a compiler does: one of 128 KiB would not be enough. */
+/* Uses as much stack as a compiler: 128 KiB are not enough. */
 static __attribute__((noinline)) int nest(int depth) {
   volatile char frame[64 * 1024];
   memset((void *)frame, depth, sizeof frame);
@@ -224,8 +224,8 @@ EXPORT int nvrtcCompileProgram(Program *program, int count, const char *const *o
   if (!wait(program, number(program->source, "STUB_DELAY"))) status = CANCELLED;
   program->empty = strstr(program->source, "STUB_EMPTY") != NULL;
   program->compiled = status == SUCCESS;
-  append(&program->image, program->ptx ? "// stub\n.version 8.0\n.target sm_90\n" : "\x7f" "ELF stub ");
-  append(&program->image, program->source);
+  append(&program->image, program->empty ? "" : program->ptx ? "// stub\n.version 8.0\n.target sm_90\n" : "\x7f" "ELF stub ");
+  append(&program->image, program->empty ? "" : program->source);
   pthread_mutex_lock(&lock);
   compiling--;
   if (status == CANCELLED) cancelled++;
@@ -238,7 +238,7 @@ EXPORT int nvrtcCompileProgram(Program *program, int count, const char *const *o
 static int sizeOf(const Program *program, bool ptx, size_t *size) {
   touch();
   if (!program->compiled) return INVALID_PROGRAM;
-  *size = program->empty || program->ptx != ptx ? 0 : strlen(program->image) + (ptx ? 1 : 0);
+  *size = program->ptx != ptx ? 0 : strlen(program->image) + (ptx ? 1 : 0);
   return SUCCESS;
 }
 

@@ -43,11 +43,11 @@ export class Model implements WatcherHome {
     }
   }
 
-  /** An address that stands for a thing of the driver. */
-  makeHandle(): number {
+  /** An address that stands for an object of the driver, of the kind that is asked for. */
+  makeHandle<Handle extends number>(): Handle {
     const handle = this.#nextHandle
     this.#nextHandle += 16
-    return handle
+    return handle as Handle
   }
 
   /** An address with room for so many bytes, aligned like an allocation of the driver. */

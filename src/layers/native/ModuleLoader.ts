@@ -10,12 +10,14 @@
  */
 import * as Effect from "effect/Effect"
 import { jitOptions } from "../../cuda/flags.ts"
+import { nullHandle } from "../../cuda/handles.ts"
+import type { CUkernel, CUlibrary } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { ModuleOptions } from "../CudaRuntime.ts"
-import type { DriverFailure } from "../shared/Backend.ts"
-import { ModuleResource } from "../shared/modules.ts"
+import { ModuleResource } from "../shared/moduleResources.ts"
 import type { Owner } from "../shared/resources.ts"
+import type { DriverFailure } from "../shared/waits.ts"
 import { Out } from "./Device.ts"
 import type { Warn } from "./Device.ts"
 
@@ -32,7 +34,7 @@ const retryDelay = 50
 class Loading {
   isAbandoned = false
   readonly image: Uint8Array
-  readonly library = new Out()
+  readonly library = new Out<CUlibrary>()
   readonly log = new Uint8Array(new ArrayBuffer(logSize))
   readonly options = Int32Array.of(jitOptions.errorLogBuffer, jitOptions.errorLogBufferSize)
   readonly values: BigUint64Array
@@ -49,15 +51,15 @@ class Loading {
   }
 }
 
-export class Modules {
+export class ModuleLoader {
   readonly #library: DriverLibrary
   readonly #owner: Owner
   readonly #warn: Warn
   /** True when no work of this runtime is on a device, so that unloading has nothing to wait for. */
   readonly #isIdle: () => boolean
   readonly #loading = new Set<Loading>()
-  readonly #retired: Array<number> = []
-  readonly #found = new Out()
+  readonly #retired: Array<CUlibrary> = []
+  readonly #found = new Out<CUkernel>()
   #timer: NodeJS.Timeout | undefined
   /** Called when the last load has ended; the runtime is being released. */
   #onQuiet: (() => void) | undefined
@@ -79,8 +81,8 @@ export class Modules {
         loading.options,
         loading.values,
         loading.options.length,
-        0,
-        0,
+        nullHandle(),
+        nullHandle(),
         0,
         (_, status) => {
           const failure = this.#check(loading, status)
@@ -113,13 +115,13 @@ export class Modules {
   }
 
   /** Unloads a library, if that waits for nothing; else as soon as it does. */
-  unload(library: number): number {
+  unload(library: CUlibrary): number {
     if (this.#isIdle()) return this.#library.calls.cuLibraryUnload(library)
     this.#retire(library)
     return success
   }
 
-  #retire(library: number): void {
+  #retire(library: CUlibrary): void {
     this.#retired.push(library)
     this.#schedule(0)
   }

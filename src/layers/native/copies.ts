@@ -1,59 +1,76 @@
 /**
- * The driver's copies: of a range, of rows, of many at once. Pinned memory is known to the driver segment by segment, so a copy
+ * Copies and fills on the driver. Pinned memory is known to the driver segment by segment, so a copy
  * that crosses segments is enqueued in pieces.
  */
 import { copyInStreamOrder, defaultStreamHandles, memoryTypes } from "../../cuda/flags.ts"
-import type { DriverFunctions } from "../../cuda/functions.ts"
-import { success } from "../../cuda/status.ts"
-import type { RowsTransfer, Transfer } from "../shared/Backend.ts"
-import type { AnyMemoryResource } from "../shared/resources.ts"
+import { offsetBy } from "../../cuda/handles.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import type { CopyBackend, RowsTransfer, Transfer } from "../shared/copies.ts"
+import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "../shared/resources.ts"
 import type { NativeStream } from "./Device.ts"
+import type { Driver } from "./Driver.ts"
 import { segmentSize } from "./PinnedMemory.ts"
+import { nativeStream } from "./streams.ts"
 
-/** Where it is noted how a copy failed. */
-export interface CopyNotes {
-  enqueuedPart: boolean
-}
+const fillCalls = { 8: "cuMemsetD8Async", 16: "cuMemsetD16Async", 32: "cuMemsetD32Async" } as const
 
-export class Copies {
-  readonly #calls: DriverFunctions
-  readonly #notes: CopyNotes
-  /** Notes which call a status came from, as every call's is. */
-  readonly #answer: (call: string, status: number) => number
-  readonly #contextOf: (device: number) => number
+export class NativeCopies implements CopyBackend {
+  enqueuedPart = false
+  readonly #driver: Driver
   /** `CUDA_MEMCPY2D`. */
   readonly #rows = new BigUint64Array(16)
   readonly #rowTypes = new Int32Array(this.#rows.buffer)
 
-  constructor(
-    calls: DriverFunctions,
-    notes: CopyNotes,
-    answer: (call: string, status: number) => number,
-    contextOf: (device: number) => number
-  ) {
-    this.#calls = calls
-    this.#notes = notes
-    this.#answer = answer
-    this.#contextOf = contextOf
+  constructor(driver: Driver) {
+    this.#driver = driver
   }
 
-  copy(transfer: Transfer, stream: NativeStream): number {
+  copy(transfer: Transfer, resource: StreamResource): number {
+    const stream = nativeStream(resource)
+    if (!stream.needsContext) return this.#copy(transfer, stream)
+    return this.#driver.inContextOf(stream.device, "", () => this.#copy(transfer, stream))
+  }
+
+  copyRows(transfer: RowsTransfer, resource: StreamResource): number {
+    const stream = nativeStream(resource)
+    if (!stream.needsContext) return this.#copyRows(transfer, stream)
+    return this.#driver.inContextOf(stream.device, "", () => this.#copyRows(transfer, stream))
+  }
+
+  /** A batch is the one kind of copy that needs the context on every stream. */
+  copyBatch(transfers: ReadonlyArray<Transfer>, resource: StreamResource): number {
+    const stream = nativeStream(resource)
+    return this.#driver.inContextOf(stream.device, "", () => this.#copyBatch(transfers, stream))
+  }
+
+  fill(
+    memory: DeviceMemoryResource,
+    offset: number,
+    value: number,
+    bits: 8 | 16 | 32,
+    count: number,
+    resource: StreamResource
+  ): number {
+    const stream = nativeStream(resource)
+    const name = fillCalls[bits]
+    const { calls } = this.#driver
+    const call = () => calls[name](offsetBy(memory.address, offset), value, count, stream.handle)
+    return stream.needsContext
+      ? this.#driver.inContextOf(stream.device, name, call)
+      : this.#driver.answer(name, call())
+  }
+
+  #copy(transfer: Transfer, stream: NativeStream): number {
     const { byteLength, from, fromOffset, to, toOffset } = transfer
     if (isInOneSegment(to, toOffset, byteLength) && isInOneSegment(from, fromOffset, byteLength)) {
-      return this.#piece(transfer, to.address + toOffset, from.address + fromOffset, byteLength, stream)
+      return this.#piece(transfer, 0, byteLength, stream)
     }
     let done = 0
     while (done < byteLength) {
       const bytes = pieceOf(transfer, done)
-      const status = this.#piece(
-        transfer,
-        to.address + toOffset + done,
-        from.address + fromOffset + done,
-        bytes,
-        stream
-      )
+      const status = this.#piece(transfer, done, bytes, stream)
       if (status !== success) {
-        this.#notes.enqueuedPart = done > 0
+        this.enqueuedPart = done > 0
         return status
       }
       done += bytes
@@ -61,47 +78,48 @@ export class Copies {
     return success
   }
 
-  #piece(
-    { from, to }: Transfer,
-    toAddress: number,
-    fromAddress: number,
-    bytes: number,
-    { handle }: NativeStream
-  ): number {
-    const calls = this.#calls
+  /** Copies some bytes of a transfer, from as many on. */
+  #piece({ from, fromOffset, to, toOffset }: Transfer, done: number, bytes: number, { handle }: NativeStream): number {
+    const { calls } = this.#driver
     if (from.kind === "host") {
-      return this.#answer("cuMemcpyHtoDAsync", calls.cuMemcpyHtoDAsync_v2(toAddress, fromAddress, bytes, handle))
+      if (to.kind === "host") return this.#driver.answer("cuMemcpyAsync", statuses.NotSupported.code)
+      const [target, source] = [offsetBy(to.address, toOffset + done), offsetBy(from.address, fromOffset + done)]
+      return this.#driver.answer("cuMemcpyHtoDAsync", calls.cuMemcpyHtoDAsync_v2(target, source, bytes, handle))
     }
+    const source = offsetBy(from.address, fromOffset + done)
     if (to.kind === "host") {
-      return this.#answer("cuMemcpyDtoHAsync", calls.cuMemcpyDtoHAsync_v2(toAddress, fromAddress, bytes, handle))
+      const target = offsetBy(to.address, toOffset + done)
+      return this.#driver.answer("cuMemcpyDtoHAsync", calls.cuMemcpyDtoHAsync_v2(target, source, bytes, handle))
     }
+    const target = offsetBy(to.address, toOffset + done)
     if (!arePeers(to, from)) {
-      return this.#answer("cuMemcpyDtoDAsync", calls.cuMemcpyDtoDAsync_v2(toAddress, fromAddress, bytes, handle))
+      return this.#driver.answer("cuMemcpyDtoDAsync", calls.cuMemcpyDtoDAsync_v2(target, source, bytes, handle))
     }
-    const [toContext, fromContext] = [this.#contextOf(to.device), this.#contextOf(from.device)]
-    return this.#answer(
+    const toContext = this.#driver.device(to.device).context
+    const fromContext = this.#driver.device(from.device).context
+    return this.#driver.answer(
       "cuMemcpyPeerAsync",
-      calls.cuMemcpyPeerAsync(toAddress, toContext, fromAddress, fromContext, bytes, handle)
+      calls.cuMemcpyPeerAsync(target, toContext, source, fromContext, bytes, handle)
     )
   }
 
   /** Rows of which the driver knows all bytes go together. A row that crosses segments goes by itself, and so does one between devices. */
-  copyRows(transfer: RowsTransfer, stream: NativeStream): number {
+  #copyRows(transfer: RowsTransfer, stream: NativeStream): number {
     const { from, fromOffset, fromPitch, height, to, toOffset, toPitch, width } = transfer
     if (toPitch === width && fromPitch === width) {
-      return this.copy({ to, toOffset, from, fromOffset, byteLength: width * height }, stream)
+      return this.#copy({ to, toOffset, from, fromOffset, byteLength: width * height }, stream)
     }
     let row = 0
     while (row < height) {
       const rows = Math.min(height - row, rowsOf(transfer, row))
       const status = rows === 0
-        ? this.copy(rowOf(transfer, row), stream)
-        : this.#answer(
+        ? this.#copy(rowOf(transfer, row), stream)
+        : this.#driver.answer(
           "cuMemcpy2DAsync",
-          this.#calls.cuMemcpy2DAsync_v2(this.#write(transfer, row, rows), stream.handle)
+          this.#driver.calls.cuMemcpy2DAsync_v2(this.#write(transfer, row, rows), stream.handle)
         )
       if (status !== success) {
-        this.#notes.enqueuedPart ||= row > 0
+        this.enqueuedPart ||= row > 0
         return status
       }
       row += Math.max(1, rows)
@@ -128,23 +146,23 @@ export class Copies {
   }
 
   /** The driver takes no batch for the legacy default stream, nor one between devices; an older driver takes none. */
-  copyBatch(transfers: ReadonlyArray<Transfer>, stream: NativeStream): number {
-    const { cuMemcpyBatchAsync: batch } = this.#calls
+  #copyBatch(transfers: ReadonlyArray<Transfer>, stream: NativeStream): number {
+    const { cuMemcpyBatchAsync: batch } = this.#driver.calls
     const takesBatch = stream.handle !== defaultStreamHandles.legacy && transfers.length > 1
     if (batch === undefined || !takesBatch || transfers.some(({ from, to }) => arePeers(to, from))) {
       return this.#copyEach(transfers, stream)
     }
     const [to, from, sizes] = piecesOf(transfers)
     const status = batch(to, from, sizes, sizes.length, inStreamOrder, fromTheFirst, 1, failedAt, stream.handle)
-    this.#notes.enqueuedPart = status !== success
-    return this.#answer("cuMemcpyBatchAsync", status)
+    this.enqueuedPart = status !== success
+    return this.#driver.answer("cuMemcpyBatchAsync", status)
   }
 
   #copyEach(transfers: ReadonlyArray<Transfer>, stream: NativeStream): number {
     for (const [index, transfer] of transfers.entries()) {
-      const status = this.copy(transfer, stream)
+      const status = this.#copy(transfer, stream)
       if (status === success) continue
-      this.#notes.enqueuedPart ||= index > 0
+      this.enqueuedPart ||= index > 0
       return status
     }
     return success

@@ -1,0 +1,46 @@
+/**
+ * The handles of the driver API as types: numbers that cannot be mistaken for each other, so that swapped arguments of a driver call do
+ * not compile. At run time they are plain numbers.
+ *
+ * @since 0.1.0
+ */
+declare const brand: unique symbol
+
+/** A number that stands for one kind of object of the driver. */
+type Handle<Name extends string> = number & { readonly [brand]: Name }
+
+/** A device: a small number, which is not always its index. */
+export type CUdevice = Handle<"CUdevice">
+export type CUcontext = Handle<"CUcontext">
+export type CUstream = Handle<"CUstream">
+export type CUevent = Handle<"CUevent">
+export type CUmemoryPool = Handle<"CUmemoryPool">
+export type CUlibrary = Handle<"CUlibrary">
+export type CUkernel = Handle<"CUkernel">
+/** An address of device or managed memory. */
+export type CUdeviceptr = Handle<"CUdeviceptr">
+/** An address of host memory. */
+export type HostPointer = Handle<"HostPointer">
+/** The address of a C function that the driver calls. */
+export type CUhostFn = Handle<"CUhostFn">
+
+/** How each kind of handle is passed to C. */
+export const handleTypes = {
+  CUdevice: "int",
+  CUcontext: "uintptr_t",
+  CUstream: "uintptr_t",
+  CUevent: "uintptr_t",
+  CUmemoryPool: "uintptr_t",
+  CUlibrary: "uintptr_t",
+  CUkernel: "uintptr_t",
+  CUdeviceptr: "uintptr_t",
+  HostPointer: "uintptr_t",
+  CUhostFn: "uintptr_t"
+} as const
+
+/** The address some bytes after another one. */
+export const offsetBy = <Pointer extends CUdeviceptr | HostPointer>(pointer: Pointer, bytes: number): Pointer =>
+  (pointer + bytes) as Pointer
+
+/** No object. As a stream it is the legacy default stream of the current context. */
+export const nullHandle = <Kind extends number>(): Kind => 0 as Kind

@@ -1,0 +1,152 @@
+/**
+ * The backend on the driver API, on each device's primary context: its parts, put together, and their end.
+ */
+import * as Effect from "effect/Effect"
+import type { CUdevice } from "../../cuda/handles.ts"
+import type { DriverLibrary } from "../../cuda/library.ts"
+import { success } from "../../cuda/status.ts"
+import type { DeviceProperties } from "../CudaRuntime.ts"
+import type { Backend } from "../shared/Backend.ts"
+import type { ProgramBackend } from "../shared/programs.ts"
+import { watchAll } from "../shared/waits.ts"
+import { NativeMarkers } from "./accesses.ts"
+import { Completion } from "./Completion.ts"
+import type { WaitPolicy } from "./Completion.ts"
+import { NativeCopies } from "./copies.ts"
+import type { NativeDevice, Warn } from "./Device.ts"
+import { NativeDevices } from "./devices.ts"
+import { Driver } from "./Driver.ts"
+import { NativeEvents } from "./events.ts"
+import { NativeKernels } from "./kernels.ts"
+import { NativeManaged } from "./managed.ts"
+import { ManagedMemory } from "./ManagedMemory.ts"
+import { NativeMemory } from "./memory.ts"
+import { ModuleLoader } from "./ModuleLoader.ts"
+import { NativeModules } from "./modules.ts"
+import { NativePinned } from "./pinned.ts"
+import { PinnedMemory } from "./PinnedMemory.ts"
+import type { PinnedPolicy } from "./PinnedMemory.ts"
+import { NativePools } from "./pools.ts"
+import { Releases } from "./Releases.ts"
+import { NativeStreams } from "./streams.ts"
+import type { Waker } from "./Waker.ts"
+
+/** The resolved options of the native runtime. */
+export interface NativePolicy {
+  readonly wait: WaitPolicy
+  readonly pinned: PinnedPolicy
+}
+
+/** What a native backend is made of. */
+export interface NativeSetup {
+  readonly library: DriverLibrary
+  readonly driverVersion: number
+  readonly devices: ReadonlyArray<{ readonly handle: CUdevice; readonly properties: DeviceProperties }>
+  readonly policy: NativePolicy
+  readonly waker: Waker | undefined
+  readonly programs: ProgramBackend
+  readonly warn: Warn
+}
+
+export class NativeBackend implements Backend {
+  readonly kind = "native"
+  readonly driverVersion: number
+  readonly devices: NativeDevices
+  readonly streams: NativeStreams
+  readonly events: NativeEvents
+  readonly markers: NativeMarkers
+  readonly memory: NativeMemory
+  readonly pinned: NativePinned
+  readonly managed: NativeManaged
+  readonly copies: NativeCopies
+  readonly pools: NativePools
+  readonly modules: NativeModules
+  readonly kernels: NativeKernels
+  readonly programs: ProgramBackend
+  readonly #driver: Driver
+  readonly #completion: Completion
+  readonly #releases: Releases
+  readonly #pinnedMemory: PinnedMemory
+  readonly #managedMemory: ManagedMemory
+  readonly #loader: ModuleLoader
+
+  constructor({ devices, driverVersion, library, policy, programs, waker, warn }: NativeSetup) {
+    this.driverVersion = driverVersion
+    this.programs = programs
+    const driver = this.#driver = new Driver(this, library, devices.length, warn)
+    const completion = this.#completion = new Completion(
+      library.calls,
+      policy.wait,
+      waker,
+      (index) => driver.device(index),
+      (call, status) => void driver.answer(call, status)
+    )
+    this.streams = new NativeStreams(driver, completion)
+    this.events = new NativeEvents(driver, completion)
+    this.markers = new NativeMarkers(driver, completion)
+    const releases = this.#releases = new Releases(this.streams)
+    this.memory = new NativeMemory(driver, this.streams, releases)
+    this.devices = new NativeDevices(devices, driver, this.streams, this.memory)
+    const areIdle = () => this.devices.areIdle()
+    this.#managedMemory = this.memory.managed = new ManagedMemory(driver, areIdle)
+    this.managed = new NativeManaged(driver, this.devices, this.#managedMemory)
+    this.#pinnedMemory = new PinnedMemory(
+      library,
+      policy.pinned,
+      (name, call) => driver.inFirstContext(name, call),
+      areIdle,
+      warn
+    )
+    this.pinned = new NativePinned(driver, this.#pinnedMemory, releases)
+    this.copies = new NativeCopies(driver)
+    this.pools = new NativePools(driver, this.#managedMemory)
+    this.#loader = new ModuleLoader(library, this, areIdle, warn)
+    this.modules = new NativeModules(driver, this.#loader)
+    this.kernels = new NativeKernels(driver, this.devices)
+  }
+
+  get call(): string {
+    return this.#driver.call
+  }
+
+  describeStatus(status: number): { readonly name: string; readonly description: string } | undefined {
+    return this.#driver.describe(status)
+  }
+
+  settle(): void {
+    this.#completion.settle()
+  }
+
+  readonly close: Effect.Effect<void> = Effect.suspend(() => {
+    const devices = this.#driver.opened.filter((device) => device !== undefined)
+    const released = watchAll(devices.map(({ index }) => (onDone) => this.memory.watchReleases(index, onDone)))
+    return Effect.callback<void>((resume) => {
+      released(() => resume(Effect.void), {})
+    }).pipe(
+      Effect.andThen(Effect.suspend(() => {
+        this.#releases.close()
+        return this.#pinnedMemory.close
+      })),
+      Effect.andThen(this.#loader.close),
+      Effect.andThen(Effect.sync(() => {
+        this.#completion.close()
+        this.#managedMemory.stop()
+      })),
+      Effect.andThen(Effect.forEach(devices, (device) => this.#closeDevice(device), { discard: true }))
+    )
+  })
+
+  #closeDevice(device: NativeDevice): Effect.Effect<void> {
+    return Effect.callback((resume) => {
+      if (device.enter() === success) {
+        device.tearDown(this.#driver.warn)
+        device.leave()
+      }
+      this.pools.close(device.index)
+      // Managed memory that JavaScript still sees keeps its context.
+      const isSeen = this.#managedMemory.close(device.index, () => this.devices.close(device, () => {}))
+      if (isSeen) return resume(Effect.void)
+      this.devices.close(device, () => resume(Effect.void))
+    })
+  }
+}

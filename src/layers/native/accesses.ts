@@ -1,0 +1,71 @@
+/**
+ * Markers on the driver: events of a device's store that order the uses of buffers.
+ */
+import type { CUevent } from "../../cuda/handles.ts"
+import { success } from "../../cuda/status.ts"
+import type { WaitOptions } from "../CudaRuntime.ts"
+import type { Marker, MarkerBackend } from "../shared/accesses.ts"
+import type { StreamResource } from "../shared/resources.ts"
+import type { Cancel, OnDone } from "../shared/waits.ts"
+import type { Completion } from "./Completion.ts"
+import type { NativeStream } from "./Device.ts"
+import type { Driver } from "./Driver.ts"
+import { Point } from "./Lane.ts"
+import { laneOf, nativeStream, policyOf } from "./streams.ts"
+
+/** An event of a device's store, recorded on a stream. */
+class NativeMarker implements Marker {
+  readonly device: number
+  readonly stream: NativeStream
+  readonly event: CUevent
+  /** The place of the record among those of the stream. */
+  readonly order: number
+  constructor(stream: NativeStream, event: CUevent) {
+    this.device = stream.device
+    this.stream = stream
+    this.event = event
+    this.order = stream.records
+  }
+}
+
+/** Every marker of the native runtime is one of these. */
+const nativeMarker = (marker: Marker): NativeMarker => marker as NativeMarker
+
+export class NativeMarkers implements MarkerBackend {
+  made: NativeMarker | undefined
+  readonly #driver: Driver
+  readonly #completion: Completion
+
+  constructor(driver: Driver, completion: Completion) {
+    this.#driver = driver
+    this.#completion = completion
+  }
+
+  record(resource: StreamResource): number {
+    const stream = nativeStream(resource)
+    const device = this.#driver.device(stream.device)
+    const event = device.takeMarker()
+    if (event === undefined) return this.#driver.madeBy(device)
+    const status = this.#driver.record(event, stream)
+    if (status === success) this.made = new NativeMarker(stream, event)
+    else device.giveMarker(event)
+    return status
+  }
+
+  wait(stream: StreamResource, marker: Marker): number {
+    return this.#driver.wait(nativeStream(stream), nativeMarker(marker).event)
+  }
+
+  query(marker: Marker): number {
+    return this.#driver.answer("cuEventQuery", this.#driver.calls.cuEventQuery(nativeMarker(marker).event))
+  }
+
+  release(marker: Marker): void {
+    this.#driver.device(marker.device).giveMarker(nativeMarker(marker).event)
+  }
+
+  watch(resource: Marker, onDone: OnDone, options: WaitOptions = {}): Cancel {
+    const { event, order, stream } = nativeMarker(resource)
+    return this.#completion.watch(new Point(laneOf(stream), order, event, () => {}), policyOf(options, false), onDone)
+  }
+}

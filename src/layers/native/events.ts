@@ -1,0 +1,154 @@
+/**
+ * Events on the driver.
+ */
+import { eventFlags } from "../../cuda/flags.ts"
+import type { DriverFunctions } from "../../cuda/functions.ts"
+import type { CUevent } from "../../cuda/handles.ts"
+import { success } from "../../cuda/status.ts"
+import type { WaitOptions } from "../CudaRuntime.ts"
+import type { EventBackend } from "../shared/events.ts"
+import type { EventResource, StreamResource } from "../shared/resources.ts"
+import type { Cancel, OnDone } from "../shared/waits.ts"
+import type { Completion } from "./Completion.ts"
+import { NativeEvent, Out } from "./Device.ts"
+import type { Driver } from "./Driver.ts"
+import { Lane, Point } from "./Lane.ts"
+import { laneOf, nativeStream, policyOf } from "./streams.ts"
+
+/** Every event of the native runtime is one of these. */
+const nativeEvent = (event: EventResource): NativeEvent => event as NativeEvent
+
+export class NativeEvents implements EventBackend {
+  created: NativeEvent | undefined
+  milliseconds = 0
+  readonly #driver: Driver
+  readonly #completion: Completion
+  /** The newer version takes a third of the time. It may not report a fault, which the next call then does. */
+  readonly #elapsedTime: DriverFunctions["cuEventElapsedTime"]
+  readonly #out = new Out<CUevent>()
+  readonly #float = new Float32Array(1)
+
+  constructor(driver: Driver, completion: Completion) {
+    this.#driver = driver
+    this.#completion = completion
+    this.#elapsedTime = driver.calls.cuEventElapsedTime_v2 ?? driver.calls.cuEventElapsedTime
+  }
+
+  create(device: number, flags: number): number {
+    const kept = this.#driver.isLost ? undefined : this.#driver.device(device).takeEvent(flags)
+    if (kept !== undefined) {
+      this.created = new NativeEvent(this.#driver.owner, { handle: kept, device, flags })
+      return success
+    }
+    const call = () => this.#driver.calls.cuEventCreate(this.#out.words, flags)
+    return this.#adopt(this.#driver.inContextOf(device, "cuEventCreate", call), device, flags)
+  }
+
+  fromIpcHandle(device: number, handle: Uint8Array): number {
+    const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, { reserved: handle })
+    const status = this.#driver.inContextOf(device, "cuIpcOpenEventHandle", call)
+    const adopted = this.#adopt(status, device, eventFlags.interprocess | eventFlags.disableTiming)
+    if (adopted === success) this.created!.recorded = true
+    return adopted
+  }
+
+  #adopt(status: number, device: number, flags: number): number {
+    if (status === success) {
+      this.created = new NativeEvent(this.#driver.owner, { handle: this.#out.value, device, flags })
+    }
+    return status
+  }
+
+  /** An event that is waited for is destroyed by its last wait; one that is as good as new is kept, if there is room. */
+  destroy(resource: EventResource): number {
+    const event = nativeEvent(resource)
+    const { calls, warn } = this.#driver
+    if (event.point !== undefined) {
+      event.point.release = () => warn("cuEventDestroy", calls.cuEventDestroy_v2(event.own), event.own)
+      return success
+    }
+    const device = this.#driver.device(event.device)
+    if (event.isAsNew && device.hasRoomFor(event.flags)) {
+      device.keepEvent(event.flags, event.own)
+      return success
+    }
+    return this.#driver.answer("cuEventDestroy", calls.cuEventDestroy_v2(event.own))
+  }
+
+  record(resource: EventResource, streamResource: StreamResource): number {
+    const event = nativeEvent(resource)
+    const stream = nativeStream(streamResource)
+    if (event.point !== undefined) {
+      const kept = this.#keepRecord(event, event.point)
+      if (kept !== success) return kept
+    }
+    const status = this.#driver.record(event.own, stream)
+    if (status !== success) return status
+    event.recordedOn = stream
+    event.recordNumber = stream.records
+    event.isKnownDone = false
+    return success
+  }
+
+  /** Lets the waits for an event's record continue after it is replaced: they ask about a marker that follows it. */
+  #keepRecord(event: NativeEvent, point: Point): number {
+    const { lane, order } = point
+    const { calls } = this.#driver
+    const device = this.#driver.device(lane.device)
+    const side = this.#completion.sideFor(lane, order)
+    if (side === undefined) return this.#driver.madeBy(device)
+    const marker = device.takeMarker()
+    if (marker === undefined) return this.#driver.madeBy(device)
+    const waited = calls.cuStreamWaitEvent(side.stream, event.own, 0)
+    const status = waited === success ? calls.cuEventRecord(marker, side.stream) : waited
+    if (status !== success) {
+      device.giveMarker(marker)
+      return this.#driver.answer(waited === success ? "cuEventRecord" : "cuStreamWaitEvent", status)
+    }
+    side.order = order
+    point.event = marker
+    point.release = () => device.giveMarker(marker)
+    event.point = undefined
+    return success
+  }
+
+  query(resource: EventResource): number {
+    const event = nativeEvent(resource)
+    const status = this.#driver.answer("cuEventQuery", this.#driver.calls.cuEventQuery(event.own))
+    if (status === success) event.isKnownDone = true
+    return status
+  }
+
+  elapsedTime(start: EventResource, end: EventResource): number {
+    const status = this.#elapsedTime(this.#float, start.own, end.own)
+    this.milliseconds = this.#float[0]!
+    return this.#driver.answer("cuEventElapsedTime", status)
+  }
+
+  ipcHandle(event: EventResource, into: Uint8Array): number {
+    const call = () => this.#driver.calls.cuIpcGetEventHandle(into, event.own)
+    return this.#driver.inContextOf(event.device, "cuIpcGetEventHandle", call)
+  }
+
+  watch(resource: EventResource, onDone: OnDone, options: WaitOptions = {}): Cancel {
+    const event = nativeEvent(resource)
+    event.point ??= pointOf(event)
+    const { recordNumber, recordedOn } = event
+    const policy = policyOf(options, (event.flags & eventFlags.blockingSync) !== 0)
+    return this.#completion.watch(event.point, policy, (status, stage) => {
+      const isCurrent = event.recordNumber === recordNumber && event.recordedOn === recordedOn
+      if (status === success && isCurrent) event.isKnownDone = true
+      onDone(status, stage)
+    })
+  }
+}
+
+/** What waits for an event's record ask about. An event that other processes may record has a lane of its own. */
+const pointOf = (event: NativeEvent): Point => {
+  const stream = event.recordedOn
+  const isShared = (event.flags & eventFlags.interprocess) !== 0
+  const lane = stream === undefined || isShared ? new Lane(event.device, false) : laneOf(stream)
+  return new Point(lane, event.recordNumber, event.own, () => {
+    event.point = undefined
+  })
+}

@@ -1,0 +1,151 @@
+/**
+ * Device memory on the driver: allocated from pools and released in stream order.
+ */
+import type { CUdeviceptr, CUstream } from "../../cuda/handles.ts"
+import { notReady, success } from "../../cuda/status.ts"
+import type { MemoryBackend } from "../shared/memory.ts"
+import { DeviceMemoryResource } from "../shared/resources.ts"
+import type { MemoryPoolResource, StreamResource } from "../shared/resources.ts"
+import { watchAll } from "../shared/waits.ts"
+import type { Cancel, OnDone, Watch } from "../shared/waits.ts"
+import { Out } from "./Device.ts"
+import type { NativeDevice, NativeStream } from "./Device.ts"
+import type { Driver } from "./Driver.ts"
+import { Lane } from "./Lane.ts"
+import { NativeManagedMemory } from "./ManagedMemory.ts"
+import type { ManagedMemory } from "./ManagedMemory.ts"
+import type { Releases } from "./Releases.ts"
+import { nativeStream } from "./streams.ts"
+import type { NativeStreams } from "./streams.ts"
+
+export class NativeMemory implements MemoryBackend {
+  allocated: DeviceMemoryResource | undefined
+  readonly #driver: Driver
+  readonly #streams: NativeStreams
+  readonly #releases: Releases
+  /** Set by the backend: it needs to know when devices are idle, which this tells. */
+  managed: ManagedMemory | undefined
+  readonly #out = new Out<CUdeviceptr>()
+
+  constructor(driver: Driver, streams: NativeStreams, releases: Releases) {
+    this.#driver = driver
+    this.#streams = streams
+    this.#releases = releases
+  }
+
+  allocate(
+    index: number,
+    byteLength: number,
+    pool: MemoryPoolResource | undefined,
+    resource: StreamResource | undefined
+  ): number {
+    const device = this.#driver.device(index)
+    const from = pool?.handle ?? device.pool
+    const stream = resource && nativeStream(resource)
+    const on = stream?.handle ?? device.allocations
+    const call = () => this.#driver.calls.cuMemAllocFromPoolAsync(this.#out.words, byteLength, from, on)
+    const status = stream?.needsContext === true
+      ? this.#driver.inContextOf(index, "cuMemAllocFromPoolAsync", call)
+      : this.#driver.answer("cuMemAllocFromPoolAsync", call())
+    if (status !== success) return status
+    this.allocated = new DeviceMemoryResource(this.#driver.owner, this.#out.value, byteLength, index)
+    return success
+  }
+
+  free(memory: DeviceMemoryResource): number {
+    const device = this.#driver.device(memory.device)
+    if (memory instanceof NativeManagedMemory) return this.#freeManaged(device, memory)
+    const { soleUser } = memory
+    if (soleUser !== undefined) return this.#freeOn(device, nativeStream(soleUser), memory)
+    const { calls, warn } = this.#driver
+    const users = memory.pendingUsers
+    const free = () => calls.cuMemFreeAsync(memory.address, device.releases)
+    for (const user of users) {
+      const status = this.#orderReleases(device, nativeStream(user))
+      if (status === success) continue
+      this.#releases.whenIdle(users, () => warn("cuMemFreeAsync", free(), memory.address))
+      return status
+    }
+    return this.#driver.answer("cuMemFreeAsync", free())
+  }
+
+  #freeManaged(device: NativeDevice, memory: NativeManagedMemory): number {
+    const users = memory.pendingUsers
+    device.managedUsers.add(users)
+    this.#releases.whenIdle(users, () => {
+      device.managedUsers.delete(users)
+      this.managed?.give(memory)
+    })
+    return success
+  }
+
+  /** Releases memory in the order of the stream that it was allocated on and that alone used it. */
+  #freeOn(device: NativeDevice, stream: NativeStream, memory: DeviceMemoryResource): number {
+    device.freedOn.add(stream)
+    const call = () => this.#driver.calls.cuMemFreeAsync(memory.address, stream.handle)
+    return stream.needsContext
+      ? this.#driver.inContextOf(stream.device, "cuMemFreeAsync", call)
+      : this.#driver.answer("cuMemFreeAsync", call())
+  }
+
+  /** Makes later releases of a device wait for what a stream holds now. */
+  #orderReleases(device: NativeDevice, user: NativeStream): number {
+    const owner = this.#driver.device(user.device)
+    const marker = owner.takeMarker()
+    if (marker === undefined) return this.#driver.madeBy(owner)
+    const recorded = this.#driver.record(marker, user)
+    const status = recorded === success
+      ? this.#driver.calls.cuStreamWaitEvent(device.releases, marker, 0)
+      : recorded
+    owner.giveMarker(marker)
+    return this.#driver.answer(recorded === success ? "cuStreamWaitEvent" : "cuEventRecord", status)
+  }
+
+  allocationQuery(index: number): number {
+    const { allocations } = this.#driver.device(index)
+    return this.#driver.answer("cuStreamQuery", this.#driver.calls.cuStreamQuery(allocations))
+  }
+
+  watchAllocation(index: number, onDone: OnDone): Cancel {
+    const device = this.#driver.device(index)
+    return this.#watchOwn(device, device.allocations, onDone)
+  }
+
+  watchReleases(index: number, onDone: OnDone): Cancel {
+    const device = this.#driver.device(index)
+    for (const stream of device.freedOn) {
+      const status = stream.state === "released" ? success : this.#orderReleases(device, stream)
+      if (status !== success) {
+        onDone(status)
+        return () => {}
+      }
+      device.freedOn.delete(stream)
+    }
+    const users = new Set([...device.managedUsers].flat())
+    const watches: Array<Watch> = [(onDone) => this.#watchOwn(device, device.releases, onDone)]
+    for (const user of users) {
+      // A wait that already exists for a stream is told first.
+      if (user.state !== "released") watches.push((onDone) => this.#streams.watch(user, onDone))
+    }
+    return watchAll(watches)(onDone, {})
+  }
+
+  /** Watches one of the device's own streams; each wait has a lane of its own. */
+  #watchOwn(device: NativeDevice, stream: CUstream, onDone: OnDone): Cancel {
+    const { calls } = this.#driver
+    const ended = (status: number): Cancel => {
+      onDone(status)
+      return () => {}
+    }
+    const idle = calls.cuStreamQuery(stream)
+    if (idle !== notReady) return ended(this.#driver.answer("cuStreamQuery", idle))
+    const marker = device.takeMarker()
+    if (marker === undefined) return ended(this.#driver.madeBy(device))
+    const recorded = calls.cuEventRecord(marker, stream)
+    if (recorded === success) {
+      return this.#streams.watchMarker(new Lane(device.index, false), 0, marker, { wakeUp: false }, onDone)
+    }
+    device.giveMarker(marker)
+    return ended(this.#driver.answer("cuEventRecord", recorded))
+  }
+}

@@ -1,0 +1,106 @@
+/**
+ * Pools of device memory on the driver.
+ */
+import { poolAttributes } from "../../cuda/flags.ts"
+import { success } from "../../cuda/status.ts"
+import type { MemoryPoolOptions, MemoryPoolStatistics } from "../CudaRuntime.ts"
+import type { PoolBackend } from "../shared/pools.ts"
+import { MemoryPoolResource } from "../shared/resources.ts"
+import { keepAll, poolProperties } from "./Device.ts"
+import type { Driver } from "./Driver.ts"
+import type { ManagedMemory } from "./ManagedMemory.ts"
+
+export class NativePools implements PoolBackend {
+  created: MemoryPoolResource | undefined
+  statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
+  readonly #driver: Driver
+  readonly #managed: ManagedMemory
+  /** The runtime's own pools, by device, as far as programs asked for them. */
+  readonly #own: Array<MemoryPoolResource | undefined> = []
+
+  constructor(driver: Driver, managed: ManagedMemory) {
+    this.#driver = driver
+    this.#managed = managed
+  }
+
+  create(index: number, options: MemoryPoolOptions): number {
+    const device = this.#driver.device(index)
+    const handle = device.makePool(poolProperties(index, bytesOrNoLimit(options.maxBytes)))
+    if (handle === undefined) return this.#driver.madeBy(device)
+    for (const [name, value] of settingsOf(options)) {
+      const status = device.setPool(handle, name, value)
+      if (status === success) continue
+      this.#driver.calls.cuMemPoolDestroy(handle)
+      return this.#driver.answer("cuMemPoolSetAttribute", status)
+    }
+    this.created = new MemoryPoolResource(this.#driver.owner, handle, index, "owned")
+    return success
+  }
+
+  ofDevice(index: number): MemoryPoolResource {
+    const { owner } = this.#driver
+    return this.#own[index] ??= new MemoryPoolResource(owner, this.#driver.device(index).pool, index, "runtime")
+  }
+
+  destroy(pool: MemoryPoolResource): number {
+    return this.#driver.answer("cuMemPoolDestroy", this.#driver.calls.cuMemPoolDestroy(pool.handle))
+  }
+
+  readStatistics({ handle }: MemoryPoolResource): number {
+    const value = new BigUint64Array(1)
+    const values: Array<number> = []
+    for (const name of ["reservedCurrent", "reservedHigh", "usedCurrent", "usedHigh"] as const) {
+      const status = this.#driver.calls.cuMemPoolGetAttribute(handle, poolAttributes[name], value)
+      if (status !== success) return this.#driver.answer("cuMemPoolGetAttribute", status)
+      values.push(Number(value[0]))
+    }
+    const [reservedBytes = 0, reservedHighWater = 0, usedBytes = 0, usedHighWater = 0] = values
+    this.statistics = { reservedBytes, reservedHighWater, usedBytes, usedHighWater }
+    return success
+  }
+
+  /** The driver accepts 0 only, which stands for the current value. */
+  resetHighWater({ device, handle }: MemoryPoolResource): number {
+    const status = this.#driver.device(device).setPool(handle, "reservedHigh", 0n) ||
+      this.#driver.device(device).setPool(handle, "usedHigh", 0n)
+    return this.#driver.answer("cuMemPoolSetAttribute", status)
+  }
+
+  setReleaseThreshold({ device, handle }: MemoryPoolResource, bytes: number): number {
+    const status = this.#driver.device(device).setPool(handle, "releaseThreshold", bytesOrAll(bytes))
+    return this.#driver.answer("cuMemPoolSetAttribute", status)
+  }
+
+  /**
+   * The releases are done, so synchronizing returns immediately; without it the pool does not see them. Managed memory that is kept
+   * is freed with the runtime's own pool, unless that would wait.
+   */
+  trim(pool: MemoryPoolResource, keepBytes: number): number {
+    const { calls } = this.#driver
+    const { releases } = this.#driver.device(pool.device)
+    if (calls.cuStreamQuery(releases) === success) {
+      const status = calls.cuStreamSynchronize(releases)
+      if (status !== success) return this.#driver.answer("cuStreamSynchronize", status)
+    }
+    const keep = Math.min(keepBytes, Number.MAX_SAFE_INTEGER)
+    if (pool.origin === "runtime") this.#managed.freeIfIdle()
+    return this.#driver.answer("cuMemPoolTrimTo", calls.cuMemPoolTrimTo(pool.handle, keep))
+  }
+
+  /** The runtime's own pool of a device is gone with the device. */
+  close(index: number): void {
+    const pool = this.#own[index]
+    if (pool !== undefined) pool.state = "released"
+  }
+}
+
+const bytesOrNoLimit = (bytes: number): number => bytes === Number.POSITIVE_INFINITY ? 0 : bytes
+const bytesOrAll = (bytes: number): bigint => bytes === Number.POSITIVE_INFINITY ? keepAll : BigInt(bytes)
+
+const settingsOf = (options: MemoryPoolOptions) =>
+  [
+    ["releaseThreshold", bytesOrAll(options.releaseThreshold)],
+    ["reuseFollowEventDependencies", BigInt(options.reuseFollowEventDependencies)],
+    ["reuseAllowOpportunistic", BigInt(options.reuseAllowOpportunistic)],
+    ["reuseAllowInternalDependencies", BigInt(options.reuseAllowInternalDependencies)]
+  ] as const

@@ -1,0 +1,70 @@
+/**
+ * The code of kernels on devices: loaded on first use, with the limits that launches are checked against.
+ */
+import * as Effect from "effect/Effect"
+import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { Core } from "./Core.ts"
+import { isGone } from "./moduleResources.ts"
+import type { CodeOnDevice, DeviceLimits, KernelCode, KernelResource } from "./moduleResources.ts"
+import { refuseModule, whenIdle } from "./modules.ts"
+
+/** Loads a kernel's code into a device unless it is there already. */
+export const bring = (
+  core: Core,
+  operation: string,
+  code: KernelCode,
+  device: number
+): Effect.Effect<void, CudaError> =>
+  core.onDevice(operation, device, () => {
+    if (isGone(core.backend, code.module)) return refuseModule(core, operation, code.module)
+    if (code.on[device] !== undefined) return Effect.void
+    const subject = `${code} on device ${device}`
+    const loadOnce = () => code.on[device] === undefined ? load(core, code, device) : success
+    return whenIdle(core, operation, code.module, device, subject, loadOnce)
+  })
+
+/** Loads a kernel's code into a device, and reads what the kernel and the device allow. */
+const load = (core: Core, code: KernelCode, device: number): number => {
+  const { backend } = core
+  let status = backend.kernels.load(code, device)
+  const kernelSays = (attribute: KernelAttribute): number => {
+    if (status === success) status = backend.kernels.attribute(code, attribute, device)
+    return backend.kernels.value
+  }
+  const deviceSays = (attribute: DeviceAttribute): number => {
+    if (status === success) status = backend.devices.attribute(device, attribute)
+    return backend.devices.value
+  }
+  const there: CodeOnDevice = {
+    maxThreads: kernelSays("maxThreadsPerBlock"),
+    staticShared: kernelSays("sharedSizeBytes"),
+    dynamicShared: kernelSays("maxDynamicSharedSizeBytes"),
+    limits: readLimits(deviceSays)
+  }
+  if (status === success) code.on[device] = there
+  return status
+}
+
+const readLimits = (deviceSays: (attribute: DeviceAttribute) => number): DeviceLimits => ({
+  grid: [deviceSays("maxGridDimX"), deviceSays("maxGridDimY"), deviceSays("maxGridDimZ")],
+  block: [deviceSays("maxBlockDimX"), deviceSays("maxBlockDimY"), deviceSays("maxBlockDimZ")],
+  sharedBytes: deviceSays("maxSharedMemoryPerBlockOptin"),
+  clusters: deviceSays("clusterLaunch") !== 0,
+  cooperative: deviceSays("cooperativeLaunch") !== 0,
+  programmatic: deviceSays("computeCapabilityMajor") >= 9
+})
+
+/** Runs a call about a kernel whose code is on the device. */
+export const withCode = <A>(
+  core: Core,
+  operation: string,
+  { code }: KernelResource,
+  device: number,
+  call: (there: CodeOnDevice) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  Effect.flatMap(
+    bring(core, operation, code, device),
+    () => isGone(core.backend, code.module) ? refuseModule(core, operation, code.module) : call(code.on[device]!)
+  )
