@@ -10,14 +10,14 @@ import * as TestClock from "effect/testing/TestClock"
 import type { CudaError } from "../../src/CudaError.ts"
 import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
 import type { CompileRequest, CudaRuntimeService, EventRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
-import { operations as table } from "../../src/layers/internal/operations.ts"
+import { operations as table } from "../../src/layers/runtime/operations.ts"
+import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
+import type { OperationName, SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
 
-const operationCalls = Object.fromEntries(Object.values(table).map(([name, call]) => [name, call])) as Record<
+const operationCalls = Object.fromEntries(Object.values(table).map(({ call, name }) => [name, call])) as Record<
   OperationName,
   string
 >
-import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
-import type { OperationName, SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
 
 const nonBlocking = (runtime: CudaRuntimeService, device = 0) =>
   runtime.streamCreate({ device, priority: 0, nonBlocking: true })
@@ -347,6 +347,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       yield* runtime.moduleLoad(image, options)
     ]
     const kernel = yield* runtime.kernelGet(module, "nothing", [], 0)
+    const access = { stream, reads: [], writes: [], outer: undefined }
+    yield* runtime.memoryBegin(access)
     const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
       "CudaBranch.fork": runtime.streamFork(stream, [branch]),
       "CudaBranch.join": runtime.streamJoin(stream, [branch]),
@@ -379,6 +381,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
       "CudaMemory.copy2D": runtime.memoryCopy2D(rows(0), rows(4), { width: 1, height: 2 }, stream),
       "CudaMemory.copyBatch": runtime.memoryCopyBatch([{ to: range(0), from: range(4) }], stream),
+      "CudaMemory.endAccess": runtime.memoryEnd(access),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
       "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),

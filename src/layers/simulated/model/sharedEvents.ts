@@ -1,7 +1,7 @@
 /**
  * The interprocess events of this process: what their handles open, for every simulated runtime in it.
  */
-import { ipcHandleSize } from "../../cuda/flags.ts"
+import { ipcHandleSize } from "../../../cuda/flags.ts"
 import type { EventState } from "./parts.ts"
 import type { World } from "./World.ts"
 

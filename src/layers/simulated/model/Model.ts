@@ -4,15 +4,13 @@
  * Nothing here knows Effect. Whoever calls lets time pass first (`world.advance`), and looks at `lost` where a fault
  * must be answered.
  */
-import { neverFinishes } from "../shared/Backend.ts"
-import type { RowsTransfer } from "../shared/Backend.ts"
+import type { RowsTransfer } from "../../shared/copies.ts"
+import { neverFinishes } from "../../shared/waits.ts"
 import { Device, EventRecord, Operation, Stream } from "./parts.ts"
 import type { DeviceTraits, EventState, OperationKind, Pool, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
 import type { Storage } from "./Storage.ts"
 import { decide } from "./World.ts"
 import type { World } from "./World.ts"
-
-export { neverFinishes }
 
 /** Fake addresses of handles start here, those of memory far above. */
 const firstHandle = 2 ** 20
@@ -45,11 +43,11 @@ export class Model implements WatcherHome {
     }
   }
 
-  /** An address that stands for a thing of the driver. */
-  makeHandle(): number {
+  /** An address that stands for an object of the driver, of the kind that is asked for. */
+  makeHandle<Handle extends number>(): Handle {
     const handle = this.#nextHandle
     this.#nextHandle += 16
-    return handle
+    return handle as Handle
   }
 
   /** An address with room for so many bytes, aligned like an allocation of the driver. */

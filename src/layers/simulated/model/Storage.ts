@@ -22,6 +22,22 @@ export class Storage {
     return this.#bytes ??= new Uint8Array(this.byteLength)
   }
 
+  /** Makes sure that the bytes are there; false when the process cannot hold them. */
+  tryTouch(): boolean {
+    if (this.#bytes !== undefined) return true
+    try {
+      this.touch()
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  /** 0, or the fault that ended the context that the memory was in. */
+  get lost(): number {
+    return this.device === undefined ? 0 : this.device.lost
+  }
+
   /** Takes the memory from every view of it that is out there; the simulation keeps the content. */
   detach(): void {
     if (this.#bytes === undefined) return

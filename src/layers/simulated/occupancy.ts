@@ -1,0 +1,68 @@
+/**
+ * How many blocks of a kernel a simulated device runs at once.
+ */
+import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { SimulatedCode } from "./kernelCode.ts"
+
+/** What a multiprocessor has for blocks. */
+export interface Multiprocessor {
+  readonly count: number
+  readonly threads: number
+  readonly blocks: number
+  readonly registers: number
+  readonly sharedBytes: number
+  readonly warp: number
+}
+
+/** Shared memory that a block takes besides its own. */
+const reservedShared = 1024
+
+/** How many blocks of a kernel run on a multiprocessor at once. */
+export const activeBlocks = (
+  multiprocessor: Multiprocessor,
+  code: SimulatedCode,
+  device: number,
+  threads: number,
+  sharedBytes: number
+): number => {
+  const warps = Math.ceil(threads / multiprocessor.warp) * multiprocessor.warp
+  const registers = Math.max(1, code.attribute("numRegs", device)) * warps
+  const shared = sharedBytes + code.attribute("sharedSizeBytes", device) + reservedShared
+  return Math.floor(Math.min(
+    multiprocessor.blocks,
+    multiprocessor.threads / warps,
+    multiprocessor.registers / registers,
+    multiprocessor.sharedBytes / shared
+  ))
+}
+
+/** The largest block of those that keep the most threads busy. */
+export const bestBlock = (
+  multiprocessor: Multiprocessor,
+  code: SimulatedCode,
+  device: number,
+  sharedBytes: number,
+  maxThreads: number
+): { readonly block: number; readonly minGrid: number } => {
+  const own = code.attribute("maxThreadsPerBlock", device)
+  const most = maxThreads === 0 ? own : Math.min(own, maxThreads)
+  let best = { block: most, blocks: activeBlocks(multiprocessor, code, device, most, sharedBytes) }
+  for (let block = most - most % multiprocessor.warp; block > 0; block -= multiprocessor.warp) {
+    const blocks = activeBlocks(multiprocessor, code, device, block, sharedBytes)
+    if (blocks * block > best.blocks * best.block) best = { block, blocks }
+  }
+  return { block: best.block, minGrid: Math.max(1, best.blocks * multiprocessor.count) }
+}
+
+/** The most blocks of a cluster that devices promise. */
+export const portableCluster = 8
+
+/** What a device says of its multiprocessors. */
+export const multiprocessorOf = (attributes: { readonly [A in DeviceAttribute]: number }): Multiprocessor => ({
+  count: attributes.multiprocessorCount,
+  threads: attributes.maxThreadsPerMultiprocessor,
+  blocks: attributes.maxBlocksPerMultiprocessor,
+  registers: attributes.maxRegistersPerMultiprocessor,
+  sharedBytes: attributes.maxSharedMemoryPerMultiprocessor,
+  warp: attributes.warpSize
+})
