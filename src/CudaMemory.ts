@@ -859,16 +859,11 @@ export interface FillOperation {
 }
 
 function fillOperation(bits: 8 | 16 | 32): FillOperation {
-  const operation = bits === 8 ? undefined : named(`CudaMemory.fill${bits}`)
-  const body = (self: Slice<DeviceBuffer>, value: number, stream: CudaStream | undefined) => {
-    const filled = fillWith(self, value, bits, stream)
-    return operation === undefined ? filled : operation(filled)
-  }
   function fill(self: Slice<DeviceBuffer>, value: number, stream?: CudaStream): Effect.Effect<void, CudaError>
   function fill(value: number, stream?: CudaStream): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
   function fill(first: Slice<DeviceBuffer> | number, second?: number | CudaStream, third?: CudaStream) {
-    if (typeof first !== "number") return body(first, typeof second === "number" ? second : Number.NaN, third)
-    return (self: Slice<DeviceBuffer>) => body(self, first, typeof second === "number" ? undefined : second)
+    if (typeof first !== "number") return fillWith(first, typeof second === "number" ? second : Number.NaN, bits, third)
+    return (self: Slice<DeviceBuffer>) => fillWith(self, first, bits, typeof second === "number" ? undefined : second)
   }
   return fill
 }

@@ -62,8 +62,8 @@ export class NativeEvents implements EventBackend {
   /** An event that is waited for is destroyed by its last wait; one that is as good as new is kept, if there is room. */
   destroy(resource: EventResource): number {
     const event = nativeEvent(resource)
-    const { calls, warn } = this.#driver
     if (event.point !== undefined) {
+      const { calls, warn } = this.#driver
       event.point.release = () => warn("cuEventDestroy", calls.cuEventDestroy_v2(event.own), event.own)
       return success
     }
@@ -72,7 +72,7 @@ export class NativeEvents implements EventBackend {
       device.keepEvent(event.flags, event.own)
       return success
     }
-    return this.#driver.answer("cuEventDestroy", calls.cuEventDestroy_v2(event.own))
+    return this.#driver.answer("cuEventDestroy", this.#driver.calls.cuEventDestroy_v2(event.own))
   }
 
   record(resource: EventResource, streamResource: StreamResource): number {

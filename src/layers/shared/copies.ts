@@ -187,7 +187,7 @@ const fill = (
   bits: 8 | 16 | 32,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const operation = "CudaMemory.fill"
+  const operation = widths[bits]?.operation ?? "CudaMemory.fill"
   const memory = ownMemory(range.memory)
   if (unusable(core.backend, memory) || unusable(core.backend, stream)) {
     return refuseResource(operation, core.backend, memory, stream)
@@ -265,9 +265,9 @@ const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
 
 /** What a value of so many bits is below, and how many bytes it has. */
 const widths = {
-  8: { limit: 2 ** 8, bytes: 1 },
-  16: { limit: 2 ** 16, bytes: 2 },
-  32: { limit: 2 ** 32, bytes: 4 }
+  8: { limit: 2 ** 8, bytes: 1, operation: "CudaMemory.fill" },
+  16: { limit: 2 ** 16, bytes: 2, operation: "CudaMemory.fill16" },
+  32: { limit: 2 ** 32, bytes: 4, operation: "CudaMemory.fill32" }
 } as const
 
 const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 8 | 16 | 32): Refusal => {

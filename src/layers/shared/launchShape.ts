@@ -29,18 +29,23 @@ export class LaunchShape {
 
   /** Reads everything before it changes anything, since reading can run getters. A size that is not a number becomes NaN, for the checks to refuse. */
   read(config: LaunchConfig): void {
-    const { block, cluster, cooperative, grid, programmatic, sharedBytes = 0 } = config
-    const [gridX, gridY, gridZ] = [axisOf(grid, 0), axisOf(grid, 1), axisOf(grid, 2)]
-    const [blockX, blockY, blockZ] = [axisOf(block, 0), axisOf(block, 1), axisOf(block, 2)]
-    const clusterSize = cluster ?? 1
-    const [clusterX, clusterY, clusterZ] = [axisOf(clusterSize, 0), axisOf(clusterSize, 1), axisOf(clusterSize, 2)]
+    const { block, cluster, cooperative, grid, programmatic, sharedBytes } = config
+    const gridX = axisOf(grid, 0)
+    const gridY = axisOf(grid, 1)
+    const gridZ = axisOf(grid, 2)
+    const blockX = axisOf(block, 0)
+    const blockY = axisOf(block, 1)
+    const blockZ = axisOf(block, 2)
+    const clusterX = cluster === undefined ? 1 : axisOf(cluster, 0)
+    const clusterY = cluster === undefined ? 1 : axisOf(cluster, 1)
+    const clusterZ = cluster === undefined ? 1 : axisOf(cluster, 2)
     this.gridX = gridX
     this.gridY = gridY
     this.gridZ = gridZ
     this.blockX = blockX
     this.blockY = blockY
     this.blockZ = blockZ
-    this.sharedBytes = sharedBytes
+    this.sharedBytes = sharedBytes ?? 0
     this.clustered = cluster !== undefined
     this.clusterX = clusterX
     this.clusterY = clusterY

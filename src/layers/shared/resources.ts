@@ -26,7 +26,14 @@ export interface Owner {
   readonly kind: "native" | "simulated"
 }
 
+/** What a resource is. A property is cheaper to look at than a class, on paths that are called often. */
+const streamTag = Symbol("stream")
+const eventTag = Symbol("event")
+const memoryTag = Symbol("memory")
+const poolTag = Symbol("pool")
+
 export class StreamResource implements StreamRef {
+  readonly tag = streamTag
   state: ResourceState = "live"
   /** Its uses of ordered buffers; none before the first. */
   track: Track | undefined
@@ -55,6 +62,7 @@ export class StreamResource implements StreamRef {
 }
 
 export class EventResource implements EventRef {
+  readonly tag = eventTag
   state: ResourceState = "live"
   /** True once a record was enqueued; events of other processes count as recorded. */
   recorded = false
@@ -85,6 +93,7 @@ export class EventResource implements EventRef {
 
 /** Buffers know the streams that used them, so that their release can be ordered after that work. */
 class MemoryResource<Pointer extends Address | HostAddress> {
+  readonly tag = memoryTag
   state: ResourceState = "live"
   /** Its uses, for a buffer that orders itself. */
   ordering: Ordering | undefined
@@ -160,6 +169,7 @@ export abstract class ManagedMemoryResource extends DeviceMemoryResource impleme
 }
 
 export class MemoryPoolResource implements MemoryPoolRef {
+  readonly tag = poolTag
   state: ResourceState = "live"
   readonly owner: Owner
   readonly handle: CUmemoryPool
@@ -215,22 +225,26 @@ export const wrongOf = (resource: object): WrongHandle | undefined =>
  * The resource behind a reference. References of other runtimes and released ones pass, for `unusable` to find, which every operation
  * asks first; anything else becomes a stand-in that `unusable` finds too, so that no call of the driver is given a foreign pointer.
  */
-export const ownStream = (ref: StreamRef): StreamResource =>
-  ref instanceof StreamResource
-    ? ref
-    : wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
-export const ownEvent = (ref: EventRef): EventResource =>
-  ref instanceof EventResource
-    ? ref
-    : wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
-export const ownMemory = (ref: MemoryRef): AnyMemoryResource =>
-  ref instanceof DeviceMemoryResource || ref instanceof HostMemoryResource
-    ? ref
-    : wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
-export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource =>
-  ref instanceof MemoryPoolResource
-    ? ref
-    : wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+export const ownStream = (ref: StreamRef): StreamResource => {
+  const own = ref as StreamResource | undefined
+  if (own?.tag === streamTag) return own
+  return wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
+}
+export const ownEvent = (ref: EventRef): EventResource => {
+  const own = ref as EventResource | undefined
+  if (own?.tag === eventTag) return own
+  return wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
+}
+export const ownMemory = (ref: MemoryRef): AnyMemoryResource => {
+  const own = ref as AnyMemoryResource | undefined
+  if (own?.tag === memoryTag) return own
+  return wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
+}
+export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => {
+  const own = ref as MemoryPoolResource | undefined
+  if (own?.tag === poolTag) return own
+  return wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+}
 
 /** Notes uses of memory that are about to be enqueued, as `usedOn` does. */
 export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: StreamResource): number => {

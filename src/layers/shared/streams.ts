@@ -30,53 +30,57 @@ export interface StreamBackend {
   readonly watch: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
-export const streamOperations = (core: Core): StreamOperations => ({
-  streamCreate: (options) => create(core, options),
-  streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
-  streamFromHandle: (device, handle) => fromHandle(core, device, handle),
-  streamDestroy: (ref) =>
-    Effect.uninterruptible(Effect.suspend(() => {
+export const streamOperations = (core: Core): StreamOperations => {
+  const { backend } = core
+  const { streams } = backend
+  return {
+    streamCreate: (options) => create(core, options),
+    streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
+    streamFromHandle: (device, handle) => fromHandle(core, device, handle),
+    streamDestroy: (ref) =>
+      Effect.uninterruptible(Effect.suspend(() => {
+        const stream = ownStream(ref)
+        if (stream.owner !== backend) return refuseResource("CudaStream.release", backend, stream)
+        if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
+        stream.state = "closing"
+        return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
+      })),
+    streamQuery: operation((ref: StreamRef) => {
       const stream = ownStream(ref)
-      if (stream.owner !== core.backend) return refuseResource("CudaStream.release", core.backend, stream)
-      if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
-      stream.state = "closing"
-      return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
-    })),
-  streamQuery: operation((ref: StreamRef) => {
-    const stream = ownStream(ref)
-    if (unusable(core.backend, stream)) return refuseResource("CudaStream.query", core.backend, stream)
-    return core.answer("CudaStream.query", core.backend.streams.query(stream), stream)
-  }),
-  streamSynchronize: operation((ref: StreamRef) => {
-    const stream = ownStream(ref)
-    if (unusable(core.backend, stream)) return refuseResource("CudaStream.synchronize", core.backend, stream)
-    return drain(core, "CudaStream.synchronize", stream)
-  }),
-  streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
-    const stream = ownStream(ref)
-    const event = ownEvent(eventRef)
-    if (unusable(core.backend, stream) || unusable(core.backend, event)) {
-      return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
-    }
-    const status = core.backend.streams.waitEvent(stream, event)
-    return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
-  }),
-  streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
-    const stream = ownStream(ref)
-    const other = ownStream(otherRef)
-    if (unusable(core.backend, stream) || unusable(core.backend, other)) {
-      return refuseResource("CudaStream.waitStream", core.backend, stream, other)
-    }
-    const status = core.backend.streams.fork(other, [stream])
-    return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
-  }),
-  streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
-    fork(core, ownStream(from), branches.map(ownStream))
-  ),
-  streamJoin: operation((into: StreamRef, branches: ReadonlyArray<StreamRef>) =>
-    join(core, ownStream(into), branches.map(ownStream))
-  )
-})
+      if (unusable(backend, stream)) return refuseResource("CudaStream.query", backend, stream)
+      return core.answer("CudaStream.query", streams.query(stream), stream)
+    }),
+    streamSynchronize: operation((ref: StreamRef) => {
+      const stream = ownStream(ref)
+      if (unusable(backend, stream)) return refuseResource("CudaStream.synchronize", backend, stream)
+      return drain(core, "CudaStream.synchronize", stream)
+    }),
+    streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
+      const stream = ownStream(ref)
+      const event = ownEvent(eventRef)
+      if (unusable(backend, stream) || unusable(backend, event)) {
+        return refuseResource("CudaStream.waitEvent", backend, stream, event)
+      }
+      const status = streams.waitEvent(stream, event)
+      return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
+    }),
+    streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
+      const stream = ownStream(ref)
+      const other = ownStream(otherRef)
+      if (unusable(backend, stream) || unusable(backend, other)) {
+        return refuseResource("CudaStream.waitStream", backend, stream, other)
+      }
+      const status = streams.fork(other, [stream])
+      return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
+    }),
+    streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+      fork(core, ownStream(from), branches.map(ownStream))
+    ),
+    streamJoin: operation((into: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+      join(core, ownStream(into), branches.map(ownStream))
+    )
+  }
+}
 
 const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamResource>) => {
   const operation = "CudaBranch.fork"
