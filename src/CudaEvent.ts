@@ -17,11 +17,14 @@ import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { EventImpl, EventTypeId, TimedEventImpl, TimedEventTypeId } from "./internal/handles.ts"
+import { DeviceHandle, hex, oneLine, unlessLive } from "./internal/handles.ts"
 import { onStream } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import type { Kind } from "./internal/scoped.ts"
 import type { CudaRuntime, CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaEvent"
+const TimedEventTypeId = "~effect-cuda/CudaEvent/TimedEvent"
 
 /**
  * An event of a device (`CUevent`).
@@ -107,7 +110,7 @@ export interface StreamOperation {
  * @category guards
  * @since 0.1.0
  */
-export const isCudaEvent = (u: unknown): u is CudaEvent => Predicate.hasProperty(u, EventTypeId)
+export const isCudaEvent = (u: unknown): u is CudaEvent => Predicate.hasProperty(u, TypeId)
 
 /**
  * True for events that take times.
@@ -116,6 +119,46 @@ export const isCudaEvent = (u: unknown): u is CudaEvent => Predicate.hasProperty
  * @since 0.1.0
  */
 export const isTimedEvent = (u: unknown): u is TimedEvent => Predicate.hasProperty(u, TimedEventTypeId)
+
+/** @internal */
+export class EventImpl extends DeviceHandle<EventRef> implements CudaEvent {
+  readonly [TypeId] = TypeId
+  get handle(): number {
+    return this.ref.handle
+  }
+  get flags(): number {
+    return this.ref.flags
+  }
+  get hasTiming(): boolean {
+    return (this.flags & eventFlags.disableTiming) === 0
+  }
+  get isBlocking(): boolean {
+    return (this.flags & eventFlags.blockingSync) !== 0
+  }
+  get isInterprocess(): boolean {
+    return (this.flags & eventFlags.interprocess) !== 0
+  }
+  toString(): string {
+    const { deviceIndex, handle, hasTiming, isBlocking, isInterprocess } = this
+    return oneLine(
+      "CudaEvent",
+      hex(handle),
+      `device ${deviceIndex}`,
+      hasTiming && "timing",
+      isBlocking && "blocking",
+      isInterprocess && "interprocess",
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { deviceIndex, handle, hasTiming, isBlocking, isInterprocess } = this
+    return { _id: "CudaEvent", deviceIndex, handle, hasTiming, isBlocking, isInterprocess, state: this.ref.state }
+  }
+}
+
+class TimedEventImpl extends EventImpl implements TimedEvent {
+  readonly [TimedEventTypeId] = TimedEventTypeId
+}
 
 /**
  * Makes an event that lives as long as its scope (`cuEventCreate`). With `{ timing: true }` it is a `TimedEvent`.
@@ -200,7 +243,7 @@ export const ipcHandle = (self: CudaEvent): Effect.Effect<Uint8Array<ArrayBuffer
  */
 export const record: StreamOperation = streamOperation((self, stream) =>
   stream === undefined
-    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
+    ? onStream("CudaEvent.record", self.runtime, undefined, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
     : self.runtime.eventRecord(self.ref, stream.ref)
 )
 
@@ -213,7 +256,7 @@ export const record: StreamOperation = streamOperation((self, stream) =>
  */
 export const wait: StreamOperation = streamOperation((self, stream) =>
   stream === undefined
-    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
+    ? onStream("CudaEvent.wait", self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
     : self.runtime.streamWaitEvent(stream.ref, self.ref)
 )
 

@@ -16,7 +16,7 @@ import type { DeviceOptions } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaModule } from "./CudaModule.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { ResourceHandle } from "./internal/handles.ts"
+import { oneLine, ResourceHandle, unlessLive } from "./internal/handles.ts"
 import { onStream, resolveDevice } from "./internal/place.ts"
 import type {
   BlockSuggestion,
@@ -110,6 +110,9 @@ class KernelImpl<Parameters extends ReadonlyArray<ParameterKind>> extends Resour
   }
   get handle(): number {
     return this.ref.handle
+  }
+  toString(): string {
+    return oneLine("CudaKernel", this.name, ...this.parameters.map(({ kind }) => kind), unlessLive(this.module.ref))
   }
   toJSON() {
     const { handle, name, parameters } = this
@@ -206,7 +209,13 @@ export const launch = <Parameters extends ReadonlyArray<ParameterKind>>(
 ): Effect.Effect<void, CudaError> => {
   const { ref, runtime } = kernel
   if (stream !== undefined) return runtime.kernelLaunch(ref, config, args, stream.ref)
-  return onStream(runtime, undefined, undefined, (current) => runtime.kernelLaunch(ref, config, args, current))
+  return onStream(
+    "CudaKernel.launch",
+    runtime,
+    undefined,
+    undefined,
+    (current) => runtime.kernelLaunch(ref, config, args, current)
+  )
 }
 
 /**

@@ -20,13 +20,14 @@ import type { MemoryPool } from "./CudaMemoryPool.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import {
-  BufferTypeId,
-  DeviceBufferImpl,
-  HostBufferImpl,
-  ManagedBufferImpl,
+  DeviceHandle,
+  hex,
   named,
+  oneLine,
   refuseArgument,
-  released
+  released,
+  ResourceHandle,
+  unlessLive
 } from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
 import { deviceIndexOf, onStream, resolveDevice } from "./internal/place.ts"
@@ -45,6 +46,8 @@ import type {
   MemoryRows,
   StreamRef
 } from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaMemory/Buffer"
 
 /**
  * Memory of a device.
@@ -159,7 +162,7 @@ export interface TypedArrayConstructor<A> {
  * @category guards
  * @since 0.1.0
  */
-export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, BufferTypeId)
+export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, TypeId)
 
 /**
  * True for managed buffers.
@@ -168,6 +171,85 @@ export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicat
  * @since 0.1.0
  */
 export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) && u.kind === "device" && u.isManaged
+
+/** @internal */
+export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements DeviceBuffer {
+  readonly [TypeId] = TypeId
+  readonly kind = "device"
+  readonly offset = 0
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
+  }
+  get isManaged(): boolean {
+    return this.ref.isManaged
+  }
+  toString(): string {
+    const { address, byteLength, deviceIndex, isManaged, isOrdered } = this
+    return oneLine(
+      isManaged ? "ManagedBuffer" : "DeviceBuffer",
+      `${byteLength} bytes`,
+      hex(address),
+      `device ${deviceIndex}`,
+      isOrdered && "ordered",
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { address, byteLength, deviceIndex, isManaged } = this
+    return {
+      _id: isManaged ? "ManagedBuffer" : "DeviceBuffer",
+      byteLength,
+      deviceIndex,
+      address,
+      state: this.ref.state
+    }
+  }
+}
+
+class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
+  declare readonly ref: ManagedMemoryRef
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+}
+
+class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements HostBuffer {
+  readonly [TypeId] = TypeId
+  readonly kind = "host"
+  readonly offset = 0
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
+  }
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+  toString(): string {
+    const { address, byteLength, isOrdered } = this
+    return oneLine("HostBuffer", `${byteLength} bytes`, hex(address), isOrdered && "ordered", unlessLive(this.ref))
+  }
+  toJSON() {
+    const { address, byteLength } = this
+    return { _id: "HostBuffer", byteLength, address, state: this.ref.state }
+  }
+}
 
 /**
  * Options for allocating a buffer.
@@ -495,7 +577,13 @@ const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefine
   const to = rangeOf(destination)
   const from = rangeOf(source)
   if (stream !== undefined) return runtime.memoryCopy(to, from, stream.ref)
-  return onStream(runtime, deviceOfCopy(destination, source), stream, (ref) => runtime.memoryCopy(to, from, ref))
+  return onStream(
+    "CudaMemory.copy",
+    runtime,
+    deviceOfCopy(destination, source),
+    stream,
+    (ref) => runtime.memoryCopy(to, from, ref)
+  )
 }
 
 /**
@@ -568,6 +656,7 @@ const copyRowsTo = (
   const to = rowsOf(destination, size.width)
   const from = rowsOf(source, size.width)
   return onStream(
+    "CudaMemory.copy2D",
     runtime,
     deviceOfCopy(destination, source),
     stream,
@@ -611,7 +700,7 @@ export const copyBatch = (copies: ReadonlyArray<BatchCopy>, stream?: CudaStream)
     const { runtime } = first.destination.buffer
     const transfers = copies.map(({ destination, source }) => ({ to: rangeOf(destination), from: rangeOf(source) }))
     const device = deviceOfCopy(first.destination, first.source)
-    return onStream(runtime, device, stream, (ref) => runtime.memoryCopyBatch(transfers, ref))
+    return onStream("CudaMemory.copyBatch", runtime, device, stream, (ref) => runtime.memoryCopyBatch(transfers, ref))
   })
 
 /**
@@ -664,7 +753,13 @@ export const prefetch: {
     const { runtime } = self.buffer
     const range = rangeOf(self)
     const place = placeOf(location)
-    return onStream(runtime, undefined, stream, (ref) => runtime.memoryPrefetch(range, place, ref))
+    return onStream(
+      "CudaMemory.prefetch",
+      runtime,
+      undefined,
+      stream,
+      (ref) => runtime.memoryPrefetch(range, place, ref)
+    )
   }
 )
 
@@ -788,7 +883,13 @@ const fillWith = (
   if (kind !== "device") return refuseArgument("CudaMemory.fill", "destination", self.buffer, "a device buffer")
   const range = rangeOf(self)
   if (stream !== undefined) return runtime.memoryFill(range, value, bits, stream.ref)
-  return onStream(runtime, deviceIndex, stream, (ref) => runtime.memoryFill(range, value, bits, ref))
+  return onStream(
+    "CudaMemory.fill",
+    runtime,
+    deviceIndex,
+    stream,
+    (ref) => runtime.memoryFill(range, value, bits, ref)
+  )
 }
 
 /**
@@ -853,15 +954,21 @@ export const access: {
   ): Effect.Effect<A, E | CudaError, R> => {
     const runtime = [...writes, ...reads][0]?.buffer.runtime
     if (runtime === undefined) return self
-    return onStream(runtime, undefined, stream, (ref) =>
-      Effect.withFiber((fiber) =>
-        within(self, runtime, {
-          stream: ref,
-          reads: reads.map(rangeOf),
-          writes: writes.map(rangeOf),
-          outer: fiber.getRef(CurrentAccess)
-        })
-      ))
+    return onStream(
+      "CudaMemory.access",
+      runtime,
+      undefined,
+      stream,
+      (ref) =>
+        Effect.withFiber((fiber) =>
+          within(self, runtime, {
+            stream: ref,
+            reads: reads.map(rangeOf),
+            writes: writes.map(rangeOf),
+            outer: fiber.getRef(CurrentAccess)
+          })
+        )
+    )
   }
 )
 
@@ -1057,7 +1164,7 @@ const withPieces = (
         )
         : Effect.succeed(part)
     }
-    return onStream(runtime, deviceIndex, stream, (ref) => {
+    return onStream(operation, runtime, deviceIndex, stream, (ref) => {
       if (byteLength === 0) return runtime.memoryFill(rangeOf(device), 0, 8, ref)
       const pieces = piecesOf(device)
       const size = Math.min(byteLength, pieceSize)

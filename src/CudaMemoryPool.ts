@@ -16,11 +16,13 @@ import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
-import { MemoryPoolImpl, MemoryPoolTypeId } from "./internal/handles.ts"
+import { DeviceHandle, hex, oneLine, unlessLive } from "./internal/handles.ts"
 import { resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, MemoryPoolRef, MemoryPoolStatistics } from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaMemoryPool"
 
 /**
  * A pool of device memory (`CUmemoryPool`).
@@ -84,7 +86,24 @@ export type {
  * @category guards
  * @since 0.1.0
  */
-export const isMemoryPool = (u: unknown): u is MemoryPool => Predicate.hasProperty(u, MemoryPoolTypeId)
+export const isMemoryPool = (u: unknown): u is MemoryPool => Predicate.hasProperty(u, TypeId)
+
+class MemoryPoolImpl extends DeviceHandle<MemoryPoolRef> implements MemoryPool {
+  readonly [TypeId] = TypeId
+  get handle(): number {
+    return this.ref.handle
+  }
+  toString(): string {
+    const { deviceIndex, handle } = this
+    const whose = this.ref.origin === "runtime" && "of the runtime"
+    return oneLine("MemoryPool", hex(handle), `device ${deviceIndex}`, whose, unlessLive(this.ref))
+  }
+  toJSON() {
+    const { deviceIndex, handle } = this
+    const { origin, state } = this.ref
+    return { _id: "MemoryPool", deviceIndex, origin, handle, state }
+  }
+}
 
 /**
  * Makes a pool that lives as long as its scope (`cuMemPoolCreate`).

@@ -15,9 +15,10 @@ import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { DeviceOptions } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
+import { DeviceBufferImpl } from "./CudaMemory.ts"
 import type { DeviceBuffer } from "./CudaMemory.ts"
 import type { CudaProgram } from "./CudaProgram.ts"
-import { DeviceBufferImpl, refuseArgument, released, ResourceHandle } from "./internal/handles.ts"
+import { oneLine, refuseArgument, released, ResourceHandle, unlessLive } from "./internal/handles.ts"
 import { resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, ModuleRef } from "./layers/CudaRuntime.ts"
@@ -56,6 +57,9 @@ class ModuleImpl extends ResourceHandle<ModuleRef> implements CudaModule {
   }
   get handle(): number {
     return this.ref.handle
+  }
+  toString(): string {
+    return oneLine("CudaModule", this.program.name, unlessLive(this.ref))
   }
   toJSON() {
     const { handle, program } = this

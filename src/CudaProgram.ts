@@ -15,7 +15,7 @@ import { fileURLToPath } from "node:url"
 import { isUint8Array } from "node:util/types"
 import type { DeviceInput } from "./CudaDevice.ts"
 import { CudaError } from "./CudaError.ts"
-import { Handle, refuseArgument } from "./internal/handles.ts"
+import { Handle, oneLine, refuseArgument } from "./internal/handles.ts"
 import { recognize } from "./internal/images.ts"
 import { resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -133,6 +133,9 @@ class ProgramImpl extends Handle implements CudaProgram {
     this.loweredNames = fields.loweredNames ?? new Map()
   }
   readonly loweredName = (name: string): string => this.loweredNames.get(name) ?? name
+  toString(): string {
+    return oneLine("CudaProgram", this.name, this.kind, this.architecture)
+  }
   toJSON() {
     const { architecture, fromCache, image, kind, loweredNames, name } = this
     const names = Object.fromEntries(loweredNames)

@@ -9,25 +9,30 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type { Equal } from "effect/Equal"
+import * as Equal from "effect/Equal"
+import type { Equal as Equatable } from "effect/Equal"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { dual } from "effect/Function"
+import * as Hash from "effect/Hash"
 import type { Inspectable } from "effect/Inspectable"
 import * as Latch from "effect/Latch"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
-import { eventFlags } from "./cuda/flags.ts"
+import { eventFlags, streamFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
+import { EventImpl } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
-import { EventImpl, named, released, StreamImpl, StreamTypeId } from "./internal/handles.ts"
-import { CurrentPlace, deviceIndexOf, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
+import { DeviceHandle, named, oneLine, released, unlessLive } from "./internal/handles.ts"
+import { CurrentPlace, deviceIndexOf, onStreamOf, resolveDevice, withCurrent } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
-import { resolvePool, takeMade } from "./internal/streamPool.ts"
+import { StreamPools } from "./internal/streamPool.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaStream"
 
 /**
  * A stream of a device (`CUstream`). Two values are equal when they are the same stream.
@@ -35,7 +40,7 @@ import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRunti
  * @category models
  * @since 0.1.0
  */
-export interface CudaStream extends Pipeable, Inspectable, Equal {
+export interface CudaStream extends Pipeable, Inspectable, Equatable {
   readonly "~effect-cuda/CudaStream": "~effect-cuda/CudaStream"
   readonly runtime: CudaRuntimeService
   readonly ref: StreamRef
@@ -87,7 +92,67 @@ export interface MakeOptions extends PriorityOptions {
  * @category guards
  * @since 0.1.0
  */
-export const isCudaStream = (u: unknown): u is CudaStream => Predicate.hasProperty(u, StreamTypeId)
+export const isCudaStream = (u: unknown): u is CudaStream => Predicate.hasProperty(u, TypeId)
+
+/** @internal */
+export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
+  readonly [TypeId] = TypeId
+  /** Keeps what made a foreign stream alive. */
+  readonly owner: unknown
+  constructor(runtime: CudaRuntimeService, ref: StreamRef, owner?: unknown) {
+    super(runtime, ref)
+    this.owner = owner
+  }
+  get id(): number {
+    return this.ref.id
+  }
+  get handle(): number {
+    return this.ref.handle
+  }
+  get priority(): number {
+    return this.ref.priority
+  }
+  get flags(): number {
+    return this.ref.nonBlocking ? streamFlags.nonBlocking : streamFlags.default
+  }
+  get isNonBlocking(): boolean {
+    return this.ref.nonBlocking
+  }
+  get origin(): StreamRef["origin"] {
+    return this.ref.origin
+  }
+  [Equal.symbol](that: Equal.Equal): boolean {
+    return that instanceof StreamImpl && that.runtime.identity === this.runtime.identity &&
+      that.deviceIndex === this.deviceIndex &&
+      that.id === this.id
+  }
+  [Hash.symbol](): number {
+    return Hash.combine(Hash.number(this.id), Hash.number(this.deviceIndex))
+  }
+  toString(): string {
+    const { deviceIndex, id, isNonBlocking, origin } = this
+    const kind = isNonBlocking ? "non-blocking" : "blocking"
+    return oneLine(
+      "CudaStream",
+      `id ${id}`,
+      `device ${deviceIndex}`,
+      kind,
+      origin !== "owned" && origin,
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { deviceIndex, handle, id, isNonBlocking, origin, priority } = this
+    return { _id: "CudaStream", id, deviceIndex, priority, isNonBlocking, origin, handle, state: this.ref.state }
+  }
+}
+
+/**
+ * The pooled streams of all runtimes.
+ *
+ * @internal
+ */
+export const streamPools = new StreamPools((runtime, ref): CudaStream => new StreamImpl(runtime, ref))
 
 /**
  * Makes a stream that lives as long as its scope (`cuStreamCreateWithPriority`).
@@ -149,8 +214,10 @@ export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStrea
   Effect.withFiber((fiber) => {
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
     const device = deviceIndexOf(options.device) ?? fiber.getRef(CurrentPlace).device
-    return takeMade(runtime, device, options) ??
-      Effect.flatMap(resolvePool(runtime, options), (pool) => pool.take).pipe(named("CudaStream.fromPool"))
+    return streamPools.takeMade(runtime, device, options) ??
+      Effect.flatMap(streamPools.resolve(runtime, options), (pool) => pool.take(runtime)).pipe(
+        named("CudaStream.fromPool")
+      )
   })
 
 /**
@@ -199,6 +266,11 @@ export const fromHandle = (handle: number | bigint, options: {
  * Gets the current stream of a device, by default of the current device: that of the innermost `withStream` region on that
  * device, or its legacy default stream.
  *
+ * **Details**
+ *
+ * A region on a stream of a runtime also holds for layers around that runtime. Fails with `ForeignResource` where the region's
+ * stream belongs to another runtime, as every operation without a stream does there.
+ *
  * @category current stream
  * @since 0.1.0
  */
@@ -206,8 +278,12 @@ export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaErr
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const index = yield* resolveDevice(device)
-    const stream = regionStream(yield* CurrentPlace, runtime, index)
-    return stream ?? (yield* defaultStream({ device: index }))
+    return yield* withCurrent("CudaStream.current", runtime, yield* CurrentPlace, index, (stream) => {
+      if (stream === undefined) return defaultStream({ device: index })
+      return Effect.succeed(
+        isCudaStream(stream) && stream.runtime === runtime ? stream : new StreamImpl(runtime, stream.ref, stream)
+      )
+    })
   }).pipe(named("CudaStream.current"))
 
 /**
@@ -278,7 +354,9 @@ export const withPooledStream: {
 )
 
 const leaseOne = (runtime: CudaRuntimeService, options: PriorityOptions) =>
-  Effect.flatMap(resolvePool(runtime, options), (pool) => pool.lease(1)).pipe(named("CudaStream.withPooledStream"))
+  Effect.flatMap(streamPools.resolve(runtime, options), (pool) => pool.lease(runtime, 1)).pipe(
+    named("CudaStream.withPooledStream")
+  )
 
 /**
  * Asks whether everything enqueued on the stream so far is done (`cuStreamQuery`). Does not wait.

@@ -5,17 +5,25 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import type { DeviceInput } from "../CudaDevice.ts"
 import type { CudaError } from "../CudaError.ts"
-import type { CudaStream } from "../CudaStream.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
-import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
-import { named } from "./handles.ts"
+import type { CudaRuntimeService, DeviceProperties, StreamRef } from "../layers/CudaRuntime.ts"
+import { named, refuseForeign } from "./handles.ts"
+
+/** A stream, as far as places need it. */
+export interface AnyStream {
+  readonly runtime: CudaRuntimeService
+  readonly ref: StreamRef
+  readonly deviceIndex: number
+}
+
+/** A device, as operations are given it. */
+export type DeviceLike = number | DeviceProperties
 
 /** A region's device, its stream if it set one, and the region around it. */
 export interface Place {
   readonly device: number
-  readonly stream: CudaStream | undefined
+  readonly stream: AnyStream | undefined
   readonly outer: Place | undefined
   /** Of a stream that the region has for its time only. */
   readonly lease?: { readonly isOver: boolean } | undefined
@@ -26,7 +34,7 @@ export const CurrentPlace = Context.Reference<Place>("effect-cuda/CurrentPlace",
 })
 
 /** The place of a region on a stream. */
-export const onStreamOf = (stream: CudaStream, outer: Place, lease?: Place["lease"]): Place => ({
+export const onStreamOf = (stream: AnyStream, outer: Place, lease?: Place["lease"]): Place => ({
   device: stream.deviceIndex,
   stream,
   outer,
@@ -40,51 +48,67 @@ export const openPlace = (place: Place): Place => {
   return at
 }
 
-const isGone = (stream: CudaStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
+const isGone = (stream: AnyStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
 
-/** The stream that the innermost region set on a device of a runtime; none stands for the default stream. */
-export const regionStream = (
-  place: Place,
-  runtime: CudaRuntimeService,
-  device: number
-): CudaStream | undefined => {
+/** The stream that the innermost region set on a device; none stands for the default stream. */
+const regionStream = (place: Place, device: number): AnyStream | undefined => {
   for (let at: Place | undefined = place; at !== undefined; at = at.outer) {
-    if (at.device === device && at.stream?.runtime === runtime) return at.stream
+    if (at.device === device && at.stream !== undefined) return at.stream
   }
   return undefined
 }
 
+/**
+ * Gives the stream that is current on a device to an operation, or nothing for the default stream. A region's stream that belongs
+ * to another runtime is refused: the operation would run on a stream that nobody asked for.
+ */
+export const withCurrent = <A, E, R>(
+  operation: string,
+  runtime: CudaRuntimeService,
+  place: Place,
+  device: number,
+  use: (stream: AnyStream | undefined) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | CudaError, R> => {
+  const current = regionStream(place, device)
+  return current !== undefined && isForeign(current, runtime)
+    ? refuseForeign(operation, current)
+    : use(current)
+}
+
 /** The device of an option, or the current one. */
-export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
+export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
   Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
 
 /** What is forced past the types and is no device is not a number, for the runtime to refuse. */
-export const deviceIndexOf = (device: DeviceInput | undefined): number | undefined =>
+export const deviceIndexOf = (device: DeviceLike | undefined): number | undefined =>
   typeof device === "object" ? device?.index ?? Number.NaN : device
 
 /** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
 export const onStream = <A, E, R>(
+  operation: string,
   runtime: CudaRuntimeService,
   device: number | undefined,
-  stream: CudaStream | undefined,
-  operation: (stream: StreamRef) => Effect.Effect<A, E, R>
+  stream: AnyStream | undefined,
+  use: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  if (stream !== undefined) return operation(stream.ref)
-  return Effect.withFiber((fiber) => streamOf(runtime, fiber.getRef(CurrentPlace), operation, device))
+  if (stream !== undefined) return use(stream.ref)
+  return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, device))
 }
 
 /** Runs an operation on the stream that is current at a place, by default that of its device. */
 export const streamOf = <A, E, R>(
+  operation: string,
   runtime: CudaRuntimeService,
   place: Place,
-  operation: (stream: StreamRef) => Effect.Effect<A, E, R>,
+  use: (stream: StreamRef) => Effect.Effect<A, E, R>,
   device = place.device
 ): Effect.Effect<A, E | CudaError, R> => {
-  const current = regionStream(place, runtime, device)
-  return current === undefined
-    ? Effect.flatMap(runtime.streamDefault(device, "legacy"), operation)
-    : operation(current.ref)
+  const current = regionStream(place, device)
+  if (current === undefined) return Effect.flatMap(runtime.streamDefault(device, "legacy"), use)
+  return isForeign(current, runtime) ? refuseForeign(operation, current) : use(current.ref)
 }
+
+const isForeign = (stream: AnyStream, { identity }: CudaRuntimeService): boolean => stream.runtime.identity !== identity
 
 /** Where work is forked: from the current stream, by a fiber in a context. */
 export interface Origin {
@@ -104,10 +128,9 @@ export const atOrigin = <A, E, R>(
     const { context } = fiber
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const place = fiber.getRef(CurrentPlace)
-    const current = regionStream(place, runtime, place.device)
-    if (current !== undefined) return body({ runtime, origin: current.ref, place, fiber, context })
-    return Effect.flatMap(
-      runtime.streamDefault(place.device, "legacy").pipe(named(operation)),
-      (origin) => body({ runtime, origin, place, fiber, context })
-    )
+    const begin = (origin: StreamRef) => body({ runtime, origin, place, fiber, context })
+    return withCurrent(operation, runtime, place, place.device, (current) =>
+      current === undefined
+        ? Effect.flatMap(runtime.streamDefault(place.device, "legacy").pipe(named(operation)), begin)
+        : begin(current.ref))
   })

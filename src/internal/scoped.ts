@@ -5,12 +5,12 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import type { DeviceInput } from "../CudaDevice.ts"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService } from "../layers/CudaRuntime.ts"
 import { logRelease } from "./handles.ts"
 import { CurrentPlace, deviceIndexOf } from "./place.ts"
+import type { DeviceLike } from "./place.ts"
 
 /** How a thing is made, given back, and shown to programs. */
 export interface Kind<Ref, Handle> {
@@ -32,7 +32,7 @@ type AnyFiber = Fiber.Fiber<unknown, unknown>
  * release that says nothing is spared the change of context.
  */
 export const makeScoped = <Ref, Handle>(
-  device: DeviceInput | undefined,
+  device: DeviceLike | undefined,
   { create, destroy, wrap }: Kind<Ref, Handle>
 ): Effect.Effect<Handle, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.withFiber((fiber: AnyFiber): Effect.Effect<Handle, CudaError> => {
