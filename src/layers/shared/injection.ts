@@ -96,12 +96,12 @@ const names: ReadonlySet<string> = new Set(Object.values(operations).map(({ name
 /** Ends the context of a device with a status. */
 type EndContext = (device: number, status: number) => void
 
-/** How to end the contexts of runtimes that can do so, by their devices, which the layers around a runtime share with it. */
-const endContexts = new WeakMap<CudaRuntimeService["devices"], EndContext>()
+/** How to end the contexts of runtimes that can do so, by their identities. */
+const endContexts = new WeakMap<CudaRuntimeService["identity"], EndContext>()
 
 /** Has injected faults end the contexts of a runtime, however many layers are around it. */
-export const faultsEndContexts = (runtime: Pick<CudaRuntimeService, "devices">, endContext: EndContext): void => {
-  endContexts.set(runtime.devices, endContext)
+export const faultsEndContexts = ({ identity }: Pick<CudaRuntimeService, "identity">, endContext: EndContext): void => {
+  endContexts.set(identity, endContext)
 }
 
 /** Operations that release or end something. They reach the runtime even when they fail, so that nothing is left behind. */
@@ -124,7 +124,7 @@ const contextFree: ReadonlySet<OperationMember> = new Set<OperationMember>([
 
 /** A runtime whose operations fail as an injection says. No operation has more than four arguments. */
 export const inject = (runtime: CudaRuntimeService, injection: Injection): CudaRuntimeService => {
-  const endContext = endContexts.get(runtime.devices)
+  const endContext = endContexts.get(runtime.identity)
   return around(
     runtime,
     (operation, call) =>
