@@ -41,23 +41,16 @@ const launch = (
   values: ReadonlyArray<unknown>,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const { code } = kernel
-  const refused = refuseTarget(core, kernel, stream)
-  if (refused !== undefined) return refused
+  const { arguments: args, code } = kernel
   const { device } = stream
   const there = code.on[device]
-  if (there === undefined) {
-    const again = Effect.suspend(() => launch(core, kernel, config, values, stream))
-    return Effect.andThen(bring(core, launchOperation, code, device), again)
-  }
-  // Reading can run getters, which can do anything: all of it comes first, and what it may have changed is checked after it.
+  if (there === undefined) return launchFirst(core, kernel, config, values, stream)
+  // Reading can run getters, which can do anything: all of it comes first, and every check after it.
   const own = ++launches
   shape.read(config)
-  const { arguments: args } = kernel
   const isPacked = args.pack(values, device)
-  const unfit = own !== launches
-    ? refuseReentry()
-    : refuseTarget(core, kernel, stream) ?? refuseUnfit(core, code, there, device)
+  const refused = own === launches ? refuseTarget(core, kernel, stream) : refuseReentry()
+  const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device))
   const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
   args.forget()
   if (status === success) return Effect.void
@@ -66,14 +59,25 @@ const launch = (
   return core.failOn(launchOperation, status, device, `${code} on ${stream}, ${shape}`)
 }
 
+/** Launches a kernel on a device that does not have its code yet. */
+const launchFirst = (
+  core: Core,
+  kernel: KernelResource,
+  config: LaunchConfig,
+  values: ReadonlyArray<unknown>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> =>
+  refuseTarget(core, kernel, stream) ??
+    Effect.andThen(
+      bring(core, launchOperation, kernel.code, stream.device),
+      Effect.suspend(() => launch(core, kernel, config, values, stream))
+    )
+
 const refuseTarget = (core: Core, { code }: KernelResource, stream: StreamResource) => {
   const { backend } = core
   if (unusable(backend, stream)) return refuseResource(launchOperation, backend, stream)
   return isGone(backend, code.module) ? refuseModule(core, launchOperation, code.module) : undefined
 }
-
-const refuseUnfit = (core: Core, code: KernelCode, there: CodeOnDevice, device: number) =>
-  fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device)
 
 const refuseReentry = () =>
   refuseArgument(launchOperation, "arguments", "values that launch a kernel while they are read", "plain values")
