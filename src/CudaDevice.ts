@@ -8,7 +8,7 @@
  */
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import type { DeviceAttribute } from "./cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "./cuda/flags.ts"
 import type { CudaError } from "./CudaError.ts"
 import { named, refuseArgument } from "./internal/handles.ts"
 import { CurrentPlace, resolveDevice } from "./internal/place.ts"
@@ -30,7 +30,14 @@ export type {
    * @category models
    * @since 0.1.0
    */
-  DeviceAttribute
+  DeviceAttribute,
+  /**
+   * The name of an attribute of the link between two devices.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  PeerAttribute
 }
 
 /**
@@ -175,6 +182,41 @@ export const canAccessPeer = (
     device,
     (runtime, index) =>
       Effect.flatMap(resolveDevice(peer), (peerIndex) => runtime.deviceCanAccessPeer(index, peerIndex))
+  )
+
+/**
+ * Reads an attribute of the link between two devices (`cuDeviceGetP2PAttribute`): `performanceRank`, where 0 is the fastest kind of link
+ * in the machine, and whether access, native atomics and access to CUDA arrays are supported (0 or 1).
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` if the two are the same device or the attribute does not exist.
+ *
+ * **Example** (The peer with the fastest link)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const rank = Effect.gen(function*() {
+ *   const [first, second] = yield* CudaDevice.all
+ *   if (first === undefined || second === undefined) return undefined
+ *   return yield* CudaDevice.peerAttribute(first, second, "performanceRank")
+ * })
+ * ```
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const peerAttribute = (
+  device: DeviceInput,
+  peer: DeviceInput,
+  name: PeerAttribute
+): Effect.Effect<number, CudaError, CudaRuntime> =>
+  onDevice(
+    device,
+    (runtime, index) =>
+      Effect.flatMap(resolveDevice(peer), (peerIndex) => runtime.devicePeerAttribute(index, peerIndex, name))
   )
 
 /**

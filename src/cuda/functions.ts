@@ -58,6 +58,7 @@ export const driverFunctions = {
   cuDeviceGetAttribute: [memory, int, device],
   cuDeviceGetPCIBusId: [memory, int, device],
   cuDeviceCanAccessPeer: [memory, device, device],
+  cuDeviceGetP2PAttribute: [memory, int, device, device],
   cuDevicePrimaryCtxRetain: [memory, device],
   cuDevicePrimaryCtxRelease_v2: [device],
   cuCtxPushCurrent_v2: [context],

@@ -105,4 +105,20 @@ export const deviceContract = (rig: Rig): void =>
         assert.strictEqual(yield* CudaDevice.canAccessPeer(0, 1), yield* CudaDevice.canAccessPeer(1, 0))
         assert.isFalse(yield* CudaDevice.canAccessPeer(0, 0))
       }))
+
+    it.effect.skipIf(rig.deviceCount < 2)("attributes of a link agree with peer access, both ways", () =>
+      Effect.gen(function*() {
+        for (const [device, peer] of [[0, 1], [1, 0]] as const) {
+          const isSupported = yield* CudaDevice.peerAttribute(device, peer, "accessSupported")
+          assert.strictEqual(isSupported, Number(yield* CudaDevice.canAccessPeer(device, peer)))
+          assert.isAtLeast(yield* CudaDevice.peerAttribute(device, peer, "performanceRank"), 0)
+        }
+        yield* refuses(CudaDevice.peerAttribute(0, 1, "shoeSize" as CudaDevice.PeerAttribute), "attribute")
+      }))
+
+    it.effect("a device has no link to itself, nor to one that does not exist", () =>
+      Effect.gen(function*() {
+        yield* refuses(CudaDevice.peerAttribute(0, 0, "accessSupported"), "peer")
+        yield* refuses(CudaDevice.peerAttribute(0, rig.deviceCount, "accessSupported"), "peer")
+      }))
   })

@@ -206,6 +206,9 @@ describe("devices", () => {
           assert.isTrue(result)
           assert.deepStrictEqual(lines, [["cuDeviceCanAccessPeer", 1, deviceHandle(0), deviceHandle(1)]])
           assert.isFalse(yield* CudaDevice.canAccessPeer(0, 0))
+          const link = yield* callsOf(CudaDevice.peerAttribute(0, 1, "nativeAtomicSupported"))
+          assert.strictEqual(link.result, 1)
+          assert.deepStrictEqual(link.lines, [["cuDeviceGetP2PAttribute", 1, 3, deviceHandle(0), deviceHandle(1)]])
         }),
       { prepare: () => void (stub.devices = 2) }
     ))

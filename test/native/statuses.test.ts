@@ -136,6 +136,13 @@ const devices: ReadonlyArray<Scenario> = [
   failing("cuDeviceCanAccessPeer", "CudaDevice.canAccessPeer", openDevice, () => CudaDevice.canAccessPeer(0, 1), {
     subject: /devices 0 and 1/
   }),
+  failing(
+    "cuDeviceGetP2PAttribute",
+    "CudaDevice.peerAttribute",
+    openDevice,
+    () => CudaDevice.peerAttribute(0, 1, "performanceRank"),
+    { subject: /performanceRank of devices 0 and 1/ }
+  ),
   failing("cuEventRecord", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize()),
   failing("cuEventCreate", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize())
 ]

@@ -355,6 +355,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaDevice.attribute": runtime.deviceAttribute(0, "warpSize"),
       "CudaDevice.canAccessPeer": runtime.deviceCanAccessPeer(0, 0),
       "CudaDevice.memoryInfo": runtime.deviceMemoryInfo(0),
+      "CudaDevice.peerAttribute": runtime.devicePeerAttribute(0, 1, "performanceRank"),
       "CudaDevice.priorityRange": runtime.devicePriorityRange(0),
       "CudaDevice.synchronize": runtime.deviceSynchronize(0),
       "CudaEvent.elapsedTime": runtime.eventElapsedTime(event, event),
@@ -421,7 +422,7 @@ const names = Object.keys(operationCalls) as ReadonlyArray<OperationName>
 describe("failures that are asked for", () => {
   const prepare = Effect.gen(function*() {
     const nothing = SimulatedRuntime.kernel({ parameters: [], cost: 0, run: () => {} })
-    const { control, runtime, stream } = yield* start({ kernels: { nothing }, globals: { counter: 4 } })
+    const { control, runtime, stream } = yield* start({ devices: 2, kernels: { nothing }, globals: { counter: 4 } })
     const event = yield* runtime.eventCreate(0, 0)
     yield* runtime.eventRecord(event, stream)
     return { control, calls: yield* operations(runtime, stream, event), runtime }

@@ -2,8 +2,8 @@
  * Devices on the driver: opening and closing them, what they report, and when they are idle.
  */
 import * as Effect from "effect/Effect"
-import { deviceAttributes } from "../../cuda/flags.ts"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import { deviceAttributes, peerAttributes } from "../../cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
 import type { CUcontext, CUdevice } from "../../cuda/handles.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
@@ -89,6 +89,14 @@ export class NativeDevices implements DeviceBackend {
     const status = calls.cuDeviceCanAccessPeer(this.#integer, this.handleOf(index), this.handleOf(peer))
     this.value = this.#integer[0]!
     return this.#driver.answer("cuDeviceCanAccessPeer", status)
+  }
+
+  peerAttribute(index: number, peer: number, attribute: PeerAttribute): number {
+    const number = peerAttributes[attribute]
+    const { calls } = this.#driver
+    const status = calls.cuDeviceGetP2PAttribute(this.#integer, number, this.handleOf(index), this.handleOf(peer))
+    this.value = this.#integer[0]!
+    return this.#driver.answer("cuDeviceGetP2PAttribute", status)
   }
 
   isIdle(index: number): boolean {

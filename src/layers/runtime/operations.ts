@@ -29,13 +29,20 @@ const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memor
 const onDevice = (device: number): About => [device, `device ${device}`]
 
 const rows = {
-  deviceAttribute: ["CudaDevice.attribute", "cuDeviceGetAttribute", (device, name) => [device, name]],
+  deviceAttribute: ["CudaDevice.attribute", "cuDeviceGetAttribute", (device, name) => [device, name], "contextFree"],
   deviceMemoryInfo: ["CudaDevice.memoryInfo", "cuMemGetInfo", onDevice],
-  devicePriorityRange: ["CudaDevice.priorityRange", "cuCtxGetStreamPriorityRange", onDevice],
+  devicePriorityRange: ["CudaDevice.priorityRange", "cuCtxGetStreamPriorityRange", onDevice, "contextFree"],
   deviceCanAccessPeer: [
     "CudaDevice.canAccessPeer",
     "cuDeviceCanAccessPeer",
-    (device, peer) => [device, `devices ${device} and ${peer}`]
+    (device, peer) => [device, `devices ${device} and ${peer}`],
+    "contextFree"
+  ],
+  devicePeerAttribute: [
+    "CudaDevice.peerAttribute",
+    "cuDeviceGetP2PAttribute",
+    (device, peer, name) => [device, `${name} of devices ${device} and ${peer}`],
+    "contextFree"
   ],
   deviceSynchronize: ["CudaDevice.synchronize", "cuStreamQuery", onDevice],
 
@@ -46,7 +53,7 @@ const rows = {
     "cuStreamGetId",
     (device, handle) => [device, `handle 0x${handle.toString(16)}`]
   ],
-  streamDestroy: ["CudaStream.release", "cuStreamDestroy", (stream) => [stream.device, stream]],
+  streamDestroy: ["CudaStream.release", "cuStreamDestroy", (stream) => [stream.device, stream], "release"],
   streamQuery: ["CudaStream.query", "cuStreamQuery", (stream) => [stream.device, stream]],
   streamSynchronize: ["CudaStream.synchronize", "cuStreamQuery", (stream) => [stream.device, stream]],
   streamWaitEvent: ["CudaStream.waitEvent", "cuStreamWaitEvent", (stream) => [stream.device, stream]],
@@ -55,7 +62,7 @@ const rows = {
   streamJoin: ["CudaBranch.join", "cuStreamWaitEvent", (into) => [into.device, into]],
 
   eventCreate: ["CudaEvent.make", "cuEventCreate", onDevice],
-  eventDestroy: ["CudaEvent.release", "cuEventDestroy", (event) => [event.device, event]],
+  eventDestroy: ["CudaEvent.release", "cuEventDestroy", (event) => [event.device, event], "release"],
   eventRecord: ["CudaEvent.record", "cuEventRecord", (event) => [event.device, event]],
   eventQuery: ["CudaEvent.query", "cuEventQuery", (event) => [event.device, event]],
   eventSynchronize: ["CudaEvent.synchronize", "cuEventQuery", (event) => [event.device, event]],
@@ -75,7 +82,7 @@ const rows = {
   ],
   hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, `${bytes} bytes`]],
   memoryReclaim: ["CudaMemory.reclaim", "cuMemPoolTrimTo", onDevice],
-  memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory]],
+  memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory], "release"],
   memoryCopy: ["CudaMemory.copy", "cuMemcpyAsync", (_, __, stream) => [stream.device, stream]],
   memoryCopy2D: ["CudaMemory.copy2D", "cuMemcpy2DAsync", (_, __, ___, stream) => [stream.device, stream]],
   memoryCopyBatch: ["CudaMemory.copyBatch", "cuMemcpyBatchAsync", (_, stream) => [stream.device, stream]],
@@ -83,12 +90,12 @@ const rows = {
   memoryPrefetch: ["CudaMemory.prefetch", "cuMemPrefetchAsync", ({ memory }, _, stream) => [stream.device, memory]],
   memoryAdvise: ["CudaMemory.advise", "cuMemAdvise", ({ memory }) => [deviceOf(memory), memory]],
   memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.device, stream]],
-  memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.device, stream]],
+  memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.device, stream], "release"],
   memorySynchronize: ["CudaMemory.synchronize", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],
   poolOfDevice: ["CudaMemoryPool.ofDevice", "cuMemPoolCreate", onDevice],
-  poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.device, pool]],
+  poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.device, pool], "release"],
   poolStatistics: ["CudaMemoryPool.statistics", "cuMemPoolGetAttribute", (pool) => [pool.device, pool]],
   poolResetHighWater: ["CudaMemoryPool.resetHighWater", "cuMemPoolSetAttribute", (pool) => [pool.device, pool]],
   poolSetReleaseThreshold: [
@@ -99,7 +106,7 @@ const rows = {
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.device, pool]],
 
   moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${image.byteLength} bytes`]],
-  moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module]],
+  moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module], "release"],
   moduleGlobal: ["CudaModule.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
   kernelGet: ["CudaKernel.get", "cuLibraryGetKernel", (_, name, __, device) => [device, `kernel ${name}`]],
   kernelAttribute: ["CudaKernel.attribute", "cuKernelGetAttribute", (_, name, device) => [device, name]],
@@ -126,12 +133,13 @@ const rows = {
   ],
   kernelLaunch: ["CudaKernel.launch", "cuLaunchKernelEx", (_, __, ___, stream) => [stream.device, stream]],
 
-  programCompile: ["CudaProgram.compile", "nvrtcCompileProgram", ({ device, name }) => [device, name]]
+  programCompile: ["CudaProgram.compile", "nvrtcCompileProgram", ({ device, name }) => [device, name], "contextFree"]
 } as const satisfies {
   readonly [M in OperationMember]: readonly [
     name: string,
     call: string,
-    about: (...args: Parameters<CudaRuntimeService[M]>) => About
+    about: (...args: Parameters<CudaRuntimeService[M]>) => About,
+    kind?: Operation["kind"]
   ]
 }
 
@@ -155,6 +163,11 @@ export interface Operation {
   readonly name: OperationName
   /** The driver call behind it; the main one where there are several. */
   readonly call: string
+  /**
+   * `release` operations release or end something, so a layer must let them reach the runtime, or something is left behind.
+   * `contextFree` ones need no context and work after a fault too.
+   */
+  readonly kind: "ordinary" | "contextFree" | "release"
   /** The index of the device that a call with these arguments concerns; 0 for what concerns no device. */
   readonly deviceOf: (args: ReadonlyArray<unknown>) => number
   /** What a call with these arguments concerns, in words. */
@@ -170,12 +183,13 @@ export interface Operation {
 export type OperationCall = (...args: ReadonlyArray<unknown>) => Effect<unknown, CudaError>
 
 const operationOf = (member: OperationMember): Operation => {
-  const [name, call] = rows[member]
+  const [name, call, , kind = "ordinary"]: readonly [OperationName, string, unknown, Operation["kind"]?] = rows[member]
   const about = rows[member][2] as (...args: ReadonlyArray<unknown>) => About
   return {
     member,
     name,
     call,
+    kind,
     deviceOf: (args) => about(...args)[0],
     describe: (args) => String(about(...args)[1])
   }

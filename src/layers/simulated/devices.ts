@@ -2,7 +2,7 @@
  * Simulated devices: what they answer about themselves.
  */
 import * as Effect from "effect/Effect"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
 import { success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
 import type { DeviceBackend } from "../shared/devices.ts"
@@ -50,6 +50,14 @@ export class SimulatedDevices implements DeviceBackend {
   canAccessPeer(device: number, peer: number): number {
     this.#driver.call = "cuDeviceCanAccessPeer"
     this.value = device !== peer && this.#driver.options.peerAccess(device, peer) ? 1 : 0
+    return success
+  }
+
+  /** Answered without a context, as on a GPU. Every link is as good as any other. */
+  peerAttribute(device: number, peer: number, attribute: PeerAttribute): number {
+    this.#driver.call = "cuDeviceGetP2PAttribute"
+    const isReachable = this.#driver.options.peerAccess(device, peer)
+    this.value = attribute !== "performanceRank" && isReachable ? 1 : 0
     return success
   }
 

@@ -729,6 +729,20 @@ EXPORT Status cuDeviceCanAccessPeer(int *can, int device, int peer) {
   return end(&call);
 }
 
+/* Attribute 1, the rank of the link, is 0 for the best one; the others are 1 where they are supported. */
+EXPORT Status cuDeviceGetP2PAttribute(int *value, int attribute, int device, int peer) {
+  Call call = begin("cuDeviceGetP2PAttribute", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE) && is_device(&call, peer - DEVICE_BASE)) {
+    if (device == peer) call.status = 101;
+    else if (attribute < 1 || attribute > 4) call.status = 1;
+    else add_int(&call, *value = attribute == 1 ? 0 : 1);
+  }
+  add_int(&call, attribute);
+  add_int(&call, device);
+  add_int(&call, peer);
+  return end(&call);
+}
+
 /* ---- Contexts. ---- */
 
 EXPORT Status cuDevicePrimaryCtxRetain(Handle *out, int device) {
