@@ -137,6 +137,17 @@ export interface NotFinished {
 }
 
 /**
+ * koffi, the package that calls C functions, could not be loaded: its native part is missing on this platform, or a bundler left it out.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface KoffiNotLoaded {
+  readonly _tag: "KoffiNotLoaded"
+  readonly problem: string
+}
+
+/**
  * The CUDA driver library could not be loaded.
  *
  * @category reasons
@@ -144,6 +155,8 @@ export interface NotFinished {
  */
 export interface LibraryNotFound {
   readonly _tag: "LibraryNotFound"
+  /** Whether the program named the library, with the `libraryPath` option or `EFFECT_CUDA_LIBRARY`. */
+  readonly isNamed: boolean
   /** Every place that was tried, in order, and what the system's loader said of it. */
   readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
 }
@@ -289,6 +302,7 @@ export type CudaErrorReason =
   | NotRecorded
   | NotFinished
   | LibraryNotFound
+  | KoffiNotLoaded
   | DriverTooOld
   | FunctionMissing
   | NeverFinishes
@@ -536,6 +550,10 @@ const explainMemory = (memory: MemoryShortage | undefined): string => {
     : ` ${size}; ${formatBytes(free)} of ${formatBytes(total)} are free.`
 }
 
+const describeKoffi = (reason: KoffiNotLoaded): string =>
+  `koffi, the package that calls the CUDA driver, could not be loaded: ${reason.problem}. Install the dependencies of effect-cuda ` +
+  "where the program runs, and keep koffi out of bundles (mark it as external)."
+
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +
   reason.searched.map((place) => `${place.path} (${place.problem})`).join(", ") +
@@ -594,6 +612,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return `${reason.resource} was never recorded. Record it on a stream first.`
     case "NotFinished":
       return `${reason.resource} has not finished yet. Synchronize with it first.`
+    case "KoffiNotLoaded":
+      return describeKoffi(reason)
     case "LibraryNotFound":
       return describeSearch(reason)
     case "DriverTooOld":

@@ -44,6 +44,7 @@ export interface DriverLibrary {
 export type LoadResult =
   | { readonly _tag: "Loaded"; readonly library: DriverLibrary }
   | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<Tried> }
+  | { readonly _tag: "KoffiNotLoaded"; readonly problem: string }
   | {
     readonly _tag: "FunctionMissing"
     readonly functionName: DriverFunctionName
@@ -84,7 +85,7 @@ const loaded = new Map<string, DriverLibrary>()
 /** Loads the first library of the list that the system accepts, and binds every function of the table. */
 export const load = async (paths: ReadonlyArray<string>): Promise<LoadResult> => {
   const koffi = await importKoffi()
-  if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
+  if ("problem" in koffi) return { _tag: "KoffiNotLoaded", problem: koffi.problem }
   const searched: Array<Tried> = []
   for (const path of paths) {
     const known = loaded.get(path)

@@ -30,7 +30,7 @@ export interface AutoOptions {
  * **Details**
  *
  * Every other failure of the native runtime is one of this layer too: a GPU that is there but does not work is not hidden,
- * nor is a `libraryPath` that leads nowhere.
+ * nor is a library that the program named (`libraryPath`, `EFFECT_CUDA_LIBRARY`) and that is not there, nor koffi that cannot be loaded.
  *
  * @category layers
  * @since 0.1.0
@@ -43,8 +43,7 @@ export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaE
         Effect.logInfo(`CUDA runtime: ${devices.length} × ${devices[0]!.name}, CUDA ${formatVersion(driverVersion)}`)
       ),
       Effect.catchReasons("CudaError", {
-        LibraryNotFound: (_, error) =>
-          options.native?.libraryPath === undefined ? simulated(options, error) : Effect.fail(error),
+        LibraryNotFound: ({ isNamed }, error) => isNamed ? Effect.fail(error) : simulated(options, error),
         FunctionMissing: (_, error) => simulated(options, error),
         DriverTooOld: (_, error) => simulated(options, error),
         NoDevice: (_, error) => simulated(options, error),

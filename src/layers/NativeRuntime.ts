@@ -85,7 +85,7 @@ export interface NativeOptions {
  *
  * **Details**
  *
- * Fails with `LibraryNotFound` (with every place that was tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or the
+ * Fails with `KoffiNotLoaded`, `LibraryNotFound` (with every place that was tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or the
  * status of the driver call that failed. Calls `cuInit`, off the JS thread.
  *
  * @category constructors
@@ -220,14 +220,17 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
 })
 
 const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined) {
-  const configured = libraryPath ?? (yield* variable("EFFECT_CUDA_LIBRARY"))
-  const paths = configured === undefined ? candidates(process.platform, process.env) : [configured]
+  // An empty variable is one that is not set.
+  const named = libraryPath ?? ((yield* variable("EFFECT_CUDA_LIBRARY")) || undefined)
+  const paths = named === undefined ? candidates(process.platform, process.env) : [named]
   const result = yield* Effect.promise(() => load(paths))
   switch (result._tag) {
     case "Loaded":
       return result.library
     case "NotFound":
-      return yield* fail({ _tag: "LibraryNotFound", searched: result.searched })
+      return yield* fail({ _tag: "LibraryNotFound", isNamed: named !== undefined, searched: result.searched })
+    case "KoffiNotLoaded":
+      return yield* fail(result)
     case "FunctionMissing": {
       const found = result.driverVersion
       if (found !== undefined && found < minimumDriverVersion) return yield* tooOld(found)

@@ -12,6 +12,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { candidates } from "../../src/cuda/library.ts"
+import { gpu } from "../support/gpu.ts"
 import { runChild } from "../support/stub/child.ts"
 import { copyStub, logged, openStub, pause } from "../support/stubDriver.ts"
 import type { StubDriver } from "../support/stubDriver.ts"
@@ -222,6 +223,44 @@ describe("the usual places", () => {
   })
 })
 
+describe("koffi that cannot be loaded", () => {
+  /** Builds both runtimes in a process where importing koffi gives something else. */
+  const reasons = (source: string) => {
+    const url = `data:text/javascript,${encodeURIComponent(source)}`
+    const hook = `export const resolve = (name, context, next) =>
+      name === "koffi" ? { url: ${JSON.stringify(url)}, shortCircuit: true } : next(name, context)`
+    return runChild(`
+      import { register } from "node:module"
+      import * as Effect from "effect/Effect"
+      register("data:text/javascript," + encodeURIComponent(${JSON.stringify(hook)}))
+      const { AutoRuntime, CudaRuntime, NativeRuntime } = await import("./index.js")
+      for (const layer of [NativeRuntime.layer(), AutoRuntime.layer()]) {
+        const error = await Effect.runPromise(Effect.flip(Effect.provide(CudaRuntime.CudaRuntime, layer)))
+        console.log(error.reason._tag, error.message)
+      }
+    `)
+  }
+
+  const kinds: ReadonlyArray<readonly [string, string, RegExp]> = [
+    ["its native part is missing", `throw new Error("no native part here")`, /no native part here/],
+    ["a bundle left it empty", "export default {}", /without its functions/],
+    ["a bundle left nothing of it", "export const nothing = 0", /./]
+  ]
+  for (const [why, source, words] of kinds) {
+    it(`because ${why} is a failure with a reason of its own, and no reason to simulate`, async () => {
+      const { exit, output } = await reasons(source)
+      const lines = output.trim().split("\n")
+      assert.deepStrictEqual(
+        [exit, lines.map((line) => line.split(" ")[0])],
+        [0, ["KoffiNotLoaded", "KoffiNotLoaded"]],
+        output
+      )
+      assert.match(lines[0]!, words)
+      assert.match(lines[0]!, /external/)
+    })
+  }
+})
+
 describe("importing", () => {
   it("loads nothing native", async () => {
     const { exit, output } = await runChild(`
@@ -267,7 +306,6 @@ describe("AutoRuntime", () => {
       }))
 
     const simulated: ReadonlyArray<readonly [string, () => StubDriver | string, RegExp]> = [
-      ["there is no library", () => nowhere, /LibraryNotFound/],
       ["a function is missing", () => copyStub(["cuMemPoolTrimTo=stub_hidden"]), /FunctionMissing/],
       ["the driver is too old", () => copyStub(["STUB_VERSION=11080"]), /DriverTooOld/],
       ["there is no device", () => copyStub(["STUB_DEVICES=0"]), /NoDevice/],
@@ -284,12 +322,24 @@ describe("AutoRuntime", () => {
         }))
     }
 
+    it.live.skipIf(gpu !== undefined)(
+      "a simulated device when there is no driver, and says why",
+      () =>
+        Effect.gen(function*() {
+          const { lines, result } = yield* kindOn("")
+          assert.strictEqual(result, "simulated")
+          assert.match(lines[0]!, /LibraryNotFound/)
+        })
+    )
+
     it.live("nothing, and fails, when the program named a library that is not there", () =>
       Effect.gen(function*() {
         const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
-        const layer = AutoRuntime.layer({ native: { libraryPath: nowhere } })
-        const error = yield* Effect.flip(Effect.provide(CudaRuntime, layer))
+        const byOption = AutoRuntime.layer({ native: { libraryPath: nowhere } })
+        const error = yield* Effect.flip(Effect.provide(CudaRuntime, byOption))
         assert.strictEqual(error.reason._tag, "LibraryNotFound")
+        const byVariable = Effect.provide(CudaRuntime, AutoRuntime.layer()).pipe(withLibrary(nowhere))
+        assert.strictEqual((yield* Effect.flip(byVariable)).reason._tag, "LibraryNotFound")
       }))
 
     it.live("a library that is no driver is none", () =>
