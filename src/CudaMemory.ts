@@ -868,6 +868,8 @@ function fillOperation(bits: 8 | 16 | 32): FillOperation {
   return fill
 }
 
+const fillNames = { 8: "CudaMemory.fill", 16: "CudaMemory.fill16", 32: "CudaMemory.fill32" } as const
+
 const fillWith = (
   self: Slice<DeviceBuffer>,
   value: number,
@@ -875,11 +877,11 @@ const fillWith = (
   stream: CudaStream | undefined
 ): Effect.Effect<void, CudaError> => {
   const { deviceIndex, kind, runtime } = self.buffer
-  if (kind !== "device") return refuseArgument("CudaMemory.fill", "destination", self.buffer, "a device buffer")
+  if (kind !== "device") return refuseArgument(fillNames[bits], "destination", self.buffer, "a device buffer")
   const range = rangeOf(self)
   if (stream !== undefined) return runtime.memoryFill(range, value, bits, stream.ref)
   return onStream(
-    "CudaMemory.fill",
+    fillNames[bits],
     runtime,
     deviceIndex,
     stream,

@@ -332,6 +332,25 @@ describe("AutoRuntime", () => {
         })
     )
 
+    it.live("what EFFECT_CUDA_RUNTIME says", () =>
+      Effect.gen(function*() {
+        const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
+        const kindWith = (env: Record<string, string>) =>
+          Effect.provide(Effect.map(CudaRuntime, ({ kind }) => kind), AutoRuntime.layer()).pipe(
+            Effect.provideService(ConfigProvider.ConfigProvider, ConfigProvider.fromEnv({ env }))
+          )
+        stub.reset()
+        const both = { EFFECT_CUDA_LIBRARY: stub.path, EFFECT_CUDA_RUNTIME: "simulated" }
+        assert.strictEqual(yield* kindWith(both), "simulated")
+        const native = { EFFECT_CUDA_LIBRARY: stub.path, EFFECT_CUDA_RUNTIME: "native" }
+        assert.strictEqual(yield* kindWith(native), "native")
+        const tooOld = { EFFECT_CUDA_LIBRARY: copyStub(["STUB_VERSION=11080"]).path, EFFECT_CUDA_RUNTIME: "native" }
+        assert.strictEqual((yield* Effect.flip(kindWith(tooOld))).reason._tag, "DriverTooOld")
+        const wrong = yield* Effect.flip(kindWith({ EFFECT_CUDA_RUNTIME: "gpu" }))
+        assert.strictEqual(wrong.reason._tag, "InvalidArgument")
+        assert.include(wrong.message, "EFFECT_CUDA_RUNTIME")
+      }))
+
     it.live("nothing, and fails, when the program named a library that is not there", () =>
       Effect.gen(function*() {
         const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
