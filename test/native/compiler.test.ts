@@ -224,7 +224,7 @@ describe("the architecture", () => {
     onNvrtc(refuses(CudaProgram.compile(kernel), "architecture"), {}, openNvrtc(["STUB_ARCHS=100,120"])))
 })
 
-describe("an invalid argument is refused by name before the compiler runs", () => {
+describe("an invalid argument is rejected by name before the compiler runs", () => {
   const refused: ReadonlyArray<readonly [string, string, string, CudaProgram.CompileOptions]> = [
     ["source", "empty", " \n", {}],
     ["source", "with a NUL character", "a\0b", {}],
