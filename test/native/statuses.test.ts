@@ -956,8 +956,8 @@ describe("a sticky fault", () => {
 
 describe("the scenarios", () => {
   /**
-   * The words for other failures, the pop of a context that was just pushed, wake-ups, which waits do without, and the question for a
-   * kernel's next parameter, which fails when there is none.
+   * Descriptions of other failures, the pop of a context that was just pushed, wake-ups, without which waits still work, and the
+   * query of a kernel's next parameter, which fails after the last one.
    */
   const exempt = [
     "cuGetErrorName",
