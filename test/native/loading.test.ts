@@ -1,5 +1,5 @@
 /**
- * Finding, loading and refusing a driver library: what a program is told when there is none, or not the right one.
+ * Finding, loading and rejecting a driver library: failures when it is missing or wrong.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -22,11 +22,11 @@ const nowhere = "/nowhere/libcuda.so.1"
 
 const build = (options?: NativeRuntime.NativeOptions) => Effect.scoped(NativeRuntime.make(options))
 
-/** What an effect fails with; dies when it does not. */
+/** The failure of an effect; dies if it succeeds. */
 const refusal = <A, R>(effect: Effect.Effect<A, CudaError, R>): Effect.Effect<CudaError, never, R> =>
   Effect.flip(Effect.andThen(effect, Effect.die(new Error("expected a failure, but it succeeded"))))
 
-/** What building the runtime on a stub fails with. */
+/** The failure of building the runtime on a stub. */
 const failureOf = (driver: StubDriver): Effect.Effect<CudaError, unknown> =>
   Effect.suspend(() => {
     driver.reset()
@@ -40,7 +40,7 @@ const withLibrary = (path: string) =>
   )
 
 describe("the library", () => {
-  it.live("that is missing is a failure with its place and the loader's words", () =>
+  it.live("that is missing is a failure with its path and the loader's message", () =>
     Effect.gen(function*() {
       const error = yield* Effect.flip(build({ libraryPath: nowhere }))
       assert.strictEqual(error.operation, "NativeRuntime.make")
@@ -52,7 +52,7 @@ describe("the library", () => {
       assert.include(error.message, "EFFECT_CUDA_LIBRARY")
     }))
 
-  it.live("that is no library is a failure with the loader's words", () =>
+  it.live("that is not a library is a failure with the loader's message", () =>
     Effect.gen(function*() {
       const path = join(mkdtempSync(join(tmpdir(), "effect-cuda-")), "libcuda.so.1")
       writeFileSync(path, "not a library")
@@ -61,7 +61,7 @@ describe("the library", () => {
       if (error.reason._tag === "LibraryNotFound") assert.isNotEmpty(error.reason.searched[0]!.problem)
     }))
 
-  it.live("is looked for in every usual place, each listed", (context) =>
+  it.live("is searched in every usual location, each listed", (context) =>
     Effect.gen(function*() {
       const usual = candidates(process.platform, process.env)
       const outcome = yield* Effect.result(build())
@@ -72,7 +72,7 @@ describe("the library", () => {
       assert.isTrue(reason.searched.every(({ problem }) => problem.length > 0))
     }))
 
-  it.live("is named by EFFECT_CUDA_LIBRARY in the configuration", () =>
+  it.live("can be set by EFFECT_CUDA_LIBRARY in the configuration", () =>
     Effect.gen(function*() {
       stub.reset()
       const runtime = yield* build().pipe(withLibrary(stub.path))
@@ -81,14 +81,14 @@ describe("the library", () => {
       assert.include(error.message, nowhere)
     }))
 
-  it.live("is that of the option when there is one", () =>
+  it.live("can be set by the option, which wins", () =>
     Effect.gen(function*() {
       stub.reset()
       const runtime = yield* build({ libraryPath: stub.path }).pipe(withLibrary(nowhere))
       assert.strictEqual(runtime.kind, "native")
     }))
 
-  it.live("is loaded once, and works for one runtime after another and for two at once", () =>
+  it.live("is loaded once, and serves runtimes in sequence and concurrently", () =>
     Effect.gen(function*() {
       stub.reset()
       yield* build({ libraryPath: stub.path })
@@ -99,7 +99,7 @@ describe("the library", () => {
       assert.notStrictEqual(two[0], two[1])
     }))
 
-  it.live("lacks a function: it is named", () =>
+  it.live("that lacks a function is a failure that names it", () =>
     Effect.gen(function*() {
       const error = yield* failureOf(copyStub(["cuMemPoolTrimTo=stub_hidden"]))
       assert.deepStrictEqual<unknown>(error.reason, { _tag: "FunctionMissing", functionName: "cuMemPoolTrimTo" })
@@ -117,7 +117,7 @@ describe("the driver", () => {
       assert.include(error.message, "12.0")
     }))
 
-  it.live("that is so old that it lacks functions is too old, too", () =>
+  it.live("so old that it lacks functions is also too old", () =>
     Effect.gen(function*() {
       const error = yield* failureOf(copyStub(["STUB_VERSION=11040", "cuStreamGetId=stub_hidden"]))
       assert.deepStrictEqual<unknown>(error.reason, { _tag: "DriverTooOld", found: 11040, required: 12000 })
@@ -143,7 +143,7 @@ describe("the driver", () => {
     ["SystemDriverMismatch", 803, "cuInit"]
   ] as const
   for (const [tag, code, words] of initializations) {
-    it.live(`whose cuInit answers ${code} is a ${tag} failure`, () =>
+    it.live(`whose cuInit returns ${code} is a ${tag} failure`, () =>
       Effect.gen(function*() {
         const error = yield* failureOf(copyStub([`STUB_INIT=${code}`]))
         assert.strictEqual(error.reason._tag, tag)
@@ -152,7 +152,7 @@ describe("the driver", () => {
       }))
   }
 
-  it.live("that failed to initialize can be tried again", () =>
+  it.live("that failed to initialize can be retried", () =>
     Effect.gen(function*() {
       stub.reset()
       stub.fail("cuInit", 802)
@@ -162,11 +162,11 @@ describe("the driver", () => {
     }))
 })
 
-describe("options that make no sense are refused by name", () => {
+describe("invalid options are rejected by name", () => {
   const refused: ReadonlyArray<readonly [string, string, NativeRuntime.NativeOptions]> = [
     ["pollFor", "negative", { wait: { pollFor: -1 } }],
     ["pollFor", "NaN", { wait: { pollFor: Number.NaN } }],
-    ["pollFor", "no duration", { wait: { pollFor: "soon" as "1 second" } }],
+    ["pollFor", "not a duration", { wait: { pollFor: "soon" as "1 second" } }],
     ["maxBytes", "negative", { pinned: { maxBytes: -1 } }],
     ["maxBytes", "NaN", { pinned: { maxBytes: Number.NaN } }],
     ["keepBytes", "negative", { pinned: { keepBytes: -4096 } }],
@@ -182,7 +182,7 @@ describe("options that make no sense are refused by name", () => {
       }))
   }
 
-  it.live("what does make sense is accepted", () =>
+  it.live("valid options are accepted", () =>
     Effect.gen(function*() {
       stub.reset()
       yield* build({
@@ -271,7 +271,7 @@ describe("importing", () => {
     assert.deepStrictEqual([exit, output.trim()], [0, "[]"])
   })
 
-  it("shows in that report what building the layer loads", async () => {
+  it("lists in the same report what building the layer loads", async () => {
     const { exit, output } = await runChild(`
       import * as Effect from "effect/Effect"
       import { NativeRuntime } from "./index.js"
@@ -296,7 +296,7 @@ describe("AutoRuntime", () => {
     })
 
   describe.runIf(existsSync(source))("chooses", () => {
-    it.live("the GPU when there is one, and says so", () =>
+    it.live("the GPU if there is one, and logs it", () =>
       Effect.gen(function*() {
         const { lines, result } = yield* kindOn(stub)
         assert.strictEqual(result, "native")
@@ -312,7 +312,7 @@ describe("AutoRuntime", () => {
       ["the library is the toolkit's stub", () => copyStub(["STUB_INIT=34"]), /StubLibrary/]
     ]
     for (const [why, make, words] of simulated) {
-      it.live(`a simulated device when ${why}, and says why`, () =>
+      it.live(`a simulated device when ${why}, and logs why`, () =>
         Effect.gen(function*() {
           const { lines, result } = yield* kindOn(make())
           assert.strictEqual(result, "simulated")
@@ -351,7 +351,7 @@ describe("AutoRuntime", () => {
         assert.include(wrong.message, "EFFECT_CUDA_RUNTIME")
       }))
 
-    it.live("nothing, and fails, when the program named a library that is not there", () =>
+    it.live("nothing, and fails, when the configured library is missing", () =>
       Effect.gen(function*() {
         const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
         const byOption = AutoRuntime.layer({ native: { libraryPath: nowhere } })
@@ -361,7 +361,7 @@ describe("AutoRuntime", () => {
         assert.strictEqual((yield* Effect.flip(byVariable)).reason._tag, "LibraryNotFound")
       }))
 
-    it.live("a library that is no driver is none", () =>
+    it.live("nothing, and fails, for a library that is not a driver", () =>
       Effect.gen(function*() {
         const error = yield* Effect.flip(build({ libraryPath: "libc.so.6" }))
         assert.strictEqual(error.reason._tag, "LibraryNotFound")
@@ -369,7 +369,7 @@ describe("AutoRuntime", () => {
       }))
 
     for (const status of [999, 803, 700]) {
-      it.live(`nothing, and fails, when the GPU is there and does not work (${status})`, () =>
+      it.live(`nothing, and fails, when the GPU is present but broken (${status})`, () =>
         Effect.gen(function*() {
           const error = yield* Effect.flip(kindOn(copyStub([`STUB_INIT=${status}`])))
           assert.strictEqual(error.call, "cuInit")

@@ -34,7 +34,7 @@ const reasonOf = <A>(effect: Effect.Effect<A, CudaError>) =>
 const millisNow = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
 
 describe("virtual time", () => {
-  it.effect("shows every moment between the enqueueing and the end", () =>
+  it.effect("exposes every moment between enqueue and end", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       const event = yield* runtime.eventCreate(0, 2)
@@ -51,7 +51,7 @@ describe("virtual time", () => {
       assert.deepStrictEqual(yield* look, [true, true, 0])
     }))
 
-  it.effect("resumes each waiting fiber at its own moment, in order, within one adjustment", () =>
+  it.effect("resumes each waiting fiber at its own time, in order, within one adjustment", () =>
     Effect.gen(function*() {
       const { control, runtime } = yield* start()
       const log: Array<readonly [name: string, millis: number]> = []
@@ -103,7 +103,7 @@ describe("virtual time", () => {
       assert.strictEqual((yield* runtime.liveResources).waits, 0)
     }))
 
-  it.effect("gives a wait up when its fiber is interrupted", () =>
+  it.effect("cancels a wait when its fiber is interrupted", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       yield* control.launch(stream, { duration: 10 })
@@ -130,13 +130,13 @@ describe("waits that never end", () => {
       yield* TestClock.adjust(1)
       const error = yield* Fiber.join(fiber)
       assert.deepStrictEqual([error.operation, error.reason._tag], ["CudaStream.synchronize", "NeverFinishes"])
-      // Nothing can drain the hung stream, and the release ends all the same.
+      // Nothing can drain the hung stream, yet the release completes.
       yield* Scope.close(scope, Exit.void)
     }))
 })
 
 describe("streams and events", () => {
-  it.effect("have ids like the driver's, and handles that are never used again", () =>
+  it.effect("have ids like the driver's, and handles that are never reused", () =>
     Effect.gen(function*() {
       const { runtime, stream } = yield* start()
       const second = yield* nonBlocking(runtime)
@@ -151,7 +151,7 @@ describe("streams and events", () => {
       assert.isTrue(stream.handle > 2 ** 16 && stream.handle % 16 === 0)
     }))
 
-  it.effect("can be found by handle, and are the same stream then", () =>
+  it.effect("can be looked up by handle, and are then the same stream", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start({ devices: 2 })
       const same = yield* runtime.streamFromHandle(0, stream.handle)
@@ -166,7 +166,7 @@ describe("streams and events", () => {
 describe("interprocess events", () => {
   const interprocess = 6
 
-  it.effect("carry order between two runtimes of one clock", () =>
+  it.effect("order two runtimes of one clock", () =>
     Effect.gen(function*() {
       const [one, two] = yield* Effect.all([start(), start()])
       const event = yield* one.runtime.eventCreate(0, interprocess)
@@ -183,7 +183,7 @@ describe("interprocess events", () => {
       assert.strictEqual(yield* Fiber.join(fiber), 4)
     }))
 
-  it.effect("are refused with another clock, once released, and when unknown", () =>
+  it.effect("are rejected with another clock, once released, and when unknown", () =>
     Effect.gen(function*() {
       const { runtime } = yield* start()
       const event = yield* runtime.eventCreate(0, interprocess)
@@ -217,7 +217,7 @@ describe("memory", () => {
       assert.deepStrictEqual([...back.bytes], [2, 4, 6, 8])
     }))
 
-  it.effect("is full, and has room again once the users of released memory are done", () =>
+  it.effect("fills up, and has room again once the users of released memory are done", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start({ devices: [{ memory: 1000 }] })
       const memory = yield* runtime.memoryAllocate(0, 900)
@@ -236,7 +236,7 @@ describe("memory", () => {
       assert.strictEqual((yield* Fiber.join(reclaimed)).byteLength, 900)
     }))
 
-  it.effect("takes pinned memory from its views at once, and lets pending copies finish", () =>
+  it.effect("detaches pinned memory from its views at once, and lets pending copies finish", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       const host = yield* runtime.hostAllocate(4)
@@ -254,7 +254,7 @@ describe("memory", () => {
       assert.deepStrictEqual([...(yield* control.bytes(memory))], [9, 8, 7, 6])
     }))
 
-  it.effect("answers OutOfMemory for more pinned memory than there is or the process can hold", () =>
+  it.effect("fails with OutOfMemory for more pinned memory than there is or the process can hold", () =>
     Effect.gen(function*() {
       const { runtime } = yield* start({ hostMemory: 100 })
       const first = yield* runtime.hostAllocate(60)
@@ -267,7 +267,7 @@ describe("memory", () => {
 })
 
 describe("faults", () => {
-  it.effect("end every context from the end of the work on", () =>
+  it.effect("end every context once the work ends", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start({ devices: 2 })
       const other = yield* nonBlocking(runtime, 1)
@@ -294,7 +294,7 @@ describe("faults", () => {
       assert.deepStrictEqual(yield* Fiber.join(waits), ["IllegalAddress", "IllegalAddress"])
     }))
 
-  it.effect("end waits at once when a context is lost from outside", () =>
+  it.effect("end waits at once when a context is lost externally", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       yield* control.launch(stream, { duration: "1 hour" })
@@ -324,7 +324,7 @@ const poolOptions = {
   reuseAllowInternalDependencies: false
 }
 
-/** Every operation, on resources that are made for it. */
+/** Every operation, on resources created for it. */
 const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
   Effect.gen(function*() {
     const memory = yield* runtime.memoryAllocate(0, 8)
@@ -408,7 +408,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     return calls
   })
 
-/** What keeps a stream busy until time passes. */
+/** Work that keeps a stream busy until time passes. */
 const takesTime = [
   "CudaMemory.copy",
   "CudaMemory.copy2D",
@@ -419,7 +419,7 @@ const takesTime = [
 
 const names = Object.keys(operationCalls) as ReadonlyArray<OperationName>
 
-describe("failures that are asked for", () => {
+describe("injected failures", () => {
   const prepare = Effect.gen(function*() {
     const nothing = SimulatedRuntime.kernel({ parameters: [], cost: 0, run: () => {} })
     const { control, runtime, stream } = yield* start({ devices: 2, kernels: { nothing }, globals: { counter: 4 } })
@@ -428,7 +428,7 @@ describe("failures that are asked for", () => {
     return { control, calls: yield* operations(runtime, stream, event), runtime }
   })
 
-  it.effect.each(names)("%s fails as often as asked, then works", (name) =>
+  it.effect.each(names)("%s fails the requested number of times, then succeeds", (name) =>
     Effect.gen(function*() {
       const { calls, control } = yield* prepare
       yield* control.failNext(name, "MapFailed", 2)
@@ -459,7 +459,7 @@ describe("failures that are asked for", () => {
 })
 
 describe("the timeline", () => {
-  it.effect("has every operation with its times", () =>
+  it.effect("records every operation with its times", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start({ recordTimeline: true })
       const second = yield* nonBlocking(runtime)
@@ -479,7 +479,7 @@ describe("the timeline", () => {
       assert.strictEqual(yield* control.now, 1e6)
     }))
 
-  it.effect("is empty unless it is asked for", () =>
+  it.effect("is empty unless enabled", () =>
     Effect.gen(function*() {
       const { control, stream } = yield* start()
       yield* control.launch(stream, { duration: 0 })
