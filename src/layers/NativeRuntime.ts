@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { totalmem } from "node:os"
+import { inTurn } from "../cuda/asyncCalls.ts"
 import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
 import type { DeviceAttribute } from "../cuda/flags.ts"
 import { candidates, load } from "../cuda/library.ts"
@@ -254,7 +255,10 @@ const tooOld = (found: number) => fail({ _tag: "DriverTooOld", found, required: 
 
 const initialize = (library: DriverLibrary): Effect.Effect<void, CudaError> =>
   Effect.callback((resume) => {
-    library.calls.cuInit.async(0, (_, status) => resume(check(library, "cuInit", status)))
+    inTurn(
+      (onEnd) => library.calls.cuInit.async(0, onEnd),
+      (_, status) => resume(check(library, "cuInit", status))
+    )
   })
 
 const readVersion = Effect.fnUntraced(function*(library: DriverLibrary) {
