@@ -12,7 +12,7 @@ import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ManagedMemoryResource, ownMemory, ownStream, unusable } from "./resources.ts"
+import { ManagedMemoryResource, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
 type ManagedOperations = Pick<CudaRuntimeService, "memoryPrefetch" | "memoryAdvise">
@@ -25,7 +25,7 @@ export const managedOperations = (core: Core): ManagedOperations => ({
 /** What is wrong with a range of memory that is to be managed, or with a location. */
 const refuse = (core: Core, operation: string, range: MemoryRange, location: MemoryLocation): Refusal => {
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   return refuseRange(operation, "buffer", range) ??
     (location === "host" ? undefined : core.refuseDevice(operation, "location", location))
 }

@@ -2,6 +2,7 @@
  * The operations of every runtime that make memory and release it.
  */
 import * as Effect from "effect/Effect"
+import { constants } from "node:buffer"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
@@ -50,8 +51,7 @@ export const memoryOperations = (core: Core): MemoryOperations => ({
               core.hostMemory.add(memory)
               return withOptions(memory, options)
             },
-            onFailure: ({ call, status }) =>
-              core.error("CudaMemory.allocateHost", status, 0, `${byteLength} bytes of pinned memory`, call)
+            onFailure: ({ call, status }) => core.error("CudaMemory.allocateHost", status, 0, pinned(byteLength), call)
           }))
     ),
   memoryFree: (ref) =>
@@ -193,6 +193,12 @@ const poolsOf = (core: Core, device: number): ReadonlyArray<MemoryPoolResource> 
   core.backend.poolOfDevice(device),
   ...Array.from(core.pools).filter((pool) => pool.device === device)
 ]
+
+/** JavaScript has to see all of the memory by one array, so there is never more. */
+const pinned = (byteLength: number): string => {
+  const { MAX_LENGTH: most } = constants
+  return `${byteLength} bytes of pinned memory${byteLength > most ? `, of ${most} that an array can have at most` : ""}`
+}
 
 const refuseByteLength = (operation: string, byteLength: number): Refusal =>
   Number.isSafeInteger(byteLength) && byteLength > 0

@@ -6,6 +6,7 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { inTurn } from "../../cuda/asyncCalls.ts"
 import {
   defaultStreamHandles,
   deviceAttributes,
@@ -17,6 +18,7 @@ import {
   streamFlags
 } from "../../cuda/flags.ts"
 import type { DeviceAttribute, KernelAttribute, MemoryAdvice } from "../../cuda/flags.ts"
+import { locationOf } from "../../cuda/functions.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
@@ -75,7 +77,7 @@ export interface NativePolicy {
 class PinnedResource extends HostMemoryResource {
   readonly block: Block
   constructor(owner: NativeBackend, block: Block, byteLength: number) {
-    super(owner, block.address as Address, new Uint8Array(block.buffer, block.offset, byteLength))
+    super(owner, block.address as Address, new Uint8Array(block.buffer, 0, byteLength))
     this.block = block
   }
 }
@@ -211,7 +213,7 @@ export class NativeBackend implements Backend {
     Effect.callback((resume) => {
       const handle = this.#handles[ordinal]!
       const context = new Out()
-      this.#calls.cuDevicePrimaryCtxRetain.async(context.words, handle, (_, retained) => {
+      inTurn((onEnd) => this.#calls.cuDevicePrimaryCtxRetain.async(context.words, handle, onEnd), (_, retained) => {
         if (retained !== success) return resume(Effect.fail({ call: "cuDevicePrimaryCtxRetain", status: retained }))
         const device = new NativeDevice(this.#calls, ordinal, handle, context.value)
         const { call, status } = device.setUp(this.#warn)
@@ -378,7 +380,7 @@ export class NativeBackend implements Backend {
     const device = this.#device(ordinal)
     const entered = device.enter()
     if (entered !== success) return this.#answer("cuCtxPushCurrent", entered)
-    const status = this.#calls.cuIpcOpenEventHandle(this.#out.words, { reserved: handle })
+    const status = this.#calls.cuIpcOpenEventHandle(this.#out.words, handle)
     device.leave()
     const flags = eventFlags.interprocess | eventFlags.disableTiming
     const adopted = this.#adoptEvent("cuIpcOpenEventHandle", status, ordinal, flags)
@@ -659,13 +661,9 @@ export class NativeBackend implements Backend {
 
   readonly hostFree = (memory: HostMemoryResource): number => {
     const { block } = memory as PinnedResource
-    const isThere = block.buffer.byteLength > 0
-    const buffer = isThere ? structuredClone(block.buffer, { transfer: [block.buffer] }) : block.buffer
+    block.detach()
     memory.bytes = new Uint8Array(0)
-    this.#whenIdle(memory.pendingUsers, () => {
-      if (isThere) this.#pinned.give({ ...block, buffer })
-      else this.#pinned.drop(block)
-    })
+    this.#whenIdle(memory.pendingUsers, () => this.#pinned.give(block))
     return success
   }
 
@@ -735,10 +733,10 @@ export class NativeBackend implements Backend {
     return this.#inContextOf(memory.device, "cuMemAdvise", call)
   }
 
-  #placeOf(location: MemoryLocation) {
+  #placeOf(location: MemoryLocation): number {
     return location === "host"
-      ? { type: locationTypes.host, id: 0 }
-      : { type: locationTypes.device, id: location }
+      ? locationOf(locationTypes.host, 0)
+      : locationOf(locationTypes.device, location)
   }
 
   // Modules and kernels
@@ -1059,7 +1057,7 @@ export class NativeBackend implements Backend {
   }
 
   #releaseContext({ handle }: NativeDevice, onDone: () => void): void {
-    this.#calls.cuDevicePrimaryCtxRelease_v2.async(handle, (_, status) => {
+    inTurn((onEnd) => this.#calls.cuDevicePrimaryCtxRelease_v2.async(handle, onEnd), (_, status) => {
       this.#warn("cuDevicePrimaryCtxRelease", status, handle)
       onDone()
     })
