@@ -414,7 +414,11 @@ export const allocateManaged = (
  * **Gotchas**
  *
  * Let reads of files into `bytes` end before the release: the system would go on writing to memory that may be in use again.
- * `bytes.buffer` is larger than the buffer and `bytes` starts inside it. Do not transfer it to another thread.
+ * `bytes.buffer` may be larger than the buffer. Do not transfer it: memory that was given away is refused by the next operation
+ * (`InvalidArgument`), and its pages are never freed. From Node.js 22 on, `structuredClone` and `postMessage` refuse to transfer it.
+ *
+ * Release the runtime before its worker thread ends. The pinned memory of a worker that is terminated stays pinned until the
+ * process ends; that of one that exits or throws does if a device is busy then.
  *
  * Memory that is pinned for the first time takes about half a second per GiB, spent on a pool thread and in slices of about a
  * millisecond on the JS thread; released memory is kept and given out again at once.

@@ -5,7 +5,9 @@ import { assert, layer } from "@effect/vitest"
 import { CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
+import { constants } from "node:buffer"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { giveAway, transferIfAllowed } from "../support/giveAway.ts"
 import type { Rig } from "../support/Rig.ts"
 
 const mebi = 1024 * 1024
@@ -48,6 +50,50 @@ export const memoryContract = (rig: Rig): void =>
           same(target, bytes)
         })))
     }
+
+    it.effect("pinned memory whose buffer was transferred is refused, and what was enqueued ends", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(4 * mebi)
+        const host = yield* CudaMemory.allocateHost(4 * mebi)
+        const other = yield* CudaMemory.allocateHost(4 * mebi)
+        yield* CudaMemory.copy(device, host, stream)
+        yield* CudaMemory.copy(host, device, stream)
+        giveAway(host.bytes.buffer)
+        assert.strictEqual(host.bytes.byteLength, 0)
+        const refused = yield* failsWith(CudaMemory.copy(device, host, stream), "InvalidArgument")
+        assert.include(refused.value, "was transferred")
+        yield* refuses(CudaMemory.copy(host, device, stream), "buffer")
+        yield* refuses(CudaMemory.copyBatch([{ source: device, destination: host }], stream), "buffer")
+        const [toRows, fromRows] = [CudaMemory.rows(device, 16), CudaMemory.rows(host, 16)]
+        yield* refuses(CudaMemory.copy2D(toRows, fromRows, { width: 8, height: 2 }, stream), "buffer")
+        yield* CudaStream.synchronize(stream)
+        other.bytes.fill(3)
+        yield* CudaMemory.copy(device, other, stream)
+        yield* CudaStream.synchronize(stream)
+      })))
+
+    it.effect("pinned memory is refused or there after structuredClone was to transfer it", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(1000)
+        const host = yield* CudaMemory.allocateHost(1000)
+        const copy = CudaMemory.copy(device, host, stream)
+        if (transferIfAllowed(host.bytes.buffer)) yield* refuses(copy, "buffer")
+        else {
+          assert.strictEqual(host.bytes.byteLength, 1000)
+          yield* copy
+        }
+        yield* CudaStream.synchronize(stream)
+      })))
+
+    it.effect("more pinned memory than an array can show is OutOfMemory, and the failure names the limit", () =>
+      leavesNothing(Effect.gen(function*() {
+        const byteLength = Math.min(Number.MAX_SAFE_INTEGER, constants.MAX_LENGTH + 1)
+        const error = yield* Effect.flip(CudaMemory.allocateHost(byteLength))
+        assert.strictEqual(error.reason._tag, "OutOfMemory")
+        if (byteLength > constants.MAX_LENGTH) assert.include(error.subject ?? "", String(constants.MAX_LENGTH))
+      })))
 
     it.effect("slices copy to slices", () =>
       leavesNothing(Effect.gen(function*() {

@@ -12,6 +12,7 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { failsWith } from "../support/assertions.ts"
 import { garbageCollected, untilCollected } from "../support/garbage.ts"
+import { giveAway } from "../support/giveAway.ts"
 import {
   assertReleased,
   copyStub,
@@ -434,6 +435,23 @@ describe("a JavaScript view of managed memory", () => {
         yield* untilCollected("its view is gone", () => frees().length > 0)
         assert.deepStrictEqual(frees(), [address])
       })
+    ))
+
+  it.live("that the program gave away is refused, and never freed", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        yield* Effect.scoped(Effect.gen(function*() {
+          const managed = yield* CudaMemory.allocateManaged(1000)
+          giveAway(managed.bytes.buffer)
+          const refused = yield* failsWith(CudaMemory.prefetch(managed, "host", stream), "InvalidArgument")
+          assert.include(refused.value, "was transferred")
+        }))
+        yield* garbageCollected
+        assert.deepStrictEqual(frees(), [])
+      }),
+      { left: { allocations: 1, contexts: 1 } }
     ))
 
   it.live("keeps the memory as long as any part of it is reachable", () =>

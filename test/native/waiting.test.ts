@@ -14,8 +14,10 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
+import { constants } from "node:buffer"
 import { readFile } from "node:fs/promises"
 import { fileURLToPath } from "node:url"
+import { giveAway } from "../support/giveAway.ts"
 import { runChild } from "../support/stub/child.ts"
 import {
   assertQuiet,
@@ -749,13 +751,41 @@ describe("pinned memory", () => {
       })
     )))
 
+  it.live("that the program gave away is refused", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(1000)
+        const host = yield* CudaMemory.allocateHost(1000)
+        giveAway(host.bytes.buffer)
+        for (const copy of [CudaMemory.copy(device, host, stream), CudaMemory.copy(host, device, stream)]) {
+          const error = yield* Effect.flip(copy)
+          assert.strictEqual(error.reason._tag, "InvalidArgument")
+          assert.include(error.message, "whose ArrayBuffer was transferred")
+        }
+      })
+    ))
+
+  it.live("that an array cannot show is OutOfMemory before anything is pinned", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const byteLength = Math.min(Number.MAX_SAFE_INTEGER, constants.MAX_LENGTH + 1)
+        const error = yield* Effect.flip(CudaMemory.allocateHost(byteLength))
+        assert.strictEqual(error.reason._tag, "OutOfMemory")
+        assert.lengthOf(stub.calls("cuMemHostRegister_v2"), 0)
+      }),
+      { pinned: { maxBytes: Number.MAX_SAFE_INTEGER } }
+    ))
+
   it.live("that the program transferred to another thread is unpinned and not reused", () =>
     onStub(
       stub,
       Effect.gen(function*() {
         yield* Effect.scoped(Effect.gen(function*() {
           const { buffer } = (yield* CudaMemory.allocateHost(segment)).bytes
-          structuredClone(buffer, { transfer: [buffer] })
+          giveAway(buffer)
         }))
         yield* until("it is unpinned", () => stub.live.registrations === 0)
         yield* CudaMemory.allocateHost(segment)

@@ -7,4 +7,4 @@ import { MaxOpsBeforeYield } from "effect/Scheduler"
 /** Fewer would starve effects that have to make progress between two yields. */
 const operations = 5
 
-Object.assign(MaxOpsBeforeYield, { defaultValue: () => operations, "~effect/Context/defaultValue": operations })
+void Object.assign(MaxOpsBeforeYield, { defaultValue: () => operations, "~effect/Context/defaultValue": operations })

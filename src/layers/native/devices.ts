@@ -2,6 +2,7 @@
  * Devices on the driver: opening and closing them, what they report, and when they are idle.
  */
 import * as Effect from "effect/Effect"
+import { inTurn } from "../../cuda/asyncCalls.ts"
 import { deviceAttributes, peerAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
 import type { CUcontext, CUdevice } from "../../cuda/handles.ts"
@@ -48,7 +49,7 @@ export class NativeDevices implements DeviceBackend {
       const { calls, opened, warn } = this.#driver
       const handle = this.handleOf(index)
       const context = new Out<CUcontext>()
-      calls.cuDevicePrimaryCtxRetain.async(context.words, handle, (_, retained) => {
+      inTurn((onEnd) => calls.cuDevicePrimaryCtxRetain.async(context.words, handle, onEnd), (_, retained) => {
         if (retained !== success) return resume(Effect.fail({ call: "cuDevicePrimaryCtxRetain", status: retained }))
         const device = new NativeDevice(calls, index, handle, context.value)
         const { call, status } = device.setUp(warn)
@@ -137,7 +138,8 @@ export class NativeDevices implements DeviceBackend {
 
   /** Releases a device's context, off the JS thread. */
   close({ handle }: NativeDevice, onDone: () => void): void {
-    this.#driver.calls.cuDevicePrimaryCtxRelease_v2.async(handle, (_, status) => {
+    const { calls } = this.#driver
+    inTurn((onEnd) => calls.cuDevicePrimaryCtxRelease_v2.async(handle, onEnd), (_, status) => {
       this.#driver.warn("cuDevicePrimaryCtxRelease", status, handle)
       onDone()
     })

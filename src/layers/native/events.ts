@@ -45,7 +45,7 @@ export class NativeEvents implements EventBackend {
   }
 
   fromIpcHandle(device: number, handle: Uint8Array): number {
-    const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, { reserved: handle })
+    const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, handle)
     const status = this.#driver.inContextOf(device, "cuIpcOpenEventHandle", call)
     const adopted = this.#adopt(status, device, eventFlags.interprocess | eventFlags.disableTiming)
     if (adopted === success) this.created!.recorded = true

@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { totalmem } from "node:os"
 import { resolve } from "node:path"
+import { inTurn } from "../../cuda/asyncCalls.ts"
 import { deviceAttributes, minimumDriverVersion } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CUdevice } from "../../cuda/handles.ts"
@@ -174,7 +175,10 @@ const tooOld = (found: number) => fail({ _tag: "DriverTooOld", found, required: 
 
 const initialize = (library: DriverLibrary): Effect.Effect<void, CudaError> =>
   Effect.callback((resume) => {
-    library.calls.cuInit.async(0, (_, status) => resume(check(library, "cuInit", status)))
+    inTurn(
+      (onEnd) => library.calls.cuInit.async(0, onEnd),
+      (_, status) => resume(check(library, "cuInit", status))
+    )
   })
 
 const readVersion = Effect.fnUntraced(function*(library: DriverLibrary) {

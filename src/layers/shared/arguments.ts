@@ -10,7 +10,7 @@ import type { PointerArgument, RawAddress } from "../CudaRuntime.ts"
 import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, unusable } from "./resources.ts"
+import { ownMemory, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, Owner } from "./resources.ts"
 
 /** What kernels can reach. */
@@ -94,7 +94,7 @@ export class Arguments {
       slot.memory = undefined
       if (isPart(value)) {
         const memory = ownMemory(value.buffer.ref)
-        if (memory.owner !== owner || memory.state !== "live" || !this.#reaches(memory)) return false
+        if (unusableMemory(owner, memory) || !this.#reaches(memory)) return false
         const start = value.offset
         const bytes = value.byteLength
         if (!isRange(start, bytes, memory.byteLength)) return false
@@ -174,7 +174,7 @@ export class Arguments {
     }
     const memory = ownMemory(value.buffer.ref)
     const { owner } = this.#reach
-    if (unusable(owner, memory)) return refuseResource(operation, owner, memory)
+    if (unusableMemory(owner, memory)) return refuseResource(operation, owner, memory)
     if (!this.#reaches(memory)) return this.#explainReach(operation, path, memory)
     return refuseRange(operation, path, { memory, offset: value.offset, byteLength: value.byteLength })
   }

@@ -12,7 +12,7 @@ import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, ownStream, unusable } from "./resources.ts"
+import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
 
@@ -80,7 +80,7 @@ const copy = (
   const to = ownMemory(toRange.memory)
   const from = ownMemory(fromRange.memory)
   const { backend } = core
-  if (unusable(backend, to) || unusable(backend, from) || unusable(backend, stream)) {
+  if (unusableMemory(backend, to) || unusableMemory(backend, from) || unusable(backend, stream)) {
     return refuseResource(operation, backend, to, from, stream)
   }
   const refused = refuseCopy(operation, toRange, fromRange, stream)
@@ -120,7 +120,7 @@ const copyRows = (
   const operation = "CudaMemory.copy2D"
   const { backend } = core
   const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
-  if (unusable(backend, toMemory) || unusable(backend, fromMemory) || unusable(backend, stream)) {
+  if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory) || unusable(backend, stream)) {
     return refuseResource(operation, backend, toMemory, fromMemory, stream)
   }
   const refused = refuseHosts(operation, toMemory, fromMemory) ??
@@ -159,7 +159,7 @@ const copyBatch = (
   if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
   for (const [index, { from, to }] of transfers.entries()) {
     const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
-    if (unusable(backend, toMemory) || unusable(backend, fromMemory)) {
+    if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory)) {
       return refuseResource(operation, backend, toMemory, fromMemory)
     }
     const refused = refuseCopy(operation, to, from, stream, index)
@@ -189,7 +189,7 @@ const fill = (
 ): Effect.Effect<void, CudaError> => {
   const operation = widths[bits]?.operation ?? "CudaMemory.fill"
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory) || unusable(core.backend, stream)) {
+  if (unusableMemory(core.backend, memory) || unusable(core.backend, stream)) {
     return refuseResource(operation, core.backend, memory, stream)
   }
   if (memory.kind === "host") return refuseArgument(operation, "destination", memory, "a device buffer")

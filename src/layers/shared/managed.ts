@@ -14,7 +14,7 @@ import { refuseArgument, refuseResource } from "./failures.ts"
 import { allocationError, refuseByteLength, withOptions } from "./memory.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ManagedMemoryResource, ownMemory, ownStream, unusable } from "./resources.ts"
+import { ManagedMemoryResource, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
 export interface ManagedBackend {
@@ -65,7 +65,7 @@ const allocateManaged = (core: Core, device: number, byteLength: number, options
 /** Refuses a range of memory that cannot be used, or a location that does not exist. */
 const refuse = (core: Core, operation: string, range: MemoryRange, location: MemoryLocation): Refusal => {
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   return refuseRange(operation, "buffer", range) ??
     (location === "host" ? undefined : core.refuseDevice(operation, "location", location))
 }

@@ -2,6 +2,7 @@
  * Pinned host memory: the operation of every runtime, and the part of the backend that it uses.
  */
 import * as Effect from "effect/Effect"
+import { constants } from "node:buffer"
 import type { PinnedOperations } from "../runtime/pinned.ts"
 import type { Core } from "./Core.ts"
 import { refuseByteLength, withOptions } from "./memory.ts"
@@ -25,7 +26,14 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
               return withOptions(memory, options)
             },
             onFailure: ({ call, status }) =>
-              core.error("CudaMemory.allocateHost", status, 0, `${byteLength} bytes of pinned memory`, call)
+              core.error("CudaMemory.allocateHost", status, 0, describePinned(byteLength), call)
           }))
     )
 })
+
+/** JavaScript has to see all of the memory through one array, so the array's limit is the memory's. */
+const describePinned = (byteLength: number): string => {
+  const { MAX_LENGTH: most } = constants
+  const limit = byteLength > most ? `; an array has at most ${most} bytes` : ""
+  return `${byteLength} bytes of pinned memory${limit}`
+}

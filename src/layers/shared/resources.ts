@@ -115,6 +115,10 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   get isOrdered(): boolean {
     return this.ordering !== undefined
   }
+  /** Whether the program transferred the buffer that JavaScript sees of the memory. */
+  get isGivenAway(): boolean {
+    return false
+  }
   /** Notes a use that is about to be enqueued. The status is that of what has to be enqueued before. */
   usedOn(stream: StreamResource): number {
     if (this.#lastUser === stream) return success
@@ -194,6 +198,9 @@ export class HostMemoryResource extends MemoryResource<HostAddress> implements H
     super(owner, address, bytes.byteLength)
     this.bytes = bytes
   }
+  override get isGivenAway(): boolean {
+    return this.state === "live" && this.bytes.byteLength === 0
+  }
   override toString(): string {
     return `pinned buffer of ${this.byteLength} bytes at 0x${this.address.toString(16)}`
   }
@@ -258,3 +265,7 @@ export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: Strea
 /** True for a resource of another runtime and for one that was released. */
 export const unusable = (owner: Owner, resource: Resource): boolean =>
   resource.owner !== owner || resource.state !== "live"
+
+/** The same for memory, and true for memory that the program gave away. */
+export const unusableMemory = (owner: Owner, memory: AnyMemoryResource): boolean =>
+  memory.owner !== owner || memory.state !== "live" || memory.isGivenAway
