@@ -532,6 +532,27 @@ describe("options", () => {
       assert.deepStrictEqual(yield* runtime.devicePriorityRange(0), { least: 0, greatest: -5 })
     }))
 
+  it.effect("say what a device lacks, which then answers as a GPU without it", () =>
+    Effect.gen(function*() {
+      const unpooled = yield* SimulatedRuntime.make({ devices: [{ attributes: { memoryPoolsSupported: 0 } }] })
+      const error = yield* Effect.flip(nonBlocking(unpooled.runtime))
+      assert.deepStrictEqual([error.reason._tag, error.call], ["NotSupported", "cuMemPoolCreate"])
+      const { runtime, stream } = yield* start({ devices: [{ attributes: { maxPitch: 256 } }] })
+      const [from, to] = [yield* runtime.memoryAllocate(0, 1024), yield* runtime.memoryAllocate(0, 1024)]
+      const copy = (fromPitch: number, toPitch: number) =>
+        reasonOf(runtime.memoryCopy2D(
+          { memory: to, offset: 0, byteLength: 1024, pitch: toPitch },
+          { memory: from, offset: 0, byteLength: 1024, pitch: fromPitch },
+          { width: 8, height: 2 },
+          stream
+        ))
+      assert.deepStrictEqual(
+        [yield* copy(256, 256), yield* copy(257, 256), yield* copy(256, 257)],
+        ["success", "InvalidValue", "InvalidValue"]
+      )
+      yield* TestClock.adjust(1)
+    }))
+
   it.effect("work through the layer, which provides the control too", () =>
     Effect.gen(function*() {
       const runtime = yield* CudaRuntime

@@ -56,7 +56,10 @@ export interface SimulatedLaunch<Parameters extends ReadonlyArray<ParameterKind>
 /** A kernel of simulated devices. */
 export interface SimulatedKernel<Parameters extends ReadonlyArray<ParameterKind> = ReadonlyArray<ParameterKind>> {
   readonly parameters: Parameters
-  /** Virtual time that a launch takes; 5 µs by default, infinite for one that hangs. */
+  /**
+   * Virtual time that a launch takes; 5 µs by default, infinite for one that hangs. A function that throws, or returns anything
+   * but a duration, makes the launch fail with `LaunchFailed` and ends the contexts.
+   */
   readonly cost?: Duration.Input | ((launch: SimulatedLaunch) => Duration.Input) | undefined
   /** Answers that differ from those of a kernel of 1024 threads at most and 32 registers. */
   readonly attributes?: { readonly [A in KernelAttribute]?: number } | undefined
@@ -72,7 +75,7 @@ const usualCost = 5000
 /** Nanoseconds that a launch takes. Throws for a cost that is no duration. */
 export const costOf = ({ cost }: SimulatedKernel, launch: SimulatedLaunch): number => {
   const nanos = cost === undefined ? usualCost : nanoseconds(typeof cost === "function" ? cost(launch) : cost)
-  if (nanos === undefined) throw new RangeError("the cost of a simulated kernel is a duration from 0")
+  if (nanos === undefined) throw new RangeError("expected a duration from 0")
   return nanos
 }
 

@@ -15,6 +15,7 @@ import type { AddressSpace } from "./addressSpace.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import { SimulatedCode, simulatedCode } from "./kernelCode.ts"
 import { costOf, decodeAll, launchOf } from "./kernelFunctions.ts"
+import type { SimulatedKernel, SimulatedLaunch } from "./kernelFunctions.ts"
 import type { SimulatedModules } from "./modules.ts"
 import { describeSymbols } from "./modules.ts"
 import { activeBlocks, activeClusters, bestBlock, largestCluster, multiprocessorOf, refuseLaunch } from "./occupancy.ts"
@@ -116,11 +117,26 @@ export class SimulatedKernels implements KernelBackend {
       (address, origin) => this.#addresses.at(address, origin)
     )
     const launch = launchOf(args, shape, stream.device, (name) => this.#variable(module, name, stream.device))
+    const duration = this.#costOf(kernel, definition, launch)
+    if (duration === undefined) return part.device.lost
     this.#driver.model.work(part, {
-      duration: costOf(definition, launch),
+      duration,
       act: () => this.#driver.runCode(`Kernel ${kernel.name}`, () => definition.run(launch))
     })
     return success
+  }
+
+  /** What a launch costs; nothing when finding that out failed, which ends the contexts as a failure of the kernel does. */
+  #costOf({ name }: KernelResource, definition: SimulatedKernel, launch: SimulatedLaunch): number | undefined {
+    let duration: number | undefined
+    try {
+      this.#driver.runCode(`The cost of kernel ${name}`, () => {
+        duration = costOf(definition, launch)
+      })
+    } catch {
+      this.#driver.lose(launch.device, statuses.LaunchFailed.code)
+    }
+    return duration
   }
 
   #variable(module: ModuleResource, name: string, device: number): Pointer {

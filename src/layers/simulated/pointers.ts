@@ -36,7 +36,9 @@ export interface SimulatedPointer {
 export class KernelFault extends Fault {
   constructor(tag: StatusTag, because?: string) {
     const isFault = Object.hasOwn(statuses, tag) && statuses[tag].isSticky
-    super(statuses[isFault ? tag : "LaunchFailed"].code, because === undefined ? tag : `${tag}: ${because}`)
+    const ends = isFault ? tag : "LaunchFailed"
+    const why = isFault ? because : `${tag} is not a status that ends the contexts`
+    super(statuses[ends].code, why === undefined ? ends : `${ends}: ${why}`)
   }
 }
 
