@@ -349,6 +349,13 @@ export interface CudaErrorFields {
   readonly memory?: MemoryShortage | undefined
   /** The failure that ended the contexts of the process, when this one follows from it. */
   readonly origin?: FaultOrigin | undefined
+  /**
+   * What is known beyond the status. Only simulated devices know more than a driver says: which kernel ended the contexts and
+   * how (what it threw, or the argument and the bytes that it reached for), or which kernels and variables there are.
+   */
+  readonly detail?: string | undefined
+  /** What the kernel of a simulated device threw, when this failure follows from it: its stack shows where. */
+  readonly cause?: unknown
 }
 
 /**
@@ -536,10 +543,10 @@ export const formatBytes = (bytes: number): string => {
 
 const byteUnits = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"] as const
 
-const messageOf = ({ call, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
+const messageOf = ({ call, detail, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
   `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${explainMemory(memory)}${
-    log === undefined ? "" : `\n${log}`
-  }${explainOrigin(origin)}`
+    detail === undefined ? "" : ` ${detail}`
+  }${log === undefined ? "" : `\n${log}`}${explainOrigin(origin)}`
 
 const explainMemory = (memory: MemoryShortage | undefined): string => {
   if (memory === undefined) return ""

@@ -127,7 +127,8 @@ class KernelImpl<Parameters extends ReadonlyArray<ParameterKind>> extends Resour
  * **Details**
  *
  * The name is a name expression of the program, or the kernel's name in the image. The parameters are those of the kernel, in
- * their order; their number and sizes are compared with what the driver reports (CUDA 12.4 and later).
+ * their order. Their number and sizes are compared with what the driver reports (CUDA 12.4 and later). Simulated devices know
+ * the kinds of their kernels' parameters and compare those too: `f32` for an `i32`, or `input` for memory that the kernel writes.
  *
  * Loading waits for a moment when no stream of the device holds work, at most for the module's `idleTimeout`: the driver would
  * hold up the JS thread until there is one. So it is best done before there is work. A launch on another device loads the
@@ -136,6 +137,8 @@ class KernelImpl<Parameters extends ReadonlyArray<ParameterKind>> extends Resour
  * Fails with `NotFound` for a kernel that is not in the image, and with `InvalidArgument` for other parameters.
  *
  * **Gotchas**
+ *
+ * A GPU computes with the wrong values when a parameter has the right size and the wrong kind: the driver reports sizes only.
  *
  * Work that only other native code knows of is not waited for.
  *

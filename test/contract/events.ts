@@ -163,6 +163,12 @@ export const eventContract = (rig: Rig): void =>
         yield* refuses(CudaEvent.ipcHandle(yield* CudaEvent.make()), "event")
       })))
 
+    it.effect("cannot be opened by the process that made them", () =>
+      leavesNothing(Effect.gen(function*() {
+        const handle = yield* CudaEvent.ipcHandle(yield* CudaEvent.make({ interprocess: true }))
+        yield* failsWith(CudaEvent.fromIpcHandle(handle), "InvalidContext")
+      })))
+
     for (const length of [0, 63, 65]) {
       it.effect(`reject an IPC handle of ${length} bytes`, () =>
         leavesNothing(refuses(CudaEvent.fromIpcHandle(new Uint8Array(length)), "handle")))

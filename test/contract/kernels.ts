@@ -286,7 +286,10 @@ export const kernelContract = (rig: Rig): void =>
         yield* refuses(get(CudaParameter.output, CudaParameter.u32, CudaParameter.u32), "parameters")
         yield* refuses(get(CudaParameter.output, CudaParameter.u64), "parameters[1]")
         yield* refuses(get(CudaParameter.u32, CudaParameter.u32), "parameters[0]")
-        yield* get(CudaParameter.u64, CudaParameter.f32)
+        // A driver knows the sizes of parameters, a simulated device their kinds too.
+        if (rig.name === "native") yield* get(CudaParameter.u64, CudaParameter.f32)
+        else yield* refuses(get(CudaParameter.output, CudaParameter.f32), "parameters[1]")
+        yield* get(CudaParameter.pointer, CudaParameter.u32)
       })))
 
     it.effect("arguments of the wrong kind are rejected by name", () =>
@@ -391,6 +394,10 @@ export const kernelContract = (rig: Rig): void =>
         yield* put.pipe(CudaKernel.setAttribute("preferredSharedMemoryCarveout", 50))
         assert.strictEqual(yield* CudaKernel.attribute(put, "preferredSharedMemoryCarveout"), 50)
         yield* refuses(CudaKernel.setAttribute(put, "maxDynamicSharedSizeBytes", 0.5), "value")
+        yield* refuses(CudaKernel.setAttribute(put, "maxDynamicSharedSizeBytes", -1), "value")
+        const most = yield* CudaDevice.attribute("maxSharedMemoryPerBlockOptin")
+        yield* CudaKernel.setAttribute(put, "maxDynamicSharedSizeBytes", most)
+        yield* refuses(CudaKernel.setAttribute(put, "maxDynamicSharedSizeBytes", most + 1), "value")
       })))
 
     it.effect("occupancy reports active blocks and the best block size", () =>
@@ -428,6 +435,49 @@ export const kernelContract = (rig: Rig): void =>
           yield* CudaKernel.launch(put, one, [to, 4], stream)
           yield* CudaKernel.launch(sizes, { grid: 2, block: 32, programmatic: true }, [to], stream)
           assert.deepStrictEqual((yield* wordsOf(to, stream)).slice(0, 6), [32, 1, 1, 2, 1, 1])
+        }))
+      }))
+
+    it.effect("cooperative launches are as large as the device runs at once, and no larger", (context) =>
+      Effect.gen(function*() {
+        if ((yield* CudaDevice.attribute("cooperativeLaunch")) === 0) {
+          return context.skip()
+        }
+        yield* leavesNothing(Effect.gen(function*() {
+          const sizes = yield* kernel("sizes")
+          const stream = yield* CudaStream.make()
+          const to = yield* buffer(28)
+          const most = (yield* CudaKernel.activeBlocks(sizes, { block: 1024 })) *
+            (yield* CudaDevice.attribute("multiprocessorCount"))
+          const launch = (grid: number) =>
+            CudaKernel.launch(sizes, { grid, block: 1024, cooperative: true }, [to], stream)
+          yield* launch(most)
+          assert.strictEqual((yield* wordsOf(to, stream))[3], most)
+          const reason = yield* failsWith(launch(most + 1), "CooperativeLaunchTooLarge")
+          assert.strictEqual(reason.code, 720)
+          assert.isTrue(yield* CudaStream.query(stream))
+        }))
+      }))
+
+    it.effect("clusters of more than 8 blocks take the kernel's attribute for them", (context) =>
+      Effect.gen(function*() {
+        const kernels = yield* clusterProgram
+        if ((yield* CudaDevice.attribute("clusterLaunch")) === 0) {
+          return context.skip()
+        }
+        yield* leavesNothing(Effect.gen(function*() {
+          const clusters = yield* CudaKernel.get(yield* CudaModule.load(kernels), "clusters", signatures.clusters)
+          const to = yield* buffer(12)
+          const config = { grid: 16, block: 32, cluster: 16 }
+          const reason = yield* failsWith(CudaKernel.launch(clusters, config, [to]), "InvalidClusterSize")
+          assert.strictEqual(reason.code, 912)
+          assert.strictEqual(yield* CudaKernel.maxClusterSize(clusters, config), 8)
+          yield* CudaKernel.setAttribute(clusters, "nonPortableClusterSizeAllowed", 1)
+          if ((yield* CudaKernel.maxClusterSize(clusters, config)) < 16) {
+            return context.skip()
+          }
+          yield* CudaKernel.launch(clusters, config, [to])
+          assert.deepStrictEqual(yield* wordsOf(to), [16, 1, 1])
         }))
       }))
 

@@ -5,8 +5,10 @@ import { assert, layer } from "@effect/vitest"
 import { CudaDevice, CudaEvent, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Hash from "effect/Hash"
+import * as Scope from "effect/Scope"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
@@ -147,6 +149,29 @@ export const streamContract = (rig: Rig): void =>
         assert.strictEqual((yield* CudaStream.fromHandle(BigInt(made.handle))).id, made.id)
       })))
 
+    it.effect("end with the stream, for a wrapper of it too", () =>
+      leavesNothing(Effect.gen(function*() {
+        const { enqueue } = yield* Busy
+        const scope = yield* Scope.make()
+        const made = yield* Scope.provide(CudaStream.make(), scope)
+        const wrapped = yield* CudaStream.fromHandle(made.handle)
+        const buffer = yield* CudaMemory.allocate(64)
+        yield* enqueue(made, 40)
+        yield* CudaMemory.fill(buffer, 1, wrapped)
+        const closing = yield* Effect.forkChild(Scope.close(scope, Exit.void), { startImmediately: true })
+        yield* failsWith(CudaMemory.fill(buffer, 2, wrapped), "ResourceReleased")
+        yield* Fiber.join(closing)
+        yield* failsWith(CudaStream.query(wrapped), "ResourceReleased")
+        yield* failsWith(CudaStream.recordEvent(wrapped), "ResourceReleased")
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)("refuse to wrap a stream of another device", () =>
+      leavesNothing(Effect.gen(function*() {
+        const far = yield* CudaStream.make({ device: 1 })
+        yield* failsWith(CudaStream.fromHandle(far.handle, { device: 0 }), "InvalidContext")
+        assert.strictEqual((yield* CudaStream.fromHandle(far.handle, { device: 1 })).id, far.id)
+      })))
+
     it.effect("the handles of the default streams wrap to them", () =>
       leavesNothing(Effect.gen(function*() {
         const [legacy, perThread] = [
@@ -177,7 +202,8 @@ export const streamContract = (rig: Rig): void =>
     it.effect("withStream sets the current stream per device and restores it on every exit", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
-        const id = Effect.map(CudaStream.current(), (current) => current.id)
+        const id = Effect.map(CudaStream.current(), (current) =>
+          current.id)
         assert.strictEqual(yield* id, 0)
         const nested = Effect.gen(function*() {
           assert.strictEqual(yield* id, stream.id)

@@ -153,13 +153,14 @@ describe("streams and events", () => {
 
   it.effect("can be looked up by handle, and are then the same stream", () =>
     Effect.gen(function*() {
-      const { control, runtime, stream } = yield* start({ devices: 2 })
+      const { control, runtime, stream } = yield* start()
       const same = yield* runtime.streamFromHandle(0, stream.handle)
       assert.deepStrictEqual([same.id, same.origin], [stream.id, "foreign"])
       yield* control.launch(same, { duration: 1 })
       assert.isFalse(yield* runtime.streamQuery(stream))
-      assert.strictEqual(yield* reasonOf(runtime.streamFromHandle(1, stream.handle)), "InvalidHandle")
       yield* TestClock.adjust(1)
+      yield* runtime.streamDestroy(stream)
+      assert.strictEqual(yield* reasonOf(runtime.streamFromHandle(0, stream.handle)), "InvalidHandle")
     }))
 })
 
@@ -191,8 +192,10 @@ describe("interprocess events", () => {
       const other = yield* TestClock.withLive(Effect.map(start(), (started) => started.runtime))
       assert.strictEqual(yield* reasonOf(other.eventFromIpcHandle(0, handle)), "NotSupported")
       assert.strictEqual(yield* reasonOf(runtime.eventFromIpcHandle(0, new Uint8Array(64))), "InvalidHandle")
+      const same = (yield* start()).runtime
+      yield* same.eventFromIpcHandle(0, handle)
       yield* runtime.eventDestroy(event)
-      assert.strictEqual(yield* reasonOf(runtime.eventFromIpcHandle(0, handle)), "InvalidHandle")
+      assert.strictEqual(yield* reasonOf(same.eventFromIpcHandle(0, handle)), "InvalidHandle")
     }))
 })
 
@@ -331,7 +334,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const ordered = yield* runtime.memoryAllocate(0, 8, { ordered: true })
     const range = (offset: number) => ({ memory, offset, byteLength: 4 })
     const shared = yield* runtime.eventCreate(0, 6)
-    const handle = yield* runtime.eventIpcHandle(shared)
+    const elsewhere = yield* SimulatedRuntime.make()
+    const handle = yield* elsewhere.runtime.eventIpcHandle(yield* elsewhere.runtime.eventCreate(0, 6))
     const oldEvent = yield* runtime.eventCreate(0, 2)
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
     const managed = { memory: yield* runtime.managedAllocate(0, 8), offset: 0, byteLength: 8 }
@@ -527,6 +531,27 @@ describe("options", () => {
         [true, false]
       )
       assert.deepStrictEqual(yield* runtime.devicePriorityRange(0), { least: 0, greatest: -5 })
+    }))
+
+  it.effect("say what a device lacks, which then answers as a GPU without it", () =>
+    Effect.gen(function*() {
+      const unpooled = yield* SimulatedRuntime.make({ devices: [{ attributes: { memoryPoolsSupported: 0 } }] })
+      const error = yield* Effect.flip(nonBlocking(unpooled.runtime))
+      assert.deepStrictEqual([error.reason._tag, error.call], ["NotSupported", "cuMemPoolCreate"])
+      const { runtime, stream } = yield* start({ devices: [{ attributes: { maxPitch: 256 } }] })
+      const [from, to] = [yield* runtime.memoryAllocate(0, 1024), yield* runtime.memoryAllocate(0, 1024)]
+      const copy = (fromPitch: number, toPitch: number) =>
+        reasonOf(runtime.memoryCopy2D(
+          { memory: to, offset: 0, byteLength: 1024, pitch: toPitch },
+          { memory: from, offset: 0, byteLength: 1024, pitch: fromPitch },
+          { width: 8, height: 2 },
+          stream
+        ))
+      assert.deepStrictEqual(
+        [yield* copy(256, 256), yield* copy(257, 256), yield* copy(256, 257)],
+        ["success", "InvalidValue", "InvalidValue"]
+      )
+      yield* TestClock.adjust(1)
     }))
 
   it.effect("work through the layer, which provides the control too", () =>

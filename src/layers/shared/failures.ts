@@ -30,7 +30,13 @@ export const fromStatus = (
     const { device, operation } = context
     origins.first ??= { operation, device, status: reason, at: Date.now() }
   }
-  return new CudaError({ ...context, call: call === "" ? undefined : call, reason, origin })
+  return new CudaError({
+    ...context,
+    ...backend.explain?.(status),
+    call: call === "" ? undefined : call,
+    reason,
+    origin
+  })
 }
 
 const stuck = (

@@ -18,9 +18,10 @@ import { bring, withCode } from "./kernelCode.ts"
 import { launchOperations } from "./launches.ts"
 import type { LaunchShape } from "./launchShape.ts"
 import { isGone, KernelResource, ownKernel, ownModule } from "./moduleResources.ts"
-import type { KernelCode, ModuleResource } from "./moduleResources.ts"
+import type { CodeOnDevice, KernelCode, ModuleResource, ParameterInfo } from "./moduleResources.ts"
 import { refuseModule, refuseName } from "./modules.ts"
 import { occupancyOperations } from "./occupancy.ts"
+import { differenceOf } from "./parameterKinds.ts"
 import type { StreamResource } from "./resources.ts"
 
 export interface KernelBackend {
@@ -91,24 +92,33 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
   return code
 }
 
-/** The parameters as the program declares them have the sizes that the driver reports, where it does. */
+/** The parameters as the program declares them have the sizes that the driver reports, and the kinds where those are known. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
   const known = code.parameters
   if (known === undefined) return undefined
   if (known.length !== parameters.length) {
     return refuseArgument(operation, "parameters", `${parameters.length} kinds`, `the ${known.length} of ${code}`)
   }
-  for (const [index, { kind, size }] of parameters.entries()) {
-    const expected = known[index]!.size
-    if (size === expected) continue
-    return refuseArgument(
-      operation,
-      `parameters[${index}]`,
-      `${kind} of ${size} bytes`,
-      `${expected} bytes, as ${code} has there`
-    )
+  for (const [index, given] of parameters.entries()) {
+    const refused = refuseParameter(operation, code, `parameters[${index}]`, given, known[index]!)
+    if (refused !== undefined) return refused
   }
   return undefined
+}
+
+const refuseParameter = (
+  operation: string,
+  code: KernelCode,
+  name: string,
+  given: ParameterKind,
+  known: ParameterInfo
+) => {
+  if (given.size !== known.size) {
+    const value = `${given.kind} of ${given.size} bytes`
+    return refuseArgument(operation, name, value, `${known.size} bytes, as ${code} has there`)
+  }
+  const found = known.kind && differenceOf(given, known.kind, name)
+  return found && refuseArgument(operation, found.path, found.given, `${found.expected}, as ${code} has there`)
 }
 
 const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, device: number) => {
@@ -135,14 +145,29 @@ const setAttribute = (
     if (!settableKernelAttributes.includes(attribute)) {
       return refuseArgument(operation, "attribute", attribute, "the name of an attribute that can be set")
     }
-    if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
-      return refuseArgument(operation, "value", value, "a whole number of 32 bits")
-    }
+    const refused = refuseValue(operation, attribute, value, there)
+    if (refused !== undefined) return refused
     const status = core.backend.kernels.setAttribute(kernel.code, attribute, value, device)
     if (status !== success) return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
     if (attribute === "maxDynamicSharedSizeBytes") there.dynamicShared = value
     return Effect.void
   })
+}
+
+const refuseValue = (
+  operation: string,
+  attribute: SettableKernelAttribute,
+  value: number,
+  { limits, staticShared }: CodeOnDevice
+) => {
+  if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
+    return refuseArgument(operation, "value", value, "a whole number of 32 bits")
+  }
+  if (attribute !== "maxDynamicSharedSizeBytes") return undefined
+  const most = limits.sharedBytes - staticShared
+  return value >= 0 && value <= most
+    ? undefined
+    : refuseArgument(operation, "value", value, `a whole number from 0 to ${most}`)
 }
 
 /** What kernels reach on this runtime; devices are asked once whether they reach pinned memory. */

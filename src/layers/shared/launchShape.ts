@@ -59,6 +59,16 @@ export class LaunchShape {
     return !this.clustered && !this.cooperative && !this.programmatic
   }
 
+  /** Blocks of the grid. */
+  get blocks(): number {
+    return this.gridX * this.gridY * this.gridZ
+  }
+
+  /** Blocks of a cluster; 1 without clusters. */
+  get clusterBlocks(): number {
+    return this.clusterX * this.clusterY * this.clusterZ
+  }
+
   /** Threads of a block. */
   get threads(): number {
     return this.blockX * this.blockY * this.blockZ
@@ -67,7 +77,7 @@ export class LaunchShape {
   toString(): string {
     const cluster = this.clustered ? `, clusters of ${this.clusterX}×${this.clusterY}×${this.clusterZ}` : ""
     return `grid ${this.gridX}×${this.gridY}×${this.gridZ}, block ${this.blockX}×${this.blockY}×${this.blockZ}, ` +
-      `${this.sharedBytes} bytes of shared memory${cluster}`
+      `${this.sharedBytes} bytes of shared memory${cluster}${this.cooperative ? ", cooperative" : ""}`
   }
 }
 

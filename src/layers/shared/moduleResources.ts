@@ -35,6 +35,8 @@ export class ModuleResource implements ModuleRef {
 export interface ParameterInfo {
   readonly offset: number
   readonly size: number
+  /** Only for kernels of simulated devices: a driver knows sizes alone. */
+  readonly kind?: ParameterKind
 }
 
 /** How much of everything a device gives to one launch. */

@@ -6,7 +6,7 @@ import { defaultStreamHandles } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
-import type { CudaRuntimeService, EventRef, StreamRef, WaitOptions } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, ResourceState, StreamRef, WaitOptions } from "../CudaRuntime.ts"
 import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
@@ -42,7 +42,7 @@ export const streamOperations = (core: Core): StreamOperations => {
         const stream = ownStream(ref)
         if (stream.owner !== backend) return refuseResource("CudaStream.release", backend, stream)
         if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
-        stream.state = "closing"
+        setState(core, stream, "closing")
         return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
       })),
     streamQuery: operation((ref: StreamRef) => {
@@ -156,7 +156,7 @@ const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<S
     const status = core.backend.streams.fromHandle(device, handle)
     if (status !== success) return core.failOn(operation, status, device, `handle 0x${handle.toString(16)}`)
     const made = core.backend.streams.created!
-    const key = `${device} ${made.id}`
+    const key = foreignKey(made)
     const known = core.foreignStreams.get(key)
     if (known === undefined) core.foreignStreams.set(key, made)
     return Effect.succeed(known ?? made)
@@ -191,9 +191,18 @@ const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void
     return Effect.andThen(idle, Effect.fail(error))
   })
 
+/** A stream of the runtime that a program also wrapped by its handle is gone for both: no call may name its handle after that. */
+const setState = (core: Core, stream: StreamResource, state: ResourceState): void => {
+  stream.state = state
+  const wrapper = core.foreignStreams.get(foreignKey(stream))
+  if (wrapper !== undefined) wrapper.state = state
+}
+
+const foreignKey = ({ device, id }: StreamResource): string => `${device} ${id}`
+
 const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
-    stream.state = "released"
+    setState(core, stream, "released")
     core.streams.delete(stream)
     const status = core.backend.streams.destroy(stream)
     return status === success ? Effect.void : core.fail("CudaStream.release", status, stream)

@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
-import { success } from "../../cuda/status.ts"
+import { statuses, success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
 import type { DeviceBackend } from "../shared/devices.ts"
 import type { Cancel, DriverFailure, OnDone } from "../shared/waits.ts"
@@ -24,7 +24,11 @@ export class SimulatedDevices implements DeviceBackend {
   open(device: number): Effect.Effect<void, DriverFailure> {
     return Effect.suspend(() => {
       const status = this.#driver.begin("cuDevicePrimaryCtxRetain", this.#driver.device(device))
-      return status === success ? Effect.void : this.#driver.fail(status)
+      if (status !== success) return this.#driver.fail(status)
+      if (this.#driver.options.devices[device]!.attributes.memoryPoolsSupported !== 0) return Effect.void
+      // Opening a device makes its pool.
+      this.#driver.call = "cuMemPoolCreate"
+      return this.#driver.fail(statuses.NotSupported.code)
     })
   }
 
