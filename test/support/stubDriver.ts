@@ -176,6 +176,11 @@ export class StubDriver {
     this.#control.fail(name, status, after, times)
   }
 
+  /** Has one call of the driver, of whichever function, return a status without doing its work: that after the next `after` ones. */
+  failCall(status: number, after: number): void {
+    this.#control.fail("*", status, after, 1)
+  }
+
   /** Failures asked for that have not happened. */
   get failuresLeft(): number {
     return this.#control.failuresLeft()
