@@ -138,10 +138,10 @@ export class NativeBackend implements Backend {
 
   #closeDevice(device: NativeDevice): Effect.Effect<void> {
     return Effect.callback((resume) => {
-      if (device.enter() === success) {
-        device.tearDown(this.#driver.warn)
-        device.leave()
-      }
+      const entered = device.enter()
+      // Also when that failed: handles carry their context.
+      device.tearDown(this.#driver.warn)
+      if (entered === success) device.leave()
       this.pools.close(device.index)
       // Managed memory that JavaScript still sees keeps its context.
       const isSeen = this.#managedMemory.close(device.index, () => this.devices.close(device, () => {}))

@@ -297,7 +297,8 @@ static Handle current(void) { return depth == 0 ? 0 : stack[depth - 1]; }
 
 static int injected(const char *name) {
   for (Failure *failure = stub.failures; failure != NULL; failure = failure->next) {
-    if (strcmp(failure->name, name) != 0 || failure->times == 0) continue;
+    bool meant = strcmp(failure->name, "*") == 0 || strcmp(failure->name, name) == 0;
+    if (!meant || failure->times == 0) continue;
     if (failure->after > 0) {
       failure->after--;
       continue;
@@ -1967,7 +1968,11 @@ EXPORT void stub_log_clear(void) {
   pthread_mutex_unlock(&lock);
 }
 
+<<<<<<< HEAD
 /* Makes a function return a status without doing its work: `times` calls (-1: all) after the next `after` calls. */
+=======
+/* Has a function ("*": any) return a status, without doing its work: `times` calls (-1: all) after the next `after` ones. */
+>>>>>>> wt-simfaults
 EXPORT void stub_fail(const char *name, int status, int after, int times) {
   pthread_mutex_lock(&lock);
   Failure *failure = calloc(1, sizeof(Failure));
