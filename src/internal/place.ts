@@ -8,6 +8,7 @@ import type * as Fiber from "effect/Fiber"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, StreamRef } from "../layers/CudaRuntime.ts"
+import { refOfStream, wrongHandleOf } from "./given.ts"
 import { named, refuseForeign } from "./handles.ts"
 
 /** A stream, as far as places need it. */
@@ -79,9 +80,9 @@ export const withCurrent = <A, E, R>(
 export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
   Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
 
-/** What is forced past the types and is no device is not a number, for the runtime to refuse. */
+/** The index of a device, if one was given. A value that is not a device stays what it is, for the runtime to refuse. */
 export const deviceIndexOf = (device: DeviceLike | undefined): number | undefined =>
-  typeof device === "object" ? device?.index ?? Number.NaN : device
+  device === null ? Number.NaN : typeof device === "object" ? device.index ?? device : device
 
 /** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
 export const onStream = <A, E, R>(
@@ -91,7 +92,9 @@ export const onStream = <A, E, R>(
   stream: AnyStream | undefined,
   use: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  if (stream !== undefined) return use(stream.ref)
+  if (stream !== undefined) return use(refOfStream(stream))
+  const wrong = wrongHandleOf(runtime)
+  if (wrong !== undefined) return wrong.refuse(operation)
   return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, device))
 }
 

@@ -194,7 +194,7 @@ export class StreamPools<Stream extends AnyStream> {
 
   /** The next stream of a pool that is there already; nothing if something has to be made or asked first. */
   takeMade(runtime: CudaRuntimeService, device: number, options: PoolOptions): Effect.Effect<Stream> | undefined {
-    const ofDevice = this.#of(runtime)[device]
+    const ofDevice = Number.isInteger(device) ? this.#of(runtime)[device] : undefined
     if (ofDevice?.range === undefined) return undefined
     const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
     return made && Effect.succeed(made)

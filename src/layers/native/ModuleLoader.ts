@@ -71,7 +71,11 @@ export class ModuleLoader {
     this.#warn = warn
   }
 
-  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
     return Effect.callback((resume) => {
       const loading = new Loading(this.#library, withEnd(image))
       this.#loading.add(loading)
@@ -87,8 +91,9 @@ export class ModuleLoader {
         (_, status) => {
           const failure = this.#check(loading, status)
           if (failure === undefined) {
-            const { byteLength } = image
-            resume(Effect.succeed(new ModuleResource(this.#owner, loading.library.value, byteLength, options)))
+            const module = new ModuleResource(this.#owner, loading.library.value, image.byteLength, options)
+            adopt(module)
+            resume(Effect.succeed(module))
           } else resume(Effect.fail(failure))
           this.#loading.delete(loading)
           if (this.#loading.size === 0) this.#onQuiet?.()

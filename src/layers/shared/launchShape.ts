@@ -32,7 +32,7 @@ export class LaunchShape {
     const { block, cluster, cooperative, grid, programmatic, sharedBytes = 0 } = config
     const [gridX, gridY, gridZ] = [axisOf(grid, 0), axisOf(grid, 1), axisOf(grid, 2)]
     const [blockX, blockY, blockZ] = [axisOf(block, 0), axisOf(block, 1), axisOf(block, 2)]
-    const clusterSize = cluster ?? 1
+    const clusterSize = cluster === undefined ? 1 : cluster
     const [clusterX, clusterY, clusterZ] = [axisOf(clusterSize, 0), axisOf(clusterSize, 1), axisOf(clusterSize, 2)]
     this.gridX = gridX
     this.gridY = gridY
@@ -82,6 +82,12 @@ export const fits = (shape: LaunchShape, { dynamicShared, limits, maxThreads }: 
     shape.threads <= maxThreads && Number.isInteger(shape.sharedBytes) && shape.sharedBytes >= 0 &&
     shape.sharedBytes <= dynamicShared && shape.isPlain
 }
+
+/** Refuses a configuration that cannot be read. */
+export const refuseConfig = (operation: string, config: LaunchConfig): Effect.Effect<never, CudaError> | undefined =>
+  typeof config === "object" && config !== null
+    ? undefined
+    : refuseArgument(operation, "config", config, "an object with grid and block")
 
 /** What is wrong with a launch, in words; nothing for one that can be made. */
 export const refuseShape = (

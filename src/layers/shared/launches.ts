@@ -11,7 +11,7 @@ import type { PointerSlot } from "./arguments.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { bring } from "./kernelCode.ts"
-import { fits, LaunchShape, refuseShape } from "./launchShape.ts"
+import { fits, LaunchShape, refuseConfig, refuseShape } from "./launchShape.ts"
 import { isGone, ownKernel } from "./moduleResources.ts"
 import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
@@ -42,7 +42,7 @@ const launch = (
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
   const { code } = kernel
-  const refused = refuseTarget(core, kernel, stream)
+  const refused = refuseTarget(core, kernel, stream) ?? refuseConfig(launchOperation, config)
   if (refused !== undefined) return refused
   const { device } = stream
   const there = code.on[device]
