@@ -17,7 +17,7 @@ import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { eitherForm, refOfEvent, refOfStream, runtimeOfEvent } from "./internal/given.ts"
+import { eitherForm, isStream, refOfEvent, refOfStream, runtimeOfEvent } from "./internal/given.ts"
 import { DeviceHandle, hex, oneLine, refuseArgument, unlessLive } from "./internal/handles.ts"
 import { onStream } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
@@ -339,7 +339,7 @@ function streamOperation(
   function operation(stream?: CudaStream): (self: CudaEvent) => Effect.Effect<void, CudaError>
   function operation(first?: CudaEvent | CudaStream, second?: CudaStream) {
     if (isCudaEvent(first)) return body(first, second)
-    if (second === undefined && (first === undefined || Predicate.hasProperty(first, "~effect-cuda/CudaStream"))) {
+    if (second === undefined && (first === undefined || isStream(first))) {
       return (self: CudaEvent) => body(self, first)
     }
     return eitherForm(refuseArgument(name, "event", first, "an event, or only a stream"))

@@ -1129,7 +1129,9 @@ export function download(
   second?: Slice<DeviceBuffer> | CudaStream,
   third?: CudaStream
 ) {
-  if (isDataLast(second, third)) return (destination: HostArray) => downloadTo(destination, first, second)
+  if (!ArrayBuffer.isView(first) && isDataLast(second, third)) {
+    return (destination: HostArray) => downloadTo(destination, first, second)
+  }
   return downloadTo(first, second, third)
 }
 

@@ -25,7 +25,7 @@ import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import { EventImpl } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
-import { refOfEvent, refOfStream, refuseForced, runtimeOfStream, wrongHandleOf } from "./internal/given.ts"
+import { refOfEvent, refOfStream, refuseForced, runtimeOfStream } from "./internal/given.ts"
 import { DeviceHandle, named, oneLine, refuseArgument, released, unlessLive } from "./internal/handles.ts"
 import { CurrentPlace, deviceIndexOf, onStreamOf, resolveDevice, withCurrent } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
@@ -447,8 +447,7 @@ export function recordEvent(
 ): Effect.Effect<CudaEvent, CudaError, Scope.Scope> {
   const runtime = runtimeOfStream(self)
   if (event !== undefined) return Effect.as(runtime.eventRecord(refOfEvent(event), refOfStream(self)), event)
-  const wrong = wrongHandleOf(runtime)
-  if (wrong !== undefined) return wrong.refuse("CudaStream.recordEvent")
+  if (!isCudaStream(self)) return refuseArgument("CudaStream.recordEvent", "stream", self, "a stream")
   return Effect.tap(makeEvent(self), (made) => runtime.eventRecord(made.ref, refOfStream(self)))
 }
 

@@ -7,6 +7,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Effectable from "effect/Effectable"
+import * as Predicate from "effect/Predicate"
 import type { CudaError } from "../CudaError.ts"
 import { refusing, WrongHandle } from "../layers/CudaRuntime.ts"
 import type {
@@ -63,6 +64,9 @@ export const runtimeOfPart = (part: GivenPart): CudaRuntimeService => {
     ? refusing(new WrongHandle("buffer", part?.buffer ?? part, "a buffer or a part of one"))
     : runtime
 }
+
+/** Whether a value is a stream, for modules that streams depend on. */
+export const isStream = (value: unknown): boolean => Predicate.hasProperty(value, "~effect-cuda/CudaStream")
 
 /** The value that a runtime stands in for, if it does. */
 export const wrongHandleOf = ({ identity }: CudaRuntimeService): WrongHandle | undefined =>

@@ -8,8 +8,8 @@ import type * as Fiber from "effect/Fiber"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, StreamRef } from "../layers/CudaRuntime.ts"
-import { refOfStream, wrongHandleOf } from "./given.ts"
-import { named, refuseForeign } from "./handles.ts"
+import { isStream, wrongHandleOf } from "./given.ts"
+import { named, refuseArgument, refuseForeign } from "./handles.ts"
 
 /** A stream, as far as places need it. */
 export interface AnyStream {
@@ -92,7 +92,9 @@ export const onStream = <A, E, R>(
   stream: AnyStream | undefined,
   use: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  if (stream !== undefined) return use(refOfStream(stream))
+  if (stream !== undefined) {
+    return isStream(stream) ? use(stream.ref) : refuseArgument(operation, "stream", stream, "a stream")
+  }
   const wrong = wrongHandleOf(runtime)
   if (wrong !== undefined) return wrong.refuse(operation)
   return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, device))

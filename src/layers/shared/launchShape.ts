@@ -26,6 +26,8 @@ export class LaunchShape {
   clusterZ = 1
   cooperative = false
   programmatic = false
+  /** How often it was read, so that a launch notices if its shape was replaced by a getter among its arguments. */
+  reads = 0
 
   /** Reads everything before it changes anything, since reading can run getters. A size that is not a number becomes NaN, for the checks to refuse. */
   read(config: LaunchConfig): void {
@@ -47,6 +49,7 @@ export class LaunchShape {
     this.clusterZ = clusterZ
     this.cooperative = cooperative === true
     this.programmatic = programmatic === true
+    this.reads++
   }
 
   /** Whether the launch has sizes only. */

@@ -31,9 +31,6 @@ export const launchOperations = (core: Core): Pick<KernelOperations, "kernelLaun
 
 const launchOperation = "CudaKernel.launch"
 
-/** Counts launches, so that one that is made while another reads its arguments is noticed. */
-let launches = 0
-
 const launch = (
   core: Core,
   kernel: KernelResource,
@@ -51,11 +48,11 @@ const launch = (
     return Effect.andThen(bring(core, launchOperation, code, device), again)
   }
   // Reading can run getters, which can do anything: all of it comes first, and what it may have changed is checked after it.
-  const own = ++launches
   shape.read(config)
+  const own = shape.reads
   const { arguments: args } = kernel
   const isPacked = args.pack(values, device)
-  const unfit = own !== launches
+  const unfit = own !== shape.reads
     ? refuseReentry()
     : refuseTarget(core, kernel, stream) ?? refuseUnfit(core, code, there, device)
   const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
