@@ -1,6 +1,6 @@
 /**
- * Launches whose configuration and arguments run code while they are read: a launch never gets the sizes or arguments of another one,
- * nor memory that is released meanwhile. And sizes that only look right after they were cut to fewer bits or dimensions.
+ * Launches whose configuration and arguments run code while they are read: a launch never gets the sizes or arguments of another one, or
+ * memory that was released meanwhile. And sizes that would be valid only after truncation to fewer bits or dimensions.
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
@@ -238,7 +238,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       )
   )
 
-  it.live("a launch is possible after one that was refused", () =>
+  it.live("a launch succeeds after one that was refused", () =>
     withGiven((given) =>
       Effect.gen(function*() {
         const [, launch] = places[2]!
@@ -249,7 +249,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       })
     ))
 
-  it.live("sizes are refused that fit only once they are cut to 32 bits", () =>
+  it.live("sizes that are valid only when truncated to 32 bits are refused", () =>
     withGiven(({ pair, stream, to }) =>
       Effect.gen(function*() {
         const beyond = 2 ** 32 + 32

@@ -1,5 +1,5 @@
 /**
- * What a failed allocation says: how much was requested, how much there is, and whether asking again can help.
+ * Failed allocations: how much was requested, how much memory there is, and whether a retry can succeed.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaError, CudaMemory, CudaMemoryPool, SimulatedRuntime } from "effect-cuda"
@@ -35,7 +35,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       return error
     })
 
-  it.live("an allocation that does not fit now says what is free, and can be made later", () =>
+  it.live("an allocation that does not fit reports the free memory, and can be retried", () =>
     run(Effect.gen(function*() {
       yield* CudaMemory.allocate(6 * gibi)
       const error = yield* failure(CudaMemory.allocate(3 * gibi))
@@ -46,7 +46,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       assert.isTrue(error.isRetryable)
     })))
 
-  it.live("an allocation that is larger than the device says so, and can never be made", () =>
+  it.live("an allocation larger than the device says so, and cannot be retried", () =>
     run(Effect.gen(function*() {
       const error = yield* failure(CudaMemory.allocate(12 * gibi))
       assert.deepStrictEqual([error.memory!.requested, error.memory!.total], [12 * gibi, 8 * gibi])
@@ -55,14 +55,14 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       assert.isTrue("isRetryable" in error.reason && error.reason.isRetryable, "the status itself can be retried")
     })))
 
-  it.live("managed memory says it too", () =>
+  it.live("managed memory reports the same", () =>
     run(Effect.gen(function*() {
       const error = yield* failure(CudaMemory.allocateManaged(12 * gibi))
       assert.deepStrictEqual([error.memory!.requested, error.memory!.total], [12 * gibi, 8 * gibi])
       assert.isFalse(error.isRetryable)
     })))
 
-  it.live("a pool that is full says what the device has", () =>
+  it.live("a full pool reports the memory of the device", () =>
     run(Effect.gen(function*() {
       const pool = yield* CudaMemoryPool.make({ maxBytes: gibi })
       const error = yield* failure(CudaMemory.allocate(2 * gibi, { pool }))
@@ -84,7 +84,7 @@ describe("a failure of memory", () => {
     assert.isFalse(of(gibi + 1, 0, gibi).isRetryable)
   })
 
-  it("has sizes that people can read", () => {
+  it("prints sizes in readable units", () => {
     assert.include(of(1, 0, 80 * gibi).message, "1 byte was requested; 0 bytes of 80 GiB are free.")
     assert.include(of(1536, 512, gibi).message, "1.5 KiB were requested; 512 bytes of 1 GiB are free.")
   })

@@ -1,5 +1,5 @@
 /**
- * Streams that programs wrap by their handles: one resource for each as long as somebody has it, and nothing after that.
+ * Streams wrapped by their handles: one resource per stream while a program refers to it, and nothing afterwards.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
@@ -52,7 +52,7 @@ describe.each(rigs)("on %s", (name, runtime, prepare) => {
       })
     ))
 
-  it.live("streams that are wrapped are kept by nobody, once they and the memory they used are released", () =>
+  it.live("wrapped streams are garbage-collected once the program lets go of them", () =>
     run((makeHandle) =>
       Effect.gen(function*() {
         const handles = yield* Effect.forEach(Array.from({ length: count }), () => makeHandle)

@@ -1,6 +1,6 @@
 /**
- * Values that are not what an argument takes, forced past the types: each is refused with `InvalidArgument`, by name, as a failure of the
- * effect. No exception is thrown, no default is used instead, and the driver never sees a foreign handle.
+ * Arguments of the wrong kind, forced past the types: every operation fails with an `InvalidArgument` that names the argument. Nothing
+ * throws, no default is used instead, and the driver never receives a foreign handle.
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
@@ -51,7 +51,7 @@ const makeGiven = Effect.gen(function*() {
 
 type Given = Effect.Success<typeof makeGiven>
 
-/** Whatever the types refuse. */
+/** A value that the types would reject. */
 type Forced = never
 
 interface Call {
@@ -408,7 +408,7 @@ const devices: ReadonlyArray<Call> = [
   }
 ]
 
-/** Wrong everywhere: what is forced, and handles of every kind but the right ones. */
+/** Values that are not handles, and handles of every other kind. */
 const wrongValues = (given: Given, ...right: ReadonlyArray<keyof Given>): ReadonlyArray<unknown> => {
   const kept = new Set<unknown>(right.map((key) => given[key]))
   return [...neither, ...Object.values(given).filter((handle) => !kept.has(handle))]
@@ -627,7 +627,7 @@ const native = Layer.suspend(() => {
   return stubLayer(stub)
 })
 
-/** Another runtime around one, with failures that never come, so that each of its operations looks at its arguments. */
+/** A layer around the runtime, which describes the arguments of operations in its failures. */
 const observed = FaultInjection.layer
 
 describe.each([["the driver", native], ["a simulated device", simulated]] as const)("on %s", (name, runtime) => {
@@ -659,7 +659,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
     })
   }
 
-  it.live("the default stream is never used instead of what is not a stream", () =>
+  it.live("a region of a value that is not a stream does not use the default stream", () =>
     withGiven((given) =>
       Effect.gen(function*() {
         for (const wrong of wrongValues(given, "stream")) {
@@ -678,7 +678,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       }).pipe(CudaStream.withStream(given.stream))
     ))
 
-  it.live("a wrong argument of the only place of either form is refused in both", () =>
+  it.live("an argument that fits neither form of an operation is refused by both", () =>
     withGiven(({ event }) =>
       Effect.gen(function*() {
         for (const wrong of neither) {
@@ -689,7 +689,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       })
     ))
 
-  it.live("what sees memory of the host throws the same failure, since it is no effect", () =>
+  it.live("view throws the failure, because it does not return an effect", () =>
     withGiven((given) =>
       Effect.sync(() => {
         for (const wrong of [undefined, ...wrongValues(given, "host", "managed")]) {
@@ -702,7 +702,7 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       })
     ))
 
-  it.live("a layer around the runtime describes what it is given, whatever that is", () =>
+  it.live("a layer around the runtime can describe any arguments", () =>
     withGiven(() =>
       Effect.gen(function*() {
         const faults = yield* FaultInjection.FaultInjection

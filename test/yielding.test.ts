@@ -1,6 +1,6 @@
 /**
- * Interruption wherever a fiber can be interrupted: the scheduler makes fibers yield every few operations, and a fiber is interrupted
- * after any number of turns of the event loop. Whatever was acquired is released, and no other fiber waits for it forever.
+ * Interruption at any step: the scheduler makes fibers yield every few operations, and they are interrupted after any number of turns of
+ * the event loop. Everything they acquired is released, and no other fiber waits forever.
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
@@ -60,10 +60,10 @@ const turn: Effect.Effect<void> = Effect.callback((resume) => {
 
 const turns = (count: number) => Effect.forEach(Array.from({ length: count }), () => turn, { discard: true })
 
-/** Every this many operations a fiber yields; fewer than 3 make no progress. */
+/** Numbers of operations after which a fiber yields. With fewer than 3, a fiber makes no progress. */
 const periods = [3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 23]
 
-/** Has all fibers but one yield at this operation. */
+/** Makes every fiber but one yield at its n-th operation. */
 class OthersYield extends Scheduler.MixedScheduler {
   readonly #fiber: number
   readonly #at: number
@@ -156,13 +156,14 @@ describe("a module whose fiber is interrupted in the turn that loads it", () => 
       const runtime = yield* CudaRuntime.CudaRuntime
       const made = yield* program
       const options = { idleTimeout: Duration.zero }
-      let fiber: Fiber.Fiber<unknown, unknown> | undefined
+      const loading: Array<Fiber.Fiber<unknown, unknown>> = []
       let count = 0
       const onLoaded = () => {
         count++
-        fiber?.interruptUnsafe()
+        for (const fiber of loading) fiber.interruptUnsafe()
       }
-      fiber = yield* Effect.forkChild(runtime.moduleLoad(made.image, { ...options, onLoaded }))
+      const fiber = yield* Effect.forkChild(runtime.moduleLoad(made.image, { ...options, onLoaded }))
+      loading.push(fiber)
       yield* until("it is loaded", () => count === 1)
       yield* Fiber.await(fiber)
       assert.strictEqual((yield* runtime.liveResources).modules, 0)
