@@ -187,7 +187,8 @@ export const streamContract = (rig: Rig): void =>
       })))
 
     for (const handle of [-1, 0.5, Number.NaN, 2 ** 60]) {
-      it.effect(`reject handle ${handle}`, () => refuses(CudaStream.fromHandle(handle), "handle"))
+      it.effect(`reject handle ${handle}`, () =>
+        refuses(CudaStream.fromHandle(handle), "handle"))
     }
 
     it.effect("are equal with equal hashes when they are the same stream", () =>

@@ -74,17 +74,22 @@ export class ModuleLoader {
     this.#warn = warn
   }
 
-  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
     return Effect.callback((resume) => {
       const loading = new Loading(this.#library, withEnd(image))
       this.#loading.add(loading)
       const takeBack = inTurn((onEnd) => this.#begin(loading, onEnd), (error, status) => {
         const failure = this.#check(loading, status)
-        this.#leave(loading)
         if (failure === undefined) {
-          const { byteLength } = image
-          resume(Effect.succeed(new ModuleResource(this.#owner, loading.library.value, byteLength, options)))
+          const module = new ModuleResource(this.#owner, loading.library.value, image.byteLength, options)
+          adopt(module)
+          resume(Effect.succeed(module))
         } else resume(Effect.fail(error === null ? failure : { ...failure, log: messageOf(error) }))
+        this.#leave(loading)
       })
       return Effect.sync(() => {
         loading.isAbandoned = true

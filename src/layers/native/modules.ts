@@ -25,8 +25,12 @@ export class NativeModules implements ModuleBackend {
     this.#loader = loader
   }
 
-  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
-    return this.#loader.load(image, options)
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
+    return this.#loader.load(image, options, adopt)
   }
 
   unload(module: ModuleResource): number {

@@ -4,15 +4,16 @@
  *
  * @since 0.1.0
  */
-import type { Effect } from "effect/Effect"
+import * as Effect from "effect/Effect"
+import { invalidArgument } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
 import type { MemoryRef } from "./memory.ts"
 
 /** The device that an operation concerns, and what on it. */
 type About = readonly [device: number, subject: unknown]
 
-type AnyOperation = (...args: ReadonlyArray<never>) => Effect<unknown, CudaError>
+type AnyOperation = (...args: ReadonlyArray<never>) => Effect.Effect<unknown, CudaError>
 
 /**
  * A member of the runtime service that is an operation, such as `eventRecord`.
@@ -180,18 +181,26 @@ export interface Operation {
  * @category operations
  * @since 0.1.0
  */
-export type OperationCall = (...args: ReadonlyArray<unknown>) => Effect<unknown, CudaError>
+export type OperationCall = (...args: ReadonlyArray<unknown>) => Effect.Effect<unknown, CudaError>
 
 const operationOf = (member: OperationMember): Operation => {
   const [name, call, , kind = "ordinary"]: readonly [OperationName, string, unknown, Operation["kind"]?] = rows[member]
   const about = rows[member][2] as (...args: ReadonlyArray<unknown>) => About
+  // Arguments can be anything that was forced past the types.
+  const read = <A>(reading: () => A, otherwise: A): A => {
+    try {
+      return reading()
+    } catch {
+      return otherwise
+    }
+  }
   return {
     member,
     name,
     call,
     kind,
-    deviceOf: (args) => about(...args)[0],
-    describe: (args) => String(about(...args)[1])
+    deviceOf: (args) => read(() => about(...args)[0], undefined) ?? 0,
+    describe: (args) => read(() => String(about(...args)[1]), "arguments of the wrong kind")
   }
 }
 
@@ -256,3 +265,55 @@ export const around = (
     ])
   )
 })
+
+/**
+ * A value that was given instead of a handle.
+ *
+ * @internal
+ */
+export class WrongHandle {
+  readonly argument: string
+  readonly given: unknown
+  readonly expected: string
+  constructor(argument: string, given: unknown, expected: string) {
+    this.argument = argument
+    this.given = given
+    this.expected = expected
+  }
+  /** The failure of an operation that was given this value. */
+  refuse(operation: string): Effect.Effect<never, CudaError> {
+    return Effect.fail(invalidArgument(operation, this.argument, this.given, this.expected))
+  }
+}
+
+/**
+ * Makes a runtime that refuses every operation, to stand in for the runtime of a value that has none. Its identity is the
+ * wrong handle.
+ *
+ * @internal
+ */
+export const refusing = (wrong: WrongHandle): CudaRuntimeService => {
+  const members = Object.fromEntries(
+    Object.values(operations).map(({ member, name }) => [member, () => wrong.refuse(name)])
+  ) as { readonly [M in OperationMember]: () => Effect.Effect<never, CudaError> }
+  return {
+    ...members,
+    kind: "simulated",
+    identity: wrong,
+    driverVersion: 0,
+    devices: [],
+    liveResources: Effect.succeed(nothingLive)
+  }
+}
+
+const nothingLive: LiveResources = {
+  streams: 0,
+  events: 0,
+  deviceBuffers: 0,
+  deviceBytes: 0,
+  hostBuffers: 0,
+  hostBytes: 0,
+  modules: 0,
+  pools: 0,
+  waits: 0
+}

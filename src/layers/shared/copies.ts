@@ -232,7 +232,8 @@ const refuseCopy = (
 const refuseLengths = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
   if (to.byteLength === from.byteLength) return undefined
   const name = nameAt("source.byteLength", index)
-  return refuseArgument(operation, name, from.byteLength, `the destination's ${to.byteLength}`)
+  const expected = `the destination's ${to.byteLength} bytes (CudaMemory.slice takes a part of a buffer)`
+  return refuseArgument(operation, name, from.byteLength, expected)
 }
 
 const refuseOverlap = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {

@@ -2,9 +2,11 @@
  * Kernels: finding them, loading their code, and their attributes; and the part of the backend that kernels use.
  */
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import { kernelAttributes, settableKernelAttributes } from "../../cuda/flags.ts"
 import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
 import type { HostPointer } from "../../cuda/handles.ts"
+import { scalarSizes } from "../../cuda/parameters.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -94,6 +96,9 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
 
 /** The parameters as the program declares them have the sizes that the driver reports, and the kinds where those are known. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
+  if (!Array.isArray(parameters) || !parameters.every(isKind)) {
+    return refuseArgument(operation, "parameters", parameters, "an array of kinds of parameters (CudaParameter)")
+  }
   const known = code.parameters
   if (known === undefined) return undefined
   if (known.length !== parameters.length) {
@@ -120,6 +125,10 @@ const refuseParameter = (
   const found = known.kind && differenceOf(given, known.kind, name)
   return found && refuseArgument(operation, found.path, found.given, `${found.expected}, as ${code} has there`)
 }
+
+const kinds: ReadonlySet<unknown> = new Set([...Object.keys(scalarSizes), "pointer", "struct", "array"])
+
+const isKind = (value: unknown): boolean => Predicate.hasProperty(value, "kind") && kinds.has(value.kind)
 
 const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, device: number) => {
   const operation = "CudaKernel.attribute"

@@ -26,10 +26,12 @@ export class LaunchShape {
   clusterZ = 1
   cooperative = false
   programmatic = false
+  /** How often it was read, so that a launch notices if its shape was replaced by a getter among its arguments. */
+  reads = 0
 
   /** Reads everything before it changes anything, since reading can run getters. A size that is not a number becomes NaN, for the checks to refuse. */
   read(config: LaunchConfig): void {
-    const { block, cluster, cooperative, grid, programmatic, sharedBytes } = config
+    const { block, cluster, cooperative, grid, programmatic, sharedBytes = 0 } = config
     const gridX = axisOf(grid, 0)
     const gridY = axisOf(grid, 1)
     const gridZ = axisOf(grid, 2)
@@ -45,13 +47,14 @@ export class LaunchShape {
     this.blockX = blockX
     this.blockY = blockY
     this.blockZ = blockZ
-    this.sharedBytes = sharedBytes ?? 0
+    this.sharedBytes = sharedBytes
     this.clustered = cluster !== undefined
     this.clusterX = clusterX
     this.clusterY = clusterY
     this.clusterZ = clusterZ
     this.cooperative = cooperative === true
     this.programmatic = programmatic === true
+    this.reads++
   }
 
   /** Whether the launch has sizes only. */
@@ -97,6 +100,12 @@ export const fits = (shape: LaunchShape, { dynamicShared, limits, maxThreads }: 
     shape.threads <= maxThreads && Number.isInteger(shape.sharedBytes) && shape.sharedBytes >= 0 &&
     shape.sharedBytes <= dynamicShared && shape.isPlain
 }
+
+/** Refuses a configuration that cannot be read. */
+export const refuseConfig = (operation: string, config: LaunchConfig): Effect.Effect<never, CudaError> | undefined =>
+  typeof config === "object" && config !== null
+    ? undefined
+    : refuseArgument(operation, "config", config, "an object with grid and block")
 
 /** What is wrong with a launch, in words; nothing for one that can be made. */
 export const refuseShape = (

@@ -11,7 +11,7 @@ import type { PointerSlot } from "./arguments.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { bring } from "./kernelCode.ts"
-import { fits, LaunchShape, refuseShape } from "./launchShape.ts"
+import { fits, LaunchShape, refuseConfig, refuseShape } from "./launchShape.ts"
 import { isGone, ownKernel } from "./moduleResources.ts"
 import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
@@ -31,9 +31,6 @@ export const launchOperations = (core: Core): Pick<KernelOperations, "kernelLaun
 
 const launchOperation = "CudaKernel.launch"
 
-/** Counts launches, so that one that is made while another reads its arguments is noticed. */
-let launches = 0
-
 const launch = (
   core: Core,
   kernel: KernelResource,
@@ -45,11 +42,13 @@ const launch = (
   const { device } = stream
   const there = code.on[device]
   if (there === undefined) return launchFirst(core, kernel, config, values, stream)
+  const unread = refuseConfig(launchOperation, config)
+  if (unread !== undefined) return unread
   // Reading can run getters, which can do anything: all of it comes first, and every check after it.
-  const own = ++launches
   shape.read(config)
+  const own = shape.reads
   const isPacked = args.pack(values, device)
-  const refused = own === launches ? refuseTarget(core, kernel, stream) : refuseReentry()
+  const refused = own === shape.reads ? refuseTarget(core, kernel, stream) : refuseReentry()
   const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device))
   const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
   args.forget()

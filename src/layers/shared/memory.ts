@@ -65,9 +65,9 @@ const allocate = (
   options: DeviceMemoryOptions
 ): Effect.Effect<DeviceMemoryResource, CudaError> => {
   const operation = "CudaMemory.allocate"
-  const pool = options.pool && ownPool(options.pool)
-  const stream = options.stream && ownStream(options.stream)
-  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, options)
+  const pool = options.pool === undefined ? undefined : ownPool(options.pool)
+  const stream = options.stream === undefined ? undefined : ownStream(options.stream)
+  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, pool, stream)
   if (refused !== undefined) return refused
   const status = core.backend.memory.allocate(device, byteLength, pool, stream)
   if (status !== success) {
@@ -96,8 +96,14 @@ export const allocationError = (
 }
 
 /** The pool and the stream of an allocation are there, and on its device. */
-const refusePlace = (core: Core, operation: string, device: number, options: DeviceMemoryOptions): Refusal => {
-  for (const part of [options.pool && ownPool(options.pool), options.stream && ownStream(options.stream)]) {
+const refusePlace = (
+  core: Core,
+  operation: string,
+  device: number,
+  pool: MemoryPoolResource | undefined,
+  stream: StreamResource | undefined
+): Refusal => {
+  for (const part of [pool, stream]) {
     if (part === undefined) continue
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
     if (part.device === device) continue

@@ -19,8 +19,15 @@ import type { DriverFailure } from "./waits.ts"
 export interface ModuleBackend {
   /** The variable that `findGlobal` found. */
   readonly global: DeviceMemoryResource | undefined
-  /** Loads an image, off the JS thread. An interrupted load is unloaded when it ends. */
-  readonly load: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleResource, DriverFailure>
+  /**
+   * Loads an image, off the JS thread. Calls `adopt` in the same turn in which loading ends, so that no interruption loses the module.
+   * The result of a load that was interrupted before is unloaded.
+   */
+  readonly load: (
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ) => Effect.Effect<ModuleResource, DriverFailure>
   /** Unloads a module: immediately, or once that waits for nothing. */
   readonly unload: (module: ModuleResource) => number
   readonly findGlobal: (module: ModuleResource, name: string, device: number) => number
@@ -41,16 +48,25 @@ const loadModule = (
   const { backend } = core
   const refused = refuseClosed(core, operation) ?? refuseImage(core, operation, image)
   if (refused !== undefined) return refused
+  const { idleTimeout, onLoaded } = options
+  let adopted: ModuleResource | undefined
+  const adopt = (module: ModuleResource) => {
+    adopted = module
+    if (core.closed) {
+      module.state = "released"
+      backend.modules.unload(module)
+      return
+    }
+    core.modules.add(module)
+    onLoaded?.(module)
+  }
   const failed = (failure: DriverFailure) =>
     refuseClosed(core, operation) ?? Effect.fail(imageError(core, operation, image.byteLength, failure))
-  return Effect.matchEffect(backend.modules.load(image, options), {
+  const loaded = Effect.matchEffect(backend.modules.load(image, { idleTimeout }, adopt), {
     onFailure: failed,
-    onSuccess: (module) => {
-      if (core.closed) backend.modules.unload(module)
-      else core.modules.add(module)
-      return refuseClosed(core, operation) ?? Effect.succeed(module)
-    }
+    onSuccess: (module) => refuseClosed(core, operation) ?? Effect.succeed(module)
   })
+  return Effect.onError(loaded, () => adopted === undefined ? Effect.void : Effect.ignore(unloadModule(core, adopted)))
 }
 
 const refuseClosed = (core: Core, operation: string): Effect.Effect<never, CudaError> | undefined =>

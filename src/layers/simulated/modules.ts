@@ -25,13 +25,18 @@ export class SimulatedModules implements ModuleBackend {
     this.#addresses = addresses
   }
 
-  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
     return Effect.suspend(() => {
       const { model, owner } = this.#driver
       const status = this.#driver.begin("cuLibraryLoadData", this.#driver.device(0))
       if (status !== success) return this.#driver.fail(status)
       const module = new ModuleResource(owner, model.makeHandle(), image.byteLength, options)
       this.#variables.set(module, new Map())
+      adopt(module)
       return Effect.succeed(module)
     })
   }
