@@ -923,9 +923,8 @@ const fillWith = (
 ): Effect.Effect<void, CudaError> => {
   const runtime = runtimeOfPart(self)
   const range = rangeOf(self)
-  if (self?.buffer?.kind === "pinned") {
-    return refuseArgument(fillNames[bits], "destination", self.buffer, "a device buffer")
-  }
+  const kind: string | undefined = self?.buffer?.kind
+  if (kind === "pinned") return refuseArgument(fillNames[bits], "destination", self.buffer, "a device buffer")
   if (stream !== undefined) return runtime.memoryFill(range, value, bits, refOfStream(stream))
   return onStream(
     fillNames[bits],

@@ -1968,11 +1968,7 @@ EXPORT void stub_log_clear(void) {
   pthread_mutex_unlock(&lock);
 }
 
-<<<<<<< HEAD
-/* Makes a function return a status without doing its work: `times` calls (-1: all) after the next `after` calls. */
-=======
-/* Has a function ("*": any) return a status, without doing its work: `times` calls (-1: all) after the next `after` ones. */
->>>>>>> wt-simfaults
+/* Makes a function ("*": any) return a status without doing its work: `times` calls (-1: all) after the next `after` calls. */
 EXPORT void stub_fail(const char *name, int status, int after, int times) {
   pthread_mutex_lock(&lock);
   Failure *failure = calloc(1, sizeof(Failure));
