@@ -1,5 +1,5 @@
 /**
- * Kernels: finding them, loading their code, and their attributes; and the part of the backend that kernels use.
+ * Kernels: lookup, code loading and attributes, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { kernelAttributes, settableKernelAttributes } from "../../cuda/flags.ts"
@@ -13,7 +13,7 @@ import type { KernelOperations } from "../runtime/kernels.ts"
 import { Arguments } from "./arguments.ts"
 import type { Reach } from "./arguments.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument } from "./failures.ts"
+import { refuseArgument, refuseDescribed } from "./failures.ts"
 import { bring, withCode } from "./kernelCode.ts"
 import { launchOperations } from "./launches.ts"
 import type { LaunchShape } from "./launchShape.ts"
@@ -22,16 +22,17 @@ import type { KernelCode, ModuleResource } from "./moduleResources.ts"
 import { refuseModule, refuseName } from "./modules.ts"
 import { occupancyOperations } from "./occupancy.ts"
 import type { StreamResource } from "./resources.ts"
+import { counted, inBytes } from "./words.ts"
 
 export interface KernelBackend {
-  /** The kernel that `find` found. */
+  /** The kernel found by `find`. */
   readonly code: KernelCode | undefined
-  /** What the last call that reads a number read. */
+  /** The value read by the last call that reads a number. */
   readonly value: number
-  /** What `bestBlock` suggests. */
+  /** The result of `bestBlock`. */
   readonly blockSuggestion: BlockSuggestion
   readonly find: (module: ModuleResource, name: string) => number
-  /** Loads a kernel's code into a device, after whatever runs there. */
+  /** Loads a kernel's code into a device, after all work running there. */
   readonly load: (code: KernelCode, device: number) => number
   readonly attribute: (code: KernelCode, attribute: KernelAttribute, device: number) => number
   readonly setAttribute: (code: KernelCode, attribute: KernelAttribute, value: number, device: number) => number
@@ -39,9 +40,9 @@ export interface KernelBackend {
   readonly bestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, device: number) => number
   readonly activeClusters: (code: KernelCode, shape: LaunchShape, device: number) => number
   readonly maxCluster: (code: KernelCode, shape: LaunchShape, device: number) => number
-  /** Where `launch` will find arguments, for as long as they live. */
+  /** Where `launch` reads the arguments from. Valid as long as they live. */
   readonly argumentTable: (args: Arguments) => HostPointer
-  /** Launches with the arguments that are packed now. */
+  /** Launches with the arguments packed last. */
   readonly launch: (kernel: KernelResource, shape: LaunchShape, stream: StreamResource) => number
 }
 
@@ -82,7 +83,7 @@ const get = (
   })
 }
 
-/** Asks for a kernel by its name; the status when there is none. */
+/** Looks up a kernel by name. Returns the status if there is none. */
 const find = (core: Core, module: ModuleResource, name: string): KernelCode | number => {
   const status = core.backend.kernels.find(module, name)
   if (status !== success) return status
@@ -91,21 +92,23 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
   return code
 }
 
-/** The parameters as the program declares them have the sizes that the driver reports, where it does. */
+/** Checks the size of each declared parameter, if the driver reports them. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
   const known = code.parameters
   if (known === undefined) return undefined
   if (known.length !== parameters.length) {
-    return refuseArgument(operation, "parameters", `${parameters.length} kinds`, `the ${known.length} of ${code}`)
+    const given = counted(parameters.length, "kind")
+    return refuseDescribed(operation, "parameters", given, `${counted(known.length, "kind")}, as ${code} declares`)
   }
   for (const [index, { kind, size }] of parameters.entries()) {
     const expected = known[index]!.size
     if (size === expected) continue
-    return refuseArgument(
+    const argument = `parameters[${index}]`
+    return refuseDescribed(
       operation,
-      `parameters[${index}]`,
-      `${kind} of ${size} bytes`,
-      `${expected} bytes, as ${code} has there`
+      argument,
+      `${kind} of ${inBytes(size)}`,
+      `${inBytes(expected)}, as ${code} declares`
     )
   }
   return undefined
@@ -115,7 +118,7 @@ const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttr
   const operation = "CudaKernel.attribute"
   return withCode(core, operation, kernel, device, () => {
     if (!Object.hasOwn(kernelAttributes, attribute)) {
-      return refuseArgument(operation, "attribute", attribute, "the name of a kernel's attribute")
+      return refuseArgument(operation, "attribute", attribute, "the name of a kernel attribute")
     }
     const status = core.backend.kernels.attribute(kernel.code, attribute, device)
     if (status === success) return Effect.succeed(core.backend.kernels.value)
@@ -133,10 +136,10 @@ const setAttribute = (
   const operation = "CudaKernel.setAttribute"
   return withCode(core, operation, kernel, device, (there): Effect.Effect<void, CudaError> => {
     if (!settableKernelAttributes.includes(attribute)) {
-      return refuseArgument(operation, "attribute", attribute, "the name of an attribute that can be set")
+      return refuseArgument(operation, "attribute", attribute, "the name of a settable kernel attribute")
     }
     if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
-      return refuseArgument(operation, "value", value, "a whole number of 32 bits")
+      return refuseArgument(operation, "value", value, "a whole number that fits in 32 bits")
     }
     const status = core.backend.kernels.setAttribute(kernel.code, attribute, value, device)
     if (status !== success) return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
@@ -145,7 +148,7 @@ const setAttribute = (
   })
 }
 
-/** What kernels reach on this runtime; devices are asked once whether they reach pinned memory. */
+/** Which memory kernels can access on this runtime. Each device is asked once. */
 const makeReach = ({ backend }: Core): Reach => {
   const known: Array<boolean | undefined> = []
   return {

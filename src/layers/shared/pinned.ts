@@ -1,5 +1,5 @@
 /**
- * Pinned host memory: the operation of every runtime, and the part of the backend that it uses.
+ * Pinned host memory: the shared operation, and the backend functions it uses.
  */
 import * as Effect from "effect/Effect"
 import type { PinnedOperations } from "../runtime/pinned.ts"
@@ -7,10 +7,11 @@ import type { Core } from "./Core.ts"
 import { refuseByteLength, withOptions } from "./memory.ts"
 import type { HostMemoryResource } from "./resources.ts"
 import type { DriverFailure } from "./waits.ts"
+import { inBytes } from "./words.ts"
 
 export interface PinnedBackend {
   readonly allocate: (byteLength: number) => Effect.Effect<HostMemoryResource, DriverFailure>
-  /** Detaches the memory from its views immediately, and reuses it once the work of the streams that used it is done. */
+  /** Detaches the views immediately. The memory is reused once the work of the streams that used it has finished. */
   readonly free: (memory: HostMemoryResource) => number
 }
 
@@ -25,7 +26,7 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
               return withOptions(memory, options)
             },
             onFailure: ({ call, status }) =>
-              core.error("CudaMemory.allocateHost", status, 0, `${byteLength} bytes of pinned memory`, call)
+              core.error("CudaMemory.allocateHost", status, 0, `${inBytes(byteLength)} of pinned memory`, call)
           }))
     )
 })
