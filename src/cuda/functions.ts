@@ -1,9 +1,9 @@
 /**
- * The functions of the driver library (`libcuda`) that the native runtime calls, by the names the library exports, with
- * the types koffi needs. The suffixes are part of the ABI: a name without one can be an older version of the call.
+ * The functions of the driver library (`libcuda`) that the native runtime calls, by exported name, with their koffi
+ * types. The suffixes are part of the ABI: the name without a suffix may be an older version of the call.
  *
- * Handles and addresses are numbers with a type of their own (`handles.ts`); where the driver reads or writes through a pointer, it is
- * given a typed array (`void *`). Every function returns a `CUresult`. No Effect here.
+ * Handles and addresses are distinct number types (`handles.ts`). Where the driver reads or writes through a pointer,
+ * pass a typed array (`void *`). Every function returns a `CUresult`. No Effect here.
  *
  * @since 0.1.0
  */
@@ -38,13 +38,13 @@ const pointer = "CUdeviceptr"
 const host = "HostPointer"
 const hostFunction = "CUhostFn"
 
-/** The type of `CUipcEventHandle`, which is passed by value; koffi learns it before the functions. */
+/** `CUipcEventHandle`, which is passed by value. koffi needs its type before the functions. */
 export const ipcHandleType = "CUipcEventHandle"
 
-/** The type of `CUmemLocation`, which is passed by value too. */
+/** `CUmemLocation`, which is passed by value as well. */
 export const locationType = "CUmemLocation"
 
-/** Every function, with its parameters. All are in CUDA 12.0. */
+/** The required functions with their parameters, all present since CUDA 12.0. */
 export const driverFunctions = {
   cuInit: [uint],
   cuDriverGetVersion: [memory],
@@ -114,7 +114,7 @@ export const driverFunctions = {
   cuOccupancyMaxPotentialClusterSize: [memory, kernel, host]
 } as const
 
-/** Functions that drivers older than the one named lack; what needs them says so, or does without. */
+/** Functions that older drivers lack. Their callers fail or do without them. */
 export const optionalDriverFunctions = {
   /** CUDA 12.2. */
   cuMemPrefetchAsync_v2: [pointer, size, locationType, uint, stream],
@@ -126,17 +126,17 @@ export const optionalDriverFunctions = {
   cuMemcpyBatchAsync: [memory, memory, memory, size, memory, memory, size, memory, stream]
 } as const
 
-/** The type that koffi is given for a type of the table: handles are numbers of their size. */
+/** The koffi type of a parameter type. Handles are numbers of their size. */
 export const koffiType = (type: string): string =>
   Object.hasOwn(handleTypes, type) ? handleTypes[type as keyof typeof handleTypes] : type
 
-/** The name of a function of the table. */
+/** The name of a function in the table. */
 export type DriverFunctionName = keyof typeof driverFunctions
 
 /** The name of a function that a driver may lack. */
 export type OptionalDriverFunctionName = keyof typeof optionalDriverFunctions
 
-/** What a parameter of a type is given as. */
+/** The JavaScript type of each parameter type. */
 interface ParameterTypes {
   readonly CUdevice: CUdevice
   readonly CUcontext: CUcontext
@@ -163,13 +163,13 @@ type Arguments<Types extends ReadonlyArray<keyof ParameterTypes>> = {
   readonly [Index in keyof Types]: ParameterTypes[Types[Index]]
 }
 
-/** A bound function: called on this thread, or on a thread of the pool that then tells how it ended. */
+/** A bound function. `async` calls it on a pool thread, and passes the result to a callback. */
 export interface DriverFunction<Parameters extends ReadonlyArray<unknown>> {
   (...parameters: Parameters): number
   readonly async: (...parameters: [...Parameters, (error: unknown, status: number) => void]) => void
 }
 
-/** The functions, bound to a library. */
+/** The functions bound to a library. */
 export type DriverFunctions =
   & { readonly [Name in DriverFunctionName]: DriverFunction<Arguments<(typeof driverFunctions)[Name]>> }
   & {

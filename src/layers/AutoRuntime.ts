@@ -1,5 +1,5 @@
 /**
- * The GPU if there is one, else a simulated device: for programs, examples and services that are to run anywhere.
+ * The GPU if there is one, otherwise a simulated device: for programs, examples and services that should run anywhere.
  *
  * @since 0.1.0
  */
@@ -13,7 +13,7 @@ import * as NativeRuntime from "./NativeRuntime.ts"
 import * as SimulatedRuntime from "./SimulatedRuntime.ts"
 
 /**
- * Options for either runtime.
+ * Options for both runtimes.
  *
  * @category models
  * @since 0.1.0
@@ -24,13 +24,13 @@ export interface AutoOptions {
 }
 
 /**
- * Provides `CudaRuntime` on the machine's GPUs, or on a simulated device when the machine has no driver, no GPU, or a driver
- * that is too old. Says in the log which one it is, and why.
+ * Provides `CudaRuntime` on the GPUs of this machine, or on a simulated device if the machine has no driver, no GPU, or
+ * a driver that is too old. Logs which one it provides, and why.
  *
  * **Details**
  *
- * Every other failure of the native runtime is one of this layer too: a GPU that is there but does not work is not hidden,
- * nor is a `libraryPath` that leads nowhere.
+ * Any other failure of the native runtime is a failure of this layer: it hides neither a GPU that does not work nor a
+ * `libraryPath` that does not exist.
  *
  * @category layers
  * @since 0.1.0
@@ -55,7 +55,7 @@ export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaE
 
 const simulated = (options: AutoOptions, error: CudaError) =>
   Effect.gen(function*() {
-    yield* Effect.logInfo(`CUDA runtime: simulated, since the native one fails with ${error.reason._tag}`)
+    yield* Effect.logInfo(`CUDA runtime: simulated, because the native runtime fails with ${error.reason._tag}`)
     yield* Effect.logDebug(error.message)
     return Context.get(yield* Layer.build(SimulatedRuntime.layer(options.simulated)), CudaRuntime)
   })

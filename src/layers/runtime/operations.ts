@@ -1,15 +1,17 @@
 /**
- * Every operation of the runtime service: what programs call it, the driver call behind it, and what a failure of it concerns. The one
- * table from which layers around a runtime are made. A member of the service without a row does not compile.
+ * The table of all operations of the runtime service: an operation's name in programs, the driver call behind it, and
+ * the subject of its failures. Layers around a runtime are made from this table. A member of the service without a row
+ * does not compile.
  *
  * @since 0.1.0
  */
 import type { Effect } from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService } from "../CudaRuntime.ts"
+import { inBytes } from "../shared/words.ts"
 import type { MemoryRef } from "./memory.ts"
 
-/** The device that an operation concerns, and what on it. */
+/** The device that an operation concerns, and the subject on it. */
 type About = readonly [device: number, subject: unknown]
 
 type AnyOperation = (...args: ReadonlyArray<never>) => Effect<unknown, CudaError>
@@ -66,14 +68,14 @@ const rows = {
   memoryAllocate: [
     "CudaMemory.allocate",
     "cuMemAllocFromPoolAsync",
-    (device, bytes) => [device, `${bytes} bytes on device ${device}`]
+    (device, bytes) => [device, `${inBytes(bytes)} on device ${device}`]
   ],
   managedAllocate: [
     "CudaMemory.allocateManaged",
     "cuMemAllocManaged",
-    (device, bytes) => [device, `${bytes} bytes of managed memory of device ${device}`]
+    (device, bytes) => [device, `${inBytes(bytes)} of managed memory of device ${device}`]
   ],
-  hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, `${bytes} bytes`]],
+  hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, inBytes(bytes)]],
   memoryReclaim: ["CudaMemory.reclaim", "cuMemPoolTrimTo", onDevice],
   memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory]],
   memoryCopy: ["CudaMemory.copy", "cuMemcpyAsync", (_, __, stream) => [stream.device, stream]],
@@ -98,7 +100,7 @@ const rows = {
   ],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.device, pool]],
 
-  moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${image.byteLength} bytes`]],
+  moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${inBytes(image.byteLength)}`]],
   moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module]],
   moduleGlobal: ["CudaModule.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
   kernelGet: ["CudaKernel.get", "cuLibraryGetKernel", (_, name, __, device) => [device, `kernel ${name}`]],
@@ -136,7 +138,7 @@ const rows = {
 }
 
 /**
- * The name of an operation in programs and in their failures, such as `CudaEvent.record`.
+ * The name of an operation in programs and failures, such as `CudaEvent.record`.
  *
  * @category operations
  * @since 0.1.0
@@ -151,18 +153,20 @@ export type OperationName = (typeof rows)[OperationMember][0]
  */
 export interface Operation {
   readonly member: OperationMember
-  /** Its name in programs and failures. Several members can share one, such as the four behind `CudaKernel.occupancy`. */
+  /**
+   * The name in programs and failures. Several members may share one, such as the four behind `CudaKernel.occupancy`.
+   */
   readonly name: OperationName
-  /** The driver call behind it; the main one where there are several. */
+  /** The driver call behind the operation; the main one if there are several. */
   readonly call: string
-  /** The index of the device that a call with these arguments concerns; 0 for what concerns no device. */
+  /** The device that a call with these arguments concerns; 0 if it concerns none. */
   readonly deviceOf: (args: ReadonlyArray<unknown>) => number
-  /** What a call with these arguments concerns, in words. */
+  /** The subject of a call with these arguments, in words. */
   readonly describe: (args: ReadonlyArray<unknown>) => string
 }
 
 /**
- * A member of the runtime service, whatever its arguments and its result.
+ * An operation as a function, with any arguments and result.
  *
  * @category operations
  * @since 0.1.0
@@ -182,7 +186,7 @@ const operationOf = (member: OperationMember): Operation => {
 }
 
 /**
- * Every operation of the runtime service, by member.
+ * All operations of the runtime service, by member.
  *
  * @category operations
  * @since 0.1.0
@@ -192,13 +196,13 @@ export const operations: { readonly [M in OperationMember]: Operation } = Object
 ) as { readonly [M in OperationMember]: Operation }
 
 /**
- * Wraps operations of a runtime: `wrap` is called once for each operation and returns the call that programs make instead. Return the
- * call it is given to leave an operation as it is, at no cost.
+ * Wraps the operations of a runtime. `wrap` is called once per operation, and returns the function that programs call
+ * instead. Returning the original function leaves an operation unchanged, at no cost.
  *
  * **Details**
  *
- * The result is a runtime with the identity of the one inside, so handles, regions and pooled streams of both work together. A layer
- * sees everything that a program does, because modules have no other way to a device.
+ * The result has the identity of the inner runtime, so handles, regions and pooled streams of both work together. A
+ * layer sees everything that a program does, because modules have no other access to a device.
  *
  * **Example** (A layer that logs, and one that counts)
  *
