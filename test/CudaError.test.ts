@@ -128,7 +128,7 @@ describe("CudaError", () => {
     assert(lost._tag === "IllegalAddress")
     const origin = { operation: "CudaStream.synchronize", device: 1, status: lost, at: 0 }
     const { message } = new CudaError.CudaError({ operation: "CudaEvent.make", reason: lost, origin })
-    assert.include(message, "CudaStream.synchronize met CUDA_ERROR_ILLEGAL_ADDRESS on device 1 at 1970")
+    assert.include(message, "CudaStream.synchronize failed with CUDA_ERROR_ILLEGAL_ADDRESS on device 1 at 1970")
   })
 
   it.effect("prints its message with String, in causes and in logs", () =>

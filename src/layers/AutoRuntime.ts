@@ -1,5 +1,5 @@
 /**
- * The GPU if there is one, else a simulated device: for programs, examples and services that are to run anywhere.
+ * The GPU if there is one, otherwise a simulated device: for programs, examples and services that should run anywhere.
  *
  * @since 0.1.0
  */
@@ -14,7 +14,7 @@ import { readVariable } from "./shared/configuration.ts"
 import * as SimulatedRuntime from "./SimulatedRuntime.ts"
 
 /**
- * Options for either runtime.
+ * Options for both runtimes.
  *
  * @category models
  * @since 0.1.0
@@ -25,16 +25,16 @@ export interface AutoOptions {
 }
 
 /**
- * Provides `CudaRuntime` on the machine's GPUs, or on a simulated device if the machine has no driver, no GPU, or a driver
- * that is too old. Logs which one it is, and why.
+ * Provides `CudaRuntime` on the GPUs of this machine, or on a simulated device if the machine has no driver, no GPU, or
+ * a driver that is too old. Logs which one it provides, and why.
  *
  * **Details**
  *
- * `EFFECT_CUDA_RUNTIME` in the configuration decides instead: `native` never simulates, `simulated` never looks for a GPU.
+ * `EFFECT_CUDA_RUNTIME` in the configuration overrides this: `native` never simulates, `simulated` never looks for a GPU. Any other value
+ * fails with `InvalidArgument`.
  *
- * Every other failure of the native runtime is a failure of this layer too. So a GPU that does not work is not hidden, nor is a library
- * that the program named (`libraryPath`, `EFFECT_CUDA_LIBRARY`) and that does not exist, nor koffi that cannot be loaded. Fails with
- * `InvalidArgument` for any other value of `EFFECT_CUDA_RUNTIME`.
+ * Any other failure of the native runtime is a failure of this layer: it hides neither a GPU that does not work, nor a library that the
+ * program named (`libraryPath`, `EFFECT_CUDA_LIBRARY`) and that does not exist, nor koffi that cannot be loaded.
  *
  * @category layers
  * @since 0.1.0

@@ -1,8 +1,8 @@
 /**
  * The runtime on NVIDIA GPUs: `CudaRuntime` on the CUDA driver API, called through koffi.
  *
- * Importing this module loads nothing native; building the layer finds and loads the driver's library. Each device's
- * primary context is retained on its first use and released with the layer.
+ * Importing this module loads nothing native. Building the layer finds and loads the driver library. Each device's
+ * primary context is retained on first use, and released with the layer.
  *
  * @since 0.1.0
  */
@@ -14,57 +14,61 @@ import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, WaitOptions } from "./CudaRuntime.ts"
 
 /**
- * Options for the native runtime. Everything has a default.
+ * Options for the native runtime. All are optional.
  *
  * @category models
  * @since 0.1.0
  */
 export interface NativeOptions {
   /**
-   * The driver's library. Without it `EFFECT_CUDA_LIBRARY` is read from the configuration, and without that the
-   * platform's usual places are tried.
+   * Path of the driver library. Default: `EFFECT_CUDA_LIBRARY` from the configuration, otherwise the usual locations of
+   * the platform.
    */
   readonly libraryPath?: string | undefined
   /**
-   * The NVRTC library, which `CudaProgram.compile` loads on first use. Default: `EFFECT_CUDA_NVRTC` from the
-   * configuration, otherwise the usual places of toolkits, Python packages and containers.
+   * Path of the NVRTC library, which `CudaProgram.compile` loads on first use. Default: `EFFECT_CUDA_NVRTC` from the
+   * configuration, otherwise the usual locations of toolkits, Python packages and containers.
    */
   readonly nvrtcPath?: string | undefined
   /** The on-disk cache of compiled programs. */
   readonly programCache?: {
-    /** Whether to cache programs whose own options do not say. Default true. */
+    /** Whether to cache programs that do not specify it in their own options. Default true. */
     readonly enabled?: boolean | undefined
     /**
-     * The folder. It must belong to the user and be writable for no one else; programs are neither read from nor written
-     * to any other. It is created with mode 0700. Default: `EFFECT_CUDA_CACHE` from the configuration, where `off`
-     * disables the cache; otherwise `effect-cuda` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`,
-     * `LOCALAPPDATA`).
+     * The folder. It must belong to the user and be writable by no one else; otherwise it is not used at all. It is
+     * created with mode 0700. Default: `EFFECT_CUDA_CACHE` from the configuration, where `off` disables the cache;
+     * otherwise `effect-cuda` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`, `LOCALAPPDATA`).
      */
     readonly folder?: string | undefined
-    /** The approximate size limit in bytes: the least recently used programs are removed now and then. Default 512 MiB. */
+    /**
+     * Approximate size limit in bytes. The least recently used programs are removed from time to time. Default 512 MiB.
+     */
     readonly maxBytes?: number | undefined
   } | undefined
   /**
-   * How waits learn that the GPU is done: polled for 200 microseconds, then woken by the GPU, unless it says otherwise. A
-   * region can have its own with `CudaRuntime.CurrentWaitOptions`.
+   * How waits detect that the GPU has finished. By default they poll for 200 microseconds, then the GPU wakes the event
+   * loop. `CudaRuntime.CurrentWaitOptions` overrides this for a region.
    */
   readonly wait?: WaitOptions | undefined
   /** Pinned host memory. */
   readonly pinned?: {
-    /** Pinned at most, in bytes; more is an `OutOfMemory` failure. Default: the machine's memory. */
+    /**
+     * Maximum size of pinned memory in bytes. Allocating more fails with `OutOfMemory`. Default: the size of host
+     * memory.
+     */
     readonly maxBytes?: number | undefined
-    /** Kept at most for reuse after its release, in bytes. Default 1 GiB. */
+    /** Maximum size of released memory kept for reuse, in bytes. Default 1 GiB. */
     readonly keepBytes?: number | undefined
   } | undefined
 }
 
 /**
- * Makes the runtime for the life of a scope.
+ * Creates the runtime in a scope.
  *
  * **Details**
  *
- * Fails with `KoffiNotLoaded`, `LibraryNotFound` (with every place that was tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or the
- * status of the driver call that failed. Calls `cuInit`, off the JS thread.
+ * Fails with `KoffiNotLoaded`, `LibraryNotFound` (which lists every location tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or
+ * the status of a driver call that failed. Calls `cuInit`, off the JS thread.
  *
  * @category constructors
  * @since 0.1.0
@@ -87,7 +91,7 @@ export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeServ
  * }).pipe(Effect.scoped, Effect.provide(NativeRuntime.layer()))
  * ```
  *
- * @see {@link make} for what building the layer can fail with
+ * @see {@link make} for the failures of building the layer
  * @category layers
  * @since 0.1.0
  */

@@ -46,7 +46,7 @@ describe.skipIf(gpu === undefined)("a faulting kernel", () => {
           assert.isTrue(late.isSticky)
           assert.isFalse(late.isRetryable)
           assert.strictEqual(late.origin?.device, 0)
-          assert.include(late.message, "ended the contexts of this process earlier")
+          assert.include(late.message, "contexts of this process were lost earlier")
           yield* failsWith(CudaEvent.record(event, other), "IllegalAddress")
           yield* failsWith(CudaMemory.copy(device, host, other), "IllegalAddress")
           yield* failsWith(CudaMemory.allocate(64), "IllegalAddress")

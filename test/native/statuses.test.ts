@@ -919,7 +919,7 @@ describe("a sticky fault", () => {
           assert.strictEqual(later.origin?.status.name, "CUDA_ERROR_ILLEGAL_ADDRESS")
           assert.include(
             later.message,
-            "ended the contexts of this process earlier: CudaEvent.record met CUDA_ERROR_ILLEGAL_ADDRESS on device 0"
+            "The contexts of this process were lost earlier: CudaEvent.record failed with CUDA_ERROR_ILLEGAL_ADDRESS on device 0"
           )
         }
       })

@@ -1,5 +1,5 @@
 /**
- * Devices on the driver: opening and closing them, what they report, and when they are idle.
+ * Devices on the driver: opening, closing, attributes, and idle detection.
  */
 import * as Effect from "effect/Effect"
 import { inTurn } from "../../cuda/asyncCalls.ts"
@@ -104,7 +104,7 @@ export class NativeDevices implements DeviceBackend {
     return this.#busyOf(index).length === 0
   }
 
-  /** True when no open device holds work of this runtime. */
+  /** True if no open device has pending work of this runtime. */
   areIdle(): boolean {
     return this.#driver.opened.every((device) => device === undefined || this.isIdle(device.index))
   }
@@ -126,7 +126,7 @@ export class NativeDevices implements DeviceBackend {
     return () => cancel()
   }
 
-  /** A watch for every stream of a device that holds work. */
+  /** A watch for every stream of the device with pending work. */
   #busyOf(index: number): ReadonlyArray<Watch> {
     const busy = this.#streams.busyOn(index)
     const { releases } = this.#driver.device(index)
@@ -136,7 +136,7 @@ export class NativeDevices implements DeviceBackend {
     return busy
   }
 
-  /** Releases a device's context, off the JS thread. */
+  /** Releases the device's primary context, off the JS thread. */
   close({ handle }: NativeDevice, onDone: () => void): void {
     const { calls } = this.#driver
     inTurn((onEnd) => calls.cuDevicePrimaryCtxRelease_v2.async(handle, onEnd), (_, status) => {

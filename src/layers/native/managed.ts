@@ -1,5 +1,5 @@
 /**
- * Managed memory on the driver: allocated, moved and advised. Keeping it for reuse is `ManagedMemory`.
+ * Managed memory on the driver: allocation, prefetching and advice. `ManagedMemory` keeps it for reuse.
  */
 import { locationTypes, memoryAdvice } from "../../cuda/flags.ts"
 import type { MemoryAdvice } from "../../cuda/flags.ts"
@@ -15,7 +15,7 @@ import { NativeManagedMemory } from "./ManagedMemory.ts"
 import type { ManagedMemory } from "./ManagedMemory.ts"
 import { nativeStream } from "./streams.ts"
 
-/** The driver takes a third of a millisecond to bring a megabyte to the host, and a tenth of that to bring it to a device. */
+/** Prefetching a megabyte takes a third of a millisecond to the host, and a tenth of that to a device. */
 const prefetchPieces = { host: 4 * 2 ** 20, device: 32 * 2 ** 20 }
 
 const placeOf = (location: MemoryLocation): number =>

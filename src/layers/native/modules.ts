@@ -1,5 +1,5 @@
 /**
- * Modules on the driver. Loading and unloading is `ModuleLoader`.
+ * Modules on the driver. `ModuleLoader` loads and unloads them.
  */
 import type * as Effect from "effect/Effect"
 import type { CUdeviceptr } from "../../cuda/handles.ts"

@@ -1,5 +1,5 @@
 /**
- * Pinned host memory as resources of the native runtime. Pinning itself is `PinnedMemory`.
+ * Pinned host memory as resources of the native runtime. `PinnedMemory` does the pinning.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"

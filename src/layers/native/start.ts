@@ -81,12 +81,12 @@ const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, Cuda
   }
   for (const [argument, value] of Object.entries({ pollFor: policy.wait.pollFor, ...policy.pinned })) {
     if (value >= 0) continue
-    return Effect.fail(invalidArgument(operation, argument, value, "0 or more"))
+    return Effect.fail(invalidArgument(operation, argument, value, "a number of at least 0"))
   }
   return Effect.succeed(policy)
 }
 
-/** Not a number for what is no duration, as for negative numbers and `NaN`, which a duration would make 0. */
+/** NaN for an invalid duration. Keeps negative numbers and NaN, which `Duration` would turn into 0. */
 const toMillis = (input: Duration.Input): number => {
   if (typeof input === "number") return input
   try {
@@ -101,7 +101,7 @@ const variable = (name: string) => readVariable(operation, name)
 const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = {} }: NativeOptions) {
   const { enabled = true, maxBytes = 512 * 1024 ** 2 } = programCache
   if (!(maxBytes >= 0)) {
-    return yield* invalidArgument(operation, "maxBytes", maxBytes, "0 or more")
+    return yield* invalidArgument(operation, "maxBytes", maxBytes, "a number of at least 0")
   }
   const { folder } = programCache
   if (folder === "" || folder?.includes("\0")) {
@@ -141,8 +141,8 @@ const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined)
 })
 
 /**
- * For releases of which no program hears: logged where the layer was built, unless the driver is already gone. What follows
- * from the loss of a context is said once.
+ * Reports failed releases that no program waits for: logs them where the layer was built, unless the driver has already
+ * shut down. Only the first failure after a context is lost is a warning.
  */
 const makeWarn = (library: DriverLibrary): Effect.Effect<Warn> =>
   Effect.map(Effect.context<never>(), (context) => {
@@ -159,12 +159,12 @@ const makeWarn = (library: DriverLibrary): Effect.Effect<Warn> =>
     }
   })
 
-/** Says once in the life of a thread when there is none. */
+/** Opens the waker. Logs a warning, once per thread, if there is none. */
 const openWaker = Effect.gen(function*() {
   const waker = yield* Effect.promise(wakerOfThread)
   if (waker === undefined && !saidNoWaker) {
     saidNoWaker = true
-    yield* Effect.logWarning("The GPU cannot wake this event loop: waits ask once per millisecond instead")
+    yield* Effect.logWarning("The GPU cannot wake the event loop; waits poll once per millisecond instead")
   }
   return waker
 })

@@ -1,6 +1,7 @@
 /**
- * Every operation of the runtime service: what programs call it, the driver call behind it, and what a failure of it concerns. The one
- * table from which layers around a runtime are made. A member of the service without a row does not compile.
+ * The table of all operations of the runtime service: an operation's name in programs, the driver call behind it, and
+ * the subject of its failures. Layers around a runtime are made from this table. A member of the service without a row
+ * does not compile.
  *
  * @since 0.1.0
  */
@@ -9,8 +10,9 @@ import { invalidArgument } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
 import type { MemoryRef } from "./memory.ts"
+import { inBytes } from "./words.ts"
 
-/** The device that an operation concerns, and what on it. */
+/** The device that an operation concerns, and the subject on it. */
 type About = readonly [device: number, subject: unknown]
 
 type AnyOperation = (...args: ReadonlyArray<never>) => Effect.Effect<unknown, CudaError>
@@ -74,14 +76,14 @@ const rows = {
   memoryAllocate: [
     "CudaMemory.allocate",
     "cuMemAllocFromPoolAsync",
-    (device, bytes) => [device, `${bytes} bytes on device ${device}`]
+    (device, bytes) => [device, `${inBytes(bytes)} on device ${device}`]
   ],
   managedAllocate: [
     "CudaMemory.allocateManaged",
     "cuMemAllocManaged",
-    (device, bytes) => [device, `${bytes} bytes of managed memory of device ${device}`]
+    (device, bytes) => [device, `${inBytes(bytes)} of managed memory of device ${device}`]
   ],
-  hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, `${bytes} bytes`]],
+  hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, inBytes(bytes)]],
   memoryReclaim: ["CudaMemory.reclaim", "cuMemPoolTrimTo", onDevice],
   memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory], "release"],
   memoryCopy: ["CudaMemory.copy", "cuMemcpyAsync", (_, __, stream) => [stream.device, stream]],
@@ -106,7 +108,7 @@ const rows = {
   ],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.device, pool]],
 
-  moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${image.byteLength} bytes`]],
+  moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${inBytes(image.byteLength)}`]],
   moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module], "release"],
   moduleGlobal: ["CudaModule.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
   kernelGet: ["CudaKernel.get", "cuLibraryGetKernel", (_, name, __, device) => [device, `kernel ${name}`]],
@@ -145,7 +147,7 @@ const rows = {
 }
 
 /**
- * The name of an operation in programs and in their failures, such as `CudaEvent.record`.
+ * The name of an operation in programs and failures, such as `CudaEvent.record`.
  *
  * @category operations
  * @since 0.1.0
@@ -160,23 +162,25 @@ export type OperationName = (typeof rows)[OperationMember][0]
  */
 export interface Operation {
   readonly member: OperationMember
-  /** Its name in programs and failures. Several members can share one, such as the four behind `CudaKernel.occupancy`. */
+  /**
+   * The name in programs and failures. Several members may share one, such as the four behind `CudaKernel.occupancy`.
+   */
   readonly name: OperationName
-  /** The driver call behind it; the main one where there are several. */
+  /** The driver call behind the operation; the main one if there are several. */
   readonly call: string
   /**
-   * `release` operations release or end something, so a layer must let them reach the runtime, or something is left behind.
-   * `contextFree` ones need no context and work after a fault too.
+   * `release` operations release or end something: a layer must pass them on to the runtime, or something leaks. `contextFree` operations
+   * need no context and work after a fault too.
    */
   readonly kind: "ordinary" | "contextFree" | "release"
-  /** The index of the device that a call with these arguments concerns; 0 for what concerns no device. */
+  /** The index of the device that a call with these arguments concerns; 0 if it concerns none. */
   readonly deviceOf: (args: ReadonlyArray<unknown>) => number
-  /** What a call with these arguments concerns, in words. */
+  /** The subject of a call with these arguments, in words. */
   readonly describe: (args: ReadonlyArray<unknown>) => string
 }
 
 /**
- * A member of the runtime service, whatever its arguments and its result.
+ * An operation as a function, with any arguments and result.
  *
  * @category operations
  * @since 0.1.0
@@ -205,7 +209,7 @@ const operationOf = (member: OperationMember): Operation => {
 }
 
 /**
- * Every operation of the runtime service, by member.
+ * All operations of the runtime service, by member.
  *
  * @category operations
  * @since 0.1.0
@@ -215,13 +219,13 @@ export const operations: { readonly [M in OperationMember]: Operation } = Object
 ) as { readonly [M in OperationMember]: Operation }
 
 /**
- * Wraps operations of a runtime: `wrap` is called once for each operation and returns the call that programs make instead. Return the
- * call it is given to leave an operation as it is, at no cost.
+ * Wraps the operations of a runtime. `wrap` is called once per operation, and returns the function that programs call
+ * instead. Returning the original function leaves an operation unchanged, at no cost.
  *
  * **Details**
  *
- * The result is a runtime with the identity of the one inside, so handles, regions and pooled streams of both work together. A layer
- * sees everything that a program does, because modules have no other way to a device.
+ * The result has the identity of the inner runtime, so handles, regions and pooled streams of both work together. A
+ * layer sees everything that a program does, because modules have no other access to a device.
  *
  * **Example** (A layer that logs, and one that counts)
  *

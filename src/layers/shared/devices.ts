@@ -1,5 +1,5 @@
 /**
- * Devices: the operations of every runtime, and the part of the backend that they use.
+ * Devices: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { deviceAttributes, peerAttributes } from "../../cuda/flags.ts"
@@ -14,20 +14,20 @@ import type { Cancel, DriverFailure, OnDone } from "./waits.ts"
 
 export interface DeviceBackend {
   readonly all: ReadonlyArray<DeviceProperties>
-  /** What `attribute`, `canAccessPeer` or `peerAttribute` read. */
+  /** The value read by `attribute`, `canAccessPeer` or `peerAttribute`. */
   readonly value: number
-  /** What `memoryInfo` read. */
+  /** The value read by `memoryInfo`. */
   readonly memoryInfoResult: MemoryInfo
-  /** Makes a device usable. Runs once per device, off the JS thread where it can take long. */
+  /** Makes a device usable. Runs once per device, off the JS thread if it can take long. */
   readonly open: (device: number) => Effect.Effect<void, DriverFailure>
   readonly priorityRange: (device: number) => PriorityRange
   readonly attribute: (device: number, attribute: DeviceAttribute) => number
   readonly memoryInfo: (device: number) => number
   readonly canAccessPeer: (device: number, peer: number) => number
   readonly peerAttribute: (device: number, peer: number, attribute: PeerAttribute) => number
-  /** True when no stream of the device holds work, so that calls for which the driver waits return immediately. */
+  /** True if the device has no pending work, so that calls that wait for an idle device return immediately. */
   readonly isIdle: (device: number) => boolean
-  /** Reports when a device is idle, in the turn of the event loop that finds it so. */
+  /** Reports when a device is idle, in the same turn of the event loop that observes it. */
   readonly watchIdle: (device: number, onDone: OnDone) => Cancel
 }
 

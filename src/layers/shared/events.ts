@@ -1,5 +1,5 @@
 /**
- * Events: the operations of every runtime, and the part of the backend that they use.
+ * Events: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { eventFlags, ipcHandleSize } from "../../cuda/flags.ts"
@@ -15,9 +15,9 @@ import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
 
 export interface EventBackend {
-  /** The event that the last creating call made. */
+  /** The event made by the last call that creates one. */
   readonly created: EventResource | undefined
-  /** What `elapsedTime` read. */
+  /** The value read by `elapsedTime`. */
   readonly milliseconds: number
   readonly create: (device: number, flags: number) => number
   readonly destroy: (event: EventResource) => number
@@ -26,7 +26,7 @@ export interface EventBackend {
   readonly elapsedTime: (start: EventResource, end: EventResource) => number
   readonly ipcHandle: (event: EventResource, into: Uint8Array) => number
   readonly fromIpcHandle: (device: number, handle: Uint8Array) => number
-  /** Reports when the event's current record is done. */
+  /** Reports when the event's current record has finished. */
   readonly watch: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
@@ -96,7 +96,7 @@ const create = (core: Core, device: number, flags: number) =>
   core.whenOpen("CudaEvent.make", device, () => {
     const interprocess = (flags & eventFlags.interprocess) !== 0
     if (interprocess && (flags & eventFlags.disableTiming) === 0) {
-      return refuseArgument("CudaEvent.make", "timing", true, "false for an interprocess event: it cannot take times")
+      return refuseArgument("CudaEvent.make", "timing", true, "false: interprocess events cannot record times")
     }
     return adopt(core, "CudaEvent.make", device, core.backend.events.create(device, flags))
   })
@@ -104,7 +104,7 @@ const create = (core: Core, device: number, flags: number) =>
 const fromIpcHandle = (core: Core, device: number, handle: Uint8Array) =>
   core.onDevice("CudaEvent.fromIpcHandle", device, () => {
     if (!(handle instanceof Uint8Array) || handle.byteLength !== ipcHandleSize) {
-      return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `${ipcHandleSize} bytes`)
+      return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `a Uint8Array of ${ipcHandleSize} bytes`)
     }
     return adopt(core, "CudaEvent.fromIpcHandle", device, core.backend.events.fromIpcHandle(device, handle))
   })
@@ -117,8 +117,8 @@ const adopt = (core: Core, operation: string, device: number, status: number) =>
 }
 
 /**
- * The driver is asked first, since a time is all there is to say in most cases. Its own answer does not tell the failures apart, so
- * that is done after it, in this order.
+ * Asks the driver first, which usually returns a time. Its status does not distinguish the possible failures, so they
+ * are told apart afterwards, in this order.
  */
 const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effect.Effect<number, CudaError> => {
   const operation = "CudaEvent.elapsedTime"
@@ -151,7 +151,7 @@ const explainElapsed = (
     if (queried !== success) return core.fail(operation, queried, event)
   }
   if (start.device !== end.device) return refuseDevices(operation, start, end)
-  // Both were finished since the driver was asked.
+  // Both have finished since the first call.
   const again = core.backend.events.elapsedTime(start, end)
   return again === success ? Effect.succeed(core.backend.events.milliseconds) : core.fail(operation, again, end)
 }

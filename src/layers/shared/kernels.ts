@@ -1,5 +1,5 @@
 /**
- * Kernels: finding them, loading their code, and their attributes; and the part of the backend that kernels use.
+ * Kernels: lookup, code loading and attributes, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
@@ -12,10 +12,11 @@ import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { BlockSuggestion } from "../CudaRuntime.ts"
 import type { KernelOperations } from "../runtime/kernels.ts"
+import { counted, inBytes } from "../runtime/words.ts"
 import { Arguments } from "./arguments.ts"
 import type { Reach } from "./arguments.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument } from "./failures.ts"
+import { refuseArgument, refuseDescribed } from "./failures.ts"
 import { bring, withCode } from "./kernelCode.ts"
 import { launchOperations } from "./launches.ts"
 import type { LaunchShape } from "./launchShape.ts"
@@ -27,14 +28,14 @@ import { differenceOf } from "./parameterKinds.ts"
 import type { StreamResource } from "./resources.ts"
 
 export interface KernelBackend {
-  /** The kernel that `find` found. */
+  /** The kernel found by `find`. */
   readonly code: KernelCode | undefined
-  /** What the last call that reads a number read. */
+  /** The value read by the last call that reads a number. */
   readonly value: number
-  /** What `bestBlock` suggests. */
+  /** The result of `bestBlock`. */
   readonly blockSuggestion: BlockSuggestion
   readonly find: (module: ModuleResource, name: string) => number
-  /** Loads a kernel's code into a device, after whatever runs there. */
+  /** Loads a kernel's code into a device, after all work running there. */
   readonly load: (code: KernelCode, device: number) => number
   readonly attribute: (code: KernelCode, attribute: KernelAttribute, device: number) => number
   readonly setAttribute: (code: KernelCode, attribute: KernelAttribute, value: number, device: number) => number
@@ -42,9 +43,9 @@ export interface KernelBackend {
   readonly bestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, device: number) => number
   readonly activeClusters: (code: KernelCode, shape: LaunchShape, device: number) => number
   readonly maxCluster: (code: KernelCode, shape: LaunchShape, device: number) => number
-  /** Where `launch` will find arguments, for as long as they live. */
+  /** Where `launch` reads the arguments from. Valid as long as they live. */
   readonly argumentTable: (args: Arguments) => HostPointer
-  /** Launches with the arguments that are packed now. */
+  /** Launches with the arguments packed last. */
   readonly launch: (kernel: KernelResource, shape: LaunchShape, stream: StreamResource) => number
 }
 
@@ -85,7 +86,7 @@ const get = (
   })
 }
 
-/** Asks for a kernel by its name; the status when there is none. */
+/** Looks up a kernel by name. Returns the status if there is none. */
 const find = (core: Core, module: ModuleResource, name: string): KernelCode | number => {
   const status = core.backend.kernels.find(module, name)
   if (status !== success) return status
@@ -94,7 +95,7 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
   return code
 }
 
-/** The parameters as the program declares them have the sizes that the driver reports, and the kinds where those are known. */
+/** Checks the size of each declared parameter, and its kind, where they are known. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
   if (!Array.isArray(parameters) || !parameters.every(isKind)) {
     return refuseArgument(operation, "parameters", parameters, "an array of kinds of parameters (CudaParameter)")
@@ -102,7 +103,8 @@ const refuseParameters = (operation: string, code: KernelCode, parameters: Reado
   const known = code.parameters
   if (known === undefined) return undefined
   if (known.length !== parameters.length) {
-    return refuseArgument(operation, "parameters", `${parameters.length} kinds`, `the ${known.length} of ${code}`)
+    const given = counted(parameters.length, "kind")
+    return refuseDescribed(operation, "parameters", given, `${counted(known.length, "kind")}, as ${code} declares`)
   }
   for (const [index, given] of parameters.entries()) {
     const refused = refuseParameter(operation, code, `parameters[${index}]`, given, known[index]!)
@@ -119,11 +121,11 @@ const refuseParameter = (
   known: ParameterInfo
 ) => {
   if (given.size !== known.size) {
-    const value = `${given.kind} of ${given.size} bytes`
-    return refuseArgument(operation, name, value, `${known.size} bytes, as ${code} has there`)
+    const value = `${given.kind} of ${inBytes(given.size)}`
+    return refuseDescribed(operation, name, value, `${inBytes(known.size)}, as ${code} declares`)
   }
   const found = known.kind && differenceOf(given, known.kind, name)
-  return found && refuseArgument(operation, found.path, found.given, `${found.expected}, as ${code} has there`)
+  return found && refuseDescribed(operation, found.path, found.given, `${found.expected}, as ${code} declares`)
 }
 
 const kinds: ReadonlySet<unknown> = new Set([...Object.keys(scalarSizes), "pointer", "struct", "array"])
@@ -134,7 +136,7 @@ const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttr
   const operation = "CudaKernel.attribute"
   return withCode(core, operation, kernel, device, () => {
     if (!Object.hasOwn(kernelAttributes, attribute)) {
-      return refuseArgument(operation, "attribute", attribute, "the name of a kernel's attribute")
+      return refuseArgument(operation, "attribute", attribute, "the name of a kernel attribute")
     }
     const status = core.backend.kernels.attribute(kernel.code, attribute, device)
     if (status === success) return Effect.succeed(core.backend.kernels.value)
@@ -152,7 +154,7 @@ const setAttribute = (
   const operation = "CudaKernel.setAttribute"
   return withCode(core, operation, kernel, device, (there): Effect.Effect<void, CudaError> => {
     if (!settableKernelAttributes.includes(attribute)) {
-      return refuseArgument(operation, "attribute", attribute, "the name of an attribute that can be set")
+      return refuseArgument(operation, "attribute", attribute, "the name of a settable kernel attribute")
     }
     const refused = refuseValue(operation, attribute, value, there)
     if (refused !== undefined) return refused
@@ -170,7 +172,7 @@ const refuseValue = (
   { limits, staticShared }: CodeOnDevice
 ) => {
   if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
-    return refuseArgument(operation, "value", value, "a whole number of 32 bits")
+    return refuseArgument(operation, "value", value, "a whole number that fits in 32 bits")
   }
   if (attribute !== "maxDynamicSharedSizeBytes") return undefined
   const most = limits.sharedBytes - staticShared
@@ -179,7 +181,7 @@ const refuseValue = (
     : refuseArgument(operation, "value", value, `a whole number from 0 to ${most}`)
 }
 
-/** What kernels reach on this runtime; devices are asked once whether they reach pinned memory. */
+/** Which memory kernels can access on this runtime. Each device is asked once. */
 const makeReach = ({ backend }: Core): Reach => {
   const known: Array<boolean | undefined> = []
   return {

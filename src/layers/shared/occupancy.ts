@@ -1,5 +1,5 @@
 /**
- * How many blocks and clusters of a kernel a device runs at the same time.
+ * Occupancy: how many blocks and clusters of a kernel a device runs at once.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
@@ -71,7 +71,7 @@ export const occupancyOperations = (core: Core): OccupancyOperations => {
   }
 }
 
-/** Runs a question about launches of a shape, which is checked as a launch's is. */
+/** Runs an occupancy query. The shape is checked like that of a launch. */
 const ofShape = <A>(
   core: Core,
   kernel: KernelResource,
@@ -98,7 +98,7 @@ const bestBlock = (
       occupancyOperation,
       "maxThreads",
       maxThreads,
-      "a whole number, or 0 for as many as there can be"
+      "a whole number, or 0 for no limit"
     )
   }
   const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, device)

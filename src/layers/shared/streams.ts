@@ -1,5 +1,5 @@
 /**
- * Streams: the operations of every runtime, and the part of the backend that they use.
+ * Streams: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { defaultStreamHandles } from "../../cuda/flags.ts"
@@ -16,7 +16,7 @@ import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
 
 export interface StreamBackend {
-  /** The stream that the last creating call made. */
+  /** The stream made by the last call that creates one. */
   readonly created: StreamResource | undefined
   readonly create: (device: number, priority: number, nonBlocking: boolean) => number
   readonly defaultOf: (device: number, mode: "legacy" | "perThread") => number
@@ -24,9 +24,9 @@ export interface StreamBackend {
   readonly destroy: (stream: StreamResource) => number
   readonly query: (stream: StreamResource) => number
   readonly waitEvent: (stream: StreamResource, event: EventResource) => number
-  /** Makes one record on `from`, which every branch waits for. */
+  /** Records once on `from`, and makes every branch wait for the record. */
   readonly fork: (from: StreamResource, branches: ReadonlyArray<StreamResource>) => number
-  /** Reports when the work that the stream holds now is done. */
+  /** Reports when all work currently on the stream has finished. */
   readonly watch: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
@@ -144,7 +144,7 @@ const defaultStream = (core: Core, operation: string, device: number, mode: "leg
     return Effect.succeed(stream)
   })
 
-/** The handles that stand for default streams are those; the same stream is the same resource, however often it is wrapped. */
+/** Handles of default streams yield those streams. Wrapping a stream again yields the same resource. */
 const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<StreamResource, CudaError> => {
   const operation = "CudaStream.fromHandle"
   if (handle === 0 || handle === defaultStreamHandles.legacy) return defaultStream(core, operation, device, "legacy")
@@ -163,7 +163,7 @@ const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<S
   })
 }
 
-/** Waits for the work enqueued before now; a stream that is idle answers at once. */
+/** Waits for the work enqueued so far. Returns immediately if the stream is idle. */
 const drain = (core: Core, operation: string, stream: StreamResource): Effect.Effect<void, CudaError> => {
   const status = core.backend.streams.query(stream)
   if (status === success) return Effect.void
@@ -177,8 +177,8 @@ const drain = (core: Core, operation: string, stream: StreamResource): Effect.Ef
 }
 
 /**
- * Drains a stream that is going to be destroyed. When waiting itself fails, but not with a fault, the work may still be
- * running on memory that others hold, so the stream is asked until it is idle.
+ * Drains a stream before it is destroyed. If waiting fails for a reason other than a fault, the stream's work may still
+ * be using memory, so the stream is polled until it is idle.
  */
 const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.catch(drain(core, "CudaStream.release", stream), (error) => {
