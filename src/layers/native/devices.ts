@@ -49,7 +49,7 @@ export class NativeDevices implements DeviceBackend {
       const handle = this.handleOf(index)
       const context = new Out<CUcontext>()
       calls.cuDevicePrimaryCtxRetain.async(context.words, handle, (_, retained) => {
-        if (retained !== success) return resume(Effect.fail({ call: "cuDevicePrimaryCtxRetain", status: retained }))
+        if (retained !== success) return resume(Effect.fail(this.#driver.failure("cuDevicePrimaryCtxRetain", retained)))
         const device = new NativeDevice(calls, index, handle, context.value)
         const { call, status } = device.setUp(warn)
         if (status === success) {
@@ -57,7 +57,7 @@ export class NativeDevices implements DeviceBackend {
           return resume(Effect.void)
         }
         calls.cuDevicePrimaryCtxRelease_v2(handle)
-        resume(Effect.fail({ call, status }))
+        resume(Effect.fail(this.#driver.failure(call, status)))
       })
     })
   }
@@ -121,7 +121,9 @@ export class NativeDevices implements DeviceBackend {
   #busyOf(index: number): ReadonlyArray<Watch> {
     const busy = this.#streams.busyOn(index)
     const { releases } = this.#driver.device(index)
-    if (this.#driver.calls.cuStreamQuery(releases) === notReady) {
+    const status = this.#driver.calls.cuStreamQuery(releases)
+    this.#driver.note(status)
+    if (status === notReady) {
       busy.push((onDone) => this.#memory.watchReleases(index, onDone))
     }
     return busy

@@ -1,7 +1,7 @@
 /**
  * Modules on the driver. Loading and unloading is `ModuleLoader`.
  */
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type { CUdeviceptr } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type { ModuleOptions } from "../CudaRuntime.ts"
@@ -26,7 +26,10 @@ export class NativeModules implements ModuleBackend {
   }
 
   load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
-    return this.#loader.load(image, options)
+    return Effect.tapError(
+      this.#loader.load(image, options),
+      ({ status }) => Effect.sync(() => this.#driver.note(status))
+    )
   }
 
   unload(module: ModuleResource): number {
