@@ -82,6 +82,7 @@ describe("a release that waits for streams", () => {
           yield* pause(30)
           stub.clear()
           stub.finishAll()
+          yield* until("the release's wait ended", () => stub.calls("cuEventQuery").some(({ status }) => status === 0))
           yield* pause(30)
           assert.isTrue(yield* isBack)
         }),

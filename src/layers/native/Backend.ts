@@ -95,12 +95,12 @@ export class NativeBackend implements Backend {
       policy.pinned,
       (name, call) => driver.inFirstContext(name, call),
       areIdle,
-      warn
+      driver.warn
     )
     this.pinned = new NativePinned(driver, this.#pinnedMemory, releases)
     this.copies = new NativeCopies(driver)
     this.pools = new NativePools(driver, this.#managedMemory)
-    this.#loader = new ModuleLoader(library, this, areIdle, warn)
+    this.#loader = new ModuleLoader(library, this, areIdle, driver.warn)
     this.modules = new NativeModules(driver, this.#loader)
     this.kernels = new NativeKernels(driver, this.devices)
   }

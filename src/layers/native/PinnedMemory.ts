@@ -116,11 +116,14 @@ export class PinnedMemory {
     if (!process.listeners("exit").includes(abandonAll)) process.once("exit", abandonAll)
   }
 
-  /** A block of at least this many bytes; its contents are whatever was there. */
-  take(byteLength: number): Effect.Effect<Block, DriverFailure> {
+  /**
+   * A block of at least this many bytes; its contents are whatever was there. A block that was kept hides that the contexts are lost:
+   * `mayReuse` is false then.
+   */
+  take(byteLength: number, mayReuse: boolean): Effect.Effect<Block, DriverFailure> {
     return Effect.suspend(() => {
       const size = blockSize(byteLength)
-      const kept = this.#kept.get(size)?.pop()
+      const kept = mayReuse ? this.#kept.get(size)?.pop() : undefined
       if (kept === undefined) return this.#pin(size)
       this.#keptBytes -= size
       return Effect.succeed(kept)
@@ -238,7 +241,7 @@ export class PinnedMemory {
   /** Unpins kept blocks until a new one fits under the limit. */
   #makeRoom(size: number): Effect.Effect<Block, DriverFailure> {
     const larger = [...this.#kept].filter(([kept, blocks]) => kept > size && blocks.length > 0).map(([kept]) => kept)
-    if (larger.length > 0) return this.take(Math.min(...larger))
+    if (larger.length > 0) return this.take(Math.min(...larger), true)
     if (this.#retired.length === 0) this.#retireKept()
     if (this.#retired.length === 0 || !this.#isIdle()) return Effect.fail(noMemory)
     this.#unpinSegment()

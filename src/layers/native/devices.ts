@@ -50,7 +50,7 @@ export class NativeDevices implements DeviceBackend {
       const handle = this.handleOf(index)
       const context = new Out<CUcontext>()
       inTurn((onEnd) => calls.cuDevicePrimaryCtxRetain.async(context.words, handle, onEnd), (_, retained) => {
-        if (retained !== success) return resume(Effect.fail({ call: "cuDevicePrimaryCtxRetain", status: retained }))
+        if (retained !== success) return resume(Effect.fail(this.#driver.failure("cuDevicePrimaryCtxRetain", retained)))
         const device = new NativeDevice(calls, index, handle, context.value)
         const { call, status } = device.setUp(warn)
         if (status === success) {
@@ -58,7 +58,7 @@ export class NativeDevices implements DeviceBackend {
           return resume(Effect.void)
         }
         calls.cuDevicePrimaryCtxRelease_v2(handle)
-        resume(Effect.fail({ call, status }))
+        resume(Effect.fail(this.#driver.failure(call, status)))
       })
     })
   }
@@ -130,7 +130,9 @@ export class NativeDevices implements DeviceBackend {
   #busyOf(index: number): ReadonlyArray<Watch> {
     const busy = this.#streams.busyOn(index)
     const { releases } = this.#driver.device(index)
-    if (this.#driver.calls.cuStreamQuery(releases) === notReady) {
+    const status = this.#driver.calls.cuStreamQuery(releases)
+    this.#driver.note(status)
+    if (status === notReady) {
       busy.push((onDone) => this.#memory.watchReleases(index, onDone))
     }
     return busy

@@ -1,7 +1,7 @@
 /**
  * Modules on the driver. `ModuleLoader` loads and unloads them.
  */
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type { CUdeviceptr } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type { ModuleOptions } from "../CudaRuntime.ts"
@@ -30,7 +30,10 @@ export class NativeModules implements ModuleBackend {
     options: ModuleOptions,
     adopt: (module: ModuleResource) => void
   ): Effect.Effect<ModuleResource, DriverFailure> {
-    return this.#loader.load(image, options, adopt)
+    return Effect.tapError(
+      this.#loader.load(image, options, adopt),
+      ({ status }) => Effect.sync(() => this.#driver.note(status))
+    )
   }
 
   unload(module: ModuleResource): number {

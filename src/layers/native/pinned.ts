@@ -32,7 +32,7 @@ export class NativePinned implements PinnedBackend {
 
   allocate(byteLength: number): Effect.Effect<HostMemoryResource, DriverFailure> {
     return Effect.map(
-      this.#pinned.take(byteLength),
+      this.#pinned.take(byteLength, !this.#driver.isLost),
       (block) => new PinnedResource(this.#driver.owner, block, byteLength)
     )
   }
