@@ -383,7 +383,8 @@ export const activeClusters = (
  *
  * **Details**
  *
- * Fails with `InvalidArgument` for a launch that the device or the kernel does not allow, as `launch` does.
+ * Ignores the cluster size of the launch itself. Fails with `InvalidArgument` for a launch that the device or the kernel does not allow,
+ * as `launch` does.
  *
  * @category occupancy
  * @since 0.1.0

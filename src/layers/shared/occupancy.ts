@@ -60,10 +60,11 @@ export const occupancyOperations = (core: Core): OccupancyOperations => {
     },
     kernelMaxCluster: (ref, config, device) => {
       const kernel = ownKernel(ref)
+      // The driver rejects clusters of more than the size that it is asked for.
       return ofShape(
         core,
         kernel,
-        config,
+        { ...config, cluster: undefined },
         device,
         () => answer(backend.kernels.maxCluster(kernel.code, shape, device), kernel, device)
       )
