@@ -68,7 +68,8 @@ export const eventOperations = (core: Core): EventOperations => ({
       "CudaEvent.synchronize",
       event.device,
       String(event),
-      (onDone, options) => core.backend.events.watch(event, onDone, options)
+      (onDone, options) => core.backend.events.watch(event, onDone, options),
+      () => event.state === "live" ? undefined : refuseResource("CudaEvent.synchronize", core.backend, event)
     )
   }),
   eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>
