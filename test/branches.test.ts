@@ -420,6 +420,32 @@ describe("the streams of branches", () => {
     ))
 })
 
+describe("a scope that stays open", () => {
+  it.effect("keeps nothing of branches that were joined", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* SimulatedRuntime.make(machine)
+      const scope = yield* Scope.make()
+      const finalizers = () => scope.state._tag === "Open" ? scope.state.finalizers?.size ?? 0 : 0
+      const program = Effect.gen(function*() {
+        const kept = yield* Effect.replicateEffect(CudaBranch.fork(Effect.void), 2)
+        const before = finalizers()
+        for (let index = 0; index < 1000; index++) {
+          const branch = yield* CudaBranch.fork(index % 2 === 0 ? Effect.void : Effect.fail("no" as const))
+          yield* Effect.exit(CudaBranch.join(branch))
+          yield* Effect.exit(CudaBranch.join(branch))
+          assert.strictEqual(finalizers(), before)
+        }
+        // Had they kept their streams, these would share one.
+        const others = yield* Effect.replicateEffect(CudaBranch.fork(Effect.void), 29)
+        assert.strictEqual(new Set([...kept, ...others].map(({ stream }) => stream.id)).size, 31)
+        for (const branch of [...kept, ...others]) yield* CudaBranch.join(branch)
+        assert.strictEqual(finalizers(), 0)
+      })
+      yield* program.pipe(Scope.provide(scope), Effect.provideService(CudaRuntime, runtime))
+      yield* Scope.close(scope, Exit.void)
+    }).pipe(Effect.scoped))
+})
+
 describe("failures", () => {
   it.effect("name what the program called", () =>
     onMachine(({ control }) =>

@@ -20,7 +20,8 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { makeBytes, wrapEvery } from "./demo/support.ts"
-import { nothingHeld } from "./support/assertions.ts"
+import { nothingHeld, refuses } from "./support/assertions.ts"
+import { withEveryYield } from "./support/yields.ts"
 
 /** One byte takes one nanosecond between host and device, each way. */
 const hostBandwidth = 1e9
@@ -316,6 +317,105 @@ describe("lifetimes", () => {
     }))
 })
 
+describe("schedulers", () => {
+  /** Trivial operations of a fiber, each of which may be its last before it yields. */
+  const operations = (count: number) => {
+    let left = count
+    return Effect.whileLoop({ while: () => left-- > 0, body: () => Effect.void, step: () => {} })
+  }
+
+  it.live("may have a fiber yield at any moment", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* SimulatedRuntime.make({
+        devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }]
+      })
+      yield* withEveryYield((most) =>
+        Effect.gen(function*() {
+          for (const slots of [1, 2, 3, 5]) {
+            const returned = yield* Stream.range(0, 99).pipe(
+              CudaPipeline.through({
+                slots,
+                inputBytes: 1,
+                fill: (index) => Effect.as(operations((index * 7) % 5), 1),
+                work: ({ index }) => operations((index * 3) % 4),
+                take: (_, index) => Effect.as(operations((index * 37) % (2 * most)), index)
+              }),
+              Stream.runCollect,
+              Effect.timeout(5000)
+            )
+            assert.deepStrictEqual(returned, Array.from({ length: 100 }, (_, index) => index))
+          }
+        })
+      ).pipe(Effect.provideService(CudaRuntime, runtime))
+    }).pipe(Effect.scoped), 60_000)
+})
+
+describe("copies", () => {
+  /** What is left of an array whose memory went to another thread. */
+  const detached = <A extends ArrayBufferView>(array: A): A => {
+    structuredClone(array.buffer, { transfer: [array.buffer as ArrayBuffer] })
+    return array
+  }
+
+  /** A buffer that can be cut. */
+  const resizable = (byteLength: number) => {
+    const buffer: ArrayBuffer = Reflect.construct(ArrayBuffer, [byteLength, { maxByteLength: byteLength }])
+    return { buffer, resize: (length: number) => Reflect.apply(Reflect.get(buffer, "resize"), buffer, [length]) }
+  }
+
+  /** An array that sticks out of its buffer. */
+  const cutOff = <A extends ArrayBufferView>(
+    Type: new(buffer: ArrayBuffer, offset: number, length: number) => A
+  ): A => {
+    const { buffer, resize } = resizable(64)
+    const array = new Type(buffer, 16, 4)
+    resize(17)
+    return array
+  }
+
+  const gone = () => [
+    detached(new Uint8Array(8)),
+    detached(new Float64Array(8)),
+    detached(new DataView(new ArrayBuffer(8))),
+    cutOff(Uint8Array),
+    cutOff(Float32Array),
+    cutOff(DataView)
+  ]
+
+  it.effect("refuse arrays whose memory is gone", () =>
+    Effect.gen(function*() {
+      for (const array of gone()) yield* refuses(CudaPipeline.copyIn(array, new Uint8Array(8)), "element")
+      for (const array of [detached(new Uint8Array(8)), cutOff(Uint8Array)]) {
+        yield* refuses(CudaPipeline.copyIn(new Uint8Array(0), array), "into")
+        yield* refuses(CudaPipeline.copyOut(array), "bytes")
+      }
+    }))
+
+  it.effect("take any array, and none of its memory", () =>
+    Effect.gen(function*() {
+      const into = new Uint8Array(8)
+      const { buffer: ends, resize } = resizable(8)
+      new Uint8Array(ends).set([1, 2, 3, 4, 5, 6, 7, 8])
+      resize(6)
+      assert.strictEqual(yield* CudaPipeline.copyIn(new Uint8Array(ends), into), 6)
+      assert.strictEqual(yield* CudaPipeline.copyIn(new DataView(ends, 4), into), 2)
+      assert.deepStrictEqual(Array.from(into), [5, 6, 3, 4, 5, 6, 0, 0])
+      assert.strictEqual(yield* CudaPipeline.copyIn(new Float32Array(0), into), 0)
+      const shared = new Uint8Array(new SharedArrayBuffer(2)).fill(9)
+      assert.strictEqual(yield* CudaPipeline.copyIn(shared, into), 2)
+      const bytes = Buffer.from([1, 2, 3])
+      const copy = yield* CudaPipeline.copyOut(bytes)
+      bytes.fill(0)
+      assert.deepStrictEqual(copy, Uint8Array.of(1, 2, 3))
+    }))
+
+  it.effect("name the room in failures", () =>
+    Effect.gen(function*() {
+      const failure = yield* Effect.flip(CudaPipeline.copyIn(new Uint8Array(2), new Uint8Array(1)))
+      assert.include(failure.message, "expected an array of at most 1 byte.")
+    }))
+})
+
 class Input extends Context.Service<Input, number>()("test/pipeline/Input") {}
 class Filling extends Context.Service<Filling, number>()("test/pipeline/Filling") {}
 class Working extends Context.Service<Working, number>()("test/pipeline/Working") {}
@@ -342,14 +442,14 @@ describe("types", () => {
     const first = CudaPipeline.through(source, {
       inputBytes: 1,
       fill: (element) => step(element.length, "fill" as const, Filling),
-      work: ({ element }) => step(element.length, "work" as const, Working),
+      work: ({ element }) => step(CudaPipeline.outputBytes(element.length), "work" as const, Working),
       take: (bytes, element) => step(new Date(bytes.byteLength + element.length), "take" as const, Taking)
     })
     const last = source.pipe(
       CudaPipeline.through({
         inputBytes: 1,
         fill: (element) => step(element.length, "fill" as const, Filling),
-        work: ({ element }) => step(element.length, "work" as const, Working),
+        work: ({ element }) => step(CudaPipeline.outputBytes(element.length), "work" as const, Working),
         take: (bytes, element) => step(new Date(bytes.byteLength + element.length), "take" as const, Taking)
       })
     )

@@ -20,7 +20,7 @@ import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { makePlan } from "../src/internal/taskGraph/plan.ts"
 import type { Dependencies, Plan } from "../src/internal/taskGraph/plan.ts"
-import { failsWith } from "./support/assertions.ts"
+import { failsWith, refuses } from "./support/assertions.ts"
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false
 
@@ -135,7 +135,7 @@ describe("what is refused", () => {
     assert.deepStrictEqual(found, [after[0], after[1], `name "a"`, `name "a"`, after[2], `name "a"`])
   })
 
-  it.effect("is a failure of fromTasks: a name twice, an unknown one, and the path of a circle", () =>
+  it.effect("is a failure of fromTasks: a name twice, an unknown one, and the path of a cycle", () =>
     Effect.gen(function*() {
       const refusal = (...tasks: ReadonlyArray<readonly [name: string, after?: ReadonlyArray<string>]>) => {
         const made = CudaTaskGraph.fromTasks(tasks.map(([name, after]) => ({ name, after, run: () => Effect.void })))
@@ -144,8 +144,8 @@ describe("what is refused", () => {
       assert.strictEqual(yield* refusal(["a"], ["b"], ["a"]), `name "a"`)
       assert.strictEqual(yield* refusal(["a"], ["b", ["a", "c"]]), `after "c"`)
       assert.strictEqual(yield* refusal(["a", ["a"]]), `after ["a", "a"]`)
-      const circle = yield* refusal(["e", ["d"]], ["d", ["a", "c"]], ["c", ["b"]], ["b", ["d"]], ["a"])
-      assert.strictEqual(circle, `after ["d", "b", "c", "d"]`)
+      const cycle = yield* refusal(["e", ["d"]], ["d", ["a", "c"]], ["c", ["b"]], ["b", ["d"]], ["a"])
+      assert.strictEqual(cycle, `after ["d", "b", "c", "d"]`)
       const long = Array.from({ length: 20_000 }, (_, i) => [`${i}`, [`${(i + 1) % 20_000}`]] as const)
       assert.include(yield* refusal(...long), `after ["0", "19999", "19998"`)
     }))
@@ -274,6 +274,55 @@ const shuffled = <A>(list: ReadonlyArray<A>, ranks: Tasks): ReadonlyArray<A> =>
   list.map((item, index) => ({ item, rank: ranks[index]!.rank })).toSorted((a, b) => a.rank - b.rank).map(({ item }) =>
     item
   )
+
+describe("graphs that are built task by task", () => {
+  const build = (from: CudaTaskGraph.CudaTaskGraph<Readonly<Record<string, void>>>, prefix: string, count: number) => {
+    let graph = from
+    for (let index = 0; index < count; index++) {
+      graph = CudaTaskGraph.add(graph, `${prefix} ${index}`, index === 0 ? [] : [`${prefix} ${index - 1}`], Effect.void)
+    }
+    return graph
+  }
+  const none: CudaTaskGraph.CudaTaskGraph<Readonly<Record<string, void>>> = CudaTaskGraph.empty
+
+  it("take time in proportion to their tasks", () => {
+    build(none, "warm", 1000)
+    const begun = performance.now()
+    const graph = build(none, "task", 30_000)
+    const passed = performance.now() - begun
+    assert.strictEqual(graph.tasks.length, 30_000)
+    // Copying the tasks for each of them takes more than ten seconds.
+    assert.isBelow(passed, 2000)
+  })
+
+  it("share nothing that another one sees", () => {
+    const base = build(none, "base", 3)
+    const left = CudaTaskGraph.add(base, "left", ["base 2"], Effect.void)
+    const right = CudaTaskGraph.add(base, "right", ["base 0"], Effect.void)
+    const leftAndRight = CudaTaskGraph.add(left, "right", Effect.void)
+    const both = CudaTaskGraph.add(leftAndRight, "last", ["left", "right"], Effect.void)
+    const again = CudaTaskGraph.add(right, "left", ["right"], Effect.void)
+    const names = (graph: CudaTaskGraph.CudaTaskGraph<unknown>) => graph.tasks.map(({ name }) => name)
+    const three = ["base 0", "base 1", "base 2"]
+    assert.deepStrictEqual(names(base), three)
+    assert.deepStrictEqual(names(left), [...three, "left"])
+    assert.deepStrictEqual(names(right), [...three, "right"])
+    assert.deepStrictEqual(names(both), [...three, "left", "right", "last"])
+    assert.deepStrictEqual(names(again), [...three, "right", "left"])
+    assert.deepStrictEqual(again.tasks.at(-1)?.after, ["right"])
+    assert.throws(() => CudaTaskGraph.add(base, "x", ["left"], Effect.void), `expected the name of another task`)
+    assert.throws(() => CudaTaskGraph.add(left, "left", Effect.void), `expected a name that no other task has`)
+    assert.strictEqual(String(base), "CudaTaskGraph(3 tasks)")
+  })
+
+  it.effect("are refused when planning them would take all memory", () =>
+    Effect.gen(function*() {
+      const graph = build(none, "task", 65_537)
+      assert.throws(() => CudaTaskGraph.toMermaid(graph), "tasks is \"65537 tasks\"; expected at most 65536 tasks")
+      const { runtime } = yield* SimulatedRuntime.make()
+      yield* refuses(CudaTaskGraph.run(graph), "tasks").pipe(Effect.provideService(CudaRuntime, runtime))
+    }).pipe(Effect.scoped))
+})
 
 describe("plans", () => {
   it("have the fewest waits and records of all layouts, for every graph of up to five tasks", () => {

@@ -4,6 +4,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
+import { isCudaError } from "effect-cuda/CudaError"
 import type { CudaError } from "effect-cuda/CudaError"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type { CudaRuntimeService } from "effect-cuda/CudaRuntime"
@@ -773,6 +774,68 @@ type Same<A, B> = [A, B] extends [B, A] ? true : false
 const same = <A, B>(proof: Same<A, B>): boolean => proof
 
 type Timed = Effect.Effect<[duration: Duration.Duration, result: number], "no" | CudaError, CudaRuntime>
+
+describe("exports", () => {
+  const refusal = (write: () => string) => {
+    try {
+      write()
+    } catch (error) {
+      if (isCudaError(error) && error.reason._tag === "InvalidArgument") {
+        return `${error.operation} ${error.reason.argument}`
+      }
+      throw error
+    }
+    return "nothing"
+  }
+
+  it("refuse a width that nothing can be drawn in", () => {
+    const timeline = timelineOf([["a", 0, 7, 0, 9]])
+    for (const width of [0, -1, 0.5, Number.NaN, Number.POSITIVE_INFINITY, 100_001, 2 ** 31, 1e300]) {
+      assert.strictEqual(refusal(() => CudaTiming.toSvg(timeline, { width })), "CudaTiming.toSvg width", `${width}`)
+    }
+    for (const width of [1, 20, 640.5, 100_000]) readSvg(CudaTiming.toSvg(timeline, { width }))
+  })
+
+  it("refuse times that no axis has", () => {
+    for (const [start, length] of [[Infinity, 1], [0, Infinity], [-Infinity, 1], [1e15, 1], [0, 1e300]] as const) {
+      const timeline = timelineOf([["a", 0, 7, start, length]])
+      assert.strictEqual(refusal(() => CudaTiming.toSvg(timeline)), "CudaTiming.toSvg regions")
+      assert.strictEqual(refusal(() => CudaTiming.toTraceJson(timeline)), "CudaTiming.toTraceJson regions")
+    }
+    for (const [start, length] of [[9e14, 0], [-9e14, 1e-6], [0, 9e14], [5, 1e-300]] as const) {
+      const timeline = timelineOf([["a", 0, 7, start, length]])
+      readSvg(CudaTiming.toSvg(timeline))
+      readTrace(timeline)
+    }
+  })
+
+  it("refuse what no string can hold", () => {
+    const text = "x".repeat(2 ** 28)
+    const timeline = timelineOf([["a", 0, 7, 0, 1], ["b", 0, 7, 1, 1]], { text })
+    assert.strictEqual(refusal(() => CudaTiming.toTraceJson(timeline)), "CudaTiming.toTraceJson regions")
+  })
+
+  const count = 300_000
+  const shapes = {
+    "one after the other": (index: number) => [index, 1],
+    "across each other": (index: number) => [index, count]
+  }
+  for (const [shape, timesOf] of Object.entries(shapes)) {
+    it(`take ${count} regions: ${shape}`, () => {
+      const { regions: [region], ...rest } = timelineOf([["a", 0, 7, 0, 1]])
+      const regions = Array.from({ length: count }, (_, index) => {
+        const [start, duration] = timesOf(index)
+        return { ...region!, start: Duration.millis(start!), duration: Duration.millis(duration!) }
+      })
+      const timeline = { ...rest, regions }
+      const begun = performance.now()
+      assert.isAbove(CudaTiming.toSvg(timeline, { width: 100_000 }).length, 100)
+      assert.isAbove(CudaTiming.toTraceJson(timeline).length, 50 * count)
+      // Asking each track for each region takes minutes.
+      assert.isBelow(performance.now() - begun, 20_000)
+    }, 30_000)
+  }
+})
 
 describe("types", () => {
   it("of both forms are the same, and add what measuring needs", () => {
