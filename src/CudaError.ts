@@ -1,8 +1,8 @@
 /**
- * The one failure of this library, and its reasons. Every status of the driver, every problem of loading it, and every
- * misuse that is found before the driver is asked has a reason of its own, so that pipelines can tell them apart.
+ * `CudaError`, the only error type of this library, and its reasons. Every driver status, every problem with loading
+ * the driver, and every misuse detected before a driver call has its own reason, so that pipelines can tell them apart.
  *
- * Depends on the status table in `cuda/` alone; every other floor uses it.
+ * Depends only on the status table in `cuda/`. Every other floor uses it.
  *
  * @since 0.1.0
  */
@@ -15,7 +15,7 @@ const TypeId = "~effect-cuda/CudaError"
 
 export type {
   /**
-   * What is known of a status.
+   * The properties of a status.
    *
    * @category models
    * @since 0.1.0
@@ -31,8 +31,8 @@ export type {
 }
 
 /**
- * A status the CUDA driver returned: `_tag` is the header's name without its prefix (`CUDA_ERROR_OUT_OF_MEMORY` is
- * `OutOfMemory`), `code` its number, `name` and `description` the driver's own.
+ * A status returned by the CUDA driver. `_tag` is the name in the header without its prefix (`CUDA_ERROR_OUT_OF_MEMORY`
+ * is `OutOfMemory`), `code` is the number, and `name` and `description` are the driver's.
  *
  * @category reasons
  * @since 0.1.0
@@ -42,7 +42,8 @@ export type StatusReason<Tag extends StatusTag = StatusTag> = {
 }[Tag]
 
 /**
- * A status this version of the library does not know; its number and the driver's words for it are kept.
+ * A status unknown to this version of the library, with its number, and its name and description if the driver has
+ * them.
  *
  * @category reasons
  * @since 0.1.0
@@ -52,35 +53,35 @@ export interface UnknownStatus extends StatusInfo {
 }
 
 /**
- * An argument was refused before the driver was asked.
+ * An argument is invalid. No driver call was made.
  *
  * @category reasons
  * @since 0.1.0
  */
 export interface InvalidArgument {
   readonly _tag: "InvalidArgument"
-  /** The argument's name. */
+  /** The name of the argument. */
   readonly argument: string
-  /** The value that was given, printed. */
+  /** The value, printed or described. */
   readonly value: string
-  /** What would have been accepted. */
+  /** The values that are accepted, in words. */
   readonly expected: string
 }
 
 /**
- * A resource was used after its release, or after the runtime it came from was released.
+ * A resource was used after its release, or after the release of its runtime.
  *
  * @category reasons
  * @since 0.1.0
  */
 export interface ResourceReleased {
   readonly _tag: "ResourceReleased"
-  /** What was used, for example `stream 13 of device 0`. */
+  /** The resource, for example `stream 13 of device 0`. */
   readonly resource: string
 }
 
 /**
- * A resource of one runtime was given to another one.
+ * A resource of one runtime was used with another.
  *
  * @category reasons
  * @since 0.1.0
@@ -98,13 +99,13 @@ export interface ForeignResource {
  */
 export interface DeviceMismatch {
   readonly _tag: "DeviceMismatch"
-  /** The two resources, each with its device. */
+  /** The two resources. */
   readonly resources: readonly [string, string]
   readonly devices: readonly [number, number]
 }
 
 /**
- * An elapsed time was asked of an event that does not take times.
+ * An elapsed time was requested of an event without timing.
  *
  * @category reasons
  * @since 0.1.0
@@ -115,7 +116,7 @@ export interface TimingDisabled {
 }
 
 /**
- * An elapsed time was asked of an event that was never recorded.
+ * An elapsed time was requested of an event that was never recorded.
  *
  * @category reasons
  * @since 0.1.0
@@ -126,7 +127,7 @@ export interface NotRecorded {
 }
 
 /**
- * An elapsed time was asked of an event whose record has not finished yet.
+ * An elapsed time was requested of an event whose record has not finished yet.
  *
  * @category reasons
  * @since 0.1.0
@@ -137,6 +138,17 @@ export interface NotFinished {
 }
 
 /**
+ * koffi, the package that calls C functions, could not be loaded: its native part is missing on this platform, or a bundler left it out.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface KoffiNotLoaded {
+  readonly _tag: "KoffiNotLoaded"
+  readonly problem: string
+}
+
+/**
  * The CUDA driver library could not be loaded.
  *
  * @category reasons
@@ -144,12 +156,14 @@ export interface NotFinished {
  */
 export interface LibraryNotFound {
   readonly _tag: "LibraryNotFound"
-  /** Every place that was tried, in order, and what the system's loader said of it. */
+  /** Whether the program named the library, with the `libraryPath` option or `EFFECT_CUDA_LIBRARY`. */
+  readonly isNamed: boolean
+  /** Every path tried, in order, and the system loader's error message. */
   readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
 }
 
 /**
- * The installed driver is older than this library needs. Versions are CUDA's: 12040 is CUDA 12.4.
+ * The installed driver is older than this library requires. Versions are those of CUDA: 12040 is CUDA 12.4.
  *
  * @category reasons
  * @since 0.1.0
@@ -161,7 +175,7 @@ export interface DriverTooOld {
 }
 
 /**
- * The driver library lacks a function that the call needs.
+ * The driver library lacks a function that the operation requires.
  *
  * @category reasons
  * @since 0.1.0
@@ -172,7 +186,7 @@ export interface FunctionMissing {
 }
 
 /**
- * The simulated device found that a wait can never end: nothing it waits for is running or can start.
+ * The simulated device detected that a wait can never end, because nothing it waits for is running or can start.
  *
  * @category reasons
  * @since 0.1.0
@@ -180,81 +194,81 @@ export interface FunctionMissing {
 export interface NeverFinishes {
   readonly _tag: "NeverFinishes"
   readonly resource: string
-  /** What holds it back. */
+  /** What blocks it. */
   readonly because: string
 }
 
 /**
- * What the compiler said, and of which place. Lines and columns begin at 1.
+ * A message of the compiler, with its source location. Lines and columns start at 1.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Diagnostic {
   readonly severity: "error" | "warning" | "remark"
-  /** The program's name or that of a header; none for what concerns no place of the source. */
+  /** The name of the program or of a header; undefined if the message has no source location. */
   readonly file: string | undefined
   readonly line: number | undefined
   readonly column: number | undefined
-  /** What the compiler said, without the place. */
+  /** The message, without the source location. */
   readonly message: string
-  /** The compiler's number of the message, for example `177-D`, where it gives one. */
+  /** The compiler's message number, for example `177-D`, if it has one. */
   readonly code: string | undefined
-  /** The line of the source. */
+  /** The source line. */
   readonly text: string | undefined
 }
 
 /**
- * The compiler refused a program's source.
+ * The source of a program does not compile.
  *
  * @category reasons
  * @since 0.1.0
  */
 export interface CompilationFailed {
   readonly _tag: "CompilationFailed"
-  /** The program's name. */
+  /** The name of the program. */
   readonly program: string
-  /** What the compiler said, in its order: errors, and the warnings between them. */
+  /** The errors and warnings, in the compiler's order. */
   readonly diagnostics: ReadonlyArray<Diagnostic>
-  /** All that the compiler wrote. */
+  /** The complete log of the compiler. */
   readonly log: string
 }
 
 /**
- * The compiler refused its options.
+ * The compiler does not accept its options.
  *
  * @category reasons
  * @since 0.1.0
  */
 export interface InvalidCompileOption {
   readonly _tag: "InvalidCompileOption"
-  /** The options it was given, the library's own among them. */
+  /** All options, including those added by the library. */
   readonly options: ReadonlyArray<string>
-  /** All that the compiler wrote. */
+  /** The complete log of the compiler. */
   readonly log: string
 }
 
 /**
- * The compiler (NVRTC) failed, whatever the source: `name` and `code` are its result, in its own numbers.
+ * The compiler (NVRTC) failed for a reason other than the source. `name` and `code` are NVRTC's.
  *
  * @category reasons
  * @since 0.1.0
  */
 export interface CompilerFailed extends StatusInfo {
   readonly _tag: "CompilerFailed"
-  /** All that the compiler wrote. */
+  /** The complete log of the compiler. */
   readonly log: string
 }
 
 /**
- * The compiler's library (NVRTC) could not be loaded.
+ * The compiler library (NVRTC) could not be loaded.
  *
  * @category reasons
  * @since 0.1.0
  */
 export interface CompilerNotFound {
   readonly _tag: "CompilerNotFound"
-  /** Every place that was tried, in order, and what is wrong with it. */
+  /** Every location tried, in order, and what is wrong with it. */
   readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
 }
 
@@ -267,13 +281,13 @@ export interface CompilerNotFound {
 export interface FileUnreadable {
   readonly _tag: "FileUnreadable"
   readonly path: string
-  /** The system's code, for example `ENOENT`. */
+  /** The system's error code, for example `ENOENT`. */
   readonly code: string
   readonly problem: string
 }
 
 /**
- * Why a call failed.
+ * The reason of a failure.
  *
  * @category reasons
  * @since 0.1.0
@@ -289,6 +303,7 @@ export type CudaErrorReason =
   | NotRecorded
   | NotFinished
   | LibraryNotFound
+  | KoffiNotLoaded
   | DriverTooOld
   | FunctionMissing
   | NeverFinishes
@@ -299,46 +314,53 @@ export type CudaErrorReason =
   | FileUnreadable
 
 /**
- * The first failure that ended the contexts of the process, kept to explain the ones that follow from it.
+ * The first failure after which the contexts of the process were lost. It explains the failures that follow.
  *
  * @category models
  * @since 0.1.0
  */
 export interface FaultOrigin {
-  /** The operation that first met the fault. Work enqueued before it may be what failed. */
+  /** The operation that first reported the fault. The cause may be work enqueued earlier. */
   readonly operation: string
   readonly device: number
   readonly status: StatusInfo
-  /** When it was met, in milliseconds since 1970. */
+  /** When it was reported, in milliseconds since the Unix epoch. */
   readonly at: number
 }
 
 /**
- * What a failure is made of.
+ * The fields of a failure.
  *
  * @category models
  * @since 0.1.0
  */
 export interface CudaErrorFields {
-  /** The operation as a program names it, for example `CudaEvent.record`. */
+  /** The operation, for example `CudaEvent.record`. */
   readonly operation: string
   readonly reason: CudaErrorReason
-  /** The function of the driver that answered, for example `cuEventRecord`. */
+  /** The driver call that returned the status, for example `cuEventRecord`. */
   readonly call?: string | undefined
-  /** The handle or the arguments concerned, printed. */
+  /** The handle or the arguments, printed. */
   readonly subject?: string | undefined
-  /** The index of the device concerned. */
+  /** The device index. */
   readonly device?: number | undefined
-  /** What the driver's compiler said of code that it refused, line by line. */
+  /** The log of the driver's JIT compiler, for code that it could not compile. */
   readonly log?: string | undefined
-  /** How much memory was requested and how much there is, for an allocation that failed with `OutOfMemory`. */
+  /** The requested, free and total memory, for an allocation that failed with `OutOfMemory`. */
   readonly memory?: MemoryShortage | undefined
-  /** The failure that ended the contexts of the process, when this one follows from it. */
+  /** The failure that caused this one, if the contexts of the process were already lost. */
   readonly origin?: FaultOrigin | undefined
+  /**
+   * What is known beyond the status. Only simulated devices know more than a driver says: which kernel ended the contexts and
+   * how (what it threw, or the argument and the bytes that it reached for), or which kernels and variables there are.
+   */
+  readonly detail?: string | undefined
+  /** What the kernel of a simulated device threw, when this failure follows from it: its stack shows where. */
+  readonly cause?: unknown
 }
 
 /**
- * How much memory an allocation requested, and how much its device had at that moment, in bytes.
+ * The requested size of an allocation, and the free and total memory of its device at that moment, in bytes.
  *
  * @category models
  * @since 0.1.0
@@ -350,12 +372,12 @@ export interface MemoryShortage {
 }
 
 /**
- * A failed operation: what was called, why it failed, and what it was called with.
+ * The failure of an operation, with its reason and its subject.
  *
  * **Details**
  *
- * Handle single reasons with `Effect.catchReason("CudaError", "OutOfMemory", …)`. `message`, and with it `String`, logs
- * and causes, says in a sentence what failed, with what, and what to do about it.
+ * Handle individual reasons with `Effect.catchReason("CudaError", "OutOfMemory", …)`. The `message`, which `String`,
+ * logs and causes show as well, states what failed, why, and what to do about it.
  *
  * **Example** (Recovering from a full device)
  *
@@ -372,7 +394,7 @@ export interface MemoryShortage {
  * @since 0.1.0
  */
 export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & { readonly message: string }> {
-  /** Marks failures of this library. */
+  /** Identifies failures of this library. */
   get [TypeId](): typeof TypeId {
     return TypeId
   }
@@ -381,12 +403,12 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
     super({ ...fields, message: messageOf(fields) })
   }
 
-  /** True when the contexts of the process are lost: no later call on any device can succeed in it. */
+  /** True if the contexts of the process are lost: no later call on any device can succeed. */
   get isSticky(): boolean {
     return "isSticky" in this.reason && this.reason.isSticky
   }
 
-  /** True when the same call can succeed later. An allocation that is larger than its device never can. */
+  /** True if the same call can succeed later. An allocation larger than its device's memory never can. */
   get isRetryable(): boolean {
     if (this.memory !== undefined && this.memory.requested > this.memory.total) return false
     return "isRetryable" in this.reason && this.reason.isRetryable
@@ -394,7 +416,7 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
 }
 
 /**
- * True for every `CudaError`, whichever copy of the library made it.
+ * Tests whether a value is a `CudaError`, including one from another copy of the library.
  *
  * @category guards
  * @since 0.1.0
@@ -402,7 +424,7 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
 export const isCudaError = (u: unknown): u is CudaError => Predicate.hasProperty(u, TypeId)
 
 /**
- * The reason of a status code; a code that no table row has keeps its number as an `UnknownStatus`.
+ * Returns the reason for a status code: an `UnknownStatus` with its number if the table does not contain the code.
  *
  * @category reasons
  * @since 0.1.0
@@ -410,7 +432,7 @@ export const isCudaError = (u: unknown): u is CudaError => Predicate.hasProperty
 export const reasonFromStatus = (code: number): StatusReason | UnknownStatus => byCode.get(code) ?? unknownStatus(code)
 
 /**
- * The reason for a code that is not in the table, with the driver's words for it where it has any.
+ * Makes the reason for a code that the table does not contain, with the driver's name and description if there are any.
  *
  * @category reasons
  * @since 0.1.0
@@ -420,7 +442,7 @@ export const unknownStatus = (code: number, name?: string, description?: string)
     _tag: "UnknownStatus",
     code,
     name: name ?? `CUresult ${code}`,
-    description: description ?? "a status this version does not know",
+    description: description ?? "unknown to this version of effect-cuda",
     advice: "",
     isSticky: false,
     isRetryable: false
@@ -433,12 +455,12 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
 )
 
 /**
- * Makes the failure of an operation that refuses an argument, before the driver is asked.
+ * Makes the failure of an operation with an invalid argument.
  *
  * **Details**
  *
- * Any value can be printed: a string is quoted, typed arrays and buffers are their number of bytes, long arrays and texts are
- * cut. Never throws, whatever the value does when it is looked at.
+ * Prints any value: strings are quoted, typed arrays and buffers are shown as their size in bytes, and long arrays and
+ * texts are truncated. Never throws, not even if a getter or `toString` of the value does.
  *
  * **Example** (Refusing a count)
  *
@@ -458,7 +480,7 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
 export const invalidArgument = (operation: string, argument: string, value: unknown, expected: string): CudaError =>
   new CudaError({ operation, reason: { _tag: "InvalidArgument", argument, value: printValue(value), expected } })
 
-/** How many characters and items of a value are printed, and how deep. */
+/** Limits on the characters, items and nesting levels printed of a value. */
 const mostCharacters = 200
 const mostItems = 16
 const mostLevels = 2
@@ -468,7 +490,7 @@ const printValue = (value: unknown): string => {
   return text.length > mostCharacters ? `${text.slice(0, mostCharacters)}…` : text
 }
 
-/** Looking at a value may run code of others: getters, proxies, `toString`. */
+/** Inspecting a value may run user code: getters, proxies, `toString`. */
 const printAt = (value: unknown, levels: number): string => {
   try {
     if (typeof value === "string") return JSON.stringify(value)
@@ -482,7 +504,7 @@ const printAt = (value: unknown, levels: number): string => {
 
 const printObject = (value: object, levels: number): string => {
   if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer || value instanceof SharedArrayBuffer) {
-    return `${value.byteLength} bytes`
+    return `${value.byteLength} byte${value.byteLength === 1 ? "" : "s"}`
   }
   if (Array.isArray(value)) {
     return levels === 0 ? "[…]" : `[${listItems(value, (item) => printAt(item, levels - 1))}]`
@@ -501,7 +523,7 @@ const listItems = <Item>(items: ReadonlyArray<Item>, print: (item: Item) => stri
   [...items.slice(0, mostItems).map(print), ...(items.length > mostItems ? ["…"] : [])].join(", ")
 
 /**
- * Prints a CUDA version as people write it: 12040 is `12.4`.
+ * Formats a CUDA version: 12040 is `12.4`.
  *
  * @category formatting
  * @since 0.1.0
@@ -509,7 +531,7 @@ const listItems = <Item>(items: ReadonlyArray<Item>, print: (item: Item) => stri
 export const formatVersion = (cuda: number): string => `${Math.floor(cuda / 1000)}.${Math.floor((cuda % 1000) / 10)}`
 
 /**
- * Formats a number of bytes for people: 1610612736 is `1.5 GiB`.
+ * Formats a number of bytes: 1610612736 is `1.5 GiB`.
  *
  * @category formatting
  * @since 0.1.0
@@ -522,10 +544,10 @@ export const formatBytes = (bytes: number): string => {
 
 const byteUnits = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"] as const
 
-const messageOf = ({ call, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
+const messageOf = ({ call, detail, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
   `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${explainMemory(memory)}${
-    log === undefined ? "" : `\n${log}`
-  }${explainOrigin(origin)}`
+    detail === undefined ? "" : ` ${detail}`
+  }${log === undefined ? "" : `\n${log}`}${explainOrigin(origin)}`
 
 const explainMemory = (memory: MemoryShortage | undefined): string => {
   if (memory === undefined) return ""
@@ -533,33 +555,38 @@ const explainMemory = (memory: MemoryShortage | undefined): string => {
   const size = `${formatBytes(requested)} ${requested === 1 ? "was" : "were"} requested`
   return requested > total
     ? ` ${size}, more than the ${formatBytes(total)} of the device.`
-    : ` ${size}; ${formatBytes(free)} of ${formatBytes(total)} are free.`
+    : ` ${size}; ${formatBytes(free)} of ${formatBytes(total)} ${free === 1 ? "is" : "are"} free.`
 }
+
+const describeKoffi = (reason: KoffiNotLoaded): string =>
+  `koffi, the package that calls the CUDA driver, could not be loaded: ${reason.problem}. Install the dependencies of effect-cuda ` +
+  "where the program runs, and keep koffi out of bundles (mark it as external)."
 
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +
   reason.searched.map((place) => `${place.path} (${place.problem})`).join(", ") +
-  ". Install the NVIDIA driver, name its library with the libraryPath option or EFFECT_CUDA_LIBRARY, or use the simulated runtime."
+  ". Install the NVIDIA driver, set the path of its library with the libraryPath option or EFFECT_CUDA_LIBRARY, or use " +
+  "the simulated runtime."
 
 const describeCompilerSearch = (reason: CompilerNotFound): string =>
   "NVRTC, which compiles CUDA C++, could not be loaded; tried " +
   describePlaces(reason.searched) +
-  ". Install it (it is part of the CUDA toolkit and of the Python package nvidia-cuda-nvrtc), or name its library with " +
+  ". Install it (it is part of the CUDA toolkit and of the Python package nvidia-cuda-nvrtc), or set its path with " +
   "the nvrtcPath option or EFFECT_CUDA_NVRTC."
 
-/** Places with the same problem share its words. */
+/** Groups places with the same problem. */
 const describePlaces = (searched: CompilerNotFound["searched"]): string => {
   const places = new Map<string, Array<string>>()
   for (const { path, problem } of searched) places.set(problem, [...places.get(problem) ?? [], path])
   return [...places].map(([problem, paths]) => `${paths.join(", ")} (${problem})`).join("; ")
 }
 
-/** How many errors of a compilation a message shows. */
+/** Maximum number of compilation errors in a message. */
 const shownErrors = 3
 
 const describeCompilation = ({ diagnostics, log, program }: CompilationFailed): string => {
   const errors = diagnostics.filter((diagnostic) => diagnostic.severity === "error")
-  if (errors.length === 0) return `${program} does not compile: ${log.trim() || "the compiler did not say why"}`
+  if (errors.length === 0) return `${program} does not compile: ${log.trim() || "the compiler gave no reason"}`
   const more = errors.length - shownErrors
   return [
     `${errors.length} error${errors.length === 1 ? "" : "s"} in ${program}.`,
@@ -583,33 +610,35 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
     case "InvalidArgument":
       return `${reason.argument} is ${reason.value}; expected ${reason.expected}.`
     case "ResourceReleased":
-      return `${reason.resource} was released before this call. Keep its scope open while it is in use.`
+      return `${reason.resource} was released. Keep its scope open while it is in use.`
     case "ForeignResource":
-      return `${reason.resource} belongs to another runtime. Use it with the runtime that made it.`
+      return `${reason.resource} belongs to another runtime. Use it with the runtime that created it.`
     case "DeviceMismatch":
       return `${reason.resources[0]} and ${reason.resources[1]} are on different devices.`
     case "TimingDisabled":
-      return `${reason.resource} does not take times. Make it with { timing: true }.`
+      return `${reason.resource} does not record times. Create it with { timing: true }.`
     case "NotRecorded":
       return `${reason.resource} was never recorded. Record it on a stream first.`
     case "NotFinished":
-      return `${reason.resource} has not finished yet. Synchronize with it first.`
+      return `${reason.resource} has not finished yet. Wait for it with CudaEvent.synchronize first.`
+    case "KoffiNotLoaded":
+      return describeKoffi(reason)
     case "LibraryNotFound":
       return describeSearch(reason)
     case "DriverTooOld":
       return `the driver supports CUDA ${formatVersion(reason.found)}; at least ${
         formatVersion(reason.required)
-      } is needed. Update the NVIDIA driver.`
+      } is required. Update the NVIDIA driver.`
     case "FunctionMissing":
-      return `the driver's library has no function ${reason.functionName}. Update the NVIDIA driver.`
+      return `the driver library has no function ${reason.functionName}. Update the NVIDIA driver.`
     case "NeverFinishes":
       return `${reason.resource} can never finish: ${reason.because}.`
     case "CompilationFailed":
       return describeCompilation(reason)
     case "InvalidCompileOption":
-      return `the compiler refuses its options ${JSON.stringify(reason.options)}: ${reason.log.trim()}`
+      return `the compiler does not accept the options ${JSON.stringify(reason.options)}: ${reason.log.trim()}`
     case "CompilerFailed":
-      return describeStatus(reason, call) + (reason.log.trim() === "" ? "" : ` It says: ${reason.log.trim()}`)
+      return describeStatus(reason, call) + (reason.log.trim() === "" ? "" : ` Its log: ${reason.log.trim()}`)
     case "CompilerNotFound":
       return describeCompilerSearch(reason)
     case "FileUnreadable":
@@ -621,6 +650,6 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
 
 const explainOrigin = (origin: FaultOrigin | undefined): string => {
   if (origin === undefined) return ""
-  return ` A fault ended the contexts of this process earlier: ${origin.operation} met ${origin.status.name} on device ` +
-    `${origin.device} at ${new Date(origin.at).toISOString()}.`
+  return ` The contexts of this process were lost earlier: ${origin.operation} failed with ${origin.status.name} on ` +
+    `device ${origin.device} at ${new Date(origin.at).toISOString()}.`
 }

@@ -1,5 +1,5 @@
 /**
- * effect-cuda: NVIDIA GPUs orchestrated with Effect. Every module under its own name.
+ * effect-cuda: orchestrate NVIDIA GPUs with Effect. Exports each module under its own name.
  *
  * @since 0.1.0
  */

@@ -51,7 +51,11 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   [{ _tag: "TimingDisabled", resource: "event 1" }, ["event 1", "timing: true"]],
   [{ _tag: "NotRecorded", resource: "event 1" }, ["event 1", "never recorded"]],
   [{ _tag: "NotFinished", resource: "event 1" }, ["event 1", "not finished"]],
-  [{ _tag: "LibraryNotFound", searched: [{ path: "libcuda.so.1", problem: "missing" }] }, ["libcuda.so.1", "missing"]],
+  [
+    { _tag: "LibraryNotFound", isNamed: false, searched: [{ path: "libcuda.so.1", problem: "missing" }] },
+    ["libcuda.so.1", "missing"]
+  ],
+  [{ _tag: "KoffiNotLoaded", problem: "no native part" }, ["no native part", "external"]],
   [{ _tag: "DriverTooOld", found: 11080, required: 12000 }, ["11.8", "12.0"]],
   [{ _tag: "FunctionMissing", functionName: "cuStreamGetId" }, ["cuStreamGetId"]],
   [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]],
@@ -124,7 +128,7 @@ describe("CudaError", () => {
     assert(lost._tag === "IllegalAddress")
     const origin = { operation: "CudaStream.synchronize", device: 1, status: lost, at: 0 }
     const { message } = new CudaError.CudaError({ operation: "CudaEvent.make", reason: lost, origin })
-    assert.include(message, "CudaStream.synchronize met CUDA_ERROR_ILLEGAL_ADDRESS on device 1 at 1970")
+    assert.include(message, "CudaStream.synchronize failed with CUDA_ERROR_ILLEGAL_ADDRESS on device 1 at 1970")
   })
 
   it.effect("prints its message with String, in causes and in logs", () =>

@@ -239,12 +239,9 @@ const suite = (name: string, run: Run) => {
 const simulated = SimulatedRuntime.layer()
 const onSimulated: Run = (program) => program.pipe(Effect.scoped, Effect.provide(Layer.fresh(simulated)))
 
-/** A runtime that looks like one whose contexts only a GPU can end. */
+/** A runtime that injected faults cannot end the contexts of, like one on a GPU. */
 const onAnother: Run = (program) =>
-  Effect.flatMap(
-    CudaRuntime,
-    (runtime) => Effect.provideService(program, CudaRuntime, { ...runtime, devices: [...runtime.devices] })
-  )
+  Effect.flatMap(CudaRuntime, (runtime) => Effect.provideService(program, CudaRuntime, { ...runtime, identity: {} }))
     .pipe(onSimulated)
 
 suite("the simulated runtime", onSimulated)

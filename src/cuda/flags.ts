@@ -1,5 +1,5 @@
 /**
- * Numbers of CUDA's C interface: flags, enumeration values and special handles. No Effect here.
+ * Numbers of the CUDA C interface: flags, enumeration values and special handles. No Effect here.
  *
  * @since 0.1.0
  */
@@ -8,16 +8,27 @@ import type { CUstream } from "./handles.ts"
 /** `CUstream_flags`. */
 export const streamFlags = { default: 0, nonBlocking: 1 } as const
 
-/** The handles that stand for a context's default streams. They need that context to be current. */
+/** The handles of a context's default streams. The context must be current when they are used. */
 export const defaultStreamHandles = { legacy: 1 as CUstream, perThread: 2 as CUstream } as const
+
+/** `CUdevice_P2PAttribute`. */
+export const peerAttributes = {
+  performanceRank: 1,
+  accessSupported: 2,
+  nativeAtomicSupported: 3,
+  arrayAccessSupported: 4
+} as const
+
+/** The name of an attribute of the link between two devices. */
+export type PeerAttribute = keyof typeof peerAttributes
 
 /** `CUevent_flags`. */
 export const eventFlags = { default: 0, blockingSync: 1, disableTiming: 2, interprocess: 4 } as const
 
-/** Bytes of a `CUipcEventHandle`. */
+/** Size of a `CUipcEventHandle` in bytes. */
 export const ipcHandleSize = 64
 
-/** Pinned for every context (`CU_MEMHOSTREGISTER_PORTABLE`). */
+/** Pins memory for all contexts (`CU_MEMHOSTREGISTER_PORTABLE`). */
 export const hostRegisterPortable = 1
 
 /** `CUmemPool_attribute`. */
@@ -32,10 +43,10 @@ export const poolAttributes = {
   usedHigh: 8
 } as const
 
-/** Memory that stays on its device (`CU_MEM_ALLOCATION_TYPE_PINNED`). */
+/** Memory that cannot migrate from its device (`CU_MEM_ALLOCATION_TYPE_PINNED`). */
 export const pinnedAllocationType = 1
 
-/** Managed memory that every stream may use (`CU_MEM_ATTACH_GLOBAL`). */
+/** Managed memory that every stream may access (`CU_MEM_ATTACH_GLOBAL`). */
 export const attachGlobal = 1
 
 /** `CUmemLocationType`. */
@@ -51,13 +62,13 @@ export const memoryAdvice = {
   unsetAccessedBy: 6
 } as const
 
-/** What the driver is told of how managed memory will be used. */
+/** Advice to the driver about the use of managed memory. */
 export type MemoryAdvice = keyof typeof memoryAdvice
 
 /** `CUmemorytype`. */
 export const memoryTypes = { host: 1, device: 2 } as const
 
-/** The source of a copy is read in stream order (`CU_MEMCPY_SRC_ACCESS_ORDER_STREAM`). */
+/** The copy reads its source in stream order (`CU_MEMCPY_SRC_ACCESS_ORDER_STREAM`). */
 export const copyInStreamOrder = 1
 
 /** `CUjit_option`. */
@@ -66,7 +77,7 @@ export const jitOptions = { errorLogBuffer: 5, errorLogBufferSize: 6 } as const
 /** `CUlaunchAttributeID`. */
 export const launchAttributes = { cooperative: 2, clusterDimension: 4, programmaticStreamSerialization: 6 } as const
 
-/** The attributes of a kernel (`CUfunction_attribute`) that can be asked for by name. */
+/** Kernel attributes (`CUfunction_attribute`) by name. */
 export const kernelAttributes = {
   maxThreadsPerBlock: 0,
   sharedSizeBytes: 1,
@@ -86,10 +97,10 @@ export const kernelAttributes = {
   clusterSchedulingPolicyPreference: 15
 } as const
 
-/** A kernel's attribute by name. */
+/** The name of a kernel attribute. */
 export type KernelAttribute = keyof typeof kernelAttributes
 
-/** The attributes of a kernel that can be set. */
+/** The kernel attributes that can be set. */
 export const settableKernelAttributes = [
   "maxDynamicSharedSizeBytes",
   "preferredSharedMemoryCarveout",
@@ -100,13 +111,13 @@ export const settableKernelAttributes = [
   "clusterSchedulingPolicyPreference"
 ] as const satisfies ReadonlyArray<KernelAttribute>
 
-/** A kernel's attribute that can be set. */
+/** The name of a kernel attribute that can be set. */
 export type SettableKernelAttribute = (typeof settableKernelAttributes)[number]
 
-/** Oldest CUDA version of the driver that this library works with: 12.0, the first with `cuStreamGetId`. */
+/** The oldest supported CUDA version of the driver: 12.0, the first with `cuStreamGetId`. */
 export const minimumDriverVersion = 12000
 
-/** The device attributes (`CUdevice_attribute`) that can be asked for by name. */
+/** Device attributes (`CUdevice_attribute`) by name. */
 export const deviceAttributes = {
   maxThreadsPerBlock: 1,
   maxBlockDimX: 2,
@@ -164,5 +175,5 @@ export const deviceAttributes = {
   hostNumaId: 134
 } as const
 
-/** A device attribute by name. */
+/** The name of a device attribute. */
 export type DeviceAttribute = keyof typeof deviceAttributes

@@ -1,9 +1,9 @@
 /**
- * The functions of the driver library (`libcuda`) that the native runtime calls, by the names the library exports, with
- * the types koffi needs. The suffixes are part of the ABI: a name without one can be an older version of the call.
+ * The functions of the driver library (`libcuda`) that the native runtime calls, by exported name, with their koffi
+ * types. The suffixes are part of the ABI: the name without a suffix may be an older version of the call.
  *
- * Handles and addresses are numbers with a type of their own (`handles.ts`); where the driver reads or writes through a pointer, it is
- * given a typed array (`void *`). Every function returns a `CUresult`. No Effect here.
+ * Handles and addresses are distinct number types (`handles.ts`). Where the driver reads or writes through a pointer,
+ * pass a typed array (`void *`). Every function returns a `CUresult`. No Effect here.
  *
  * @since 0.1.0
  */
@@ -38,13 +38,16 @@ const pointer = "CUdeviceptr"
 const host = "HostPointer"
 const hostFunction = "CUhostFn"
 
-/** The type of `CUipcEventHandle`, which is passed by value; koffi learns it before the functions. */
-export const ipcHandleType = "CUipcEventHandle"
+/** `CUipcEventHandle`, which is passed by value; not one of koffi's types (`bindOpenIpc` in `library.ts`). */
+const ipcHandle = "CUipcEventHandle"
 
-/** The type of `CUmemLocation`, which is passed by value too. */
-export const locationType = "CUmemLocation"
+/** `CUmemLocation`: two `int` passed by value, in one register by every calling convention. */
+const location = "uint64_t"
 
-/** Every function, with its parameters. All are in CUDA 12.0. */
+/** A location as it is passed: its type in the lower half, its id in the upper half. */
+export const locationOf = (type: number, id: number): number => type + id * 2 ** 32
+
+/** The required functions with their parameters, all present since CUDA 12.0. */
 export const driverFunctions = {
   cuInit: [uint],
   cuDriverGetVersion: [memory],
@@ -58,6 +61,7 @@ export const driverFunctions = {
   cuDeviceGetAttribute: [memory, int, device],
   cuDeviceGetPCIBusId: [memory, int, device],
   cuDeviceCanAccessPeer: [memory, device, device],
+  cuDeviceGetP2PAttribute: [memory, int, device, device],
   cuDevicePrimaryCtxRetain: [memory, device],
   cuDevicePrimaryCtxRelease_v2: [device],
   cuCtxPushCurrent_v2: [context],
@@ -79,7 +83,7 @@ export const driverFunctions = {
   cuEventQuery: [event],
   cuEventElapsedTime: [memory, event, event],
   cuIpcGetEventHandle: [memory, event],
-  cuIpcOpenEventHandle: [memory, ipcHandleType],
+  cuIpcOpenEventHandle: [memory, ipcHandle],
   cuMemPoolCreate: [memory, memory],
   cuMemPoolDestroy: [pool],
   cuMemPoolSetAttribute: [pool, int, memory],
@@ -114,11 +118,11 @@ export const driverFunctions = {
   cuOccupancyMaxPotentialClusterSize: [memory, kernel, host]
 } as const
 
-/** Functions that drivers older than the one named lack; what needs them says so, or does without. */
+/** Functions that older drivers lack. Their callers fail or do without them. */
 export const optionalDriverFunctions = {
   /** CUDA 12.2. */
-  cuMemPrefetchAsync_v2: [pointer, size, locationType, uint, stream],
-  cuMemAdvise_v2: [pointer, size, int, locationType],
+  cuMemPrefetchAsync_v2: [pointer, size, location, uint, stream],
+  cuMemAdvise_v2: [pointer, size, int, location],
   /** CUDA 12.4. */
   cuKernelGetParamInfo: [kernel, size, memory, memory],
   /** CUDA 12.8. */
@@ -126,17 +130,17 @@ export const optionalDriverFunctions = {
   cuMemcpyBatchAsync: [memory, memory, memory, size, memory, memory, size, memory, stream]
 } as const
 
-/** The type that koffi is given for a type of the table: handles are numbers of their size. */
+/** The koffi type of a parameter type. Handles are numbers of their size. */
 export const koffiType = (type: string): string =>
   Object.hasOwn(handleTypes, type) ? handleTypes[type as keyof typeof handleTypes] : type
 
-/** The name of a function of the table. */
+/** The name of a function in the table. */
 export type DriverFunctionName = keyof typeof driverFunctions
 
 /** The name of a function that a driver may lack. */
 export type OptionalDriverFunctionName = keyof typeof optionalDriverFunctions
 
-/** What a parameter of a type is given as. */
+/** The JavaScript type of each parameter type. */
 interface ParameterTypes {
   readonly CUdevice: CUdevice
   readonly CUcontext: CUcontext
@@ -155,23 +159,28 @@ interface ParameterTypes {
   readonly [text]: string
   readonly uint8_t: number
   readonly uint16_t: number
-  readonly [ipcHandleType]: { readonly reserved: Uint8Array }
-  readonly [locationType]: { readonly type: number; readonly id: number }
+  readonly [ipcHandle]: Uint8Array
+  readonly [location]: number
 }
 
 type Arguments<Types extends ReadonlyArray<keyof ParameterTypes>> = {
   readonly [Index in keyof Types]: ParameterTypes[Types[Index]]
 }
 
-/** A bound function: called on this thread, or on a thread of the pool that then tells how it ended. */
+/** A bound function: called on this thread, or on a pool thread (`inTurn`) that passes the result to a callback. */
 export interface DriverFunction<Parameters extends ReadonlyArray<unknown>> {
   (...parameters: Parameters): number
   readonly async: (...parameters: [...Parameters, (error: unknown, status: number) => void]) => void
 }
 
-/** The functions, bound to a library. */
+/** The functions bound to a library. */
 export type DriverFunctions =
-  & { readonly [Name in DriverFunctionName]: DriverFunction<Arguments<(typeof driverFunctions)[Name]>> }
+  & {
+    readonly [Name in Exclude<DriverFunctionName, "cuIpcOpenEventHandle">]: DriverFunction<
+      Arguments<(typeof driverFunctions)[Name]>
+    >
+  }
+  & { readonly cuIpcOpenEventHandle: (out: ArrayBufferView, handle: Uint8Array) => number }
   & {
     readonly [Name in OptionalDriverFunctionName]:
       | DriverFunction<Arguments<(typeof optionalDriverFunctions)[Name]>>

@@ -1,15 +1,15 @@
 /**
- * The handles of the driver API as types: numbers that cannot be mistaken for each other, so that swapped arguments of a driver call do
- * not compile. At run time they are plain numbers.
+ * The handles of the driver API as distinct number types, so that swapped arguments of a driver call do not compile. At
+ * run time they are plain numbers.
  *
  * @since 0.1.0
  */
 declare const brand: unique symbol
 
-/** A number that stands for one kind of object of the driver. */
+/** A number that identifies one kind of driver object. */
 type Handle<Name extends string> = number & { readonly [brand]: Name }
 
-/** A device: a small number, which is not always its index. */
+/** A device: a small number, not always its index. */
 export type CUdevice = Handle<"CUdevice">
 export type CUcontext = Handle<"CUcontext">
 export type CUstream = Handle<"CUstream">
@@ -38,9 +38,9 @@ export const handleTypes = {
   CUhostFn: "uintptr_t"
 } as const
 
-/** The address some bytes after another one. */
+/** The address `bytes` bytes after another. */
 export const offsetBy = <Pointer extends CUdeviceptr | HostPointer>(pointer: Pointer, bytes: number): Pointer =>
   (pointer + bytes) as Pointer
 
-/** No object. As a stream it is the legacy default stream of the current context. */
+/** The null handle. As a stream, it is the legacy default stream of the current context. */
 export const nullHandle = <Kind extends number>(): Kind => 0 as Kind

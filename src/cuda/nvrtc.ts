@@ -70,7 +70,7 @@ const result = (code: number, name: string, description: string, advice = "", is
 
 const results: ReadonlyMap<number, StatusInfo> = new Map(
   [
-    result(1, "OUT_OF_MEMORY", "the compiler ran out of host memory", "Compile less at once.", true),
+    result(1, "OUT_OF_MEMORY", "the compiler ran out of host memory", "Run fewer compilations at once.", true),
     result(2, "PROGRAM_CREATION_FAILURE", "the compiler could not create the program"),
     result(3, "INVALID_INPUT", "an argument of the NVRTC function is invalid"),
     result(4, "INVALID_PROGRAM", "the program is invalid"),
@@ -110,8 +110,8 @@ const fileOption =
   /^(?:-I|--include-path|--?pre-include|-include|--?(?:use-|create-)?pch|--?time|--?fdevice-time-trace|-optf|--options-file)/
 
 /**
- * Whether an option chooses the architecture or replaces CUBIN and PTX with another output. Programs must not give
- * these: `target` and `architecture` decide.
+ * Whether an option chooses the architecture, or replaces CUBIN and PTX with another output. Programs must not pass
+ * these; use `target` and `architecture` instead.
  */
 export const isOutputOption = (option: string): boolean => outputOption.test(option.trim())
 

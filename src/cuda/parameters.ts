@@ -1,11 +1,11 @@
 /**
- * The parameters of kernels as C lays them out: their kinds, sizes and alignments, and how numbers become bytes. Little-endian,
- * as every machine with an NVIDIA driver is. No Effect here.
+ * Kernel parameters in C layout: their kinds, sizes and alignments, and the conversion of numbers to bytes.
+ * Little-endian, like every machine with an NVIDIA driver. No Effect here.
  *
  * @since 0.1.0
  */
 
-/** The numbers of C, and `bool`. */
+/** The number types of C, and `bool`. */
 export type ScalarName =
   | "i8"
   | "u8"
@@ -21,7 +21,7 @@ export type ScalarName =
   | "f64"
   | "bool"
 
-/** Bytes of each; also what it is aligned to. */
+/** Size and alignment of each type, in bytes. */
 export const scalarSizes: { readonly [Name in ScalarName]: number } = {
   i8: 1,
   u8: 1,
@@ -38,17 +38,17 @@ export const scalarSizes: { readonly [Name in ScalarName]: number } = {
   bool: 1
 }
 
-/** Bytes of a pointer. */
+/** Size of a pointer in bytes. */
 export const pointerSize = 8
 
-/** A number or a truth value. */
+/** A number or a boolean. */
 export interface ScalarKind<out Name extends ScalarName = ScalarName> {
   readonly kind: Name
   readonly size: number
   readonly align: number
 }
 
-/** A pointer to memory, and what the kernel does with it there. */
+/** A pointer to memory, and how the kernel accesses it. */
 export interface PointerKind<out Nullable extends boolean = boolean> {
   readonly kind: "pointer"
   readonly size: number
@@ -63,14 +63,14 @@ export interface StructKind<out Fields extends StructFields = StructFields> {
   readonly size: number
   readonly align: number
   readonly fields: Fields
-  /** Where each field starts. */
+  /** Offset of each field. */
   readonly offsets: Readonly<Record<string, number>>
 }
 
-/** The fields of a struct, in their order. */
+/** The fields of a struct, in order. */
 export type StructFields = Readonly<Record<string, ParameterKind>>
 
-/** An array by value: a struct whose only field is that array. */
+/** An array by value: a struct with that array as its only field. */
 export interface ArrayKind<out Element extends ParameterKind = ParameterKind> {
   readonly kind: "array"
   readonly size: number
@@ -79,13 +79,13 @@ export interface ArrayKind<out Element extends ParameterKind = ParameterKind> {
   readonly length: number
 }
 
-/** What a parameter can be. */
+/** A kind of kernel parameter. */
 export type ParameterKind = ScalarKind | PointerKind | StructKind | ArrayKind
 
-/** The next multiple of an alignment. */
+/** Rounds up to a multiple of an alignment. */
 export const alignUp = (offset: number, align: number): number => Math.ceil(offset / align) * align
 
-/** Where parts in a row start, each at a multiple of its alignment; and their size and alignment together. */
+/** Offsets of consecutive parts, each aligned, with the total size and alignment. */
 export const layOut = (
   parts: ReadonlyArray<Pick<ParameterKind, "size" | "align">>
 ): { readonly offsets: ReadonlyArray<number>; readonly size: number; readonly align: number } => {
@@ -101,10 +101,10 @@ export const layOut = (
   return { offsets, size: alignUp(end, align), align }
 }
 
-/** Writes a value where it belongs; false for what is no value of its kind, which may be written in part. */
+/** Writes a value. Returns false if the value is not valid for the kind, in which case part of it may be written. */
 export type Writer = (value: unknown) => boolean
 
-/** What makes a writer for a place. Each kind has a function of its own, so that each is compiled for itself. */
+/** Makes the writer for an offset. Each kind has its own function, so that each is optimized separately. */
 export type MakeWriter = (view: DataView, offset: number) => Writer
 
 const isWhole = (value: unknown, least: number, most: number): value is number =>
@@ -113,19 +113,19 @@ const isWhole = (value: unknown, least: number, most: number): value is number =
 /** The weight of the upper half of an address. */
 export const twoTo32 = 0x1_0000_0000
 
-/** Writes a whole number of 64 bits: its low half, and what is left of it, which keeps the sign. */
+/** Writes a 64-bit integer: the low half, then the rest, which keeps the sign. */
 const setWhole64 = (view: DataView, offset: number, value: number): void => {
   view.setUint32(offset, value, true)
   view.setInt32(offset + 4, Math.floor(value / twoTo32), true)
 }
 
-/** Writes an address, of 53 bits at most. */
+/** Writes an address of at most 53 bits. */
 export const setAddress = (view: DataView, offset: number, address: number): void => {
   view.setUint32(offset, address, true)
   view.setUint32(offset + 4, address / twoTo32, true)
 }
 
-/** The writers of numbers. */
+/** The writers of numbers and booleans. */
 export const scalarWriters: { readonly [Name in ScalarName]: MakeWriter } = {
   i8: (view, offset) => (value) => {
     if (!isWhole(value, -0x80, 0x7f)) return false
@@ -204,7 +204,7 @@ export const scalarWriters: { readonly [Name in ScalarName]: MakeWriter } = {
   }
 }
 
-/** What is accepted for each, in words. */
+/** The accepted values of each type, in words. */
 export const scalarWords: { readonly [Name in ScalarName]: string } = {
   i8: "a whole number from -128 to 127",
   u8: "a whole number from 0 to 255",
@@ -212,8 +212,8 @@ export const scalarWords: { readonly [Name in ScalarName]: string } = {
   u16: "a whole number from 0 to 65535",
   i32: "a whole number from -2147483648 to 2147483647",
   u32: "a whole number from 0 to 4294967295",
-  i64: "a bigint of 64 bits, or a whole number up to 2^53",
-  u64: "a bigint of 64 bits from 0, or a whole number from 0 up to 2^53",
+  i64: "a 64-bit bigint, or a safe integer",
+  u64: "an unsigned 64-bit bigint, or a safe integer of at least 0",
   f16: "a number",
   bf16: "a number",
   f32: "a number",
@@ -221,7 +221,7 @@ export const scalarWords: { readonly [Name in ScalarName]: string } = {
   bool: "true or false"
 }
 
-/** The values that kernels find. */
+/** The JavaScript type of each value as a kernel reads it. */
 export interface ScalarValues {
   readonly i8: number
   readonly u8: number
@@ -238,7 +238,7 @@ export interface ScalarValues {
   readonly bool: boolean
 }
 
-/** Reads back what the writers write. */
+/** The inverse of the writers. */
 export const scalarReaders: {
   readonly [Name in ScalarName]: (view: DataView, offset: number) => ScalarValues[Name]
 } = {
@@ -257,11 +257,11 @@ export const scalarReaders: {
   bool: (view, offset) => view.getUint8(offset) !== 0
 }
 
-/** A binary floating-point format of 16 bits. */
+/** A 16-bit binary floating-point format. */
 interface FloatFormat {
   /** Bits of the fraction. */
   readonly fraction: number
-  /** The exponent of 1 in its field; also the largest there is. */
+  /** The encoded exponent of 1, which is also the largest exponent. */
   readonly bias: number
 }
 
@@ -273,13 +273,13 @@ const brain: FloatFormat = { fraction: 7, bias: 127 }
 
 const scratch = new DataView(new ArrayBuffer(8))
 
-/** The power of two that a number above 0 begins with. */
+/** The exponent of a positive number. */
 const exponentOf = (value: number): number => {
   scratch.setFloat64(0, value)
   return ((scratch.getUint32(0) >>> 20) & 0x7ff) - 1023
 }
 
-/** To the nearest, and of two as near to the even one, in one step: no rounding to 32 bits comes in between. */
+/** Rounds to nearest, ties to even, directly from 64 bits: rounding to 32 bits first would round twice. */
 const encodeFloat = (value: number, { bias, fraction }: FloatFormat): number => {
   const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0
   const infinite = (2 * bias + 1) * 2 ** fraction
@@ -288,7 +288,7 @@ const encodeFloat = (value: number, { bias, fraction }: FloatFormat): number => 
   if (size === Infinity) return sign + infinite
   const exponent = Math.max(exponentOf(size), 1 - bias)
   const steps = roundEven(size / 2 ** (exponent - fraction))
-  // The leading 1 of `steps` counts into the exponent's field; a number below the normal ones has none.
+  // The leading 1 of `steps` carries into the exponent field. Subnormal numbers have none.
   return sign + Math.min(steps + (exponent + bias - 1) * 2 ** fraction, infinite)
 }
 

@@ -1,11 +1,11 @@
 /**
- * Every status a call of the CUDA driver can return (`CUresult`, CUDA 13.0): its number, its name in the header, what the
- * driver says of it, whether it ends the context, and whether trying again can help. No Effect here.
+ * Every status that a CUDA driver call can return (`CUresult`, CUDA 13.0): its number, its name in the header, the
+ * driver's description, whether it destroys the context, and whether a retry can succeed. No Effect here.
  *
  * @since 0.1.0
  */
 
-/** What is known of one status. */
+/** The properties of a status. */
 export interface StatusInfo {
   readonly code: number
   readonly name: string
@@ -18,18 +18,18 @@ export interface StatusInfo {
 const plain = (code: number, name: string, description: string, advice = ""): StatusInfo =>
   Object.freeze({ code, name, description, advice, isSticky: false, isRetryable: false })
 
-/** The contexts of the process are lost with this status: no call on any device succeeds after it. */
+/** A status after which the contexts of the process are lost: no call on any device succeeds. */
 const sticky = (code: number, name: string, description: string, advice = ""): StatusInfo =>
   Object.freeze({ code, name, description, advice, isSticky: true, isRetryable: false })
 
-/** The same call can succeed later. */
+/** A status after which the same call can succeed later. */
 const retryable = (code: number, name: string, description: string, advice = ""): StatusInfo =>
   Object.freeze({ code, name, description, advice, isSticky: false, isRetryable: true })
 
 /** `CUDA_SUCCESS`. */
 export const success = 0
 
-/** `CUDA_ERROR_NOT_READY`: an answer of the query calls, not a failure of theirs. */
+/** `CUDA_ERROR_NOT_READY`: an answer to a query, not a failure. */
 export const notReady = 600
 
 /** The statuses by tag: the header's name without its prefix, in Pascal case. */
@@ -38,13 +38,13 @@ export const statuses = {
     1,
     "CUDA_ERROR_INVALID_VALUE",
     "invalid argument",
-    "A parameter is outside the range the call accepts: check sizes, offsets, flags and pointers."
+    "A parameter is outside the range that the call accepts: check sizes, offsets, flags and pointers."
   ),
   OutOfMemory: retryable(
     2,
     "CUDA_ERROR_OUT_OF_MEMORY",
     "out of memory",
-    "Release buffers or streams that are no longer needed, or ask for less, then try again."
+    "Release buffers or streams that are no longer needed, or allocate less, and try again."
   ),
   NotInitialized: plain(
     3,
@@ -66,7 +66,7 @@ export const statuses = {
     34,
     "CUDA_ERROR_STUB_LIBRARY",
     "CUDA driver is a stub library",
-    "The library that was loaded is the toolkit's link-time stub; point the runtime at the driver's own library."
+    "The loaded library is the toolkit's link-time stub. Use the library that comes with the driver instead."
   ),
   CallRequiresNewerDriver: plain(
     36,
@@ -90,7 +90,7 @@ export const statuses = {
     101,
     "CUDA_ERROR_INVALID_DEVICE",
     "invalid device ordinal",
-    "Use an ordinal from 0 to the device count less one."
+    "Use a device index from 0 to the device count minus one."
   ),
   DeviceNotLicensed: plain(102, "CUDA_ERROR_DEVICE_NOT_LICENSED", "device doesn't have valid Grid license"),
   InvalidImage: plain(
@@ -193,7 +193,7 @@ export const statuses = {
     700,
     "CUDA_ERROR_ILLEGAL_ADDRESS",
     "an illegal memory access was encountered",
-    "A kernel read or wrote outside its memory and the context is lost: find it with compute-sanitizer, and restart the process."
+    "A kernel accessed memory out of bounds, and the context is lost: find the access with compute-sanitizer, and restart the process."
   ),
   LaunchOutOfResources: plain(
     701,
@@ -205,7 +205,7 @@ export const statuses = {
     702,
     "CUDA_ERROR_LAUNCH_TIMEOUT",
     "the launch timed out and was terminated",
-    "The kernel ran longer than the display watchdog allows and the context is lost: restart the process."
+    "The kernel ran longer than the display watchdog allows, and the context is lost: restart the process."
   ),
   LaunchIncompatibleTexturing: plain(
     703,
@@ -223,13 +223,13 @@ export const statuses = {
     709,
     "CUDA_ERROR_CONTEXT_IS_DESTROYED",
     "context is destroyed",
-    "The device's context was destroyed or reset behind the runtime: restart the process."
+    "Other code destroyed or reset the device's context: restart the process."
   ),
   Assert: sticky(
     710,
     "CUDA_ERROR_ASSERT",
     "device-side assert triggered",
-    "An assertion in a kernel failed and the context is lost: restart the process."
+    "An assertion in a kernel failed, and the context is lost: restart the process."
   ),
   TooManyPeers: plain(711, "CUDA_ERROR_TOO_MANY_PEERS", "peer mapping resources exhausted"),
   HostMemoryAlreadyRegistered: plain(
@@ -258,7 +258,7 @@ export const statuses = {
     716,
     "CUDA_ERROR_MISALIGNED_ADDRESS",
     "misaligned address",
-    "A kernel accessed memory at an address its type does not allow and the context is lost: restart the process."
+    "A kernel accessed memory at an address that is not aligned for its type, and the context is lost: restart the process."
   ),
   InvalidAddressSpace: sticky(
     717,
@@ -276,7 +276,7 @@ export const statuses = {
     719,
     "CUDA_ERROR_LAUNCH_FAILED",
     "unspecified launch failure",
-    "A kernel failed while it ran and the context is lost: restart the process."
+    "A kernel failed while running, and the context is lost: restart the process."
   ),
   CooperativeLaunchTooLarge: plain(
     720,
@@ -355,7 +355,7 @@ export const statuses = {
     900,
     "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
     "operation not permitted when stream is capturing",
-    "A stream of this thread is capturing: do this before or after the capture, or capture in relaxed mode."
+    "A stream is being captured on this thread: make the call before or after the capture, or capture in relaxed mode."
   ),
   StreamCaptureInvalidated: plain(
     901,
@@ -431,9 +431,9 @@ export const statuses = {
     999,
     "CUDA_ERROR_UNKNOWN",
     "unknown error",
-    "The driver could not say what failed; its kernel log may (dmesg, Xid)."
+    "The driver does not know what failed. Look for an Xid error in the kernel log (dmesg)."
   )
 } satisfies Record<string, StatusInfo>
 
-/** The tag of a status of the table. */
+/** The tag of a status in the table. */
 export type StatusTag = keyof typeof statuses

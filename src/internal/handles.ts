@@ -1,5 +1,5 @@
 /**
- * What the handles of the modules are made of, below them all: base classes, and the failures that modules make themselves.
+ * The foundation of the modules' handles: base classes, and the failures that modules make themselves.
  */
 import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
@@ -8,8 +8,8 @@ import { CudaError, invalidArgument, isCudaError } from "../CudaError.ts"
 import type { CudaRuntimeService, DeviceProperties, ResourceState } from "../layers/CudaRuntime.ts"
 
 /**
- * A release that failed: there is nobody to fail to, so it is logged, unless the driver is already gone. What follows from
- * the loss of a device's context is said once.
+ * Logs the failure of a release, which has no caller to fail to, unless the driver is already shut down. Consequences of a lost context
+ * are logged at debug level, since the first failure was a warning.
  */
 export const released = (release: Effect.Effect<void, CudaError>): Effect.Effect<void> =>
   Effect.catch(release, logRelease)
@@ -19,11 +19,11 @@ export const logRelease = (error: CudaError): Effect.Effect<void> => {
   return error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message)
 }
 
-/** Has a failure name the operation that the program called, not the one that it is made of. */
+/** Makes failures name the operation that the program called instead of the one behind it. */
 export const named = (operation: string) => <A, E, R>(self: Effect.Effect<A, E | CudaError, R>) =>
   Effect.mapError(self, (error) => isCudaError(error) ? new CudaError({ ...error, operation }) : error)
 
-/** Refuses an argument that no runtime sees. */
+/** Refuses an argument before it reaches the runtime. */
 export const refuseArgument = (
   operation: string,
   argument: string,
@@ -31,14 +31,14 @@ export const refuseArgument = (
   expected: string
 ): Effect.Effect<never, CudaError> => Effect.fail(invalidArgument(operation, argument, value, expected))
 
-/** Refuses a resource that belongs to another runtime than the one that is asked. */
+/** Refuses a resource of another runtime. */
 export const refuseForeign = (
   operation: string,
   { ref }: { readonly ref: object }
 ): Effect.Effect<never, CudaError> =>
   Effect.fail(new CudaError({ operation, reason: { _tag: "ForeignResource", resource: String(ref) } }))
 
-/** The base of every value of the modules: it can be piped, and prints as one line. `toJSON` tells all of it. */
+/** The base class of every value of the modules: it can be piped, and prints as one line. `toJSON` returns its details. */
 export abstract class Handle implements Inspectable.Inspectable, Pipeable.Pipeable {
   abstract toString(): string
   abstract toJSON(): unknown
@@ -50,21 +50,21 @@ export abstract class Handle implements Inspectable.Inspectable, Pipeable.Pipeab
   }
 }
 
-/** A handle as one line: its kind, and what tells it from others of that kind. */
+/** Prints a handle as one line: its kind, and what distinguishes it from others of that kind. */
 export const oneLine = (kind: string, ...details: ReadonlyArray<string | false | undefined>): string =>
   `${kind}(${details.filter((detail) => detail !== false && detail !== undefined).join(", ")})`
 
-/** The state of a resource, if it can no longer be used. */
+/** The state of a resource that can no longer be used, for `oneLine`. */
 export const unlessLive = ({ state }: { readonly state: ResourceState }): string | undefined =>
   state === "live" ? undefined : state
 
-/** A number of things, for a line. */
+/** Prints a count with its noun in the singular or plural. */
 export const countOf = (count: number, thing: string): string => `${count} ${thing}${count === 1 ? "" : "s"}`
 
-/** An address as messages show it. */
+/** Prints an address as messages show it. */
 export const hex = (address: number): string => `0x${address.toString(16)}`
 
-/** What stands for a resource of a runtime. */
+/** A handle of a resource of a runtime. */
 export abstract class ResourceHandle<out Ref> extends Handle {
   readonly runtime: CudaRuntimeService
   readonly ref: Ref
@@ -75,7 +75,7 @@ export abstract class ResourceHandle<out Ref> extends Handle {
   }
 }
 
-/** What stands for a resource on one device. */
+/** A handle of a resource on one device. */
 export abstract class DeviceHandle<out Ref extends { readonly device: number }> extends ResourceHandle<Ref> {
   get deviceIndex(): number {
     return this.ref.device

@@ -1,6 +1,6 @@
 /**
- * Where operations happen when they are not told: the current device, and the current stream of each device. Regions nest,
- * so a place knows the one around it, and a region costs one small object.
+ * The defaults of operations: the current device, and the current stream of each device. Regions nest, so each place refers to the one
+ * around it, and a region costs one small object.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -8,24 +8,25 @@ import type * as Fiber from "effect/Fiber"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceProperties, StreamRef } from "../layers/CudaRuntime.ts"
-import { named, refuseForeign } from "./handles.ts"
+import { isStream, wrongHandleOf } from "./given.ts"
+import { named, refuseArgument, refuseForeign } from "./handles.ts"
 
-/** A stream, as far as places need it. */
+/** The part of a stream that places need. */
 export interface AnyStream {
   readonly runtime: CudaRuntimeService
   readonly ref: StreamRef
   readonly deviceIndex: number
 }
 
-/** A device, as operations are given it. */
+/** A device, as operations accept it. */
 export type DeviceLike = number | DeviceProperties
 
-/** A region's device, its stream if it set one, and the region around it. */
+/** A region's device, its stream if it sets one, and the region around it. */
 export interface Place {
   readonly device: number
   readonly stream: AnyStream | undefined
   readonly outer: Place | undefined
-  /** Of a stream that the region has for its time only. */
+  /** The lease of a stream that the region holds only while it runs. */
   readonly lease?: { readonly isOver: boolean } | undefined
 }
 
@@ -41,7 +42,7 @@ export const onStreamOf = (stream: AnyStream, outer: Place, lease?: Place["lease
   lease
 })
 
-/** The innermost region whose stream is still its own, and still there. */
+/** The innermost region whose stream is still leased to it and still live. */
 export const openPlace = (place: Place): Place => {
   let at = place
   while ((at.lease?.isOver === true || isGone(at.stream)) && at.outer !== undefined) at = at.outer
@@ -50,7 +51,7 @@ export const openPlace = (place: Place): Place => {
 
 const isGone = (stream: AnyStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
 
-/** The stream that the innermost region set on a device; none stands for the default stream. */
+/** The stream that the innermost region set on a device; undefined means the default stream. */
 const regionStream = (place: Place, device: number): AnyStream | undefined => {
   for (let at: Place | undefined = place; at !== undefined; at = at.outer) {
     if (at.device === device && at.stream !== undefined) return at.stream
@@ -59,8 +60,8 @@ const regionStream = (place: Place, device: number): AnyStream | undefined => {
 }
 
 /**
- * Gives the stream that is current on a device to an operation, or nothing for the default stream. A region's stream that belongs
- * to another runtime is refused: the operation would run on a stream that nobody asked for.
+ * Passes the current stream of a device to an operation, or undefined for the default stream. Refuses a region's stream of another
+ * runtime, because the operation would otherwise run on a stream that nobody asked for.
  */
 export const withCurrent = <A, E, R>(
   operation: string,
@@ -75,15 +76,15 @@ export const withCurrent = <A, E, R>(
     : use(current)
 }
 
-/** The device of an option, or the current one. */
+/** The given device's index, or that of the current device. */
 export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
   Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
 
-/** What is forced past the types and is no device is not a number, for the runtime to refuse. */
+/** The index of a device, if one was given. A value that is not a device stays what it is, for the runtime to refuse. */
 export const deviceIndexOf = (device: DeviceLike | undefined): number | undefined =>
-  typeof device === "object" ? device?.index ?? Number.NaN : device
+  device === null ? Number.NaN : typeof device === "object" ? device.index ?? device : device
 
-/** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
+/** Runs an operation on the given stream, or on the current stream of a device, by default the current device. */
 export const onStream = <A, E, R>(
   operation: string,
   runtime: CudaRuntimeService,
@@ -91,11 +92,15 @@ export const onStream = <A, E, R>(
   stream: AnyStream | undefined,
   use: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  if (stream !== undefined) return use(stream.ref)
+  if (stream !== undefined) {
+    return isStream(stream) ? use(stream.ref) : refuseArgument(operation, "stream", stream, "a stream")
+  }
+  const wrong = wrongHandleOf(runtime)
+  if (wrong !== undefined) return wrong.refuse(operation)
   return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, device))
 }
 
-/** Runs an operation on the stream that is current at a place, by default that of its device. */
+/** Runs an operation on the current stream of a device at a place, by default the place's own device. */
 export const streamOf = <A, E, R>(
   operation: string,
   runtime: CudaRuntimeService,
@@ -110,7 +115,7 @@ export const streamOf = <A, E, R>(
 
 const isForeign = (stream: AnyStream, { identity }: CudaRuntimeService): boolean => stream.runtime.identity !== identity
 
-/** Where work is forked: from the current stream, by a fiber in a context. */
+/** Where work is forked: the current stream, and the fiber and context that fork it. */
 export interface Origin {
   readonly runtime: CudaRuntimeService
   readonly origin: StreamRef
@@ -119,7 +124,7 @@ export interface Origin {
   readonly context: Context.Context<never>
 }
 
-/** Finds the current stream, around which something is to run on other streams. */
+/** Finds the current stream, from which work on other streams is forked. */
 export const atOrigin = <A, E, R>(
   operation: string,
   body: (at: Origin) => Effect.Effect<A, E, R>

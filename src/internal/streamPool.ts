@@ -1,6 +1,6 @@
 /**
- * The pooled streams of a runtime: 32 per device and priority, made on first use and handed out in turn. What combinators
- * run on is leased: while a stream is leased, other leases take another one, as long as there is one.
+ * The pooled streams of a runtime: 32 per device and priority, created on first use and handed out in turn. Combinators lease the streams
+ * that they use: other leases take other streams, as long as any are free.
  */
 import * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
@@ -13,17 +13,17 @@ import type { AnyStream, DeviceLike } from "./place.ts"
 /** Streams per device and priority. */
 export const poolSize = 32
 
-/** Which of a runtime's pools. */
+/** Which of a runtime's pools to use. */
 interface PoolOptions {
   readonly device?: DeviceLike | undefined
   readonly priority?: Priority | undefined
   readonly outOfRange?: "fail" | "clamp" | undefined
 }
 
-/** Makes the handle of a stream. */
+/** Creates the handle of a stream. */
 type Wrap<Stream> = (runtime: CudaRuntimeService, ref: StreamRef) => Stream
 
-/** Streams that no other lease has, unless all of the pool are leased; until they are given back. */
+/** Streams that are in no other lease until they are given back, unless all streams of the pool are leased. */
 export class Leased<out Stream extends AnyStream> {
   readonly streams: ReadonlyArray<Stream>
   readonly refs: ReadonlyArray<StreamRef>
@@ -42,19 +42,19 @@ export class Leased<out Stream extends AnyStream> {
 }
 
 /**
- * The streams of one device and priority, shared by a runtime and the layers around it: each of them is given handles of its
- * own, so that what a layer does happens for pooled streams too.
+ * The streams of one device and priority, shared by a runtime and the layers around it. Each of them gets handles of its own, so that a
+ * layer also sees the operations on pooled streams.
  */
 class StreamPool<Stream extends AnyStream> {
   readonly #wrap: Wrap<Stream>
   readonly #device: number
   readonly #priority: number
   readonly #refs: Array<StreamRef | undefined> = Array.from({ length: poolSize }, () => undefined)
-  /** The handle that was given out last for each slot: asked by one runtime only, a stream has one. */
+  /** The handle last given out for each slot. If only one runtime asks, a stream has only one handle. */
   readonly #handles: Array<Stream | undefined> = Array.from({ length: poolSize }, () => undefined)
   readonly #leases = new Uint32Array(poolSize)
   readonly #making = Semaphore.makeUnsafe(1)
-  /** Requests go up and leases go down, so that they meet late. */
+  /** Requests count up and leases count down, so that they rarely take the same stream. */
   #nextRequest = 0
   #nextLease = poolSize - 1
 
@@ -64,7 +64,7 @@ class StreamPool<Stream extends AnyStream> {
     this.#priority = priority
   }
 
-  /** The next stream in turn, if it is made already and the runtime goes on. */
+  /** The next stream in turn, if it already exists and is live. */
   takeMade(runtime: CudaRuntimeService): Stream | undefined {
     const slot = this.#nextRequest
     const ref = this.#refs[slot]
@@ -82,7 +82,7 @@ class StreamPool<Stream extends AnyStream> {
     })
   }
 
-  /** Leases streams that are all made already; nothing if one is not. */
+  /** Leases streams if all of them already exist. */
   tryLease(runtime: CudaRuntimeService, count: number, origin: StreamRef): Leased<Stream> | undefined {
     const slots = this.#choose(count, origin)
     const streams: Array<Stream> = []
@@ -95,7 +95,7 @@ class StreamPool<Stream extends AnyStream> {
     return undefined
   }
 
-  /** Run without interruption: what is leased has to be given back. The stream of the origin is the last to be leased. */
+  /** Must run uninterruptibly, because the lease must be given back. The stream of the origin is the last to be leased. */
   lease(runtime: CudaRuntimeService, count: number, origin?: StreamRef): Effect.Effect<Leased<Stream>, CudaError> {
     return Effect.suspend(() => {
       const slots = this.#choose(count, origin)
@@ -116,7 +116,7 @@ class StreamPool<Stream extends AnyStream> {
     for (const slot of slots) this.#leases[slot]!--
   }
 
-  /** The next slot that is neither leased nor the origin's, if there is one. */
+  /** The next slot that is neither leased nor the origin's, or the next one if there is none. */
   #leaseSlot(origin: StreamRef | undefined): number {
     let slot = this.#nextLease
     for (let tried = 1; tried < poolSize && !this.#isFree(slot, origin); tried++) slot = before(slot)
@@ -152,7 +152,7 @@ class StreamPool<Stream extends AnyStream> {
 
 const before = (slot: number): number => slot === 0 ? poolSize - 1 : slot - 1
 
-/** The pools of a device by priority, and its priorities, once they are known. */
+/** The pools of a device by priority, and its priority range once that is known. */
 class DevicePools<Stream extends AnyStream> {
   range: PriorityRange | undefined
   readonly byPriority = new Map<number, StreamPool<Stream>>()
@@ -161,7 +161,7 @@ class DevicePools<Stream extends AnyStream> {
 const priorityOf = (range: PriorityRange, { outOfRange = "clamp", priority = "low" }: PoolOptions): number =>
   resolvePriority(range, priority, outOfRange)
 
-/** The pools of all runtimes: those of one identity share theirs. */
+/** The pools of all runtimes. Runtimes with the same identity share them. */
 export class StreamPools<Stream extends AnyStream> {
   readonly #wrap: Wrap<Stream>
   readonly #byIdentity = new WeakMap<object, ReadonlyArray<DevicePools<Stream>>>()
@@ -170,7 +170,7 @@ export class StreamPools<Stream extends AnyStream> {
     this.#wrap = wrap
   }
 
-  /** The pool of a device and a priority that it has. */
+  /** The pool of a device and priority. */
   get(runtime: CudaRuntimeService, device: number, priority: number): StreamPool<Stream> {
     const { byPriority } = this.#of(runtime)[device]!
     const known = byPriority.get(priority)
@@ -180,7 +180,7 @@ export class StreamPools<Stream extends AnyStream> {
     return made
   }
 
-  /** The pool that options ask for. A priority outside the range is clamped, unless it is to fail. */
+  /** The pool for the given options. Clamps a priority outside the range unless `outOfRange` is `"fail"`. */
   resolve(runtime: CudaRuntimeService, options: PoolOptions): Effect.Effect<StreamPool<Stream>, CudaError> {
     return Effect.flatMap(
       resolveDevice(options.device),
@@ -192,9 +192,9 @@ export class StreamPools<Stream extends AnyStream> {
     )
   }
 
-  /** The next stream of a pool that is there already; nothing if something has to be made or asked first. */
+  /** The next stream of a pool, if nothing has to be created or queried first. */
   takeMade(runtime: CudaRuntimeService, device: number, options: PoolOptions): Effect.Effect<Stream> | undefined {
-    const ofDevice = this.#of(runtime)[device]
+    const ofDevice = Number.isInteger(device) ? this.#of(runtime)[device] : undefined
     if (ofDevice?.range === undefined) return undefined
     const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
     return made && Effect.succeed(made)

@@ -1,9 +1,9 @@
 /**
- * The only door to a GPU: a service with one member per CUDA operation, which every module of this library depends on.
+ * The only access to a GPU: a service with one member per CUDA operation. Every module of this library depends on it.
  *
- * Programs use the modules (`CudaStream`, `CudaEvent`, `CudaMemory`, …); this interface is for those who write another
- * runtime, or a layer around one that watches, checks or changes what programs do. Depends on nothing but the failures
- * and the names of `cuda/`.
+ * Programs use the modules (`CudaStream`, `CudaEvent`, `CudaMemory`, …). Use this interface to implement another
+ * runtime, or a layer around one that observes, checks or changes what programs do. Depends only on the failures and on
+ * the names in `cuda/`.
  *
  * @since 0.1.0
  */
@@ -39,13 +39,13 @@ export * from "./runtime/streams.ts"
 export * from "./runtime/waiting.ts"
 
 /**
- * What a runtime holds at this moment. All zero once every scope has closed.
+ * The resources that a runtime currently holds. All counts are zero once every scope has closed.
  *
  * @category models
  * @since 0.1.0
  */
 export interface LiveResources {
-  /** Owned streams, pooled ones included. */
+  /** Owned streams, including pooled ones. */
   readonly streams: number
   readonly events: number
   readonly deviceBuffers: number
@@ -53,15 +53,15 @@ export interface LiveResources {
   readonly hostBuffers: number
   readonly hostBytes: number
   readonly modules: number
-  /** Pools that programs made. */
+  /** Pools created by programs. */
   readonly pools: number
-  /** Fibers that wait for the GPU. */
+  /** Fibers waiting for the GPU. */
   readonly waits: number
 }
 
 /**
- * The operations. All are lazy, may run any number of times, and check what they are given: a released resource or one
- * of another runtime is a failure.
+ * The operations. All are lazy, can run any number of times, and check their arguments: a released resource or one of
+ * another runtime is a failure.
  *
  * @category models
  * @since 0.1.0
@@ -86,12 +86,12 @@ export interface CudaRuntimeService
   readonly identity: object
   readonly driverVersion: number
   readonly devices: ReadonlyArray<DeviceProperties>
-  /** What the runtime holds now. */
+  /** The resources that the runtime currently holds. */
   readonly liveResources: Effect.Effect<LiveResources>
 }
 
 /**
- * The runtime that programs are given by a layer: `NativeRuntime.layer`, `SimulatedRuntime.layer`, `AutoRuntime.layer`.
+ * The runtime, provided by a layer: `NativeRuntime.layer`, `SimulatedRuntime.layer` or `AutoRuntime.layer`.
  *
  * @category services
  * @since 0.1.0

@@ -1,112 +1,80 @@
 /**
  * The runtime on NVIDIA GPUs: `CudaRuntime` on the CUDA driver API, called through koffi.
  *
- * Importing this module loads nothing native; building the layer finds and loads the driver's library. Each device's
- * primary context is retained on its first use and released with the layer.
+ * Importing this module loads nothing native. Building the layer finds and loads the driver library. Each device's
+ * primary context is retained on first use, and released with the layer.
  *
  * @since 0.1.0
  */
-import * as ConfigProvider from "effect/ConfigProvider"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import { totalmem } from "node:os"
-import { resolve } from "node:path"
-import { deviceAttributes, minimumDriverVersion } from "../cuda/flags.ts"
-import type { DeviceAttribute } from "../cuda/flags.ts"
-import type { CUdevice } from "../cuda/handles.ts"
-import { messageOf } from "../cuda/koffi.ts"
-import { candidates, load } from "../cuda/library.ts"
-import type { DriverLibrary } from "../cuda/library.ts"
-import { prepare as prepareCompiler } from "../cuda/nvrtcLibrary.ts"
-import { statuses, success } from "../cuda/status.ts"
-import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../CudaError.ts"
-import type { CudaErrorReason } from "../CudaError.ts"
+import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
-import type { CudaRuntimeService, DeviceProperties, WaitOptions } from "./CudaRuntime.ts"
-import { NativeBackend } from "./native/Backend.ts"
-import type { NativePolicy } from "./native/Backend.ts"
-import { Compiler } from "./native/Compiler.ts"
-import type { CompilerPolicy } from "./native/Compiler.ts"
-import { describeStatus, Out } from "./native/Device.ts"
-import type { Warn } from "./native/Device.ts"
-import { cacheFolder } from "./native/ProgramCache.ts"
-import { wakerOfThread } from "./native/Waker.ts"
-import * as Runtime from "./shared/Runtime.ts"
+import type { CudaRuntimeService, WaitOptions } from "./CudaRuntime.ts"
 
 /**
- * Options for the native runtime. Everything has a default.
+ * Options for the native runtime. All are optional.
  *
  * @category models
  * @since 0.1.0
  */
 export interface NativeOptions {
   /**
-   * The driver's library. Without it `EFFECT_CUDA_LIBRARY` is read from the configuration, and without that the
-   * platform's usual places are tried.
+   * Path of the driver library. Default: `EFFECT_CUDA_LIBRARY` from the configuration, otherwise the usual locations of
+   * the platform.
    */
   readonly libraryPath?: string | undefined
   /**
-   * The NVRTC library, which `CudaProgram.compile` loads on first use. Default: `EFFECT_CUDA_NVRTC` from the
-   * configuration, otherwise the usual places of toolkits, Python packages and containers.
+   * Path of the NVRTC library, which `CudaProgram.compile` loads on first use. Default: `EFFECT_CUDA_NVRTC` from the
+   * configuration, otherwise the usual locations of toolkits, Python packages and containers.
    */
   readonly nvrtcPath?: string | undefined
   /** The on-disk cache of compiled programs. */
   readonly programCache?: {
-    /** Whether to cache programs whose own options do not say. Default true. */
+    /** Whether to cache programs that do not specify it in their own options. Default true. */
     readonly enabled?: boolean | undefined
     /**
-     * The folder. It must belong to the user and be writable for no one else; programs are neither read from nor written
-     * to any other. It is created with mode 0700. Default: `EFFECT_CUDA_CACHE` from the configuration, where `off`
-     * disables the cache; otherwise `effect-cuda` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`,
-     * `LOCALAPPDATA`).
+     * The folder. It must belong to the user and be writable by no one else; otherwise it is not used at all. It is
+     * created with mode 0700. Default: `EFFECT_CUDA_CACHE` from the configuration, where `off` disables the cache;
+     * otherwise `effect-cuda` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`, `LOCALAPPDATA`).
      */
     readonly folder?: string | undefined
-    /** The approximate size limit in bytes: the least recently used programs are removed now and then. Default 512 MiB. */
+    /**
+     * Approximate size limit in bytes. The least recently used programs are removed from time to time. Default 512 MiB.
+     */
     readonly maxBytes?: number | undefined
   } | undefined
   /**
-   * How waits learn that the GPU is done: polled for 200 microseconds, then woken by the GPU, unless it says otherwise. A
-   * region can have its own with `CudaRuntime.CurrentWaitOptions`.
+   * How waits detect that the GPU has finished. By default they poll for 200 microseconds, then the GPU wakes the event
+   * loop. `CudaRuntime.CurrentWaitOptions` overrides this for a region.
    */
   readonly wait?: WaitOptions | undefined
   /** Pinned host memory. */
   readonly pinned?: {
-    /** Pinned at most, in bytes; more is an `OutOfMemory` failure. Default: the machine's memory. */
+    /**
+     * Maximum size of pinned memory in bytes. Allocating more fails with `OutOfMemory`. Default: the size of host
+     * memory.
+     */
     readonly maxBytes?: number | undefined
-    /** Kept at most for reuse after its release, in bytes. Default 1 GiB. */
+    /** Maximum size of released memory kept for reuse, in bytes. Default 1 GiB. */
     readonly keepBytes?: number | undefined
   } | undefined
 }
 
 /**
- * Makes the runtime for the life of a scope.
+ * Creates the runtime in a scope.
  *
  * **Details**
  *
- * Fails with `LibraryNotFound` (with every place that was tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or the
- * status of the driver call that failed. Calls `cuInit`, off the JS thread.
+ * Fails with `KoffiNotLoaded`, `LibraryNotFound` (which lists every location tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or
+ * the status of a driver call that failed. Calls `cuInit`, off the JS thread.
  *
  * @category constructors
  * @since 0.1.0
  */
 export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeService, CudaError, Scope.Scope> =>
-  Effect.gen(function*() {
-    const policy = yield* resolvePolicy(options)
-    const compilerPolicy = yield* resolveCompiler(options)
-    yield* Effect.promise(prepareCompiler)
-    const library = yield* loadLibrary(options.libraryPath)
-    yield* initialize(library)
-    const driverVersion = yield* readVersion(library)
-    const devices = yield* readDevices(library)
-    const waker = policy.wait.wakeUp ? yield* openWaker : undefined
-    const warn = yield* makeWarn(library)
-    const compiler = new Compiler(compilerPolicy, driverVersion)
-    return yield* Runtime.make(
-      new NativeBackend({ library, driverVersion, devices, policy, waker, programs: compiler, warn })
-    )
-  })
+  Effect.flatMap(Effect.promise(() => import("./native/start.ts")), ({ start }) => start(options))
 
 /**
  * Provides `CudaRuntime` on the GPUs of this machine.
@@ -123,209 +91,9 @@ export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeServ
  * }).pipe(Effect.scoped, Effect.provide(NativeRuntime.layer()))
  * ```
  *
- * @see {@link make} for what building the layer can fail with
+ * @see {@link make} for the failures of building the layer
  * @category layers
  * @since 0.1.0
  */
 export const layer = (options: NativeOptions = {}): Layer.Layer<CudaRuntime, CudaError> =>
   Layer.effect(CudaRuntime, make(options))
-
-const operation = "NativeRuntime.make"
-
-const fail = (reason: CudaErrorReason, call?: string, subject?: string): Effect.Effect<never, CudaError> =>
-  Effect.fail(new CudaError({ operation, reason, call, subject }))
-
-const check = (
-  library: DriverLibrary,
-  call: string,
-  status: number,
-  subject?: string
-): Effect.Effect<void, CudaError> => {
-  if (status === success) return Effect.void
-  const known = reasonFromStatus(status)
-  if (known._tag !== "UnknownStatus") return fail(known, call, subject)
-  const words = describeStatus(library, status)
-  return fail(unknownStatus(status, words?.name, words?.description), call, subject)
-}
-
-const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, CudaError> => {
-  const policy = {
-    wait: {
-      pollFor: toMillis(options.wait?.pollFor ?? Duration.micros(200n)),
-      wakeUp: options.wait?.wakeUp ?? true,
-      safetyInterval: 100,
-      timerInterval: 1
-    },
-    pinned: {
-      maxBytes: options.pinned?.maxBytes ?? totalmem(),
-      keepBytes: options.pinned?.keepBytes ?? 1024 ** 3
-    }
-  }
-  for (const [argument, value] of Object.entries({ pollFor: policy.wait.pollFor, ...policy.pinned })) {
-    if (value >= 0) continue
-    return Effect.fail(invalidArgument(operation, argument, value, "0 or more"))
-  }
-  return Effect.succeed(policy)
-}
-
-/** Not a number for what is no duration, as for negative numbers and `NaN`, which a duration would make 0. */
-const toMillis = (input: Duration.Input): number => {
-  if (typeof input === "number") return input
-  try {
-    return Duration.toMillis(input)
-  } catch {
-    return Number.NaN
-  }
-}
-
-/**
- * The value of a variable in the environment, or wherever the program's `ConfigProvider` looks; `undefined` if unset.
- * Does not use `Config`, which takes four times as long to import.
- */
-const variable = (name: string): Effect.Effect<string | undefined, CudaError> =>
-  Effect.flatMap(
-    ConfigProvider.ConfigProvider,
-    (provider) =>
-      Effect.matchEffect(provider.load([name]), {
-        onSuccess: (node) => Effect.succeed(node?.value),
-        onFailure: (error) => {
-          const causes = error.cause === undefined ? [error] : [error, error.cause]
-          const value = `unreadable (${causes.map(messageOf).join(": ")})`
-          const expected = "a variable that the ConfigProvider can read"
-          return fail({ _tag: "InvalidArgument", argument: name, value, expected })
-        }
-      })
-  )
-
-const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = {} }: NativeOptions) {
-  const { enabled = true, maxBytes = 512 * 1024 ** 2 } = programCache
-  if (!(maxBytes >= 0)) {
-    return yield* invalidArgument(operation, "maxBytes", maxBytes, "0 or more")
-  }
-  const { folder } = programCache
-  if (folder === "" || folder?.includes("\0")) {
-    return yield* invalidArgument(operation, "folder", folder, "the path of a folder")
-  }
-  const path = nvrtcPath ?? (yield* variable("EFFECT_CUDA_NVRTC"))
-  const configured = folder ?? ((yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env))
-  const policy: CompilerPolicy = {
-    path: path || undefined,
-    cache: enabled,
-    folder: (folder === undefined && configured === "off") || configured === undefined
-      ? undefined
-      : resolve(configured),
-    maxBytes
-  }
-  return policy
-})
-
-const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined) {
-  const configured = libraryPath ?? (yield* variable("EFFECT_CUDA_LIBRARY"))
-  const paths = configured === undefined ? candidates(process.platform, process.env) : [configured]
-  const result = yield* Effect.promise(() => load(paths))
-  switch (result._tag) {
-    case "Loaded":
-      return result.library
-    case "NotFound":
-      return yield* fail({ _tag: "LibraryNotFound", searched: result.searched })
-    case "FunctionMissing": {
-      const found = result.driverVersion
-      if (found !== undefined && found < minimumDriverVersion) return yield* tooOld(found)
-      return yield* fail({ _tag: "FunctionMissing", functionName: result.functionName })
-    }
-  }
-})
-
-/**
- * For releases of which no program hears: logged where the layer was built, unless the driver is already gone. What follows
- * from the loss of a context is said once.
- */
-const makeWarn = (library: DriverLibrary): Effect.Effect<Warn> =>
-  Effect.map(Effect.context<never>(), (context) => {
-    const run = Effect.runForkWith(context)
-    let saidLost = false
-    return (call, status, handle) => {
-      if (status === success || status === statuses.Deinitialized.code) return
-      const log = (error: CudaError) => {
-        if (saidLost && error.isSticky) return Effect.logDebug(error.message)
-        saidLost ||= error.isSticky
-        return Effect.logWarning(error.message)
-      }
-      run(Effect.flatMap(Effect.flip(check(library, call, status, `handle 0x${handle.toString(16)}`)), log))
-    }
-  })
-
-/** Says once in the life of a thread when there is none. */
-const openWaker = Effect.gen(function*() {
-  const waker = yield* Effect.promise(wakerOfThread)
-  if (waker === undefined && !saidNoWaker) {
-    saidNoWaker = true
-    yield* Effect.logWarning("The GPU cannot wake this event loop: waits ask once per millisecond instead")
-  }
-  return waker
-})
-
-let saidNoWaker = false
-
-const tooOld = (found: number) => fail({ _tag: "DriverTooOld", found, required: minimumDriverVersion })
-
-const initialize = (library: DriverLibrary): Effect.Effect<void, CudaError> =>
-  Effect.callback((resume) => {
-    library.calls.cuInit.async(0, (_, status) => resume(check(library, "cuInit", status)))
-  })
-
-const readVersion = Effect.fnUntraced(function*(library: DriverLibrary) {
-  const version = new Int32Array(1)
-  yield* check(library, "cuDriverGetVersion", library.calls.cuDriverGetVersion(version))
-  const found = version[0]!
-  return found < minimumDriverVersion ? yield* tooOld(found) : found
-})
-
-const readDevices = Effect.fnUntraced(function*(library: DriverLibrary) {
-  const count = new Int32Array(1)
-  yield* check(library, "cuDeviceGetCount", library.calls.cuDeviceGetCount(count))
-  if (count[0] === 0) return yield* fail(reasonFromStatus(100), "cuDeviceGetCount")
-  return yield* Effect.forEach(
-    Array.from({ length: count[0]! }, (_, ordinal) => ordinal),
-    (ordinal) => readDevice(library, ordinal)
-  )
-})
-
-const readDevice = Effect.fnUntraced(function*(library: DriverLibrary, ordinal: number) {
-  const { calls } = library
-  const handles = new Int32Array(1)
-  yield* check(library, "cuDeviceGet", calls.cuDeviceGet(handles, ordinal))
-  const handle = handles[0]! as CUdevice
-  const name = new Uint8Array(256)
-  yield* check(library, "cuDeviceGetName", calls.cuDeviceGetName(name, name.byteLength, handle))
-  const uuid = new Uint8Array(16)
-  yield* check(library, "cuDeviceGetUuid", calls.cuDeviceGetUuid_v2(uuid, handle))
-  const pciBusId = new Uint8Array(64)
-  yield* check(library, "cuDeviceGetPCIBusId", calls.cuDeviceGetPCIBusId(pciBusId, pciBusId.byteLength, handle))
-  const memory = new Out()
-  yield* check(library, "cuDeviceTotalMem", calls.cuDeviceTotalMem_v2(memory.words, handle))
-  const attribute = (key: DeviceAttribute) => {
-    const value = new Int32Array(1)
-    const status = calls.cuDeviceGetAttribute(value, deviceAttributes[key], handle)
-    return Effect.as(check(library, "cuDeviceGetAttribute", status), value[0]!)
-  }
-  const properties: DeviceProperties = {
-    index: ordinal,
-    name: readText(name),
-    uuid: formatUuid(uuid),
-    computeCapability: {
-      major: yield* attribute("computeCapabilityMajor"),
-      minor: yield* attribute("computeCapabilityMinor")
-    },
-    totalMemory: memory.value,
-    pciBusId: readText(pciBusId)
-  }
-  return { handle, properties }
-})
-
-const readText = (bytes: Uint8Array): string => new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0)))
-
-const formatUuid = (bytes: Uint8Array): string => {
-  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")
-  return `GPU-${[[0, 8], [8, 12], [12, 16], [16, 20], [20, 32]].map(([from, to]) => hex.slice(from, to)).join("-")}`
-}

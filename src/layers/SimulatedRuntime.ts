@@ -190,7 +190,10 @@ export interface TimelineEntry {
 export interface Work {
   /** Virtual time it takes; infinite for a kernel that hangs. */
   readonly duration: Duration.Input
-  /** What it does, at its end. When it throws, the work ends in a `LaunchFailed` fault. */
+  /**
+   * What it does, at its end. When it throws, the work ends in a `LaunchFailed` fault, and the failures that follow have what it
+   * threw as their `cause`.
+   */
   readonly run?: (() => void) | undefined
   /** The fault it ends in: a status that ends the contexts. */
   readonly fault?: StatusTag | undefined
@@ -303,8 +306,9 @@ export const make = (
  *
  * **Details**
  *
- * Interprocess events can be opened by every simulated runtime of the process that has the same `Clock`; a handle of
- * another clock is `NotSupported`, one of another process `InvalidHandle`.
+ * Interprocess events can be opened by every other simulated runtime of the process that has the same `Clock`, as if each
+ * runtime were a process. A handle of the runtime itself is `InvalidContext`, one of another clock `NotSupported`, one of
+ * another process `InvalidHandle`.
  *
  * **Gotchas**
  *

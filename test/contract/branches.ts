@@ -1,6 +1,5 @@
 /**
- * The contract of branches and dependencies: what runs side by side, what waits for what, and that whatever was enqueued is
- * joined, however it ended.
+ * The contract of branches and dependencies: concurrency, ordering, and joining all enqueued work however the branch ended.
  */
 import { assert, layer } from "@effect/vitest"
 import * as CudaBranch from "effect-cuda/CudaBranch"
@@ -27,7 +26,7 @@ const busyHere = (millis: number) =>
     yield* busy.enqueue(yield* CudaStream.current(), millis)
   })
 
-/** Runs a test on a stream of its own, in a scope that leaves nothing; the pool's streams are there already. */
+/** Runs a test on its own stream and asserts that its scope leaves nothing behind. The pooled streams already exist. */
 const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
     for (const { index: device } of yield* CudaDevice.all) {
@@ -40,7 +39,7 @@ const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effec
     )
   })
 
-/** A buffer that holds 0s, and room on the host to see it. */
+/** A zeroed device buffer and a host buffer to read it back. */
 const makeBuffer = Effect.gen(function*() {
   const device = yield* CudaMemory.allocate(4096)
   const host = yield* CudaMemory.allocateHost(4096)
@@ -49,7 +48,7 @@ const makeBuffer = Effect.gen(function*() {
   return { device, host }
 })
 
-/** Copies the buffer to the host as work of the current stream, waits, and asserts what it was filled with. */
+/** Copies the buffer to the host on the current stream, waits, and asserts its fill value. */
 const holds = ({ device, host }: Effect.Success<typeof makeBuffer>, value: number) =>
   Effect.gen(function*() {
     yield* CudaMemory.copy(host, device)
@@ -59,7 +58,7 @@ const holds = ({ device, host }: Effect.Success<typeof makeBuffer>, value: numbe
 
 export const branchContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("branches", (it) => {
-    it.effect("start after what the current stream holds, which goes on after all of them", () =>
+    it.effect("start after the current stream's work, and the current stream continues after all of them", () =>
       onStream(() =>
         Effect.gen(function*() {
           const source = yield* makeBuffer
@@ -74,7 +73,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("run side by side, each on a stream of its own", () =>
+    it.effect("run concurrently, each on its own stream", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const streams = yield* CudaBranch.all([
@@ -94,7 +93,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("give their results as they were given: a tuple, a record, an iterable, or none", () =>
+    it.effect("return results in the shape of the input: tuple, record, iterable, or none", () =>
       onStream(() =>
         Effect.gen(function*() {
           const [number, text] = yield* CudaBranch.all([Effect.succeed(1), Effect.succeed("two")])
@@ -116,7 +115,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("share streams where these are bounded, and are in order there", () =>
+    it.effect("share a limited number of streams, in order on each", () =>
       onStream(() =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -206,7 +205,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("refuse numbers that do not count streams or branches", () =>
+    it.effect("reject numbers that do not count streams or branches", () =>
       onStream(() =>
         Effect.gen(function*() {
           for (const number of [0, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY, 1e300]) {
@@ -227,7 +226,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("cannot be forked from a stream that was released", () =>
+    it.effect("cannot fork from a released stream", () =>
       Effect.gen(function*() {
         const gone = yield* Effect.scoped(CudaStream.make())
         const all = CudaBranch.all([Effect.void]).pipe(CudaStream.withStream(gone))
@@ -259,7 +258,7 @@ export const branchContract = (rig: Rig): void =>
 
 export const forkContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("forked branches", (it) => {
-    it.effect("run beside the current stream until they are joined", () =>
+    it.effect("run concurrently with the current stream until joined", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -277,7 +276,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("start after what the current stream held when they were forked", () =>
+    it.effect("start after the work the current stream held at the fork", () =>
       onStream(() =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -290,7 +289,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("can be joined on any stream, more than once", () =>
+    it.effect("join on any stream, any number of times", () =>
       onStream(() =>
         Effect.gen(function*() {
           const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -303,12 +302,11 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("give their stream back when they are joined, so that a scope can have any number of them", () =>
+    it.effect("return their stream to the pool when joined, so a scope can have any number of them", () =>
       onStream(() =>
         Effect.gen(function*() {
           const first = yield* CudaBranch.fork(Effect.void)
           yield* CudaBranch.join(first)
-          // Without streams that are free again, the other 31 would be leased a second time before this one.
           const streams = new Set<number>()
           for (let index = 0; index < 32; index++) {
             const branch = yield* CudaBranch.fork(busyHere(0.01))
@@ -320,7 +318,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("that failed are joined, and the join fails as they did", () =>
+    it.effect("that failed still join, and the join fails with their failure", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -333,7 +331,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("are waited for on the host while their effect runs, and that can be interrupted", () =>
+    it.effect("make join wait on the host for their effect, interruptibly", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -348,7 +346,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("that nobody joined are interrupted with their scope, and the stream they came from waits for them", () =>
+    it.effect("never joined are interrupted with their scope, and their parent stream waits for them", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -373,7 +371,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("of a branch that is over are joined by the region around it", () =>
+    it.effect("forked from a finished branch are joined by the enclosing region", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const scope = yield* Scope.make()
@@ -387,7 +385,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("take streams that no other branch has", () =>
+    it.effect("use streams that no other branch holds", () =>
       onStream(() =>
         Effect.gen(function*() {
           const forked = yield* Effect.replicateEffect(CudaBranch.fork(Effect.void), 16)
@@ -399,7 +397,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("regions on a pooled stream set it and restore, in no order with what was current", () =>
+    it.effect("pooled stream regions set and restore the current stream, without ordering against it", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           yield* busyHere(40)
@@ -420,7 +418,7 @@ export const forkContract = (rig: Rig): void =>
 
 export const dependencyContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("dependencies", (it) => {
-    it.effect("stand for what streams held, events, and other dependencies", () =>
+    it.effect("capture the work of streams, events, and other dependencies", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [left, right, next] = yield* Effect.all([CudaStream.make(), CudaStream.make(), CudaStream.make()])
@@ -442,7 +440,7 @@ export const dependencyContract = (rig: Rig): void =>
         assert.isFalse(yield* CudaStream.query(left))
       })))
 
-    it.effect("end on the host when every point is reached, and not before", () =>
+    it.effect("complete on the host once every point is reached, not earlier", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [left, right] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -472,7 +470,7 @@ export const dependencyContract = (rig: Rig): void =>
         assert.isBelow(Duration.toMillis(took), 150)
       })))
 
-    it.effect("of nothing are reached, and nothing to wait for", () =>
+    it.effect("with no sources are always reached", () =>
       leavesNothing(Effect.gen(function*() {
         const none = yield* CudaDependency.make([])
         assert.isTrue(yield* CudaDependency.query(none))
@@ -499,7 +497,7 @@ export const dependencyContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("with a released event fail by name", () =>
+    it.effect("with a released event fail with ResourceReleased", () =>
       Effect.scoped(Effect.gen(function*() {
         const gone = yield* Effect.scoped(CudaEvent.make())
         const stream = yield* CudaStream.make()

@@ -1,5 +1,5 @@
 /**
- * What combinators and host functions promise, on the simulated runtime with schedulers that yield every few operations.
+ * The contract of combinators and host functions on the simulated runtime, with fibers that yield every few operations.
  */
 import { describe } from "@effect/vitest"
 import { simulatedRig } from "../support/simulatedRig.ts"

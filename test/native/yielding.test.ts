@@ -1,5 +1,5 @@
 /**
- * Waits whose fiber yields between its last look at a resource and the begin of the wait, while another fiber releases the resource.
+ * Waits whose fiber yields after checking a resource and before the wait begins, while another fiber releases the resource.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
@@ -18,7 +18,7 @@ import { withEveryYield } from "../support/yields.ts"
 
 const stub = openStub()
 
-/** Begins a wait on a busy stream in a fiber that yields, releases what it waits for at once, and returns how the wait ended. */
+/** Starts a wait on a busy stream in a fiber that yields, and releases what it waits for immediately. The wait must end. */
 const raced = (
   operations: number,
   prepare: (stream: CudaStream.CudaStream) => Effect.Effect<

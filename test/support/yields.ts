@@ -1,12 +1,12 @@
 /**
- * Schedulers that yield after every few operations, so that other fibers run at moments that are rare otherwise.
+ * Programs whose fibers yield after every few operations, so that other fibers run at moments that are rare otherwise.
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { MaxOpsBeforeYield } from "effect/References"
 import type { Rig } from "./Rig.ts"
 
-/** With fewer, a fiber does nothing but yield. */
+/** With fewer, a fiber makes no progress. */
 const leastOps = 3
 const mostOps = 24
 
@@ -20,7 +20,7 @@ export const withEveryYield = <A, E, R>(
     { discard: true }
   )
 
-/** A rig whose programs yield after so many operations. */
+/** A rig whose programs yield after a number of operations. */
 export const yieldingRig = (rig: Rig, operations: number): Rig => ({
   ...rig,
   name: `${rig.name}, yielding every ${operations} operations`,

@@ -1,10 +1,11 @@
 /**
- * The completion engine: tells waits when the GPU has reached a point, without holding a thread.
+ * The completion engine: detects that the GPU has reached a point, without blocking a thread.
  *
- * Waits of one stream form a lane, in the order of the records they wait for, since a stream finishes in order: only the
- * first wait of each lane is asked about. In stages: lanes are asked once per turn of the event loop for a short while
- * after a wait began; then the GPU is asked to wake the loop when the first wait of a lane is done; and a slow timer asks
- * now and then all the same, since a GPU that has failed wakes nobody. A fault found on a device ends all of its waits.
+ * The waits of one stream form a lane, in the order of the records they wait for. A stream finishes in order, so only
+ * the first wait of each lane is queried. There are three stages. Lanes are polled once per turn of the event loop for
+ * a short while after a wait begins. Then the GPU is asked to wake the loop when the first wait of a lane has finished.
+ * A slow timer queries as well, because a GPU that has failed wakes nobody. A fault found on a device ends all of the
+ * device's waits.
  */
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import { notReady, success } from "../../cuda/status.ts"
@@ -14,25 +15,25 @@ import type { NativeDevice } from "./Device.ts"
 import type { Lane, Point, SideStream, Watch } from "./Lane.ts"
 import type { Waker } from "./Waker.ts"
 
-/** How waits learn that the GPU is done. Times in milliseconds. */
+/** How waits detect that the GPU has finished. Times are in milliseconds. */
 export interface WaitPolicy {
-  /** How long after its start a wait is asked about on every turn of the event loop. */
+  /** How long a wait polls, once per turn of the event loop. */
   readonly pollFor: number
-  /** Whether the GPU wakes the loop after that. */
+  /** Whether the GPU wakes the event loop after that. */
   readonly wakeUp: boolean
-  /** How often a timer asks beside the wake-up. */
+  /** Interval of the timer in addition to wake-ups. */
   readonly safetyInterval: number
-  /** How often a timer asks without it. */
+  /** Interval of the timer without wake-ups. */
   readonly timerInterval: number
 }
 
-/** Waits that end in one turn of the event loop at most, so that many at once do not hold it: about a millisecond of work. */
+/** Maximum number of waits that end per turn of the event loop, about a millisecond of work. */
 const endsPerTurn = 128
 
-/** The side streams a lane has for wake-ups at most; the rest is left to the timer. */
+/** Maximum number of side streams that a lane uses for wake-ups. Beyond that, the timer polls. */
 const mostSides = 4
 
-/** A wait of this many times the polling time makes its stream a slow one, whose next wait is not polled for. */
+/** A wait this many times as long as the polling time marks its stream as slow: the next wait does not poll. */
 const slowAfter = 20
 
 export class Completion {
@@ -42,11 +43,11 @@ export class Completion {
   readonly #deviceOf: (ordinal: number) => NativeDevice
   readonly #onFailure: (call: string, status: number) => void
   readonly #unsubscribe: () => void
-  /** The lanes with a pending wait. */
+  /** The lanes with pending waits. */
   readonly #lanes = new Set<Lane>()
   /** The lanes with side streams. */
   readonly #sided = new Set<Lane>()
-  /** How often the events of a device must not be asked about. */
+  /** By device, how many callers currently forbid event queries. */
   readonly #paused = new Map<number, number>()
   /** How many more waits may end in this turn. */
   #endsLeft = 0
@@ -71,7 +72,7 @@ export class Completion {
     this.#unsubscribe = waker?.subscribe(this.#onWake) ?? (() => {})
   }
 
-  /** Begins a wait for a point. */
+  /** Starts to wait for a point. */
   watch(point: Point, options: Partial<WaitPolicy>, onDone: OnDone): Cancel {
     const watch: Watch = { onDone }
     const { lane } = point
@@ -91,7 +92,7 @@ export class Completion {
     }
   }
 
-  /** A stream of the runtime's own that can be made to wait for a record of the lane's; none when that fails. */
+  /** An internal stream that can wait for a record of the lane; undefined if none could be created. */
   sideFor(lane: Lane, order: number, most = Number.POSITIVE_INFINITY): SideStream | undefined {
     const free = lane.sides.find((side) => side.order <= order)
     if (free !== undefined) return free
@@ -104,7 +105,7 @@ export class Completion {
     return side
   }
 
-  /** Gives back the side streams of a lane, but for this many. */
+  /** Destroys the side streams of a lane, except for `keep` of them. */
   forget(lane: Lane, keep = 0): void {
     if (lane.sides.length <= keep) return
     for (const side of lane.sides.splice(keep)) this.#calls.cuStreamDestroy_v2(side.stream)
@@ -112,8 +113,8 @@ export class Completion {
   }
 
   /**
-   * Leaves the events of a device alone until the returned function is called: what a stream capture needs, since asking
-   * would end it.
+   * Stops querying the events of a device until the returned function is called. Required during stream capture, which
+   * a query would invalidate.
    */
   pause(device: number): () => void {
     let isOver = false
@@ -126,7 +127,7 @@ export class Completion {
     }
   }
 
-  /** Ends the waits whose work is done. */
+  /** Ends the waits whose work has finished. */
   settle(): void {
     this.#ask("wake", Number.POSITIVE_INFINITY)
   }
@@ -135,14 +136,14 @@ export class Completion {
     return this.#paused.get(device) ?? 0
   }
 
-  /** No wait comes after this. */
+  /** No wait may begin after this. */
   close(): void {
     this.#unsubscribe()
     this.#rest()
     for (const lane of this.#sided) this.forget(lane)
   }
 
-  /** After a wait has ended. */
+  /** Cleans up after a wait has ended. */
   #leave(point: Point): void {
     if (point.watches.size > 0) return
     point.lane.remove(point)
@@ -162,7 +163,7 @@ export class Completion {
     this.#timer = undefined
   }
 
-  /** Sees to it that the end of a lane's first wait is found: by polling while a wait is young, else by a wake-up or a timer. */
+  /** Ensures that the end of a lane's first wait is detected: by polling at first, later by a wake-up or a timer. */
   #expect(lane: Lane, now: number): void {
     if (lane.pollUntil > now) {
       this.#immediate ??= setImmediate(this.#onTurn)
@@ -192,7 +193,7 @@ export class Completion {
     this.#ask("wake", endsPerTurn)
   }
 
-  /** Asks about the first wait of every lane; of those only that are polled, where polling is why. */
+  /** Queries the first wait of every lane; when polling, only of the lanes that poll. */
   #ask(stage: WaitStage, most: number): void {
     this.#stage = stage
     this.#endsLeft = most
@@ -205,14 +206,14 @@ export class Completion {
     for (const lane of this.#lanes) this.#expect(lane, now)
   }
 
-  /** A fault ends every context of the process, so every lane is asked, without waiting for its turn. */
+  /** A fault ends every context of the process, so all lanes are queried in the next turn. */
   #afterFault(): void {
     this.#sawFault = false
     clearImmediate(this.#immediate)
     this.#immediate = this.#lanes.size > 0 ? setImmediate(this.#onWake) : undefined
   }
 
-  /** The rest has its turn after the event loop has had one; the lane that took this one comes last then. */
+  /** Continues after a turn of the event loop. The lane that used up this turn comes last. */
   #goOnLater(lane: Lane): void {
     if (this.#lanes.delete(lane)) this.#lanes.add(lane)
     clearImmediate(this.#immediate)
@@ -238,12 +239,12 @@ export class Completion {
     }
   }
 
-  /** Ends every wait of the lane for records up to this one, as far as this turn may. */
+  /** Ends the lane's waits for records up to `order`, within the limit of this turn. */
   #finish(lane: Lane, order: number): void {
     while (lane.head !== undefined && lane.head.order <= order && this.#endsLeft > 0) this.#end(lane.head, success)
   }
 
-  /** Ends waits of a point, as many as this turn may. */
+  /** Ends the waits of a point, within the limit of this turn. */
   #end(point: Point, status: number): void {
     for (const watch of point.watches) {
       if (this.#endsLeft-- <= 0) return
@@ -253,7 +254,7 @@ export class Completion {
     }
   }
 
-  /** A fault is the device's: all of its waits end with it. Any other status concerns this point alone. */
+  /** A fault ends all waits of the device. Any other status ends the waits of this point only. */
   #fail(point: Point, status: number): void {
     if (!reasonFromStatus(status).isSticky) return this.#end(point, status)
     const { device } = point.lane
@@ -263,17 +264,25 @@ export class Completion {
     }
   }
 
-  /** Has the GPU wake the loop when the lane's first wait is done. False when it will not. */
+  /** Asks the GPU to wake the event loop when the lane's first wait has finished. Returns false if it cannot. */
   #arm(lane: Lane): boolean {
     const first = lane.head
     if (this.#waker === undefined || first?.wakeUp !== true || this.#pauses(lane.device) > 0) return false
     if (lane.armed === first.order) return true
     const side = this.sideFor(lane, first.order, mostSides)
     if (side === undefined) return false
-    if (this.#calls.cuStreamWaitEvent(side.stream, first.event, 0) !== success) return false
+    const waited = this.#calls.cuStreamWaitEvent(side.stream, first.event, 0)
+    if (waited !== success) return this.#cannotArm("cuStreamWaitEvent", waited)
     side.order = first.order
-    if (this.#calls.cuLaunchHostFunc(side.stream, this.#waker.send, this.#waker.handle) !== success) return false
+    const launched = this.#calls.cuLaunchHostFunc(side.stream, this.#waker.send, this.#waker.handle)
+    if (launched !== success) return this.#cannotArm("cuLaunchHostFunc", launched)
     lane.armed = first.order
     return true
+  }
+
+  /** Leaves a wait to the timer. */
+  #cannotArm(call: string, status: number): false {
+    this.#onFailure(call, status)
+    return false
   }
 }

@@ -1,6 +1,6 @@
 /**
- * A device the native runtime has opened: its primary context, its memory pool, and the streams and events the runtime
- * needs for itself. And the native streams and events, with what the completion engine keeps on them.
+ * A device opened by the native runtime: its primary context, its memory pool, and the runtime's internal streams and
+ * events. Also the native streams and events, with the state that the completion engine keeps for them.
  */
 import { eventFlags, locationTypes, pinnedAllocationType, poolAttributes, streamFlags } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
@@ -14,37 +14,40 @@ import type { DriverFailure } from "../shared/waits.ts"
 import type { Lane, Point } from "./Lane.ts"
 
 export class NativeStream extends StreamResource {
-  /** Default streams are found through the current context; all others carry theirs in the handle. */
+  /** Default streams are resolved in the current context. All other handles carry their context. */
   readonly needsContext = this.origin === "default"
-  /** Counts the records on this stream, so that waits know their order. */
+  /** Counts the records on this stream, to order its waits. */
   records = 0
   lane: Lane | undefined
 }
 
 export class NativeEvent extends EventResource {
-  /** The stream and the count of the current record; none for an event of another process. */
+  /** The stream and the count of the current record; undefined for an event of another process. */
   recordedOn: NativeStream | undefined
   recordNumber = 0
-  /** Whether the current record was seen to be done, or there is none. */
+  /** True if the current record is known to have finished, or there is none. */
   isKnownDone = true
-  /** What the waits for the current record ask; none while nothing waits. */
+  /** The point of the waits for the current record; undefined if there are none. */
   point: Point | undefined
-  /** Whether nothing tells it from a new one: it was the runtime's alone, and nothing of it is pending. */
+  /**
+   * True if the event is indistinguishable from a new one: its handle was never given out, and nothing on it is
+   * pending.
+   */
   get isAsNew(): boolean {
     return this.isKnownDone && !this.isGivenOut && (this.flags & eventFlags.interprocess) === 0
   }
 }
 
-/** Room for a handle, an address or a 64-bit number that the driver writes. */
+/** Space for a handle, an address or a 64-bit number that the driver writes. */
 export class Out<Value extends number = number> {
   readonly words = new Uint32Array(2)
-  /** What was written last. */
+  /** The value written last. */
   get value(): Value {
     return (this.words[1]! * 0x100000000 + this.words[0]!) as Value
   }
 }
 
-/** Says that a call of a release failed; nothing for one that did not. */
+/** Logs a failed call of a release. Does nothing for status 0. */
 export type Warn = (call: string, status: number, handle: number) => void
 
 export class NativeDevice {
@@ -54,18 +57,18 @@ export class NativeDevice {
   readonly context: CUcontext
   priorities: PriorityRange = { least: 0, greatest: 0 }
   pool = nullHandle<CUmemoryPool>()
-  /** Allocates only: nothing ever waits on it, so that fresh memory is ready at once. */
+  /** Used for allocations only. It never waits for other work, so new memory is ready immediately. */
   allocations = nullHandle<CUstream>()
-  /** Frees only: waits for the work of each buffer before it. */
+  /** Used for frees only. It waits for the work on each buffer first. */
   releases = nullHandle<CUstream>()
-  /** The streams on which memory was released that was allocated there, since the releases were last waited for. */
+  /** The streams that freed their own stream-ordered memory since the last wait for releases. */
   readonly freedOn = new Set<NativeStream>()
-  /** The users of managed memory that is given back once they have done what they hold. */
+  /** The users of managed memory that is released once their current work has finished. */
   readonly managedUsers = new Set<ReadonlyArray<StreamResource>>()
-  /** The last attempt to make a stream, an event or a pool. */
+  /** The result of the last attempt to create a stream, an event or a pool. */
   made: DriverFailure = { call: "", status: success }
   readonly #markers: Array<CUevent> = []
-  /** Events that nobody has and that nothing is pending of, by their flags. */
+  /** Unused events with nothing pending, by their flags. */
   readonly #events = new Map<number, Array<CUevent>>()
   readonly #event = new Out<CUevent>()
   readonly #stream = new Out<CUstream>()
@@ -79,7 +82,7 @@ export class NativeDevice {
     this.context = context
   }
 
-  /** Makes the context current; `leave` restores what was current before. */
+  /** Makes the context current. `leave` restores the previous one. */
   enter(): number {
     return this.calls.cuCtxPushCurrent_v2(this.context)
   }
@@ -88,7 +91,10 @@ export class NativeDevice {
     this.calls.cuCtxPopCurrent_v2(this.#left.words)
   }
 
-  /** Reads the priorities and makes the pool and the runtime's own streams. Returns the failing call with its status. */
+  /**
+   * Reads the priority range, and creates the pool and the internal streams. Returns the call that failed and its
+   * status.
+   */
   setUp(warn: Warn): DriverFailure {
     const steps: ReadonlyArray<readonly [string, () => number]> = [
       ["cuCtxPushCurrent", () => this.enter()],
@@ -112,7 +118,7 @@ export class NativeDevice {
     return { call: "", status: success }
   }
 
-  /** Destroys what `setUp` and the markers made. */
+  /** Destroys what `setUp` created, and the kept events. */
   tearDown(warn: Warn): void {
     const { allocations, calls, pool, releases } = this
     for (const events of [this.#markers, ...this.#events.values()]) {
@@ -125,27 +131,27 @@ export class NativeDevice {
     this.pool = nullHandle()
   }
 
-  /** A stream for the runtime's own ordering; undefined when none could be made, with the reason in `made`. */
+  /** Creates a stream for internal ordering. Returns undefined on failure, with the reason in `made`. */
   makeStream(): CUstream | undefined {
     let made: CUstream | undefined
     this.#make("cuStreamCreateWithPriority", () => this.#makeStream((stream) => made = stream))
     return made
   }
 
-  /** A pool with these properties, which the caller destroys; undefined when none could be made, with the reason in `made`. */
+  /** Creates a pool, which the caller destroys. Returns undefined on failure, with the reason in `made`. */
   makePool(properties: Uint8Array): CUmemoryPool | undefined {
     let made: CUmemoryPool | undefined
     this.#make("cuMemPoolCreate", () => this.#makePool(properties, (pool) => made = pool))
     return made
   }
 
-  /** Sets an attribute of a pool: a number of bytes, or for those of reuse 0 or 1. */
+  /** Sets a pool attribute: a number of bytes, or 0 or 1 for the reuse policies. */
   setPool(pool: CUmemoryPool, name: keyof typeof poolAttributes, value: bigint): number {
     const memory = name.startsWith("reuse") ? Int32Array.of(Number(value)) : BigUint64Array.of(value)
     return this.calls.cuMemPoolSetAttribute(pool, poolAttributes[name], memory)
   }
 
-  /** An event for the runtime's own ordering; undefined when none could be made, with the reason in `made`. */
+  /** Takes or creates an event for internal ordering. Returns undefined on failure, with the reason in `made`. */
   takeMarker(): CUevent | undefined {
     const kept = this.#markers.pop()
     if (kept !== undefined) return kept
@@ -163,22 +169,22 @@ export class NativeDevice {
     this.leave()
   }
 
-  /** Keeps a marker for another use, also while its record is pending: a new record replaces it. */
+  /** Keeps a marker for reuse. Its record may still be pending, since a new record replaces it. */
   giveMarker(marker: CUevent): void {
     this.#markers.push(marker)
   }
 
-  /** An event that was kept; undefined when there is none with these flags. */
+  /** Takes a kept event with these flags; undefined if there is none. */
   takeEvent(flags: number): CUevent | undefined {
     return this.#events.get(flags)?.pop()
   }
 
-  /** Whether an event with these flags can be kept. */
+  /** Whether another event with these flags can be kept. */
   hasRoomFor(flags: number): boolean {
     return (this.#events.get(flags)?.length ?? 0) < mostEvents
   }
 
-  /** Keeps an event for another use, since making one takes the driver longer. */
+  /** Keeps an event for reuse, which is faster than creating one. */
   keepEvent(flags: number, event: CUevent): void {
     const events = this.#events.get(flags)
     if (events === undefined) this.#events.set(flags, [event])
@@ -205,13 +211,13 @@ export class NativeDevice {
   }
 }
 
-/** Events of each kind that are kept at most. */
+/** Maximum number of kept events, by flags. */
 const mostEvents = 1024
 
-/** Gives nothing back to the system by itself. */
+/** The release threshold of a pool that never returns memory to the system automatically. */
 export const keepAll = 0xffffffffffffffffn
 
-/** `CUmemPoolProps`: pinned memory of a device, not shared with other processes, of so many bytes at most; 0 is no limit. */
+/** `CUmemPoolProps`: pinned device memory, not shared with other processes, with a maximum size; 0 means no limit. */
 export const poolProperties = (index: number, maxBytes = 0): Uint8Array => {
   const bytes = new Uint8Array(88)
   const view = new DataView(bytes.buffer)
@@ -222,7 +228,7 @@ export const poolProperties = (index: number, maxBytes = 0): Uint8Array => {
   return bytes
 }
 
-/** The driver's own words for a status. */
+/** The driver's name and description of a status. */
 export const describeStatus = (
   library: DriverLibrary,
   status: number

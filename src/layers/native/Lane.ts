@@ -9,19 +9,19 @@ export interface Watch {
   readonly onDone: OnDone
 }
 
-/** A recorded event of the driver, and the waits for it. It is in its lane while there are any. */
+/** A recorded event and the waits for it. It stays in its lane while it has waits. */
 export class Point {
   readonly lane: Lane
-  /** The place of the record among those of the lane's stream. */
+  /** The position of the record among the records of the lane's stream. */
   readonly order: number
-  /** What is asked about: the event, or a marker behind the record once the program has replaced it. */
+  /** The event to query, or a marker after the record if the program has since recorded the event again. */
   event: CUevent
-  /** Runs when nothing waits any more. */
+  /** Called when nothing waits any longer. */
   release: () => void
   readonly watches = new Set<Watch>()
-  /** When the first of them began, in milliseconds. */
+  /** When the first of the waits began, in milliseconds. */
   begun = 0
-  /** Whether any of them may be ended by a wake-up. */
+  /** Whether a wake-up may end any of the waits. */
   wakeUp = false
   previous: Point | undefined
   next: Point | undefined
@@ -33,34 +33,34 @@ export class Point {
   }
 }
 
-/** A stream of the runtime's own beside the lane's, which waits for records of it in order. */
+/** An internal stream that waits for records of a lane, in order. */
 export interface SideStream {
   readonly stream: CUstream
-  /** The last record it was made to wait for. */
+  /** The last record that it waits for. */
   order: number
 }
 
-/** The records of one stream that are waited for, first to finish first. */
+/** The records of one stream that have waits, in order. */
 export class Lane {
   readonly device: number
-  /** True for the lane of a stream, which lasts as long; others are for one wait. */
+  /** True if the lane keeps a side stream between waits. */
   readonly isLasting: boolean
   head: Point | undefined
   tail: Point | undefined
-  /** One, unless a wait for an older record came after it had been used for a later one. */
+  /** More than one only if a wait for an older record began after the first one was used for a later record. */
   readonly sides: Array<SideStream> = []
-  /** Until when it is asked about on every turn of the event loop; 0 while nothing waits. */
+  /** When polling ends; 0 if nothing waits. */
   pollUntil = 0
-  /** Whether its last wait took so long that polling for the next one is hardly worth the CPU. */
+  /** True if the last wait took so long that the next one should not poll. */
   isSlow = false
-  /** The record whose end will wake the loop. */
+  /** The record that will wake the event loop. */
   armed = -1
   constructor(device: number, isLasting: boolean) {
     this.device = device
     this.isLasting = isLasting
   }
 
-  /** Almost always at the end, since waits mostly follow the order of the records. */
+  /** Inserts a point in order: almost always at the end, because waits mostly follow the order of the records. */
   insert(point: Point): void {
     let before = this.tail
     while (before !== undefined && before.order > point.order) before = before.previous

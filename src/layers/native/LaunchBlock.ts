@@ -1,6 +1,6 @@
 /**
- * `CUlaunchConfig` with its attributes, as bytes: what `cuLaunchKernelEx` and the occupancy of clusters are asked with. One call with
- * the address of a block costs less than one with eleven parameters.
+ * The bytes of a `CUlaunchConfig` and its attributes, for `cuLaunchKernelEx` and for the occupancy of clusters. A call
+ * with the address of this block costs less than one with eleven parameters.
  */
 import { launchAttributes } from "../../cuda/flags.ts"
 import type { CUstream, HostPointer } from "../../cuda/handles.ts"
@@ -8,7 +8,7 @@ import type { DriverLibrary } from "../../cuda/library.ts"
 import { twoTo32 } from "../../cuda/parameters.ts"
 import type { LaunchShape } from "../shared/launchShape.ts"
 
-/** Words of a `CUlaunchConfig`: where its stream, its attributes and their number are; and words of a `CUlaunchAttribute`. */
+/** Word offsets in a `CUlaunchConfig` (stream, attributes, number of attributes) and in a `CUlaunchAttribute`. */
 const streamAt = 8
 const attributesAt = 10
 const countAt = 12
@@ -17,7 +17,7 @@ const attributeWords = 18
 const mostAttributes = 3
 
 export class LaunchBlock {
-  /** Where the driver finds it. */
+  /** The address of the block. */
   readonly address: HostPointer
   readonly #words = new Uint32Array(configWords + mostAttributes * attributeWords)
 
@@ -26,7 +26,7 @@ export class LaunchBlock {
     this.#setAddress(attributesAt, this.address + 4 * configWords)
   }
 
-  /** Says a launch; a stream of 0 is the legacy default stream of the current context. */
+  /** Writes a launch. Stream 0 is the legacy default stream of the current context. */
   write(shape: LaunchShape, stream: CUstream): void {
     const words = this.#words
     words[0] = shape.gridX
@@ -48,7 +48,7 @@ export class LaunchBlock {
     this.#words[at + 1] = address / twoTo32
   }
 
-  /** An attribute: its number, and its value two words later. */
+  /** Adds an attribute: its id, and its value two words later. */
   #add(id: number, ...values: ReadonlyArray<number>): void {
     const at = configWords + this.#words[countAt]!++ * attributeWords
     this.#words[at] = id

@@ -1,6 +1,6 @@
 /**
- * Releases that wait on the host until streams are done with a resource, because the driver would block the thread for them or could
- * not be made to wait itself.
+ * Releases that wait on the host until streams no longer use a resource, because the driver would otherwise block the
+ * thread, or because the wait could not be enqueued.
  */
 import { success } from "../../cuda/status.ts"
 import { reasonFromStatus } from "../../CudaError.ts"
@@ -8,7 +8,7 @@ import type { StreamResource } from "../shared/resources.ts"
 import { watchAll } from "../shared/waits.ts"
 import type { NativeStreams } from "./streams.ts"
 
-/** How long a release whose wait failed pauses before it tries again, in milliseconds. */
+/** Delay before a failed wait is retried, in milliseconds. */
 const retryDelay = 10
 
 export class Releases {
@@ -19,7 +19,7 @@ export class Releases {
     this.#streams = streams
   }
 
-  /** Runs a release once the streams have done what they hold now; at the latest when the runtime is released. */
+  /** Runs a release once the current work of the streams has finished, at the latest when the runtime is released. */
   whenIdle(users: ReadonlyArray<StreamResource>, release: () => void): void {
     const once = () => {
       if (this.#pending.delete(once)) release()
@@ -27,7 +27,7 @@ export class Releases {
     this.#pending.add(once)
     const attempt = () => {
       if (!this.#pending.has(once)) return
-      // A stream that was released since the last attempt was drained first.
+      // A stream released since the last attempt was drained first.
       const pending = users.filter(({ state }) => state !== "released")
       const watch = watchAll(pending.map((user) => (onDone) => this.#streams.watch(user, onDone)))
       watch((status) => {
@@ -38,7 +38,7 @@ export class Releases {
     attempt()
   }
 
-  /** Runs what is left, after the last work has ended. */
+  /** Runs the remaining releases. Call after all work has ended. */
   close(): void {
     for (const release of this.#pending) release()
   }

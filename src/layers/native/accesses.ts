@@ -1,5 +1,5 @@
 /**
- * Markers on the driver: events of a device's store that order the uses of buffers.
+ * Markers on the driver: events, recycled per device, that order the uses of buffers.
  */
 import type { CUevent } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
@@ -13,12 +13,12 @@ import type { Driver } from "./Driver.ts"
 import { Point } from "./Lane.ts"
 import { laneOf, nativeStream, policyOf } from "./streams.ts"
 
-/** An event of a device's store, recorded on a stream. */
+/** A recycled event, recorded on a stream. */
 class NativeMarker implements Marker {
   readonly device: number
   readonly stream: NativeStream
   readonly event: CUevent
-  /** The place of the record among those of the stream. */
+  /** The position of the record among the records of the stream. */
   readonly order: number
   constructor(stream: NativeStream, event: CUevent) {
     this.device = stream.device
@@ -28,7 +28,7 @@ class NativeMarker implements Marker {
   }
 }
 
-/** Every marker of the native runtime is one of these. */
+/** Narrows a marker. All markers of the native runtime are native. */
 const nativeMarker = (marker: Marker): NativeMarker => marker as NativeMarker
 
 export class NativeMarkers implements MarkerBackend {

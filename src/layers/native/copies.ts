@@ -1,9 +1,10 @@
 /**
- * Copies and fills on the driver. Pinned memory is known to the driver segment by segment, so a copy
- * that crosses segments is enqueued in pieces.
+ * Copies and fills on the driver. Pinned memory is registered in segments, so a copy that crosses a segment boundary is
+ * enqueued in pieces.
  */
 import { copyInStreamOrder, defaultStreamHandles, memoryTypes } from "../../cuda/flags.ts"
 import { offsetBy } from "../../cuda/handles.ts"
+import type { CUdeviceptr } from "../../cuda/handles.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { CopyBackend, RowsTransfer, Transfer } from "../shared/copies.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "../shared/resources.ts"
@@ -11,8 +12,6 @@ import type { NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import { segmentSize } from "./PinnedMemory.ts"
 import { nativeStream } from "./streams.ts"
-
-const fillCalls = { 8: "cuMemsetD8Async", 16: "cuMemsetD16Async", 32: "cuMemsetD32Async" } as const
 
 export class NativeCopies implements CopyBackend {
   enqueuedPart = false
@@ -37,7 +36,7 @@ export class NativeCopies implements CopyBackend {
     return this.#driver.inContextOf(stream.device, "", () => this.#copyRows(transfer, stream))
   }
 
-  /** A batch is the one kind of copy that needs the context on every stream. */
+  /** Batches need a current context on every stream; other copies only on default streams. */
   copyBatch(transfers: ReadonlyArray<Transfer>, resource: StreamResource): number {
     const stream = nativeStream(resource)
     return this.#driver.inContextOf(stream.device, "", () => this.#copyBatch(transfers, stream))
@@ -52,12 +51,16 @@ export class NativeCopies implements CopyBackend {
     resource: StreamResource
   ): number {
     const stream = nativeStream(resource)
-    const name = fillCalls[bits]
+    const to = offsetBy(memory.address, offset)
+    if (!stream.needsContext) return this.#fill(to, value, bits, count, stream)
+    return this.#driver.inContextOf(stream.device, "", () => this.#fill(to, value, bits, count, stream))
+  }
+
+  #fill(to: CUdeviceptr, value: number, bits: 8 | 16 | 32, count: number, { handle }: NativeStream): number {
     const { calls } = this.#driver
-    const call = () => calls[name](offsetBy(memory.address, offset), value, count, stream.handle)
-    return stream.needsContext
-      ? this.#driver.inContextOf(stream.device, name, call)
-      : this.#driver.answer(name, call())
+    if (bits === 8) return this.#driver.answer("cuMemsetD8Async", calls.cuMemsetD8Async(to, value, count, handle))
+    if (bits === 16) return this.#driver.answer("cuMemsetD16Async", calls.cuMemsetD16Async(to, value, count, handle))
+    return this.#driver.answer("cuMemsetD32Async", calls.cuMemsetD32Async(to, value, count, handle))
   }
 
   #copy(transfer: Transfer, stream: NativeStream): number {
@@ -78,12 +81,13 @@ export class NativeCopies implements CopyBackend {
     return success
   }
 
-  /** Copies some bytes of a transfer, from as many on. */
+  /** Copies `bytes` bytes of a transfer, after the first `done`. */
   #piece({ from, fromOffset, to, toOffset }: Transfer, done: number, bytes: number, { handle }: NativeStream): number {
     const { calls } = this.#driver
     if (from.kind === "host") {
       if (to.kind === "host") return this.#driver.answer("cuMemcpyAsync", statuses.NotSupported.code)
-      const [target, source] = [offsetBy(to.address, toOffset + done), offsetBy(from.address, fromOffset + done)]
+      const target = offsetBy(to.address, toOffset + done)
+      const source = offsetBy(from.address, fromOffset + done)
       return this.#driver.answer("cuMemcpyHtoDAsync", calls.cuMemcpyHtoDAsync_v2(target, source, bytes, handle))
     }
     const source = offsetBy(from.address, fromOffset + done)
@@ -103,7 +107,7 @@ export class NativeCopies implements CopyBackend {
     )
   }
 
-  /** Rows of which the driver knows all bytes go together. A row that crosses segments goes by itself, and so does one between devices. */
+  /** Enqueues runs of rows in one call each. A row across segments or between devices is copied separately. */
   #copyRows(transfer: RowsTransfer, stream: NativeStream): number {
     const { from, fromOffset, fromPitch, height, to, toOffset, toPitch, width } = transfer
     if (toPitch === width && fromPitch === width) {
@@ -136,7 +140,9 @@ export class NativeCopies implements CopyBackend {
     return words
   }
 
-  /** An end from its word on: its two offsets, which are 0, its kind, the address by kind, no array, the pitch. */
+  /**
+   * Writes source or destination, starting at a word: two offsets (0), memory type, address by type, no array, pitch.
+   */
   #writeEnd(word: number, memory: AnyMemoryResource, offset: number, pitch: number): void {
     const address = BigInt(memory.address + offset)
     this.#rowTypes[2 * (word + 2)] = memoryTypes[memory.kind]
@@ -145,7 +151,7 @@ export class NativeCopies implements CopyBackend {
     this.#rows[word + 6] = BigInt(pitch)
   }
 
-  /** The driver takes no batch for the legacy default stream, nor one between devices; an older driver takes none. */
+  /** The driver supports no batches on the legacy default stream or between devices. Older drivers support none. */
   #copyBatch(transfers: ReadonlyArray<Transfer>, stream: NativeStream): number {
     const { cuMemcpyBatchAsync: batch } = this.#driver.calls
     const takesBatch = stream.handle !== defaultStreamHandles.legacy && transfers.length > 1
@@ -169,22 +175,22 @@ export class NativeCopies implements CopyBackend {
   }
 }
 
-/** Memory of two devices; managed memory is that of any. */
+/** Whether the buffers are on different devices. Managed memory is on every device. */
 const arePeers = (to: AnyMemoryResource, from: AnyMemoryResource): boolean =>
   to.kind === "device" && from.kind === "device" && to.device !== from.device && !to.isManaged && !from.isManaged
 
-/** Whether a copy need not be split at this end. */
+/** Whether the bytes lie within one segment, so that the copy need not be split. */
 const isInOneSegment = (memory: AnyMemoryResource, offset: number, byteLength: number): boolean =>
   byteLength <= roomAt(memory, offset)
 
-/** How much a copy may take from an offset on. */
+/** How many bytes a copy may access from an offset on. */
 const roomAt = (memory: AnyMemoryResource, offset: number): number =>
   memory.kind === "host" ? segmentSize - offset % segmentSize : Number.POSITIVE_INFINITY
 
 const pieceOf = ({ byteLength, from, fromOffset, to, toOffset }: Transfer, done: number): number =>
   Math.min(byteLength - done, roomAt(to, toOffset + done), roomAt(from, fromOffset + done))
 
-/** How many rows from one on can go in one call. */
+/** How many rows, starting with `row`, one call can copy. */
 const rowsOf = ({ from, fromOffset, fromPitch, to, toOffset, toPitch, width }: RowsTransfer, row: number): number =>
   arePeers(to, from)
     ? 0
@@ -204,13 +210,13 @@ const rowOf = ({ from, fromOffset, fromPitch, to, toOffset, toPitch, width }: Ro
   byteLength: width
 })
 
-/** `CUmemcpyAttributes` for all copies of a batch. */
+/** The `CUmemcpyAttributes` of all copies of a batch. */
 const inStreamOrder = new Int32Array(6)
 inStreamOrder[0] = copyInStreamOrder
 const fromTheFirst = new BigUint64Array(1)
 const failedAt = new BigUint64Array(1)
 
-/** The pieces of all copies: where to, where from, and how many bytes. */
+/** The pieces of all copies: destinations, sources and sizes. */
 const piecesOf = (transfers: ReadonlyArray<Transfer>): readonly [BigUint64Array, BigUint64Array, BigUint64Array] => {
   const [to, from, sizes]: [Array<bigint>, Array<bigint>, Array<bigint>] = [[], [], []]
   for (const transfer of transfers) {

@@ -15,7 +15,7 @@ import type { Driver } from "./Driver.ts"
 import { Lane, Point } from "./Lane.ts"
 import { laneOf, nativeStream, policyOf } from "./streams.ts"
 
-/** Every event of the native runtime is one of these. */
+/** Narrows an event. All events of the native runtime are native. */
 const nativeEvent = (event: EventResource): NativeEvent => event as NativeEvent
 
 export class NativeEvents implements EventBackend {
@@ -23,7 +23,7 @@ export class NativeEvents implements EventBackend {
   milliseconds = 0
   readonly #driver: Driver
   readonly #completion: Completion
-  /** The newer version takes a third of the time. It may not report a fault, which the next call then does. */
+  /** The newer version takes a third of the time. It may miss a fault, which the next call then reports. */
   readonly #elapsedTime: DriverFunctions["cuEventElapsedTime"]
   readonly #out = new Out<CUevent>()
   readonly #float = new Float32Array(1)
@@ -45,7 +45,7 @@ export class NativeEvents implements EventBackend {
   }
 
   fromIpcHandle(device: number, handle: Uint8Array): number {
-    const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, { reserved: handle })
+    const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, handle)
     const status = this.#driver.inContextOf(device, "cuIpcOpenEventHandle", call)
     const adopted = this.#adopt(status, device, eventFlags.interprocess | eventFlags.disableTiming)
     if (adopted === success) this.created!.recorded = true
@@ -59,11 +59,14 @@ export class NativeEvents implements EventBackend {
     return status
   }
 
-  /** An event that is waited for is destroyed by its last wait; one that is as good as new is kept, if there is room. */
+  /**
+   * If something waits for the event, the last wait destroys it. An event that is as good as new is kept, if there is
+   * room.
+   */
   destroy(resource: EventResource): number {
     const event = nativeEvent(resource)
-    const { calls, warn } = this.#driver
     if (event.point !== undefined) {
+      const { calls, warn } = this.#driver
       event.point.release = () => warn("cuEventDestroy", calls.cuEventDestroy_v2(event.own), event.own)
       return success
     }
@@ -72,7 +75,7 @@ export class NativeEvents implements EventBackend {
       device.keepEvent(event.flags, event.own)
       return success
     }
-    return this.#driver.answer("cuEventDestroy", calls.cuEventDestroy_v2(event.own))
+    return this.#driver.answer("cuEventDestroy", this.#driver.calls.cuEventDestroy_v2(event.own))
   }
 
   record(resource: EventResource, streamResource: StreamResource): number {
@@ -90,7 +93,10 @@ export class NativeEvents implements EventBackend {
     return success
   }
 
-  /** Lets the waits for an event's record continue after it is replaced: they ask about a marker that follows it. */
+  /**
+   * Keeps the waits for the current record alive when the event is recorded again: they wait for a marker after the
+   * record.
+   */
   #keepRecord(event: NativeEvent, point: Point): number {
     const { lane, order } = point
     const { calls } = this.#driver
@@ -143,7 +149,7 @@ export class NativeEvents implements EventBackend {
   }
 }
 
-/** What waits for an event's record ask about. An event that other processes may record has a lane of its own. */
+/** The point of the waits for an event's record. An event that other processes may record has a separate lane. */
 const pointOf = (event: NativeEvent): Point => {
   const stream = event.recordedOn
   const isShared = (event.flags & eventFlags.interprocess) !== 0

@@ -51,7 +51,7 @@ export class NativeKernels implements KernelBackend {
     })
   }
 
-  /** Reads the parameters of a kernel, one after another until there are no more; an older driver cannot tell. */
+  /** Reads the parameters of a kernel one by one, until there are no more. Older drivers do not report them. */
   #readParameters(code: KernelCode): number {
     const { cuKernelGetParamInfo } = this.#driver.calls
     if (cuKernelGetParamInfo === undefined) return success
@@ -126,14 +126,14 @@ export class NativeKernels implements KernelBackend {
     )
   }
 
-  /** Reads a number with a device's context current. */
+  /** Reads a number, with the device's context current. */
   #read(device: number, name: string, ask: (out: Int32Array) => number): number {
     const status = this.#driver.inContextOf(device, name, () => ask(this.#integer))
     this.value = this.#integer[0]!
     return status
   }
 
-  /** The driver is given the address of each argument. They stay where they are for as long as their buffer lives. */
+  /** Writes the address of each argument for the driver. The addresses are valid as long as the buffer lives. */
   argumentTable({ buffer, offsets, tableOffset }: Arguments): HostPointer {
     if (offsets.length === 0) return nullHandle()
     const start = this.#driver.library.addressOf(buffer)

@@ -1,8 +1,9 @@
 /**
- * Managed memory on the driver: allocated, moved and advised. Keeping it for reuse is `ManagedMemory`.
+ * Managed memory on the driver: allocation, prefetching and advice. `ManagedMemory` keeps it for reuse.
  */
 import { locationTypes, memoryAdvice } from "../../cuda/flags.ts"
 import type { MemoryAdvice } from "../../cuda/flags.ts"
+import { locationOf } from "../../cuda/functions.ts"
 import { offsetBy } from "../../cuda/handles.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { MemoryLocation } from "../CudaRuntime.ts"
@@ -14,11 +15,11 @@ import { NativeManagedMemory } from "./ManagedMemory.ts"
 import type { ManagedMemory } from "./ManagedMemory.ts"
 import { nativeStream } from "./streams.ts"
 
-/** The driver takes a third of a millisecond to bring a megabyte to the host, and a tenth of that to bring it to a device. */
+/** Prefetching a megabyte takes a third of a millisecond to the host, and a tenth of that to a device. */
 const prefetchPieces = { host: 4 * 2 ** 20, device: 32 * 2 ** 20 }
 
-const placeOf = (location: MemoryLocation) =>
-  location === "host" ? { type: locationTypes.host, id: 0 } : { type: locationTypes.device, id: location }
+const placeOf = (location: MemoryLocation): number =>
+  location === "host" ? locationOf(locationTypes.host, 0) : locationOf(locationTypes.device, location)
 
 export class NativeManaged implements ManagedBackend {
   allocated: NativeManagedMemory | undefined

@@ -1,5 +1,5 @@
 /**
- * Device memory on the driver: allocated from pools and released in stream order.
+ * Device memory on the driver: allocated from pools, and released in stream order.
  */
 import type { CUdeviceptr, CUstream } from "../../cuda/handles.ts"
 import { notReady, success } from "../../cuda/status.ts"
@@ -23,7 +23,7 @@ export class NativeMemory implements MemoryBackend {
   readonly #driver: Driver
   readonly #streams: NativeStreams
   readonly #releases: Releases
-  /** Set by the backend: it needs to know when devices are idle, which this tells. */
+  /** Set by the backend, because it depends on idle detection, which depends on this. */
   managed: ManagedMemory | undefined
   readonly #out = new Out<CUdeviceptr>()
 
@@ -79,7 +79,7 @@ export class NativeMemory implements MemoryBackend {
     return success
   }
 
-  /** Releases memory in the order of the stream that it was allocated on and that alone used it. */
+  /** Releases memory in the order of the stream it was allocated on, if no other stream used it. */
   #freeOn(device: NativeDevice, stream: NativeStream, memory: DeviceMemoryResource): number {
     device.freedOn.add(stream)
     const call = () => this.#driver.calls.cuMemFreeAsync(memory.address, stream.handle)
@@ -88,7 +88,7 @@ export class NativeMemory implements MemoryBackend {
       : this.#driver.answer("cuMemFreeAsync", call())
   }
 
-  /** Makes later releases of a device wait for what a stream holds now. */
+  /** Makes later releases on a device wait for the current work of a stream. */
   #orderReleases(device: NativeDevice, user: NativeStream): number {
     const owner = this.#driver.device(user.device)
     const marker = owner.takeMarker()
@@ -124,13 +124,13 @@ export class NativeMemory implements MemoryBackend {
     const users = new Set([...device.managedUsers].flat())
     const watches: Array<Watch> = [(onDone) => this.#watchOwn(device, device.releases, onDone)]
     for (const user of users) {
-      // A wait that already exists for a stream is told first.
+      // Reuses an existing wait for the stream.
       if (user.state !== "released") watches.push((onDone) => this.#streams.watch(user, onDone))
     }
     return watchAll(watches)(onDone, {})
   }
 
-  /** Watches one of the device's own streams; each wait has a lane of its own. */
+  /** Watches one of the device's internal streams. Each wait has a separate lane. */
   #watchOwn(device: NativeDevice, stream: CUstream, onDone: OnDone): Cancel {
     const { calls } = this.#driver
     const ended = (status: number): Cancel => {

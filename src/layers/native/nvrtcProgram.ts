@@ -1,6 +1,6 @@
 /**
- * Runs one compilation: creates NVRTC's program, compiles it, reads the results, and always destroys it. Every call runs
- * on a pool thread, since any of them may wait for a lock that another compilation holds.
+ * Runs one compilation: creates the NVRTC program, compiles it, reads the results, and always destroys it. Every call
+ * runs on a pool thread, because any of them may block on a lock held by another compilation.
  */
 import { nvrtcSuccess } from "../../cuda/nvrtc.ts"
 import type { NvrtcLibrary, Stop } from "../../cuda/nvrtcLibrary.ts"

@@ -15,7 +15,7 @@ export class NativePools implements PoolBackend {
   statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
   readonly #driver: Driver
   readonly #managed: ManagedMemory
-  /** The runtime's own pools, by device, as far as programs asked for them. */
+  /** The runtime's pools, by device, if a program asked for them. */
   readonly #own: Array<MemoryPoolResource | undefined> = []
 
   constructor(driver: Driver, managed: ManagedMemory) {
@@ -59,7 +59,7 @@ export class NativePools implements PoolBackend {
     return success
   }
 
-  /** The driver accepts 0 only, which stands for the current value. */
+  /** The driver only accepts 0, which resets the high-water mark to the current value. */
   resetHighWater({ device, handle }: MemoryPoolResource): number {
     const status = this.#driver.device(device).setPool(handle, "reservedHigh", 0n) ||
       this.#driver.device(device).setPool(handle, "usedHigh", 0n)
@@ -72,13 +72,13 @@ export class NativePools implements PoolBackend {
   }
 
   /**
-   * The releases are done, so synchronizing returns immediately; without it the pool does not see them. Managed memory that is kept
-   * is freed with the runtime's own pool, unless that would wait.
+   * All releases have finished, so synchronizing returns immediately; the pool does not notice them otherwise. Kept
+   * managed memory is freed together with the runtime's pool, unless that would block.
    */
   trim(pool: MemoryPoolResource, keepBytes: number): number {
     const { calls } = this.#driver
     const { releases } = this.#driver.device(pool.device)
-    if (calls.cuStreamQuery(releases) === success) {
+    if (this.#driver.answer("cuStreamQuery", calls.cuStreamQuery(releases)) === success) {
       const status = calls.cuStreamSynchronize(releases)
       if (status !== success) return this.#driver.answer("cuStreamSynchronize", status)
     }
@@ -87,7 +87,7 @@ export class NativePools implements PoolBackend {
     return this.#driver.answer("cuMemPoolTrimTo", calls.cuMemPoolTrimTo(pool.handle, keep))
   }
 
-  /** The runtime's own pool of a device is gone with the device. */
+  /** Marks the runtime's pool of a device as released, along with the device. */
   close(index: number): void {
     const pool = this.#own[index]
     if (pool !== undefined) pool.state = "released"

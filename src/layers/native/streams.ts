@@ -14,14 +14,17 @@ import { NativeStream, Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import { Lane, Point } from "./Lane.ts"
 
-/** Every stream of the native runtime is one of these. */
+/** Narrows a stream. All streams of the native runtime are native. */
 export const nativeStream = (stream: StreamResource): NativeStream => stream as NativeStream
 
-/** The lane of a foreign stream keeps nothing between waits, since its end is not known here. */
+/**
+ * The lane of a foreign stream keeps nothing between waits, because the runtime does not know when the stream is
+ * destroyed.
+ */
 export const laneOf = (stream: NativeStream): Lane =>
   stream.lane ??= new Lane(stream.device, stream.origin !== "foreign")
 
-/** A wait's own policy, over that of the runtime. */
+/** The policy of a wait, where it overrides the runtime's. */
 export const policyOf = (options: WaitOptions, blocking: boolean): Partial<WaitPolicy> => ({
   ...(options.pollFor === undefined ? undefined : { pollFor: Duration.toMillis(options.pollFor) }),
   ...(blocking ? { pollFor: 0 } : undefined),
@@ -137,7 +140,7 @@ export class NativeStreams implements StreamBackend {
     return status
   }
 
-  /** Watches for the streams of a device that hold work. */
+  /** Watches for the streams of a device with pending work. */
   busyOn(device: number): Array<Watch> {
     const busy: Array<Watch> = []
     for (const stream of this.#streams) {
@@ -160,7 +163,7 @@ export class NativeStreams implements StreamBackend {
     return () => {}
   }
 
-  /** Watches a marker of the device's store, and gives it back at the end. */
+  /** Watches a recycled marker, and returns it when the watch ends. */
   watchMarker(lane: Lane, order: number, marker: CUevent, policy: Partial<WaitPolicy>, onDone: OnDone): Cancel {
     const point = new Point(lane, order, marker, () => this.#driver.device(lane.device).giveMarker(marker))
     return this.#completion.watch(point, policy, onDone)

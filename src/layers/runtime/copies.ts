@@ -1,5 +1,5 @@
 /**
- * Copies and fills in the runtime service.
+ * Copies and fills, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -9,18 +9,18 @@ import type { MemoryRange } from "./memory.ts"
 import type { StreamRef } from "./streams.ts"
 
 /**
- * Rows of bytes in a buffer: where the first starts, and how far each is from the one before.
+ * Rows of bytes in a buffer: the offset of the first row, and the pitch.
  *
  * @category models
  * @since 0.1.0
  */
 export interface MemoryRows extends MemoryRange {
-  /** Bytes from the start of a row to that of the next. */
+  /** Bytes from the start of one row to the start of the next. */
   readonly pitch: number
 }
 
 /**
- * A copy of a batch.
+ * One copy of a batch.
  *
  * @category models
  * @since 0.1.0
@@ -37,23 +37,23 @@ export interface MemoryTransfer {
  * @since 0.1.0
  */
 export interface CopyOperations {
-  /** `cuMemcpy…Async` between two ranges of the same length. */
+  /** Copies between two ranges of equal length (`cuMemcpy…Async`). */
   readonly memoryCopy: (to: MemoryRange, from: MemoryRange, stream: StreamRef) => Effect.Effect<void, CudaError>
-  /** `cuMemsetD8Async`, `…D16…`, `…D32…`. */
+  /** Fills with a value of 8, 16 or 32 bits (`cuMemsetD8Async`, `cuMemsetD16Async`, `cuMemsetD32Async`). */
   readonly memoryFill: (
     to: MemoryRange,
     value: number,
     bits: 8 | 16 | 32,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
-  /** `cuMemcpy2DAsync`: so many rows of so many bytes. */
+  /** Copies rows (`cuMemcpy2DAsync`). */
   readonly memoryCopy2D: (
     to: MemoryRows,
     from: MemoryRows,
     size: { readonly width: number; readonly height: number },
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
-  /** `cuMemcpyBatchAsync`, or one copy after the other where the driver or the stream has no batches. */
+  /** Copies a batch (`cuMemcpyBatchAsync`), one by one if the driver or the stream does not support batches. */
   readonly memoryCopyBatch: (
     transfers: ReadonlyArray<MemoryTransfer>,
     stream: StreamRef

@@ -1,26 +1,26 @@
 /**
- * Devices in the runtime service.
+ * Devices, in the runtime service.
  *
  * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
 import type { CudaError } from "../../CudaError.ts"
 
 /**
- * A device as the driver describes it.
+ * Properties of a device.
  *
  * @category models
  * @since 0.1.0
  */
 export interface DeviceProperties {
-  /** The device's index, from 0. */
+  /** The device's index, starting at 0. */
   readonly index: number
   readonly name: string
-  /** The driver's form: `GPU-` and 32 hexadecimal digits in five groups. */
+  /** In the driver's format: `GPU-` and 32 hexadecimal digits in five groups. */
   readonly uuid: string
   readonly computeCapability: { readonly major: number; readonly minor: number }
-  /** Memory of the device in bytes. */
+  /** Bytes of device memory. */
   readonly totalMemory: number
   /** `domain:bus:device.function`, in hexadecimal. */
   readonly pciBusId: string
@@ -38,7 +38,7 @@ export interface MemoryInfo {
 }
 
 /**
- * The priorities of a device's streams; a lower number is a higher priority.
+ * The range of stream priorities of a device. Lower numbers mean higher priority.
  *
  * @category models
  * @since 0.1.0
@@ -55,14 +55,20 @@ export interface PriorityRange {
  * @since 0.1.0
  */
 export interface DeviceOperations {
-  /** `cuDeviceGetAttribute`. */
+  /** Reads an attribute (`cuDeviceGetAttribute`). */
   readonly deviceAttribute: (device: number, attribute: DeviceAttribute) => Effect.Effect<number, CudaError>
-  /** `cuMemGetInfo`. */
+  /** Reads free and total memory (`cuMemGetInfo`). */
   readonly deviceMemoryInfo: (device: number) => Effect.Effect<MemoryInfo, CudaError>
-  /** `cuCtxGetStreamPriorityRange`. */
+  /** Reads the range of stream priorities (`cuCtxGetStreamPriorityRange`). */
   readonly devicePriorityRange: (device: number) => Effect.Effect<PriorityRange, CudaError>
-  /** `cuDeviceCanAccessPeer`. */
+  /** Whether a device can access the memory of another (`cuDeviceCanAccessPeer`). */
   readonly deviceCanAccessPeer: (device: number, peer: number) => Effect.Effect<boolean, CudaError>
-  /** Waits for the work that is on every stream of the device, as far as this runtime made or was given them. */
+  /** `cuDeviceGetP2PAttribute`. */
+  readonly devicePeerAttribute: (
+    device: number,
+    peer: number,
+    attribute: PeerAttribute
+  ) => Effect.Effect<number, CudaError>
+  /** Waits for the work on every stream of the device that this runtime created or was given. */
   readonly deviceSynchronize: (device: number) => Effect.Effect<void, CudaError>
 }

@@ -1,5 +1,5 @@
 /**
- * Events in the runtime service.
+ * Events, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -18,7 +18,7 @@ import type { StreamRef } from "./streams.ts"
 export type EventHandle = CUevent
 
 /**
- * An event of a runtime.
+ * A reference to an event.
  *
  * @category models
  * @since 0.1.0
@@ -26,7 +26,7 @@ export type EventHandle = CUevent
 export interface EventRef {
   readonly handle: EventHandle
   readonly device: number
-  /** `CUevent_flags`: 1 blocking sync, 2 timing off, 4 interprocess. */
+  /** `CUevent_flags`: 1 is blocking sync, 2 disables timing, 4 is interprocess. */
   readonly flags: number
   readonly state: ResourceState
 }
@@ -38,20 +38,20 @@ export interface EventRef {
  * @since 0.1.0
  */
 export interface EventOperations {
-  /** `cuEventCreate`. */
+  /** Creates an event (`cuEventCreate`). */
   readonly eventCreate: (device: number, flags: number) => Effect.Effect<EventRef, CudaError>
-  /** `cuEventDestroy`, once nothing waits for the event any more. */
+  /** Destroys an event (`cuEventDestroy`) once nothing waits for it any longer. */
   readonly eventDestroy: (event: EventRef) => Effect.Effect<void, CudaError>
-  /** `cuEventRecord`. */
+  /** Records an event on a stream (`cuEventRecord`). */
   readonly eventRecord: (event: EventRef, stream: StreamRef) => Effect.Effect<void, CudaError>
-  /** `cuEventQuery`. */
+  /** Whether the current record has finished (`cuEventQuery`). */
   readonly eventQuery: (event: EventRef) => Effect.Effect<boolean, CudaError>
-  /** Waits for the record that is current at the call. */
+  /** Waits for the record that is current when the wait begins. */
   readonly eventSynchronize: (event: EventRef) => Effect.Effect<void, CudaError>
-  /** `cuEventElapsedTime`, in milliseconds. */
+  /** Milliseconds between two events (`cuEventElapsedTime`). */
   readonly eventElapsedTime: (start: EventRef, end: EventRef) => Effect.Effect<number, CudaError>
-  /** `cuIpcGetEventHandle`: 64 bytes. */
+  /** Reads the 64-byte handle of an interprocess event (`cuIpcGetEventHandle`). */
   readonly eventIpcHandle: (event: EventRef) => Effect.Effect<Uint8Array<ArrayBuffer>, CudaError>
-  /** `cuIpcOpenEventHandle`. */
+  /** Opens an event of another process (`cuIpcOpenEventHandle`). */
   readonly eventFromIpcHandle: (device: number, handle: Uint8Array) => Effect.Effect<EventRef, CudaError>
 }

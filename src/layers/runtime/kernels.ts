@@ -1,5 +1,5 @@
 /**
- * Kernels in the runtime service.
+ * Kernels, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -22,7 +22,7 @@ import type { HostAddress } from "./pinned.ts"
 import type { StreamRef } from "./streams.ts"
 
 /**
- * A kernel of a module, with the parameters that it was said to have. It lives as long as its module.
+ * A kernel of a module, with its declared parameters. It lives as long as its module.
  *
  * @category models
  * @since 0.1.0
@@ -36,7 +36,7 @@ export interface KernelRef {
 }
 
 /**
- * What a pointer to a kernel's memory is given as: a buffer or a part of one.
+ * The argument for a pointer parameter: a buffer or a slice of one.
  *
  * @category models
  * @since 0.1.0
@@ -48,7 +48,7 @@ export interface PointerArgument {
 }
 
 /**
- * An address that the runtime knows nothing of: not whether the device can use it, nor for how long.
+ * A raw address. The runtime knows neither whether the device can access it nor how long it stays valid.
  *
  * @category models
  * @since 0.1.0
@@ -58,7 +58,7 @@ export interface RawAddress {
 }
 
 /**
- * What an argument of a kind of parameter is given as.
+ * The argument type of a kind of parameter.
  *
  * @category models
  * @since 0.1.0
@@ -71,7 +71,7 @@ export type KernelArgument<Kind extends ParameterKind = ParameterKind> = Kind ex
   : never
 
 /**
- * What a number or a truth value is given as: numbers of 64 bits as a `bigint` or a whole number.
+ * The argument type of a number or boolean. 64-bit integers are a `bigint` or a whole number.
  *
  * @category models
  * @since 0.1.0
@@ -79,7 +79,7 @@ export type KernelArgument<Kind extends ParameterKind = ParameterKind> = Kind ex
 export type ScalarArgument<Name extends ScalarName> = Name extends "i64" | "u64" ? bigint | number : ScalarValues[Name]
 
 /**
- * The arguments of a kernel with these parameters, in their order.
+ * The argument types of a list of parameters, in order.
  *
  * @category models
  * @since 0.1.0
@@ -89,7 +89,7 @@ export type KernelArguments<Parameters extends ReadonlyArray<ParameterKind>> = {
 }
 
 /**
- * A size in up to three dimensions; what is left out is 1.
+ * A size in up to three dimensions. Omitted dimensions are 1.
  *
  * @category models
  * @since 0.1.0
@@ -103,33 +103,33 @@ export type Dimensions = number | readonly [x: number, y?: number, z?: number]
  * @since 0.1.0
  */
 export interface LaunchConfig {
-  /** Blocks. */
+  /** Size of the grid, in blocks. */
   readonly grid: Dimensions
-  /** Threads of each block. */
+  /** Size of each block, in threads. */
   readonly block: Dimensions
-  /** Bytes of dynamic shared memory of each block; 0 by default. */
+  /** Bytes of dynamic shared memory per block. Default 0. */
   readonly sharedBytes?: number | undefined
-  /** Blocks of each cluster; none by default. */
+  /** Size of each cluster, in blocks. Default: no clusters. */
   readonly cluster?: Dimensions | undefined
-  /** Whether all blocks run at once, so that they can wait for each other; false by default. */
+  /** Whether all blocks run at the same time, so that they can synchronize with each other. Default false. */
   readonly cooperative?: boolean | undefined
   /**
-   * Whether the kernel may begin before the one before it on its stream has ended (programmatic dependent launch); false by
-   * default. It then waits for that one itself.
+   * Whether the kernel may begin before the preceding kernel on its stream has ended (programmatic dependent launch).
+   * The kernel then synchronizes with it in device code. Default false.
    */
   readonly programmatic?: boolean | undefined
 }
 
 /**
- * What keeps the most threads of a device busy.
+ * The block size with the highest occupancy.
  *
  * @category models
  * @since 0.1.0
  */
 export interface BlockSuggestion {
-  /** Threads of each block. */
+  /** Threads per block. */
   readonly block: number
-  /** The fewest blocks that fill the device. */
+  /** The smallest number of blocks that fills the device. */
   readonly minGrid: number
 }
 
@@ -141,8 +141,8 @@ export interface BlockSuggestion {
  */
 export interface KernelOperations {
   /**
-   * `cuLibraryGetKernel`, and `cuKernelGetFunction`, which loads its code into a device: when that has no work, as the
-   * driver waits for this otherwise. Fails when the parameters are not those that the driver reports.
+   * Looks up a kernel (`cuLibraryGetKernel`) and loads its code into a device (`cuKernelGetFunction`). Waits until the
+   * device is idle, because otherwise the call blocks. Fails if the parameters differ from those the driver reports.
    */
   readonly kernelGet: (
     module: ModuleRef,
@@ -150,48 +150,48 @@ export interface KernelOperations {
     parameters: ReadonlyArray<ParameterKind>,
     device: number
   ) => Effect.Effect<KernelRef, CudaError>
-  /** `cuKernelGetAttribute`. */
+  /** Reads an attribute (`cuKernelGetAttribute`). */
   readonly kernelAttribute: (
     kernel: KernelRef,
     attribute: KernelAttribute,
     device: number
   ) => Effect.Effect<number, CudaError>
-  /** `cuKernelSetAttribute`. */
+  /** Sets an attribute (`cuKernelSetAttribute`). */
   readonly kernelSetAttribute: (
     kernel: KernelRef,
     attribute: SettableKernelAttribute,
     value: number,
     device: number
   ) => Effect.Effect<void, CudaError>
-  /** `cuOccupancyMaxActiveBlocksPerMultiprocessor`. */
+  /** The most blocks that one multiprocessor runs at once (`cuOccupancyMaxActiveBlocksPerMultiprocessor`). */
   readonly kernelActiveBlocks: (
     kernel: KernelRef,
     threads: number,
     sharedBytes: number,
     device: number
   ) => Effect.Effect<number, CudaError>
-  /** `cuOccupancyMaxPotentialBlockSize`, of at most so many threads. */
+  /** Suggests a block size of at most `maxThreads` (`cuOccupancyMaxPotentialBlockSize`). */
   readonly kernelBestBlock: (
     kernel: KernelRef,
     sharedBytes: number,
     maxThreads: number,
     device: number
   ) => Effect.Effect<BlockSuggestion, CudaError>
-  /** `cuOccupancyMaxActiveClusters`. */
+  /** The most clusters that the device runs at once (`cuOccupancyMaxActiveClusters`). */
   readonly kernelActiveClusters: (
     kernel: KernelRef,
     config: LaunchConfig,
     device: number
   ) => Effect.Effect<number, CudaError>
-  /** `cuOccupancyMaxPotentialClusterSize`. */
+  /** The largest cluster that the device can run (`cuOccupancyMaxPotentialClusterSize`). */
   readonly kernelMaxCluster: (
     kernel: KernelRef,
     config: LaunchConfig,
     device: number
   ) => Effect.Effect<number, CudaError>
   /**
-   * `cuLaunchKernelEx`, on the stream's device. The first launch on a device
-   * that the kernel was not got for loads its code there first, as `kernelGet` does.
+   * Launches a kernel on a stream, and so on the stream's device (`cuLaunchKernelEx`). The first launch on a device
+   * other than the one given to `kernelGet` loads the kernel's code there first, as `kernelGet` does.
    */
   readonly kernelLaunch: (
     kernel: KernelRef,

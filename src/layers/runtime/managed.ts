@@ -1,5 +1,5 @@
 /**
- * Managed memory in the runtime service.
+ * Managed memory, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -10,19 +10,19 @@ import type { DeviceMemoryRef, MemoryOptions, MemoryRange } from "./memory.ts"
 import type { StreamRef } from "./streams.ts"
 
 /**
- * Managed memory: that of every device and of the host.
+ * Managed memory, which the host and every device can access.
  *
  * @category models
  * @since 0.1.0
  */
 export interface ManagedMemoryRef extends DeviceMemoryRef {
   readonly isManaged: true
-  /** The memory itself, seen by the host; empty once it is released. Reading and writing it moves pages. */
+  /** The host's view of the memory. Empty after the release. Access from the host migrates pages. */
   readonly bytes: Uint8Array<ArrayBuffer>
 }
 
 /**
- * Where managed memory is, or is used: on the host, or on the device of a number.
+ * A location of managed memory: the host, or a device by index.
  *
  * @category models
  * @since 0.1.0
@@ -36,19 +36,19 @@ export type MemoryLocation = "host" | number
  * @since 0.1.0
  */
 export interface ManagedOperations {
-  /** `cuMemAllocManaged`, there for every stream of every device. */
+  /** Allocates managed memory, which every stream of every device can use immediately (`cuMemAllocManaged`). */
   readonly managedAllocate: (
     device: number,
     byteLength: number,
     options?: MemoryOptions
   ) => Effect.Effect<ManagedMemoryRef, CudaError>
-  /** `cuMemPrefetchAsync`, in pieces between turns of the event loop. */
+  /** Prefetches a range (`cuMemPrefetchAsync`), in pieces between turns of the event loop. */
   readonly memoryPrefetch: (
     range: MemoryRange,
     location: MemoryLocation,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
-  /** `cuMemAdvise`; the location of an advice that needs none is ignored. */
+  /** Advises the driver about a range (`cuMemAdvise`). Ignores the location if the advice does not need one. */
   readonly memoryAdvise: (
     range: MemoryRange,
     advice: MemoryAdvice,

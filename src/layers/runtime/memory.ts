@@ -1,5 +1,5 @@
 /**
- * Device memory in the runtime service.
+ * Device memory, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -20,7 +20,7 @@ import type { StreamRef } from "./streams.ts"
 export type Address = CUdeviceptr
 
 /**
- * Memory of a device.
+ * A reference to device memory.
  *
  * @category models
  * @since 0.1.0
@@ -29,17 +29,17 @@ export interface DeviceMemoryRef {
   readonly kind: "device"
   readonly address: Address
   readonly byteLength: number
-  /** Whether its uses on different streams wait for each other by themselves. */
+  /** Whether uses on different streams are ordered automatically. */
   readonly isOrdered: boolean
-  /** Whether its pages move between the devices and the host, all of which can use it. */
+  /** Whether it is managed memory, whose pages migrate between the host and the devices. */
   readonly isManaged: boolean
-  /** Where it was allocated. */
+  /** The device it was allocated on. */
   readonly device: number
   readonly state: ResourceState
 }
 
 /**
- * Memory that copies read and write.
+ * Memory that can be copied.
  *
  * @category models
  * @since 0.1.0
@@ -47,7 +47,7 @@ export interface DeviceMemoryRef {
 export type MemoryRef = DeviceMemoryRef | HostMemoryRef
 
 /**
- * Bytes of a buffer: where they start and how many.
+ * A range of bytes in a buffer.
  *
  * @category models
  * @since 0.1.0
@@ -65,7 +65,7 @@ export interface MemoryRange {
  * @since 0.1.0
  */
 export interface MemoryOptions {
-  /** Whether its uses on different streams wait for each other by themselves; false by default. */
+  /** Whether uses on different streams are ordered automatically. Default false. */
   readonly ordered?: boolean | undefined
 }
 
@@ -76,11 +76,11 @@ export interface MemoryOptions {
  * @since 0.1.0
  */
 export interface DeviceMemoryOptions extends MemoryOptions {
-  /** Default: the runtime's own pool of the device. */
+  /** The pool to allocate from. Default: the runtime's pool of the device. */
   readonly pool?: MemoryPoolRef | undefined
   /**
-   * The stream whose work it is allocated and released among. Other streams that use it wait for the allocation by
-   * themselves. Without one, the memory is there for every stream when the allocation ends.
+   * The stream in whose order the memory is allocated and released. Other streams wait for the allocation
+   * automatically. Without a stream, every stream can use the memory as soon as the allocation returns.
    */
   readonly stream?: StreamRef | undefined
 }
@@ -92,17 +92,17 @@ export interface DeviceMemoryOptions extends MemoryOptions {
  * @since 0.1.0
  */
 export interface MemoryOperations {
-  /** `cuMemAllocFromPoolAsync`, ready for use on every stream when the effect ends. */
+  /** Allocates device memory (`cuMemAllocFromPoolAsync`). Every stream can use it when the effect ends. */
   readonly memoryAllocate: (
     device: number,
     byteLength: number,
     options?: DeviceMemoryOptions
   ) => Effect.Effect<DeviceMemoryRef, CudaError>
   /**
-   * Waits until the releases enqueued so far have happened, then has every pool of the device give back what it does not use
+   * Waits for the releases enqueued so far, then makes every pool of the device return its unused memory
    * (`cuMemPoolTrimTo`).
    */
   readonly memoryReclaim: (device: number) => Effect.Effect<void, CudaError>
-  /** Refuses new uses, and gives the memory back once the work that uses it is done; does not wait for that. */
+  /** Refuses new uses, and releases the memory once all work that uses it has finished. Does not wait for that. */
   readonly memoryFree: (memory: MemoryRef) => Effect.Effect<void, CudaError>
 }

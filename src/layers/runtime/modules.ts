@@ -1,5 +1,5 @@
 /**
- * Modules in the runtime service.
+ * Modules, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -11,7 +11,7 @@ import type { DeviceMemoryRef } from "./memory.ts"
 import type { ResourceState } from "./resources.ts"
 
 /**
- * An image of code that was loaded.
+ * A reference to a loaded code image.
  *
  * @category models
  * @since 0.1.0
@@ -19,7 +19,7 @@ import type { ResourceState } from "./resources.ts"
 export interface ModuleRef {
   /** The `CUlibrary`. */
   readonly handle: CUlibrary
-  /** Bytes of the image. */
+  /** Size of the image in bytes. */
   readonly byteLength: number
   readonly state: ResourceState
 }
@@ -31,8 +31,13 @@ export interface ModuleRef {
  * @since 0.1.0
  */
 export interface ModuleOptions {
-  /** How long loading code into a device waits for the device to be idle, before the driver waits on the JS thread. */
+  /** How long to wait for an idle device before loading code into it blocks the JS thread. */
   readonly idleTimeout: Duration.Duration
+  /**
+   * Called with the loaded module, synchronously, as soon as the runtime keeps it. An interruption can come before the effect returns
+   * the module: the caller must then unload it.
+   */
+  readonly onLoaded?: ((module: ModuleRef) => void) | undefined
 }
 
 /**
@@ -42,10 +47,13 @@ export interface ModuleOptions {
  * @since 0.1.0
  */
 export interface ModuleOperations {
-  /** `cuLibraryLoadData`, of a copy of the image, off the JS thread. Fails for an image that the driver cannot use. */
+  /** Loads a copy of an image (`cuLibraryLoadData`), off the JS thread. Fails if the driver cannot use the image. */
   readonly moduleLoad: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleRef, CudaError>
-  /** Refuses new uses, and `cuLibraryUnload` once no device has work; does not wait for that. */
+  /** Refuses new uses, and unloads the module (`cuLibraryUnload`) once no device has work. Does not wait for that. */
   readonly moduleUnload: (module: ModuleRef) => Effect.Effect<void, CudaError>
-  /** `cuLibraryGetGlobal`: a variable's memory on a device. It lives as long as the module and is nobody's to free. */
+  /**
+   * The device memory of a global variable (`cuLibraryGetGlobal`). It lives as long as the module, and is never
+   * released separately.
+   */
   readonly moduleGlobal: (module: ModuleRef, name: string, device: number) => Effect.Effect<DeviceMemoryRef, CudaError>
 }

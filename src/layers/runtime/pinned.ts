@@ -1,5 +1,5 @@
 /**
- * Pinned host memory in the runtime service.
+ * Pinned host memory, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -18,7 +18,7 @@ import type { ResourceState } from "./resources.ts"
 export type HostAddress = HostPointer
 
 /**
- * Pinned memory of the host.
+ * A reference to pinned host memory.
  *
  * @category models
  * @since 0.1.0
@@ -27,10 +27,10 @@ export interface HostMemoryRef {
   readonly kind: "host"
   readonly address: HostAddress
   readonly byteLength: number
-  /** Whether its uses on different streams wait for each other by themselves. */
+  /** Whether uses on different streams are ordered automatically. */
   readonly isOrdered: boolean
   readonly state: ResourceState
-  /** The memory itself. Detached by the release: a view kept longer has length 0. */
+  /** The memory. Detached by the release: views of it then have length 0. */
   readonly bytes: Uint8Array<ArrayBuffer>
 }
 
@@ -41,6 +41,6 @@ export interface HostMemoryRef {
  * @since 0.1.0
  */
 export interface PinnedOperations {
-  /** Page-locked memory, for every device (`cuMemHostRegister`). */
+  /** Allocates page-locked memory, portable across devices (`cuMemHostRegister`). */
   readonly hostAllocate: (byteLength: number, options?: MemoryOptions) => Effect.Effect<HostMemoryRef, CudaError>
 }

@@ -1,5 +1,5 @@
 /**
- * Pools of device memory in the runtime service.
+ * Pools of device memory, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -9,7 +9,7 @@ import type { CudaError } from "../../CudaError.ts"
 import type { ResourceState } from "./resources.ts"
 
 /**
- * A pool that device memory is allocated from (`CUmemoryPool`).
+ * A reference to a pool of device memory (`CUmemoryPool`).
  *
  * @category models
  * @since 0.1.0
@@ -17,7 +17,7 @@ import type { ResourceState } from "./resources.ts"
 export interface MemoryPoolRef {
   readonly handle: CUmemoryPool
   readonly device: number
-  /** Who destroys it: a scope (`owned`), or the runtime at its end. */
+  /** The pool's owner: a scope (`owned`), or the runtime. */
   readonly origin: "owned" | "runtime"
   readonly state: ResourceState
 }
@@ -29,32 +29,35 @@ export interface MemoryPoolRef {
  * @since 0.1.0
  */
 export interface MemoryPoolOptions {
-  /** The most bytes that the pool holds; `Infinity` for as many as there are. */
+  /** The maximum size of the pool in bytes. `Infinity` is no limit. */
   readonly maxBytes: number
-  /** Bytes that the pool keeps when nobody uses them, rather than give them back to the system. */
+  /** Bytes of unused memory that the pool keeps instead of returning it to the system. */
   readonly releaseThreshold: number
-  /** Whether an allocation may take what another stream has freed, where events order the two. */
+  /** Whether an allocation may reuse memory freed on another stream if events order the two. */
   readonly reuseFollowEventDependencies: boolean
-  /** Whether an allocation may take what is free already, without any order between the streams. */
+  /**
+   * Whether an allocation may reuse memory whose release has already finished, without a dependency between the
+   * streams.
+   */
   readonly reuseAllowOpportunistic: boolean
-  /** Whether an allocation may be made to wait for what another stream is about to free. */
+  /** Whether the driver may insert a dependency so that an allocation reuses memory being freed on another stream. */
   readonly reuseAllowInternalDependencies: boolean
 }
 
 /**
- * What a pool holds, in bytes.
+ * Statistics of a pool, in bytes.
  *
  * @category models
  * @since 0.1.0
  */
 export interface MemoryPoolStatistics {
-  /** Memory of the device that the pool holds, in use or not. */
+  /** Device memory reserved by the pool, used or not. */
   readonly reservedBytes: number
-  /** The most it held since its start or the last reset. */
+  /** High-water mark of `reservedBytes` since the pool's creation or the last reset. */
   readonly reservedHighWater: number
-  /** Memory of it that is allocated. */
+  /** Memory currently allocated from the pool. */
   readonly usedBytes: number
-  /** The most that was allocated since its start or the last reset. */
+  /** High-water mark of `usedBytes` since the pool's creation or the last reset. */
   readonly usedHighWater: number
 }
 
@@ -65,18 +68,18 @@ export interface MemoryPoolStatistics {
  * @since 0.1.0
  */
 export interface PoolOperations {
-  /** `cuMemPoolCreate`. */
+  /** Creates a pool (`cuMemPoolCreate`). */
   readonly poolCreate: (device: number, options: MemoryPoolOptions) => Effect.Effect<MemoryPoolRef, CudaError>
-  /** The pool that the runtime allocates from by itself. */
+  /** The pool that the runtime allocates from by default. */
   readonly poolOfDevice: (device: number) => Effect.Effect<MemoryPoolRef, CudaError>
-  /** Refuses new allocations; `cuMemPoolDestroy`, which lets allocations that are left live on. */
+  /** Refuses new allocations, and destroys the pool (`cuMemPoolDestroy`). Existing allocations remain valid. */
   readonly poolDestroy: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
-  /** `cuMemPoolGetAttribute`. */
+  /** Reads the statistics (`cuMemPoolGetAttribute`). */
   readonly poolStatistics: (pool: MemoryPoolRef) => Effect.Effect<MemoryPoolStatistics, CudaError>
-  /** `cuMemPoolSetAttribute` of the two highest values. */
+  /** Resets both high-water marks (`cuMemPoolSetAttribute`). */
   readonly poolResetHighWater: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
-  /** `cuMemPoolSetAttribute`. */
+  /** Sets how much unused memory the pool keeps (`cuMemPoolSetAttribute`). */
   readonly poolSetReleaseThreshold: (pool: MemoryPoolRef, bytes: number) => Effect.Effect<void, CudaError>
-  /** `cuMemPoolTrimTo`, after the releases that are enqueued. */
+  /** Trims the pool (`cuMemPoolTrimTo`) after the releases enqueued so far. */
   readonly poolTrim: (pool: MemoryPoolRef, keepBytes: number) => Effect.Effect<void, CudaError>
 }

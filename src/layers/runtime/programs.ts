@@ -1,5 +1,5 @@
 /**
- * Programs in the runtime service.
+ * Programs, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -7,7 +7,7 @@ import type * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 
 /**
- * What code is compiled for: a real architecture (`sm_90`, `sm_90a`), a virtual one (`compute_90`), or the compute
+ * The architecture to compile for: a real one (`sm_90`, `sm_90a`), a virtual one (`compute_90`), or the compute
  * capability of a device.
  *
  * @category models
@@ -19,7 +19,7 @@ export type Architecture =
   | { readonly major: number; readonly minor: number }
 
 /**
- * A program to be compiled.
+ * A request to compile a program.
  *
  * @category models
  * @since 0.1.0
@@ -27,41 +27,41 @@ export type Architecture =
 export interface CompileRequest {
   /** CUDA C++. */
   readonly source: string
-  /** The source's file name, for messages. */
+  /** The file name of the source, for messages. */
   readonly name: string
-  /** The device to compile for, where no architecture is given. */
+  /** The device to compile for, unless an architecture is given. */
   readonly device: number
-  /** Default: a CUBIN, or PTX where the compiler is older than the device. */
+  /** Default: a CUBIN, or PTX if the compiler is older than the device. */
   readonly target: "cubin" | "ptx" | undefined
   readonly architecture: Architecture | undefined
-  /** The compiler's own options. */
+  /** Additional compiler options. */
   readonly options: ReadonlyArray<string>
-  /** What the source includes: contents by name. */
+  /** The headers that the source includes: contents by name. */
   readonly headers: Readonly<Record<string, string>>
-  /** C++ names, such as `add<float>`, whose names in the image are asked for. */
+  /** C++ names, such as `add<float>`, to look up in the image. */
   readonly nameExpressions: ReadonlyArray<string>
-  /** Default: as the runtime was told. */
+  /** Whether to use the on-disk cache. Default: the runtime's setting. */
   readonly cache: boolean | undefined
 }
 
 /**
- * A program that was compiled.
+ * A compiled program.
  *
  * @category models
  * @since 0.1.0
  */
 export interface CompiledProgram {
-  /** `simulated` for a program of a runtime that runs no machine code. */
+  /** `simulated` if the runtime does not run machine code. */
   readonly kind: "cubin" | "ptx" | "simulated"
-  /** What it was compiled for: `sm_90`, or `compute_90` for PTX. */
+  /** The architecture it was compiled for: `sm_90`, or `compute_90` for PTX. */
   readonly architecture: string
-  /** As the driver loads it: PTX ends with a NUL character. Empty for a simulated one. */
+  /** The image to load. PTX ends with a NUL character. Empty for a simulated program. */
   readonly image: Uint8Array<ArrayBuffer>
-  /** The name in the image of each name expression. */
+  /** The name in the image, by name expression. */
   readonly loweredNames: ReadonlyMap<string, string>
-  /** What the compiler wrote: warnings. */
+  /** The compiler's warnings. */
   readonly log: string
-  /** Whether it was compiled before, and kept on disk. */
+  /** Whether it was read from the on-disk cache. */
   readonly fromCache: boolean
 }
 
@@ -72,6 +72,6 @@ export interface CompiledProgram {
  * @since 0.1.0
  */
 export interface ProgramOperations {
-  /** Compiles CUDA C++ off the JS thread (`nvrtcCompileProgram`), or takes what it compiled before from its cache. */
+  /** Compiles CUDA C++ off the JS thread (`nvrtcCompileProgram`), or reads the program from the cache. */
   readonly programCompile: (request: CompileRequest) => Effect.Effect<CompiledProgram, CudaError>
 }

@@ -1,11 +1,11 @@
 /**
- * What every resource of a runtime has.
+ * The state of resources.
  *
  * @since 0.1.0
  */
 
 /**
- * Whether a resource can be used: `closing` while its release waits for the work that uses it.
+ * Whether a resource can be used. A resource is `closing` while its release waits for the work that uses it.
  *
  * @category models
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * Streams in the runtime service.
+ * Streams, in the runtime service.
  *
  * @since 0.1.0
  */
@@ -11,7 +11,8 @@ import type { EventRef } from "./events.ts"
 import type { ResourceState } from "./resources.ts"
 
 /**
- * A `CUstream` as a number. 1 is the legacy default stream and 2 the per-thread one; no handle means "none".
+ * A `CUstream` as a number. 1 is the legacy default stream, and 2 the per-thread default stream. No handle means
+ * "none".
  *
  * @category models
  * @since 0.1.0
@@ -19,7 +20,8 @@ import type { ResourceState } from "./resources.ts"
 export type StreamHandle = CUstream
 
 /**
- * A priority: a number of the device's range (lower goes first), `"high"` for its greatest or `"low"` for its least.
+ * A stream priority: a number in the device's range, where lower means higher priority, or `"high"` or `"low"` for
+ * either end of the range.
  *
  * @category models
  * @since 0.1.0
@@ -35,13 +37,13 @@ export type Priority = number | "high" | "low"
 export interface StreamOptions {
   readonly device: number
   readonly priority: Priority
-  /** What a number outside the device's range means: a failure (the default), or the nearest priority there is. */
+  /** How to treat a number outside the device's range: fail (the default), or clamp it to the range. */
   readonly outOfRange?: "fail" | "clamp" | undefined
   readonly nonBlocking: boolean
 }
 
 /**
- * The number of a priority on a device. What is no number of the range stays what it is, unless it is to be clamped.
+ * Resolves a priority to a number. A number outside the range is returned unchanged unless it should be clamped.
  *
  * @category models
  * @since 0.1.0
@@ -53,24 +55,26 @@ export const resolvePriority = (
 ): number => {
   if (priority === "high") return range.greatest
   if (priority === "low") return range.least
-  return outOfRange === "clamp" ? Math.max(range.greatest, Math.min(range.least, priority)) : priority
+  return outOfRange === "clamp" && typeof priority === "number"
+    ? Math.max(range.greatest, Math.min(range.least, priority))
+    : priority
 }
 
 /**
- * A stream of a runtime.
+ * A reference to a stream.
  *
  * @category models
  * @since 0.1.0
  */
 export interface StreamRef {
   readonly handle: StreamHandle
-  /** The driver's id of the stream; 0 for a legacy default stream. Handles are reused, ids are not. */
+  /** The driver's stream id; 0 for a legacy default stream. Unlike handles, ids are never reused. */
   readonly id: number
   readonly device: number
   readonly priority: number
-  /** False for streams that order themselves against the legacy default stream. */
+  /** False if the stream synchronizes with the legacy default stream. */
   readonly nonBlocking: boolean
-  /** Who destroys it: the runtime (`owned`), or nobody here. */
+  /** Whether the runtime destroys the stream: `owned`, or not. */
   readonly origin: "owned" | "default" | "foreign"
   readonly state: ResourceState
 }
@@ -82,30 +86,39 @@ export interface StreamRef {
  * @since 0.1.0
  */
 export interface StreamOperations {
-  /** `cuStreamCreateWithPriority`. */
+  /** Creates a stream (`cuStreamCreateWithPriority`). */
   readonly streamCreate: (options: StreamOptions) => Effect.Effect<StreamRef, CudaError>
-  /** A context's default stream. */
+  /** The default stream of a device's primary context. */
   readonly streamDefault: (
     device: number,
     mode: "legacy" | "perThread"
   ) => Effect.Effect<StreamRef, CudaError>
-  /** A stream that something else made and destroys. */
+  /** Wraps a stream that other code creates and destroys. */
   readonly streamFromHandle: (device: number, handle: number) => Effect.Effect<StreamRef, CudaError>
-  /** Refuses new work, waits until the stream is done, then `cuStreamDestroy`. Nothing for streams of others. */
+  /**
+   * Refuses new work, drains the stream, then destroys it (`cuStreamDestroy`). Does nothing for a stream that is not
+   * owned.
+   */
   readonly streamDestroy: (stream: StreamRef) => Effect.Effect<void, CudaError>
-  /** `cuStreamQuery`: true when everything enqueued so far is done. */
+  /** Whether all work enqueued so far has finished (`cuStreamQuery`). */
   readonly streamQuery: (stream: StreamRef) => Effect.Effect<boolean, CudaError>
-  /** Waits for the work enqueued before the call. */
+  /** Waits for the work enqueued so far. */
   readonly streamSynchronize: (stream: StreamRef) => Effect.Effect<void, CudaError>
-  /** `cuStreamWaitEvent`. */
+  /** Makes a stream wait for an event (`cuStreamWaitEvent`). */
   readonly streamWaitEvent: (stream: StreamRef, event: EventRef) => Effect.Effect<void, CudaError>
-  /** `cuEventRecord` of an event of the runtime's own on `other`, and `cuStreamWaitEvent` for it. */
+  /**
+   * Makes a stream wait for another: records an internal event on `other` (`cuEventRecord`), and waits for it
+   * (`cuStreamWaitEvent`).
+   */
   readonly streamWaitStream: (stream: StreamRef, other: StreamRef) => Effect.Effect<void, CudaError>
-  /** One `cuEventRecord` of an event of the runtime's own on `from`, and a `cuStreamWaitEvent` for it on every branch. */
+  /**
+   * Makes every branch wait for `from`: records one internal event (`cuEventRecord`), with a `cuStreamWaitEvent` per
+   * branch.
+   */
   readonly streamFork: (from: StreamRef, branches: ReadonlyArray<StreamRef>) => Effect.Effect<void, CudaError>
   /**
-   * What `streamWaitStream` does, for every branch. One that cannot be waited for does not keep the others from being; its
-   * failure is that of the whole.
+   * Makes `into` wait for every branch, like `streamWaitStream`. If one branch fails, the others are still joined, and
+   * the effect fails with the first failure.
    */
   readonly streamJoin: (into: StreamRef, branches: ReadonlyArray<StreamRef>) => Effect.Effect<void, CudaError>
 }

@@ -1,5 +1,5 @@
 /**
- * Options for waiting: how a wait learns that the GPU is done.
+ * Options for waiting for the GPU.
  *
  * @since 0.1.0
  */
@@ -7,28 +7,28 @@ import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 
 /**
- * Options for waiting: how a wait learns that the GPU is done.
+ * Options for waiting: how a wait detects that the GPU has finished.
  *
  * @category models
  * @since 0.1.0
  */
 export interface WaitOptions {
   /**
-   * How long after its start a wait is asked about on every turn of the event loop. Waits that end in that time end within
-   * microseconds of the GPU; until then the loop does not sleep. A stream whose last wait took 20 times as long is not
-   * polled for the next time, unless a region asks for it.
+   * How long a wait polls, once per turn of the event loop. A wait that ends within this time does so within
+   * microseconds of the GPU, but keeps the event loop from sleeping. After a wait of 20 times this long, the next wait
+   * on the same stream does not poll, unless a region sets this option.
    */
   readonly pollFor?: Duration.Input | undefined
   /**
-   * Whether the GPU wakes the event loop after that, which uses hardly any CPU and costs tens to hundreds of microseconds.
-   * Otherwise a timer asks once per millisecond. A layer without wake-ups has none for a region either.
+   * Whether the GPU then wakes the event loop, which uses almost no CPU and takes tens to hundreds of microseconds.
+   * Otherwise a timer polls once per millisecond. A region cannot enable wake-ups if the layer has none.
    */
   readonly wakeUp?: boolean | undefined
 }
 
 /**
- * The waiting policy of a region, over that of the runtime's layer. The simulated runtime waits in `Clock` time, without
- * any of this.
+ * The wait options of a region, which override those of the layer. The simulated runtime waits in `Clock` time, and
+ * ignores them.
  *
  * **Example** (A wait that uses no CPU)
  *

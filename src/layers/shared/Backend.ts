@@ -1,9 +1,11 @@
 /**
- * The backend: what differs between runtimes. Plain functions that make the driver's calls and return its status codes, in one part per
- * capability; each part is declared beside the shared operations that use it. The shared operations add checks, lifetimes, failures
- * and waiting, so that a program means the same on every runtime.
+ * The backend: the part of a runtime that differs between a GPU and a simulated device. It consists of plain functions
+ * that make driver calls and return their status codes, grouped by capability. Each group is declared next to the
+ * shared operations that use it. The shared operations add argument checks, lifetimes, failures and waiting, so that a
+ * program behaves the same on every runtime.
  *
- * A call that yields a value leaves it in a field of its part, valid while its status is 0 and until the next call.
+ * A call that produces a value stores it in a field of its group. The field is valid if the status is 0, and until the
+ * next call.
  */
 import type * as Effect from "effect/Effect"
 import type { MarkerBackend } from "./accesses.ts"
@@ -20,12 +22,20 @@ import type { ProgramBackend } from "./programs.ts"
 import type { Owner } from "./resources.ts"
 import type { StreamBackend } from "./streams.ts"
 
+/** What explains a status: sentences for the failure, and what was thrown. */
+export interface Explanation {
+  readonly detail: string
+  readonly cause?: unknown
+}
+
 export interface Backend extends Owner {
   readonly driverVersion: number
-  /** The driver call that the last status came from. */
+  /** The driver call that returned the last status. */
   readonly call: string
-  /** The driver's own words for a status that the table lacks, or why a wait can never end. */
+  /** Name and description of a status that the table lacks, from the driver; or the reason why a wait can never end. */
   readonly describeStatus: (status: number) => { readonly name: string; readonly description: string } | undefined
+  /** What is known beyond the status that was just returned. The driver itself never knows more. */
+  readonly explain?: (status: number) => Explanation | undefined
 
   readonly devices: DeviceBackend
   readonly streams: StreamBackend
@@ -40,8 +50,8 @@ export interface Backend extends Owner {
   readonly kernels: KernelBackend
   readonly programs: ProgramBackend
 
-  /** Ends the waits whose work is done, without waiting for the next turn of the event loop. */
+  /** Ends the waits whose work has finished, without waiting for the next turn of the event loop. */
   readonly settle: () => void
-  /** Releases everything the driver still holds for this backend. No call follows. */
+  /** Releases everything that this backend still holds in the driver. No call may follow. */
   readonly close: Effect.Effect<void>
 }

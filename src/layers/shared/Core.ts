@@ -1,6 +1,6 @@
 /**
- * What the operations of a runtime share: its backend, what is live, the faults it met, its waits, and the devices it
- * has opened.
+ * The state that the operations of a runtime share: its backend, live resources, the first fault, pending waits and
+ * opened devices.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -35,13 +35,13 @@ export class Core {
   readonly deviceMemory = new Set<DeviceMemoryResource>()
   readonly hostMemory = new Set<HostMemoryResource>()
   readonly modules = new Set<ModuleResource>()
-  /** The pools that programs made. */
+  /** Pools created by the program. */
   readonly pools = new Set<MemoryPoolResource>()
-  /** Ends every outstanding wait with a failure; for the release of the runtime. */
+  /** Fails every pending wait when the runtime is released. */
   readonly waits = new Set<() => void>()
-  /** Streams that programs wrapped, as long as something refers to them. */
+  /** Streams wrapped by the program. Held weakly. */
   readonly foreignStreams = new WeakValues<string, StreamResource>()
-  /** Held while memory is being pinned, which takes many turns of the event loop. */
+  /** Held while memory is being pinned, which spans many turns of the event loop. */
   readonly pinning = Semaphore.makeUnsafe(mostPins)
   closed = false
   /** True from the moment the outstanding waits were abandoned: the backend is being closed and watches nothing more. */
@@ -55,12 +55,12 @@ export class Core {
     this.#opening = backend.devices.all.map(() => Semaphore.makeUnsafe(1))
   }
 
-  /** The failure for a status the backend just returned. */
+  /** The failure for a status that the backend has just returned. */
   fail(operation: string, status: number, subject: { readonly device: number }): Effect.Effect<never, CudaError> {
     return Effect.fail(this.error(operation, status, subject.device, String(subject)))
   }
 
-  /** The failure for a status of a device's call that concerns no resource yet. */
+  /** The failure for a status of a call on a device that has not produced a resource. */
   failOn(operation: string, status: number, device: number, subject: string): Effect.Effect<never, CudaError> {
     return Effect.fail(this.error(operation, status, device, subject))
   }
@@ -74,13 +74,13 @@ export class Core {
     })
   }
 
-  /** Answers a query: 0 is true, "not ready" false, all else a failure. */
+  /** The answer to a query: true for 0, false for "not ready", a failure for any other status. */
   answer(operation: string, status: number, subject: { readonly device: number }): Effect.Effect<boolean, CudaError> {
     if (status === success) return succeedTrue
     return status === notReady ? succeedFalse : this.fail(operation, status, subject)
   }
 
-  /** Runs a driver call that needs its device: checks the device index and opens the device on first use. */
+  /** Runs a driver call on a device: checks the device index, and opens the device on first use. */
   onDevice<A>(
     operation: string,
     device: number,
@@ -89,7 +89,7 @@ export class Core {
     return Effect.suspend(() => this.whenOpen(operation, device, call))
   }
 
-  /** The same within an effect that is being evaluated. */
+  /** Like `onDevice`, for use inside an effect that is being evaluated. */
   whenOpen<A>(
     operation: string,
     device: number,
@@ -102,7 +102,7 @@ export class Core {
     return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", device) ?? call())
   }
 
-  /** The failure for an index without a device, or of a runtime that is gone. */
+  /** Fails for an index that has no device, and after the runtime was released. */
   refuseDevice(operation: string, argument: string, device: number): Effect.Effect<never, CudaError> | undefined {
     if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
     const count = this.backend.devices.all.length
@@ -124,7 +124,7 @@ export class Core {
     return Effect.uninterruptible(this.#opening[device]!.withPermit(open))
   }
 
-  /** Waits for devices that are being opened and memory that is being pinned. Nothing begins after `closed`. */
+  /** Waits for devices being opened and memory being pinned. Nothing new starts once `closed` is set. */
   readonly whenQuiet: Effect.Effect<void> = Effect.suspend(() =>
     Effect.andThen(
       Effect.forEach(this.#opening, (opening) => opening.withPermit(Effect.void), { discard: true }),
@@ -133,8 +133,8 @@ export class Core {
   )
 
   /**
-   * Suspends the fiber until the watch ends; interruption gives the watch up. The fiber may yield before the watch begins, and
-   * what it waits for may be released in between, so `refuseGone` checks again.
+   * Suspends the fiber until the watch ends. Interruption cancels the watch. The fiber may yield before the watch begins, and what it
+   * waits for may be released in between, so `refuseGone` checks again.
    */
   wait(
     operation: string,
@@ -172,7 +172,7 @@ export class Core {
   }
 
   #refuseWait(operation: string, subject: string): Effect.Effect<never, CudaError> {
-    return refuse(operation, { _tag: "ResourceReleased", resource: `the runtime, while waiting for ${subject},` })
+    return refuse(operation, { _tag: "ResourceReleased", resource: `the runtime that waited for ${subject}` })
   }
 }
 

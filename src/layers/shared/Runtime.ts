@@ -1,8 +1,9 @@
 /**
- * The `CudaRuntime` service over a backend: the checks, lifetimes, failures and waits that every runtime shares, so that
- * a program means the same on a GPU and on a simulated device.
+ * The `CudaRuntime` service over a backend. It adds the checks, lifetimes, failures and waits that all runtimes share,
+ * so that a program behaves the same on a GPU and on a simulated device.
  *
- * Operations that programs call often are one object each (`operation.ts`); a status other than 0 leaves the fast path.
+ * Frequent operations are effects made of a single object (`operation.ts`). Any status other than 0 leaves the fast
+ * path.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -24,7 +25,9 @@ import { poolOperations } from "./pools.ts"
 import { programOperations } from "./programs.ts"
 import { streamOperations } from "./streams.ts"
 
-/** The service, released with the scope: what is left is drained, then given back in order. */
+/**
+ * Creates the service. When the scope closes, remaining streams are drained and remaining resources released, in order.
+ */
 export const make = (
   backend: Backend
 ): Effect.Effect<CudaRuntimeService, never, Scope.Scope> =>
@@ -73,7 +76,10 @@ const sumBytes = (buffers: Iterable<{ readonly byteLength: number }>): number =>
   return bytes
 }
 
-/** Streams first, each drained, since the rest may be in use on them; then memory, pools, events, modules, and what the driver holds. */
+/**
+ * Drains and releases streams first, since they may use everything else; then memory, pools, events, modules and the
+ * backend.
+ */
 const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
   Effect.gen(function*() {
     core.closed = true
@@ -104,7 +110,7 @@ const releaseAll = <R extends object>(
     { discard: true, concurrency: what === "stream" ? "unbounded" : 1 }
   )
 
-/** What follows from the loss of a context is said once, by what met it first. */
+/** The first failure after a context is lost is a warning; the ones that follow from it are debug messages. */
 const logRelease = (what: string, { message, origin }: CudaError): Effect.Effect<void> =>
   origin === undefined
     ? Effect.logWarning(`Releasing a ${what} failed: ${message}`)

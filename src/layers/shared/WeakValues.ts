@@ -1,5 +1,5 @@
 /**
- * A map that does not keep its values alive: an entry goes when its value is collected.
+ * A map that holds its values weakly: an entry disappears when its value is garbage collected.
  */
 export class WeakValues<Key, Value extends object> {
   readonly #entries = new Map<Key, WeakRef<Value>>()

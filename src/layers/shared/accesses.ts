@@ -1,6 +1,6 @@
 /**
- * The uses of buffers that order themselves, for the operations of every runtime: work that the runtime enqueues
- * itself, work that it only knows the begin and the end of, and waiting for all of it.
+ * Uses of ordered buffers: work that the runtime enqueues, accesses by work that the runtime cannot see, and waiting
+ * for both.
  */
 import * as Effect from "effect/Effect"
 import { notReady, success } from "../../cuda/status.ts"
@@ -8,31 +8,31 @@ import type { CudaError } from "../../CudaError.ts"
 import type { MemoryAccess, MemoryRange, WaitOptions } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument, refuseResource } from "./failures.ts"
+import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { Access, marksOfPart, Track, Work } from "./ordering.ts"
 import type { Mark, Part } from "./ordering.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, ownStream, unusable, useAll } from "./resources.ts"
+import { ownMemory, ownStream, unusable, unusableMemory, useAll } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 import { watchAll } from "./waits.ts"
 import type { Cancel, OnDone, Watch } from "./waits.ts"
 
-/** A point in the work of a stream, for the order of buffers. Each backend has its own kind. */
+/** A point in a stream, recorded to order buffers. Each backend has its own kind. */
 export interface Marker {
   readonly device: number
 }
 
 export interface MarkerBackend {
-  /** The marker that `record` made. */
+  /** The marker made by `record`. */
   readonly made: Marker | undefined
-  /** Makes a marker behind the work that a stream holds now. */
+  /** Records a marker after all work currently on a stream. */
   readonly record: (stream: StreamResource) => number
   readonly wait: (stream: StreamResource, marker: Marker) => number
   readonly query: (marker: Marker) => number
-  /** Takes a marker back for reuse. Streams that were made to wait for it still do. */
+  /** Returns a marker for reuse. Streams that already wait for it are not affected. */
   readonly release: (marker: Marker) => void
-  /** Reports when a marker is reached. The marker is released only after that. */
+  /** Reports when the GPU reaches a marker. The marker must not be released before that. */
   readonly watch: (marker: Marker, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
@@ -46,8 +46,8 @@ export const accessOperations = (core: Core): AccessOperations => {
 }
 
 /**
- * Enqueues work that uses memory of which some orders itself: after the uses it has to wait for, and marked for those
- * that have to wait for it. Returns the status of the call, or of the wait or the mark that failed.
+ * Enqueues work that uses at least one ordered buffer: waits for earlier conflicting uses, then marks the work for
+ * later ones. Returns the status of the call, or of the wait or marker that failed.
  */
 export const enqueueOrdered = (
   core: Core,
@@ -67,7 +67,7 @@ export const enqueueOrdered = (
   return status === success ? marked : status
 }
 
-/** Enqueues work that uses memory of any kind, noted as used, and in the order that it keeps by itself. */
+/** Enqueues work on memory of any kind: notes its uses, and keeps the order of ordered buffers. */
 export const enqueueUsing = (
   core: Core,
   stream: StreamResource,
@@ -83,7 +83,7 @@ export const enqueueUsing = (
     : enqueueOrdered(core, stream, reads, writes, call)
 }
 
-/** A stream that was wrapped from its handle has the track of the resource that owns it. */
+/** A wrapped stream shares the track of the stream that owns the handle. */
 const trackOf = (core: Core, stream: StreamResource): Track => {
   if (stream.track !== undefined) return stream.track
   if (stream.origin !== "foreign") return stream.track = new Track(stream)
@@ -93,7 +93,7 @@ const trackOf = (core: Core, stream: StreamResource): Track => {
   return stream.track = new Track(stream)
 }
 
-/** The bytes that order themselves, what is read first. */
+/** The ranges in ordered buffers, reads first. */
 const partsOf = (reads: ReadonlyArray<MemoryRange>, writes: ReadonlyArray<MemoryRange>): ReadonlyArray<Part> => {
   const parts: Array<Part> = []
   for (const range of reads) addPart(parts, range, false)
@@ -115,7 +115,7 @@ const begin = (
 ): Effect.Effect<void, CudaError> => {
   const refused = refuseAccess(core, access)
   if (refused !== undefined) return refused
-  if (accesses.has(access)) return refuseArgument(accessOperation, "access", "one begun before", "a new one")
+  if (accesses.has(access)) return refuseDescribed(accessOperation, "access", "one that has already begun", "a new one")
   const stream = ownStream(access.stream)
   const parts = partsOf(access.reads, access.writes)
   const own = new Access(trackOf(core, stream), parts, openOf(accesses, access.outer))
@@ -129,9 +129,9 @@ const begin = (
   return Effect.andThen(awaitTurn(core, own, stream), Effect.suspend(() => refuseAccess(core, access) ?? start()))
 }
 
-/** Suspends until the accesses that have to end first have. */
+/** Suspends until the accesses that must end first have ended. */
 const awaitTurn = (core: Core, access: Access, stream: StreamResource): Effect.Effect<void, CudaError> =>
-  core.wait(accessOperation, stream.device, `the accesses before it on ${stream}`, (onDone) => {
+  core.wait(accessOperation, stream.device, `earlier accesses, on ${stream}`, (onDone) => {
     if (!access.isBlocked) onDone(success)
     access.onTurn = () => onDone(success)
     return () => {
@@ -153,7 +153,7 @@ const refuseAccess = (core: Core, access: MemoryAccess): Refusal => {
   const stream = ownStream(access.stream)
   const ranges = [...access.reads, ...access.writes]
   const memories = ranges.map(({ memory }) => ownMemory(memory))
-  if (unusable(backend, stream) || memories.some((memory) => unusable(backend, memory))) {
+  if (unusable(backend, stream) || memories.some((memory) => unusableMemory(backend, memory))) {
     return refuseResource(accessOperation, backend, stream, ...memories)
   }
   const named = (ranges: ReadonlyArray<MemoryRange>, name: string) =>
@@ -176,9 +176,11 @@ const end = (
 const synchronize = (core: Core, range: MemoryRange): Effect.Effect<void, CudaError> => {
   const operation = "CudaMemory.synchronize"
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   const { ordering } = memory
-  if (ordering === undefined) return refuseArgument(operation, "buffer", memory, "a buffer that orders itself")
+  if (ordering === undefined) {
+    return refuseArgument(operation, "buffer", memory, "an ordered buffer, allocated with { ordered: true }")
+  }
   const refused = refuseRange(operation, "buffer", range)
   if (refused !== undefined) return refused
   const part = { ordering, from: range.offset, to: range.offset + range.byteLength, writes: true }
@@ -191,7 +193,7 @@ const synchronize = (core: Core, range: MemoryRange): Effect.Effect<void, CudaEr
   })
 }
 
-/** Watches marks, and releases them at the end. */
+/** Watches marks, and releases them when the watch ends. */
 const watchMarks = (core: Core, marks: ReadonlyArray<Mark>): Watch => (onDone, options) => {
   let isOver = false
   const finish = () => {

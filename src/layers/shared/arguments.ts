@@ -1,26 +1,27 @@
 /**
- * The arguments of a kernel, packed as C lays them out: one block of bytes per kernel that every launch writes anew, with
- * writers that are put together once, for the parameters that the kernel has.
+ * Packs kernel arguments in C layout. Each kernel has one block of bytes, which every launch overwrites, and a writer
+ * per parameter, built once when the kernel is looked up.
  */
 import type * as Effect from "effect/Effect"
 import { alignUp, layOut, scalarWords, scalarWriters, setAddress } from "../../cuda/parameters.ts"
 import type { ArrayKind, ParameterKind, PointerKind, StructKind, Writer } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { PointerArgument, RawAddress } from "../CudaRuntime.ts"
-import { refuse, refuseArgument, refuseResource } from "./failures.ts"
+import { counted } from "../runtime/words.ts"
+import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, unusable } from "./resources.ts"
+import { ownMemory, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, Owner } from "./resources.ts"
 
-/** What kernels can reach. */
+/** Which memory kernels can access. */
 export interface Reach {
   readonly owner: Owner
-  /** Whether kernels of a device reach pinned memory by its address on the host. */
+  /** Whether kernels on a device can access pinned memory by its host address. */
   readonly reachesHost: (device: number) => boolean
 }
 
-/** The memory that a pointer among the arguments of the present launch points to; none for null and raw addresses. */
+/** The memory behind a pointer argument of the current launch; undefined for null and for raw addresses. */
 export class PointerSlot {
   memory: AnyMemoryResource | undefined
   offset = 0
@@ -32,13 +33,13 @@ export class PointerSlot {
 }
 
 export class Arguments {
-  /** The arguments, each where C puts it, and behind them room for their addresses. */
+  /** The arguments at their C offsets, followed by space for their addresses. */
   readonly buffer: ArrayBuffer
   readonly view: DataView
   readonly offsets: ReadonlyArray<number>
-  /** Where the addresses go. */
+  /** Offset of the addresses. */
   readonly tableOffset: number
-  /** The pointers of all arguments, in their order. */
+  /** All pointers among the arguments, in order. */
   readonly pointers: Array<PointerSlot> = []
   readonly #kinds: ReadonlyArray<ParameterKind>
   readonly #reach: Reach
@@ -56,7 +57,10 @@ export class Arguments {
     this.#writers = kinds.map((kind, index) => this.#writer(kind, offsets[index]!))
   }
 
-  /** Writes the arguments of a launch on a device. False when one is not what its parameter asks for; `explain` says which. */
+  /**
+   * Writes the arguments of a launch on a device. Returns false if one does not match its parameter; `explain` tells
+   * which.
+   */
   pack(values: ReadonlyArray<unknown>, device: number): boolean {
     const writers = this.#writers
     if (!Array.isArray(values) || values.length !== writers.length) return false
@@ -67,7 +71,7 @@ export class Arguments {
     return true
   }
 
-  /** Lets go of the memory of the last launch. */
+  /** Drops the references to the last launch's memory. */
   forget(): void {
     for (const slot of this.pointers) slot.memory = undefined
   }
@@ -94,7 +98,7 @@ export class Arguments {
       slot.memory = undefined
       if (isPart(value)) {
         const memory = ownMemory(value.buffer.ref)
-        if (memory.owner !== owner || memory.state !== "live" || !this.#reaches(memory)) return false
+        if (unusableMemory(owner, memory) || !this.#reaches(memory)) return false
         const start = value.offset
         const bytes = value.byteLength
         if (!isRange(start, bytes, memory.byteLength)) return false
@@ -138,18 +142,20 @@ export class Arguments {
     }
   }
 
-  /** The failure of arguments that could not be packed for a launch on this device. */
+  /** The failure for arguments that `pack` did not accept. */
   explain(operation: string, values: unknown): Effect.Effect<never, CudaError> {
     const count = this.#kinds.length
     if (!Array.isArray(values) || values.length !== count) {
-      const given = Array.isArray(values) ? `${values.length} values` : show(values)
-      return refuseArgument(operation, "arguments", given, `${count} values, one for each parameter`)
+      const expected = `${counted(count, "value")}, one per parameter`
+      return Array.isArray(values)
+        ? refuseDescribed(operation, "arguments", counted(values.length, "value"), expected)
+        : refuseArgument(operation, "arguments", values, expected)
     }
     for (const [index, kind] of this.#kinds.entries()) {
       const refused = this.#explain(operation, `arguments[${index}]`, kind, values[index])
       if (refused !== undefined) return refused
     }
-    return refuseArgument(operation, "arguments", "values that change", "values that stay as they are")
+    return refuseDescribed(operation, "arguments", "values that change while they are read", "plain values")
   }
 
   #explain(operation: string, path: string, kind: ParameterKind, value: unknown): Refusal {
@@ -163,25 +169,25 @@ export class Arguments {
       default:
         return scalarWriters[kind.kind](new DataView(new ArrayBuffer(8)), 0)(value)
           ? undefined
-          : refuseArgument(operation, path, show(value), `${scalarWords[kind.kind]} (${kind.kind})`)
+          : refuseArgument(operation, path, value, `${scalarWords[kind.kind]} (${kind.kind})`)
     }
   }
 
   #explainPointer(operation: string, path: string, { nullable }: PointerKind, value: unknown): Refusal {
     if (!isPart(value)) {
       if (value === null ? nullable : isRaw(value)) return undefined
-      return refuseArgument(operation, path, show(value), `a buffer or a part of one${nullable ? ", or null" : ""}`)
+      return refuseArgument(operation, path, value, `a buffer or a slice of one${nullable ? ", or null" : ""}`)
     }
     const memory = ownMemory(value.buffer.ref)
     const { owner } = this.#reach
-    if (unusable(owner, memory)) return refuseResource(operation, owner, memory)
+    if (unusableMemory(owner, memory)) return refuseResource(operation, owner, memory)
     if (!this.#reaches(memory)) return this.#explainReach(operation, path, memory)
     return refuseRange(operation, path, { memory, offset: value.offset, byteLength: value.byteLength })
   }
 
   #explainReach(operation: string, path: string, memory: AnyMemoryResource): Refusal {
     if (memory.kind === "host") {
-      return refuseArgument(operation, path, memory, "device memory: kernels of this device do not reach the host's")
+      return refuseArgument(operation, path, memory, "device memory: kernels on this device cannot access host memory")
     }
     const resources = [String(memory), `the kernel on device ${this.#device}`] as const
     return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [memory.device, this.#device] })
@@ -190,7 +196,7 @@ export class Arguments {
   #explainStruct(operation: string, path: string, { fields }: StructKind, value: unknown): Refusal {
     const names = Object.keys(fields)
     if (!isRecord(value)) {
-      return refuseArgument(operation, path, show(value), `an object with the fields ${names.join(", ")}`)
+      return refuseArgument(operation, path, value, `an object with the fields ${names.join(", ")}`)
     }
     for (const name of names) {
       const refused = this.#explain(operation, `${path}.${name}`, fields[name]!, value[name])
@@ -201,8 +207,10 @@ export class Arguments {
 
   #explainArray(operation: string, path: string, { element, length }: ArrayKind, value: unknown): Refusal {
     if (!isList(value) || value.length !== length) {
-      const given = isList(value) ? `${value.length} values` : show(value)
-      return refuseArgument(operation, path, given, `${length} values`)
+      const expected = counted(length, "value")
+      return isList(value)
+        ? refuseDescribed(operation, path, counted(value.length, "value"), expected)
+        : refuseArgument(operation, path, value, expected)
     }
     for (let index = 0; index < length; index++) {
       const refused = this.#explain(operation, `${path}[${index}]`, element, value[index])
@@ -226,13 +234,3 @@ const isRaw = (value: unknown): value is RawAddress =>
 const isRange = (offset: number, byteLength: number, room: number): boolean =>
   Number.isInteger(offset) && Number.isInteger(byteLength) && offset >= 0 && byteLength >= 0 &&
   offset + byteLength <= room
-
-/** A value of any kind in a few words. */
-const show = (value: unknown): string => {
-  if (typeof value === "object" && value !== null) {
-    return Array.isArray(value)
-      ? `an array of ${value.length}`
-      : "an object"
-  }
-  return typeof value === "function" ? "a function" : String(value)
-}

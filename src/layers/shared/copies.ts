@@ -1,22 +1,23 @@
 /**
- * Copies and fills: the operations of every runtime, and the part of the backend that they use.
+ * Copies and fills: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, MemoryRange, MemoryRows, MemoryTransfer, StreamRef } from "../CudaRuntime.ts"
 import type { CopyOperations } from "../runtime/copies.ts"
+import { counted, inBytes } from "../runtime/words.ts"
 import { enqueueOrdered, enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, ownStream, unusable } from "./resources.ts"
+import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
 
-/** The two ends of a copy. */
+/** The source and the destination of a copy. */
 export interface Transfer {
   readonly to: AnyMemoryResource
   readonly toOffset: number
@@ -25,22 +26,22 @@ export interface Transfer {
   readonly byteLength: number
 }
 
-/** A copy of rows. */
+/** A pitched 2D copy. */
 export interface RowsTransfer extends Omit<Transfer, "byteLength"> {
   readonly toPitch: number
   readonly fromPitch: number
-  /** Bytes of a row. */
+  /** Bytes per row. */
   readonly width: number
   /** Number of rows. */
   readonly height: number
 }
 
 export interface CopyBackend {
-  /** Set when a call fails after part of its work was enqueued. */
+  /** True if a call failed after enqueuing part of its work. */
   enqueuedPart: boolean
   readonly copy: (transfer: Transfer, stream: StreamResource) => number
   readonly copyRows: (transfer: RowsTransfer, stream: StreamResource) => number
-  /** The copies are in no order among each other. */
+  /** Copies with no order among them. */
   readonly copyBatch: (transfers: ReadonlyArray<Transfer>, stream: StreamResource) => number
   readonly fill: (
     memory: DeviceMemoryResource,
@@ -52,7 +53,7 @@ export interface CopyBackend {
   ) => number
 }
 
-/** Bytes of a row, and how many rows. */
+/** Bytes per row, and number of rows. */
 type Size = Parameters<CudaRuntimeService["memoryCopy2D"]>[2]
 
 export const copyOperations = (core: Core): CopyOperations => ({
@@ -80,7 +81,7 @@ const copy = (
   const to = ownMemory(toRange.memory)
   const from = ownMemory(fromRange.memory)
   const { backend } = core
-  if (unusable(backend, to) || unusable(backend, from) || unusable(backend, stream)) {
+  if (unusableMemory(backend, to) || unusableMemory(backend, from) || unusable(backend, stream)) {
     return refuseResource(operation, backend, to, from, stream)
   }
   const refused = refuseCopy(operation, toRange, fromRange, stream)
@@ -98,7 +99,7 @@ const copy = (
     operation,
     status,
     stream.device,
-    `${transfer.byteLength} bytes from ${from} to ${to} on ${stream}`
+    `${inBytes(transfer.byteLength)} from ${from} to ${to} on ${stream}`
   )
 }
 
@@ -120,7 +121,7 @@ const copyRows = (
   const operation = "CudaMemory.copy2D"
   const { backend } = core
   const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
-  if (unusable(backend, toMemory) || unusable(backend, fromMemory) || unusable(backend, stream)) {
+  if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory) || unusable(backend, stream)) {
     return refuseResource(operation, backend, toMemory, fromMemory, stream)
   }
   const refused = refuseHosts(operation, toMemory, fromMemory) ??
@@ -145,7 +146,7 @@ const copyRows = (
     () => backend.copies.copyRows(transfer, stream)
   )
   if (status === success) return Effect.void
-  const what = `${height} rows of ${width} bytes from ${fromMemory} to ${toMemory} on ${stream}`
+  const what = `${counted(height, "row")} of ${inBytes(width)} from ${fromMemory} to ${toMemory} on ${stream}`
   return core.failOn(operation, status, stream.device, what)
 }
 
@@ -159,7 +160,7 @@ const copyBatch = (
   if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
   for (const [index, { from, to }] of transfers.entries()) {
     const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
-    if (unusable(backend, toMemory) || unusable(backend, fromMemory)) {
+    if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory)) {
       return refuseResource(operation, backend, toMemory, fromMemory)
     }
     const refused = refuseCopy(operation, to, from, stream, index)
@@ -177,7 +178,8 @@ const copyBatch = (
     () => backend.copies.copyBatch(copies.map(({ from, to }) => transferOf(to, from)), stream)
   )
   if (status === success) return Effect.void
-  return core.failOn(operation, status, stream.device, `${copies.length} copies on ${stream}`)
+  const what = `${copies.length === 1 ? "1 copy" : `${copies.length} copies`} on ${stream}`
+  return core.failOn(operation, status, stream.device, what)
 }
 
 const fill = (
@@ -187,9 +189,9 @@ const fill = (
   bits: 8 | 16 | 32,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const operation = "CudaMemory.fill"
+  const operation = widths[bits]?.operation ?? "CudaMemory.fill"
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory) || unusable(core.backend, stream)) {
+  if (unusableMemory(core.backend, memory) || unusable(core.backend, stream)) {
     return refuseResource(operation, core.backend, memory, stream)
   }
   if (memory.kind === "host") return refuseArgument(operation, "destination", memory, "a device buffer")
@@ -214,7 +216,7 @@ const fill = (
   return status === success ? Effect.void : core.fail(operation, status, memory)
 }
 
-/** What is wrong with a copy of live memory: one by itself, or that at an index of a batch. */
+/** Checks a copy between live buffers; `index` is its position in a batch. */
 const refuseCopy = (
   operation: string,
   toRange: MemoryRange,
@@ -232,22 +234,23 @@ const refuseCopy = (
 const refuseLengths = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
   if (to.byteLength === from.byteLength) return undefined
   const name = nameAt("source.byteLength", index)
-  return refuseArgument(operation, name, from.byteLength, `the destination's ${to.byteLength}`)
+  const expected = `${to.byteLength}, the size of the destination: use CudaMemory.slice to copy part of a buffer`
+  return refuseArgument(operation, name, from.byteLength, expected)
 }
 
 const refuseOverlap = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
   if (to.memory !== from.memory || Math.abs(to.offset - from.offset) >= to.byteLength) return undefined
   const name = nameAt("source.offset", index)
-  return refuseArgument(operation, name, from.offset, "a range that does not overlap the destination")
+  return refuseArgument(operation, name, from.offset, "a source that does not overlap the destination")
 }
 
 const refuseHosts = (operation: string, to: AnyMemoryResource, from: AnyMemoryResource, index?: number): Refusal => {
   if (to.kind !== "host" || from.kind !== "host") return undefined
-  const expected = "a device buffer at one end of the copy at least"
+  const expected = "device memory at either end of a copy"
   return refuseArgument(operation, nameAt("destination", index), to, expected)
 }
 
-/** A copy's stream is on the device of one of its ends. */
+/** The stream must be on the device of the source or of the destination. */
 const refusePlacement = (
   operation: string,
   to: AnyMemoryResource,
@@ -259,15 +262,15 @@ const refusePlacement = (
   return from.kind === "device" ? refuseDevices(operation, from, stream) : undefined
 }
 
-/** Managed memory is everywhere. */
+/** Managed memory is accessible from every device. */
 const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
   memory.device === stream.device || memory.isManaged
 
-/** What a value of so many bits is below, and how many bytes it has. */
+/** Exclusive upper limit and size of a fill value, by its width in bits. */
 const widths = {
-  8: { limit: 2 ** 8, bytes: 1 },
-  16: { limit: 2 ** 16, bytes: 2 },
-  32: { limit: 2 ** 32, bytes: 4 }
+  8: { limit: 2 ** 8, bytes: 1, operation: "CudaMemory.fill" },
+  16: { limit: 2 ** 16, bytes: 2, operation: "CudaMemory.fill16" },
+  32: { limit: 2 ** 32, bytes: 4, operation: "CudaMemory.fill32" }
 } as const
 
 const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 8 | 16 | 32): Refusal => {

@@ -1,5 +1,5 @@
 /**
- * Events: the operations of every runtime, and the part of the backend that they use.
+ * Events: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { eventFlags, ipcHandleSize } from "../../cuda/flags.ts"
@@ -15,9 +15,9 @@ import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
 
 export interface EventBackend {
-  /** The event that the last creating call made. */
+  /** The event made by the last call that creates one. */
   readonly created: EventResource | undefined
-  /** What `elapsedTime` read. */
+  /** The value read by `elapsedTime`. */
   readonly milliseconds: number
   readonly create: (device: number, flags: number) => number
   readonly destroy: (event: EventResource) => number
@@ -26,74 +26,78 @@ export interface EventBackend {
   readonly elapsedTime: (start: EventResource, end: EventResource) => number
   readonly ipcHandle: (event: EventResource, into: Uint8Array) => number
   readonly fromIpcHandle: (device: number, handle: Uint8Array) => number
-  /** Reports when the event's current record is done. */
+  /** Reports when the event's current record has finished. */
   readonly watch: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
-export const eventOperations = (core: Core): EventOperations => ({
-  eventCreate: operation((device: number, flags: number) => create(core, device, flags)),
-  eventDestroy: operation((ref: EventRef) => {
-    const event = ownEvent(ref)
-    if (event.owner !== core.backend) return refuseResource("CudaEvent.release", core.backend, event)
-    if (event.state !== "live") return Effect.void
-    event.state = "released"
-    core.events.delete(event)
-    const status = core.backend.events.destroy(event)
-    return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
-  }),
-  eventRecord: operation((ref: EventRef, streamRef: StreamRef) => {
-    const event = ownEvent(ref)
-    const stream = ownStream(streamRef)
-    if (unusable(core.backend, event) || unusable(core.backend, stream)) {
-      return refuseResource("CudaEvent.record", core.backend, event, stream)
-    }
-    if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
-    const status = core.backend.events.record(event, stream)
-    if (status !== success) return core.fail("CudaEvent.record", status, event)
-    event.recorded = true
-    return Effect.void
-  }),
-  eventQuery: operation((ref: EventRef) => {
-    const event = ownEvent(ref)
-    if (unusable(core.backend, event)) return refuseResource("CudaEvent.query", core.backend, event)
-    return core.answer("CudaEvent.query", core.backend.events.query(event), event)
-  }),
-  eventSynchronize: operation((ref: EventRef) => {
-    const event = ownEvent(ref)
-    if (unusable(core.backend, event)) return refuseResource("CudaEvent.synchronize", core.backend, event)
-    const status = core.backend.events.query(event)
-    if (status === success) return Effect.void
-    if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
-    return core.wait(
-      "CudaEvent.synchronize",
-      event.device,
-      String(event),
-      (onDone, options) => core.backend.events.watch(event, onDone, options),
-      () => event.state === "live" ? undefined : refuseResource("CudaEvent.synchronize", core.backend, event)
-    )
-  }),
-  eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>
-    elapsedTime(core, ownEvent(startRef), ownEvent(endRef))
-  ),
-  eventIpcHandle: (ref) =>
-    Effect.suspend(() => {
+export const eventOperations = (core: Core): EventOperations => {
+  const { backend } = core
+  const { events } = backend
+  return {
+    eventCreate: operation((device: number, flags: number) => create(core, device, flags)),
+    eventDestroy: operation((ref: EventRef) => {
       const event = ownEvent(ref)
-      if (unusable(core.backend, event)) return refuseResource("CudaEvent.ipcHandle", core.backend, event)
-      if ((event.flags & eventFlags.interprocess) === 0) {
-        return refuseArgument("CudaEvent.ipcHandle", "event", event, "an event made with { interprocess: true }")
-      }
-      const bytes = new Uint8Array(ipcHandleSize)
-      const status = core.backend.events.ipcHandle(event, bytes)
-      return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
+      if (event.owner !== backend) return refuseResource("CudaEvent.release", backend, event)
+      if (event.state !== "live") return Effect.void
+      event.state = "released"
+      core.events.delete(event)
+      const status = events.destroy(event)
+      return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
     }),
-  eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle)
-})
+    eventRecord: operation((ref: EventRef, streamRef: StreamRef) => {
+      const event = ownEvent(ref)
+      const stream = ownStream(streamRef)
+      if (unusable(backend, event) || unusable(backend, stream)) {
+        return refuseResource("CudaEvent.record", backend, event, stream)
+      }
+      if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
+      const status = events.record(event, stream)
+      if (status !== success) return core.fail("CudaEvent.record", status, event)
+      event.recorded = true
+      return Effect.void
+    }),
+    eventQuery: operation((ref: EventRef) => {
+      const event = ownEvent(ref)
+      if (unusable(backend, event)) return refuseResource("CudaEvent.query", backend, event)
+      return core.answer("CudaEvent.query", events.query(event), event)
+    }),
+    eventSynchronize: operation((ref: EventRef) => {
+      const event = ownEvent(ref)
+      if (unusable(backend, event)) return refuseResource("CudaEvent.synchronize", backend, event)
+      const status = events.query(event)
+      if (status === success) return Effect.void
+      if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
+      return core.wait(
+        "CudaEvent.synchronize",
+        event.device,
+        String(event),
+        (onDone, options) => events.watch(event, onDone, options),
+        () => event.state === "live" ? undefined : refuseResource("CudaEvent.synchronize", backend, event)
+      )
+    }),
+    eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>
+      elapsedTime(core, ownEvent(startRef), ownEvent(endRef))
+    ),
+    eventIpcHandle: (ref) =>
+      Effect.suspend(() => {
+        const event = ownEvent(ref)
+        if (unusable(backend, event)) return refuseResource("CudaEvent.ipcHandle", backend, event)
+        if ((event.flags & eventFlags.interprocess) === 0) {
+          return refuseArgument("CudaEvent.ipcHandle", "event", event, "an event made with { interprocess: true }")
+        }
+        const bytes = new Uint8Array(ipcHandleSize)
+        const status = events.ipcHandle(event, bytes)
+        return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
+      }),
+    eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle)
+  }
+}
 
 const create = (core: Core, device: number, flags: number) =>
   core.whenOpen("CudaEvent.make", device, () => {
     const interprocess = (flags & eventFlags.interprocess) !== 0
     if (interprocess && (flags & eventFlags.disableTiming) === 0) {
-      return refuseArgument("CudaEvent.make", "timing", true, "false for an interprocess event: it cannot take times")
+      return refuseArgument("CudaEvent.make", "timing", true, "false: interprocess events cannot record times")
     }
     return adopt(core, "CudaEvent.make", device, core.backend.events.create(device, flags))
   })
@@ -101,7 +105,7 @@ const create = (core: Core, device: number, flags: number) =>
 const fromIpcHandle = (core: Core, device: number, handle: Uint8Array) =>
   core.onDevice("CudaEvent.fromIpcHandle", device, () => {
     if (!(handle instanceof Uint8Array) || handle.byteLength !== ipcHandleSize) {
-      return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `${ipcHandleSize} bytes`)
+      return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `a Uint8Array of ${ipcHandleSize} bytes`)
     }
     return adopt(core, "CudaEvent.fromIpcHandle", device, core.backend.events.fromIpcHandle(device, handle))
   })
@@ -114,8 +118,8 @@ const adopt = (core: Core, operation: string, device: number, status: number) =>
 }
 
 /**
- * The driver is asked first, since a time is all there is to say in most cases. Its own answer does not tell the failures apart, so
- * that is done after it, in this order.
+ * Asks the driver first, which usually returns a time. Its status does not distinguish the possible failures, so they
+ * are told apart afterwards, in this order.
  */
 const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effect.Effect<number, CudaError> => {
   const operation = "CudaEvent.elapsedTime"
@@ -148,7 +152,7 @@ const explainElapsed = (
     if (queried !== success) return core.fail(operation, queried, event)
   }
   if (start.device !== end.device) return refuseDevices(operation, start, end)
-  // Both were finished since the driver was asked.
+  // Both have finished since the first call.
   const again = core.backend.events.elapsedTime(start, end)
   return again === success ? Effect.succeed(core.backend.events.milliseconds) : core.fail(operation, again, end)
 }

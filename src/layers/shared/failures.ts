@@ -1,6 +1,5 @@
 /**
- * How the operations of a runtime fail: from a status of the driver, or from a check that came before it. Failing paths
- * only, so nothing here is on a hot path.
+ * Failures of operations, from a driver status or from a check before the call. None of this is on a hot path.
  */
 import * as Effect from "effect/Effect"
 import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
@@ -10,12 +9,12 @@ import { wrongOf } from "./resources.ts"
 import type { Owner, Resource } from "./resources.ts"
 import { neverFinishes } from "./waits.ts"
 
-/** The first fault that a runtime met: it explains every sticky failure after it. */
+/** The first fault of a runtime, which explains every sticky failure after it. */
 export interface FaultOrigins {
   first: FaultOrigin | undefined
 }
 
-/** The failure for a status, remembering the first one that ends the contexts of the process. */
+/** The failure for a status. Remembers the first one that ends the contexts of the process. */
 export const fromStatus = (
   backend: Backend,
   origins: FaultOrigins,
@@ -30,7 +29,13 @@ export const fromStatus = (
     const { device, operation } = context
     origins.first ??= { operation, device, status: reason, at: Date.now() }
   }
-  return new CudaError({ ...context, call: call === "" ? undefined : call, reason, origin })
+  return new CudaError({
+    ...context,
+    ...backend.explain?.(status),
+    call: call === "" ? undefined : call,
+    reason,
+    origin
+  })
 }
 
 const stuck = (
@@ -42,7 +47,7 @@ const stuck = (
     reason: {
       _tag: "NeverFinishes",
       resource: context.subject,
-      because: backend.describeStatus(neverFinishes)?.description ?? "nothing that it waits for can ever start"
+      because: backend.describeStatus(neverFinishes)?.description ?? "nothing it waits for can ever start"
     }
   })
 
@@ -53,11 +58,11 @@ const reasonOf = (backend: Backend, status: number) => {
   return words === undefined ? known : unknownStatus(status, words.name, words.description)
 }
 
-/** A failure that the driver was not asked about. */
+/** A failure found before calling the driver. */
 export const refuse = (operation: string, reason: CudaErrorReason): Effect.Effect<never, CudaError> =>
   Effect.fail(new CudaError({ operation, reason }))
 
-/** Refuses an argument. */
+/** Refuses an argument, and prints its value. */
 export const refuseArgument = (
   operation: string,
   argument: string,
@@ -65,7 +70,15 @@ export const refuseArgument = (
   expected: string
 ): Effect.Effect<never, CudaError> => Effect.fail(invalidArgument(operation, argument, value, expected))
 
-/** The failure for the first of the resources that cannot be used; call when one cannot. */
+/** Refuses an argument described in words, such as `2 values`. */
+export const refuseDescribed = (
+  operation: string,
+  argument: string,
+  value: string,
+  expected: string
+): Effect.Effect<never, CudaError> => refuse(operation, { _tag: "InvalidArgument", argument, value, expected })
+
+/** The failure for the first unusable resource of several, of which at least one must be unusable. */
 export const refuseResource = (
   operation: string,
   owner: Owner,
@@ -76,11 +89,20 @@ export const refuseResource = (
     if (wrong !== undefined) return refuseArgument(operation, wrong.argument, wrong.given, wrong.expected)
     if (resource.owner !== owner) return refuse(operation, { _tag: "ForeignResource", resource: String(resource) })
     if (resource.state !== "live") return refuse(operation, { _tag: "ResourceReleased", resource: String(resource) })
+    if ("isGivenAway" in resource && resource.isGivenAway) return refuseGivenAway(operation, resource)
   }
   return Effect.die(new Error(`${operation}: no resource to refuse`))
 }
 
-/** Refuses two resources that must be on one device. */
+const refuseGivenAway = (operation: string, memory: Resource): Effect.Effect<never, CudaError> =>
+  refuseArgument(
+    operation,
+    "buffer",
+    `${memory}, whose ArrayBuffer was transferred`,
+    "memory that the program still has; copy its bytes instead of transferring them"
+  )
+
+/** Refuses two resources that are on different devices. */
 export const refuseDevices = (
   operation: string,
   first: Resource & { readonly device: number },

@@ -10,7 +10,7 @@ import type { FaultOrigin, StatusReason, UnknownStatus } from "../../CudaError.t
 import type { CudaRuntimeService } from "../CudaRuntime.ts"
 import type { FaultInjectionService, PendingFailure } from "../FaultInjection.ts"
 import { around, operations } from "../runtime/operations.ts"
-import type { Operation, OperationMember, OperationName } from "../runtime/operations.ts"
+import type { Operation, OperationName } from "../runtime/operations.ts"
 import { refuseArgument } from "./failures.ts"
 import { operation as driverCall } from "./operation.ts"
 
@@ -96,35 +96,17 @@ const names: ReadonlySet<string> = new Set(Object.values(operations).map(({ name
 /** Ends the context of a device with a status. */
 type EndContext = (device: number, status: number) => void
 
-/** How to end the contexts of runtimes that can do so, by their devices, which the layers around a runtime share with it. */
-const endContexts = new WeakMap<CudaRuntimeService["devices"], EndContext>()
+/** How to end the contexts of runtimes that can do so, by their identities. */
+const endContexts = new WeakMap<CudaRuntimeService["identity"], EndContext>()
 
 /** Has injected faults end the contexts of a runtime, however many layers are around it. */
-export const faultsEndContexts = (runtime: Pick<CudaRuntimeService, "devices">, endContext: EndContext): void => {
-  endContexts.set(runtime.devices, endContext)
+export const faultsEndContexts = ({ identity }: Pick<CudaRuntimeService, "identity">, endContext: EndContext): void => {
+  endContexts.set(identity, endContext)
 }
-
-/** Operations that release or end something. They reach the runtime even when they fail, so that nothing is left behind. */
-const ending: ReadonlySet<OperationMember> = new Set<OperationMember>([
-  "eventDestroy",
-  "streamDestroy",
-  "memoryFree",
-  "poolDestroy",
-  "moduleUnload",
-  "memoryEnd"
-])
-
-/** Operations that need no context, so that they work after a fault too. */
-const contextFree: ReadonlySet<OperationMember> = new Set<OperationMember>([
-  "deviceAttribute",
-  "deviceCanAccessPeer",
-  "devicePriorityRange",
-  "programCompile"
-])
 
 /** A runtime whose operations fail as an injection says. No operation has more than four arguments. */
 export const inject = (runtime: CudaRuntimeService, injection: Injection): CudaRuntimeService => {
-  const endContext = endContexts.get(runtime.devices)
+  const endContext = endContexts.get(runtime.identity)
   return around(
     runtime,
     (operation, call) =>
@@ -147,7 +129,7 @@ const meet = (
   run: Run
 ): Effect.Effect<unknown, CudaError> => {
   const { lost } = injection
-  if (lost !== undefined && !contextFree.has(operation.member)) {
+  if (lost !== undefined && operation.kind !== "contextFree") {
     return fail(operation, args, run, reasonFromStatus(lost.status.code), lost)
   }
   const tag = injection.take(operation.name)
@@ -173,7 +155,7 @@ const fail = (
   origin?: FaultOrigin
 ): Effect.Effect<unknown, CudaError> => {
   const failed = Effect.fail(errorOf(operation, args, reason, origin))
-  return ending.has(operation.member) ? Effect.andThen(run(), failed) : failed
+  return operation.kind === "release" ? Effect.andThen(run(), failed) : failed
 }
 
 const errorOf = (

@@ -1,5 +1,5 @@
 /**
- * The code of kernels on devices: loaded on first use, with the limits that launches are checked against.
+ * Kernel code on devices: loaded on first use, along with the limits that launches are checked against.
  */
 import * as Effect from "effect/Effect"
 import type { DeviceAttribute, KernelAttribute } from "../../cuda/flags.ts"
@@ -10,7 +10,7 @@ import { isGone } from "./moduleResources.ts"
 import type { CodeOnDevice, DeviceLimits, KernelCode, KernelResource } from "./moduleResources.ts"
 import { refuseModule, whenIdle } from "./modules.ts"
 
-/** Loads a kernel's code into a device unless it is there already. */
+/** Loads a kernel's code into a device unless it is already there. */
 export const bring = (
   core: Core,
   operation: string,
@@ -25,7 +25,7 @@ export const bring = (
     return whenIdle(core, operation, code.module, device, subject, loadOnce)
   })
 
-/** Loads a kernel's code into a device, and reads what the kernel and the device allow. */
+/** Loads a kernel's code into a device, and reads the limits of the kernel and of the device. */
 const load = (core: Core, code: KernelCode, device: number): number => {
   const { backend } = core
   let status = backend.kernels.load(code, device)
@@ -56,7 +56,7 @@ const readLimits = (deviceSays: (attribute: DeviceAttribute) => number): DeviceL
   programmatic: deviceSays("computeCapabilityMajor") >= 9
 })
 
-/** Runs a call about a kernel whose code is on the device. */
+/** Runs a call on a kernel once its code is on the device. */
 export const withCode = <A>(
   core: Core,
   operation: string,

@@ -1,37 +1,41 @@
 /**
- * Kernels: finding them, loading their code, and their attributes; and the part of the backend that kernels use.
+ * Kernels: lookup, code loading and attributes, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import { kernelAttributes, settableKernelAttributes } from "../../cuda/flags.ts"
 import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
 import type { HostPointer } from "../../cuda/handles.ts"
+import { scalarSizes } from "../../cuda/parameters.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { BlockSuggestion } from "../CudaRuntime.ts"
 import type { KernelOperations } from "../runtime/kernels.ts"
+import { counted, inBytes } from "../runtime/words.ts"
 import { Arguments } from "./arguments.ts"
 import type { Reach } from "./arguments.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument } from "./failures.ts"
+import { refuseArgument, refuseDescribed } from "./failures.ts"
 import { bring, withCode } from "./kernelCode.ts"
 import { launchOperations } from "./launches.ts"
 import type { LaunchShape } from "./launchShape.ts"
 import { isGone, KernelResource, ownKernel, ownModule } from "./moduleResources.ts"
-import type { KernelCode, ModuleResource } from "./moduleResources.ts"
+import type { CodeOnDevice, KernelCode, ModuleResource, ParameterInfo } from "./moduleResources.ts"
 import { refuseModule, refuseName } from "./modules.ts"
 import { occupancyOperations } from "./occupancy.ts"
+import { differenceOf } from "./parameterKinds.ts"
 import type { StreamResource } from "./resources.ts"
 
 export interface KernelBackend {
-  /** The kernel that `find` found. */
+  /** The kernel found by `find`. */
   readonly code: KernelCode | undefined
-  /** What the last call that reads a number read. */
+  /** The value read by the last call that reads a number. */
   readonly value: number
-  /** What `bestBlock` suggests. */
+  /** The result of `bestBlock`. */
   readonly blockSuggestion: BlockSuggestion
   readonly find: (module: ModuleResource, name: string) => number
-  /** Loads a kernel's code into a device, after whatever runs there. */
+  /** Loads a kernel's code into a device, after all work running there. */
   readonly load: (code: KernelCode, device: number) => number
   readonly attribute: (code: KernelCode, attribute: KernelAttribute, device: number) => number
   readonly setAttribute: (code: KernelCode, attribute: KernelAttribute, value: number, device: number) => number
@@ -39,9 +43,9 @@ export interface KernelBackend {
   readonly bestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, device: number) => number
   readonly activeClusters: (code: KernelCode, shape: LaunchShape, device: number) => number
   readonly maxCluster: (code: KernelCode, shape: LaunchShape, device: number) => number
-  /** Where `launch` will find arguments, for as long as they live. */
+  /** Where `launch` reads the arguments from. Valid as long as they live. */
   readonly argumentTable: (args: Arguments) => HostPointer
-  /** Launches with the arguments that are packed now. */
+  /** Launches with the arguments packed last. */
   readonly launch: (kernel: KernelResource, shape: LaunchShape, stream: StreamResource) => number
 }
 
@@ -82,7 +86,7 @@ const get = (
   })
 }
 
-/** Asks for a kernel by its name; the status when there is none. */
+/** Looks up a kernel by name. Returns the status if there is none. */
 const find = (core: Core, module: ModuleResource, name: string): KernelCode | number => {
   const status = core.backend.kernels.find(module, name)
   if (status !== success) return status
@@ -91,31 +95,48 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
   return code
 }
 
-/** The parameters as the program declares them have the sizes that the driver reports, where it does. */
+/** Checks the size of each declared parameter, and its kind, where they are known. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
+  if (!Array.isArray(parameters) || !parameters.every(isKind)) {
+    return refuseArgument(operation, "parameters", parameters, "an array of kinds of parameters (CudaParameter)")
+  }
   const known = code.parameters
   if (known === undefined) return undefined
   if (known.length !== parameters.length) {
-    return refuseArgument(operation, "parameters", `${parameters.length} kinds`, `the ${known.length} of ${code}`)
+    const given = counted(parameters.length, "kind")
+    return refuseDescribed(operation, "parameters", given, `${counted(known.length, "kind")}, as ${code} declares`)
   }
-  for (const [index, { kind, size }] of parameters.entries()) {
-    const expected = known[index]!.size
-    if (size === expected) continue
-    return refuseArgument(
-      operation,
-      `parameters[${index}]`,
-      `${kind} of ${size} bytes`,
-      `${expected} bytes, as ${code} has there`
-    )
+  for (const [index, given] of parameters.entries()) {
+    const refused = refuseParameter(operation, code, `parameters[${index}]`, given, known[index]!)
+    if (refused !== undefined) return refused
   }
   return undefined
 }
+
+const refuseParameter = (
+  operation: string,
+  code: KernelCode,
+  name: string,
+  given: ParameterKind,
+  known: ParameterInfo
+) => {
+  if (given.size !== known.size) {
+    const value = `${given.kind} of ${inBytes(given.size)}`
+    return refuseDescribed(operation, name, value, `${inBytes(known.size)}, as ${code} declares`)
+  }
+  const found = known.kind && differenceOf(given, known.kind, name)
+  return found && refuseDescribed(operation, found.path, found.given, `${found.expected}, as ${code} declares`)
+}
+
+const kinds: ReadonlySet<unknown> = new Set([...Object.keys(scalarSizes), "pointer", "struct", "array"])
+
+const isKind = (value: unknown): boolean => Predicate.hasProperty(value, "kind") && kinds.has(value.kind)
 
 const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, device: number) => {
   const operation = "CudaKernel.attribute"
   return withCode(core, operation, kernel, device, () => {
     if (!Object.hasOwn(kernelAttributes, attribute)) {
-      return refuseArgument(operation, "attribute", attribute, "the name of a kernel's attribute")
+      return refuseArgument(operation, "attribute", attribute, "the name of a kernel attribute")
     }
     const status = core.backend.kernels.attribute(kernel.code, attribute, device)
     if (status === success) return Effect.succeed(core.backend.kernels.value)
@@ -133,11 +154,10 @@ const setAttribute = (
   const operation = "CudaKernel.setAttribute"
   return withCode(core, operation, kernel, device, (there): Effect.Effect<void, CudaError> => {
     if (!settableKernelAttributes.includes(attribute)) {
-      return refuseArgument(operation, "attribute", attribute, "the name of an attribute that can be set")
+      return refuseArgument(operation, "attribute", attribute, "the name of a settable kernel attribute")
     }
-    if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
-      return refuseArgument(operation, "value", value, "a whole number of 32 bits")
-    }
+    const refused = refuseValue(operation, attribute, value, there)
+    if (refused !== undefined) return refused
     const status = core.backend.kernels.setAttribute(kernel.code, attribute, value, device)
     if (status !== success) return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
     if (attribute === "maxDynamicSharedSizeBytes") there.dynamicShared = value
@@ -145,7 +165,23 @@ const setAttribute = (
   })
 }
 
-/** What kernels reach on this runtime; devices are asked once whether they reach pinned memory. */
+const refuseValue = (
+  operation: string,
+  attribute: SettableKernelAttribute,
+  value: number,
+  { limits, staticShared }: CodeOnDevice
+) => {
+  if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
+    return refuseArgument(operation, "value", value, "a whole number that fits in 32 bits")
+  }
+  if (attribute !== "maxDynamicSharedSizeBytes") return undefined
+  const most = limits.sharedBytes - staticShared
+  return value >= 0 && value <= most
+    ? undefined
+    : refuseArgument(operation, "value", value, `a whole number from 0 to ${most}`)
+}
+
+/** Which memory kernels can access on this runtime. Each device is asked once. */
 const makeReach = ({ backend }: Core): Reach => {
   const known: Array<boolean | undefined> = []
   return {

@@ -1,17 +1,18 @@
 /**
- * How a kernel is to be launched: read from what the program says into one object that every launch uses anew, and checked
- * against what the device and the kernel allow, of which the driver would only say "invalid value".
+ * The shape of a launch: read from the program's options into one object that every launch reuses, and checked against
+ * the limits of the device and of the kernel, for which the driver would only return "invalid value".
  */
 import type * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 import type { Dimensions, LaunchConfig } from "../CudaRuntime.ts"
-import { refuseArgument } from "./failures.ts"
+import { counted, inBytes } from "../runtime/words.ts"
+import { refuseArgument, refuseDescribed } from "./failures.ts"
 import type { CodeOnDevice } from "./moduleResources.ts"
 
-/** The most blocks of a cluster that any device has. */
+/** The largest cluster size of any device, in blocks. */
 const largestCluster = 16
 
-/** The sizes of a launch, as numbers. */
+/** The dimensions of a launch, as numbers. */
 export class LaunchShape {
   gridX = 1
   gridY = 1
@@ -26,14 +27,24 @@ export class LaunchShape {
   clusterZ = 1
   cooperative = false
   programmatic = false
+  /** How often it was read, so that a launch notices if its shape was replaced by a getter among its arguments. */
+  reads = 0
 
-  /** Reads everything before it changes anything, since reading can run getters. A size that is not a number becomes NaN, for the checks to refuse. */
+  /**
+   * Reads everything before it changes anything, because getters may run. A size that is not a number becomes NaN,
+   * which the checks refuse.
+   */
   read(config: LaunchConfig): void {
     const { block, cluster, cooperative, grid, programmatic, sharedBytes = 0 } = config
-    const [gridX, gridY, gridZ] = [axisOf(grid, 0), axisOf(grid, 1), axisOf(grid, 2)]
-    const [blockX, blockY, blockZ] = [axisOf(block, 0), axisOf(block, 1), axisOf(block, 2)]
-    const clusterSize = cluster ?? 1
-    const [clusterX, clusterY, clusterZ] = [axisOf(clusterSize, 0), axisOf(clusterSize, 1), axisOf(clusterSize, 2)]
+    const gridX = axisOf(grid, 0)
+    const gridY = axisOf(grid, 1)
+    const gridZ = axisOf(grid, 2)
+    const blockX = axisOf(block, 0)
+    const blockY = axisOf(block, 1)
+    const blockZ = axisOf(block, 2)
+    const clusterX = cluster === undefined ? 1 : axisOf(cluster, 0)
+    const clusterY = cluster === undefined ? 1 : axisOf(cluster, 1)
+    const clusterZ = cluster === undefined ? 1 : axisOf(cluster, 2)
     this.gridX = gridX
     this.gridY = gridY
     this.gridZ = gridZ
@@ -47,14 +58,25 @@ export class LaunchShape {
     this.clusterZ = clusterZ
     this.cooperative = cooperative === true
     this.programmatic = programmatic === true
+    this.reads++
   }
 
-  /** Whether the launch has sizes only. */
+  /** True if the launch has dimensions only. */
   get isPlain(): boolean {
     return !this.clustered && !this.cooperative && !this.programmatic
   }
 
-  /** Threads of a block. */
+  /** Blocks in the grid. */
+  get blocks(): number {
+    return this.gridX * this.gridY * this.gridZ
+  }
+
+  /** Blocks per cluster; 1 without clusters. */
+  get clusterBlocks(): number {
+    return this.clusterX * this.clusterY * this.clusterZ
+  }
+
+  /** Threads per block. */
   get threads(): number {
     return this.blockX * this.blockY * this.blockZ
   }
@@ -62,7 +84,7 @@ export class LaunchShape {
   toString(): string {
     const cluster = this.clustered ? `, clusters of ${this.clusterX}×${this.clusterY}×${this.clusterZ}` : ""
     return `grid ${this.gridX}×${this.gridY}×${this.gridZ}, block ${this.blockX}×${this.blockY}×${this.blockZ}, ` +
-      `${this.sharedBytes} bytes of shared memory${cluster}`
+      `${inBytes(this.sharedBytes)} of shared memory${cluster}${this.cooperative ? ", cooperative" : ""}`
   }
 }
 
@@ -74,7 +96,7 @@ const axisOf = (size: Dimensions, axis: 0 | 1 | 2): number => {
 
 const isSize = (value: number, most: number): boolean => Number.isInteger(value) && value >= 1 && value <= most
 
-/** True for a launch that needs no further look: the usual one. */
+/** True if a launch needs no further check, which is the usual case. */
 export const fits = (shape: LaunchShape, { dynamicShared, limits, maxThreads }: CodeOnDevice): boolean => {
   const { block, grid } = limits
   return isSize(shape.gridX, grid[0]) && isSize(shape.gridY, grid[1]) && isSize(shape.gridZ, grid[2]) &&
@@ -83,7 +105,13 @@ export const fits = (shape: LaunchShape, { dynamicShared, limits, maxThreads }: 
     shape.sharedBytes <= dynamicShared && shape.isPlain
 }
 
-/** What is wrong with a launch, in words; nothing for one that can be made. */
+/** Refuses a configuration that cannot be read. */
+export const refuseConfig = (operation: string, config: LaunchConfig): Effect.Effect<never, CudaError> | undefined =>
+  typeof config === "object" && config !== null
+    ? undefined
+    : refuseArgument(operation, "config", config, "an object with grid and block")
+
+/** The failure for a launch beyond the limits; undefined for a valid one. */
 export const refuseShape = (
   operation: string,
   shape: LaunchShape,
@@ -112,15 +140,15 @@ const refuseSizes = (
   return undefined
 }
 
-const refuseThreads = (operation: string, shape: LaunchShape, { maxThreads }: CodeOnDevice) =>
-  shape.threads <= maxThreads
+const refuseThreads = (operation: string, { threads }: LaunchShape, { maxThreads }: CodeOnDevice) =>
+  threads <= maxThreads
     ? undefined
-    : refuseArgument(operation, "block", `${shape.threads} threads`, `at most ${maxThreads} threads for this kernel`)
+    : refuseDescribed(operation, "block", counted(threads, "thread"), `at most ${maxThreads} threads for this kernel`)
 
 const refuseShared = (operation: string, { sharedBytes }: LaunchShape, { limits, staticShared }: CodeOnDevice) => {
   const most = limits.sharedBytes - staticShared
   if (Number.isInteger(sharedBytes) && sharedBytes >= 0 && sharedBytes <= most) return undefined
-  const own = staticShared === 0 ? "" : `, beside the ${staticShared} that the kernel has by itself`
+  const own = staticShared === 0 ? "" : ` in addition to the kernel's ${inBytes(staticShared)} of static shared memory`
   return refuseArgument(operation, "sharedBytes", sharedBytes, `a whole number from 0 to ${most}${own}`)
 }
 
@@ -129,27 +157,27 @@ const refuseCluster = (operation: string, shape: LaunchShape, { limits }: CodeOn
   if (!shape.clustered) return undefined
   const sizes = [clusterX, clusterY, clusterZ]
   if (!limits.clusters) {
-    return refuseArgument(operation, "cluster", sizes.join("×"), "none: this device has no clusters")
+    return refuseDescribed(operation, "cluster", sizes.join("×"), "none: this device does not support clusters")
   }
   const refused = refuseSizes(operation, "cluster", sizes, [largestCluster, largestCluster, largestCluster])
   if (refused !== undefined) return refused
   const blocks = clusterX * clusterY * clusterZ
   if (blocks > largestCluster) {
-    return refuseArgument(operation, "cluster", `${blocks} blocks`, `at most ${largestCluster} blocks`)
+    return refuseDescribed(operation, "cluster", counted(blocks, "block"), `at most ${largestCluster} blocks`)
   }
   const grid = [shape.gridX, shape.gridY, shape.gridZ]
   const uneven = axes.find((_, index) => grid[index]! % sizes[index]! !== 0)
   if (uneven === undefined) return undefined
   const index = axes.indexOf(uneven)
-  return refuseArgument(operation, `grid.${uneven}`, grid[index], `a multiple of the cluster's ${sizes[index]}`)
+  return refuseArgument(operation, `grid.${uneven}`, grid[index], `a multiple of ${sizes[index]}, the cluster size`)
 }
 
 const refuseFeatures = (operation: string, shape: LaunchShape, { limits }: CodeOnDevice) => {
   if (shape.cooperative && !limits.cooperative) {
-    return refuseArgument(operation, "cooperative", true, "false: this device has no cooperative launches")
+    return refuseArgument(operation, "cooperative", true, "false: this device does not support cooperative launches")
   }
   if (shape.programmatic && !limits.programmatic) {
-    return refuseArgument(operation, "programmatic", true, "false: that takes compute capability 9.0")
+    return refuseArgument(operation, "programmatic", true, "false: it requires compute capability 9.0 or higher")
   }
   return undefined
 }

@@ -1,5 +1,5 @@
 /**
- * Launches of kernels: checked against what the device and the kernel allow, packed, ordered and enqueued.
+ * Kernel launches: checks against the limits of the device and of the kernel, packing, ordering and enqueuing.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
@@ -9,9 +9,9 @@ import type { KernelOperations } from "../runtime/kernels.ts"
 import { enqueueOrdered } from "./accesses.ts"
 import type { PointerSlot } from "./arguments.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument, refuseResource } from "./failures.ts"
+import { refuseDescribed, refuseResource } from "./failures.ts"
 import { bring } from "./kernelCode.ts"
-import { fits, LaunchShape, refuseShape } from "./launchShape.ts"
+import { fits, LaunchShape, refuseConfig, refuseShape } from "./launchShape.ts"
 import { isGone, ownKernel } from "./moduleResources.ts"
 import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
@@ -19,7 +19,7 @@ import { operation } from "./operation.ts"
 import { ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
-/** The shape of the launch that is being made: launches are made one at a time, each within one turn. */
+/** The shape of the current launch. Launches never interleave, since each runs within one turn of the event loop. */
 export const shape = new LaunchShape()
 
 export const launchOperations = (core: Core): Pick<KernelOperations, "kernelLaunch"> => ({
@@ -31,9 +31,6 @@ export const launchOperations = (core: Core): Pick<KernelOperations, "kernelLaun
 
 const launchOperation = "CudaKernel.launch"
 
-/** Counts launches, so that one that is made while another reads its arguments is noticed. */
-let launches = 0
-
 const launch = (
   core: Core,
   kernel: KernelResource,
@@ -41,23 +38,18 @@ const launch = (
   values: ReadonlyArray<unknown>,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const { code } = kernel
-  const refused = refuseTarget(core, kernel, stream)
-  if (refused !== undefined) return refused
+  const { arguments: args, code } = kernel
   const { device } = stream
   const there = code.on[device]
-  if (there === undefined) {
-    const again = Effect.suspend(() => launch(core, kernel, config, values, stream))
-    return Effect.andThen(bring(core, launchOperation, code, device), again)
-  }
-  // Reading can run getters, which can do anything: all of it comes first, and what it may have changed is checked after it.
-  const own = ++launches
+  if (there === undefined) return launchFirst(core, kernel, config, values, stream)
+  const unread = refuseConfig(launchOperation, config)
+  if (unread !== undefined) return unread
+  // Reading runs user code (getters). Read everything first, then check what that code may have changed.
   shape.read(config)
-  const { arguments: args } = kernel
+  const own = shape.reads
   const isPacked = args.pack(values, device)
-  const unfit = own !== launches
-    ? refuseReentry()
-    : refuseTarget(core, kernel, stream) ?? refuseUnfit(core, code, there, device)
+  const refused = own === shape.reads ? refuseTarget(core, kernel, stream) : refuseReentry()
+  const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device))
   const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
   args.forget()
   if (status === success) return Effect.void
@@ -66,19 +58,30 @@ const launch = (
   return core.failOn(launchOperation, status, device, `${code} on ${stream}, ${shape}`)
 }
 
+/** Launches a kernel on a device that does not have its code yet. */
+const launchFirst = (
+  core: Core,
+  kernel: KernelResource,
+  config: LaunchConfig,
+  values: ReadonlyArray<unknown>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> =>
+  refuseTarget(core, kernel, stream) ??
+    Effect.andThen(
+      bring(core, launchOperation, kernel.code, stream.device),
+      Effect.suspend(() => launch(core, kernel, config, values, stream))
+    )
+
 const refuseTarget = (core: Core, { code }: KernelResource, stream: StreamResource) => {
   const { backend } = core
   if (unusable(backend, stream)) return refuseResource(launchOperation, backend, stream)
   return isGone(backend, code.module) ? refuseModule(core, launchOperation, code.module) : undefined
 }
 
-const refuseUnfit = (core: Core, code: KernelCode, there: CodeOnDevice, device: number) =>
-  fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device)
-
 const refuseReentry = () =>
-  refuseArgument(launchOperation, "arguments", "values that launch a kernel while they are read", "plain values")
+  refuseDescribed(launchOperation, "arguments", "values that launch a kernel while they are read", "plain values")
 
-/** Not a status of the driver. */
+/** Not a driver status. */
 const notPacked = -1
 
 const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): number => {
@@ -87,7 +90,7 @@ const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): nu
   let isOrdered = false
   for (const { memory } of pointers) {
     if (memory === undefined) continue
-    // Released by an argument that was read after it.
+    // A getter of a later argument has released it.
     if (memory.state !== "live") return notPacked
     const used = memory.usedOn(stream)
     if (used !== success) return used
@@ -103,7 +106,7 @@ const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): nu
 const pointsToMemory = (slot: PointerSlot): slot is PointerSlot & { memory: AnyMemoryResource } =>
   slot.memory !== undefined
 
-/** The failure of a launch that cannot be made; sees to it that the kernel may have the shared memory of one that can. */
+/** Refuses an invalid launch; for a valid one, raises the kernel's dynamic shared memory limit if needed. */
 export const allow = (core: Core, operation: string, code: KernelCode, there: CodeOnDevice, device: number) => {
   const refused = refuseShape(operation, shape, there)
   if (refused !== undefined || shape.sharedBytes <= there.dynamicShared) return refused

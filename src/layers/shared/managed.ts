@@ -1,5 +1,5 @@
 /**
- * Managed memory: the operations of every runtime, and the part of the backend that they use.
+ * Managed memory: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { memoryAdvice } from "../../cuda/flags.ts"
@@ -8,20 +8,21 @@ import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { MemoryLocation, MemoryOptions, MemoryRange } from "../CudaRuntime.ts"
 import type { ManagedOperations } from "../runtime/managed.ts"
+import { inBytes } from "../runtime/words.ts"
 import { enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { allocationError, refuseByteLength, withOptions } from "./memory.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ManagedMemoryResource, ownMemory, ownStream, unusable } from "./resources.ts"
+import { ManagedMemoryResource, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
 export interface ManagedBackend {
-  /** The memory that `allocate` made. */
+  /** The memory made by `allocate`. */
   readonly allocated: ManagedMemoryResource | undefined
   readonly allocate: (device: number, byteLength: number) => number
-  /** The most bytes that one call of `prefetch` should move, so that it holds its thread for about a millisecond. */
+  /** The most bytes that one `prefetch` call should move, so that it blocks its thread for about a millisecond. */
   readonly prefetchPiece: (location: MemoryLocation) => number
   readonly prefetch: (
     memory: ManagedMemoryResource,
@@ -54,7 +55,7 @@ const allocateManaged = (core: Core, device: number, byteLength: number, options
   if (refused !== undefined) return refused
   const status = core.backend.managed.allocate(device, byteLength)
   if (status !== success) {
-    const subject = `${byteLength} bytes of managed memory of device ${device}`
+    const subject = `${inBytes(byteLength)} of managed memory of device ${device}`
     return Effect.fail(allocationError(core, operation, status, device, subject, byteLength))
   }
   const memory = withOptions(core.backend.managed.allocated!, options)
@@ -62,20 +63,19 @@ const allocateManaged = (core: Core, device: number, byteLength: number, options
   return Effect.succeed(memory)
 }
 
-/** Refuses a range of memory that cannot be used, or a location that does not exist. */
+/** Refuses unusable memory, a range outside it, and a location that does not exist. */
 const refuse = (core: Core, operation: string, range: MemoryRange, location: MemoryLocation): Refusal => {
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   return refuseRange(operation, "buffer", range) ??
     (location === "host" ? undefined : core.refuseDevice(operation, "location", location))
 }
 
 const refuseKind = (operation: string, memory: AnyMemoryResource) =>
-  refuseArgument(operation, "buffer", memory, "managed memory (CudaMemory.allocateManaged)")
+  refuseArgument(operation, "buffer", memory, "managed memory, allocated with CudaMemory.allocateManaged")
 
 /**
- * Prefetches a range, piece by piece: the driver takes its time for each of them, on the thread that calls. The rest of the
- * event loop has its turn in between.
+ * Prefetches a range in pieces. Each call blocks the calling thread, so the event loop gets a turn between two pieces.
  */
 const prefetch = (
   core: Core,
@@ -134,7 +134,7 @@ const advise = (
 ): Effect.Effect<void, CudaError> => {
   const operation = "CudaMemory.advise"
   if (!Object.hasOwn(memoryAdvice, advice)) {
-    return refuseArgument(operation, "advice", advice, "an advice about managed memory")
+    return refuseArgument(operation, "advice", advice, "the name of an advice")
   }
   const refused = refuse(core, operation, range, location)
   if (refused !== undefined) return refused

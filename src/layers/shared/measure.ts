@@ -1,5 +1,5 @@
 /**
- * Counts waits for the metrics.
+ * Metrics of waits.
  */
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
@@ -7,10 +7,10 @@ import * as Duration from "effect/Duration"
 import { outstandingWaits, waitTimes, wakeUps } from "../CudaMetrics.ts"
 import type { WaitStage } from "./waits.ts"
 
-/** Ends the count of a wait: by the stage that found its end, or because it was interrupted. */
+/** Ends a measurement, with the stage that found the wait finished, or because it was interrupted. */
 export type MeasuredWait = (end: WaitStage | "interrupted" | undefined) => void
 
-/** Counts a wait from now on. */
+/** Starts to measure a wait. */
 export const measureWait = (context: Context.Context<never>, clock: Clock.Clock): MeasuredWait => {
   const start = clock.monotonicTimeNanosUnsafe()
   outstandingWaits.modifyUnsafe(1, context)

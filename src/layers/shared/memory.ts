@@ -1,11 +1,12 @@
 /**
- * Device memory: the operations of every runtime that allocate and release it, and the part of the backend that they use.
+ * Device memory: the shared operations that allocate and release it, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { notReady, success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
 import type { MemoryOperations } from "../runtime/memory.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
@@ -16,22 +17,25 @@ import type { AnyMemoryResource, DeviceMemoryResource, MemoryPoolResource, Strea
 import type { Cancel, OnDone } from "./waits.ts"
 
 export interface MemoryBackend {
-  /** The memory that `allocate` made. */
+  /** The memory made by `allocate`. */
   readonly allocated: DeviceMemoryResource | undefined
-  /** Allocates from a pool or the device's own; in stream order, or for all streams once `watchAllocation` ends. */
+  /**
+   * Allocates from a pool, by default the device's. The memory is usable in stream order, or on every stream once
+   * `watchAllocation` ends.
+   */
   readonly allocate: (
     device: number,
     byteLength: number,
     pool: MemoryPoolResource | undefined,
     stream: StreamResource | undefined
   ) => number
-  /** Enqueues the release behind the work of the streams that used the memory. */
+  /** Enqueues the release after the work of all streams that used the memory. */
   readonly free: (memory: DeviceMemoryResource) => number
-  /** Whether the allocations that a device made last can be used on every stream. */
+  /** Whether every stream can use the latest allocations of a device. */
   readonly allocationQuery: (device: number) => number
-  /** Reports when the allocations that a device made last can be used on every stream. */
+  /** Reports when every stream can use the latest allocations of a device. */
   readonly watchAllocation: (device: number, onDone: OnDone) => Cancel
-  /** Reports when every release enqueued so far on a device has happened. */
+  /** Reports when every release enqueued so far on a device has finished. */
   readonly watchReleases: (device: number, onDone: OnDone) => Cancel
 }
 
@@ -65,13 +69,13 @@ const allocate = (
   options: DeviceMemoryOptions
 ): Effect.Effect<DeviceMemoryResource, CudaError> => {
   const operation = "CudaMemory.allocate"
-  const pool = options.pool && ownPool(options.pool)
-  const stream = options.stream && ownStream(options.stream)
-  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, options)
+  const pool = options.pool === undefined ? undefined : ownPool(options.pool)
+  const stream = options.stream === undefined ? undefined : ownStream(options.stream)
+  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, pool, stream)
   if (refused !== undefined) return refused
   const status = core.backend.memory.allocate(device, byteLength, pool, stream)
   if (status !== success) {
-    const subject = `${byteLength} bytes ${pool === undefined ? `on device ${device}` : `of ${pool}`}`
+    const subject = `${inBytes(byteLength)} ${pool === undefined ? `on device ${device}` : `of ${pool}`}`
     return Effect.fail(allocationError(core, operation, status, device, subject, byteLength))
   }
   const memory = withOptions(core.backend.memory.allocated!, options)
@@ -81,7 +85,7 @@ const allocate = (
     : amongWorkOf(core, operation, memory, stream)
 }
 
-/** The failure of an allocation; says how much memory there is when there is too little. */
+/** The failure of an allocation. For `OutOfMemory`, includes the free and total memory. */
 export const allocationError = (
   core: Core,
   operation: string,
@@ -95,9 +99,15 @@ export const allocationError = (
   return new CudaError({ ...error, memory: { requested, ...core.backend.devices.memoryInfoResult } })
 }
 
-/** The pool and the stream of an allocation are there, and on its device. */
-const refusePlace = (core: Core, operation: string, device: number, options: DeviceMemoryOptions): Refusal => {
-  for (const part of [options.pool && ownPool(options.pool), options.stream && ownStream(options.stream)]) {
+/** Checks that the pool and the stream of an allocation are usable and on its device. */
+const refusePlace = (
+  core: Core,
+  operation: string,
+  device: number,
+  pool: MemoryPoolResource | undefined,
+  stream: StreamResource | undefined
+): Refusal => {
+  for (const part of [pool, stream]) {
     if (part === undefined) continue
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
     if (part.device === device) continue
@@ -107,7 +117,7 @@ const refusePlace = (core: Core, operation: string, device: number, options: Dev
   return undefined
 }
 
-/** Waits until memory can be used on every stream. */
+/** Waits until every stream can use the memory. */
 const whenReady = (
   core: Core,
   operation: string,
@@ -129,7 +139,7 @@ const whenReady = (
 const undo = (core: Core, memory: DeviceMemoryResource): Effect.Effect<void> =>
   Effect.suspend(() => memory.state === "live" ? Effect.ignore(free(core, memory)) : Effect.void)
 
-/** Marks the allocation on its stream, so that the first use on any other one waits for it. */
+/** Marks an allocation in stream order, so that the first use on any other stream waits for it. */
 const amongWorkOf = (
   core: Core,
   operation: string,
@@ -161,7 +171,7 @@ const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaEr
   return status === success ? Effect.void : core.fail("CudaMemory.release", status, memory)
 }
 
-/** Waits for the releases enqueued so far, and has the device take back what its pools do not use, beyond some bytes of each. */
+/** Waits for the releases enqueued so far, then trims the pools to `keepBytes` each. */
 export const reclaim = (
   core: Core,
   operation: string,
@@ -181,7 +191,7 @@ export const reclaim = (
     }
   )
 
-/** All pools of a device that are there. */
+/** All live pools of a device. */
 const poolsOf = (core: Core, device: number): ReadonlyArray<MemoryPoolResource> => [
   core.backend.pools.ofDevice(device),
   ...Array.from(core.pools).filter((pool) => pool.device === device)

@@ -1,11 +1,12 @@
 /**
- * Modules and kernels as resources of a runtime: what the public references are behind the door. Every runtime makes its own
- * from these classes, or from subclasses with more state.
+ * Modules and kernels as resources of a runtime: the implementation of the public references. Runtimes use these
+ * classes, or subclasses with more state.
  */
 import { nullHandle } from "../../cuda/handles.ts"
 import type { CUkernel, CUlibrary, HostPointer } from "../../cuda/handles.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import type { KernelRef, ModuleOptions, ModuleRef, ResourceState } from "../CudaRuntime.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Arguments } from "./arguments.ts"
 import { wrongHandle } from "./resources.ts"
 import type { DeviceMemoryResource, Owner } from "./resources.ts"
@@ -16,9 +17,9 @@ export class ModuleResource implements ModuleRef {
   readonly handle: CUlibrary
   readonly byteLength: number
   readonly options: ModuleOptions
-  /** The kernels that were asked for, by name. */
+  /** The kernels looked up so far, by name. */
   readonly codes = new Map<string, KernelCode>()
-  /** The global variables that were asked for, by device and name. */
+  /** The global variables looked up so far, by device and name. */
   readonly globals = new Map<string, DeviceMemoryResource>()
   constructor(owner: Owner, handle: CUlibrary, byteLength: number, options: ModuleOptions) {
     this.owner = owner
@@ -27,45 +28,47 @@ export class ModuleResource implements ModuleRef {
     this.options = options
   }
   toString(): string {
-    return `module 0x${this.handle.toString(16)} of ${this.byteLength} bytes`
+    return `module 0x${this.handle.toString(16)} of ${inBytes(this.byteLength)}`
   }
 }
 
-/** What the driver says of a parameter. */
+/** The driver's description of a parameter. */
 export interface ParameterInfo {
   readonly offset: number
   readonly size: number
+  /** Only for kernels of simulated devices: a driver knows sizes alone. */
+  readonly kind?: ParameterKind
 }
 
-/** How much of everything a device gives to one launch. */
+/** A device's limits for a launch. */
 export interface DeviceLimits {
   readonly grid: readonly [x: number, y: number, z: number]
   readonly block: readonly [x: number, y: number, z: number]
-  /** Bytes of shared memory of a block, for a kernel that was allowed the most. */
+  /** Bytes of shared memory per block, for a kernel that opted in to the maximum. */
   readonly sharedBytes: number
   readonly clusters: boolean
   readonly cooperative: boolean
   readonly programmatic: boolean
 }
 
-/** A kernel whose code is on a device. */
+/** A kernel whose code is loaded on a device. */
 export interface CodeOnDevice {
   readonly limits: DeviceLimits
   readonly maxThreads: number
-  /** Bytes of shared memory that the kernel has by itself. */
+  /** Bytes of the kernel's static shared memory. */
   readonly staticShared: number
-  /** Bytes of dynamic shared memory that it is allowed. */
+  /** The kernel's current limit of dynamic shared memory, in bytes. */
   dynamicShared: number
 }
 
-/** A kernel as the driver knows it, whoever asked for it and with what parameters. */
+/** A kernel as the driver knows it. References with different parameter declarations share it. */
 export class KernelCode {
   readonly module: ModuleResource
   readonly handle: CUkernel
   readonly name: string
-  /** Known once its code is on a device. Nothing where the driver does not say. */
+  /** Known once the code is on a device. Undefined if the driver does not report them. */
   parameters: ReadonlyArray<ParameterInfo> | undefined
-  /** By device; nothing where its code was not loaded yet. */
+  /** By device; undefined if the code is not loaded there. */
   readonly on: Array<CodeOnDevice | undefined> = []
   constructor(
     module: ModuleResource,
@@ -87,7 +90,7 @@ export class KernelResource implements KernelRef {
   readonly code: KernelCode
   readonly parameters: ReadonlyArray<ParameterKind>
   readonly arguments: Arguments
-  /** Where the backend finds the arguments. */
+  /** Where the backend reads the arguments from. */
   readonly table: HostPointer
   constructor(code: KernelCode, parameters: ReadonlyArray<ParameterKind>, args: Arguments, table: HostPointer) {
     this.code = code
@@ -106,7 +109,7 @@ export class KernelResource implements KernelRef {
   }
 }
 
-/** The resource behind a reference; a stand-in that `isGone` finds for anything else. */
+/** The resource behind a reference. Anything else becomes a stand-in, for which `isGone` is true. */
 export const ownModule = (ref: ModuleRef): ModuleResource =>
   ref instanceof ModuleResource
     ? ref
@@ -118,9 +121,9 @@ const wrongKernel = (given: unknown): KernelResource => {
   return new KernelResource(new KernelCode(module, nullHandle(), ""), [], noArguments, nullHandle())
 }
 
-/** No kernel that is gone packs arguments. */
+/** Arguments of a stand-in, which is never launched. */
 const noArguments: Arguments = Object.create(null)
 
-/** True for a module of another runtime and for one that was released. */
+/** True for a module of another runtime and for a released one. */
 export const isGone = (owner: Owner, module: ModuleResource): boolean =>
   module.owner !== owner || module.state !== "live"

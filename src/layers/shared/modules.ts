@@ -1,5 +1,5 @@
 /**
- * Modules: the operations of every runtime, and the part of the backend that they use.
+ * Modules: the shared operations, and the backend functions they use.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -8,6 +8,7 @@ import { success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { ModuleOptions } from "../CudaRuntime.ts"
 import type { ModuleOperations } from "../runtime/modules.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument } from "./failures.ts"
 import { isGone, ownModule } from "./moduleResources.ts"
@@ -17,11 +18,18 @@ import type { DeviceMemoryResource } from "./resources.ts"
 import type { DriverFailure } from "./waits.ts"
 
 export interface ModuleBackend {
-  /** The variable that `findGlobal` found. */
+  /** The variable found by `findGlobal`. */
   readonly global: DeviceMemoryResource | undefined
-  /** Loads an image, off the JS thread. An interrupted load is unloaded when it ends. */
-  readonly load: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleResource, DriverFailure>
-  /** Unloads a module: immediately, or once that waits for nothing. */
+  /**
+   * Loads an image off the JS thread. Calls `adopt` in the turn in which loading ends, so that no interruption loses the module. A module
+   * whose load was interrupted before that is unloaded.
+   */
+  readonly load: (
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ) => Effect.Effect<ModuleResource, DriverFailure>
+  /** Unloads a module, immediately or once the driver would not block. */
   readonly unload: (module: ModuleResource) => number
   readonly findGlobal: (module: ModuleResource, name: string, device: number) => number
 }
@@ -41,31 +49,40 @@ const loadModule = (
   const { backend } = core
   const refused = refuseClosed(core, operation) ?? refuseImage(core, operation, image)
   if (refused !== undefined) return refused
+  const { idleTimeout, onLoaded } = options
+  let adopted: ModuleResource | undefined
+  const adopt = (module: ModuleResource) => {
+    adopted = module
+    if (core.closed) {
+      module.state = "released"
+      backend.modules.unload(module)
+      return
+    }
+    core.modules.add(module)
+    onLoaded?.(module)
+  }
   const failed = (failure: DriverFailure) =>
     refuseClosed(core, operation) ?? Effect.fail(imageError(core, operation, image.byteLength, failure))
-  return Effect.matchEffect(backend.modules.load(image, options), {
+  const loaded = Effect.matchEffect(backend.modules.load(image, { idleTimeout }, adopt), {
     onFailure: failed,
-    onSuccess: (module) => {
-      if (core.closed) backend.modules.unload(module)
-      else core.modules.add(module)
-      return refuseClosed(core, operation) ?? Effect.succeed(module)
-    }
+    onSuccess: (module) => refuseClosed(core, operation) ?? Effect.succeed(module)
   })
+  return Effect.onError(loaded, () => adopted === undefined ? Effect.void : Effect.ignore(unloadModule(core, adopted)))
 }
 
 const refuseClosed = (core: Core, operation: string): Effect.Effect<never, CudaError> | undefined =>
   core.closed ? refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" }) : undefined
 
 const refuseImage = (core: Core, operation: string, image: Uint8Array) => {
-  const expected = "PTX, a cubin or a fatbin, as bytes"
+  const expected = "the bytes of PTX, a cubin or a fatbin"
   if (!(image instanceof Uint8Array)) return refuseArgument(operation, "image", typeof image, expected)
   return image.byteLength === 0 && core.backend.kind === "native"
-    ? refuseArgument(operation, "image", image, `${expected}: only programs of simulated devices have none`)
+    ? refuseArgument(operation, "image", image, `${expected}; only the simulated runtime accepts an empty image`)
     : undefined
 }
 
 const imageError = (core: Core, operation: string, byteLength: number, { call, log, status }: DriverFailure) => {
-  const error = core.error(operation, status, 0, `an image of ${byteLength} bytes`, call)
+  const error = core.error(operation, status, 0, `an image of ${inBytes(byteLength)}`, call)
   return log === undefined ? error : new CudaError({ ...error, log })
 }
 
@@ -97,7 +114,7 @@ export const refuseModule = (
 export const refuseName = (operation: string, name: string) =>
   typeof name === "string" && name !== "" && !name.includes("\0")
     ? undefined
-    : refuseArgument(operation, "name", name, "the name of a symbol")
+    : refuseArgument(operation, "name", name, "a symbol name, without NUL characters")
 
 const variable = (core: Core, module: ModuleResource, name: string, device: number) => {
   const operation = "CudaModule.global"
@@ -122,8 +139,8 @@ const variable = (core: Core, module: ModuleResource, name: string, device: numb
 }
 
 /**
- * Makes a call for which the driver waits until a device has no work: at a moment when it has none, so that this thread does
- * not wait with it. When the module's idle timeout ends first, at once.
+ * Makes a call that blocks in the driver until the device is idle. Waits for an idle device first, so that the call
+ * does not block the JS thread; once the module's idle timeout expires, makes the call anyway.
  */
 export const whenIdle = (
   core: Core,
@@ -143,7 +160,7 @@ export const whenIdle = (
     return status === success ? Effect.void : core.failOn(operation, status, device, subject)
   })
   if (backend.devices.isIdle(device) || Duration.isZero(idleTimeout)) return now
-  // The call is made in the turn that finds the device idle: a fiber that goes on later may find it busy again.
+  // The call is made in the turn that finds the device idle. A fiber that resumes later may find it busy again.
   const atIdle = core.wait(
     operation,
     device,

@@ -1,5 +1,5 @@
 /**
- * How many blocks and clusters of a kernel a device runs at the same time.
+ * Occupancy: how many blocks and clusters of a kernel a device runs at once.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
@@ -10,6 +10,7 @@ import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
 import { withCode } from "./kernelCode.ts"
 import { allow, shape } from "./launches.ts"
+import { refuseConfig } from "./launchShape.ts"
 import { ownKernel } from "./moduleResources.ts"
 import type { KernelResource } from "./moduleResources.ts"
 
@@ -70,7 +71,7 @@ export const occupancyOperations = (core: Core): OccupancyOperations => {
   }
 }
 
-/** Runs a question about launches of a shape, which is checked as a launch's is. */
+/** Runs an occupancy query. The shape is checked like that of a launch. */
 const ofShape = <A>(
   core: Core,
   kernel: KernelResource,
@@ -79,6 +80,8 @@ const ofShape = <A>(
   ask: () => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> =>
   withCode(core, occupancyOperation, kernel, device, (there) => {
+    const refused = refuseConfig(occupancyOperation, config)
+    if (refused !== undefined) return refused
     shape.read(config)
     return allow(core, occupancyOperation, kernel.code, there, device) ?? ask()
   })
@@ -95,7 +98,7 @@ const bestBlock = (
       occupancyOperation,
       "maxThreads",
       maxThreads,
-      "a whole number, or 0 for as many as there can be"
+      "a whole number, or 0 for no limit"
     )
   }
   const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, device)

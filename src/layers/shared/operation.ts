@@ -1,8 +1,8 @@
 /**
- * Effects that are one call of the driver, for what programs call often.
+ * Effects that make one driver call, for frequent operations.
  *
- * Such an effect is an object that holds what the call is given. Evaluating it costs about half of what `Effect.suspend` with a
- * closure does.
+ * Such an effect is an object that holds the arguments of the call. Evaluating it costs about half as much as
+ * `Effect.suspend` with a closure.
  */
 import type * as Effect from "effect/Effect"
 import * as Effectable from "effect/Effectable"
@@ -10,7 +10,9 @@ import type { CudaError } from "../../CudaError.ts"
 
 type Operation<A> = Effect.Effect<A, CudaError>
 
-/** Makes a function that returns effects: evaluated, each runs `run` with what the function was given. */
+/**
+ * Turns `run` into a function that returns an effect. Evaluating the effect calls `run` with the function's arguments.
+ */
 export function operation<P1, A>(run: (first: P1) => Operation<A>): (first: P1) => Operation<A>
 export function operation<P1, P2, A>(
   run: (first: P1, second: P2) => Operation<A>
@@ -27,7 +29,7 @@ export function operation<P1, P2, P3, P4, A>(
   return (first, second, third, fourth) => new DriverCall(run, first, second, third, fourth)
 }
 
-/** One class for all operations, so that the loop that evaluates effects meets few kinds of them. */
+/** A single class for all operations, so that the fiber's run loop stays monomorphic. */
 class DriverCall<P1, P2, P3, P4, A> extends Effectable.Class<A, CudaError> {
   readonly run: (first: P1, second: P2, third: P3, fourth: P4) => Operation<A>
   readonly first: P1

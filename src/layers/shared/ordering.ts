@@ -1,41 +1,41 @@
 /**
- * How buffers order themselves: which streams did what with which bytes, and what a further use has to wait for.
+ * The order of buffers: which streams did what with which bytes, and what a further use must wait for.
  *
- * Every use is followed on its stream by a mark, which later uses of the same bytes on other streams wait for, where
- * one of the two writes. What each stream is known to come after is a vector clock, so that no wait is issued that
- * others imply. Plain functions over the marks of a backend, which know no Effect.
+ * Every use is followed by a mark on its stream. Later uses of the same bytes on other streams wait for the mark if one
+ * of the two writes. Each stream has a vector clock of the marks it is ordered after, so that no redundant wait is
+ * enqueued. Plain functions over the markers of a backend, without Effect.
  */
 import { success } from "../../cuda/status.ts"
 import type { Marker, MarkerBackend } from "./accesses.ts"
 import type { StreamResource } from "./resources.ts"
 
-/** What ordering needs of a backend. */
+/** The backend functions that ordering needs. */
 export type Markers = Omit<MarkerBackend, "watch">
 
-/** For streams, the last of their marks that something comes after. */
+/** By stream, the last of its marks that something is ordered after. */
 type Known = ReadonlyMap<Track, number>
 
 const nothing: Known = new Map()
 
-/** A place in a stream: what the mark of this number, and every later one, is behind. */
+/** A position in a stream. The mark with this number, and every later one, is behind it. */
 interface Place {
   readonly track: Track
   readonly position: number
 }
 
-/** A stream, as far as marks tell its order. Two resources for one stream of the driver share a track. */
+/** A stream's timeline of marks. Resources of the same driver stream share a track. */
 export class Track {
   readonly stream: StreamResource
-  /** How many marks were made on it. */
+  /** Number of marks made so far. */
   position = 0
-  /** What its next work comes after. Never changed in place, since marks keep what it was. */
+  /** The marks that the next work is ordered after. Never mutated, because marks keep a snapshot of it. */
   known: Known = nothing
 
   constructor(stream: StreamResource) {
     this.stream = stream
   }
 
-  /** A stream is drained before it is released. */
+  /** True once the stream is released. It was drained before. */
   get isOver(): boolean {
     return this.stream.state === "released"
   }
@@ -44,14 +44,14 @@ export class Track {
     return track === this || (this.known.get(track) ?? 0) >= position
   }
 
-  /** Has the stream wait for a mark, and for all that the mark comes after. */
+  /** Makes the stream wait for a mark, and so for everything the mark is ordered after. */
   waitFor(mark: Mark, markers: Markers): number {
     const status = markers.wait(this.stream, mark.marker)
     if (status !== success) return status
     const known = new Map<Track, number>()
     for (const source of [this.known, mark.known]) {
       for (const [track, position] of source) {
-        // What is over is forgotten here, so that streams that come and go do not keep each other in memory.
+        // Drop released streams here, so that short-lived streams do not keep each other in memory.
         if (track.isOver) track.known = nothing
         else if (track !== this) known.set(track, Math.max(position, known.get(track) ?? 0))
       }
@@ -61,7 +61,7 @@ export class Track {
   }
 }
 
-/** A point in a stream. Its marker goes back to the backend when the last who holds the mark releases it. */
+/** A point in a stream. Reference counted: the last holder to release it returns the marker to the backend. */
 export class Mark implements Place {
   readonly track: Track
   readonly position: number
@@ -87,13 +87,13 @@ export class Mark implements Place {
     if (--this.#holders === 0) this.#markers.release(this.marker)
   }
 
-  /** True when who comes after this mark comes after the other too. */
+  /** True if everything ordered after this mark is also ordered after the other place. */
   implies({ position, track }: Place): boolean {
     return (track === this.track ? this.position : this.known.get(track) ?? 0) >= position
   }
 }
 
-/** Makes a mark behind all that a track's stream holds now; the status of the call that failed, otherwise. */
+/** Makes a mark after all work on a track's stream. Returns the status of the call if it fails. */
 const makeMark = (track: Track, markers: Markers): Mark | number => {
   const status = markers.record(track.stream)
   return status === success ? new Mark(track, markers.made!, markers) : status
@@ -112,14 +112,14 @@ type Bytes = Pick<Part, "from" | "to" | "writes">
 const overlap = (one: Bytes, other: Bytes): boolean => one.from < other.to && other.from < one.to
 const conflict = (one: Bytes, other: Bytes): boolean => (one.writes || other.writes) && overlap(one, other)
 
-/** What a stream did, or is doing, with bytes of a buffer. */
+/** A use of a buffer's bytes by a stream, finished or still open. */
 export class Use implements Bytes, Place {
   readonly track: Track
   readonly position: number
   readonly from: number
   readonly to: number
   readonly writes: boolean
-  /** The end of it. None while it goes on, and where making one failed: a mark that is made later stands for it. */
+  /** The end of the use. Undefined while it is open, or if marking failed; a later mark then stands in for it. */
   mark: Mark | undefined
 
   constructor(track: Track, { from, to, writes }: Bytes, mark: Mark | undefined, position = track.position + 1) {
@@ -131,12 +131,15 @@ export class Use implements Bytes, Place {
     this.mark = mark
   }
 
-  /** Still going on: more of it may be enqueued at any moment, so no mark is behind it for good. */
+  /** True while more of it may be enqueued, so that no mark is behind all of it. */
   get isOpen(): boolean {
     return this.position === neverOver
   }
 
-  /** True when who waits for this use comes after the earlier one, and whoever has to wait for that waits for this. */
+  /**
+   * True if waiting for this use covers the earlier one, and every use that conflicts with that also conflicts with
+   * this.
+   */
   replaces(earlier: Use): boolean {
     if (earlier.isOpen || earlier.from < this.from || earlier.to > this.to) return false
     if (!this.writes && (earlier.writes || earlier.track !== this.track)) return false
@@ -146,13 +149,13 @@ export class Use implements Bytes, Place {
 
 const neverOver = Number.POSITIVE_INFINITY
 
-/** As many uses are kept before those whose work is done are looked for. */
+/** Number of uses at which finished ones are pruned. */
 const fewUses = 32
 
 /** The uses of one buffer that later uses may have to wait for. */
 export class Ordering {
   readonly uses: Array<Use> = []
-  /** Accesses of the buffer that have not ended, those that wait for their turn included. */
+  /** Accesses of the buffer that have not ended, including those waiting to begin. */
   readonly accesses = new Set<Access>()
   #pruneAt = fewUses
   #isOver = false
@@ -170,7 +173,7 @@ export class Ordering {
     this.#drop((other) => other === use)
   }
 
-  /** For the release of the buffer: nobody waits for its uses any more. */
+  /** Called when the buffer is released: nothing waits for its uses any longer. */
   close(): void {
     this.#isOver = true
     this.#drop(() => true)
@@ -192,8 +195,8 @@ const isDone = (use: Use, markers: Markers): boolean => {
 }
 
 /**
- * The marks that stand for uses of the parts, of those that matter: only those that no other of them implies. Whoever
- * calls releases them. Or the status of a call that failed.
+ * The marks to wait for to cover the matching uses of the parts, without those implied by another. The caller releases
+ * them. Returns the status of a call that failed.
  */
 const marksOf = (
   parts: ReadonlyArray<Part>,
@@ -221,7 +224,7 @@ const none: ReadonlyArray<Mark> = []
 
 const positionIn = (latest: ReadonlyMap<Track, Mark>, track: Track): number => latest.get(track)?.position ?? 0
 
-/** Makes a mark on the streams of the uses that no mark is behind. */
+/** Makes a mark on each stream with a use that is not yet behind a mark. */
 const markRest = (uses: ReadonlyArray<Use>, latest: Map<Track, Mark>, markers: Markers): number => {
   const made = new Set<Track>()
   for (const use of uses) {
@@ -237,7 +240,7 @@ const markRest = (uses: ReadonlyArray<Use>, latest: Map<Track, Mark>, markers: M
   return success
 }
 
-/** Releases the marks of streams all of whose uses come before another of the marks. */
+/** Releases a stream's mark if another mark covers all of the stream's uses. */
 const dropImplied = (uses: ReadonlyArray<Use>, latest: Map<Track, Mark>): void => {
   for (const mark of latest.values()) {
     const own = uses.filter((use) => use.track === mark.track)
@@ -248,11 +251,11 @@ const dropImplied = (uses: ReadonlyArray<Use>, latest: Map<Track, Mark>): void =
   }
 }
 
-/** The marks behind all uses of a part so far; see `marksOf`. */
+/** The marks after all uses of a part so far; see `marksOf`. */
 export const marksOfPart = (part: Part, markers: Markers): ReadonlyArray<Mark> | number =>
   marksOf([part], markers, overlap)
 
-/** A piece of work on a stream and the bytes it uses, what it reads first. */
+/** Work on a stream and the bytes it uses, reads first. */
 export class Work {
   readonly track: Track
   readonly parts: ReadonlyArray<Part>
@@ -262,7 +265,7 @@ export class Work {
     this.parts = parts
   }
 
-  /** Has the stream wait for what the work must come after. 0, or the status of the call that failed. */
+  /** Makes the stream wait for all conflicting earlier uses. Returns 0, or the status of the call that failed. */
   begin(markers: Markers): number {
     const { track } = this
     const matters = (use: Use, part: Part) => !track.isAfter(use) && conflict(use, part)
@@ -276,7 +279,7 @@ export class Work {
     return status
   }
 
-  /** Marks the work, which was just enqueued. 0, or the status of the call that failed. */
+  /** Marks the work that was just enqueued. Returns 0, or the status of the call that failed. */
   end(markers: Markers): number {
     const { track } = this
     if (track.isOver || this.parts.length === 0) return success
@@ -291,7 +294,7 @@ export class Work {
     return status
   }
 
-  /** Has what is enqueued from now on for uses that are still open come after this work. */
+  /** Orders the rest of conflicting open uses after this work. */
   #holdBack(mark: Mark, markers: Markers): number {
     for (const part of this.parts) {
       for (const use of part.ordering.uses) {
@@ -305,19 +308,19 @@ export class Work {
 }
 
 /**
- * Work that is enqueued in the course of time, by somebody else. Of two such that conflict on different streams the
- * later one begins when the earlier one has ended, since their parts could not be told apart; one that is part of the
- * other goes on within it. All other work may come in between: it is ordered after what was enqueued before it, and
+ * Work that others enqueue over a period of time. If two accesses conflict on different streams, the later one begins
+ * after the earlier one ends, because their parts cannot be told apart; an access nested in the other proceeds
+ * immediately. Any other work may come in between: it is ordered after the part of the access enqueued before it, and
  * before the rest.
  */
 export class Access {
   readonly #work: Work
   readonly #open: ReadonlyArray<readonly [Ordering, Use]>
-  /** Those that have to end first, and those that this one has to end for. */
+  /** The accesses that must end before this one begins, and those that wait for this one. */
   readonly #blockers = new Set<Access>()
   readonly #blocked = new Set<Access>()
   #isRunning = false
-  /** Called when nothing blocks it any more. */
+  /** Called when nothing blocks the access any longer. */
   onTurn: (() => void) | undefined
 
   constructor(track: Track, parts: ReadonlyArray<Part>, outer: ReadonlySet<Access>) {
@@ -350,7 +353,7 @@ export class Access {
     return false
   }
 
-  /** Has the stream wait for what the access must come after; once nothing blocks it. */
+  /** Makes the stream wait for conflicting earlier uses. Call once nothing blocks the access. */
   begin(markers: Markers): number {
     const status = this.#work.begin(markers)
     if (status !== success) return status
@@ -359,7 +362,7 @@ export class Access {
     return success
   }
 
-  /** Marks what was enqueued since it began, if it did, and lets the next ones begin. */
+  /** Marks the work enqueued since the access began, if it did, and unblocks the accesses that wait for it. */
   end(markers: Markers): number {
     for (const [ordering, use] of this.#open) {
       ordering.delete(use)

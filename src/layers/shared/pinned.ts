@@ -1,8 +1,10 @@
 /**
- * Pinned host memory: the operation of every runtime, and the part of the backend that it uses.
+ * Pinned host memory: the shared operation, and the backend functions it uses.
  */
 import * as Effect from "effect/Effect"
+import { constants } from "node:buffer"
 import type { PinnedOperations } from "../runtime/pinned.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuseByteLength, withOptions } from "./memory.ts"
 import type { HostMemoryResource } from "./resources.ts"
@@ -10,7 +12,7 @@ import type { DriverFailure } from "./waits.ts"
 
 export interface PinnedBackend {
   readonly allocate: (byteLength: number) => Effect.Effect<HostMemoryResource, DriverFailure>
-  /** Detaches the memory from its views immediately, and reuses it once the work of the streams that used it is done. */
+  /** Detaches the views immediately. The memory is reused once the work of the streams that used it has finished. */
   readonly free: (memory: HostMemoryResource) => number
 }
 
@@ -25,7 +27,14 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
               return withOptions(memory, options)
             },
             onFailure: ({ call, status }) =>
-              core.error("CudaMemory.allocateHost", status, 0, `${byteLength} bytes of pinned memory`, call)
+              core.error("CudaMemory.allocateHost", status, 0, describePinned(byteLength), call)
           }))
     )
 })
+
+/** JavaScript has to see all of the memory through one array, so the array's limit is the memory's. */
+const describePinned = (byteLength: number): string => {
+  const { MAX_LENGTH: most } = constants
+  const limit = byteLength > most ? `; an array has at most ${inBytes(most)}` : ""
+  return `${inBytes(byteLength)} of pinned memory${limit}`
+}

@@ -1,5 +1,5 @@
 /**
- * Pools of device memory: the operations of every runtime, and the part of the backend that they use.
+ * Pools of device memory: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
@@ -14,18 +14,18 @@ import { ownPool, unusable } from "./resources.ts"
 import type { MemoryPoolResource } from "./resources.ts"
 
 export interface PoolBackend {
-  /** The pool that `create` made. */
+  /** The pool made by `create`. */
   readonly created: MemoryPoolResource | undefined
-  /** What `readStatistics` read. */
+  /** The values read by `readStatistics`. */
   readonly statistics: MemoryPoolStatistics
   readonly create: (device: number, options: MemoryPoolOptions) => number
-  /** The pool that a device's memory is allocated from by default; always the same. */
+  /** The pool that device memory is allocated from by default. Always the same. */
   readonly ofDevice: (device: number) => MemoryPoolResource
   readonly destroy: (pool: MemoryPoolResource) => number
   readonly readStatistics: (pool: MemoryPoolResource) => number
   readonly resetHighWater: (pool: MemoryPoolResource) => number
   readonly setReleaseThreshold: (pool: MemoryPoolResource, bytes: number) => number
-  /** Gives free memory back beyond some bytes; after `MemoryBackend.watchReleases`. */
+  /** Returns free memory in excess of `keepBytes` to the device. Call after `MemoryBackend.watchReleases`. */
   readonly trim: (pool: MemoryPoolResource, keepBytes: number) => number
 }
 
@@ -61,7 +61,7 @@ export const poolOperations = (core: Core): PoolOperations => ({
     })
 })
 
-/** Calls the backend about a pool that can be used, and takes what it answered before anybody else can ask. */
+/** Makes a call on a usable pool, and reads its result before another call can overwrite it. */
 const askPool = <A>(
   core: Core,
   operation: string,
@@ -91,7 +91,7 @@ const create = (core: Core, operation: string, device: number, options: MemoryPo
   return Effect.succeed(pool)
 }
 
-/** Infinite is as good as a number that no device reaches. */
+/** `Infinity` stands for a number that no device reaches. */
 const refuseBytes = (operation: string, argument: string, bytes: number): Refusal =>
   (Number.isSafeInteger(bytes) && bytes >= 0) || bytes === Number.POSITIVE_INFINITY
     ? undefined

@@ -1,5 +1,5 @@
 /**
- * The part of compiling that all runtimes share: checks a request and finds the architecture to compile for.
+ * The part of compiling that all runtimes share: checks a request, and chooses the architecture.
  */
 import * as Effect from "effect/Effect"
 import { inspect } from "node:util"
@@ -10,21 +10,21 @@ import type { ProgramOperations } from "../runtime/programs.ts"
 import type { Core } from "./Core.ts"
 import { refuse as refuseOperation } from "./failures.ts"
 
-/** The name of the operation in failures. */
+/** The operation's name in failures. */
 export const compileOperation = "CudaProgram.compile"
 
-/** The target of a compilation: 90 and `a` stand for `sm_90a`. */
+/** The target of a compilation. 90 and `a` stand for `sm_90a`. */
 export interface Goal {
   readonly target: "cubin" | "ptx"
   readonly architecture: number
   readonly suffix: string
-  /** What the request named explicitly. The rest may change if the compiler does not support it. */
+  /** What the request specifies. The rest may change if the compiler does not support it. */
   readonly given: { readonly target: boolean; readonly architecture: boolean }
 }
 
 /**
- * A checked request. Its arrays are copies: arrays of the caller may have getters or change later, and NVRTC must only
- * ever get strings.
+ * A checked request. Its arrays are copies, because the caller's may have getters or change later, and NVRTC crashes on
+ * anything but strings.
  */
 export interface CompileTask
   extends Pick<CompileRequest, "source" | "name" | "device" | "options" | "nameExpressions" | "cache">
@@ -39,7 +39,7 @@ export interface ProgramBackend {
   readonly compile: (task: CompileTask) => Effect.Effect<CompiledProgram, CudaError>
 }
 
-/** The name of an architecture in the compiler's options. */
+/** The architecture's name in compiler options. */
 export const architectureName = (goal: Pick<Goal, "target" | "architecture" | "suffix">): string =>
   `${goal.target === "cubin" ? "sm" : "compute"}_${goal.architecture}${goal.suffix}`
 
@@ -120,7 +120,7 @@ const refuseRequest = ({ name, source, target }: CompileRequest): Refusal | unde
   return refuse("target", target, `"cubin" or "ptx"`)
 }
 
-const optionExpected = "an option of NVRTC; target and architecture choose the output"
+const optionExpected = "an NVRTC option; use target and architecture to choose the output"
 
 const expressionExpected = `a C++ name, for example "add<float>"`
 
@@ -130,12 +130,12 @@ const read = <A>(argument: string, reading: () => A): A | Refusal => {
     return reading()
   } catch (error) {
     const value = `unreadable (${error instanceof Error ? error.message : "an exception was thrown"})`
-    const expected = "a value that can be read without an exception"
+    const expected = "a value that can be read"
     return refuseOperation(compileOperation, { _tag: "InvalidArgument", argument, value, expected })
   }
 }
 
-/** A copy of an array of texts, or the refusal of the first element that is not one. Holes are `undefined`. */
+/** Copies an array of strings, or refuses the first element that is not one. Holes are read as `undefined`. */
 const checkedTexts = (
   argument: string,
   given: ReadonlyArray<string>,
@@ -153,18 +153,18 @@ const checkedTexts = (
 }
 
 const checkedHeaders = (given: CompileRequest["headers"]): ReadonlyArray<Header> | Refusal => {
-  if (!isRecord(given)) return refuse("headers", given, "an object with the content of each header by its name")
+  if (!isRecord(given)) return refuse("headers", given, "an object that maps header names to their contents")
   const headers: Array<Header> = []
   for (const [name, content] of Object.entries(given)) {
     const argument = `headers[${JSON.stringify(shortened(name))}]`
-    if (!isName(name)) return refuse(argument, content, "named without NUL characters or line breaks")
-    if (!isText(content)) return refuse(argument, content, "text without NUL characters")
+    if (!isName(name)) return refuse(argument, content, "a header name without NUL characters or line breaks")
+    if (!isText(content)) return refuse(argument, content, "a string without NUL characters")
     headers.push([name, withoutMark(content)])
   }
   return headers
 }
 
-/** Not an array, a Map or a Promise, whose own keys are not names of headers. Objects of other realms are records too. */
+/** False for arrays, maps and promises, whose keys are not header names. True for plain objects of other realms. */
 const isRecord = (value: unknown): boolean => {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return false
   const prototype: unknown = Object.getPrototypeOf(value)
@@ -177,15 +177,15 @@ const isName = (value: unknown): value is string => isText(value) && value.trim(
 
 const isOption = (value: unknown): value is string => isName(value) && !isOutputOption(value)
 
-/** Editors put a byte order mark at the start of a file; the compiler takes it for a character of the code. */
+/** Removes the byte order mark that some editors add. The compiler would take it for part of the code. */
 const withoutMark = (text: string): string => text.startsWith("\ufeff") ? text.slice(1) : text
 
 const shortened = (text: string): string => text.length > 40 ? `${text.slice(0, 40)}…` : text
 
-/** Prints a value of any type on one short line. */
+/** Prints any value on one short line. */
 const printed = (value: unknown): string => {
   if (typeof value === "string") {
-    return value.length > 40 ? `text of ${value.length} characters` : JSON.stringify(value)
+    return value.length > 40 ? `a string of ${value.length} characters` : JSON.stringify(value)
   }
   try {
     return shortened(inspect(value, { depth: 1, breakLength: Infinity, maxArrayLength: 4, maxStringLength: 40 }))

@@ -1,6 +1,6 @@
 /**
- * The resources of a runtime, with the state its operations need: what the public references of `CudaRuntime` are
- * behind the door. Every runtime makes its resources from these classes, or from subclasses with more state.
+ * The resources of a runtime, with the state its operations need: the implementation of the public references of
+ * `CudaRuntime`. Runtimes use these classes, or subclasses with more state.
  */
 import { eventFlags } from "../../cuda/flags.ts"
 import type { CUmemoryPool } from "../../cuda/handles.ts"
@@ -19,16 +19,24 @@ import type {
   StreamHandle,
   StreamRef
 } from "../CudaRuntime.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Ordering, Track } from "./ordering.ts"
 
-/** What tells the resources of one runtime from those of another. */
+/** Identifies the runtime that a resource belongs to. */
 export interface Owner {
   readonly kind: "native" | "simulated"
 }
 
+/** What a resource is. A property is cheaper to look at than a class, on paths that are called often. */
+const streamTag = Symbol("stream")
+const eventTag = Symbol("event")
+const memoryTag = Symbol("memory")
+const poolTag = Symbol("pool")
+
 export class StreamResource implements StreamRef {
+  readonly tag = streamTag
   state: ResourceState = "live"
-  /** Its uses of ordered buffers; none before the first. */
+  /** Its uses of ordered buffers; undefined before the first. */
   track: Track | undefined
   readonly owner: Owner
   readonly handle: StreamHandle
@@ -55,13 +63,14 @@ export class StreamResource implements StreamRef {
 }
 
 export class EventResource implements EventRef {
+  readonly tag = eventTag
   state: ResourceState = "live"
-  /** True once a record was enqueued; events of other processes count as recorded. */
+  /** True once a record was enqueued. Events opened from other processes count as recorded. */
   recorded = false
-  /** Whether the handle was given out, so that others may do with the event what the runtime does not see. */
+  /** True if the program has read the handle, so that other code may use the event without the runtime knowing. */
   isGivenOut = false
   readonly owner: Owner
-  /** The handle, for the runtime itself. */
+  /** The handle, for use inside the runtime. */
   readonly own: EventHandle
   readonly device: number
   readonly flags: number
@@ -83,14 +92,15 @@ export class EventResource implements EventRef {
   }
 }
 
-/** Buffers know the streams that used them, so that their release can be ordered after that work. */
+/** A buffer tracks the streams that used it, so that its release can be ordered after their work. */
 class MemoryResource<Pointer extends Address | HostAddress> {
+  readonly tag = memoryTag
   state: ResourceState = "live"
-  /** Its uses, for a buffer that orders itself. */
+  /** The uses of an ordered buffer. */
   ordering: Ordering | undefined
-  /** What is done before a stream's first use of it, with the status of that; nothing for memory that is there for all. */
+  /** Called before a stream's first use, and returns a status; undefined if all streams can use the memory. */
   beforeFirstUse: ((stream: StreamResource) => number) | undefined
-  /** What is done once its release is enqueued. */
+  /** Called once the release is enqueued. */
   onRelease: (() => void) | undefined
   readonly owner: Owner
   readonly address: Pointer
@@ -106,7 +116,11 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   get isOrdered(): boolean {
     return this.ordering !== undefined
   }
-  /** Notes a use that is about to be enqueued. The status is that of what has to be enqueued before. */
+  /** Whether the program transferred the buffer that JavaScript sees of the memory. */
+  get isGivenAway(): boolean {
+    return false
+  }
+  /** Notes a use that is about to be enqueued. Returns the status of what must be enqueued before it. */
   usedOn(stream: StreamResource): number {
     if (this.#lastUser === stream) return success
     if (this.beforeFirstUse !== undefined && !this.#users.has(stream)) {
@@ -118,12 +132,12 @@ class MemoryResource<Pointer extends Address | HostAddress> {
     if (this.#users.size >= this.#pruneAt) this.#prune()
     return success
   }
-  /** Forgets streams that are gone, so that a buffer may outlive any number of them. */
+  /** Forgets released streams, so that a long-lived buffer does not accumulate them. */
   #prune(): void {
     for (const user of this.#users) if (user.state === "released") this.#users.delete(user)
     this.#pruneAt = Math.max(16, this.#users.size * 2)
   }
-  /** The streams whose work may still touch the memory. */
+  /** The streams whose work may still use the memory. */
   get pendingUsers(): Array<StreamResource> {
     return Array.from(this.#users).filter((stream) => stream.state !== "released")
   }
@@ -133,24 +147,24 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
   readonly kind = "device"
   readonly device: number
   readonly isManaged: boolean = false
-  /** The stream among whose work it was allocated; none for memory that was ready for all. */
+  /** The stream whose order the allocation follows; undefined if the memory was ready for every stream. */
   allocatedOn: StreamResource | undefined
   constructor(owner: Owner, address: Address, byteLength: number, device: number) {
     super(owner, address, byteLength)
     this.device = device
   }
-  /** The stream that it was allocated on, if that goes on and no other stream's work may still touch the memory. */
+  /** The stream it was allocated on, if that is live and no other stream's work may still use the memory. */
   get soleUser(): StreamResource | undefined {
     const stream = this.allocatedOn
     if (stream === undefined || stream.state !== "live") return undefined
     return this.pendingUsers.every((user) => user === stream) ? stream : undefined
   }
   override toString(): string {
-    return `buffer of ${this.byteLength} bytes at 0x${this.address.toString(16)} on device ${this.device}`
+    return `buffer of ${inBytes(this.byteLength)} at 0x${this.address.toString(16)} on device ${this.device}`
   }
 }
 
-/** Managed memory. How the host sees it is the backend's. */
+/** Managed memory. The backend provides the host's view of it. */
 export abstract class ManagedMemoryResource extends DeviceMemoryResource implements ManagedMemoryRef {
   override readonly isManaged = true
   abstract readonly bytes: Uint8Array<ArrayBuffer>
@@ -160,6 +174,7 @@ export abstract class ManagedMemoryResource extends DeviceMemoryResource impleme
 }
 
 export class MemoryPoolResource implements MemoryPoolRef {
+  readonly tag = poolTag
   state: ResourceState = "live"
   readonly owner: Owner
   readonly handle: CUmemoryPool
@@ -184,55 +199,63 @@ export class HostMemoryResource extends MemoryResource<HostAddress> implements H
     super(owner, address, bytes.byteLength)
     this.bytes = bytes
   }
+  override get isGivenAway(): boolean {
+    return this.state === "live" && this.bytes.byteLength === 0
+  }
   override toString(): string {
-    return `pinned buffer of ${this.byteLength} bytes at 0x${this.address.toString(16)}`
+    return `pinned buffer of ${inBytes(this.byteLength)} at 0x${this.address.toString(16)}`
   }
 }
 
 export type AnyMemoryResource = DeviceMemoryResource | HostMemoryResource
 export type Resource = StreamResource | EventResource | AnyMemoryResource | MemoryPoolResource
 
-/** What was given instead of a handle of some kind, past the types. */
+/** A value of the wrong kind that was passed as a handle, past the types. */
 export interface WrongHandle {
   readonly given: unknown
-  /** The argument's usual name, and what it should be. */
+  /** The usual name of the argument, and what it should be. */
   readonly argument: string
   readonly expected: string
 }
 
-/** Owns nothing that programs can have. */
+/** Owns nothing a program can hold. */
 const nobody: Owner = { kind: "simulated" }
 
-/** Stands in for a handle of the wrong kind: unusable everywhere, and refused with what was given. */
+/** Stands in for a handle of the wrong kind. It is unusable everywhere, and refused with the value that was given. */
 export const wrongHandle = <Kind extends object>(prototype: Kind, wrong: WrongHandle): Kind =>
   Object.assign(Object.create(prototype), { owner: nobody, state: "released", wrong })
 
-/** Set for stand-ins alone. */
+/** Defined for stand-ins only. */
 export const wrongOf = (resource: object): WrongHandle | undefined =>
   "wrong" in resource ? resource.wrong as WrongHandle : undefined
 
 /**
- * The resource behind a reference. References of other runtimes and released ones pass, for `unusable` to find, which every operation
- * asks first; anything else becomes a stand-in that `unusable` finds too, so that no call of the driver is given a foreign pointer.
+ * The resource behind a reference. Every operation asks `unusable` first, which finds released references and those of
+ * other runtimes. Anything else becomes a stand-in that `unusable` finds too, so that the driver is never given a
+ * foreign pointer.
  */
-export const ownStream = (ref: StreamRef): StreamResource =>
-  ref instanceof StreamResource
-    ? ref
-    : wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
-export const ownEvent = (ref: EventRef): EventResource =>
-  ref instanceof EventResource
-    ? ref
-    : wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
-export const ownMemory = (ref: MemoryRef): AnyMemoryResource =>
-  ref instanceof DeviceMemoryResource || ref instanceof HostMemoryResource
-    ? ref
-    : wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
-export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource =>
-  ref instanceof MemoryPoolResource
-    ? ref
-    : wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+export const ownStream = (ref: StreamRef): StreamResource => {
+  const own = ref as StreamResource | undefined
+  if (own?.tag === streamTag) return own
+  return wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
+}
+export const ownEvent = (ref: EventRef): EventResource => {
+  const own = ref as EventResource | undefined
+  if (own?.tag === eventTag) return own
+  return wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
+}
+export const ownMemory = (ref: MemoryRef): AnyMemoryResource => {
+  const own = ref as AnyMemoryResource | undefined
+  if (own?.tag === memoryTag) return own
+  return wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
+}
+export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => {
+  const own = ref as MemoryPoolResource | undefined
+  if (own?.tag === poolTag) return own
+  return wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+}
 
-/** Notes uses of memory that are about to be enqueued, as `usedOn` does. */
+/** Notes uses that are about to be enqueued, like `usedOn`. */
 export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: StreamResource): number => {
   for (const memory of memories) {
     const status = memory.usedOn(stream)
@@ -241,6 +264,10 @@ export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: Strea
   return success
 }
 
-/** True for a resource of another runtime and for one that was released. */
+/** True for a resource of another runtime and for a released one. */
 export const unusable = (owner: Owner, resource: Resource): boolean =>
   resource.owner !== owner || resource.state !== "live"
+
+/** The same for memory, and true for memory that the program gave away. */
+export const unusableMemory = (owner: Owner, memory: AnyMemoryResource): boolean =>
+  memory.owner !== owner || memory.state !== "live" || memory.isGivenAway

@@ -1,22 +1,23 @@
 /**
- * The checks of copies that are more than one range: of rows, and of many ranges at once.
+ * Checks of 2D and batched copies.
  */
 import type { MemoryRange, MemoryRows, MemoryTransfer } from "../CudaRuntime.ts"
-import { refuseArgument } from "./failures.ts"
+import { inBytes } from "../runtime/words.ts"
+import { refuseArgument, refuseDescribed } from "./failures.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 
-/** The bytes from the first of the first row to the last of the last. */
+/** The bytes from the start of the first row to the end of the last. */
 export const rowsSpan = ({ memory, offset, pitch }: MemoryRows, width: number, height: number): MemoryRange => ({
   memory,
   offset,
   byteLength: height === 0 ? 0 : (height - 1) * pitch + width
 })
 
-/** The widest pitch that the driver takes (`CU_DEVICE_ATTRIBUTE_MAX_PITCH`), on every device there is. */
+/** The largest pitch that the driver accepts (`CU_DEVICE_ATTRIBUTE_MAX_PITCH`), the same on every device. */
 const mostPitch = 2 ** 31 - 1
 
-/** Refuses rows that do not fit into their memory, or into each other. */
+/** Refuses rows that do not fit in their buffer, or that overlap each other. */
 export const refuseRows = (
   operation: string,
   to: MemoryRows,
@@ -35,17 +36,18 @@ const isCount = (value: number): boolean => Number.isSafeInteger(value) && value
 const refuseEnd = (operation: string, name: string, rows: MemoryRows, width: number, height: number): Refusal => {
   const { byteLength, pitch } = rows
   if (!Number.isSafeInteger(pitch) || pitch < width || pitch > mostPitch) {
-    return refuseArgument(operation, `${name}.pitch`, pitch, `a whole number from the width ${width} to ${mostPitch}`)
+    const expected = `a whole number from ${width}, the width, to ${mostPitch}`
+    return refuseArgument(operation, `${name}.pitch`, pitch, expected)
   }
   const refused = refuseRange(operation, name, rows)
   if (refused !== undefined || width === 0) return refused
   const span = rowsSpan(rows, width, height).byteLength
   return span <= byteLength
     ? undefined
-    : refuseArgument(operation, `${name}.byteLength`, byteLength, `${span} bytes or more, for all of the rows`)
+    : refuseArgument(operation, `${name}.byteLength`, byteLength, `at least ${span}, the bytes that the rows span`)
 }
 
-/** Rows of one pitch may lie side by side in each other's gaps; of different pitches, one comes after the other. */
+/** Rows of equal pitch may interleave, each in the other's gaps. Rows of different pitch must not overlap at all. */
 const refuseOverlap = (
   operation: string,
   to: MemoryRows,
@@ -58,11 +60,11 @@ const refuseOverlap = (
     ? rowsMeet(Math.abs(to.offset - from.offset), to.pitch, width, height)
     : rangesMeet(rowsSpan(to, width, height), rowsSpan(from, width, height))
   return meet
-    ? refuseArgument(operation, "source.offset", from.offset, "rows that do not overlap the destination's")
+    ? refuseArgument(operation, "source.offset", from.offset, "rows that do not overlap those of the destination")
     : undefined
 }
 
-/** Whether rows that begin at a distance from each other have a byte in common. */
+/** Whether two sets of rows whose starts are `distance` bytes apart share a byte. */
 const rowsMeet = (distance: number, pitch: number, width: number, height: number): boolean => {
   const rows = Math.floor(distance / pitch)
   const column = distance % pitch
@@ -72,7 +74,7 @@ const rowsMeet = (distance: number, pitch: number, width: number, height: number
 const rangesMeet = (one: MemoryRange, other: MemoryRange): boolean =>
   one.offset < other.offset + other.byteLength && other.offset < one.offset + one.byteLength
 
-/** A range of a batch, as addresses. */
+/** The addresses that a copy of a batch reads or writes. */
 interface Span {
   readonly index: number
   readonly start: number
@@ -80,7 +82,9 @@ interface Span {
   readonly writes: boolean
 }
 
-/** Refuses a batch of which one copy writes what another touches, since they are in no order. */
+/**
+ * Refuses a batch in which one copy writes bytes that another reads or writes, because copies of a batch have no order.
+ */
 export const refuseDependence = (operation: string, transfers: ReadonlyArray<MemoryTransfer>): Refusal => {
   const spans = transfers.flatMap(({ from, to }, index) => [spanOf(to, index, true), spanOf(from, index, false)])
   spans.sort((one, other) => one.start - other.start)
@@ -91,9 +95,9 @@ export const refuseDependence = (operation: string, transfers: ReadonlyArray<Mem
     const before = span.writes ? furthest : furthestWrite
     if (before !== undefined && before.end > span.start) {
       const [first, second] = before.index < span.index ? [before, span] : [span, before]
-      const value = `${transfers[second.index]!.to.byteLength} bytes`
-      const expected = `a copy that neither writes what copies[${first.index}] touches, nor reads what it writes`
-      return refuseArgument(operation, nameAt("destination", second.index), value, expected)
+      const expected = `a copy that does not depend on copies[${first.index}]: copies of a batch run in any order`
+      const bytes = inBytes(transfers[second.index]!.to.byteLength)
+      return refuseDescribed(operation, nameAt("destination", second.index), bytes, expected)
     }
     if (span.end > (furthest?.end ?? 0)) furthest = span
     if (span.writes && span.end > (furthestWrite?.end ?? 0)) furthestWrite = span

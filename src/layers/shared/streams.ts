@@ -1,12 +1,12 @@
 /**
- * Streams: the operations of every runtime, and the part of the backend that they use.
+ * Streams: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
 import { defaultStreamHandles } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
-import type { CudaRuntimeService, EventRef, StreamRef, WaitOptions } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, ResourceState, StreamRef, WaitOptions } from "../CudaRuntime.ts"
 import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
@@ -16,7 +16,7 @@ import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
 
 export interface StreamBackend {
-  /** The stream that the last creating call made. */
+  /** The stream made by the last call that creates one. */
   readonly created: StreamResource | undefined
   readonly create: (device: number, priority: number, nonBlocking: boolean) => number
   readonly defaultOf: (device: number, mode: "legacy" | "perThread") => number
@@ -24,59 +24,63 @@ export interface StreamBackend {
   readonly destroy: (stream: StreamResource) => number
   readonly query: (stream: StreamResource) => number
   readonly waitEvent: (stream: StreamResource, event: EventResource) => number
-  /** Makes one record on `from`, which every branch waits for. */
+  /** Records once on `from`, and makes every branch wait for the record. */
   readonly fork: (from: StreamResource, branches: ReadonlyArray<StreamResource>) => number
-  /** Reports when the work that the stream holds now is done. */
+  /** Reports when all work currently on the stream has finished. */
   readonly watch: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
-export const streamOperations = (core: Core): StreamOperations => ({
-  streamCreate: (options) => create(core, options),
-  streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
-  streamFromHandle: (device, handle) => fromHandle(core, device, handle),
-  streamDestroy: (ref) =>
-    Effect.uninterruptible(Effect.suspend(() => {
+export const streamOperations = (core: Core): StreamOperations => {
+  const { backend } = core
+  const { streams } = backend
+  return {
+    streamCreate: (options) => create(core, options),
+    streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
+    streamFromHandle: (device, handle) => fromHandle(core, device, handle),
+    streamDestroy: (ref) =>
+      Effect.uninterruptible(Effect.suspend(() => {
+        const stream = ownStream(ref)
+        if (stream.owner !== backend) return refuseResource("CudaStream.release", backend, stream)
+        if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
+        setState(core, stream, "closing")
+        return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
+      })),
+    streamQuery: operation((ref: StreamRef) => {
       const stream = ownStream(ref)
-      if (stream.owner !== core.backend) return refuseResource("CudaStream.release", core.backend, stream)
-      if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
-      stream.state = "closing"
-      return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
-    })),
-  streamQuery: operation((ref: StreamRef) => {
-    const stream = ownStream(ref)
-    if (unusable(core.backend, stream)) return refuseResource("CudaStream.query", core.backend, stream)
-    return core.answer("CudaStream.query", core.backend.streams.query(stream), stream)
-  }),
-  streamSynchronize: operation((ref: StreamRef) => {
-    const stream = ownStream(ref)
-    if (unusable(core.backend, stream)) return refuseResource("CudaStream.synchronize", core.backend, stream)
-    return drain(core, "CudaStream.synchronize", stream)
-  }),
-  streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
-    const stream = ownStream(ref)
-    const event = ownEvent(eventRef)
-    if (unusable(core.backend, stream) || unusable(core.backend, event)) {
-      return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
-    }
-    const status = core.backend.streams.waitEvent(stream, event)
-    return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
-  }),
-  streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
-    const stream = ownStream(ref)
-    const other = ownStream(otherRef)
-    if (unusable(core.backend, stream) || unusable(core.backend, other)) {
-      return refuseResource("CudaStream.waitStream", core.backend, stream, other)
-    }
-    const status = core.backend.streams.fork(other, [stream])
-    return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
-  }),
-  streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
-    fork(core, ownStream(from), branches.map(ownStream))
-  ),
-  streamJoin: operation((into: StreamRef, branches: ReadonlyArray<StreamRef>) =>
-    join(core, ownStream(into), branches.map(ownStream))
-  )
-})
+      if (unusable(backend, stream)) return refuseResource("CudaStream.query", backend, stream)
+      return core.answer("CudaStream.query", streams.query(stream), stream)
+    }),
+    streamSynchronize: operation((ref: StreamRef) => {
+      const stream = ownStream(ref)
+      if (unusable(backend, stream)) return refuseResource("CudaStream.synchronize", backend, stream)
+      return drain(core, "CudaStream.synchronize", stream)
+    }),
+    streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
+      const stream = ownStream(ref)
+      const event = ownEvent(eventRef)
+      if (unusable(backend, stream) || unusable(backend, event)) {
+        return refuseResource("CudaStream.waitEvent", backend, stream, event)
+      }
+      const status = streams.waitEvent(stream, event)
+      return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
+    }),
+    streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
+      const stream = ownStream(ref)
+      const other = ownStream(otherRef)
+      if (unusable(backend, stream) || unusable(backend, other)) {
+        return refuseResource("CudaStream.waitStream", backend, stream, other)
+      }
+      const status = streams.fork(other, [stream])
+      return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
+    }),
+    streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+      fork(core, ownStream(from), branches.map(ownStream))
+    ),
+    streamJoin: operation((into: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+      join(core, ownStream(into), branches.map(ownStream))
+    )
+  }
+}
 
 const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamResource>) => {
   const operation = "CudaBranch.fork"
@@ -140,7 +144,7 @@ const defaultStream = (core: Core, operation: string, device: number, mode: "leg
     return Effect.succeed(stream)
   })
 
-/** The handles that stand for default streams are those; the same stream is the same resource, however often it is wrapped. */
+/** Handles of default streams yield those streams. Wrapping a stream again yields the same resource. */
 const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<StreamResource, CudaError> => {
   const operation = "CudaStream.fromHandle"
   if (handle === 0 || handle === defaultStreamHandles.legacy) return defaultStream(core, operation, device, "legacy")
@@ -152,14 +156,14 @@ const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<S
     const status = core.backend.streams.fromHandle(device, handle)
     if (status !== success) return core.failOn(operation, status, device, `handle 0x${handle.toString(16)}`)
     const made = core.backend.streams.created!
-    const key = `${device} ${made.id}`
+    const key = foreignKey(made)
     const known = core.foreignStreams.get(key)
     if (known === undefined) core.foreignStreams.set(key, made)
     return Effect.succeed(known ?? made)
   })
 }
 
-/** Waits for the work enqueued before now; a stream that is idle answers at once. */
+/** Waits for the work enqueued so far. Returns immediately if the stream is idle. */
 const drain = (core: Core, operation: string, stream: StreamResource): Effect.Effect<void, CudaError> => {
   const status = core.backend.streams.query(stream)
   if (status === success) return Effect.void
@@ -175,8 +179,8 @@ const drain = (core: Core, operation: string, stream: StreamResource): Effect.Ef
 }
 
 /**
- * Drains a stream that is going to be destroyed. When waiting itself fails, but not with a fault, the work may still be
- * running on memory that others hold, so the stream is asked until it is idle.
+ * Drains a stream before it is destroyed. If waiting fails for a reason other than a fault, the stream's work may still
+ * be using memory, so the stream is polled until it is idle.
  */
 const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.catch(drain(core, "CudaStream.release", stream), (error) => {
@@ -189,9 +193,18 @@ const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void
     return Effect.andThen(idle, Effect.fail(error))
   })
 
+/** A stream of the runtime that a program also wrapped by its handle is gone for both: no call may name its handle after that. */
+const setState = (core: Core, stream: StreamResource, state: ResourceState): void => {
+  stream.state = state
+  const wrapper = core.foreignStreams.get(foreignKey(stream))
+  if (wrapper !== undefined) wrapper.state = state
+}
+
+const foreignKey = ({ device, id }: StreamResource): string => `${device} ${id}`
+
 const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
-    stream.state = "released"
+    setState(core, stream, "released")
     core.streams.delete(stream)
     const status = core.backend.streams.destroy(stream)
     return status === success ? Effect.void : core.fail("CudaStream.release", status, stream)

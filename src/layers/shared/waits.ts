@@ -1,33 +1,36 @@
 /**
- * Waits as the backend and the shared operations see them: a watch is begun, may be cancelled, and reports its end once.
+ * Waits, as the backend and the shared operations see them. A watch can be cancelled, and reports its end once.
  */
 import { success } from "../../cuda/status.ts"
 import type { WaitOptions } from "../CudaRuntime.ts"
 
-/** The status of a watch that can never end. No driver returns it. */
+/** The status of a watch that can never end. The driver never returns it. */
 export const neverFinishes = -1
 
-/** What found the end of a wait: polling, a wake-up by the GPU, a timer, or the clock of a simulated device. */
+/** What found a wait finished: polling, a wake-up by the GPU, a timer, or the clock of a simulated device. */
 export type WaitStage = "poll" | "wake" | "timer" | "clock"
 
-/** Called once with how a wait ended: 0, the status of a fault, or `neverFinishes`. Without a stage, it ended immediately. */
+/**
+ * Called once with the result of a wait: 0, the status of a fault, or `neverFinishes`. The stage is undefined if it
+ * ended immediately.
+ */
 export type OnDone = (status: number, stage?: WaitStage) => void
 
-/** Cancels a wait. Has no effect once it has ended. */
+/** Cancels a wait. Has no effect after the wait has ended. */
 export type Cancel = () => void
 
-/** Begins a wait and returns how to cancel it. */
+/** Starts a wait, and returns a function that cancels it. */
 export type Watch = (onDone: OnDone, options: WaitOptions) => Cancel
 
-/** How an asynchronous driver call failed. */
+/** The failure of an asynchronous driver call. */
 export interface DriverFailure {
   readonly call: string
   readonly status: number
-  /** The log of the driver's compiler. */
+  /** The log of the driver's JIT compiler. */
   readonly log?: string | undefined
 }
 
-/** One watch for many: ends when all have ended, or with the first fault. */
+/** Combines watches: ends when all have ended, or at the first fault. */
 export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone, options) => {
   if (watches.length === 0) {
     onDone(success)

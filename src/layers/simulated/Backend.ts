@@ -5,7 +5,7 @@ import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { statuses, success } from "../../cuda/status.ts"
-import type { Backend } from "../shared/Backend.ts"
+import type { Backend, Explanation } from "../shared/Backend.ts"
 import type { AnyMemoryResource, StreamResource } from "../shared/resources.ts"
 import { neverFinishes } from "../shared/waits.ts"
 import { SimulatedMarkers } from "./accesses.ts"
@@ -76,6 +76,10 @@ export class SimulatedBackend implements Backend {
     return status === neverFinishes ? { name: "NeverFinishes", description: this.driver.because } : undefined
   }
 
+  explain(status: number): Explanation | undefined {
+    return this.driver.explain(status)
+  }
+
   settle(): void {
     this.driver.settle()
   }
@@ -84,8 +88,11 @@ export class SimulatedBackend implements Backend {
   launch(stream: StreamResource, work: EnqueuedWork): number {
     const part = streamPart(stream)
     const status = this.driver.begin("cuLaunchKernelEx", part.device)
-    if (status === success) this.driver.model.work(part, work)
-    return status
+    if (status !== success) return status
+    const { act } = work
+    const run = act && (() => this.driver.runCode(`Work on ${stream}`, act))
+    this.driver.model.work(part, run === undefined ? work : { ...work, act: run })
+    return success
   }
 
   /** Ends the context of a device, as a fault does; nothing for a device that does not exist. */

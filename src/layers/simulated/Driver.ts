@@ -5,11 +5,13 @@
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { success } from "../../cuda/status.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import type { Explanation } from "../shared/Backend.ts"
 import type { Owner } from "../shared/resources.ts"
 import type { Cancel, DriverFailure, OnDone } from "../shared/waits.ts"
 import { Model } from "./model/Model.ts"
 import { Pacer } from "./model/Pacer.ts"
+import { Fault } from "./model/parts.ts"
 import type { Device, EventRecord } from "./model/parts.ts"
 import { worldOf } from "./model/worlds.ts"
 import type { ClockedWorld } from "./model/worlds.ts"
@@ -25,6 +27,9 @@ export class SimulatedDriver {
   call = ""
   /** Why the wait that ended last can never end. */
   because = ""
+  /** Why the symbol that was looked for last was not found. */
+  missing = ""
+  #fault: (Explanation & { readonly status: number }) | undefined
   readonly #world: ClockedWorld
   readonly #explain = (because: string): void => {
     this.because = because
@@ -76,6 +81,29 @@ export class SimulatedDriver {
     return noCancel
   }
 
+  /** Runs code of the program that a device works with. What it throws ends the contexts, and explains the failures after that. */
+  runCode(what: string, code: () => void): void {
+    try {
+      code()
+    } catch (error) {
+      const isFault = error instanceof Fault
+      this.#fault = {
+        status: isFault ? error.status : statuses.LaunchFailed.code,
+        detail: isFault ? `${what} ended in ${error.message}.` : `${what} threw ${print(error)}.`,
+        cause: error
+      }
+      throw error
+    }
+  }
+
+  /** What is known beyond a status that a call just returned. */
+  explain(status: number): Explanation | undefined {
+    if (status === statuses.NotFound.code) return { detail: this.missing }
+    if (this.#fault?.status !== status) return undefined
+    const { cause, detail } = this.#fault
+    return { cause, detail }
+  }
+
   /** Tells those whose wait is over, without waiting for the next turn of the event loop. */
   settle(): void {
     this.now()
@@ -92,6 +120,15 @@ export class SimulatedDriver {
   /** The failure of an asynchronous call that was begun. */
   fail(status: number): Effect.Effect<never, DriverFailure> {
     return Effect.fail({ call: this.call, status })
+  }
+}
+
+/** Whatever was thrown, in words. */
+const print = (thrown: unknown): string => {
+  try {
+    return String(thrown)
+  } catch {
+    return "a value that cannot be printed"
   }
 }
 

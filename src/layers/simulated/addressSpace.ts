@@ -17,12 +17,12 @@ export class AddressSpace {
   }
 
   /** A pointer from an address to the end of the buffer that it is in. */
-  at(address: number): Pointer {
+  at(address: number, origin: string): Pointer {
     for (const memory of this.#memories) {
       const offset = address - memory.address
       if (offset < 0 || offset >= memory.byteLength) continue
-      return new Pointer(memoryPart(memory), offset, memory.byteLength - offset, address)
+      return new Pointer(memoryPart(memory), offset, memory.byteLength - offset, address, origin)
     }
-    return new Pointer(undefined, 0, 0, address)
+    return new Pointer(undefined, 0, 0, address, origin)
   }
 }

@@ -32,8 +32,11 @@ export class SimulatedCopies implements CopyBackend {
     const to = memoryPart(transfer.to)
     const from = memoryPart(transfer.from)
     const status = this.#begin("cuMemcpy2DAsync", part.device, to, from)
-    if (status === success) this.#driver.model.copyRows(part, to, from, transfer)
-    return status
+    if (status !== success) return status
+    const { maxPitch } = this.#driver.options.devices[stream.device]!.attributes
+    if (Math.max(transfer.toPitch, transfer.fromPitch) > maxPitch) return statuses.InvalidValue.code
+    this.#driver.model.copyRows(part, to, from, transfer)
+    return success
   }
 
   /** One after the other, which is one of the orders that the driver may choose. */

@@ -2,8 +2,8 @@
  * Simulated devices: what they answer about themselves.
  */
 import * as Effect from "effect/Effect"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
-import { success } from "../../cuda/status.ts"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
+import { statuses, success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
 import type { DeviceBackend } from "../shared/devices.ts"
 import type { Cancel, DriverFailure, OnDone } from "../shared/waits.ts"
@@ -24,7 +24,11 @@ export class SimulatedDevices implements DeviceBackend {
   open(device: number): Effect.Effect<void, DriverFailure> {
     return Effect.suspend(() => {
       const status = this.#driver.begin("cuDevicePrimaryCtxRetain", this.#driver.device(device))
-      return status === success ? Effect.void : this.#driver.fail(status)
+      if (status !== success) return this.#driver.fail(status)
+      if (this.#driver.options.devices[device]!.attributes.memoryPoolsSupported !== 0) return Effect.void
+      // Opening a device makes its pool.
+      this.#driver.call = "cuMemPoolCreate"
+      return this.#driver.fail(statuses.NotSupported.code)
     })
   }
 
@@ -50,6 +54,14 @@ export class SimulatedDevices implements DeviceBackend {
   canAccessPeer(device: number, peer: number): number {
     this.#driver.call = "cuDeviceCanAccessPeer"
     this.value = device !== peer && this.#driver.options.peerAccess(device, peer) ? 1 : 0
+    return success
+  }
+
+  /** Answered without a context, as on a GPU. Every link is as good as any other. */
+  peerAttribute(device: number, peer: number, attribute: PeerAttribute): number {
+    this.#driver.call = "cuDeviceGetP2PAttribute"
+    const isReachable = this.#driver.options.peerAccess(device, peer)
+    this.value = attribute !== "performanceRank" && isReachable ? 1 : 0
     return success
   }
 

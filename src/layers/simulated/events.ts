@@ -71,20 +71,23 @@ export class SimulatedEvents implements EventBackend {
     const own = simulatedEvent(event)
     if (own.sharedAs === undefined) {
       const handle = new Uint8Array(into.length)
-      own.sharedAs = { key: exportEvent({ event: own.part, world: this.#driver.model.world }, handle), handle }
+      const { model: { world }, owner } = this.#driver
+      own.sharedAs = { key: exportEvent({ event: own.part, world, owner }, handle), handle }
       this.#exported.add(own.sharedAs.key)
     }
     into.set(own.sharedAs.handle)
     return success
   }
 
-  /** Opens handles of every simulated runtime of this process that has the same clock. */
+  /** Opens handles of every other simulated runtime of this process that has the same clock. */
   fromIpcHandle(device: number, handle: Uint8Array): number {
     const { model, owner } = this.#driver
     const status = this.#driver.begin("cuIpcOpenEventHandle", this.#driver.device(device))
     if (status !== success) return status
     const shared = openEvent(handle)
     if (shared === undefined) return invalidHandle
+    // A process cannot open its own event. Here, each runtime is a process.
+    if (shared.owner === owner) return statuses.InvalidContext.code
     if (shared.world !== model.world) return statuses.NotSupported.code
     const flags = eventFlags.disableTiming | eventFlags.interprocess
     const event = new SimulatedEvent(owner, shared.event, model.makeHandle(), device, flags)

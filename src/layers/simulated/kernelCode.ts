@@ -16,12 +16,18 @@ export class SimulatedCode extends KernelCode {
 
   constructor(module: ModuleResource, handle: CUkernel, name: string, kernel: SimulatedKernel) {
     const { offsets } = layOut(kernel.parameters)
-    super(module, handle, name, kernel.parameters.map(({ size }, index) => ({ offset: offsets[index]!, size })))
+    super(
+      module,
+      handle,
+      name,
+      kernel.parameters.map((kind, index) => ({ offset: offsets[index]!, size: kind.size, kind }))
+    )
     this.kernel = kernel
   }
 
   attribute(attribute: KernelAttribute, device: number): number {
-    return this.#set.get(`${device} ${attribute}`) ?? this.kernel.attributes?.[attribute] ?? usualAttributes[attribute]
+    const set = this.#set.size === 0 ? undefined : this.#set.get(`${device} ${attribute}`)
+    return set ?? this.kernel.attributes?.[attribute] ?? usualAttributes[attribute]
   }
 
   setAttribute(attribute: KernelAttribute, value: number, device: number): void {

@@ -56,11 +56,17 @@ export interface SimulatedLaunch<Parameters extends ReadonlyArray<ParameterKind>
 /** A kernel of simulated devices. */
 export interface SimulatedKernel<Parameters extends ReadonlyArray<ParameterKind> = ReadonlyArray<ParameterKind>> {
   readonly parameters: Parameters
-  /** Virtual time that a launch takes; 5 µs by default, infinite for one that hangs. */
+  /**
+   * Virtual time that a launch takes; 5 µs by default, infinite for one that hangs. A function that throws, or returns anything
+   * but a duration, makes the launch fail with `LaunchFailed` and ends the contexts.
+   */
   readonly cost?: Duration.Input | ((launch: SimulatedLaunch) => Duration.Input) | undefined
   /** Answers that differ from those of a kernel of 1024 threads at most and 32 registers. */
   readonly attributes?: { readonly [A in KernelAttribute]?: number } | undefined
-  /** What it does, at its end: for the whole grid at once. When it throws, it ends in a `LaunchFailed` fault. */
+  /**
+   * What it does, at its end: for the whole grid at once. When it throws, it ends in a `LaunchFailed` fault, and the failures that
+   * follow have what it threw as their `cause`.
+   */
   run(launch: SimulatedLaunch<Parameters>): void
 }
 
@@ -69,48 +75,58 @@ const usualCost = 5000
 /** Nanoseconds that a launch takes. Throws for a cost that is no duration. */
 export const costOf = ({ cost }: SimulatedKernel, launch: SimulatedLaunch): number => {
   const nanos = cost === undefined ? usualCost : nanoseconds(typeof cost === "function" ? cost(launch) : cost)
-  if (nanos === undefined) throw new RangeError("the cost of a simulated kernel is a duration from 0")
+  if (nanos === undefined) throw new RangeError("expected a duration from 0")
   return nanos
 }
 
-/** What is at an address that no buffer was given for. */
-export type Resolve = (address: number) => Pointer
+/** What is at an address that no buffer was given for; `origin` says which argument it is. */
+export type Resolve = (address: number, origin: string) => Pointer
 
-/** The arguments that are packed now, as the kernel is to find them. */
+/**
+ * The arguments that are packed now, as the kernel is to find them: under the names that the kernel gives the fields of structs, since
+ * those of the program mean nothing to it.
+ */
 export const decodeAll = (
   kinds: ReadonlyArray<ParameterKind>,
   { offsets, pointers, view }: Arguments,
   resolve: Resolve
 ): ReadonlyArray<KernelValue> => {
   const slots = pointers.values()
-  const decode = (kind: ParameterKind, offset: number): KernelValue => {
+  const decode = (kind: ParameterKind, offset: number, origin: string): KernelValue => {
     switch (kind.kind) {
-      case "pointer":
-        return decodePointer(kind, slots.next().value, Number(view.getBigUint64(offset, true)), resolve)
+      case "pointer": {
+        const address = Number(view.getBigUint64(offset, true))
+        return decodePointer(kind, slots.next().value, address, origin, resolve)
+      }
       case "struct":
         return Object.fromEntries(
-          Object.entries(kind.fields).map(([name, field]) => [name, decode(field, offset + kind.offsets[name]!)])
+          Object.entries(kind.fields).map((
+            [name, field]
+          ) => [name, decode(field, offset + kind.offsets[name]!, `${origin}.${name}`)])
         )
       case "array":
         return Array.from(
           { length: kind.length },
-          (_, index) => decode(kind.element, offset + index * kind.element.size)
+          (_, index) => decode(kind.element, offset + index * kind.element.size, `${origin}[${index}]`)
         )
       default:
         return scalarReaders[kind.kind](view, offset)
     }
   }
-  return kinds.map((kind, index) => decode(kind, offsets[index]!))
+  return kinds.map((kind, index) => decode(kind, offsets[index]!, `arguments[${index}]`))
 }
 
 const decodePointer = (
   { nullable }: PointerKind,
   slot: PointerSlot | undefined,
   address: number,
+  origin: string,
   resolve: Resolve
 ): SimulatedPointer | null => {
-  if (slot?.memory !== undefined) return new Pointer(memoryPart(slot.memory), slot.offset, slot.byteLength, address)
-  return address === 0 && nullable ? null : resolve(address)
+  if (slot?.memory !== undefined) {
+    return new Pointer(memoryPart(slot.memory), slot.offset, slot.byteLength, address, origin)
+  }
+  return address === 0 && nullable ? null : resolve(address, origin)
 }
 
 /** A launch as the kernel is told of it. */

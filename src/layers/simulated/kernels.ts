@@ -15,8 +15,10 @@ import type { AddressSpace } from "./addressSpace.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import { SimulatedCode, simulatedCode } from "./kernelCode.ts"
 import { costOf, decodeAll, launchOf } from "./kernelFunctions.ts"
+import type { SimulatedKernel, SimulatedLaunch } from "./kernelFunctions.ts"
 import type { SimulatedModules } from "./modules.ts"
-import { activeBlocks, bestBlock, multiprocessorOf, portableCluster } from "./occupancy.ts"
+import { describeSymbols } from "./modules.ts"
+import { activeBlocks, activeClusters, bestBlock, largestCluster, multiprocessorOf, refuseLaunch } from "./occupancy.ts"
 import { KernelFault, Pointer } from "./pointers.ts"
 import { memoryPart, streamPart } from "./resources.ts"
 
@@ -38,7 +40,10 @@ export class SimulatedKernels implements KernelBackend {
     const status = this.#driver.begin("cuLibraryGetKernel", this.#driver.device(0))
     if (status !== success) return status
     const kernel = this.#driver.options.kernels.get(name)
-    if (kernel === undefined) return statuses.NotFound.code
+    if (kernel === undefined) {
+      this.#driver.missing = describeSymbols("kernels", [...this.#driver.options.kernels.keys()])
+      return statuses.NotFound.code
+    }
     this.code = new SimulatedCode(module, this.#driver.model.makeHandle(), name, kernel)
     return success
   }
@@ -74,16 +79,15 @@ export class SimulatedKernels implements KernelBackend {
 
   activeClusters(code: KernelCode, shape: LaunchShape, device: number): number {
     const status = this.#driver.begin("cuOccupancyMaxActiveClusters", this.#driver.device(device))
-    const multiprocessor = this.#multiprocessor(device)
-    const blocks = activeBlocks(multiprocessor, simulatedCode(code), device, shape.threads, shape.sharedBytes)
-    const cluster = shape.clusterX * shape.clusterY * shape.clusterZ
-    this.value = Math.floor(blocks * multiprocessor.count / cluster)
-    return status
+    if (status !== success) return status
+    const simulated = simulatedCode(code)
+    if (shape.clusterBlocks > largestCluster(simulated, device)) return statuses.InvalidClusterSize.code
+    this.value = activeClusters(this.#multiprocessor(device), simulated, device, shape)
+    return success
   }
 
   maxCluster(code: KernelCode, _: LaunchShape, device: number): number {
-    const allowsMore = simulatedCode(code).attribute("nonPortableClusterSizeAllowed", device) !== 0
-    this.value = allowsMore ? 2 * portableCluster : portableCluster
+    this.value = largestCluster(simulatedCode(code), device)
     return this.#driver.begin("cuOccupancyMaxPotentialClusterSize", this.#driver.device(device))
   }
 
@@ -100,29 +104,46 @@ export class SimulatedKernels implements KernelBackend {
     const part = streamPart(stream)
     const status = this.#driver.begin("cuLaunchKernelEx", part.device)
     if (status !== success) return status
-    const { arguments: packed, module, parameters } = kernel
+    const simulated = simulatedCode(kernel.code)
+    const unfit = refuseLaunch(this.#multiprocessor(stream.device), simulated, stream.device, shape)
+    if (unfit !== success) return unfit
+    const { arguments: packed, module } = kernel
     const isThere = packed.pointers.every(({ memory }) => memory === undefined || memoryPart(memory).tryTouch())
     if (!isThere) return statuses.OutOfMemory.code
-    const { kernel: simulated } = simulatedCode(kernel.code)
-    const args = decodeAll(parameters, packed, (address) => this.#addresses.at(address))
+    const { kernel: definition } = simulated
+    const args = decodeAll(
+      definition.parameters,
+      packed,
+      (address, origin) => this.#addresses.at(address, origin)
+    )
     const launch = launchOf(args, shape, stream.device, (name) => this.#variable(module, name, stream.device))
+    const duration = this.#costOf(kernel, definition, launch)
+    if (duration === undefined) return part.device.lost
     this.#driver.model.work(part, {
-      duration: costOf(simulated, launch),
-      act: () => {
-        try {
-          simulated.run(launch)
-        } catch (error) {
-          if (!(error instanceof KernelFault)) throw error
-          this.#driver.model.world.lose(part.device, error.status)
-        }
-      }
+      duration,
+      act: () => this.#driver.runCode(`Kernel ${kernel.name}`, () => definition.run(launch))
     })
     return success
   }
 
+  /** What a launch costs; nothing when finding that out failed, which ends the contexts as a failure of the kernel does. */
+  #costOf({ name }: KernelResource, definition: SimulatedKernel, launch: SimulatedLaunch): number | undefined {
+    let duration: number | undefined
+    try {
+      this.#driver.runCode(`The cost of kernel ${name}`, () => {
+        duration = costOf(definition, launch)
+      })
+    } catch {
+      this.#driver.lose(launch.device, statuses.LaunchFailed.code)
+    }
+    return duration
+  }
+
   #variable(module: ModuleResource, name: string, device: number): Pointer {
     const memory = this.#modules.variable(module, name, device)
-    if (memory === undefined) throw new KernelFault("LaunchFailed")
-    return new Pointer(memory.part, 0, memory.byteLength, memory.address)
+    if (memory === undefined) {
+      throw new KernelFault("LaunchFailed", `there is no global variable ${name}. ${this.#modules.describeGlobals()}`)
+    }
+    return new Pointer(memory.part, 0, memory.byteLength, memory.address, `global variable ${name}`)
   }
 }

@@ -25,13 +25,18 @@ export class SimulatedModules implements ModuleBackend {
     this.#addresses = addresses
   }
 
-  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
     return Effect.suspend(() => {
       const { model, owner } = this.#driver
       const status = this.#driver.begin("cuLibraryLoadData", this.#driver.device(0))
       if (status !== success) return this.#driver.fail(status)
       const module = new ModuleResource(owner, model.makeHandle(), image.byteLength, options)
       this.#variables.set(module, new Map())
+      adopt(module)
       return Effect.succeed(module)
     })
   }
@@ -47,9 +52,17 @@ export class SimulatedModules implements ModuleBackend {
     const status = this.#driver.begin("cuLibraryGetGlobal", this.#driver.device(device))
     if (status !== success) return status
     const memory = this.variable(module, name, device)
-    if (memory === undefined) return statuses.NotFound.code
+    if (memory === undefined) {
+      this.#driver.missing = this.describeGlobals()
+      return statuses.NotFound.code
+    }
     this.global = memory
     return success
+  }
+
+  /** Which global variables there are. */
+  describeGlobals(): string {
+    return describeSymbols("globals", [...this.#driver.options.globals.keys()])
   }
 
   /** A module's variable on a device, made when it is first asked for; nothing where there is none of that name. */
@@ -66,4 +79,15 @@ export class SimulatedModules implements ModuleBackend {
     this.#addresses.add(memory)
     return memory
   }
+}
+
+/** How many names a failure lists. */
+const mostNames = 20
+
+/** What a simulated device has in place of the symbols of an image, for the failure of one that was not found. */
+export const describeSymbols = (option: "kernels" | "globals", names: ReadonlyArray<string>): string => {
+  const what = option === "kernels" ? "kernels" : "global variables"
+  const more = names.length > mostNames ? ` and ${names.length - mostNames} more` : ""
+  const known = names.length === 0 ? `no ${what}` : `the ${what} ${names.slice(0, mostNames).join(", ")}${more}`
+  return `The device is simulated: its modules have ${known}. Add others with the option ${option} of SimulatedRuntime.`
 }

@@ -2,6 +2,8 @@
  * How many blocks of a kernel a simulated device runs at once.
  */
 import type { DeviceAttribute } from "../../cuda/flags.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import type { LaunchShape } from "../shared/launchShape.ts"
 import type { SimulatedCode } from "./kernelCode.ts"
 
 /** What a multiprocessor has for blocks. */
@@ -54,8 +56,39 @@ export const bestBlock = (
   return { block: best.block, minGrid: Math.max(1, best.blocks * multiprocessor.count) }
 }
 
-/** The most blocks of a cluster that devices promise. */
-export const portableCluster = 8
+/** How many clusters of a launch run on a device at once. */
+export const activeClusters = (
+  multiprocessor: Multiprocessor,
+  code: SimulatedCode,
+  device: number,
+  shape: LaunchShape
+): number => {
+  const blocks = activeBlocks(multiprocessor, code, device, shape.threads, shape.sharedBytes)
+  return Math.floor(blocks * multiprocessor.count / shape.clusterBlocks)
+}
+
+/** The most blocks of a cluster that every device with clusters promises. */
+const portableCluster = 8
+
+/** The most blocks of a cluster of a kernel. */
+export const largestCluster = (code: SimulatedCode, device: number): number =>
+  code.attribute("nonPortableClusterSizeAllowed", device) === 0 ? portableCluster : 2 * portableCluster
+
+/** The status of a launch for which a device has too little, though each of its sizes is allowed; 0 for one that it can make. */
+export const refuseLaunch = (
+  multiprocessor: Multiprocessor,
+  code: SimulatedCode,
+  device: number,
+  shape: LaunchShape
+): number => {
+  const atOnce = activeBlocks(multiprocessor, code, device, shape.threads, shape.sharedBytes)
+  if (atOnce === 0) return statuses.LaunchOutOfResources.code
+  if (shape.isPlain) return success
+  const clusters = Math.floor(atOnce * multiprocessor.count / shape.clusterBlocks)
+  if (shape.clusterBlocks > largestCluster(code, device) || clusters === 0) return statuses.InvalidClusterSize.code
+  const fits = !shape.cooperative || shape.blocks <= clusters * shape.clusterBlocks
+  return fits ? success : statuses.CooperativeLaunchTooLarge.code
+}
 
 /** What a device says of its multiprocessors. */
 export const multiprocessorOf = (attributes: { readonly [A in DeviceAttribute]: number }): Multiprocessor => ({

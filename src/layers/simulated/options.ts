@@ -191,7 +191,8 @@ const ownAttributes = (
   computeCapabilityMajor: properties.computeCapability.major,
   computeCapabilityMinor: properties.computeCapability.minor,
   asyncEngineCount: traits.copyEngines,
-  pciBusId: properties.index + 1
+  pciBusId: properties.index + 1,
+  clusterLaunch: properties.computeCapability.major >= 9 ? 1 : 0
 })
 
 const absent = Object.fromEntries(Object.keys(deviceAttributes).map((name) => [name, 0])) as {
@@ -237,7 +238,6 @@ const typicalAttributes: { readonly [A in DeviceAttribute]: number } = {
   virtualMemoryManagementSupported: 1,
   maxBlocksPerMultiprocessor: 32,
   memoryPoolsSupported: 1,
-  clusterLaunch: 1,
   ipcEventSupported: 1,
   numaId: -1,
   hostNumaId: -1

@@ -62,8 +62,11 @@ export class SimulatedManagedMemory extends ManagedMemoryResource {
     super(owner, address as Address, part.byteLength, device)
     this.part = part
   }
+  override get isGivenAway(): boolean {
+    return this.part.isGivenAway
+  }
   get bytes(): Uint8Array<ArrayBuffer> {
-    return this.state === "released" ? nothing : this.part.touch()
+    return this.state === "released" || this.isGivenAway ? nothing : this.part.touch()
   }
 }
 

@@ -33,10 +33,12 @@ export class SimulatedStreams implements StreamBackend {
   }
 
   fromHandle(device: number, handle: number): number {
-    const status = this.#driver.begin("cuStreamGetId", this.#driver.device(device))
+    const own = this.#driver.device(device)
+    const status = this.#driver.begin("cuStreamGetCtx", own)
     if (status !== success) return status
-    const part = this.#driver.model.findStream(this.#driver.device(device), handle)
+    const part = this.#driver.model.findStream(own, handle)
     if (part === undefined) return statuses.InvalidHandle.code
+    if (part.device !== own) return statuses.InvalidContext.code
     this.created = new SimulatedStream(this.#driver.owner, part, "foreign")
     return success
   }

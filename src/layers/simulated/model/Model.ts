@@ -64,12 +64,10 @@ export class Model implements WatcherHome {
     return stream
   }
 
-  /** The stream of a handle; 0 means the legacy default stream, as in C. */
+  /** The stream of a handle, on whichever device; 0 means the device's legacy default stream, as in C. */
   findStream(device: Device, handle: number): Stream | undefined {
     if (handle <= device.legacy.handle) return device.legacy
-    if (handle === device.perThread.handle) return device.perThread
-    const stream = this.#streams.get(handle)
-    return stream?.device === device ? stream : undefined
+    return handle === device.perThread.handle ? device.perThread : this.#streams.get(handle)
   }
 
   /** Ends the handle; work that is pending goes on. */

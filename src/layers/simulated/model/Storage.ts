@@ -1,6 +1,7 @@
 /**
  * Memory of the simulation: an ArrayBuffer that comes into being when something first touches it.
  */
+import { guarded, moved } from "../../shared/buffers.ts"
 import type { Device, Pool } from "./parts.ts"
 
 export class Storage {
@@ -10,6 +11,7 @@ export class Storage {
   /** What it was taken from; nothing for memory of the host and for variables of modules. */
   readonly pool: Pool | undefined
   #bytes: Uint8Array<ArrayBuffer> | undefined
+  #wasGivenAway = false
 
   constructor(device: Device | undefined, byteLength: number, pool?: Pool) {
     this.device = device
@@ -17,9 +19,25 @@ export class Storage {
     this.pool = pool
   }
 
-  /** The bytes, all 0 at first. Throws a RangeError when the process cannot hold so many. */
+  /**
+   * The bytes, all 0 at first. Throws a RangeError when the process cannot hold so many. What a program gave away by transferring
+   * its buffer is replaced by memory that nobody sees, for the work that is still enqueued.
+   */
   touch(): Uint8Array<ArrayBuffer> {
-    return this.#bytes ??= new Uint8Array(this.byteLength)
+    if (this.#bytes === undefined || this.#isGone) {
+      this.#wasGivenAway ||= this.#bytes !== undefined
+      this.#bytes = new Uint8Array(guarded(new ArrayBuffer(this.byteLength)))
+    }
+    return this.#bytes
+  }
+
+  /** Whether a program transferred the buffer. */
+  get isGivenAway(): boolean {
+    return this.#wasGivenAway || this.#isGone
+  }
+
+  get #isGone(): boolean {
+    return this.#bytes !== undefined && this.#bytes.byteLength < this.byteLength
   }
 
   /** Makes sure that the bytes are there; false when the process cannot hold them. */
@@ -40,9 +58,8 @@ export class Storage {
 
   /** Takes the memory from every view of it that is out there; the simulation keeps the content. */
   detach(): void {
-    if (this.#bytes === undefined) return
-    const { buffer } = this.#bytes
-    this.#bytes = new Uint8Array(structuredClone(buffer, { transfer: [buffer] }))
+    if (this.#bytes === undefined || this.#isGone) return
+    this.#bytes = new Uint8Array(moved(this.#bytes.buffer))
   }
 
   drop(): void {
