@@ -1,8 +1,8 @@
 /**
- * Branches: effects that enqueue their work side by side, each on a stream of its own that starts after what the current
- * stream holds, and whose end the current stream waits for.
+ * Branches: effects whose work runs concurrently on the GPU, each on its own stream. A branch starts after the work that the
+ * current stream holds, and the current stream waits for its end.
  *
- * Everything here is events and waits between streams: the host waits only where an effect of a branch does. Depends on the
+ * Branches are ordered by events and waits between streams: the host waits only where the effect of a branch does. Depends on the
  * `CudaRuntime` interface and on what the modules share.
  *
  * @since 0.1.0
@@ -15,13 +15,14 @@ import { dual } from "effect/Function"
 import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import type { Concurrency } from "effect/Types"
 import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import { streamPools } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
+import { isWhole, refuseConcurrency, wholeStreams } from "./internal/numbers.ts"
 import { atOrigin, CurrentPlace, deviceIndexOf, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
 import type { Origin, Place } from "./internal/place.ts"
 import { poolSize } from "./internal/streamPool.ts"
@@ -31,21 +32,21 @@ import type { CudaRuntime, CudaRuntimeService, Priority } from "./layers/CudaRun
 const TypeId = "~effect-cuda/CudaBranch"
 
 /**
- * A branch that was forked, to be joined later.
+ * A forked branch, to be joined later.
  *
  * @category models
  * @since 0.1.0
  */
 export interface CudaBranch<out A, out E = never> extends Pipeable, Inspectable {
   readonly "~effect-cuda/CudaBranch": "~effect-cuda/CudaBranch"
-  /** The stream that the branch's work is on. */
+  /** The stream of the branch. Once the branch is joined, the stream may serve other work. */
   readonly stream: CudaStream
-  /** The fiber that enqueues it. */
+  /** The fiber that enqueues the work. */
   readonly fiber: Fiber.Fiber<A, E>
 }
 
 /**
- * Options for the streams that branches run on: those of the pool of a device and a priority.
+ * Options for the streams that branches run on. They come from the stream pool of a device and priority.
  *
  * @category models
  * @since 0.1.0
@@ -53,9 +54,9 @@ export interface CudaBranch<out A, out E = never> extends Pipeable, Inspectable 
 export interface BranchOptions {
   /** Default: the device of the current stream. */
   readonly device?: DeviceInput | undefined
-  /** Default: the priority of the current stream, or the nearest one that the device has. */
+  /** Default: the priority of the current stream, or the nearest one that the device supports. */
   readonly priority?: Priority | undefined
-  /** What a number outside the device's range means: a failure, or, by default, the nearest priority there is. */
+  /** Whether a number outside the device's range fails or means the nearest supported priority. Default `"clamp"`. */
   readonly outOfRange?: "fail" | "clamp" | undefined
 }
 
@@ -67,16 +68,17 @@ export interface BranchOptions {
  */
 export interface AllOptions extends BranchOptions {
   /**
-   * The streams to use at most: branches share them, and those of one stream are in order. By default each branch has its
-   * own, as far as the pool's 32 go.
+   * The most streams to use, at least 1. Branches that share a stream run in order. By default each branch has its own stream, up
+   * to the 32 of the pool.
    */
   readonly streams?: number | undefined
   /**
-   * How many branches enqueue at the same time, as in `Effect.all`, and one for each stream at most: by default one after the
-   * other, since their work runs side by side anyway. Needed where branches wait for something on the host.
+   * How many branches enqueue at the same time, as in `Effect.all`: a whole number, at least 1, or `"unbounded"`, but never more
+   * than one per stream. By default they enqueue one after the other, since their work runs concurrently on the GPU anyway. Raise
+   * it if branches wait for something on the host.
    */
   readonly concurrency?: Concurrency | undefined
-  /** True to drop the results. */
+  /** True to discard the results. */
   readonly discard?: boolean | undefined
 }
 
@@ -93,7 +95,7 @@ export type AllReturn<Result> = Effect.Effect<
 >
 
 /**
- * True for forked branches.
+ * Returns `true` for forked branches.
  *
  * @category guards
  * @since 0.1.0
@@ -101,21 +103,25 @@ export type AllReturn<Result> = Effect.Effect<
 export const isCudaBranch = (u: unknown): u is CudaBranch<unknown, unknown> => Predicate.hasProperty(u, TypeId)
 
 /**
- * Runs effects as branches: each with a pooled stream as the current one, which starts after what the current stream holds
- * now; the current stream goes on after all of them. Takes a tuple, a record or an iterable, as `Effect.all`.
+ * Runs effects as branches. Each branch has a pooled stream as its current stream, which starts after the work that the current
+ * stream holds now. The current stream continues after all branches. Takes a tuple, a record or an iterable, like `Effect.all`.
  *
  * **Details**
  *
- * The branches' work runs side by side on the GPU. The first failure ends the whole, as in `Effect.all`. Branches that failed
- * or were interrupted are joined all the same: what follows on the current stream starts after what they enqueued.
+ * The work of the branches runs concurrently on the GPU. The first failure ends them all, as in `Effect.all`. Branches that failed
+ * or were interrupted are joined too: later work on the current stream starts after whatever they enqueued.
  *
- * Forking is one `cuEventRecord` and a `cuStreamWaitEvent` for each stream, joining one of both for each stream.
+ * Forking costs one `cuEventRecord`, plus a `cuStreamWaitEvent` per stream. Joining costs one of each per stream.
+ *
+ * Fails with `InvalidArgument` if `streams` is not a whole number of at least 1, or `concurrency` is neither that nor
+ * `"unbounded"`.
  *
  * **Gotchas**
  *
- * The pool has 32 streams for each device and priority. When more are in use, branches share them, and wait for each other.
+ * The pool has 32 streams per device and priority. When more are in use, branches share streams and wait for each other.
  *
- * A fiber that a branch forks and does not await is no part of it: what it enqueues after the branch's end is not joined.
+ * A fiber that a branch forks and does not await is not part of the branch: work that it enqueues after the branch has ended is
+ * not joined.
  *
  * **Example** (Two fills side by side)
  *
@@ -154,7 +160,7 @@ export function all(
 }
 
 /**
- * Runs an effect for each item as a branch: see `all`.
+ * Runs an effect for each item as a branch. See `all`.
  *
  * **Example** (Chunks on four streams)
  *
@@ -204,16 +210,19 @@ export type ForEachReturn<A, E, R, Options> = Effect.Effect<
 >
 
 /**
- * Starts an effect as a branch and returns its handle, to be joined later. The branch's stream starts after what the current
- * stream holds now.
+ * Starts an effect as a branch and returns its handle, to be joined later. The stream of the branch starts after the work that the
+ * current stream holds now.
  *
  * **Details**
  *
- * The effect runs in a fiber of its own, at once. When the scope closes before the branch was joined, the effect is
- * interrupted, and the stream it was forked from waits for what it enqueued; where that stream was a branch's that is over,
- * the stream of the region around it.
+ * The effect starts immediately, in its own fiber. If the scope closes before the branch is joined, the effect is interrupted, and
+ * the stream that it was forked from waits for what it enqueued. If that stream belonged to a branch that has ended, the stream of
+ * the surrounding region waits instead.
  *
- * **Example** (An upload beside a fill)
+ * The first join returns the stream to the pool and removes the branch from the scope, so a long-lived scope can fork and join any
+ * number of branches.
+ *
+ * **Example** (An upload concurrent with a fill)
  *
  * ```ts
  * import { CudaBranch, CudaMemory } from "effect-cuda"
@@ -223,7 +232,7 @@ export type ForEachReturn<A, E, R, Options> = Effect.Effect<
  *   const weights = yield* CudaMemory.allocate(4096)
  *   const sums = yield* CudaMemory.allocate(4096)
  *   const uploading = yield* CudaBranch.fork(CudaMemory.upload(weights, new Float32Array(1024)))
- *   yield* CudaMemory.fill(sums, 0) // beside the upload
+ *   yield* CudaMemory.fill(sums, 0) // concurrent with the upload
  *   yield* CudaBranch.join(uploading)
  *   yield* CudaMemory.copy(sums, weights) // after both
  * }).pipe(Effect.scoped)
@@ -248,36 +257,48 @@ export const fork: {
     self: Effect.Effect<A, E, R>,
     options: BranchOptions = {}
   ): Effect.Effect<CudaBranch<A, E>, CudaError, R | CudaRuntime | Scope.Scope> =>
-    Effect.acquireRelease(
+    Effect.uninterruptible(
       atOrigin(
         "CudaBranch.fork",
         (at) => leasing("CudaBranch.fork", at, options, 1, (leased) => start(self, at, leased))
-      ),
-      (branch) => branch.release
+      )
     )
 )
 
+/** The effect of the branch is interruptible, however it is forked. */
 const start = <A, E, R>(
   self: Effect.Effect<A, E, R>,
-  { origin, place, runtime }: Origin,
+  { context, origin, place, runtime }: Origin,
   leased: Leased<CudaStream>
-): Effect.Effect<BranchImpl<A, E>, CudaError, R> => {
+): Effect.Effect<BranchImpl<A, E>, CudaError, R | Scope.Scope> => {
   const [stream] = leased.streams
   const placed = Effect.provideService(self, CurrentPlace, onStreamOf(stream!, place, leased))
   return runtime.streamFork(origin, leased.refs).pipe(
     Effect.onError(() => Effect.sync(() => leased.giveBack())),
     Effect.andThen(Effect.forkDetach(placed, { startImmediately: true })),
-    Effect.map((fiber) => new BranchImpl(runtime, fiber, leased, place))
+    Effect.flatMap((fiber) => {
+      // A scope of its own, so that it can leave the one around it before that closes.
+      const own = Scope.forkUnsafe(Context.getUnsafe(context, Scope.Scope))
+      const branch = new BranchImpl(runtime, fiber, leased, place, own)
+      const release = Effect.provideContext(branch.release, context)
+      return Effect.as(Scope.addFinalizer(own, release), branch)
+    })
   )
 }
 
 /**
- * Makes a stream, by default the current one, go on after all that a branch has enqueued, and returns the branch's result.
+ * Makes a stream, by default the current one, continue after all work that a branch has enqueued, and returns the result of the
+ * branch.
  *
  * **Details**
  *
- * Waits on the host for the branch's effect to end, not for its work. A branch that failed is joined too, and then fails with
- * its own failure. May be called any number of times, on any stream, until the scope of the branch closes.
+ * Waits on the host for the effect of the branch to end, but not for its work. A branch that failed is joined too; the join then
+ * fails with the failure of the branch. May be called any number of times, on any stream, until the scope of the branch closes.
+ *
+ * **Gotchas**
+ *
+ * The first join returns the stream of the branch to the pool. A later join also waits for other work that was enqueued on that
+ * stream in between.
  *
  * @category forks
  * @since 0.1.0
@@ -285,13 +306,18 @@ const start = <A, E, R>(
 export const join = <A, E>(self: CudaBranch<A, E>, stream?: CudaStream): Effect.Effect<A, E | CudaError> =>
   Effect.flatMap(Fiber.await(self.fiber), (exit) => {
     const { runtime } = self.stream
-    const joined = Effect.map(
-      onStream("CudaBranch.join", runtime, undefined, stream, (ref) => runtime.streamJoin(ref, [self.stream.ref])).pipe(
-        named("CudaBranch.join")
-      ),
-      () => {
-        if (self instanceof BranchImpl) self.joined = true
-      }
+    const wait = onStream(
+      "CudaBranch.join",
+      runtime,
+      undefined,
+      stream,
+      (ref) => runtime.streamJoin(ref, [self.stream.ref])
+    )
+    const joined = Effect.uninterruptible(
+      Effect.andThen(
+        wait.pipe(named("CudaBranch.join")),
+        Effect.suspend(() => self instanceof BranchImpl ? self.leave : Effect.void)
+      )
     )
     return Effect.andThen(Exit.isSuccess(exit) ? joined : Effect.ignore(joined), exit)
   })
@@ -303,22 +329,35 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   readonly #runtime: CudaRuntimeService
   readonly #leased: Leased<CudaStream>
   readonly #from: Place
-  constructor(runtime: CudaRuntimeService, fiber: Fiber.Fiber<A, E>, leased: Leased<CudaStream>, from: Place) {
+  readonly #own: Scope.Closeable
+  constructor(
+    runtime: CudaRuntimeService,
+    fiber: Fiber.Fiber<A, E>,
+    leased: Leased<CudaStream>,
+    from: Place,
+    own: Scope.Closeable
+  ) {
     super()
     this.#runtime = runtime
     this.fiber = fiber
     this.#leased = leased
     this.#from = from
+    this.#own = own
   }
   get stream(): CudaStream {
     return this.#leased.streams[0]!
+  }
+  /** Leaves the scope around the branch, and returns its stream: the branch has ended, and was joined. */
+  get leave(): Effect.Effect<void> {
+    this.joined = true
+    return Scope.close(this.#own, Exit.void)
   }
   get release(): Effect.Effect<void> {
     return Effect.andThen(Fiber.interrupt(this.fiber), released(Effect.suspend(() => this.#joinBack()))).pipe(
       Effect.ensuring(Effect.sync(() => this.#leased.giveBack()))
     )
   }
-  /** A stream that is gone waits for nothing: its release drained it. */
+  /** A stream that was released need not wait: its release drained it. */
   #joinBack(): Effect.Effect<void, CudaError> {
     if (this.joined) return Effect.void
     return streamOf(
@@ -341,7 +380,7 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   }
 }
 
-/** Forks streams from the current one for so many branches, runs them, and joins the streams of those that began. */
+/** Forks streams from the current one, runs branches on them, and joins the streams of the branches that began. */
 const branching = <A, E, R>(
   operation: string,
   branches: number,
@@ -349,9 +388,10 @@ const branching = <A, E, R>(
   options: AllOptions
 ): Effect.Effect<Array<A> | void, E | CudaError, R | CudaRuntime> => {
   const { streams: most = branches } = options
-  if (!Number.isInteger(most) || (most < 1 && branches > 0)) {
-    return refuseArgument(operation, "streams", most, "a whole number of streams, at least 1")
-  }
+  // Without branches there may be no streams either.
+  if (!isWhole(most, Math.min(1, branches))) return refuseArgument(operation, "streams", most, wholeStreams)
+  const refused = refuseConcurrency(operation, options.concurrency)
+  if (refused !== undefined) return refused
   const count = Math.min(most, branches, poolSize)
   if (count === 0) return Effect.succeed(options.discard === true ? undefined : [])
   return Effect.uninterruptibleMask((restore) =>
@@ -369,12 +409,12 @@ const branching = <A, E, R>(
   )
 }
 
-/** Branches being run on leased streams. */
+/** Branches in progress on leased streams. */
 class Run {
   readonly #operation: string
   readonly #at: Origin
   readonly #leased: Leased<CudaStream>
-  /** Streams come into use in their order, so the first ones are those that were used. */
+  /** Streams come into use in order, so these are the first ones. */
   #used = 0
   constructor(operation: string, at: Origin, leased: Leased<CudaStream>) {
     this.#operation = operation
@@ -388,7 +428,7 @@ class Run {
     return onStreamOf(streams[slot]!, this.#at.place, this.#leased)
   }
 
-  /** One branch after the other, in this fiber. It is called often, so there is one region whose place changes. */
+  /** Runs one branch after the other in this fiber. It is called often, so there is a single region whose place changes. */
   inTurn<A, E, R>(
     branches: number,
     effectOf: (index: number) => Effect.Effect<A, E, R>,
@@ -421,7 +461,7 @@ class Run {
       Array.from({ length: branches }, (_, index) => index),
       (index) =>
         Effect.suspend(() => {
-          // There is one for each that runs at the same time.
+          // There is one for each branch that runs at the same time.
           const slot = free.shift()!
           const placed = Effect.provideService(effectOf(index), CurrentPlace, this.#begin(slot))
           return Effect.ensuring(placed, Effect.sync(() => free.push(slot)))
@@ -430,7 +470,7 @@ class Run {
     )
   }
 
-  /** Restores the region, and joins the streams of branches that began. A failure of theirs goes before one of the join. */
+  /** Restores the region and joins the streams of branches that began. A failure of a branch takes precedence over one of the join. */
   end(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void, CudaError> {
     const { context, fiber, origin, runtime } = this.#at
     fiber.setContext(context)
@@ -449,7 +489,7 @@ class Run {
 
 const noStep = () => {}
 
-/** Leases streams. Who uses them gives them back. */
+/** Leases streams. The user of the streams gives them back. */
 const leasing = <A, E, R>(
   operation: string,
   { origin, runtime }: Origin,

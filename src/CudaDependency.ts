@@ -1,5 +1,5 @@
 /**
- * Dependencies: points in any number of streams as one value, which streams and fibers can wait for.
+ * Dependencies: points in any number of streams as a single value that streams and fibers can wait for.
  *
  * Depends on the `CudaRuntime` interface and on what the modules share.
  *
@@ -21,14 +21,14 @@ import { onStream } from "./internal/place.ts"
 const TypeId = "~effect-cuda/CudaDependency"
 
 /**
- * A set of points in streams. It is reached when all of them are.
+ * A set of points in streams. A dependency is reached when all of its points are.
  *
  * @category models
  * @since 0.1.0
  */
 export interface CudaDependency extends Pipeable, Inspectable {
   readonly "~effect-cuda/CudaDependency": "~effect-cuda/CudaDependency"
-  /** The events that stand for the points, each once. */
+  /** The events that mark the points, without duplicates. */
   readonly events: ReadonlyArray<CudaEvent>
 }
 
@@ -41,7 +41,7 @@ export interface CudaDependency extends Pipeable, Inspectable {
 export type Source = CudaEvent | CudaStream | CudaDependency
 
 /**
- * True for dependencies.
+ * Returns `true` for dependencies.
  *
  * @category guards
  * @since 0.1.0
@@ -49,15 +49,15 @@ export type Source = CudaEvent | CudaStream | CudaDependency
 export const isCudaDependency = (u: unknown): u is CudaDependency => Predicate.hasProperty(u, TypeId)
 
 /**
- * Makes one dependency of streams, events and other dependencies. A stream stands for what it holds now: an event is recorded
- * there that lives as long as the scope (`cuEventRecord`).
+ * Makes a dependency from streams, events and other dependencies. A stream stands for the work that it holds now: an event that lives
+ * as long as the scope is recorded on it (`cuEventRecord`).
  *
  * **Gotchas**
  *
- * An event stands for the record that is current when the dependency is waited for, as everywhere in CUDA: do not record it
- * again before.
+ * As everywhere in CUDA, an event stands for its latest record at the time of the wait. Do not record it again before waiting for the
+ * dependency.
  *
- * **Example** (What two streams hold, waited for in two ways)
+ * **Example** (Waiting for the work of two streams, on the GPU and on the host)
  *
  * ```ts
  * import { CudaDependency, CudaStream } from "effect-cuda"
@@ -66,7 +66,7 @@ export const isCudaDependency = (u: unknown): u is CudaDependency => Predicate.h
  * const program = Effect.gen(function*() {
  *   const [left, right, next] = [yield* CudaStream.make(), yield* CudaStream.make(), yield* CudaStream.make()]
  *   const both = yield* CudaDependency.make([left, right])
- *   yield* CudaDependency.wait(both, next) // what follows on `next` starts after both
+ *   yield* CudaDependency.wait(both, next) // later work on `next` starts after both
  *   yield* Effect.timeout(CudaDependency.synchronize(both), "1 second") // on the host
  * }).pipe(Effect.scoped)
  * ```
@@ -88,8 +88,8 @@ export const make = (sources: Iterable<Source>): Effect.Effect<CudaDependency, C
 }
 
 /**
- * Makes work enqueued from now on, on a stream (by default the current one), start after every point of the dependency (a
- * `cuStreamWaitEvent` for each).
+ * Makes later work on a stream, by default the current one, start after every point of the dependency (one `cuStreamWaitEvent` per
+ * point).
  *
  * @category ordering
  * @since 0.1.0
@@ -123,8 +123,8 @@ const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Eff
 }
 
 /**
- * Waits until every point of the dependency is reached. Suspends the fiber, not the thread; fails with the reason of a fault
- * as soon as the driver reports it.
+ * Waits until every point of the dependency is reached. Suspends the fiber, not the thread. Fails with the reason of a fault as soon
+ * as the driver reports it.
  *
  * @category waiting
  * @since 0.1.0
@@ -135,7 +135,7 @@ export const synchronize = (self: CudaDependency): Effect.Effect<void, CudaError
   )
 
 /**
- * Asks whether every point of the dependency is reached. Does not wait.
+ * Returns whether every point of the dependency is reached. Does not wait.
  *
  * @category waiting
  * @since 0.1.0

@@ -1,8 +1,8 @@
 /**
- * Pipelines: streams of elements that go through a device, several at a time, so that uploads, work and downloads of
+ * Pipelines: send the elements of a stream through a device, several at a time, so that uploads, work and downloads of
  * different elements overlap.
  *
- * Depends on the modules of streams, events and memory, and on what the modules share.
+ * Depends on the modules for streams, events and memory, and on what the modules share.
  *
  * @since 0.1.0
  */
@@ -12,6 +12,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -21,13 +22,15 @@ import type { DeviceBuffer, HostArray, Slice } from "./CudaMemory.ts"
 import { withStream } from "./CudaStream.ts"
 import type { PriorityOptions } from "./CudaStream.ts"
 import { region } from "./CudaTiming.ts"
-import { refuseArgument } from "./internal/handles.ts"
+import { countOf, refuseArgument } from "./internal/handles.ts"
+import { isWhole } from "./internal/numbers.ts"
+import { bytesOf } from "./internal/pipeline/bytes.ts"
 import { makeSlots, operation, Turnstile } from "./internal/pipeline/slots.ts"
 import type { Slot, SlotOptions } from "./internal/pipeline/slots.ts"
 import type { CudaRuntime } from "./layers/CudaRuntime.ts"
 
 /**
- * An element whose input is on the device when the work of the current stream starts.
+ * An element whose input is on the device by the time work enqueued on the current stream starts.
  *
  * @category models
  * @since 0.1.0
@@ -36,29 +39,41 @@ export interface UploadedElement<out In> {
   readonly element: In
   /** Counts elements, from 0. */
   readonly index: number
-  /** As long as `fill` said. */
+  /** As many bytes as `fill` returned. */
   readonly input: Slice<DeviceBuffer>
-  /** `outputBytes` long where that was given, else as long as the input. Its contents are undefined. */
+  /** Uninitialized memory of `outputBytes` bytes, or as many bytes as the input if that option is not set. */
   readonly output: Slice<DeviceBuffer>
 }
 
 /**
- * Options for the size of a pipeline, and for its device, by default the current one. Its streams have the priority of the
- * current stream, unless another one is given.
+ * How many bytes of an element's output to download. `work` returns it to download fewer than all: see `outputBytes`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface OutputBytes {
+  readonly _tag: "OutputBytes"
+  readonly byteLength: number
+}
+
+/**
+ * Options for the size of a pipeline, and for its device and the priority of its streams. Defaults: the current device, and the
+ * priority of the current stream.
  *
  * @category models
  * @since 0.1.0
  */
 export interface SizeOptions extends PriorityOptions {
-  /** Elements under way at the same time, at most; each has memory of its own. Default 3. */
+  /** The most elements in progress at the same time, from 1 to 1,024. Each slot has its own memory. Default 3. */
   readonly slots?: number | undefined
-  /** The most bytes of an element on its way to the device. */
+  /** The largest input of an element, in bytes, at least 1. */
   readonly inputBytes: number
-  /** The most bytes of an element on its way back. Default: `inputBytes`. */
+  /** The largest output of an element, in bytes, at least 1. Default: `inputBytes`. */
   readonly outputBytes?: number | undefined
   /**
-   * How long the end of an element is asked about on every turn of the event loop, before the GPU wakes it: 1 ms by default,
-   * since what comes late at each element costs bandwidth. A region's `CurrentWaitOptions` go before it.
+   * How long to poll for the end of an element on every turn of the event loop before relying on the GPU to wake it. Default
+   * 1 ms, because a late wake-up on each element costs bandwidth. `CurrentWaitOptions` of the surrounding region take
+   * precedence.
    */
   readonly pollFor?: Duration.Input | undefined
 }
@@ -71,52 +86,52 @@ export interface SizeOptions extends PriorityOptions {
  */
 export interface ThroughOptions<In, Out, E1, R1, E2, R2, E3, R3> extends SizeOptions {
   /**
-   * Puts an element into pinned memory and answers how many bytes it has there. Several run at the same time, each with
-   * memory that is its element's alone.
+   * Writes an element into pinned memory and returns how many bytes it wrote. Several run at the same time, each with memory
+   * that no other element uses.
    */
   readonly fill: (element: In, into: Uint8Array<ArrayBuffer>) => Effect.Effect<number, E1, R1>
   /**
-   * Enqueues an element's work on the current stream. Runs for one element after the other, in their order. A number that it
-   * answers is how many bytes of the output to bring back; without one, all come back.
+   * Enqueues an element's work on the current stream. Runs for one element at a time, in order. The whole output is
+   * downloaded, unless this returns `CudaPipeline.outputBytes(byteLength)`.
    */
-  readonly work: (uploaded: UploadedElement<In>) => Effect.Effect<unknown, E2, R2>
-  /** Makes an element's result of what came back. The bytes are pinned memory that is used again when this has ended. */
+  readonly work: (uploaded: UploadedElement<In>) => Effect.Effect<void | OutputBytes, E2, R2>
+  /** Makes the result of an element from its output. The bytes are pinned memory that is reused once this effect has ended. */
   readonly take: (bytes: Uint8Array<ArrayBuffer>, element: In) => Effect.Effect<Out, E3, R3>
 }
 
 /**
- * Sends the elements of a stream through a device and back: each is put into pinned memory, uploaded, worked on, downloaded,
- * and taken out of pinned memory again. The results come in the order of the elements.
+ * Sends the elements of a stream through a device and back: each element is written to pinned memory, uploaded, worked on,
+ * downloaded, and read from pinned memory again. Results come in the order of the elements.
  *
  * **Details**
  *
- * Uploads, work and downloads have a stream each, so that copies both ways and work overlap for different elements. The
- * streams start after what the current stream holds when the first element comes. What orders the steps of an element is on
- * the GPU; the host waits once for each element, for the end of its download.
+ * Uploads, work and downloads each have their own stream, so that copies in both directions and work overlap for different
+ * elements. These streams start after the work that the current stream holds when the first element arrives. The GPU orders
+ * the steps of an element; the host waits once per element, for the end of its download.
  *
- * At most `slots` elements have been pulled from the source and not been delivered. (A source that produces arrays of elements
- * produces the next array once all of the one before are pulled.) Three slots are needed to keep all three streams busy, and
- * hide the time that the host takes between two elements. With one, each step of an element follows the one before, and the
- * next element follows.
+ * At most `slots` elements have been pulled from the source but not delivered. (A source that produces arrays of elements
+ * produces the next array only when all elements of the previous one are pulled.) It takes three slots to keep all three streams
+ * busy and to hide the time that the host needs between two elements. With one slot, the steps of an element run one after the
+ * other, followed by the next element.
  *
- * The first failure, of the source, of `fill`, `work` or `take`, or of the device, ends the stream after the results of the
- * elements before it. However the stream ends: what runs of `fill`, `work` and `take` is interrupted and awaited, then the GPU
- * finishes what it was given, then the memory is released. Nothing is allocated for a source without elements.
+ * The first failure of the source, of `fill`, `work` or `take`, or of the device ends the stream after the results of the
+ * elements before it. However the stream ends, running `fill`, `work` and `take` effects are interrupted and awaited, then the GPU
+ * finishes the work it was given, and then the memory is released. A source without elements allocates nothing.
  *
- * Fails with `InvalidArgument` for sizes that are no positive whole numbers, and for answers of `fill` and `work` that are no
- * number of bytes there is room for. Inside `CudaTiming.timeline` the three steps of every element are regions, `upload`,
- * `work` and `download`, with the attribute `index`.
+ * Fails with `InvalidArgument` if `slots` is not a whole number from 1 to 1,024, if a size is not a positive whole number, or if
+ * `fill` or `work` returns a number of bytes that does not fit. Inside `CudaTiming.timeline`, the three steps of every element are
+ * the regions `upload`, `work` and `download`, with the attribute `index`.
  *
  * **Gotchas**
  *
- * A `fill` that hands the memory to something that cannot be called back, such as the read of a file, has to be
- * uninterruptible: the memory is released when it has ended.
+ * Make `fill` uninterruptible if it passes the memory to something that cannot be cancelled, such as reading a file: the memory is
+ * released once `fill` has ended.
  *
- * While `work` waits for something, later elements are not enqueued: it is meant to enqueue work and end.
+ * `work` should enqueue and return: while it waits for something, later elements are not enqueued.
  *
- * While elements end more often than `pollFor`, the event loop does not sleep.
+ * While elements finish more often than once per `pollFor`, the event loop does not sleep.
  *
- * Copies by the CPU, as of `copyIn` and `copyOut`, take the JS thread about a millisecond for 10 MB each.
+ * Copies by the CPU, such as `copyIn` and `copyOut`, occupy the JS thread for about a millisecond per 10 MB.
  *
  * **Example** (Chunks through a device)
  *
@@ -160,7 +175,7 @@ export const through: {
   ): Stream.Stream<Out, E | E1 | E2 | E3 | CudaError, R | R1 | R2 | R3 | CudaRuntime> =>
     Stream.fromChannel(Channel.fromTransform((_, scope) =>
       Effect.gen(function*() {
-        // Without room: what is offered is delivered when the offer ends.
+        // Without capacity, an element has been delivered when its offer ends.
         const results = yield* Queue.bounded<Out, E | E1 | E2 | E3 | CudaError | Cause.Done>(0)
         yield* Scope.addFinalizer(scope, Queue.shutdown(results))
         yield* Effect.forkIn(
@@ -173,10 +188,10 @@ export const through: {
 )
 
 /**
- * Sends all elements through, and fails with the first failure in their order, that of the source included: its end is one.
+ * Sends all elements through. Fails with the first failure in the order of the elements; the end of the source counts as one.
  *
- * Each slot has a fiber of its own. `Stream.mapEffect` has one for each element, and does not wait for one that begins while
- * the stream is being closed: its `fill` would go on writing to memory that is released.
+ * Each slot has its own fiber. `Stream.mapEffect` uses one per element and does not wait for a fiber that starts while the stream
+ * is being closed, so its `fill` would keep writing to released memory.
  */
 const run = <In, E, R, Out, E1, R1, E2, R2, E3, R3, EOut>(
   source: Stream.Stream<In, E, R>,
@@ -201,7 +216,7 @@ const run = <In, E, R, Out, E1, R1, E2, R2, E3, R3, EOut>(
 
     const serve = Effect.fnUntraced(function*(lane: number) {
       for (let index = lane;; index += resolved.slots) {
-        // A failure has its turn like every other result.
+        // A failure waits for its turn, like every other result.
         const result = yield* Effect.exit(send(lane, index))
         yield* deliveries.enter(index)
         yield* Queue.offer(results, yield* result)
@@ -215,7 +230,7 @@ const run = <In, E, R, Out, E1, R1, E2, R2, E3, R3, EOut>(
     })
   }))
 
-/** An element's way through its slot. */
+/** Takes an element through its slot. */
 const pass = Effect.fnUntraced(function*<In, Out, E1, R1, E2, R2, E3, R3>(
   { fill, inputBytes, outputBytes, take, work }: ThroughOptions<In, Out, E1, R1, E2, R2, E3, R3>,
   slot: Slot,
@@ -225,16 +240,16 @@ const pass = Effect.fnUntraced(function*<In, Out, E1, R1, E2, R2, E3, R3>(
 ) {
   const { memory, streams } = slot
   const filled = yield* fill(element, memory.outgoing.bytes)
-  if (!isSize(filled, 0, inputBytes)) return yield* refuseAnswer("fill", filled, inputBytes)
+  if (!isWhole(filled, 0, inputBytes)) return yield* refuseResult("fill", filled, inputBytes)
   const input = slice(memory.input, 0, filled)
   const output = slice(memory.output, 0, outputBytes ?? filled)
 
   yield* works.enter(index)
   yield* slot.upload(filled, index)
   const worked = region(work({ element, index, input, output }), "work", { attributes: { index } })
-  const answer = yield* withStream(worked, streams.work)
-  const back = typeof answer === "number" ? answer : output.byteLength
-  if (!isSize(back, 0, output.byteLength)) return yield* refuseAnswer("work", back, output.byteLength)
+  const result = yield* withStream(worked, streams.work)
+  const back = Predicate.isTagged(result, "OutputBytes") ? result.byteLength : output.byteLength
+  if (!isWhole(back, 0, output.byteLength)) return yield* refuseResult("work", back, output.byteLength)
   yield* slot.download(back, index)
   works.leave()
 
@@ -242,44 +257,75 @@ const pass = Effect.fnUntraced(function*<In, Out, E1, R1, E2, R2, E3, R3>(
   return yield* take(memory.returned.bytes.subarray(0, back), element)
 })
 
+/** Each slot has two pinned and two device buffers, and a fiber. */
+const mostSlots = 1024
+
 const resolve = (
   { device, inputBytes, outOfRange, outputBytes = inputBytes, pollFor = "1 millis", priority, slots = 3 }: SizeOptions
 ): Effect.Effect<SlotOptions, CudaError> => {
-  for (const [argument, value] of Object.entries({ slots, inputBytes, outputBytes })) {
-    if (!isSize(value, 1)) return refuseArgument(operation, argument, value, "a positive whole number")
+  if (!isWhole(slots, 1, mostSlots)) {
+    return refuseArgument(operation, "slots", slots, `a whole number from 1 to ${mostSlots}`)
+  }
+  for (const [argument, value] of Object.entries({ inputBytes, outputBytes })) {
+    if (!isWhole(value, 1)) return refuseArgument(operation, argument, value, "a positive whole number of bytes")
   }
   if (Option.isNone(Duration.fromInput(pollFor))) return refuseArgument(operation, "pollFor", pollFor, "a duration")
   return Effect.succeed({ slots, inputBytes, outputBytes, device, pollFor, priority, outOfRange })
 }
 
-const isSize = (value: number, least: number, most = Number.MAX_SAFE_INTEGER): boolean =>
-  Number.isInteger(value) && value >= least && value <= most
-
-const refuseAnswer = (callback: "fill" | "work", answer: number, room: number) =>
-  refuseArgument(operation, `the answer of ${callback}`, answer, `a whole number of bytes from 0 to ${room}`)
+const refuseResult = (callback: "fill" | "work", byteLength: number, room: number) =>
+  refuseArgument(operation, `the result of ${callback}`, byteLength, `a whole number of bytes from 0 to ${room}`)
 
 /**
- * Copies an array into pinned memory: a `fill` for elements that are arrays. Fails with `InvalidArgument` when it does not
- * fit.
+ * Says how many bytes of an element's output to download, as the result of `work`. Without it, the whole output is downloaded.
+ *
+ * **Example** (Download only the first bytes of the output)
+ *
+ * ```ts
+ * import { CudaMemory, CudaPipeline } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const work = ({ input, output }: CudaPipeline.UploadedElement<Uint8Array>) =>
+ *   Effect.as(CudaMemory.copy(output, input), CudaPipeline.outputBytes(Math.min(16, output.byteLength)))
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const outputBytes = (byteLength: number): OutputBytes => ({ _tag: "OutputBytes", byteLength })
+
+/**
+ * Copies an array into pinned memory: a `fill` for elements that are arrays. Fails with `InvalidArgument` if the array does not
+ * fit, or if the memory of either array is gone: detached, or cut off by resizing its buffer.
  *
  * @category transfers
  * @since 0.1.0
  */
 export const copyIn = (element: HostArray, into: Uint8Array): Effect.Effect<number, CudaError> =>
   Effect.suspend(() => {
-    const { byteLength } = element
-    if (byteLength > into.byteLength) {
-      const expected = `an array of ${into.byteLength} bytes at most`
-      return refuseArgument("CudaPipeline.copyIn", "element", element, expected)
+    const name = "CudaPipeline.copyIn"
+    const source = bytesOf(element)
+    if (source === undefined) return refuseArgument(name, "element", element, arrayWithMemory)
+    if (bytesOf(into) === undefined) return refuseArgument(name, "into", into, arrayWithMemory)
+    if (source.byteLength > into.byteLength) {
+      return refuseArgument(name, "element", element, `an array of at most ${countOf(into.byteLength, "byte")}`)
     }
-    into.set(new Uint8Array(element.buffer, element.byteOffset, byteLength))
-    return Effect.succeed(byteLength)
+    into.set(source)
+    return Effect.succeed(source.byteLength)
   })
 
 /**
- * Copies what came back into an array of its own: a `take`.
+ * Copies the downloaded bytes into a new array: a `take`. Fails with `InvalidArgument` if their memory is gone.
  *
  * @category transfers
  * @since 0.1.0
  */
-export const copyOut = (bytes: Uint8Array): Effect.Effect<Uint8Array<ArrayBuffer>> => Effect.sync(() => bytes.slice())
+export const copyOut = (bytes: Uint8Array): Effect.Effect<Uint8Array<ArrayBuffer>, CudaError> =>
+  Effect.suspend(() => {
+    const source = bytesOf(bytes)
+    return source === undefined
+      ? refuseArgument("CudaPipeline.copyOut", "bytes", bytes, arrayWithMemory)
+      : Effect.succeed(source.slice())
+  })
+
+const arrayWithMemory = "an array whose memory is neither detached nor out of bounds"

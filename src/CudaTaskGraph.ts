@@ -1,9 +1,9 @@
 /**
- * Task graphs: named effects that enqueue work, with what each depends on, as a value. It is checked when it is made, run any
- * number of times on as many streams as are worth it, and can be looked at as a picture.
+ * Task graphs: named effects that enqueue work, and their dependencies, as a value. A graph is checked when it is made, runs any
+ * number of times on as many streams as help, and can be drawn as a diagram.
  *
- * Order is events and waits between streams: the host waits only where a task's effect does. Depends on the `CudaRuntime`
- * interface and on what the modules share.
+ * Tasks are ordered by events and waits between streams: the host waits only where the effect of a task does. Depends on the
+ * `CudaRuntime` interface and on what the modules share.
  *
  * @since 0.1.0
  */
@@ -21,6 +21,7 @@ import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import { streamPools } from "./CudaStream.ts"
 import { countOf, Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
+import { isWhole, refuseConcurrency, wholeStreams } from "./internal/numbers.ts"
 import { atOrigin, CurrentPlace, onStreamOf } from "./internal/place.ts"
 import type { AnyStream, Place } from "./internal/place.ts"
 import { poolSize } from "./internal/streamPool.ts"
@@ -34,7 +35,7 @@ import type { CudaRuntime, CudaRuntimeService, EventRef, StreamRef } from "./lay
 const TypeId = "~effect-cuda/CudaTaskGraph"
 
 /**
- * Tasks and what each depends on. `Results` has a field for every task: what its effect gives.
+ * Tasks and their dependencies. `Results` has a field for every task: the result of its effect.
  *
  * @category models
  * @since 0.1.0
@@ -45,12 +46,12 @@ export interface CudaTaskGraph<out Results, out E = never, out R = never> extend
     readonly _E: Covariant<E>
     readonly _R: Covariant<R>
   }
-  /** The tasks, each after those it depends on. */
+  /** The tasks, each after the tasks it depends on. */
   readonly tasks: ReadonlyArray<Task<unknown, E, R>>
 }
 
 /**
- * A task: an effect that enqueues work on its current stream, made of the results of the tasks it depends on.
+ * A task: an effect that enqueues work on its current stream, made from the results of the tasks it depends on.
  *
  * @category models
  * @since 0.1.0
@@ -59,20 +60,20 @@ export interface Task<A, E = never, R = never> {
   readonly name: string
   /** The names of the tasks it depends on. */
   readonly after?: ReadonlyArray<string> | undefined
-  /** Called in every run, with the results of the tasks in `after`, by name. */
+  /** Called once per run with the results of the tasks in `after`, by name. */
   run(results: Readonly<Record<string, A>>): Effect.Effect<A, E, R>
 }
 
 /**
- * Options for laying a graph out on streams.
+ * Options for assigning the tasks of a graph to streams.
  *
  * @category models
  * @since 0.1.0
  */
 export interface StreamOptions {
   /**
-   * The streams to use at most, the current one included; never more than 32. By default as many as keep the tasks free of
-   * each other. With fewer, tasks that share a stream are in order there, and so are their effects.
+   * The most streams to use, including the current one; at least 1, and never more than 32. By default as many as it takes to run
+   * independent tasks concurrently. With fewer, tasks that share a stream run in order there, and so do their effects.
    */
   readonly streams?: number | undefined
 }
@@ -85,8 +86,9 @@ export interface StreamOptions {
  */
 export interface RunOptions extends StreamOptions {
   /**
-   * How many tasks' effects run at the same time, each as soon as those it depends on have ended. By default one after the
-   * other, since the work runs side by side anyway. Needed where they wait for something on the host.
+   * How many effects of tasks run at the same time, each as soon as those it depends on have ended: a whole number, at least 1, or
+   * `"unbounded"`. By default they run one after the other, since the work runs concurrently on the GPU anyway. Raise it if tasks
+   * wait for something on the host.
    */
   readonly concurrency?: Concurrency | undefined
 }
@@ -98,12 +100,12 @@ export interface RunOptions extends StreamOptions {
  * @since 0.1.0
  */
 export interface DiagramOptions extends StreamOptions {
-  /** True to show the dependencies that others imply too. Default false. */
+  /** True to also show dependencies that are implied by others. Default false. */
   readonly includeImplied?: boolean | undefined
 }
 
 /**
- * A name that no task has yet: `never` for a name that is taken, and for a union of names.
+ * A name that no task has yet. `never` for a name that is taken, and for a union of names.
  *
  * @category models
  * @since 0.1.0
@@ -113,7 +115,7 @@ export type UnusedName<Name extends string, Results> = IsUnion<Name> extends tru
   : Exclude<Name, keyof Results>
 
 /**
- * The results of a graph with one more task. Where the names are not known, any of them may be any result.
+ * The results of a graph with one more task. If the names are not known, each of them may be any of the results.
  *
  * @category models
  * @since 0.1.0
@@ -123,7 +125,7 @@ export type WithResult<Results, Name extends string, A> = string extends Name | 
   : { readonly [Key in keyof Results | Name]: Key extends keyof Results ? Results[Key] : A }
 
 /**
- * The results of the tasks that a task depends on. They are optional where the names are an array rather than a tuple.
+ * The results of the tasks that a task depends on. They are optional if the names are an array rather than a tuple.
  *
  * @category models
  * @since 0.1.0
@@ -133,7 +135,7 @@ export type ResultsOf<Results, After extends ReadonlyArray<keyof Results>> = num
   : { readonly [Name in After[number]]: Results[Name] }
 
 /**
- * True for task graphs.
+ * Returns `true` for task graphs.
  *
  * @category guards
  * @since 0.1.0
@@ -141,15 +143,44 @@ export type ResultsOf<Results, After extends ReadonlyArray<keyof Results>> = num
 export const isCudaTaskGraph = (u: unknown): u is CudaTaskGraph<unknown, unknown, unknown> =>
   Predicate.hasProperty(u, TypeId)
 
+/** Tasks that graphs share which were made from each other: each graph is the first so many of them. */
+interface TaskList<E, R> {
+  readonly tasks: Array<Task<unknown, E, R>>
+  /** The number of each task by name. */
+  readonly numbers: Map<string, number>
+}
+
+const listOf = <E, R>(tasks: Array<Task<unknown, E, R>>): TaskList<E, R> => ({
+  tasks,
+  numbers: new Map(tasks.map(({ name }, index) => [name, index]))
+})
+
 class GraphImpl<E, R> extends Handle implements CudaTaskGraph<never, E, R> {
   readonly [TypeId] = variance
-  readonly tasks: ReadonlyArray<Task<unknown, E, R>>
-  constructor(tasks: ReadonlyArray<Task<unknown, E, R>>) {
+  readonly #list: TaskList<E, R>
+  readonly #count: number
+  #tasks: ReadonlyArray<Task<unknown, E, R>> | undefined
+  constructor(list: TaskList<E, R>) {
     super()
-    this.tasks = tasks
+    this.#list = list
+    this.#count = list.tasks.length
+  }
+  get tasks(): ReadonlyArray<Task<unknown, E, R>> {
+    return this.#tasks ??= this.#list.tasks.slice(0, this.#count)
+  }
+  has(name: string): boolean {
+    const number = this.#list.numbers.get(name)
+    return number !== undefined && number < this.#count
+  }
+  /** Extends the shared list, unless another graph has: so adding tasks one after the other copies none of them. */
+  with(task: Task<unknown, E, R>): GraphImpl<E, R> {
+    const isLatest = this.#list.tasks.length === this.#count
+    const list = isLatest ? this.#list : listOf(this.#list.tasks.slice(0, this.#count))
+    list.numbers.set(task.name, list.tasks.push(task) - 1)
+    return new GraphImpl(list)
   }
   toString(): string {
-    return oneLine("CudaTaskGraph", countOf(this.tasks.length, "task"))
+    return oneLine("CudaTaskGraph", countOf(this.#count, "task"))
   }
   toJSON() {
     return { _id: "CudaTaskGraph", tasks: this.tasks.map(({ after = [], name }) => ({ name, after })) }
@@ -163,22 +194,23 @@ const variance = {
 }
 
 /**
- * A graph without tasks, to add some to.
+ * A graph without tasks, to which tasks can be added.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const empty: CudaTaskGraph<{}> = new GraphImpl<never, never>([])
+export const empty: CudaTaskGraph<{}> = new GraphImpl<never, never>(listOf([]))
 
 /**
- * Adds a task: its name, the tasks it depends on if there are any, and its effect or a function that makes it of their results.
+ * Adds a task: its name, the names of the tasks it depends on if there are any, and its effect or a function that makes the effect
+ * from their results.
  *
  * **Details**
  *
- * What is depended on has to be there already, so that there can be no circle. A name that is unknown, or taken, does not
- * compile; forced past the types, it throws the `CudaError` that `fromTasks` fails with.
+ * A task can only depend on tasks that were added before it, so there are no cycles. A name that is unknown or taken does not
+ * compile. If forced past the types, it throws the `CudaError` that `fromTasks` fails with.
  *
- * **Example** (Two uploads side by side, and a copy after both)
+ * **Example** (An upload concurrent with a fill, and a copy after both)
  *
  * ```ts
  * import { CudaMemory, CudaTaskGraph } from "effect-cuda"
@@ -229,24 +261,25 @@ function addTask(
   ...rest: [task: AnyTask] | [after: ReadonlyArray<string>, task: AnyTask]
 ): CudaTaskGraph<never, unknown, unknown> {
   const [after, task] = rest.length === 1 ? [[], rest[0]] : rest
-  const known = new Set(self.tasks.map((other) => other.name))
-  const refused = known.has(name)
+  const graph = self instanceof GraphImpl ? self : new GraphImpl(listOf(self.tasks.slice()))
+  const isKnown = (other: string) => graph.has(other)
+  const refused = isKnown(name)
     ? taken("CudaTaskGraph.add", name)
-    : unknownName("CudaTaskGraph.add", name, after, known)
+    : unknownName("CudaTaskGraph.add", name, after, isKnown)
   if (refused !== undefined) throw refused
   const run = Effect.isEffect(task) ? () => task : task
-  return new GraphImpl([...self.tasks, { name, after: Array.from(new Set(after)), run }])
+  return graph.with({ name, after: Array.from(new Set(after)), run })
 }
 
 /**
- * Makes a graph of tasks that are known only when the program runs, in any order.
+ * Makes a graph from tasks that are known only at run time, in any order.
  *
  * **Details**
  *
- * Fails with `InvalidArgument` for a name that two tasks have, for one that no task has, and for tasks that depend on
- * themselves: the value is then the circle, each task before the one that depends on it.
+ * Fails with `InvalidArgument` if two tasks have the same name, if a task depends on a name that no task has, and if tasks depend on
+ * each other in a cycle. The value is then the cycle, each task before the one that depends on it.
  *
- * **Example** (A row of layers)
+ * **Example** (A sequence of layers)
  *
  * ```ts
  * import { CudaTaskGraph } from "effect-cuda"
@@ -281,17 +314,17 @@ export const fromTasks = <A, E, R>(
       names.add(name)
     }
     for (const { after, name } of list) {
-      const refused = unknownName(operation, name, after, names)
+      const refused = unknownName(operation, name, after, (other) => names.has(other))
       if (refused !== undefined) return Effect.fail(refused)
     }
-    const { circle, order } = sortTasks(dependenciesOf(list))
-    if (circle.length === 0) return Effect.succeed(new GraphImpl(order.map((index) => list[index]!)))
-    const path = [...circle, circle[0]!].map((index) => list[index]!.name)
-    return refuseArgument(operation, "after", path, "tasks that do not depend on each other in a circle")
+    const { cycle, order } = sortTasks(dependenciesOf(list))
+    if (cycle.length === 0) return Effect.succeed(new GraphImpl(listOf(order.map((index) => list[index]!))))
+    const path = [...cycle, cycle[0]!].map((index) => list[index]!.name)
+    return refuseArgument(operation, "after", path, "tasks that do not depend on each other in a cycle")
   })
 }
 
-/** A task that nobody else changes. */
+/** A copy that later changes to the task do not affect. */
 const copyOf = <A, E, R>(task: Task<A, E, R>) => ({
   name: task.name,
   after: Array.from(new Set(task.after)),
@@ -305,10 +338,10 @@ const unknownName = (
   operation: string,
   name: string,
   after: Iterable<string>,
-  known: ReadonlySet<string>
+  isKnown: (name: string) => boolean
 ): CudaError | undefined => {
   for (const other of after) {
-    if (!known.has(other)) {
+    if (!isKnown(other)) {
       return invalidArgument(
         operation,
         "after",
@@ -328,24 +361,25 @@ const dependenciesOf = (
 }
 
 /**
- * Runs the tasks, and gives the results of all of them by name.
+ * Runs the tasks and returns the results of all of them by name.
  *
  * **Details**
  *
- * All work starts after what the current stream holds now, and that stream goes on after all of it. The work of a task starts
- * after that of the tasks it depends on, and waits for nothing else, as far as the pool's 32 streams go.
+ * All work starts after the work that the current stream holds now, and the current stream continues after all of it. The work of a
+ * task starts after the work of the tasks it depends on and waits for nothing else, as far as the 32 streams of the pool allow.
  *
- * The streams are those of the pool of the current stream's device and priority, and the current one itself. A dependency
- * that others imply costs nothing, and neither does one where the dependent is what its stream does next; the tasks are laid
- * out so that as many as possible are. Each other one is a `cuStreamWaitEvent`, with one `cuEventRecord` for a task however
- * many wait for it. How that is, is found out once for a graph, whatever number of times it runs.
+ * The streams are the current one and pooled streams of its device and priority. A dependency that is implied by others costs
+ * nothing, nor does one whose dependent is the next task on the same stream. Tasks are assigned to streams so that this is the case
+ * for as many dependencies as possible. Each remaining dependency is a `cuStreamWaitEvent`, and each task that others wait for
+ * needs one `cuEventRecord`. The plan is computed once per graph and reused by later runs.
  *
- * The first failure ends the run, as in `Effect.all`. Whatever was enqueued is joined all the same: what follows on the current
- * stream starts after it. Fails with `InvalidArgument` when `streams` is no whole number from 1.
+ * The first failure ends the run, as in `Effect.all`. All work that was enqueued is joined nevertheless: later work on the current
+ * stream starts after it. Fails with `InvalidArgument` if `streams` is not a whole number of at least 1, if `concurrency` is neither
+ * that nor `"unbounded"`, and if the graph has more than 65,536 tasks.
  *
  * **Gotchas**
  *
- * The pool has 32 streams for each device and priority. When more are in use, runs share them, and wait for each other.
+ * The pool has 32 streams per device and priority. When more are in use, runs share streams and wait for each other.
  *
  * **Example** (The same graph twice)
  *
@@ -359,13 +393,13 @@ const dependenciesOf = (
  *
  * const graph = CudaTaskGraph.empty.pipe(
  *   CudaTaskGraph.add("left", makeLeft),
- *   CudaTaskGraph.add("right", makeRight), // beside `left`
+ *   CudaTaskGraph.add("right", makeRight), // concurrent with `left`
  *   CudaTaskGraph.add("sum", ["left", "right"], ({ left, right }) => addUp(left, right)) // after both
  * )
  *
  * const program = Effect.gen(function*() {
  *   const { sum } = yield* CudaTaskGraph.run(graph)
- *   yield* CudaTaskGraph.run(graph, { streams: 1 }) // all of it on the current stream
+ *   yield* CudaTaskGraph.run(graph, { streams: 1 }) // everything on the current stream
  *   yield* CudaStream.synchronize(yield* CudaStream.current())
  *   return sum
  * })
@@ -387,12 +421,14 @@ export const run: {
 } = dual((args) => isCudaTaskGraph(args[0]), runGraph)
 
 /**
- * Draws a graph as a Mermaid flowchart: the tasks of each stream in a box, an arrow where one goes on after another, and a
- * dotted one where a stream waits for another. Dependencies that others imply are left out, unless `includeImplied` is true.
+ * Draws a graph as a Mermaid flowchart: a box with the tasks of each stream, an arrow where a task follows another on the same
+ * stream, and a dotted arrow where a stream waits for another. Dependencies that are implied by others are omitted unless
+ * `includeImplied` is true.
  *
- * Throws the `CudaError` that `run` fails with, when `streams` is no whole number from 1.
+ * Throws the `CudaError` that `run` fails with if `streams` is not a whole number of at least 1, or the graph has more than 65,536
+ * tasks.
  *
- * **Example** (A picture for a README)
+ * **Example** (A diagram for a README)
  *
  * ```ts
  * import { CudaTaskGraph } from "effect-cuda"
@@ -420,7 +456,7 @@ export const toMermaid: {
 )
 
 /**
- * Draws a graph in the DOT language of Graphviz: see `toMermaid`.
+ * Draws a graph in the DOT language of Graphviz. See `toMermaid`.
  *
  * @category pictures
  * @since 0.1.0
@@ -437,17 +473,27 @@ export const toDot: {
 type AnyGraph = CudaTaskGraph<unknown, unknown, unknown>
 
 const pictureOf = (operation: string, graph: AnyGraph, options: DiagramOptions = {}): Picture => {
-  const most = mostStreams(options)
-  if (most === undefined) throw invalidArgument(operation, "streams", options.streams, wholeStreams)
-  const { dependencies, plan } = layoutOf(graph, most)
+  const refused = refuseLayout(operation, graph, options)
+  if (refused !== undefined) throw refused
+  const { dependencies, plan } = layoutOf(graph, mostStreams(options))
   return { names: graph.tasks.map(({ name }) => name), dependencies, plan, all: options.includeImplied === true }
 }
 
-const wholeStreams = "a whole number of streams, at least 1"
+/** Planning keeps a bit for each pair of tasks: 512 MiB for this many. */
+const mostTasks = 65_536
 
-/** The bound that options ask for: what the pool has at most, so that no two of them are the same; nothing if it is none. */
-const mostStreams = ({ streams = poolSize }: StreamOptions): number | undefined =>
-  Number.isInteger(streams) && streams >= 1 ? Math.min(streams, poolSize) : undefined
+const refuseLayout = (
+  operation: string,
+  { tasks }: AnyGraph,
+  { streams = 1 }: StreamOptions
+): CudaError | undefined => {
+  if (!isWhole(streams, 1)) return invalidArgument(operation, "streams", streams, wholeStreams)
+  if (tasks.length <= mostTasks) return undefined
+  return invalidArgument(operation, "tasks", countOf(tasks.length, "task"), `at most ${mostTasks} tasks`)
+}
+
+/** The limit that options set, but at most the size of the pool, so that equal layouts share a key. */
+const mostStreams = ({ streams = poolSize }: StreamOptions): number => Math.min(streams, poolSize)
 
 interface Layout {
   readonly dependencies: Dependencies
@@ -456,13 +502,13 @@ interface Layout {
 
 interface Layouts {
   readonly dependencies: Dependencies
-  /** By the bound of streams. */
+  /** By the limit of streams. */
   readonly plans: Map<number, Plan>
 }
 
 const layouts = new WeakMap<AnyGraph, Layouts>()
 
-/** A graph never changes, so it is laid out once for each bound. */
+/** A graph never changes, so it is laid out once for each limit. */
 const layoutOf = (graph: AnyGraph, most: number): Layout => {
   let known = layouts.get(graph)
   if (known === undefined) {
@@ -479,11 +525,13 @@ function runGraph<E, R>(
   options: RunOptions = {}
 ): Effect.Effect<Readonly<Record<string, unknown>>, E | CudaError, R | CudaRuntime> {
   return Effect.suspend(() => {
-    const { concurrency = 1, streams } = options
-    const most = mostStreams(options)
-    if (most === undefined) return refuseArgument(operation, "streams", streams, wholeStreams)
+    const { concurrency = 1 } = options
+    const refused = refuseLayout(operation, self, options)
+    if (refused !== undefined) return Effect.fail(refused)
+    const refusedConcurrency = refuseConcurrency(operation, concurrency)
+    if (refusedConcurrency !== undefined) return refusedConcurrency
     if (self.tasks.length === 0) return Effect.succeed({})
-    const layout = layoutOf(self, most)
+    const layout = layoutOf(self, mostStreams(options))
     return Effect.uninterruptibleMask((restore) =>
       atOrigin(operation, ({ origin, place, runtime }) => {
         const pool = streamPools.get(runtime, origin.device, origin.priority)
@@ -500,7 +548,7 @@ function runGraph<E, R>(
 
 const operation = "CudaTaskGraph.run"
 
-/** Has a failure of what the run itself asks of the runtime say so. */
+/** Names the run in failures of the operations that it asks of the runtime. */
 const ours = named(operation)
 
 interface Surroundings {
@@ -510,22 +558,22 @@ interface Surroundings {
   readonly leased: Leased<AnyStream>
 }
 
-/** One run of a graph. Its parts run without interruption, but for the effects of tasks. */
+/** One run of a graph. Everything but the effects of tasks is uninterruptible. */
 class Run<E, R> {
   readonly #tasks: ReadonlyArray<Task<unknown, E, R>>
   readonly #dependencies: Dependencies
   readonly #plan: Plan
   readonly #around: Surroundings
-  /** By the numbers of the plan. */
+  /** By their numbers in the plan. */
   readonly #streams: ReadonlyArray<StreamRef>
   readonly #places: ReadonlyArray<Place>
   readonly #isBegun: Array<boolean>
   readonly #results: Array<unknown> = []
-  /** What stands for the end of a task's work, as long as tasks are to wait for it. */
+  /** The event at the end of each task's work, while there are tasks that have yet to wait for it. */
   readonly #records: Array<EventRef> = []
   readonly #waiters: Array<number>
   readonly #events: Array<EventRef> = []
-  /** Events that nothing is to wait for any more. A wait that is enqueued stays with the record it was made for. */
+  /** Events that no task will wait for again. A wait that is already enqueued keeps the record it was made for. */
   readonly #spare: Array<EventRef> = []
 
   constructor(graph: CudaTaskGraph<unknown, E, R>, { dependencies, plan }: Layout, around: Surroundings) {
@@ -557,19 +605,19 @@ class Run<E, R> {
 
   sideBySide(concurrency: Concurrency): Effect.Effect<void, E | CudaError, R> {
     const ended = this.#tasks.map(() => Latch.makeUnsafe(false))
-    const permits = Semaphore.makeUnsafe(typeof concurrency === "number" ? Math.max(1, concurrency) : Infinity)
+    const permits = Semaphore.makeUnsafe(typeof concurrency === "number" ? concurrency : Infinity)
     const { previous, waits } = this.#plan
     return Effect.forEach(this.#tasks, (_, task) => {
       const before = previous[task]
       const needed = before === undefined ? waits[task]! : [before, ...waits[task]!]
       const ready = Effect.forEach(needed, (other) => ended[other]!.await, { discard: true })
       const performed = Effect.andThen(this.#perform(task), ended[task]!.open)
-      // Also where the run is not to be interrupted: after a failure, what is waited for may never end.
+      // Even in an uninterruptible run: after a failure, the tasks that this one waits for may never end.
       return Effect.andThen(Effect.interruptible(ready), permits.withPermit(performed))
     }, { concurrency: "unbounded", discard: true })
   }
 
-  /** What of a run that failed was enqueued is joined as well. */
+  /** Joins what was enqueued, even if the run failed. */
   end(isWhole: boolean): Effect.Effect<void, CudaError> {
     const { leased, origin, runtime } = this.#around
     const { joins } = this.#plan

@@ -1,9 +1,9 @@
 /**
- * Timing: what regions of a program cost on the GPU, as a duration, as attributes of a span, and as a timeline of a whole
- * program that can be looked at.
+ * Timing: how long regions of a program take on the GPU, as a duration, as attributes of a span, and as a timeline of a whole program
+ * that can be exported and drawn.
  *
- * Regions are measured by the GPU itself, with an event before and one after. Depends on the `CudaRuntime` interface and on
- * what the modules share.
+ * The GPU measures regions itself, with an event before and one after. Depends on the `CudaRuntime` interface and on what the
+ * modules share.
  *
  * @since 0.1.0
  */
@@ -13,9 +13,10 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Scope from "effect/Scope"
 import type { ParentSpan, Span, SpanOptions as TracerSpanOptions } from "effect/Tracer"
+import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { named } from "./internal/handles.ts"
+import { countOf, named } from "./internal/handles.ts"
 import { CurrentPlace, onStream } from "./internal/place.ts"
 import { align, CurrentRecorder, makeTimed, Recorder } from "./internal/timing/recorder.ts"
 import { renderSvg } from "./internal/timing/svg.ts"
@@ -24,7 +25,7 @@ import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRuntime.ts"
 
 /**
- * What a program says about a region.
+ * Attributes that a program gives to a region.
  *
  * @category models
  * @since 0.1.0
@@ -38,13 +39,13 @@ export type Attributes = Readonly<Record<string, string | number | boolean>>
  * @since 0.1.0
  */
 export interface RegionOptions {
-  /** Default: the stream that is current where the region begins. */
+  /** Default: the current stream where the region begins. */
   readonly stream?: CudaStream | undefined
   readonly attributes?: Attributes | undefined
 }
 
 /**
- * A region as the GPU did it.
+ * A region as it ran on the GPU.
  *
  * @category models
  * @since 0.1.0
@@ -52,9 +53,9 @@ export interface RegionOptions {
 export interface Region {
   readonly name: string
   readonly deviceIndex: number
-  /** The driver's id of the stream; 0 for the legacy default stream. */
+  /** The driver's ID of the stream; 0 for the legacy default stream. */
   readonly streamId: number
-  /** From the beginning of the timeline. */
+  /** Time since the beginning of the timeline. */
   readonly start: Duration.Duration
   readonly duration: Duration.Duration
   readonly attributes: Attributes
@@ -69,24 +70,24 @@ export interface Region {
 export interface TimelineDevice {
   readonly index: number
   readonly name: string
-  /** How far the device's times were off the host's, at most, when the device was first seen. */
+  /** The largest offset between the times of the device and the host when the device was first used. */
   readonly uncertainty: Duration.Duration
 }
 
 /**
- * The regions of a program. Plain data: filter the regions, and look at those that are left.
+ * The regions of a program. Plain data: filter the regions to look at some of them.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Timeline {
-  /** By their start; of those that start together, the longest first. */
+  /** In order of their start. If some start together, the longest comes first. */
   readonly regions: ReadonlyArray<Region>
   /** The devices of the regions, and the one that was current when the timeline began. */
   readonly devices: ReadonlyArray<TimelineDevice>
-  /** Regions that could not be measured, or whose effect was still running when the timeline ended. */
+  /** The number of regions that could not be measured, or whose effect was still running when the timeline ended. */
   readonly dropped: number
-  /** When the timeline began, in nanoseconds of Unix time, like the times of a span. */
+  /** When the timeline began, in nanoseconds of Unix time, like the times of spans. */
   readonly startTime: bigint
 }
 
@@ -97,9 +98,9 @@ export interface Timeline {
  * @since 0.1.0
  */
 export interface SvgOptions {
-  /** Pixels; 1000 by default. */
+  /** The width in pixels, from 1 to 100,000. Default 1000. */
   readonly width?: number | undefined
-  /** A heading; none by default. */
+  /** A heading. Default: none. */
   readonly title?: string | undefined
 }
 
@@ -110,7 +111,7 @@ export interface SvgOptions {
  * @since 0.1.0
  */
 export interface SpanOptions extends TracerSpanOptions {
-  /** Default: the stream that is current where the span begins. */
+  /** Default: the current stream where the span begins. */
   readonly stream?: CudaStream | undefined
 }
 
@@ -121,23 +122,23 @@ export interface SpanOptions extends TracerSpanOptions {
  * @since 0.1.0
  */
 export interface TimedOptions {
-  /** Default: the stream that is current where the effect begins. */
+  /** Default: the current stream where the effect begins. */
   readonly stream?: CudaStream | undefined
 }
 
 /**
- * Runs an effect between two events of a stream, by default the current one, and waits until the second is reached: returns
- * the time on the GPU between the two, with the result. Like `Effect.timed`, which has the time of the host.
+ * Runs an effect between two events on a stream, by default the current one, waits until the second event is reached, and returns the
+ * GPU time between the two with the result. Like `Effect.timed`, which measures host time.
  *
  * **Details**
  *
- * The time is that of everything on the stream between the events, to about half a microsecond (`cuEventElapsedTime`); work
- * that the effect does on other streams counts as far as the stream waits for it. What the stream held before is not part of
- * it. An effect that fails is not waited for.
+ * The time covers everything on the stream between the events, to about half a microsecond (`cuEventElapsedTime`). Work that the
+ * effect enqueues on other streams counts only as far as the stream waits for it. Work that the stream held before is not included.
+ * An effect that fails is not waited for.
  *
  * **Gotchas**
  *
- * Suspends the fiber until the GPU is there, so that what follows is enqueued late: `region` measures without waiting.
+ * Suspends the fiber until the GPU gets there, so later work is enqueued late. `region` measures without waiting.
  *
  * **Example** (How long a fill takes)
  *
@@ -180,22 +181,22 @@ export const timed: {
 )
 
 /**
- * Makes an effect a named region of the timeline that is being recorded. Without one it is the effect itself.
+ * Makes an effect a named region of the timeline that is being recorded. Outside a timeline, this is the effect itself.
  *
  * **Details**
  *
- * An event is recorded on the stream before the effect and another one after it, however it ends (two `cuEventRecord`). Both
- * are on the stream that was current when the region began, or the one of the options. Regions may nest, and may be in forked
- * fibers: every fiber that is forked inside `timeline` records into it.
+ * An event is recorded on the stream before the effect and another one after it, however it ends (two `cuEventRecord`). Both are on
+ * the stream that was current when the region began, or on the stream in the options. Regions may nest, and may be in forked fibers:
+ * every fiber that is forked inside `timeline` records into it.
  *
- * Waits for nothing, and never fails by itself: a region that could not be measured is counted in `Timeline.dropped`.
+ * Waits for nothing and adds no failures: a region that could not be measured is counted in `Timeline.dropped`.
  *
  * **Gotchas**
  *
- * While a timeline is recorded, a region takes some 20 µs of the host, and one or two of the GPU, which an empty region has as
- * its length.
+ * While a timeline is recorded, a region costs about 20 µs of host time and 1 to 2 µs of GPU time, which is also the measured length
+ * of an empty region.
  *
- * **Example** (Two regions, one in the other)
+ * **Example** (Nested regions)
  *
  * ```ts
  * import { CudaMemory, CudaTiming } from "effect-cuda"
@@ -222,26 +223,25 @@ export const region: {
 )
 
 /**
- * Runs an effect and returns the timeline of the regions in it, with its result.
+ * Runs an effect and returns the timeline of its regions, with its result.
  *
  * **Details**
  *
- * Waits on the host twice: at the beginning, for an event on the current device, which ties the times of the GPU to those of
- * the host; and at the end, for the regions that the GPU is still in. Another device is tied to the host beside the program,
- * when its first region begins. An effect that fails has no timeline, and is not waited for.
+ * Waits on the host twice: at the beginning, for an event on the current device that relates GPU times to host times; and at the end,
+ * for the regions that the GPU has not finished. Another device is related to the host concurrently with the program, when its first
+ * region begins. An effect that fails has no timeline and is not waited for.
  *
- * Fails when the current device does not answer at the beginning, and with a fault that is found while waiting at the end.
- * Regions whose effect is still running then, in a fiber of its own, are dropped. In a timeline within another one, regions
- * are those of the inner one only.
+ * Fails if the current device does not respond at the beginning, or if a fault is found while waiting at the end. Regions whose
+ * effect is still running then, in another fiber, are dropped. If timelines nest, the inner one records the regions inside it, and the
+ * outer one does not.
  *
- * Events are used again once the GPU has passed them, so that a long program needs no more of them than it has regions under
- * way.
+ * Events are reused once the GPU has passed them, so even a long program needs only as many as it has regions in progress.
  *
  * **Gotchas**
  *
- * Lengths are exact to about half a microsecond, and so are distances within a device, but for a tenth of a microsecond per
- * second. Between the host and a device, and between devices, times are off by about ten microseconds at first
- * (`TimelineDevice.uncertainty` says how many at most), and by some more each second: their clocks drift apart.
+ * Lengths are accurate to about half a microsecond. So are distances within a device, plus a tenth of a microsecond per second.
+ * Between the host and a device, and between devices, times are initially off by about ten microseconds (`TimelineDevice.uncertainty`
+ * is the upper limit), and by more with every second, because their clocks drift apart.
  *
  * A region begins and ends when the stream gets there, which may be long after the host did.
  *
@@ -280,27 +280,27 @@ export const timeline = <A, E, R>(
   }))
 
 /**
- * Runs an effect in a span of the Effect tracer, as `Effect.withSpan`, and says in the span's attributes what it did on the
- * GPU. Waits until the GPU is done with it before the span ends.
+ * Runs an effect in a span of the Effect tracer, like `Effect.withSpan`, and reports what it did on the GPU in the attributes of the
+ * span. Waits for the GPU to finish before the span ends.
  *
  * **Details**
  *
- * - `cuda.device`: the device's number
- * - `cuda.stream`: the driver's id of the stream
+ * - `cuda.device`: the index of the device
+ * - `cuda.stream`: the driver's ID of the stream
  * - `cuda.start_ms`: when the GPU began, in milliseconds since the span began, to about ten microseconds
  * - `cuda.duration_ms`: how long the GPU took, in milliseconds, to about half a microsecond
- * - `cuda.error`: instead of the last two, why they are missing
+ * - `cuda.error`: why the last two are missing, in place of them
  *
- * Never fails by itself. An effect that fails or is interrupted is not waited for, and its span has only the first two. A span
+ * Adds no failures. An effect that fails or is interrupted is not waited for, and its span has only the first two attributes. A span
  * that is not sampled is neither measured nor waited for.
  *
  * **Gotchas**
  *
- * Besides waiting, each span costs about 100 µs of the host, for events and for a stream that finds the GPU's place in the
- * host's time: it is for what takes milliseconds. In stack traces the span has its name, and its place in the source only
- * where `captureStackTrace` gives one.
+ * Besides the wait, each span costs about 100 µs of host time, for events and for a stream that relates GPU times to host times. Use
+ * it for work that takes milliseconds. Stack traces show the name of the span, and its source location only if `captureStackTrace`
+ * provides one.
  *
- * **Example** (A span with what the GPU did)
+ * **Example** (A span with GPU times)
  *
  * ```ts
  * import { CudaMemory, CudaTiming } from "effect-cuda"
@@ -342,30 +342,37 @@ export const withSpan: {
 )
 
 /**
- * Writes a timeline as JSON in the trace event format, for https://ui.perfetto.dev or `chrome://tracing`.
+ * Exports a timeline as JSON in the trace event format, for https://ui.perfetto.dev or `chrome://tracing`.
  *
  * **Details**
  *
- * A process is a device and a thread is a stream, both with their names; times are microseconds since the timeline began. A
- * stream whose regions overlap without one being in the other has several threads.
+ * Each device is a process and each stream is a thread, both with their names. Times are microseconds since the timeline began. A
+ * stream whose regions overlap without nesting has several threads.
+ *
+ * Throws a `CudaError` with the reason `InvalidArgument` if the time of a region is 10^12 seconds or more, or if the JSON would be
+ * longer than the longest string.
  *
  * @category timelines
  * @since 0.1.0
  */
 export const toTraceJson = (self: Timeline): string =>
-  JSON.stringify({
-    displayTimeUnit: "ns",
-    otherData: { startTime: String(self.startTime), dropped: self.dropped },
-    traceEvents: traceEvents(self)
-  })
+  inOneString("CudaTiming.toTraceJson", self, (operation) =>
+    JSON.stringify({
+      displayTimeUnit: "ns",
+      otherData: { startTime: String(self.startTime), dropped: self.dropped },
+      traceEvents: traceEvents(operation, self)
+    }))
 
 /**
- * Draws a timeline as an SVG picture that needs nothing else: a lane for each device and stream, and a time axis that begins
- * with the first region. Regions of one name have one colour, and say in their tooltip what they are.
+ * Draws a timeline as a self-contained SVG picture: a lane for each device and stream, and a time axis that begins with the first
+ * region. Regions with the same name have the same color, and show their details in a tooltip.
  *
  * **Details**
  *
- * Regions that are too short to be told apart in the picture are left out: filter `regions` to look closer.
+ * Regions that are too short to be distinguished in the picture are omitted: filter `regions` to look closer.
+ *
+ * Throws a `CudaError` with the reason `InvalidArgument` if `width` is not a number from 1 to 100,000, if the time of a region is 10^12
+ * seconds or more, or if the picture would be longer than the longest string.
  *
  * **Example** (A picture of what happened in the first second)
  *
@@ -384,9 +391,21 @@ export const toTraceJson = (self: Timeline): string =>
  * @category timelines
  * @since 0.1.0
  */
-export const toSvg = (self: Timeline, options: SvgOptions = {}): string => renderSvg(self, options)
+export const toSvg = (self: Timeline, options: SvgOptions = {}): string =>
+  inOneString("CudaTiming.toSvg", self, (operation) => renderSvg(operation, self, options))
 
-/** A stream on which an event was recorded, and one that will be. */
+/** Throws a `CudaError` where text is too long for a string: half a gigabyte in V8. */
+const inOneString = (operation: string, { regions }: Timeline, write: (operation: string) => string): string => {
+  try {
+    return write(operation)
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error
+    const expected = "regions whose text fits into one string"
+    throw invalidArgument(operation, "regions", countOf(regions.length, "region"), expected)
+  }
+}
+
+/** A stream on which the start event was recorded, and where the end event will be. */
 interface Bracket {
   readonly runtime: CudaRuntimeService
   readonly stream: StreamRef
@@ -413,7 +432,7 @@ const begin = (
       })
     ))
 
-/** Records the second event and waits for it: the milliseconds between the two. */
+/** Records the second event, waits for it, and returns the milliseconds between the two. */
 const reach = ({ end, runtime, start, stream }: Bracket): Effect.Effect<number, CudaError> =>
   runtime.eventRecord(end, stream).pipe(
     Effect.andThen(runtime.eventSynchronize(end)),

@@ -1,6 +1,6 @@
 /**
- * Branches and dependencies on the simulated runtime, in virtual time: random programs against a reference of what comes
- * before what, exact to the nanosecond, and what failing calls leave behind.
+ * Branches and dependencies on the simulated runtime, in virtual time: random programs compared with a reference of their order, to the
+ * nanosecond, and what failing calls leave behind.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaBranch from "effect-cuda/CudaBranch"
@@ -19,7 +19,7 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 
-/** A machine that never lacks an engine. */
+/** A machine with enough engines. */
 const machine = { devices: [{ concurrentKernels: 1_000_000 }], recordTimeline: true }
 
 const between = (minimum: number, maximum: number) => Schema.Int.check(Schema.isBetween({ minimum, maximum }))
@@ -43,10 +43,10 @@ type Step =
 
 type Program = ReadonlyArray<Step>
 
-/** Streams that a program may lease, so that none is leased twice: the pool has 32, of which one is the program's own. */
+/** How many streams a program may lease without leasing one twice: the pool has 32, and one is the current stream of the program. */
 const mostLeases = 30
 
-/** Reads words as a tree. Durations are distinct, so that they tell which work an entry of the timeline is. */
+/** Reads words as a tree. Durations are distinct, so they identify work in the timeline. */
 const read = (words: ReadonlyArray<Word>): Program => {
   let position = 0
   let works = 0
@@ -79,24 +79,24 @@ const read = (words: ReadonlyArray<Word>): Program => {
   return readSteps(0).steps
 }
 
-/** What was launched when, and after what it may start. */
+/** The duration of launched work, and the work that it starts after. */
 interface Expected {
   readonly duration: number
   readonly after: ReadonlySet<number>
 }
 
-/** A place where work is enqueued, with the work that what comes next has to wait for. */
+/** A place where work is enqueued, with the work that later work has to wait for. */
 interface Line {
   frontier: ReadonlySet<number>
   readonly around: Line | undefined
   isOpen: boolean
 }
 
-/** The promise: what each work comes after, by walking the tree and no stream at all. */
+/** The promise: what each piece of work comes after, found by walking the tree, without streams. */
 const promise = (program: Program): ReadonlyArray<Expected> => {
   const works: Array<Expected> = []
   const handles: Array<{ readonly line: Line; readonly from: Line; isJoined: boolean }> = []
-  /** Last in, first out: a fork within another one's effect was made when that effect began, so before it. */
+  /** Last in, first out. A fork inside the effect of another was made when that effect began, so before it. */
   const closing: typeof handles = []
   const points: Array<ReadonlySet<number>> = []
   const lineFrom = (line: Line): Line => ({ frontier: line.frontier, around: line, isOpen: true })
@@ -158,7 +158,7 @@ const reachable = <Handle extends { readonly line: Line }>(
   return others.length === 0 ? undefined : others[which % others.length]
 }
 
-/** Enqueued after the scope of the whole program has closed. */
+/** Work that is enqueued after the scope of the program has closed. */
 const lastDuration = 999_999
 
 interface Machine {
@@ -166,7 +166,7 @@ interface Machine {
   readonly control: SimulatedControlService
 }
 
-/** Runs the tree as a program of the library; which branch joins which is decided as in the promise. */
+/** Runs the tree as a program. Which branch joins which is decided as in the promise. */
 const execute = (program: Program, { control }: Machine) => {
   const handles: Array<{ readonly line: Line; readonly branch: CudaBranch.CudaBranch<void, CudaError> }> = []
   const points: Array<CudaDependency.CudaDependency> = []
@@ -200,7 +200,7 @@ const execute = (program: Program, { control }: Machine) => {
   return Effect.andThen(Effect.scoped(run(program, root)), launch(lastDuration))
 }
 
-/** Stands where a handle will be; nothing can join a branch that it runs in. */
+/** A placeholder for a handle: nothing can join a branch that it runs in. */
 const never: CudaBranch.CudaBranch<void, CudaError> = Object.create(null)
 
 const onMachine = <A, E>(body: (machine: Machine) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>) =>
@@ -211,7 +211,7 @@ const onMachine = <A, E>(body: (machine: Machine) => Effect.Effect<A, E, CudaRun
 
 describe("random programs of branches, forks, joins and dependencies", () => {
   it.effect.prop(
-    "start everything exactly when the promise allows, neither later nor sooner",
+    "start everything exactly when the promise allows, neither later nor earlier",
     [Words],
     ([words]) =>
       onMachine((made) =>
@@ -228,7 +228,7 @@ describe("random programs of branches, forks, joins and dependencies", () => {
           )
           assert.strictEqual(observed.size, expected.length)
           const ends: Array<number> = []
-          // What a work comes after has been launched before it, but a branch may be numbered before what it waits for.
+          // Work is launched after everything it waits for, but the work of a branch may have a lower number.
           const startOf = (index: number): number => Math.max(0, ...Array.from(expected[index]!.after, endOf))
           const endOf = (index: number): number => ends[index] ??= startOf(index) + expected[index]!.duration
           for (const [index, { duration }] of expected.entries()) {
@@ -249,7 +249,7 @@ describe("calls that fail", () => {
       (streams) => new Set(streams.map(({ id }) => id)).size
     )
 
-  it.effect("in the middle of a fork give the streams back", () =>
+  it.effect("in the middle of a fork return the streams", () =>
     onMachine(({ control }) =>
       Effect.gen(function*() {
         for (const operation of ["CudaStream.make", "CudaBranch.fork"] as const) {
@@ -266,7 +266,7 @@ describe("calls that fail", () => {
       })
     ))
 
-  it.effect("in a join are the failure of what succeeded, and are not put before a failure", () =>
+  it.effect("in a join fail branches that succeeded, and do not replace a failure", () =>
     onMachine(({ control }) =>
       Effect.gen(function*() {
         yield* control.failNext("CudaBranch.join", "NotPermitted")
@@ -299,7 +299,7 @@ describe("calls that fail", () => {
       })
     ))
 
-  it.effect("as defects of a branch end the whole as in Effect.all, and joins", () =>
+  it.effect("that are defects of a branch end all branches, as in Effect.all, which are joined", () =>
     onMachine(({ control }) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -328,7 +328,7 @@ describe("the streams of branches", () => {
   const launchHere = (control: SimulatedControlService, millis: number) =>
     Effect.flatMap(CudaStream.current(), (stream) => control.launch(stream, { duration: millis }))
 
-  it.effect("are never the one they fork from, while there are others", () =>
+  it.effect("are never the one they fork from while others are available", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const origin = yield* CudaStream.fromPool()
@@ -343,7 +343,7 @@ describe("the streams of branches", () => {
       })
     ))
 
-  it.effect("do not change whose turn it is among requests to the pool", () =>
+  it.effect("do not affect the turn of requests to the pool", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const first = yield* CudaStream.fromPool()
@@ -354,7 +354,7 @@ describe("the streams of branches", () => {
       })
     ))
 
-  it.effect("are in order where branches share one, also where these enqueue side by side", () =>
+  it.effect("keep branches that share one in order, even if these enqueue concurrently", () =>
     onMachine(({ control }) =>
       Effect.gen(function*() {
         const order: Array<string> = []
@@ -389,7 +389,7 @@ describe("the streams of branches", () => {
       })
     ))
 
-  it.effect("have the priority of the current stream, on whatever device is named", () =>
+  it.effect("have the priority of the current stream, on any device", () =>
     Effect.gen(function*() {
       const { runtime } = yield* SimulatedRuntime.make({ devices: 2 })
       yield* Effect.gen(function*() {
@@ -401,7 +401,7 @@ describe("the streams of branches", () => {
       }).pipe(Effect.scoped, Effect.provideService(CudaRuntime, runtime))
     }).pipe(Effect.scoped))
 
-  it.effect("that came from a stream that is gone are joined by the region around it", () =>
+  it.effect("forked from a released stream are joined by the region around it", () =>
     onMachine(({ control }) =>
       Effect.gen(function*() {
         const surrounding = yield* CudaStream.make()
@@ -418,6 +418,32 @@ describe("the streams of branches", () => {
         yield* TestClock.adjust(1000)
       })
     ))
+})
+
+describe("a scope that stays open", () => {
+  it.effect("keeps nothing of joined branches", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* SimulatedRuntime.make(machine)
+      const scope = yield* Scope.make()
+      const finalizers = () => scope.state._tag === "Open" ? scope.state.finalizers?.size ?? 0 : 0
+      const program = Effect.gen(function*() {
+        const kept = yield* Effect.replicateEffect(CudaBranch.fork(Effect.void), 2)
+        const before = finalizers()
+        for (let index = 0; index < 1000; index++) {
+          const branch = yield* CudaBranch.fork(index % 2 === 0 ? Effect.void : Effect.fail("no" as const))
+          yield* Effect.exit(CudaBranch.join(branch))
+          yield* Effect.exit(CudaBranch.join(branch))
+          assert.strictEqual(finalizers(), before)
+        }
+        // If joined branches kept their streams, these would share some.
+        const others = yield* Effect.replicateEffect(CudaBranch.fork(Effect.void), 29)
+        assert.strictEqual(new Set([...kept, ...others].map(({ stream }) => stream.id)).size, 31)
+        for (const branch of [...kept, ...others]) yield* CudaBranch.join(branch)
+        assert.strictEqual(finalizers(), 0)
+      })
+      yield* program.pipe(Scope.provide(scope), Effect.provideService(CudaRuntime, runtime))
+      yield* Scope.close(scope, Exit.void)
+    }).pipe(Effect.scoped))
 })
 
 describe("failures", () => {
@@ -446,7 +472,7 @@ describe("failures", () => {
       })
     ))
 
-  it.effect("do not come from what was used up: parts may be given by a generator, and made into dependencies twice", () =>
+  it.effect("do not come from exhausted iterators: a generator may provide the sources, and the effect may run twice", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -459,7 +485,7 @@ describe("failures", () => {
 })
 
 describe("what a fork and a join ask of the runtime", () => {
-  /** Counts the waits between streams that a program asks for. */
+  /** Counts the waits between streams of a program. */
   const counting = (runtime: CudaRuntimeService) => {
     const counts = { forked: 0, joined: 0 }
     const counted: CudaRuntimeService = {
@@ -476,7 +502,7 @@ describe("what a fork and a join ask of the runtime", () => {
     return { counts, counted }
   }
 
-  it.effect("is a wait each way for every stream, and none for branches that never began", () =>
+  it.effect("is a wait in each direction for every stream, and none for branches that never began", () =>
     onMachine(({ runtime }) =>
       Effect.gen(function*() {
         const { counted, counts } = counting(runtime)

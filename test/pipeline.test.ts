@@ -1,6 +1,6 @@
 /**
- * Pipelines on the simulated runtime, in virtual time: what overlaps, exact to the nanosecond; interrupted or failing at
- * every single operation; and their types.
+ * Pipelines on the simulated runtime, in virtual time: what overlaps, to the nanosecond; interruption and failure at every single
+ * operation; and their types.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -20,13 +20,14 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { makeBytes, wrapEvery } from "./demo/support.ts"
-import { nothingHeld } from "./support/assertions.ts"
+import { nothingHeld, refuses } from "./support/assertions.ts"
+import { withEveryYield } from "./support/yields.ts"
 
-/** One byte takes one nanosecond between host and device, each way. */
+/** Copying a byte between host and device takes one nanosecond, in each direction. */
 const hostBandwidth = 1e9
 const device = { hostBandwidth, copyLatency: 0 }
 
-/** Nanoseconds, rounded as the model does. */
+/** In nanoseconds, rounded like in the model. */
 const copyTime = (byteLength: number): number => Math.ceil((byteLength / hostBandwidth) * 1e9)
 
 type Machine = Effect.Success<ReturnType<typeof SimulatedRuntime.make>>
@@ -62,7 +63,7 @@ const through = ({ control }: Machine, items: ReadonlyArray<Item>, slots: number
     slots,
     inputBytes: Math.max(1, ...items.map(({ bytes }) => bytes.byteLength)),
     fill: ({ bytes }, into) => CudaPipeline.copyIn(bytes, into),
-    // A copy as a kernel, which takes no other time.
+    // A copy that is part of the kernel, so it takes no additional time.
     work: ({ element, input, output }) =>
       Effect.gen(function*() {
         const from = (yield* control.bytes(input.buffer)).subarray(0, input.byteLength)
@@ -78,7 +79,7 @@ interface Times {
   readonly end: number
 }
 
-/** When every step starts and ends, when each starts as soon as its stream and its element allow. */
+/** When every step starts and ends if each starts as soon as its stream and its element allow. */
 const schedule = (items: ReadonlyArray<Item>, slots: number) => {
   const uploads: Array<Times> = []
   const works: Array<Times> = []
@@ -89,7 +90,7 @@ const schedule = (items: ReadonlyArray<Item>, slots: number) => {
     return start + duration
   }
   for (const [index, { bytes, work }] of items.entries()) {
-    // The slot is free, and the element pulled, when all before the one that had it are delivered.
+    // The slot is free, and the element is pulled, once the previous element of the slot and all before it are delivered.
     const uploaded = add(uploads, downloads[index - slots]?.end ?? 0, copyTime(bytes.byteLength))
     const worked = add(works, uploaded, work)
     add(downloads, worked, copyTime(bytes.byteLength))
@@ -118,7 +119,7 @@ describe("overlap", () => {
     ))
 
   it.effect.prop(
-    "is all that slots and streams allow, for any sizes, and brings back what went in",
+    "is as much as slots and streams allow, for any sizes, and returns the input unchanged",
     [
       Schema.Array(Schema.Struct({
         size: Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 3000 })),
@@ -145,7 +146,7 @@ describe("overlap", () => {
     { arbitrary: { runs: 200 } }
   )
 
-  it.effect("is seen in a timeline", () =>
+  it.effect("is visible in a timeline", () =>
     onMachine((machine) =>
       Effect.gen(function*() {
         const items = makeItems([1000, 1000, 1000, 1000], () => 1000)
@@ -163,12 +164,12 @@ describe("overlap", () => {
 })
 
 describe("lifetimes", () => {
-  /** A machine on which nothing takes long, in real time. */
+  /** A machine on which nothing takes long in real time. */
   const fast = { devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }] }
 
   const items = makeItems([100, 1, 256, 0, 255, 17, 100], () => 0)
 
-  /** Runs a pipeline in which something happens at the operation of a number. */
+  /** Runs a pipeline and acts at its n-th operation. */
   const runWith = Effect.fnUntraced(function*(
     slots: number,
     step: number,
@@ -225,12 +226,12 @@ describe("lifetimes", () => {
         }))
     }
 
-    it.live(`leave nothing when any operation fails, and fail with its failure: ${slots} slots`, () =>
+    it.live(`leave nothing when any operation fails, and fail: ${slots} slots`, () =>
       Effect.gen(function*() {
         const failure = yield* Effect.flip(CudaPipeline.copyIn(new Uint8Array(2), new Uint8Array(1)))
         const { calls } = yield* runWith(slots, Number.POSITIVE_INFINITY, Effect.succeed)
         for (const [index, name] of calls.entries()) {
-          // A release that fails leaves what it was to release.
+          // A failed release leaves its resource behind.
           if (/Destroy|Free/.test(name)) continue
           const { exit } = yield* runWith(slots, index + 1, () => Effect.fail(failure))
           assert.isTrue(Exit.isFailure(exit), `${name}, operation ${index + 1}`)
@@ -238,7 +239,7 @@ describe("lifetimes", () => {
       }))
   }
 
-  it.effect("of a source without elements do not begin", () =>
+  it.effect("do not begin for a source without elements", () =>
     Effect.gen(function*() {
       const { runtime } = yield* SimulatedRuntime.make(fast)
       const calls: Array<string> = []
@@ -259,7 +260,7 @@ describe("lifetimes", () => {
       assert.deepStrictEqual([returned, calls], [[], []])
     }))
 
-  it.effect("end after the fills that have begun, with their memory in place", () =>
+  it.effect("end after all running fills, which keep their memory", () =>
     Effect.gen(function*() {
       const { runtime } = yield* SimulatedRuntime.make(fast)
       const begun: Array<number> = []
@@ -287,12 +288,12 @@ describe("lifetimes", () => {
       fiber.interruptUnsafe()
       yield* TestClock.adjust(200)
       assert.isTrue(Exit.hasInterrupts(yield* Fiber.await(fiber)))
-      // The third one came while the others were waited for.
+      // The third element arrived during the wait for the others.
       assert.deepStrictEqual([begun, ended], [[0, 1], [[0, 256], [1, 256]]])
       assert.deepStrictEqual(yield* runtime.liveResources, nothingHeld)
     }))
 
-  it.live("end with the device: failures are of the pipeline, and name their reason", () =>
+  it.live("end when the device fails, with a failure that names the pipeline and the reason", () =>
     Effect.gen(function*() {
       const { control, runtime } = yield* SimulatedRuntime.make(fast)
       const run = (work: Effect.Effect<void, CudaError>) =>
@@ -316,6 +317,105 @@ describe("lifetimes", () => {
     }))
 })
 
+describe("schedulers", () => {
+  /** Trivial operations of a fiber, which may yield before each of them. */
+  const operations = (count: number) => {
+    let left = count
+    return Effect.whileLoop({ while: () => left-- > 0, body: () => Effect.void, step: () => {} })
+  }
+
+  it.live("may make fibers yield at any moment", () =>
+    Effect.gen(function*() {
+      const { runtime } = yield* SimulatedRuntime.make({
+        devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }]
+      })
+      yield* withEveryYield((most) =>
+        Effect.gen(function*() {
+          for (const slots of [1, 2, 3, 5]) {
+            const returned = yield* Stream.range(0, 99).pipe(
+              CudaPipeline.through({
+                slots,
+                inputBytes: 1,
+                fill: (index) => Effect.as(operations((index * 7) % 5), 1),
+                work: ({ index }) => operations((index * 3) % 4),
+                take: (_, index) => Effect.as(operations((index * 37) % (2 * most)), index)
+              }),
+              Stream.runCollect,
+              Effect.timeout(5000)
+            )
+            assert.deepStrictEqual(returned, Array.from({ length: 100 }, (_, index) => index))
+          }
+        })
+      ).pipe(Effect.provideService(CudaRuntime, runtime))
+    }).pipe(Effect.scoped), 60_000)
+})
+
+describe("copies", () => {
+  /** Detaches an array, as if its memory was moved to another thread. */
+  const detached = <A extends ArrayBufferView>(array: A): A => {
+    structuredClone(array.buffer, { transfer: [array.buffer as ArrayBuffer] })
+    return array
+  }
+
+  /** A buffer that can shrink. */
+  const resizable = (byteLength: number) => {
+    const buffer: ArrayBuffer = Reflect.construct(ArrayBuffer, [byteLength, { maxByteLength: byteLength }])
+    return { buffer, resize: (length: number) => Reflect.apply(Reflect.get(buffer, "resize"), buffer, [length]) }
+  }
+
+  /** An array that is out of the bounds of its shrunk buffer. */
+  const cutOff = <A extends ArrayBufferView>(
+    Type: new(buffer: ArrayBuffer, offset: number, length: number) => A
+  ): A => {
+    const { buffer, resize } = resizable(64)
+    const array = new Type(buffer, 16, 4)
+    resize(17)
+    return array
+  }
+
+  const gone = () => [
+    detached(new Uint8Array(8)),
+    detached(new Float64Array(8)),
+    detached(new DataView(new ArrayBuffer(8))),
+    cutOff(Uint8Array),
+    cutOff(Float32Array),
+    cutOff(DataView)
+  ]
+
+  it.effect("reject arrays whose memory is gone", () =>
+    Effect.gen(function*() {
+      for (const array of gone()) yield* refuses(CudaPipeline.copyIn(array, new Uint8Array(8)), "element")
+      for (const array of [detached(new Uint8Array(8)), cutOff(Uint8Array)]) {
+        yield* refuses(CudaPipeline.copyIn(new Uint8Array(0), array), "into")
+        yield* refuses(CudaPipeline.copyOut(array), "bytes")
+      }
+    }))
+
+  it.effect("accept any array, and share no memory with it", () =>
+    Effect.gen(function*() {
+      const into = new Uint8Array(8)
+      const { buffer: ends, resize } = resizable(8)
+      new Uint8Array(ends).set([1, 2, 3, 4, 5, 6, 7, 8])
+      resize(6)
+      assert.strictEqual(yield* CudaPipeline.copyIn(new Uint8Array(ends), into), 6)
+      assert.strictEqual(yield* CudaPipeline.copyIn(new DataView(ends, 4), into), 2)
+      assert.deepStrictEqual(Array.from(into), [5, 6, 3, 4, 5, 6, 0, 0])
+      assert.strictEqual(yield* CudaPipeline.copyIn(new Float32Array(0), into), 0)
+      const shared = new Uint8Array(new SharedArrayBuffer(2)).fill(9)
+      assert.strictEqual(yield* CudaPipeline.copyIn(shared, into), 2)
+      const bytes = Buffer.from([1, 2, 3])
+      const copy = yield* CudaPipeline.copyOut(bytes)
+      bytes.fill(0)
+      assert.deepStrictEqual(copy, Uint8Array.of(1, 2, 3))
+    }))
+
+  it.effect("say in failures how much would fit", () =>
+    Effect.gen(function*() {
+      const failure = yield* Effect.flip(CudaPipeline.copyIn(new Uint8Array(2), new Uint8Array(1)))
+      assert.include(failure.message, "expected an array of at most 1 byte.")
+    }))
+})
+
 class Input extends Context.Service<Input, number>()("test/pipeline/Input") {}
 class Filling extends Context.Service<Filling, number>()("test/pipeline/Filling") {}
 class Working extends Context.Service<Working, number>()("test/pipeline/Working") {}
@@ -323,7 +423,7 @@ class Taking extends Context.Service<Taking, number>()("test/pipeline/Taking") {
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false
 
-/** Compiles only when both are the same type. */
+/** Compiles only if both types are the same. */
 const same = <A, B>(proof: Same<A, B>): boolean => proof
 
 describe("types", () => {
@@ -338,18 +438,18 @@ describe("types", () => {
     Input | Filling | Working | Taking | CudaRuntime
   >
 
-  it("are unions of what the source and the steps need and fail with, in both forms", () => {
+  it("are unions of the services and failures of the source and the steps, in both forms", () => {
     const first = CudaPipeline.through(source, {
       inputBytes: 1,
       fill: (element) => step(element.length, "fill" as const, Filling),
-      work: ({ element }) => step(element.length, "work" as const, Working),
+      work: ({ element }) => step(CudaPipeline.outputBytes(element.length), "work" as const, Working),
       take: (bytes, element) => step(new Date(bytes.byteLength + element.length), "take" as const, Taking)
     })
     const last = source.pipe(
       CudaPipeline.through({
         inputBytes: 1,
         fill: (element) => step(element.length, "fill" as const, Filling),
-        work: ({ element }) => step(element.length, "work" as const, Working),
+        work: ({ element }) => step(CudaPipeline.outputBytes(element.length), "work" as const, Working),
         take: (bytes, element) => step(new Date(bytes.byteLength + element.length), "take" as const, Taking)
       })
     )

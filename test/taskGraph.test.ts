@@ -1,5 +1,5 @@
 /**
- * Task graphs: what their types carry, what is refused, plans against every possible layout, runs in virtual time against the
+ * Task graphs: their types, rejected arguments, plans compared with every possible layout, runs in virtual time compared with the
  * promised order, and what failures and interruptions leave behind.
  */
 import { assert, describe, it } from "@effect/vitest"
@@ -20,11 +20,11 @@ import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { makePlan } from "../src/internal/taskGraph/plan.ts"
 import type { Dependencies, Plan } from "../src/internal/taskGraph/plan.ts"
-import { failsWith } from "./support/assertions.ts"
+import { failsWith, refuses } from "./support/assertions.ts"
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false
 
-/** Compiles only when both are the same type. */
+/** Compiles only if both types are the same. */
 const same = <A, B>(proof: Same<A, B>): boolean => proof
 
 class NoNumber {
@@ -44,7 +44,7 @@ const lastForm = CudaTaskGraph.empty.pipe(
 const first = CudaTaskGraph.add(CudaTaskGraph.empty, "number", number)
 const firstForm = CudaTaskGraph.add(first, "again", ["number"], ({ number }) => Effect.succeed(String(number)))
 
-/** Each is refused by the compiler, and throws when it is forced. */
+/** The compiler rejects each of these; forced, each throws. */
 const refused = [
   // @ts-expect-error a name that no task has
   () => CudaTaskGraph.empty.pipe(CudaTaskGraph.add("a", text), CudaTaskGraph.add("b", ["x"], text)),
@@ -72,7 +72,7 @@ declare const anyName: string
 declare const eitherName: "a" | "b"
 declare const someNames: ReadonlyArray<"a" | "b">
 
-/** What is known of graphs whose names are not. */
+/** What the types know about graphs with unknown names. */
 export const wide = () => {
   const one = CudaTaskGraph.empty.pipe(CudaTaskGraph.add("a", Effect.succeed(1)), CudaTaskGraph.add("b", text))
   const more = CudaTaskGraph.add(one, anyName, Effect.succeed(true))
@@ -104,7 +104,7 @@ describe("types", () => {
     readonly end: string
   }
   type Runs<A> = Effect.Effect<A, NoNumber | CudaError, Scope.Scope | CudaRuntime>
-  it("carry what every task gives, how it fails and what it needs", () => {
+  it("carry the result, the failures and the services of every task", () => {
     assert.isTrue(same<typeof lastForm, CudaTaskGraph.CudaTaskGraph<Results, NoNumber, Scope.Scope>>(true))
     const [run, piped] = [CudaTaskGraph.run(lastForm, { streams: 2 }), lastForm.pipe(CudaTaskGraph.run())]
     assert.isTrue(same<typeof run, Runs<Results>>(true))
@@ -117,8 +117,8 @@ describe("types", () => {
   })
 })
 
-describe("what is refused", () => {
-  it("is thrown by add, when it is forced past the types", () => {
+describe("invalid tasks", () => {
+  it("make add throw, if forced past the types", () => {
     const found = refused.map((make) => {
       try {
         make()
@@ -135,7 +135,7 @@ describe("what is refused", () => {
     assert.deepStrictEqual(found, [after[0], after[1], `name "a"`, `name "a"`, after[2], `name "a"`])
   })
 
-  it.effect("is a failure of fromTasks: a name twice, an unknown one, and the path of a circle", () =>
+  it.effect("make fromTasks fail: a duplicate name, an unknown name, and the path of a cycle", () =>
     Effect.gen(function*() {
       const refusal = (...tasks: ReadonlyArray<readonly [name: string, after?: ReadonlyArray<string>]>) => {
         const made = CudaTaskGraph.fromTasks(tasks.map(([name, after]) => ({ name, after, run: () => Effect.void })))
@@ -144,28 +144,28 @@ describe("what is refused", () => {
       assert.strictEqual(yield* refusal(["a"], ["b"], ["a"]), `name "a"`)
       assert.strictEqual(yield* refusal(["a"], ["b", ["a", "c"]]), `after "c"`)
       assert.strictEqual(yield* refusal(["a", ["a"]]), `after ["a", "a"]`)
-      const circle = yield* refusal(["e", ["d"]], ["d", ["a", "c"]], ["c", ["b"]], ["b", ["d"]], ["a"])
-      assert.strictEqual(circle, `after ["d", "b", "c", "d"]`)
+      const cycle = yield* refusal(["e", ["d"]], ["d", ["a", "c"]], ["c", ["b"]], ["b", ["d"]], ["a"])
+      assert.strictEqual(cycle, `after ["d", "b", "c", "d"]`)
       const long = Array.from({ length: 20_000 }, (_, i) => [`${i}`, [`${(i + 1) % 20_000}`]] as const)
       assert.include(yield* refusal(...long), `after ["0", "19999", "19998"`)
     }))
 })
 
-/** For each task, the tasks that come before it, through any number of others. */
+/** For each task, all tasks before it, directly or through others. */
 const closure = (dependencies: Dependencies): ReadonlyArray<ReadonlySet<number>> => {
   const before: Array<Set<number>> = []
   for (const own of dependencies) before.push(new Set(own.flatMap((other) => [other, ...before[other]!])))
   return before
 }
 
-/** A graph between two more tasks: what the current stream holds before, and what goes on after. */
+/** Puts a graph between two more tasks: the work of the current stream before it, and after it. */
 const between = (dependencies: Dependencies): Dependencies => [
   [],
   ...dependencies.map((own) => [0, ...own.map((other) => other + 1)]),
   [0, ...dependencies.map((_, task) => task + 1)]
 ]
 
-/** The dependencies that no others imply, as pairs, by looking for a task in between. */
+/** The dependencies that are not implied by others, as pairs, found by looking for a task in between. */
 const covers = (dependencies: Dependencies): ReadonlyArray<readonly [from: number, to: number]> => {
   const before = closure(dependencies)
   return before.flatMap((own, to) =>
@@ -181,15 +181,15 @@ interface Cost {
 }
 
 /**
- * The fewest waits, and the fewest records with as many, of all ways to put tasks on streams that order nothing but what is
- * promised: those of one stream come one after the other anyway. Each pair without a task in between needs a wait, unless its
- * two come one right after the other on a stream.
+ * The fewest waits, and the fewest records for that many waits, of all ways to assign tasks to streams without adding any order beyond
+ * the promised one: tasks of one stream must be ordered anyway. Each pair without a task in between needs a wait, unless one directly
+ * follows the other on a stream.
  */
 const cheapest = (dependencies: Dependencies): Cost => {
   const whole = between(dependencies)
   const [before, pairs, end] = [closure(whole), covers(whole), whole.length - 1]
   let best: Cost = { waits: Infinity, records: Infinity }
-  /** The last task of each stream; the end goes on on the first. */
+  /** The last task of each stream. The end is on the first stream. */
   const place = (task: number, last: ReadonlyArray<number>, next: ReadonlyMap<number, number>): void => {
     if (task < end) {
       for (let stream = 0; stream <= last.length; stream++) {
@@ -215,7 +215,7 @@ const costOf = ({ forks, joins, waiters, waits }: Plan): Cost => ({
   records: waiters.filter((count) => count > 0).length + Math.min(forks.length, 1) + joins.length
 })
 
-/** What a plan puts before each task, and around all of them: for nothing by the order of a stream, or by waits. */
+/** What a plan puts before each task, and around all tasks: through the order of a stream, or through waits. */
 const planned = ({ forks, joins, previous, streamOf, waits }: Plan) => {
   const end = streamOf.length + 1
   const pairs = (to: number, ...from: ReadonlyArray<number>) => from.map((other) => [other, to] as const)
@@ -232,7 +232,7 @@ const planned = ({ forks, joins, previous, streamOf, waits }: Plan) => {
   }
 }
 
-/** Everything that a plan puts before each task. */
+/** All tasks that a plan puts before each task. */
 const orderOf = (plan: Plan): Dependencies => {
   const { free, waits } = planned(plan)
   const order = Array.from({ length: plan.streamOf.length + 2 }, (): Array<number> => [])
@@ -240,7 +240,7 @@ const orderOf = (plan: Plan): Dependencies => {
   return order
 }
 
-/** Every graph of so many tasks, each with any of those before it. */
+/** Every graph with a number of tasks, each depending on any of the tasks before it. */
 function* everyGraph(tasks: number): Iterable<Dependencies> {
   const pairs = tasks * (tasks - 1) / 2
   for (let bits = 0; bits < 2 ** pairs; bits++) {
@@ -266,7 +266,7 @@ const Tasks = Schema.Array(
 
 type Tasks = typeof Tasks.Type
 
-/** Numbers that name no earlier task are left out. */
+/** Drops numbers that do not refer to an earlier task. */
 const dependenciesOf = (tasks: Tasks): Dependencies =>
   tasks.map(({ after }, task) => Array.from(new Set(after)).filter((other) => other < task))
 
@@ -274,6 +274,55 @@ const shuffled = <A>(list: ReadonlyArray<A>, ranks: Tasks): ReadonlyArray<A> =>
   list.map((item, index) => ({ item, rank: ranks[index]!.rank })).toSorted((a, b) => a.rank - b.rank).map(({ item }) =>
     item
   )
+
+describe("graphs built task by task", () => {
+  const build = (from: CudaTaskGraph.CudaTaskGraph<Readonly<Record<string, void>>>, prefix: string, count: number) => {
+    let graph = from
+    for (let index = 0; index < count; index++) {
+      graph = CudaTaskGraph.add(graph, `${prefix} ${index}`, index === 0 ? [] : [`${prefix} ${index - 1}`], Effect.void)
+    }
+    return graph
+  }
+  const none: CudaTaskGraph.CudaTaskGraph<Readonly<Record<string, void>>> = CudaTaskGraph.empty
+
+  it("take time proportional to the number of tasks", () => {
+    build(none, "warm", 1000)
+    const begun = performance.now()
+    const graph = build(none, "task", 30_000)
+    const passed = performance.now() - begun
+    assert.strictEqual(graph.tasks.length, 30_000)
+    // Copying all tasks for each new one takes more than ten seconds.
+    assert.isBelow(passed, 2000)
+  })
+
+  it("do not see the tasks of other graphs with the same beginning", () => {
+    const base = build(none, "base", 3)
+    const left = CudaTaskGraph.add(base, "left", ["base 2"], Effect.void)
+    const right = CudaTaskGraph.add(base, "right", ["base 0"], Effect.void)
+    const leftAndRight = CudaTaskGraph.add(left, "right", Effect.void)
+    const both = CudaTaskGraph.add(leftAndRight, "last", ["left", "right"], Effect.void)
+    const again = CudaTaskGraph.add(right, "left", ["right"], Effect.void)
+    const names = (graph: CudaTaskGraph.CudaTaskGraph<unknown>) => graph.tasks.map(({ name }) => name)
+    const three = ["base 0", "base 1", "base 2"]
+    assert.deepStrictEqual(names(base), three)
+    assert.deepStrictEqual(names(left), [...three, "left"])
+    assert.deepStrictEqual(names(right), [...three, "right"])
+    assert.deepStrictEqual(names(both), [...three, "left", "right", "last"])
+    assert.deepStrictEqual(names(again), [...three, "right", "left"])
+    assert.deepStrictEqual(again.tasks.at(-1)?.after, ["right"])
+    assert.throws(() => CudaTaskGraph.add(base, "x", ["left"], Effect.void), `expected the name of another task`)
+    assert.throws(() => CudaTaskGraph.add(left, "left", Effect.void), `expected a name that no other task has`)
+    assert.strictEqual(String(base), "CudaTaskGraph(3 tasks)")
+  })
+
+  it.effect("are rejected if planning them would take all memory", () =>
+    Effect.gen(function*() {
+      const graph = build(none, "task", 65_537)
+      assert.throws(() => CudaTaskGraph.toMermaid(graph), "tasks is \"65537 tasks\"; expected at most 65536 tasks")
+      const { runtime } = yield* SimulatedRuntime.make()
+      yield* refuses(CudaTaskGraph.run(graph), "tasks").pipe(Effect.provideService(CudaRuntime, runtime))
+    }).pipe(Effect.scoped))
+})
 
 describe("plans", () => {
   it("have the fewest waits and records of all layouts, for every graph of up to five tasks", () => {
@@ -305,7 +354,7 @@ describe("plans", () => {
   const grid = (tasks: number): Dependencies =>
     Array.from({ length: tasks }, (_, task) => task === 0 ? [] : [Math.floor(task / 2), Math.max(0, task - 7)])
 
-  it("of thousands of tasks take no time to speak of, however deep or wide", () => {
+  it("of thousands of tasks take little time, however deep or wide", () => {
     const shapes = {
       grid: grid(5000),
       chain: Array.from({ length: 20_000 }, (_, task) => task === 0 ? [] : [task - 1]),
@@ -323,12 +372,12 @@ describe("plans", () => {
     }
   })
 
-  it("share few streams evenly", () => {
+  it("distribute tasks evenly if there are few streams", () => {
     const { streamOf } = makePlan(Array.from({ length: 30 }, () => []), 3)
     assert.deepStrictEqual([0, 1, 2].map((stream) => streamOf.filter((other) => other === stream).length), [10, 10, 10])
   })
 
-  it("go on on a stream whose work is over anyway, rather than on another one", () => {
+  it("continue on a stream whose work has ended anyway, rather than on another one", () => {
     const diamonds = Array.from({ length: 1000 }, (_, task) => {
       if (task % 3 === 0) return task === 0 ? [] : [task - 1, task - 2]
       return [task - task % 3]
@@ -342,7 +391,7 @@ interface Machine {
   readonly control: SimulatedControlService
 }
 
-/** Runs a test on a machine that never lacks an engine, with a runtime made of the machine's. */
+/** Runs a test on a machine with enough engines, with a runtime made from the one of the machine. */
 const onMachine = <A, E>(
   body: (machine: Machine) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
   change: (runtime: CudaRuntimeService) => CudaRuntimeService = (runtime) => runtime
@@ -358,7 +407,7 @@ const onMachine = <A, E>(
     )
   }).pipe(Effect.scoped)
 
-/** Work of a distinct duration, so that an entry of the timeline tells which it is. */
+/** Work with a distinct duration, which identifies it in the timeline. */
 const launch = ({ control }: Machine, nanos: number) =>
   Effect.flatMap(CudaStream.current(), (stream) => control.launch(stream, { duration: `${nanos} nanos` }))
 
@@ -369,7 +418,7 @@ const startsOf = ({ control }: Machine) =>
     (timeline) => new Map(timeline.filter(({ kind }) => kind === "work").map(({ end, start }) => [end - start, start]))
   )
 
-/** What the timeline tells of the work before a run, of its tasks, and of the work after it. */
+/** What the timeline says about the work before a run, its tasks, and the work after it. */
 const [beforeAll, afterAll] = [5_000_001, 5_000_002]
 const workOf = (tasks: Tasks, task: number) => tasks[task]!.duration * 1000 + task + 1
 
@@ -388,7 +437,7 @@ const graphOf = (tasks: Tasks, perform: (task: number) => Effect.Effect<void, Cu
 const orderIn = ({ tasks }: { readonly tasks: ReadonlyArray<{ readonly name: string }> }) =>
   tasks.map(({ name }) => Number(name.slice(5)))
 
-/** When effects end and work starts, as the promise has it: effects take their turn, or begin once they may. */
+/** When effects should end and work should start: effects run in turn, or as soon as they may. */
 const expectedStarts = (tasks: Tasks, order: ReadonlyArray<number>, turns: Dependencies | undefined) => {
   const dependencies = dependenciesOf(tasks)
   const effectEnds: Array<number> = []
@@ -404,7 +453,7 @@ const expectedStarts = (tasks: Tasks, order: ReadonlyArray<number>, turns: Depen
   return { starts, end: Math.max(...ends, ...effectEnds) }
 }
 
-/** Counts the records of events and the waits for them that a program asks for. */
+/** Counts the event records and waits of a program. */
 const counting = () => {
   const count = { records: 0, waits: 0 }
   const add = (records: number, waits: number) => {
@@ -437,13 +486,13 @@ const counting = () => {
   return { count, change }
 }
 
-/** How many streams the pool gives at once: all, if every lease was given back. */
+/** How many streams the pool leases at the same time: all, if every lease was returned. */
 const pooled = Effect.map(
   CudaBranch.all(Array.from({ length: 32 }, () => CudaStream.current())),
   (streams) => new Set(streams.map(({ id }) => id)).size
 )
 
-/** Asserts that what follows on the current stream starts after all that was launched, and that nothing is left of a run. */
+/** Asserts that later work on the current stream starts after all launched work, and that a run leaves nothing behind. */
 const leftBehind = (machine: Machine) =>
   Effect.gen(function*() {
     const now = yield* machine.control.now
@@ -523,7 +572,7 @@ describe("random graphs", () => {
     }), { arbitrary: { runs: 100, size: 30 } })
 })
 
-/** A graph in which every kind of wait occurs: `visit` comes after each task's work. */
+/** A graph with every kind of wait. `visit` comes after the work of each task. */
 const net = (machine: Machine, visit: (name: string) => Effect.Effect<unknown, string>) => {
   const task = (name: string, millis: number) =>
     Effect.andThen(launch(machine, millis * 1e6), Effect.suspend(() => visit(name)))
@@ -540,7 +589,7 @@ const net = (machine: Machine, visit: (name: string) => Effect.Effect<unknown, s
 const names = ["a", "b", "c", "d", "e", "f"]
 
 describe.each([1, 2, "unbounded"] as const)("with concurrency %s, runs", (concurrency) => {
-  it.effect("that fail at any task fail with its failure, and join what was enqueued", () =>
+  it.effect("fail with the failure of any task, and join what was enqueued", () =>
     Effect.forEach(names, (name) =>
       onMachine((machine) =>
         Effect.gen(function*() {
@@ -586,7 +635,7 @@ describe.each([1, 2, "unbounded"] as const)("with concurrency %s, runs", (concur
         })
       )))
 
-  it.effect("of which any call of the runtime fails name the run, and join what was enqueued", () =>
+  it.effect("name the run in the failure of any runtime call, and join what was enqueued", () =>
     Effect.gen(function*() {
       const error = new CudaError({ operation: "elsewhere", reason: reasonFromStatus(2) })
       const steps = yield* atEveryCall(
@@ -604,7 +653,7 @@ describe.each([1, 2, "unbounded"] as const)("with concurrency %s, runs", (concur
       assert.isAbove(steps, 8)
     }))
 
-  it.effect("that are interrupted at any call of the runtime join what was enqueued", () =>
+  it.effect("that are interrupted at any runtime call join what was enqueued", () =>
     Effect.gen(function*() {
       for (const when of ["before", "after"] as const) {
         let interrupt = () => {}
@@ -622,14 +671,14 @@ describe.each([1, 2, "unbounded"] as const)("with concurrency %s, runs", (concur
     }))
 })
 
-/** What is done at a call of the runtime, before it or after it. */
+/** What to do before or after a runtime call. */
 interface Act {
   readonly when: "before" | "after"
   readonly what: Effect.Effect<void, CudaError>
   readonly without: ReadonlyArray<keyof CudaRuntimeService>
 }
 
-/** Runs a body once for each call that it makes of the runtime during an effect, and acts at that call. Gives their number. */
+/** Runs a body once for each runtime call that it makes during an effect, and acts at that call. Returns the number of calls. */
 const atEveryCall = <E>(
   { what, when, without }: Act,
   body: (
@@ -664,7 +713,7 @@ const atEveryCall = <E>(
   })
 
 describe("runs", () => {
-  it.effect("that cannot be joined fail, unless they have failed already", () =>
+  it.effect("that cannot be joined fail, unless they already have", () =>
     onMachine((machine) =>
       Effect.gen(function*() {
         yield* machine.control.failNext("CudaBranch.join", "NotPermitted", 2)
@@ -677,7 +726,7 @@ describe("runs", () => {
       })
     ))
 
-  it.effect("bound how many effects run at the same time, and begin as many as may", () =>
+  it.effect("limit how many effects run at the same time, and start as many as allowed", () =>
     onMachine(() =>
       Effect.gen(function*() {
         let [running, most] = [0, 0]
@@ -705,7 +754,7 @@ describe("runs", () => {
       })
     ))
 
-  it.effect("take no more streams than they need, and never more than there are", () =>
+  it.effect("take only the streams they need, and never more than the pool has", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const one = CudaTaskGraph.empty.pipe(
@@ -724,7 +773,7 @@ describe("runs", () => {
       })
     ))
 
-  it.effect("take results under any name", () =>
+  it.effect("accept any name", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const strange = ["__proto__", "constructor", "", "2", "1", "toString"]
@@ -747,7 +796,7 @@ describe("runs", () => {
       })
     ))
 
-  it.effect("of thousands of tasks, one after the other, end", () =>
+  it.effect("of thousands of sequential tasks end", () =>
     onMachine((machine) =>
       Effect.gen(function*() {
         const tasks = Array.from({ length: 5000 }, (_, index) => ({
@@ -773,7 +822,7 @@ describe("pictures", () => {
   )
   const lines = (...list: ReadonlyArray<string>) => list.join("\n")
 
-  it("of Mermaid show streams, what goes on, and what waits", () => {
+  it("in Mermaid show streams, successors and waits", () => {
     const parts = lines(
       "flowchart TD",
       `  subgraph s0["current stream"]`,
@@ -796,7 +845,7 @@ describe("pictures", () => {
     assert.notInclude(CudaTaskGraph.toMermaid(graph, { streams: 1 }), "wait")
   })
 
-  it("of DOT show the same", () => {
+  it("in DOT show the same", () => {
     assert.strictEqual(
       graph.pipe(CudaTaskGraph.toDot({ includeImplied: true })),
       lines(
@@ -822,7 +871,7 @@ describe("pictures", () => {
     assert.notInclude(CudaTaskGraph.toDot(graph), "implied")
   })
 
-  it("escape what names may hold, and leave the rest readable", () => {
+  it("escape special characters in names, and keep the rest readable", () => {
     const name = `load_weights v1.2 "#1" <b> [x] \`y\` a\\b\nend`
     const odd = CudaTaskGraph.add(CudaTaskGraph.empty, name, Effect.void)
     assert.include(
@@ -835,7 +884,7 @@ describe("pictures", () => {
     assert.include(CudaTaskGraph.toMermaid(listed), `t0["1#46; first #45; #95;x#95;"]`)
   })
 
-  it("of no tasks are empty, and of no streams are refused", () => {
+  it("are empty without tasks, and rejected without streams", () => {
     assert.strictEqual(CudaTaskGraph.toMermaid(CudaTaskGraph.empty), "flowchart TD")
     assert.strictEqual(CudaTaskGraph.toDot(CudaTaskGraph.empty), "digraph tasks {\n  node [shape=box]\n}")
     for (const streams of [0, 1.5]) {
@@ -845,8 +894,8 @@ describe("pictures", () => {
   })
 })
 
-describe("a run that is not to be interrupted", () => {
-  it.effect("ends when a task fails that others wait for", () =>
+describe("an uninterruptible run", () => {
+  it.effect("ends when a task that others wait for fails", () =>
     Effect.gen(function*() {
       const { runtime } = yield* SimulatedRuntime.make()
       const graph = CudaTaskGraph.empty.pipe(
@@ -865,7 +914,7 @@ describe("a run that is not to be interrupted", () => {
 })
 
 describe("the streams of a graph", () => {
-  it.effect("are never the current one, while there are others", () =>
+  it.effect("are never the current one while others are available", () =>
     Effect.gen(function*() {
       const { runtime } = yield* SimulatedRuntime.make()
       const graph = CudaTaskGraph.empty.pipe(
@@ -881,7 +930,7 @@ describe("the streams of a graph", () => {
       }).pipe(Effect.provideService(CudaRuntime, runtime))
     }).pipe(Effect.scoped))
 
-  it.effect("are those of a graph that a generator described, as often as it is made", () =>
+  it.effect("are the same for every graph made from a generator", () =>
     Effect.gen(function*() {
       const making = CudaTaskGraph.fromTasks((function*() {
         yield { name: "a", run: () => Effect.succeed(1) }

@@ -1,9 +1,10 @@
 /**
- * Timing on the simulated runtime, in virtual time: exact times, bounded events, what failing calls do to a timeline, and the
- * timeline as trace and as picture.
+ * Timing on the simulated runtime, in virtual time: exact times, a bounded number of events, the effect of failing calls on a
+ * timeline, and its trace and picture.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
+import { isCudaError } from "effect-cuda/CudaError"
 import type { CudaError } from "effect-cuda/CudaError"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type { CudaRuntimeService } from "effect-cuda/CudaRuntime"
@@ -31,7 +32,7 @@ interface Machine {
   readonly work: (millis: number) => Effect.Effect<void, CudaError, CudaRuntime>
 }
 
-/** Runs a test on a machine of its own and a stream of device 0, and asserts that it leaves neither events nor waits. */
+/** Runs a test on its own machine and a stream of device 0, and asserts that it leaves no events or waits. */
 const onMachine = <A, E>(
   body: (machine: Machine) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
   options: SimulatedRuntime.SimulatedOptions & {
@@ -44,7 +45,7 @@ const onMachine = <A, E>(
       const stream = yield* CudaStream.make()
       const work = (millis: number) =>
         Effect.flatMap(CudaStream.current(), (current) => control.launch(current, { duration: millis }))
-      // Streams are drained by their release, in virtual time.
+      // The release of a stream drains it, in virtual time.
       return yield* Effect.ensuring(
         CudaStream.withStream(body({ control, runtime, stream, work }), stream),
         TestClock.adjust("1 hour")
@@ -57,13 +58,13 @@ const onMachine = <A, E>(
     return result
   }).pipe(Effect.scoped)
 
-/** Answers as `cuEventElapsedTime` does, which has a `float` for the milliseconds. */
+/** Rounds like `cuEventElapsedTime`, which returns a `float` of milliseconds. */
 const inSinglePrecision = (runtime: CudaRuntimeService): CudaRuntimeService => ({
   ...runtime,
   eventElapsedTime: (start, end) => Effect.map(runtime.eventElapsedTime(start, end), Math.fround)
 })
 
-/** Runs an effect while the clock goes on, until it is done. */
+/** Runs an effect to its end while the clock advances. */
 const during = <A, E, R>(effect: Effect.Effect<A, E, R>, millis: number) =>
   Effect.gen(function*() {
     const fiber = yield* Effect.forkChild(effect, { startImmediately: true })
@@ -73,7 +74,7 @@ const during = <A, E, R>(effect: Effect.Effect<A, E, R>, millis: number) =>
 
 const { toMillis } = Duration
 
-/** Name, stream, start and length of every region, in milliseconds. */
+/** The name, stream, start and length of every region, in milliseconds. */
 const summary = ({ regions }: CudaTiming.Timeline) =>
   regions.map(({ duration, name, start, streamId }) => [name, streamId, toMillis(start), toMillis(duration)])
 
@@ -107,7 +108,7 @@ describe("timed", () => {
       ))
   }
 
-  it.effect("keeps the name of the effect's own failure", () =>
+  it.effect("does not rename the failure of the effect", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const error = yield* Effect.flip(CudaTiming.timed(CudaDevice.get(7)))
@@ -125,7 +126,7 @@ describe("timed", () => {
 })
 
 describe("region", () => {
-  it.effect("is the effect itself without a timeline, whatever the driver does", () =>
+  it.effect("is just the effect outside a timeline, whatever the driver does", () =>
     onMachine(({ control, runtime }) =>
       Effect.gen(function*() {
         yield* control.failNext("CudaEvent.make", "InvalidValue")
@@ -135,7 +136,7 @@ describe("region", () => {
       })
     ))
 
-  it.effect("begins and ends with the stream's work, and may be in another one", () =>
+  it.effect("begins and ends with the work of its stream, and may nest", () =>
     onMachine(({ stream, work }) =>
       Effect.gen(function*() {
         const program = Effect.gen(function*() {
@@ -180,7 +181,7 @@ describe("region", () => {
       })
     ))
 
-  /** Which of three regions are left when a call fails as the second begins, with the GPU still in the first. */
+  /** Which of three regions remain if a call fails when the second begins and the GPU is still in the first. */
   const left: ReadonlyArray<readonly [OperationName, ReadonlyArray<string>]> = [
     ["CudaEvent.make", ["first", "third"]],
     ["CudaEvent.record", ["first", "third"]],
@@ -219,7 +220,7 @@ describe("region", () => {
       })
     ))
 
-  it.effect("is dropped when its stream is not to be had, is gone, or is another machine's", () =>
+  it.effect("is dropped when its stream cannot be made, was released, or belongs to another machine", () =>
     onMachine(({ control, stream }) =>
       Effect.gen(function*() {
         const gone = yield* Effect.scoped(CudaStream.make())
@@ -241,7 +242,7 @@ describe("region", () => {
 })
 
 describe("timeline", () => {
-  it.effect("fails by its own name when the device does not answer at the beginning", () =>
+  it.effect("names itself when the device does not respond at the beginning", () =>
     onMachine(({ control }) =>
       Effect.gen(function*() {
         for (const call of ["CudaStream.make", "CudaEvent.make", "CudaEvent.record", "CudaEvent.query"] as const) {
@@ -252,7 +253,7 @@ describe("timeline", () => {
       })
     ))
 
-  it.effect("fails with a fault that is found at the end", () =>
+  it.effect("fails with a fault found at the end", () =>
     Effect.gen(function*() {
       const { control, runtime } = yield* SimulatedRuntime.make()
       const program = Effect.gen(function*() {
@@ -266,7 +267,7 @@ describe("timeline", () => {
       assert.strictEqual((yield* runtime.liveResources).events, 0)
     }).pipe(Effect.scoped))
 
-  it.effect("has the wall clock's time of its beginning", () =>
+  it.effect("has the wall-clock time of its beginning", () =>
     onMachine(() =>
       Effect.gen(function*() {
         yield* TestClock.adjust("3 seconds")
@@ -280,7 +281,7 @@ describe("timeline", () => {
       })
     ))
 
-  it.effect("has the devices in the same time, wherever their first region begins", () =>
+  it.effect("relates the times of all devices, whenever their first region begins", () =>
     onMachine(({ control, runtime, stream }) =>
       Effect.gen(function*() {
         const far = yield* CudaStream.make({ device: 1 })
@@ -304,7 +305,7 @@ describe("timeline", () => {
         )
       }), { devices: [{ name: "left" }, { name: "right" }] }))
 
-  it.effect("drops the regions of a device that cannot be tied to the host's time", () =>
+  it.effect("drops the regions of a device that cannot be related to host time", () =>
     onMachine(({ control }) =>
       Effect.gen(function*() {
         const far = yield* CudaStream.make({ device: 1 })
@@ -319,7 +320,7 @@ describe("timeline", () => {
         assert.strictEqual(timeline.dropped, 2)
       }), { devices: 2 }))
 
-  it.effect("of an effect that fails or is interrupted is not waited for", () =>
+  it.effect("does not wait for an effect that fails or is interrupted", () =>
     onMachine(({ control, stream }) =>
       Effect.gen(function*() {
         const region = CudaTiming.region(control.launch(stream, { duration: 50 }), "long")
@@ -332,7 +333,7 @@ describe("timeline", () => {
       })
     ))
 
-  it.effect("takes no regions once it is over, and leaves no events to fibers that go on", () =>
+  it.effect("takes no regions after its end, and leaves no events to fibers that continue", () =>
     onMachine(({ runtime }) =>
       Effect.gen(function*() {
         const over = yield* Deferred.make<void>()
@@ -349,7 +350,7 @@ describe("timeline", () => {
       })
     ))
 
-  it.effect("in another one has the regions for itself", () =>
+  it.effect("inside another one takes the regions for itself", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const inner = CudaTiming.timeline(CudaTiming.region(Effect.void, "inner"))
@@ -373,7 +374,7 @@ describe("timeline", () => {
             most = Math.max(most, events)
           })
           const [timeline] = yield* CudaTiming.timeline(Effect.gen(function*() {
-            // A stream that is far behind keeps its own events only.
+            // A stream that is far behind keeps only its own events.
             yield* CudaTiming.region(control.launch(stuck, { duration: 90_000 }), "stuck", { stream: stuck })
             yield* Effect.repeat(step, { times: 99_999 })
           }))
@@ -389,7 +390,7 @@ describe("timeline", () => {
     60_000
   )
 
-  it.effect("needs as many events as regions are under way on the GPU, and gives those of all streams back", () =>
+  it.effect("needs as many events as regions in progress on the GPU, and reuses those of all streams", () =>
     onMachine(({ control, runtime }) =>
       Effect.gen(function*() {
         const streams = yield* Effect.replicateEffect(CudaStream.make(), 5)
@@ -403,7 +404,7 @@ describe("timeline", () => {
           yield* regions(streams, 20)
           yield* TestClock.adjust(100)
           const { events } = yield* runtime.liveResources
-          // One stream goes on, with the events that all of them had.
+          // One stream continues, with the events of all streams.
           for (let round = 0; round < 200; round++) {
             yield* regions(streams.slice(0, 1), 1)
             yield* TestClock.adjust(1)
@@ -420,7 +421,7 @@ describe("timeline", () => {
       onMachine(({ control, stream }) =>
         Effect.gen(function*() {
           const [length, count] = [5.000321, 27_000]
-          /** Nanoseconds from one step to the next, of no regularity. */
+          /** Irregular nanoseconds from one step to the next. */
           const period = (index: number) => 400_123_457 + (index * 7_919_317) % 1_000_003
           const starts = [0]
           for (let index = 0; index < count - 1; index++) starts.push(starts[index]! + period(index))
@@ -436,7 +437,7 @@ describe("timeline", () => {
           assert.closeTo(toMillis(first!.duration), (starts.at(-1)! + period(count - 1)) / 1e6, 0.02)
           assert.deepStrictEqual([first?.name, steps.length, timeline.dropped], ["whole", count, 0])
           const errors = steps.map(({ start }, index) => toMillis(start) - starts[index]! / 1e6)
-          // Three hours in 24 bits would be exact to half a millisecond.
+          // Three hours in 24 bits are accurate only to half a millisecond.
           assert.isBelow(Math.max(...errors.map(Math.abs)), 0.02)
           const fromOneToTheNext = errors.slice(1).map((error, index) => Math.abs(error - errors[index]!))
           assert.isBelow(Math.max(...fromOneToTheNext), 3e-4)
@@ -461,7 +462,7 @@ describe("withSpan", () => {
       return { exit, spans }
     })
 
-  it.effect("has where, when and how long the GPU worked, and ends after it", () =>
+  it.effect("reports where, when and how long the GPU worked, and ends after it", () =>
     onMachine(({ stream, work }) =>
       Effect.gen(function*() {
         yield* work(2)
@@ -482,7 +483,7 @@ describe("withSpan", () => {
       })
     ))
 
-  it.effect("is on the stream that is given", () =>
+  it.effect("uses the given stream", () =>
     onMachine(() =>
       Effect.gen(function*() {
         const other = yield* CudaStream.make()
@@ -537,7 +538,7 @@ describe("withSpan", () => {
   }
 })
 
-/** A timeline of regions, each a name, device, stream, start and length in milliseconds. */
+/** Makes a timeline from regions: a name, device, stream, and start and length in milliseconds. */
 const timelineOf = (
   regions: ReadonlyArray<
     readonly [name: string, deviceIndex: number, streamId: number, start: number, length: number]
@@ -581,7 +582,7 @@ const readSlices = (timeline: CudaTiming.Timeline) =>
   )
 
 describe("a trace", () => {
-  it("has devices as processes, streams as threads, and regions in microseconds", () => {
+  it("shows devices as processes, streams as threads, and regions in microseconds", () => {
     const args = { bytes: 4, ok: true }
     const regions = [["b", 1, 9, 0.25, 1], ["a", 0, 7, 1.5, 0.125], ["d", 0, 0, 2, 3]] as const
     const { displayTimeUnit, otherData, traceEvents } = readTrace(timelineOf(regions, args))
@@ -604,7 +605,7 @@ describe("a trace", () => {
     ])
   })
 
-  it("has regions that interleave on threads of their own", () => {
+  it("puts interleaved regions on separate threads", () => {
     const timeline = timelineOf([
       ["left", 0, 7, 0, 4],
       ["right", 0, 7, 2, 4],
@@ -628,7 +629,7 @@ describe("a trace", () => {
     "has on every thread regions that nest or follow each other, where they were",
     { drawn: Drawn },
     ({ drawn }) => {
-      // Ends that are off by less than what measuring is exact to.
+      // Ends that differ by less than the precision of the measurement.
       const slices = readSlices(timelineOf(
         drawn.map(({ error, length, start }, index) => [`${index}`, 0, 7, start + error / 1e6, length])
       ))
@@ -656,7 +657,7 @@ const unescape = (text: string) =>
   text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&quot;", "\"").replaceAll("&#39;", "'")
     .replaceAll("&amp;", "&")
 
-/** The elements of a well-formed picture, with their text; fails on anything else. */
+/** Parses the elements of a well-formed picture with their text. Fails on anything else. */
 const readSvg = (svg: string): ReadonlyArray<Element> => {
   const elements: Array<Element> = []
   const open: Array<Element> = []
@@ -682,7 +683,7 @@ const readSvg = (svg: string): ReadonlyArray<Element> => {
   return elements
 }
 
-/** Where the regions are drawn. */
+/** The bars of the regions. */
 const readBars = (svg: string) => {
   const elements = readSvg(svg)
   return elements.flatMap(({ tag, text }, index) => {
@@ -696,7 +697,7 @@ const readBars = (svg: string) => {
 const barsByName = (svg: string) => Object.fromEntries(readBars(svg).map((bar) => [bar.name, bar]))
 
 describe("a picture", () => {
-  it("has later regions further right, longer ones wider, and nested ones below", () => {
+  it("draws later regions further right, longer ones wider, and nested ones below", () => {
     const { inner, long, other, short } = barsByName(CudaTiming.toSvg(timelineOf([
       ["long", 0, 7, 10, 6],
       ["inner", 0, 7, 11, 2],
@@ -714,7 +715,7 @@ describe("a picture", () => {
     assert.closeTo(short!.x + short!.width, 1000 - 16, 0.02)
   })
 
-  it("is as wide as it is to be, with a heading, lanes and ticks that have names", () => {
+  it("has the given width and title, and labels on lanes and ticks", () => {
     const svg = CudaTiming.toSvg(timelineOf([["a", 0, 7, 3, 1.5], ["b", 1, 0, 4, 2]]), { width: 640, title: "A & B" })
     const elements = readSvg(svg)
     assert.strictEqual(elements[0]!.attributes.get("width"), "640")
@@ -743,14 +744,14 @@ describe("a picture", () => {
     })
   }
 
-  it("escapes names, and says in tooltips what regions are", () => {
+  it("escapes names, and describes regions in tooltips", () => {
     const name = `</title><script>"it's" & \u0000\ud800</script>`
     const [bar] = readBars(CudaTiming.toSvg(timelineOf([[name, 0, 7, 1, 0.25]], { "a<b": "c&d", count: 3 })))
     assert.strictEqual(bar!.name, `</title><script>"it's" & \ufffd\ufffd</script>`)
     assert.strictEqual(bar!.title, `${bar!.name}\n250 µs, from 1 ms\na<b: c&d\ncount: 3`)
   })
 
-  it("has one colour for a name, and labels where there is room", () => {
+  it("uses one color per name, and labels bars with enough room", () => {
     const svg = CudaTiming.toSvg(timelineOf([["a", 0, 7, 0, 9], ["b", 0, 7, 9, 0.01], ["a", 0, 8, 2, 1]]))
     const [first, tiny, again] = readBars(svg)
     assert.strictEqual(first!.fill, again!.fill)
@@ -759,7 +760,7 @@ describe("a picture", () => {
     assert.deepStrictEqual(labels.map(({ text }) => text), ["a", "a"])
   })
 
-  it("stays small when regions are too many to be seen, and says when there are none", () => {
+  it("stays small with too many regions to see, and says if there are none", () => {
     const many = Array.from({ length: 50_000 }, (_, index) => ["step", 0, 7, index, 0.5] as const)
     assert.isBelow(CudaTiming.toSvg(timelineOf(many)).length, 2_000_000)
     const none = readSvg(CudaTiming.toSvg(timelineOf([])))
@@ -769,13 +770,75 @@ describe("a picture", () => {
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false
 
-/** Compiles only when both are the same type. */
+/** Compiles only if both types are the same. */
 const same = <A, B>(proof: Same<A, B>): boolean => proof
 
 type Timed = Effect.Effect<[duration: Duration.Duration, result: number], "no" | CudaError, CudaRuntime>
 
+describe("exports", () => {
+  const refusal = (write: () => string) => {
+    try {
+      write()
+    } catch (error) {
+      if (isCudaError(error) && error.reason._tag === "InvalidArgument") {
+        return `${error.operation} ${error.reason.argument}`
+      }
+      throw error
+    }
+    return "nothing"
+  }
+
+  it("reject invalid widths", () => {
+    const timeline = timelineOf([["a", 0, 7, 0, 9]])
+    for (const width of [0, -1, 0.5, Number.NaN, Number.POSITIVE_INFINITY, 100_001, 2 ** 31, 1e300]) {
+      assert.strictEqual(refusal(() => CudaTiming.toSvg(timeline, { width })), "CudaTiming.toSvg width", `${width}`)
+    }
+    for (const width of [1, 20, 640.5, 100_000]) readSvg(CudaTiming.toSvg(timeline, { width }))
+  })
+
+  it("reject times beyond any axis", () => {
+    for (const [start, length] of [[Infinity, 1], [0, Infinity], [-Infinity, 1], [1e15, 1], [0, 1e300]] as const) {
+      const timeline = timelineOf([["a", 0, 7, start, length]])
+      assert.strictEqual(refusal(() => CudaTiming.toSvg(timeline)), "CudaTiming.toSvg regions")
+      assert.strictEqual(refusal(() => CudaTiming.toTraceJson(timeline)), "CudaTiming.toTraceJson regions")
+    }
+    for (const [start, length] of [[9e14, 0], [-9e14, 1e-6], [0, 9e14], [5, 1e-300]] as const) {
+      const timeline = timelineOf([["a", 0, 7, start, length]])
+      readSvg(CudaTiming.toSvg(timeline))
+      readTrace(timeline)
+    }
+  })
+
+  it("reject more text than a string can hold", () => {
+    const text = "x".repeat(2 ** 28)
+    const timeline = timelineOf([["a", 0, 7, 0, 1], ["b", 0, 7, 1, 1]], { text })
+    assert.strictEqual(refusal(() => CudaTiming.toTraceJson(timeline)), "CudaTiming.toTraceJson regions")
+  })
+
+  const count = 300_000
+  const shapes = {
+    "one after the other": (index: number) => [index, 1],
+    "overlapping without nesting": (index: number) => [index, count]
+  }
+  for (const [shape, timesOf] of Object.entries(shapes)) {
+    it(`support ${count} regions: ${shape}`, () => {
+      const { regions: [region], ...rest } = timelineOf([["a", 0, 7, 0, 1]])
+      const regions = Array.from({ length: count }, (_, index) => {
+        const [start, duration] = timesOf(index)
+        return { ...region!, start: Duration.millis(start!), duration: Duration.millis(duration!) }
+      })
+      const timeline = { ...rest, regions }
+      const begun = performance.now()
+      assert.isAbove(CudaTiming.toSvg(timeline, { width: 100_000 }).length, 100)
+      assert.isAbove(CudaTiming.toTraceJson(timeline).length, 50 * count)
+      // Trying each track for each region takes minutes.
+      assert.isBelow(performance.now() - begun, 20_000)
+    }, 30_000)
+  }
+})
+
 describe("types", () => {
-  it("of both forms are the same, and add what measuring needs", () => {
+  it("are the same in both forms, and add the services that measuring needs", () => {
     const failing: Effect.Effect<number, "no"> = Effect.fail("no")
     const timed = [CudaTiming.timed(failing), failing.pipe(CudaTiming.timed())]
     assert.isTrue(same<(typeof timed)[number], Timed>(true))

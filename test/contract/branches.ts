@@ -13,6 +13,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import * as Scope from "effect/Scope"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
@@ -173,9 +174,10 @@ export const branchContract = (rig: Rig): void =>
         Effect.gen(function*() {
           for (const concurrency of [1, "unbounded"] as const) {
             const { device, host } = yield* makeBuffer
+            const enqueued = yield* Latch.make()
             const all = CudaBranch.all([
-              Effect.andThen(busyHere(20), CudaMemory.fill(device, 5)),
-              Effect.fail("no" as const),
+              Effect.andThen(Effect.andThen(busyHere(20), CudaMemory.fill(device, 5)), enqueued.open),
+              Effect.andThen(enqueued.await, Effect.fail("no" as const)),
               CudaMemory.fill(device, 6).pipe(Effect.delay(1000))
             ], { concurrency })
             assert.strictEqual(yield* Effect.flip(all), "no")
@@ -189,23 +191,36 @@ export const branchContract = (rig: Rig): void =>
         Effect.gen(function*() {
           for (const concurrency of [1, "unbounded"] as const) {
             const { device, host } = yield* makeBuffer
+            const enqueued = yield* Latch.make()
+            const first = Effect.andThen(busyHere(40), CudaMemory.fill(device, 5))
             const all = CudaBranch.all([
-              Effect.andThen(Effect.andThen(busyHere(40), CudaMemory.fill(device, 5)), Effect.never),
+              Effect.andThen(Effect.andThen(first, enqueued.open), Effect.never),
               Effect.never
             ], { concurrency })
-            yield* Effect.timeoutOption(all, 5)
+            const running = yield* Effect.forkChild(all)
+            yield* enqueued.await
+            yield* Fiber.interrupt(running)
             yield* holds({ device, host }, 5)
           }
         })
       ))
 
-    it.effect("reject an invalid number of streams", () =>
+    it.effect("reject numbers that do not count streams or branches", () =>
       onStream(() =>
         Effect.gen(function*() {
-          for (const streams of [0, -1, 1.5, Number.NaN]) {
-            yield* refuses(CudaBranch.all([Effect.void], { streams }), "streams")
-            yield* refuses(CudaBranch.forEach([1], () => Effect.void, { streams }), "streams")
+          for (const number of [0, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY, 1e300]) {
+            for (
+              const [argument, options] of Object.entries({
+                streams: { streams: number },
+                concurrency: { concurrency: number }
+              })
+            ) {
+              yield* refuses(CudaBranch.all([Effect.void], options), argument)
+              yield* refuses(CudaBranch.forEach([1], () => Effect.void, options), argument)
+            }
           }
+          const most = Number.MAX_SAFE_INTEGER
+          yield* CudaBranch.all([Effect.void, Effect.void], { streams: most, concurrency: most })
           yield* refuses(CudaBranch.all([Effect.void], { device: 99 }), "device")
           yield* refuses(Effect.scoped(CudaBranch.fork(Effect.void, { device: -1 })), "device")
         })
@@ -287,6 +302,22 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
+    it.effect("return their stream to the pool when joined, so a scope can have any number of them", () =>
+      onStream(() =>
+        Effect.gen(function*() {
+          const first = yield* CudaBranch.fork(Effect.void)
+          yield* CudaBranch.join(first)
+          const streams = new Set<number>()
+          for (let index = 0; index < 32; index++) {
+            const branch = yield* CudaBranch.fork(busyHere(0.01))
+            streams.add(branch.stream.id)
+            yield* CudaBranch.join(branch)
+          }
+          assert.isTrue(streams.has(first.stream.id))
+          yield* CudaBranch.join(first)
+        })
+      ))
+
     it.effect("that failed still join, and the join fails with their failure", () =>
       onStream((stream) =>
         Effect.gen(function*() {
@@ -320,12 +351,17 @@ export const forkContract = (rig: Rig): void =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
           const scope = yield* Scope.make()
+          const enqueued = yield* Latch.make()
           let interrupted = false
           const branch = yield* CudaBranch.fork(
-            Effect.andThen(Effect.andThen(busyHere(40), CudaMemory.fill(device, 2)), Effect.never).pipe(
+            busyHere(40).pipe(
+              Effect.andThen(CudaMemory.fill(device, 2)),
+              Effect.andThen(enqueued.open),
+              Effect.andThen(Effect.never),
               Effect.onInterrupt(() => Effect.sync(() => interrupted = true))
             )
           ).pipe(Scope.provide(scope))
+          yield* enqueued.await
           yield* CudaStream.synchronize(stream)
           yield* Scope.close(scope, Exit.void)
           assert.isTrue(interrupted)

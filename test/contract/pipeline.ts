@@ -10,8 +10,9 @@ import * as CudaStream from "effect-cuda/CudaStream"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
-import { leavesNothing, refuses } from "../support/assertions.ts"
+import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
@@ -77,9 +78,14 @@ export const pipelineContract = (rig: Rig): void => {
         }
       })))
 
-    it.effect("return the number of bytes that work returns", () =>
+    it.effect("download as many bytes as work says", () =>
       leavesNothing(Effect.gen(function*() {
-        const through = (work: typeof copied.work | (() => Effect.Effect<number>), outputBytes?: number) =>
+        const through = (
+          work: (
+            uploaded: CudaPipeline.UploadedElement<Uint8Array>
+          ) => Effect.Effect<void | CudaPipeline.OutputBytes, CudaError>,
+          outputBytes?: number
+        ) =>
           Stream.fromIterable(chunks.slice(0, 4)).pipe(
             CudaPipeline.through({ ...copied, outputBytes, work }),
             Stream.runCollect
@@ -88,9 +94,22 @@ export const pipelineContract = (rig: Rig): void => {
         assertSame(sum, Array.from({ length: 4 }, () => new Uint8Array(5).fill(7)))
         const larger = yield* through(({ output }) => CudaMemory.fill(output, 9), 2 * chunkBytes)
         assertSame(larger, Array.from({ length: 4 }, () => new Uint8Array(2 * chunkBytes).fill(9)))
-        const first = yield* through((arrived) => Effect.as(copied.work(arrived), arrived.index * 10))
+        const first = yield* through((arrived) =>
+          Effect.as(copied.work(arrived), CudaPipeline.outputBytes(arrived.index * 10))
+        )
         assertSame(first, chunks.slice(0, 4).map((chunk, index) => chunk.subarray(0, index * 10)))
-        assertSame(yield* through(() => Effect.succeed(0)), makeChunks([0, 0, 0, 0]))
+        assertSame(yield* through(() => Effect.succeed(CudaPipeline.outputBytes(0))), makeChunks([0, 0, 0, 0]))
+      })))
+
+    it.effect("download the whole output if work happens to return a number", () =>
+      leavesNothing(Effect.gen(function*() {
+        const counted = (uploaded: CudaPipeline.UploadedElement<Uint8Array>) => Effect.as(copied.work(uploaded), 10)
+        const returned = Stream.fromIterable(chunks).pipe(
+          // @ts-expect-error A number is not a result of work: it does not say what it counts.
+          CudaPipeline.through({ ...copied, work: counted }),
+          Stream.runCollect
+        )
+        assertSame(yield* returned, chunks)
       })))
 
     it.effect("pass the element to work, with the work stream as the current one", () =>
@@ -301,14 +320,16 @@ export const pipelineContract = (rig: Rig): void => {
       it.effect(`keep the memory of an uninterruptible fill until it ends: ${end}`, () =>
         leavesNothing(Effect.gen(function*() {
           const lengths: Array<number> = []
+          const begun = yield* Semaphore.make(0)
           const fiber = yield* Stream.fromIterable(chunks).pipe(
             CudaPipeline.through({
               ...copied,
               slots: 3,
               fill: (element, into): Effect.Effect<number, CudaError | "failed"> => {
                 const isFailing = end === "failure" && element === chunks[0]
-                if (isFailing) return Effect.andThen(Effect.sleep(10), Effect.fail("failed" as const))
-                return Effect.sleep(30).pipe(
+                if (isFailing) return Effect.andThen(begun.take(2), Effect.fail("failed" as const))
+                return begun.release(1).pipe(
+                  Effect.andThen(Effect.sleep(30)),
                   Effect.andThen(Effect.sync(() => lengths.push(into.byteLength))),
                   Effect.andThen(copied.fill(element, into)),
                   Effect.uninterruptible
@@ -318,8 +339,7 @@ export const pipelineContract = (rig: Rig): void => {
             Stream.runDrain,
             Effect.forkChild({ startImmediately: true })
           )
-          yield* Effect.sleep(5)
-          if (end === "interruption") yield* Fiber.interrupt(fiber)
+          if (end === "interruption") yield* Effect.andThen(begun.take(3), Fiber.interrupt(fiber))
           assert.isTrue(Exit.isFailure(yield* Fiber.await(fiber)))
           assert.deepStrictEqual(lengths, Array.from({ length: end === "failure" ? 2 : 3 }, () => chunkBytes))
         })))
@@ -331,18 +351,37 @@ export const pipelineContract = (rig: Rig): void => {
       leavesNothing(Effect.gen(function*() {
         const run = (options: Partial<CudaPipeline.SizeOptions>) =>
           Stream.runDrain(CudaPipeline.through(Stream.fromIterable(chunks), { ...copied, ...options }))
-        for (const slots of [0, -1, 1.5, Number.NaN]) yield* refuses(run({ slots }), "slots")
-        for (const inputBytes of [0, 0.5, -1]) yield* refuses(run({ inputBytes }), "inputBytes")
-        for (const outputBytes of [0, 0.5, Number.POSITIVE_INFINITY]) {
-          yield* refuses(run({ outputBytes }), "outputBytes")
+        for (const number of [0, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY, 1e300]) {
+          yield* refuses(run({ slots: number }), "slots")
+          yield* refuses(run({ inputBytes: number }), "inputBytes")
+          yield* refuses(run({ outputBytes: number }), "outputBytes")
         }
-        yield* refuses(run({ device: 99 }), "device")
-        yield* refuses(run({ priority: 99 }), "priority")
+        for (const slots of [1025, 2 ** 31, Number.MAX_SAFE_INTEGER]) yield* refuses(run({ slots }), "slots")
+        for (const device of [99, -1, 0.5, Number.NaN, 1e300]) yield* refuses(run({ device }), "device")
+        for (const priority of [99, 0.5, Number.NaN, 1e300]) yield* refuses(run({ priority }), "priority")
         yield* refuses(run({ pollFor: "soon" as never }), "pollFor")
         yield* refuses(run({ inputBytes: chunkBytes - 1 }), "element")
       })))
 
-    it.effect("include the return values of fill and work", () =>
+    it.effect("fail with OutOfMemory when the sizes exceed all memory", () =>
+      leavesNothing(Effect.gen(function*() {
+        const run = (options: Partial<CudaPipeline.SizeOptions>) =>
+          Stream.runDrain(CudaPipeline.through(Stream.fromIterable(chunks), { ...copied, ...options }))
+        yield* failsWith(run({ inputBytes: 2 ** 45 }), "OutOfMemory")
+        yield* failsWith(run({ outputBytes: Number.MAX_SAFE_INTEGER }), "OutOfMemory")
+      })))
+
+    it.effect("poll for any duration", () =>
+      leavesNothing(Effect.gen(function*() {
+        for (const pollFor of [0, -1, Number.NaN, 1e300, Number.POSITIVE_INFINITY]) {
+          assertSame(
+            yield* Stream.runCollect(CudaPipeline.through(Stream.fromIterable(chunks), { ...copied, pollFor })),
+            chunks
+          )
+        }
+      })))
+
+    it.effect("include the results of fill and work", () =>
       leavesNothing(Effect.gen(function*() {
         const run = (filled: number, worked: number, outputBytes?: number) =>
           Stream.fromIterable(chunks).pipe(
@@ -350,13 +389,13 @@ export const pipelineContract = (rig: Rig): void => {
               ...copied,
               outputBytes,
               fill: () => Effect.succeed(filled),
-              work: () => Effect.succeed(worked)
+              work: () => Effect.succeed(CudaPipeline.outputBytes(worked))
             }),
             Stream.runDrain
           )
-        for (const filled of [-1, 0.5, Number.NaN, chunkBytes + 1]) yield* refuses(run(filled, 0), "the answer of fill")
-        for (const worked of [-1, 0.5, Number.NaN, 11]) yield* refuses(run(10, worked), "the answer of work")
-        yield* refuses(run(chunkBytes, 6, 5), "the answer of work")
+        for (const filled of [-1, 0.5, Number.NaN, chunkBytes + 1]) yield* refuses(run(filled, 0), "the result of fill")
+        for (const worked of [-1, 0.5, Number.NaN, 11]) yield* refuses(run(10, worked), "the result of work")
+        yield* refuses(run(chunkBytes, 6, 5), "the result of work")
         yield* run(10, 11, 11)
       })))
   })

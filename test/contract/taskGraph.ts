@@ -216,12 +216,18 @@ export const taskGraphContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("reject an invalid number of streams", () =>
+    it.effect("reject numbers that do not count streams or tasks", () =>
       onStream(() =>
-        Effect.forEach(
-          [0, -1, 1.5, Number.NaN],
-          (streams) => refuses(CudaTaskGraph.run(CudaTaskGraph.empty, { streams }), "streams")
-        )
+        Effect.gen(function*() {
+          const graph = CudaTaskGraph.add(CudaTaskGraph.empty, "a", Effect.void)
+          for (const number of [0, -1, 1.5, Number.NaN, Number.POSITIVE_INFINITY, 1e300]) {
+            yield* refuses(CudaTaskGraph.run(graph, { streams: number }), "streams")
+            yield* refuses(CudaTaskGraph.run(graph, { concurrency: number }), "concurrency")
+            yield* refuses(CudaTaskGraph.run(CudaTaskGraph.empty, { streams: number }), "streams")
+          }
+          const most = Number.MAX_SAFE_INTEGER
+          yield* CudaTaskGraph.run(graph, { streams: most, concurrency: most })
+        })
       ))
 
     it.effect.skipIf(rig.deviceCount < 2)(

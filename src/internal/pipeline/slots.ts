@@ -1,5 +1,5 @@
 /**
- * What a pipeline is made of: streams, memory for each element under way, and the order that elements keep.
+ * The parts of a pipeline: its streams, memory for each element in progress, and the turnstiles that keep elements in order.
  */
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -16,7 +16,7 @@ import { CurrentWaitOptions } from "../../layers/CudaRuntime.ts"
 import type { CudaRuntime, CudaRuntimeService, MemoryRange } from "../../layers/CudaRuntime.ts"
 import { named } from "../handles.ts"
 
-/** What the program called. */
+/** The operation that failures name: what the program called. */
 export const operation = "CudaPipeline.through"
 
 export interface SlotOptions extends PriorityOptions {
@@ -26,28 +26,28 @@ export interface SlotOptions extends PriorityOptions {
   readonly pollFor: Duration.Input
 }
 
-/** Three streams, so that copies of both ways and work overlap. */
+/** Three streams, so that copies in both directions and work overlap. */
 interface Streams {
   readonly uploads: CudaStream
   readonly work: CudaStream
   readonly downloads: CudaStream
 }
 
-/** Memory for one element under way. */
+/** Memory for one element in progress. */
 interface Memory {
-  /** Pinned: what goes up. */
+  /** Pinned: the bytes to upload. */
   readonly outgoing: HostBuffer
   readonly input: DeviceBuffer
   readonly output: DeviceBuffer
-  /** Pinned: what came back. Apart from what goes up, so that nothing that stayed there can pass for it. */
+  /** Pinned: the downloaded bytes. Separate from `outgoing`, so that leftover input cannot be mistaken for output. */
   readonly returned: HostBuffer
   /** The end of the download, the last operation on this memory. */
   readonly downloaded: CudaEvent
 }
 
 /**
- * Makes slots: the memory before the streams, whose release comes first then, and drains them. They start after what the
- * current stream holds now.
+ * Makes slots. Memory is allocated before the streams are made, so the streams are released, and thereby drained, first. They
+ * start after the work that the current stream holds now.
  */
 export const makeSlots = (
   options: SlotOptions
@@ -78,7 +78,7 @@ const makeMemory = (
     }
   })
 
-/** The streams and the memory of one element at a time. */
+/** The streams and the memory for one element at a time. */
 export class Slot {
   readonly memory: Memory
   readonly streams: Streams
@@ -89,7 +89,7 @@ export class Slot {
   /** Ends when the download has. */
   readonly whenDownloaded: Effect.Effect<void, CudaError>
 
-  // What is the same for every element is made once.
+  // Effects that are the same for every element are made once.
   constructor(runtime: CudaRuntimeService, streams: Streams, memory: Memory, pollFor: Duration.Input) {
     const { downloads, uploads, work } = streams
     this.memory = memory
@@ -104,7 +104,7 @@ export class Slot {
     )
   }
 
-  /** Brings so many bytes to the device. Work enqueued from now on finds them there. */
+  /** Uploads bytes. Work enqueued from now on finds them on the device. */
   upload(byteLength: number, index: number): Effect.Effect<void, CudaError> {
     const { streams: { uploads }, memory: { input, outgoing } } = this
     const copy = this.#runtime.memoryCopy(startOf(input, byteLength), startOf(outgoing, byteLength), uploads.ref)
@@ -112,7 +112,7 @@ export class Slot {
     return Effect.andThen(copied, this.#orderWork).pipe(named(operation))
   }
 
-  /** Brings so many bytes back, after the work enqueued so far. */
+  /** Downloads bytes after the work enqueued so far. */
   download(byteLength: number, index: number): Effect.Effect<void, CudaError> {
     const { streams: { downloads }, memory: { output, returned } } = this
     const copy = this.#runtime.memoryCopy(startOf(returned, byteLength), startOf(output, byteLength), downloads.ref)
@@ -127,7 +127,7 @@ const startOf = ({ ref }: DeviceBuffer | HostBuffer, byteLength: number): Memory
   byteLength
 })
 
-/** Lets elements pass one after the other, in the order of their numbers. No more of them are about than there are places. */
+/** Lets elements pass one at a time, in the order of their numbers. At most as many elements are in progress as there are places. */
 export class Turnstile {
   #next = 0
   readonly #waiting: Array<(() => void) | undefined>
@@ -136,12 +136,12 @@ export class Turnstile {
     this.#waiting = Array.from({ length: places }, () => undefined)
   }
 
-  /** Ends when all before this one have left. */
+  /** Ends when all elements before this one have left. */
   enter(index: number): Effect.Effect<void> {
-    if (index === this.#next) return Effect.void
-    const place = index % this.#waiting.length
     return Effect.callback((resume) => {
-      this.#waiting[place] = () => resume(Effect.void)
+      // Asked here, in the step that registers: a fiber may yield before it, and the element before this one leave meanwhile.
+      if (index === this.#next) return resume(Effect.void)
+      this.#waiting[index % this.#waiting.length] = () => resume(Effect.void)
     })
   }
 

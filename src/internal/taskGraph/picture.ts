@@ -1,12 +1,12 @@
 /**
- * Pictures of a plan as text: tasks grouped by their stream, what goes on on it, and what waits for another one.
+ * Diagrams of a plan as text: tasks grouped by stream, in order, and waits between streams.
  */
 import type { Dependencies, Plan } from "./plan.ts"
 
 interface Edge {
   readonly from: number
   readonly to: number
-  /** `next` on the same stream, a `wait` of one stream for another, or a dependency that others imply. */
+  /** `next` on the same stream, a `wait` of one stream for another, or a dependency that is implied by others. */
   readonly kind: "next" | "wait" | "implied"
 }
 
@@ -14,7 +14,7 @@ export interface Picture {
   readonly names: ReadonlyArray<string>
   readonly dependencies: Dependencies
   readonly plan: Plan
-  /** Whether implied dependencies are drawn too. */
+  /** Whether to draw implied dependencies too. */
   readonly all: boolean
 }
 
@@ -65,8 +65,8 @@ const edgesOf = ({ all, dependencies, plan }: Picture): ReadonlyArray<Edge> =>
   })
 
 /**
- * What Mermaid may read as something else becomes an entity: all but letters, digits and spaces, and but for `_.:/-` within a
- * word. It takes no empty text.
+ * Escapes everything that Mermaid may interpret as entities: all characters except letters, digits and spaces, and `_.:/-` within a
+ * word. Mermaid accepts no empty text.
  */
 const mermaidText = (text: string): string =>
   (text || " ")

@@ -1,9 +1,10 @@
 /**
- * How tasks run on streams with the fewest waits between them. Pure: a task is a number here, above those it depends on.
+ * Assigns tasks to streams with the fewest waits between streams. Pure: a task is a number here, greater than those of the tasks it
+ * depends on.
  *
- * A dependency that others imply needs nothing. Each of the rest needs a wait of its own, unless the dependent is what its
- * stream does right after the task. A task has one successor on its stream and one predecessor, so what can go without waits
- * is a matching, and a maximum one leaves the fewest.
+ * A dependency that is implied by others needs nothing. Each other dependency needs its own wait, unless the dependent directly
+ * follows the task on the same stream. A task has at most one successor and one predecessor on its stream, so the dependencies that
+ * need no wait form a matching, and a maximum matching leaves the fewest waits.
  */
 
 /** For each task, the tasks it depends on. */
@@ -13,20 +14,20 @@ export type Dependencies = ReadonlyArray<ReadonlyArray<number>>
 export interface Plan {
   readonly streams: number
   readonly streamOf: ReadonlyArray<number>
-  /** What each task follows on its stream. */
+  /** The task before each task on its stream. */
   readonly previous: ReadonlyArray<number | undefined>
-  /** Tasks of other streams that each task waits for. */
+  /** The tasks of other streams that each task waits for. */
   readonly waits: Dependencies
   /** How many tasks wait for each. */
   readonly waiters: ReadonlyArray<number>
-  /** Streams that have to wait for what the current one holds when a run begins. */
+  /** Streams that must wait for the current one when a run begins. */
   readonly forks: ReadonlyArray<number>
-  /** Streams that the current one has to wait for when a run ends. */
+  /** Streams that the current one must wait for when a run ends. */
   readonly joins: ReadonlyArray<number>
 }
 
 /**
- * Plans tasks on so many streams at most. Without that bound, work of two tasks is in order only where a dependency asks for
+ * Plans tasks on a limited number of streams. With enough of them, the work of two tasks is ordered only where a dependency requires
  * it.
  */
 export const makePlan = (dependencies: Dependencies, most: number): Plan => {
@@ -50,12 +51,12 @@ export const makePlan = (dependencies: Dependencies, most: number): Plan => {
 const noTasks: Plan = { streams: 0, streamOf: [], previous: [], waits: [], waiters: [], forks: [], joins: [] }
 
 /**
- * The tasks so that each comes after those it depends on, otherwise in the order given; or else a circle: tasks each of which
- * depends on the one before it, the first on the last.
+ * Sorts tasks so that each comes after those it depends on, and otherwise keeps their order. Or else finds a cycle: tasks that each
+ * depend on the one before, and the first on the last.
  */
 export const sortTasks = (
   dependencies: Dependencies
-): { readonly order: ReadonlyArray<number>; readonly circle: ReadonlyArray<number> } => {
+): { readonly order: ReadonlyArray<number>; readonly cycle: ReadonlyArray<number> } => {
   const order: Array<number> = []
   const looked = new Int32Array(dependencies.length)
   const isOpen = new Uint8Array(dependencies.length)
@@ -72,22 +73,22 @@ export const sortTasks = (
         order.push(task)
         path.pop()
       } else if (isOpen[dependency] === 1) {
-        return { order, circle: [dependency, ...path.slice(path.indexOf(dependency) + 1).reverse()] }
+        return { order, cycle: [dependency, ...path.slice(path.indexOf(dependency) + 1).reverse()] }
       } else if (isDone[dependency] === 0) path.push(dependency)
     }
   }
-  return { order, circle: [] }
+  return { order, cycle: [] }
 }
 
-/** The promised order: who is after whom, and the dependencies that say all of it, those that others imply left out. */
+/** The order to keep: which tasks come after which, and the dependencies that suffice for it, without implied ones. */
 interface Order {
   readonly needed: Dependencies
-  /** The same from the other end: for each task, those that depend on it. */
+  /** The same dependencies in reverse: the tasks that depend on each task. */
   readonly dependents: Dependencies
   readonly after: BitRows
 }
 
-/** Each task is looked at after all that depend on it, and its nearest dependents before those that they imply. */
+/** Visits each task after all tasks that depend on it, and its nearest dependents before those that they imply. */
 const reduce = (dependencies: Dependencies): Order => {
   const after = new BitRows(dependencies.length)
   const dependents = inverse(dependencies)
@@ -121,7 +122,7 @@ class BitRows {
   has(task: number, member: number): boolean {
     return (this.#bits[task * this.#words + (member >>> 5)]! & (1 << (member & 31))) !== 0
   }
-  /** Adds a task and all that is in its own set. */
+  /** Adds a task and all members of its own set. */
   addWithRow(task: number, member: number): void {
     const bits = this.#bits
     const [to, from] = [task * this.#words, member * this.#words]
@@ -138,7 +139,7 @@ const bitsOf = (count: number, members: Iterable<number>): Uint32Array => {
   return bits
 }
 
-/** The members of both sets, as they are when it comes to them. */
+/** The members of both sets. Sees changes to words that it has not reached yet. */
 function* inBoth(one: Uint32Array, other: Uint32Array): Iterable<number> {
   for (let word = 0; word < one.length; word++) {
     let bits = one[word]! & other[word]!
@@ -152,7 +153,7 @@ function* inBoth(one: Uint32Array, other: Uint32Array): Iterable<number> {
 
 const none = -1
 
-/** What follows what on the same stream. */
+/** Which task follows which on the same stream. */
 class Pairs {
   readonly previous: Int32Array
   readonly next: Int32Array
@@ -167,8 +168,8 @@ class Pairs {
   }
 
   /**
-   * Has as many of the tasks as possible be followed by one of the open ones; those that come earlier matter more. A task that
-   * is followed stays so, but what follows it may change. What a search in vain has seen leads nowhere later either.
+   * Gives as many tasks as possible a successor among the open ones; earlier tasks take precedence. A task that has a successor
+   * keeps having one, but it may change. Tasks that a failed search has seen lead nowhere in later searches either.
    */
   extend(
     tasks: Iterable<number>,
@@ -187,7 +188,7 @@ class Pairs {
     }
   }
 
-  /** An open task that follows nothing yet, reached from a task by exchanging successors; the shortest way to one. */
+  /** Finds an open task without a predecessor that can be reached from a task by exchanging successors, on the shortest path. */
   #search(
     root: number,
     unseen: Uint32Array,
@@ -223,8 +224,8 @@ class Pairs {
 const indices = (count: number): ReadonlyArray<number> => Array.from({ length: count }, (_, index) => index)
 
 /**
- * Lets as many dependents as possible go on right after a task they depend on. Tasks with one dependent come first: with it on
- * their stream they need no record either.
+ * Lets as many dependents as possible directly follow a task they depend on. Tasks with a single dependent come first: with it on
+ * their stream, they need no record either.
  */
 const continueStreams = (pairs: Pairs, { dependents }: Order): void => {
   const tasks = indices(dependents.length)
@@ -234,9 +235,9 @@ const continueStreams = (pairs: Pairs, { dependents }: Order): void => {
 }
 
 /**
- * The first task of what runs on the current stream: it begins with a task that depends on nothing, which needs no wait then,
- * and ends with one that nothing depends on. Followed back from the last task, which is such an end, a stream that begins with
- * a task that depends on others goes on from one of them instead; what that one was followed by begins a stream in its place.
+ * Returns the first task to run on the current stream. Its tasks begin with one that has no dependencies, which then needs no wait,
+ * and end with one that has no dependents. The last task is such an end. Going back from it, a task that begins a stream but depends
+ * on others is moved behind one of them; the previous successor of that one begins a stream instead.
  */
 const mainStream = (pairs: Pairs, { needed }: Order): number => {
   let first = needed.length - 1
@@ -251,7 +252,7 @@ const mainStream = (pairs: Pairs, { needed }: Order): number => {
   }
 }
 
-/** Lets streams go on with work that comes after all they hold anyway, which saves streams and no waits. */
+/** Lets streams continue with tasks that come after everything they hold anyway. This saves streams, but no waits. */
 const reuseStreams = (pairs: Pairs, { after, dependents }: Order): void => {
   const tasks = indices(dependents.length)
   const first = tasks.filter((task) => pairs.previous[task] === none)
@@ -269,7 +270,7 @@ const numberStreams = (pairs: Pairs, main: number): ReadonlyArray<number> => {
   return streamOf
 }
 
-/** Moves the tasks of streams beyond the bound to the others, those with the fewest tasks first. */
+/** Moves the tasks of streams beyond the limit to the others, each to the one with the fewest tasks. */
 const shareStreams = (streamOf: ReadonlyArray<number>, most: number): ReadonlyArray<number> | undefined => {
   const sizes: Array<number> = []
   for (const stream of streamOf) sizes[stream] = (sizes[stream] ?? 0) + 1

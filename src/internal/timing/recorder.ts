@@ -1,6 +1,6 @@
 /**
- * What measures regions: events around each, kept until the GPU has passed them, and an anchor per device that their times
- * count from. Below the functions of `CudaTiming`.
+ * Measures regions for `CudaTiming`: events around each region, kept until the GPU has passed them, and an anchor per device from which
+ * their times count.
  */
 import type * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -25,29 +25,29 @@ export const CurrentRecorder = Context.Reference<Recorder | undefined>("effect-c
   defaultValue: () => undefined
 })
 
-/** Makes an event that takes times and lives as long as the scope. */
+/** Makes an event with timing that lives as long as the scope. */
 export const makeTimed = (
   runtime: CudaRuntimeService,
   device: number
 ): Effect.Effect<EventRef, CudaError, Scope.Scope> =>
   Effect.acquireRelease(runtime.eventCreate(device, 0), (event) => released(runtime.eventDestroy(event)))
 
-/** When an event happened by the host's monotonic clock, in nanoseconds, and how far off that is at most. */
+/** When an event happened by the host's monotonic clock, in nanoseconds, and the largest error of that. */
 export interface Aligned {
   readonly event: EventRef
   readonly hostTime: bigint
   readonly uncertainty: bigint
 }
 
-/** Nanoseconds: an alignment as good as this is not tried again. */
+/** In nanoseconds. An alignment this good is not repeated. */
 const goodUncertainty = 10_000n
 const mostRounds = 6
-/** Queries before the fiber is suspended: an idle stream passes an event within microseconds. */
+/** How often to query before suspending the fiber. An idle stream passes an event within microseconds. */
 const mostQueries = 50
 
 /**
- * Records an event on a stream of its own and takes the host's time before and after: it happened in between. The event is
- * that of the best of a few rounds.
+ * Records an event on a separate stream and takes the host time before and after: the event happened in between. Returns the event of
+ * the best of a few rounds.
  */
 export const align = (
   runtime: CudaRuntimeService,
@@ -87,7 +87,7 @@ const alignOnce = Effect.fnUntraced(function*(
   return { event, hostTime: before + uncertainty, uncertainty }
 })
 
-/** A region as it was measured: times in milliseconds, the start since the timeline began. */
+/** A measured region. Times are in milliseconds; the start counts from the beginning of the timeline. */
 export interface Measured {
   readonly name: string
   readonly stream: StreamRef
@@ -96,7 +96,7 @@ export interface Measured {
   readonly duration: number
 }
 
-/** A region that has begun, and after its end the one after it on its stream. */
+/** A region that has begun. Once it has ended, it links to the next one on its stream. */
 interface Begun {
   readonly device: DeviceRecorder
   readonly name: string
@@ -104,12 +104,12 @@ interface Begun {
   readonly attributes: Attributes
   readonly start: EventRef
   readonly end: EventRef
-  /** Milliseconds since the timeline began, for one that goes on for long. */
+  /** Milliseconds since the timeline began, for a region that runs for long. */
   startAt: number | undefined
   next: Begun | undefined
 }
 
-/** The regions of a stream that the GPU may not have passed yet: it passes them in this order. Never empty. */
+/** The regions of a stream that the GPU may not have passed yet, in the order in which it passes them. Never empty. */
 interface Lane {
   first: Begun
   last: Begun
@@ -121,9 +121,9 @@ interface Anchor {
   readonly at: number
 }
 
-/** Milliseconds. An elapsed time has 24 bits: the closer the anchor, the finer the time. */
+/** In milliseconds. An elapsed time has 24 bits, so the closer the anchor, the finer the time. */
 const anchorReach = 1000
-/** Regions of a stream that are resolved at most when events are needed. */
+/** The most regions of a stream to resolve when events are needed. */
 const mostReclaimed = 4
 
 /** The regions of one device. */
@@ -132,10 +132,10 @@ class DeviceRecorder {
   readonly #recorder: Recorder
   readonly #anchored = Deferred.makeUnsafe<Aligned, CudaError>()
   readonly #free: Array<EventRef> = []
-  /** Regions whose effect runs, with their start recorded. */
+  /** Regions whose start is recorded and whose effect is running. */
   readonly #open = new Set<Begun>()
   readonly #lanes = new Map<number, Lane>()
-  /** Held while regions are resolved, which takes several calls, and all with the same anchor. */
+  /** Held while regions are resolved, since that takes several calls with the same anchor. */
   readonly #resolving = Semaphore.makeUnsafe(1)
   #anchor: Anchor | undefined
   /** Nanoseconds, once there is an anchor. */
@@ -146,7 +146,7 @@ class DeviceRecorder {
     this.index = index
   }
 
-  /** Finds the anchor, without being waited for. */
+  /** Starts finding the anchor. */
   readonly forkAnchor: Effect.Effect<void> = Effect.suspend(() => {
     const { clock, runtime, scope } = this.#recorder
     const aligned = Effect.map(Scope.provide(align(runtime, this.index, clock), scope), (found) => {
@@ -173,7 +173,7 @@ class DeviceRecorder {
     })
   }
 
-  /** Ends a region, and keeps it until the GPU has passed it. */
+  /** Ends a region and keeps it until the GPU has passed it. */
   end(begun: Begun): Effect.Effect<void> {
     return Effect.matchEffect(this.#recorder.runtime.eventRecord(begun.end, begun.stream), {
       onSuccess: () => this.#keep(begun),
@@ -197,7 +197,7 @@ class DeviceRecorder {
     })
   }
 
-  /** Two events for a region of a stream: of regions that are over, or new ones. */
+  /** Takes two events for a region of a stream: those of finished regions, or new ones. */
   #take(stream: StreamRef): Effect.Effect<readonly [start: EventRef, end: EventRef], CudaError> {
     return Effect.suspend(() =>
       this.#free.length >= 2 ? this.#takeOrMake : Effect.andThen(this.#reclaim(stream.id), this.#takeOrMake)
@@ -214,8 +214,8 @@ class DeviceRecorder {
   })
 
   /**
-   * Resolves a few regions: of this stream, so that one that keeps up holds few, and of the next one in turn, so that those
-   * without further regions are not forgotten.
+   * Resolves a few regions: of this stream, so that a stream that keeps up holds few events, and of the next stream in turn, so that
+   * streams without further regions are not forgotten.
    */
   #reclaim(id: number): Effect.Effect<unknown> {
     return this.#resolving.withPermitsIfAvailable(1)(Effect.suspend(() => {
@@ -231,7 +231,7 @@ class DeviceRecorder {
     if (lane === undefined) return
     for (let reclaimed = 0; reclaimed < mostReclaimed; reclaimed++) {
       const begun = lane.first
-      // What the query fails with, the times fail with too.
+      // If the query fails, reading the times fails in the same way.
       const isPassed = yield* Effect.orElseSucceed(this.#recorder.runtime.eventQuery(begun.end), () => true)
       if (!isPassed) break
       if (begun.next === undefined) this.#lanes.delete(id)
@@ -239,12 +239,12 @@ class DeviceRecorder {
       yield* this.#resolve(begun)
       if (begun.next === undefined) return
     }
-    // To the end of the turn.
+    // Moves the stream to the end of the queue.
     this.#lanes.delete(id)
     this.#lanes.set(id, lane)
   })
 
-  /** Takes the times of a region that the GPU has passed, and gives its events back. */
+  /** Reads the times of a region that the GPU has passed, and returns its events. */
   #resolve(begun: Begun): Effect.Effect<void> {
     return Effect.catch(this.#measure(begun), () => this.#giveBack(begun))
   }
@@ -265,7 +265,7 @@ class DeviceRecorder {
     this.#free.push(start, anchor.event)
   })
 
-  /** Takes the start of a region that goes on, while the anchor is still near. */
+  /** Reads the start of a running region while the anchor is still near. */
   #measureStart(begun: Begun, anchor: Anchor): Effect.Effect<void> {
     if (begun.startAt !== undefined) return Effect.void
     const { runtime } = this.#recorder
@@ -277,7 +277,7 @@ class DeviceRecorder {
     )
   }
 
-  /** Waits for the regions that are left, and resolves them. Those of a device that cannot be aligned have no times. */
+  /** Waits for the remaining regions and resolves them. Regions of a device that could not be aligned have no times. */
   readonly drain: Effect.Effect<void, CudaError> = Effect.suspend(() => {
     const drainLanes = Effect.suspend(() =>
       Effect.forEach(this.#lanes.values(), (lane) => this.#drainLane(lane), { discard: true })
@@ -318,17 +318,17 @@ export class Recorder {
     return Number(hostTime - this.#began) / 1e6
   }
 
-  /** The devices that were aligned. */
+  /** The aligned devices. */
   get devices(): ReadonlyArray<{ readonly index: number; readonly uncertainty: bigint }> {
     return this.#devices.flatMap(({ index, uncertainty }) => uncertainty === undefined ? [] : [{ index, uncertainty }])
   }
 
-  /** How many regions have begun and are not among `regions`. */
+  /** How many regions have begun but are not in `regions`. */
   get dropped(): number {
     return this.#begun - this.regions.length
   }
 
-  /** The recorder of a device, whose anchor is being found since the first time this was asked for. */
+  /** The recorder of a device. The first request starts finding its anchor. */
   device(index: number): Effect.Effect<DeviceRecorder> {
     return Effect.suspend(() => {
       const known = this.#devices.find((device) => device.index === index)
@@ -339,7 +339,7 @@ export class Recorder {
     })
   }
 
-  /** Runs an effect as a region. What fails while measuring makes it none. */
+  /** Runs an effect as a region. If measuring fails, the region is dropped. */
   around<A, E, R>(self: Effect.Effect<A, E, R>, name: string, options: RegionOptions): Effect.Effect<A, E, R> {
     if (this.#isClosed) return self
     return Effect.uninterruptibleMask((restore) =>
@@ -365,7 +365,7 @@ export class Recorder {
     return Effect.orElseSucceed(begin, () => undefined)
   }
 
-  /** Takes no more regions. */
+  /** Stops taking regions. */
   readonly close: Effect.Effect<void> = Effect.sync(() => {
     this.#isClosed = true
   })

@@ -1,7 +1,8 @@
 /**
- * A timeline as a picture. Greys and fills are readable on white and on dark, since an image does not know what it is on.
+ * A timeline as a picture. Greys and fills are readable on light and dark backgrounds, since an image does not know its background.
  */
 import * as Duration from "effect/Duration"
+import { invalidArgument } from "../../CudaError.ts"
 import { deviceLabel, layTracks } from "./tracks.ts"
 import type { Bar, DrawnRegion, DrawnTimeline, Track } from "./tracks.ts"
 
@@ -11,9 +12,9 @@ const rowHeight = 20
 const trackGap = 8
 const headingHeight = 28
 const axisHeight = 24
-/** Pixels of a character, about. */
+/** Approximate width of a character in pixels. */
 const characterWidth = 6.4
-/** Pixels between two ticks, at least. */
+/** The least distance between two ticks in pixels. */
 const tickDistance = 90
 
 const grey = "#7b828c"
@@ -33,7 +34,7 @@ const fills = [
   "#8f9ae0"
 ]
 
-/** What is drawn where. */
+/** Where and how bars are drawn. */
 interface Frame {
   readonly from: number
   readonly to: number
@@ -42,11 +43,19 @@ interface Frame {
   readonly fillOf: (name: string) => string
 }
 
+/** The axis has a tick every 90 pixels. */
+const mostWidth = 100_000
+
+/** Throws a `CudaError` for a width or for regions that cannot be drawn. */
 export const renderSvg = (
+  operation: string,
   timeline: DrawnTimeline,
   { title, width = 1000 }: { readonly title?: string | undefined; readonly width?: number | undefined }
 ): string => {
-  const tracks = layTracks(timeline)
+  if (!(width >= 1 && width <= mostWidth)) {
+    throw invalidArgument(operation, "width", width, `a number of pixels from 1 to ${mostWidth}`)
+  }
+  const tracks = layTracks(operation, timeline)
   const frame = makeFrame(tracks, width)
   const parts: Array<string> = []
   let y = margin
@@ -62,7 +71,8 @@ export const renderSvg = (
       parts.push(text(margin, y + 19, deviceLabel(timeline, track.deviceIndex), ` font-weight="600"`))
       y += headingHeight
     }
-    parts.push(text(margin, y + 14, track.name), ...drawBars(track, frame, y))
+    parts.push(text(margin, y + 14, track.name))
+    drawBars(parts, track, frame, y)
     y += track.height * rowHeight + trackGap
   }
   if (tracks.length === 0) parts.push(text(margin, y + 19, "no regions"))
@@ -88,11 +98,10 @@ const makeFrame = (tracks: ReadonlyArray<Track>, width: number): Frame => {
   return { from, to, right, x: (millis) => gutter + (millis - from) * scale, fillOf: (name) => colours.get(name)! }
 }
 
-/** Pixels by which a bar must end after the one before to be drawn: what nobody could see would only fill the file. */
+/** A bar is drawn only if it ends this many pixels after the one before: invisible bars would only fill the file. */
 const visible = 0.1
 
-const drawBars = ({ bars }: Track, frame: Frame, top: number): ReadonlyArray<string> => {
-  const parts: Array<string> = []
+const drawBars = (parts: Array<string>, { bars }: Track, frame: Frame, top: number): void => {
   const drawnTo: Array<number> = []
   for (const bar of bars) {
     const x = frame.x(bar.start)
@@ -101,7 +110,6 @@ const drawBars = ({ bars }: Track, frame: Frame, top: number): ReadonlyArray<str
     drawnTo[bar.depth] = x + width
     parts.push(drawBar(bar, { x, y: top + bar.depth * rowHeight, width, fill: frame.fillOf(bar.region.name) }))
   }
-  return parts
 }
 
 const drawBar = (
@@ -126,16 +134,19 @@ const drawAxis = ({ from, right, to, x }: Frame, top: number, bottom: number): R
   const unit = unitOf(Math.max(step, to / 1000))
   const decimals = Math.max(0, -Math.floor(Math.log10(step / unit.millis) + 1e-9))
   const parts: Array<string> = []
-  for (let tick = Math.ceil(from / step - 1e-9); tick * step <= to + step * 1e-9; tick++) {
-    const at = pixels(x(tick * step))
-    const label = `${(tick * step / unit.millis).toFixed(decimals)} ${unit.name}`
+  const first = Math.ceil(from / step - 1e-9)
+  // Counted from 0: far from the beginning of the timeline, ticks are too large to add 1 to.
+  for (let index = 0; index <= (to - first * step) / step + 1e-9; index++) {
+    const time = (first + index) * step
+    const at = pixels(x(time))
+    const label = `${(time / unit.millis).toFixed(decimals)} ${unit.name}`
     parts.push(`<line x1="${at}" y1="${top}" x2="${at}" y2="${bottom}" stroke="${grey}" stroke-opacity="0.3"/>`)
     parts.push(text(at, top - 6, label, ` text-anchor="middle"`))
   }
   return parts
 }
 
-/** The least of 1, 2 and 5 times a power of ten that makes so many steps at most. */
+/** The least of 1, 2 and 5 times a power of ten that divides a span into at most a given number of steps. */
 const tickStep = (span: number, most: number): number => {
   const least = Math.max(span, 1e-6) / Math.max(most, 1)
   const power = 10 ** Math.floor(Math.log10(least))
@@ -149,7 +160,7 @@ const units = [
   { name: "ns", millis: 1e-6 }
 ]
 
-/** The largest unit that is not above a time. */
+/** The largest unit that does not exceed a time. */
 const unitOf = (millis: number) => units.find((unit) => unit.millis <= millis * (1 + 1e-9)) ?? units.at(-1)!
 
 const formatMillis = (millis: number): string => {
@@ -170,7 +181,7 @@ const entities: Readonly<Record<string, string>> = {
   "'": "&#39;"
 }
 
-/** Characters that XML cannot have at all become the sign for that. */
+/** Characters that XML does not allow become U+FFFD, the replacement character. */
 const escape = (content: string): string =>
   content
     // oxlint-disable-next-line eslint/no-control-regex

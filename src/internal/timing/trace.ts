@@ -1,5 +1,5 @@
 /**
- * A timeline as trace events, the format of Chrome's tracing that Perfetto opens too.
+ * A timeline as trace events, the format of Chrome's tracing, which Perfetto opens too.
  */
 import { deviceLabel, layTracks } from "./tracks.ts"
 import type { Attributes, Bar, DrawnTimeline } from "./tracks.ts"
@@ -10,17 +10,17 @@ interface TraceEvent {
   readonly pid: number
   readonly tid?: number
   readonly cat?: string
-  /** Microseconds, as `dur`. */
+  /** Microseconds, like `dur`. */
   readonly ts?: number
   readonly dur?: number
   readonly args: Attributes
 }
 
-/** Processes are devices and threads are tracks, both from 1: viewers take process 0 and thread 0 for the idle ones. */
-export const traceEvents = (timeline: DrawnTimeline): ReadonlyArray<TraceEvent> => {
+/** Processes are devices and threads are tracks. Both count from 1, since viewers take process 0 and thread 0 for idle ones. */
+export const traceEvents = (operation: string, timeline: DrawnTimeline): ReadonlyArray<TraceEvent> => {
   const events: Array<TraceEvent> = []
   const named = new Set<number>()
-  for (const [index, { bars, deviceIndex, name }] of layTracks(timeline).entries()) {
+  for (const [index, { bars, deviceIndex, name }] of layTracks(operation, timeline).entries()) {
     const [pid, tid] = [deviceIndex + 1, index + 1]
     if (!named.has(deviceIndex)) {
       named.add(deviceIndex)
@@ -38,7 +38,7 @@ export const traceEvents = (timeline: DrawnTimeline): ReadonlyArray<TraceEvent> 
   return events
 }
 
-/** Both ends are rounded, not the length: so that what lies in another one still does. */
+/** Rounds both ends rather than the length, so that nested regions stay nested. */
 const complete = ({ end, region, start }: Bar, pid: number, tid: number): TraceEvent => {
   const [from, to] = [Math.round(start * 1e6), Math.round(end * 1e6)]
   return {

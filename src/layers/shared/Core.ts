@@ -44,6 +44,8 @@ export class Core {
   /** Held while memory is being pinned, which spans many turns of the event loop. */
   readonly pinning = Semaphore.makeUnsafe(mostPins)
   closed = false
+  /** True from the moment the outstanding waits were abandoned: the backend is being closed and watches nothing more. */
+  ended = false
   readonly #opened: Array<boolean>
   readonly #opening: ReadonlyArray<Semaphore.Semaphore>
 
@@ -130,10 +132,21 @@ export class Core {
     )
   )
 
-  /** Suspends the fiber until the watch ends. Interruption cancels the watch. */
-  wait(operation: string, device: number, subject: string, watch: Watch): Effect.Effect<void, CudaError> {
+  /**
+   * Suspends the fiber until the watch ends. Interruption cancels the watch. The fiber may yield before the watch begins, and what it
+   * waits for may be released in between, so `refuseGone` checks again.
+   */
+  wait(
+    operation: string,
+    device: number,
+    subject: string,
+    watch: Watch,
+    refuseGone: () => Effect.Effect<never, CudaError> | undefined = () => undefined
+  ): Effect.Effect<void, CudaError> {
     return Effect.withFiber((fiber) =>
       Effect.callback((resume) => {
+        const gone = refuseGone() ?? (this.ended ? this.#refuseWait(operation, subject) : undefined)
+        if (gone !== undefined) return resume(gone)
         let cancel: Cancel = noCancel
         let measured: MeasuredWait | undefined
         const end = (result: Effect.Effect<void, CudaError>, stage?: WaitStage) => {
@@ -143,7 +156,7 @@ export class Core {
         }
         const abandon = () => {
           cancel()
-          end(refuse(operation, { _tag: "ResourceReleased", resource: `the runtime that waited for ${subject}` }))
+          end(this.#refuseWait(operation, subject))
         }
         this.waits.add(abandon)
         cancel = watch((status, stage) => {
@@ -156,6 +169,10 @@ export class Core {
         })
       })
     )
+  }
+
+  #refuseWait(operation: string, subject: string): Effect.Effect<never, CudaError> {
+    return refuse(operation, { _tag: "ResourceReleased", resource: `the runtime that waited for ${subject}` })
   }
 }
 

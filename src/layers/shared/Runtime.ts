@@ -94,6 +94,7 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
     yield* releaseAll("event", [...core.events], eventDestroy)
     yield* releaseAll("module", [...core.modules], moduleUnload)
     core.backend.settle()
+    core.ended = true
     for (const abandon of core.waits) abandon()
     yield* core.backend.close
   })

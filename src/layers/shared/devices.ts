@@ -10,7 +10,7 @@ import type { DeviceOperations } from "../runtime/devices.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
 import { watchAll } from "./waits.ts"
-import type { Cancel, DriverFailure, OnDone } from "./waits.ts"
+import type { Cancel, DriverFailure, OnDone, Watch } from "./waits.ts"
 
 export interface DeviceBackend {
   readonly all: ReadonlyArray<DeviceProperties>
@@ -78,7 +78,14 @@ export const deviceOperations = (core: Core): DeviceOperations => ({
         "CudaDevice.synchronize",
         device,
         `device ${device}`,
-        watchAll(streams.map((stream) => (onDone, options) => core.backend.streams.watch(stream, onDone, options)))
+        (onDone, options) => {
+          // A stream that was released before this begins was drained.
+          const left = streams.filter(({ state }) => state !== "released")
+          const watches = left.map((stream): Watch => (onOneDone, own) =>
+            core.backend.streams.watch(stream, onOneDone, own)
+          )
+          return watchAll(watches)(onDone, options)
+        }
       )
     })
 })

@@ -71,7 +71,8 @@ export const eventOperations = (core: Core): EventOperations => {
         "CudaEvent.synchronize",
         event.device,
         String(event),
-        (onDone, options) => events.watch(event, onDone, options)
+        (onDone, options) => events.watch(event, onDone, options),
+        () => event.state === "live" ? undefined : refuseResource("CudaEvent.synchronize", backend, event)
       )
     }),
     eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>

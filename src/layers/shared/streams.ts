@@ -172,7 +172,9 @@ const drain = (core: Core, operation: string, stream: StreamResource): Effect.Ef
     operation,
     stream.device,
     String(stream),
-    (onDone, options) => core.backend.streams.watch(stream, onDone, options)
+    (onDone, options) => core.backend.streams.watch(stream, onDone, options),
+    // A stream that is being released is drained too.
+    () => stream.state === "released" ? refuseResource(operation, core.backend, stream) : undefined
   )
 }
 
