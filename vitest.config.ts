@@ -28,7 +28,7 @@ const layers = Object.entries(manifest.exports).flatMap(([path, target]) =>
 
 const src = fileURLToPath(new URL("./src/", import.meta.url))
 
-export default defineConfig({
+export default defineConfig(({ mode }) => ({
   resolve: {
     alias: [
       { find: /^effect-cuda$/, replacement: `${src}index.ts` },
@@ -39,9 +39,10 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     pool: "forks",
+    setupFiles: mode === "yielding" ? ["test/support/yielding.ts"] : [],
     ...(process.env["CI"] ? { maxWorkers: 2 } : {}),
     testTimeout: 20_000,
     hookTimeout: 20_000,
     teardownTimeout: 10_000
   }
-})
+}))

@@ -19,11 +19,12 @@ import type * as Scope from "effect/Scope"
 import type { Concurrency } from "effect/Types"
 import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
+import { streamPools } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
+import { Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
 import { atOrigin, CurrentPlace, deviceIndexOf, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
 import type { Origin, Place } from "./internal/place.ts"
-import { poolSize, resolvePool, streamPool } from "./internal/streamPool.ts"
+import { poolSize } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
 import type { CudaRuntime, CudaRuntimeService, Priority } from "./layers/CudaRuntime.ts"
 
@@ -259,7 +260,7 @@ export const fork: {
 const start = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   { origin, place, runtime }: Origin,
-  leased: Leased
+  leased: Leased<CudaStream>
 ): Effect.Effect<BranchImpl<A, E>, CudaError, R> => {
   const [stream] = leased.streams
   const placed = Effect.provideService(self, CurrentPlace, onStreamOf(stream!, place, leased))
@@ -285,7 +286,7 @@ export const join = <A, E>(self: CudaBranch<A, E>, stream?: CudaStream): Effect.
   Effect.flatMap(Fiber.await(self.fiber), (exit) => {
     const { runtime } = self.stream
     const joined = Effect.map(
-      onStream(runtime, undefined, stream, (ref) => runtime.streamJoin(ref, [self.stream.ref])).pipe(
+      onStream("CudaBranch.join", runtime, undefined, stream, (ref) => runtime.streamJoin(ref, [self.stream.ref])).pipe(
         named("CudaBranch.join")
       ),
       () => {
@@ -300,9 +301,9 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   readonly fiber: Fiber.Fiber<A, E>
   joined = false
   readonly #runtime: CudaRuntimeService
-  readonly #leased: Leased
+  readonly #leased: Leased<CudaStream>
   readonly #from: Place
-  constructor(runtime: CudaRuntimeService, fiber: Fiber.Fiber<A, E>, leased: Leased, from: Place) {
+  constructor(runtime: CudaRuntimeService, fiber: Fiber.Fiber<A, E>, leased: Leased<CudaStream>, from: Place) {
     super()
     this.#runtime = runtime
     this.fiber = fiber
@@ -321,9 +322,18 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   #joinBack(): Effect.Effect<void, CudaError> {
     if (this.joined) return Effect.void
     return streamOf(
+      "CudaBranch.join",
       this.#runtime,
       openPlace(this.#from),
       (origin) => origin.state === "live" ? this.#runtime.streamJoin(origin, [this.stream.ref]) : Effect.void
+    )
+  }
+  toString(): string {
+    return oneLine(
+      "CudaBranch",
+      `stream ${this.stream.id}`,
+      `device ${this.stream.deviceIndex}`,
+      this.joined && "joined"
     )
   }
   toJSON() {
@@ -363,10 +373,10 @@ const branching = <A, E, R>(
 class Run {
   readonly #operation: string
   readonly #at: Origin
-  readonly #leased: Leased
+  readonly #leased: Leased<CudaStream>
   /** Streams come into use in their order, so the first ones are those that were used. */
   #used = 0
-  constructor(operation: string, at: Origin, leased: Leased) {
+  constructor(operation: string, at: Origin, leased: Leased<CudaStream>) {
     this.#operation = operation
     this.#at = at
     this.#leased = leased
@@ -445,18 +455,20 @@ const leasing = <A, E, R>(
   { origin, runtime }: Origin,
   options: BranchOptions,
   count: number,
-  use: (leased: Leased) => Effect.Effect<A, E, R>
+  use: (leased: Leased<CudaStream>) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   const { outOfRange, priority } = options
   const device = deviceIndexOf(options.device) ?? origin.device
   if (device === origin.device && priority === undefined) {
-    const pool = streamPool(runtime, origin.device, origin.priority)
-    const leased = pool.tryLease(count, origin)
-    return leased === undefined ? Effect.flatMap(pool.lease(count, origin).pipe(named(operation)), use) : use(leased)
+    const pool = streamPools.get(runtime, origin.device, origin.priority)
+    const leased = pool.tryLease(runtime, count, origin)
+    return leased === undefined
+      ? Effect.flatMap(pool.lease(runtime, count, origin).pipe(named(operation)), use)
+      : use(leased)
   }
   const lease = Effect.flatMap(
-    resolvePool(runtime, { device, priority: priority ?? origin.priority, outOfRange }),
-    (pool) => pool.lease(count, origin)
+    streamPools.resolve(runtime, { device, priority: priority ?? origin.priority, outOfRange }),
+    (pool) => pool.lease(runtime, count, origin)
   )
   return Effect.flatMap(lease.pipe(named(operation)), use)
 }

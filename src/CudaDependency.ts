@@ -15,7 +15,7 @@ import { isCudaEvent, query as queryEvent, synchronize as synchronizeEvent } fro
 import type { CudaEvent } from "./CudaEvent.ts"
 import { isCudaStream, recordEvent } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { Handle, named } from "./internal/handles.ts"
+import { countOf, Handle, named, oneLine } from "./internal/handles.ts"
 import { onStream } from "./internal/place.ts"
 
 const TypeId = "~effect-cuda/CudaDependency"
@@ -114,6 +114,7 @@ const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Eff
   if (first === undefined) return Effect.void
   const { runtime } = first
   return onStream(
+    "CudaDependency.wait",
     runtime,
     undefined,
     stream,
@@ -161,6 +162,9 @@ class DependencyImpl extends Handle implements CudaDependency {
   constructor(events: ReadonlyArray<CudaEvent>) {
     super()
     this.events = events
+  }
+  toString(): string {
+    return oneLine("CudaDependency", countOf(this.events.length, "event"))
   }
   toJSON() {
     return { _id: "CudaDependency", events: this.events }

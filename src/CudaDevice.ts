@@ -1,14 +1,14 @@
 /**
- * Devices: what they are, how much memory they have left, and which one is current.
+ * Devices: their properties, attributes and free memory, and which one is current.
  *
- * The current device is what constructors use when none is given. It is a region's, not a global: `withDevice` sets it for
- * one effect and restores it on every exit. Depends on the `CudaRuntime` interface alone.
+ * Constructors without an explicit device use the current one. It is not global: `withDevice` sets it for one effect and restores
+ * the previous one however the effect ends. Depends only on the `CudaRuntime` interface.
  *
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
-import type { DeviceAttribute } from "./cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "./cuda/flags.ts"
 import type { CudaError } from "./CudaError.ts"
 import { named, refuseArgument } from "./internal/handles.ts"
 import { CurrentPlace, resolveDevice } from "./internal/place.ts"
@@ -16,7 +16,7 @@ import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "./layers/CudaRuntime.ts"
 
 /**
- * A device: its index, name, UUID, compute capability, memory size in bytes and PCI id.
+ * A device: its index, name, UUID, compute capability, memory size in bytes and PCI bus ID.
  *
  * @category models
  * @since 0.1.0
@@ -30,11 +30,18 @@ export type {
    * @category models
    * @since 0.1.0
    */
-  DeviceAttribute
+  DeviceAttribute,
+  /**
+   * The name of an attribute of the link between two devices.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  PeerAttribute
 }
 
 /**
- * A device as operations take it: its index, or the device itself.
+ * A device as operations accept it: the device itself or its index.
  *
  * @category models
  * @since 0.1.0
@@ -72,20 +79,20 @@ export const all: Effect.Effect<ReadonlyArray<CudaDevice>, never, CudaRuntime> =
 export const count: Effect.Effect<number, never, CudaRuntime> = Effect.map(all, (devices) => devices.length)
 
 /**
- * Gets a device by its index. Fails with `InvalidArgument` when there is none.
+ * Gets a device by its index. Fails with `InvalidArgument` if there is no such device.
  *
  * @category accessors
  * @since 0.1.0
  */
 export const get = (index: number): Effect.Effect<CudaDevice, CudaError, CudaRuntime> =>
   Effect.flatMap(all, (devices) => {
-    const device = devices[index]
+    const device = Number.isInteger(index) ? devices[index] : undefined
     if (device !== undefined) return Effect.succeed(device)
     return refuseArgument("CudaDevice.get", "device", index, `a device index from 0 to ${devices.length - 1}`)
   })
 
 /**
- * Gets the current device: that of the innermost `withDevice` or `CudaStream.withStream` region, or device 0.
+ * Gets the current device: the one set by the innermost `withDevice` or `CudaStream.withStream` region, or device 0.
  *
  * @category current device
  * @since 0.1.0
@@ -96,12 +103,12 @@ export const current: Effect.Effect<CudaDevice, CudaError, CudaRuntime> = Effect
 )
 
 /**
- * Runs an effect with a device as the current one, and restores the one before on every exit.
+ * Runs an effect with the given device as the current device. Restores the previous one however the effect ends.
  *
  * **Details**
  *
- * The current stream inside is that device's: the stream of an enclosing `CudaStream.withStream` on the device, or its
- * default stream. Fails with `InvalidArgument` when there is no such device.
+ * Inside, the current stream is the one that an enclosing `CudaStream.withStream` region set on this device, or its default stream.
+ * Fails with `InvalidArgument` if there is no such device.
  *
  * **Example** (A stream on the second GPU)
  *
@@ -127,11 +134,11 @@ export const withDevice: {
 )
 
 /**
- * Reads the free and total memory of a device, in bytes (`cuMemGetInfo`).
+ * Reads the free and total memory of a device in bytes, by default of the current device (`cuMemGetInfo`).
  *
  * **Gotchas**
  *
- * Memory that released buffers gave back stays in the device's pool for reuse, and counts as used here.
+ * The memory of released buffers stays in the device's pool for reuse and counts as used here.
  *
  * @category accessors
  * @since 0.1.0
@@ -140,7 +147,12 @@ export const memoryInfo = (device?: DeviceInput): Effect.Effect<MemoryInfo, Cuda
   onDevice(device, (runtime, index) => runtime.deviceMemoryInfo(index))
 
 /**
- * Reads an attribute of a device by name (`cuDeviceGetAttribute`). Flags are 0 or 1, sizes in bytes, rates in kHz.
+ * Reads an attribute of a device by name (`cuDeviceGetAttribute`), by default of the current device. Flags are 0 or 1, sizes are in
+ * bytes, and clock rates are in kHz.
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` for a name that is not an attribute.
  *
  * @category accessors
  * @since 0.1.0
@@ -152,7 +164,8 @@ export const attribute = (
   onDevice(device, (runtime, index) => runtime.deviceAttribute(index, name))
 
 /**
- * Reads the priorities that streams of a device can have; lower numbers go first (`cuCtxGetStreamPriorityRange`).
+ * Reads the range of stream priorities of a device, by default of the current device (`cuCtxGetStreamPriorityRange`). Lower numbers
+ * have higher priority.
  *
  * @category accessors
  * @since 0.1.0
@@ -161,8 +174,8 @@ export const priorityRange = (device?: DeviceInput): Effect.Effect<PriorityRange
   onDevice(device, (runtime, index) => runtime.devicePriorityRange(index))
 
 /**
- * Asks whether kernels of a device could reach the memory of another one directly (`cuDeviceCanAccessPeer`).
- * `CudaMemory.copy` works between any two devices.
+ * Returns whether kernels on a device could access the memory of another one directly (`cuDeviceCanAccessPeer`). `CudaMemory.copy`
+ * works between any two devices regardless.
  *
  * @category accessors
  * @since 0.1.0
@@ -178,11 +191,51 @@ export const canAccessPeer = (
   )
 
 /**
- * Waits until the work that is on the device's streams now is done. Suspends the fiber, not the thread.
+ * Reads an attribute of the link between two devices (`cuDeviceGetP2PAttribute`): `performanceRank`, where 0 is the fastest kind of link
+ * in the machine, and whether access, native atomics and access to CUDA arrays are supported (0 or 1).
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` if the two are the same device or the attribute does not exist.
+ *
+ * **Example** (The peer with the fastest link)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const rank = Effect.gen(function*() {
+ *   const [first, second] = yield* CudaDevice.all
+ *   if (first === undefined || second === undefined) return undefined
+ *   return yield* CudaDevice.peerAttribute(first, second, "performanceRank")
+ * })
+ * ```
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const peerAttribute = (
+  device: DeviceInput,
+  peer: DeviceInput,
+  name: PeerAttribute
+): Effect.Effect<number, CudaError, CudaRuntime> =>
+  onDevice(
+    device,
+    (runtime, index) =>
+      Effect.flatMap(resolveDevice(peer), (peerIndex) => runtime.devicePeerAttribute(index, peerIndex, name))
+  )
+
+/**
+ * Waits until all work enqueued on the device's streams so far is done, by default on the current device. Suspends the fiber, not the
+ * thread.
+ *
+ * **Details**
+ *
+ * Waits for each stream as `CudaStream.synchronize` does (`cuStreamQuery`). If the device faults, fails with the reason.
  *
  * **Gotchas**
  *
- * Covers the streams this library made and the default streams it was asked for, not streams of other libraries.
+ * Covers the streams that this library created and the default streams that the program requested, but no streams of other libraries.
  *
  * @category waiting
  * @since 0.1.0

@@ -138,6 +138,17 @@ export interface NotFinished {
 }
 
 /**
+ * koffi, the package that calls C functions, could not be loaded: its native part is missing on this platform, or a bundler left it out.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface KoffiNotLoaded {
+  readonly _tag: "KoffiNotLoaded"
+  readonly problem: string
+}
+
+/**
  * The CUDA driver library could not be loaded.
  *
  * @category reasons
@@ -145,6 +156,8 @@ export interface NotFinished {
  */
 export interface LibraryNotFound {
   readonly _tag: "LibraryNotFound"
+  /** Whether the program named the library, with the `libraryPath` option or `EFFECT_CUDA_LIBRARY`. */
+  readonly isNamed: boolean
   /** Every path tried, in order, and the system loader's error message. */
   readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
 }
@@ -290,6 +303,7 @@ export type CudaErrorReason =
   | NotRecorded
   | NotFinished
   | LibraryNotFound
+  | KoffiNotLoaded
   | DriverTooOld
   | FunctionMissing
   | NeverFinishes
@@ -336,6 +350,13 @@ export interface CudaErrorFields {
   readonly memory?: MemoryShortage | undefined
   /** The failure that caused this one, if the contexts of the process were already lost. */
   readonly origin?: FaultOrigin | undefined
+  /**
+   * What is known beyond the status. Only simulated devices know more than a driver says: which kernel ended the contexts and
+   * how (what it threw, or the argument and the bytes that it reached for), or which kernels and variables there are.
+   */
+  readonly detail?: string | undefined
+  /** What the kernel of a simulated device threw, when this failure follows from it: its stack shows where. */
+  readonly cause?: unknown
 }
 
 /**
@@ -523,10 +544,10 @@ export const formatBytes = (bytes: number): string => {
 
 const byteUnits = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"] as const
 
-const messageOf = ({ call, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
+const messageOf = ({ call, detail, log, memory, operation, origin, reason, subject }: CudaErrorFields): string =>
   `${operation}${subject === undefined ? "" : ` (${subject})`}: ${describe(reason, call)}${explainMemory(memory)}${
-    log === undefined ? "" : `\n${log}`
-  }${explainOrigin(origin)}`
+    detail === undefined ? "" : ` ${detail}`
+  }${log === undefined ? "" : `\n${log}`}${explainOrigin(origin)}`
 
 const explainMemory = (memory: MemoryShortage | undefined): string => {
   if (memory === undefined) return ""
@@ -536,6 +557,10 @@ const explainMemory = (memory: MemoryShortage | undefined): string => {
     ? ` ${size}, more than the ${formatBytes(total)} of the device.`
     : ` ${size}; ${formatBytes(free)} of ${formatBytes(total)} ${free === 1 ? "is" : "are"} free.`
 }
+
+const describeKoffi = (reason: KoffiNotLoaded): string =>
+  `koffi, the package that calls the CUDA driver, could not be loaded: ${reason.problem}. Install the dependencies of effect-cuda ` +
+  "where the program runs, and keep koffi out of bundles (mark it as external)."
 
 const describeSearch = (reason: LibraryNotFound): string =>
   "the CUDA driver library could not be loaded; tried " +
@@ -596,6 +621,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return `${reason.resource} was never recorded. Record it on a stream first.`
     case "NotFinished":
       return `${reason.resource} has not finished yet. Wait for it with CudaEvent.synchronize first.`
+    case "KoffiNotLoaded":
+      return describeKoffi(reason)
     case "LibraryNotFound":
       return describeSearch(reason)
     case "DriverTooOld":

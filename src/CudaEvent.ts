@@ -1,8 +1,8 @@
 /**
- * Events: points in the work of a stream that other streams and fibers can wait for, and between which time can be measured.
+ * Events: points in the work of a stream that other streams and fibers can wait for, and between which GPU time can be measured.
  *
- * Whether an event takes times is in its type: only a `TimedEvent` has an elapsed time. Depends on the `CudaRuntime`
- * interface and on the handles shared by the modules.
+ * The type says whether an event records times: only a `TimedEvent` has an elapsed time. Depends on the `CudaRuntime` interface and
+ * on the handles shared by the modules.
  *
  * @since 0.1.0
  */
@@ -17,11 +17,15 @@ import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { EventImpl, EventTypeId, TimedEventImpl, TimedEventTypeId } from "./internal/handles.ts"
+import { eitherForm, isStream, refOfEvent, refOfStream, runtimeOfEvent } from "./internal/given.ts"
+import { DeviceHandle, hex, oneLine, refuseArgument, unlessLive } from "./internal/handles.ts"
 import { onStream } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import type { Kind } from "./internal/scoped.ts"
 import type { CudaRuntime, CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaEvent"
+const TimedEventTypeId = "~effect-cuda/CudaEvent/TimedEvent"
 
 /**
  * An event of a device (`CUevent`).
@@ -37,15 +41,18 @@ export interface CudaEvent extends Pipeable, Inspectable {
   readonly handle: number
   readonly deviceIndex: number
   readonly device: CudaDevice
-  /** `CUevent_flags`: 1 blocking sync, 2 timing off, 4 interprocess. */
+  /** `CUevent_flags`: 1 for blocking synchronization, 2 for disabled timing, 4 for interprocess use. */
   readonly flags: number
+  /** Whether the event records times. */
   readonly hasTiming: boolean
+  /** Whether waits for the event skip polling. */
   readonly isBlocking: boolean
+  /** Whether other processes can open the event. */
   readonly isInterprocess: boolean
 }
 
 /**
- * An event that takes times.
+ * An event that records times.
  *
  * @category models
  * @since 0.1.0
@@ -63,12 +70,12 @@ export interface TimedEvent extends CudaEvent {
 export interface BaseOptions {
   /** Default: the current device. */
   readonly device?: DeviceInput | undefined
-  /** True for waits that should use no CPU: they skip polling (`CU_EVENT_BLOCKING_SYNC`). Default false. */
+  /** Whether waits for the event skip polling, and so use no CPU (`CU_EVENT_BLOCKING_SYNC`). Default: false. */
   readonly blocking?: boolean | undefined
 }
 
 /**
- * Options for creating an event that takes times. Such an event cannot be shared with other processes.
+ * Options for creating an event that records times. Such an event cannot be shared with other processes.
  *
  * @category models
  * @since 0.1.0
@@ -79,19 +86,19 @@ export interface TimedOptions extends BaseOptions {
 }
 
 /**
- * Options for creating an event without times.
+ * Options for creating an event that does not record times.
  *
  * @category models
  * @since 0.1.0
  */
 export interface UntimedOptions extends BaseOptions {
   readonly timing?: false | undefined
-  /** True to share it with other processes through `ipcHandle` (`CU_EVENT_INTERPROCESS`). Default false. */
+  /** Whether other processes can open the event through `ipcHandle` (`CU_EVENT_INTERPROCESS`). Default: false. */
   readonly interprocess?: boolean | undefined
 }
 
 /**
- * An operation of an event on a stream: the given one, or the current one.
+ * An operation on an event and a stream, by default the current stream.
  *
  * @category models
  * @since 0.1.0
@@ -102,28 +109,68 @@ export interface StreamOperation {
 }
 
 /**
- * True for events.
+ * Returns true if a value is an event.
  *
  * @category guards
  * @since 0.1.0
  */
-export const isCudaEvent = (u: unknown): u is CudaEvent => Predicate.hasProperty(u, EventTypeId)
+export const isCudaEvent = (u: unknown): u is CudaEvent => Predicate.hasProperty(u, TypeId)
 
 /**
- * True for events that take times.
+ * Returns true if a value is an event that records times.
  *
  * @category guards
  * @since 0.1.0
  */
 export const isTimedEvent = (u: unknown): u is TimedEvent => Predicate.hasProperty(u, TimedEventTypeId)
 
+/** @internal */
+export class EventImpl extends DeviceHandle<EventRef> implements CudaEvent {
+  readonly [TypeId] = TypeId
+  get handle(): number {
+    return this.ref.handle
+  }
+  get flags(): number {
+    return this.ref.flags
+  }
+  get hasTiming(): boolean {
+    return (this.flags & eventFlags.disableTiming) === 0
+  }
+  get isBlocking(): boolean {
+    return (this.flags & eventFlags.blockingSync) !== 0
+  }
+  get isInterprocess(): boolean {
+    return (this.flags & eventFlags.interprocess) !== 0
+  }
+  toString(): string {
+    const { deviceIndex, handle, hasTiming, isBlocking, isInterprocess } = this
+    return oneLine(
+      "CudaEvent",
+      hex(handle),
+      `device ${deviceIndex}`,
+      hasTiming && "timing",
+      isBlocking && "blocking",
+      isInterprocess && "interprocess",
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { deviceIndex, handle, hasTiming, isBlocking, isInterprocess } = this
+    return { _id: "CudaEvent", deviceIndex, handle, hasTiming, isBlocking, isInterprocess, state: this.ref.state }
+  }
+}
+
+class TimedEventImpl extends EventImpl implements TimedEvent {
+  readonly [TimedEventTypeId] = TimedEventTypeId
+}
+
 /**
- * Makes an event that lives as long as its scope (`cuEventCreate`). With `{ timing: true }` it is a `TimedEvent`.
+ * Creates an event that lives as long as its scope (`cuEventCreate`). With `{ timing: true }` it is a `TimedEvent`.
  *
  * **Details**
  *
- * The release waits for nothing: waits that began before it still end with their record. Timing and interprocess together do
- * not compile, and fail with `InvalidArgument` when forced.
+ * Releasing the event does not wait, and waits that began before still end with the record they wait for (`cuEventDestroy`). `timing`
+ * and `interprocess` exclude each other: the combination does not compile, and fails with `InvalidArgument` if forced.
  *
  * **Example** (Timing work on the GPU)
  *
@@ -161,13 +208,13 @@ export function make(
 }
 
 /**
- * Opens the interprocess event that a handle of another process stands for (`cuIpcOpenEventHandle`). The event of this
- * process lives as long as its scope.
+ * Opens an interprocess event of another process, given its handle (`cuIpcOpenEventHandle`). The event in this process lives as long
+ * as its scope.
  *
  * **Details**
  *
- * Fails with `InvalidArgument` when the handle is not 64 bytes long, and with the driver's status for a handle that stands
- * for no event, or for one of this very process.
+ * Fails with `InvalidArgument` if the handle is not 64 bytes long, and with the driver's status if it does not refer to an event or
+ * refers to one of this process.
  *
  * @category interprocess
  * @since 0.1.0
@@ -179,73 +226,81 @@ export const fromIpcHandle = (handle: Uint8Array, options: {
   scoped(options.device, EventImpl, (runtime, device) => runtime.eventFromIpcHandle(device, handle))
 
 /**
- * Gets the 64 bytes with which another process opens an interprocess event (`cuIpcGetEventHandle`).
+ * Gets the 64-byte handle with which another process opens an interprocess event (`cuIpcGetEventHandle`).
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` for an event that was not created with `{ interprocess: true }`.
  *
  * @category interprocess
  * @since 0.1.0
  */
 export const ipcHandle = (self: CudaEvent): Effect.Effect<Uint8Array<ArrayBuffer>, CudaError> =>
-  self.runtime.eventIpcHandle(self.ref)
+  runtimeOfEvent(self).eventIpcHandle(refOfEvent(self))
 
 /**
- * Records the event at this point of a stream, by default the current one (`cuEventRecord`). A new record replaces the one
- * before; waits that began before keep theirs.
+ * Records the event at this point of a stream, by default the current stream (`cuEventRecord`). A new record replaces the previous
+ * one; waits that began earlier keep theirs.
  *
  * **Details**
  *
- * Fails with `DeviceMismatch` when the stream is on another device.
+ * Fails with `DeviceMismatch` if the stream is on another device.
  *
  * @category ordering
  * @since 0.1.0
  */
-export const record: StreamOperation = streamOperation((self, stream) =>
-  stream === undefined
-    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.eventRecord(self.ref, ref))
-    : self.runtime.eventRecord(self.ref, stream.ref)
-)
+export const record: StreamOperation = streamOperation("CudaEvent.record", (self, stream) => {
+  const runtime = runtimeOfEvent(self)
+  const event = refOfEvent(self)
+  if (stream !== undefined) return runtime.eventRecord(event, refOfStream(stream))
+  return onStream("CudaEvent.record", runtime, undefined, stream, (ref) => runtime.eventRecord(event, ref))
+})
 
 /**
- * Makes work enqueued from now on, on a stream (by default the current one), start after the event's current record
+ * Makes work enqueued on a stream (by default the current stream) from now on wait for the event's latest record
  * (`cuStreamWaitEvent`). The same as `CudaStream.waitEvent`.
  *
  * @category ordering
  * @since 0.1.0
  */
-export const wait: StreamOperation = streamOperation((self, stream) =>
-  stream === undefined
-    ? onStream(self.runtime, undefined, stream, (ref) => self.runtime.streamWaitEvent(ref, self.ref))
-    : self.runtime.streamWaitEvent(stream.ref, self.ref)
-)
+export const wait: StreamOperation = streamOperation("CudaEvent.wait", (self, stream) => {
+  const runtime = runtimeOfEvent(self)
+  const event = refOfEvent(self)
+  if (stream !== undefined) return runtime.streamWaitEvent(refOfStream(stream), event)
+  return onStream("CudaEvent.wait", runtime, undefined, stream, (ref) => runtime.streamWaitEvent(ref, event))
+})
 
 /**
- * Asks whether the event's current record is done (`cuEventQuery`): true for an event never recorded. Does not wait.
+ * Returns whether the event's latest record is done (`cuEventQuery`); true if the event was never recorded. Does not wait.
  *
  * @category waiting
  * @since 0.1.0
  */
-export const query = (self: CudaEvent): Effect.Effect<boolean, CudaError> => self.runtime.eventQuery(self.ref)
+export const query = (self: CudaEvent): Effect.Effect<boolean, CudaError> =>
+  runtimeOfEvent(self).eventQuery(refOfEvent(self))
 
 /**
- * Waits for the record that is current at the call; ends at once for an event never recorded. Suspends the fiber, not the
- * thread.
+ * Waits until the record that is current at the call is done. Returns at once if the event was never recorded. Suspends the fiber, not
+ * the thread.
  *
  * **Details**
  *
- * Recording the event again, or releasing it, while it is waited for does not change what the wait ends with. Fails with the
- * reason of a fault of the device, as soon as the driver reports it.
+ * Recording the event again or releasing it during the wait does not change which record the wait is for. Behind it is `cuEventQuery`.
+ * If the device faults, fails with the reason as soon as the driver reports it.
  *
  * @category waiting
  * @since 0.1.0
  */
-export const synchronize = (self: CudaEvent): Effect.Effect<void, CudaError> => self.runtime.eventSynchronize(self.ref)
+export const synchronize = (self: CudaEvent): Effect.Effect<void, CudaError> =>
+  runtimeOfEvent(self).eventSynchronize(refOfEvent(self))
 
 /**
- * Measures the time on the GPU from one event's record to another's (`cuEventElapsedTime`), to about half a microsecond.
+ * Measures the GPU time from one event's record to another's, with a resolution of about half a microsecond (`cuEventElapsedTime`).
  *
  * **Details**
  *
- * Fails, in this order, with `TimingDisabled` (when forced past the types), `NotRecorded`, `NotFinished`, and
- * `DeviceMismatch` when the two are on different devices.
+ * Fails, checked in this order, with `TimingDisabled` (only if forced past the types), `NotRecorded`, `NotFinished`, and
+ * `DeviceMismatch` if the events are on different devices.
  *
  * @category timing
  * @since 0.1.0
@@ -256,7 +311,7 @@ export const elapsedTime: {
 } = dual(
   2,
   (start: TimedEvent, end: TimedEvent): Effect.Effect<Duration.Duration, CudaError> =>
-    Effect.map(start.runtime.eventElapsedTime(start.ref, end.ref), Duration.millis)
+    Effect.map(runtimeOfEvent(start).eventElapsedTime(refOfEvent(start), refOfEvent(end)), Duration.millis)
 )
 
 const flagsOf = (options: TimedOptions | UntimedOptions): number =>
@@ -275,14 +330,19 @@ const scoped = <Event extends CudaEvent>(
     wrap: (runtime, ref) => new Wrapper(runtime, ref)
   })
 
-/** Data first when the first argument is an event. Without `arguments`, since this is called often. */
+/** Does not use `arguments`, because it is called often. */
 function streamOperation(
+  name: string,
   body: (self: CudaEvent, stream: CudaStream | undefined) => Effect.Effect<void, CudaError>
 ): StreamOperation {
   function operation(self: CudaEvent, stream?: CudaStream): Effect.Effect<void, CudaError>
   function operation(stream?: CudaStream): (self: CudaEvent) => Effect.Effect<void, CudaError>
   function operation(first?: CudaEvent | CudaStream, second?: CudaStream) {
-    return isCudaEvent(first) ? body(first, second) : (self: CudaEvent) => body(self, first)
+    if (isCudaEvent(first)) return body(first, second)
+    if (second === undefined && (first === undefined || isStream(first))) {
+      return (self: CudaEvent) => body(self, first)
+    }
+    return eitherForm(refuseArgument(name, "event", first, "an event, or only a stream"))
   }
   return operation
 }

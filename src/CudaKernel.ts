@@ -1,5 +1,5 @@
 /**
- * Kernels: found in a module by name, and launched on streams with arguments that are typed by the kernel's parameters.
+ * Kernels: found in a module by name, and launched on streams with arguments typed by the kernel's parameters.
  *
  * Depends on the `CudaRuntime` interface, on modules, and on the handles shared by the modules.
  *
@@ -14,9 +14,11 @@ import type { KernelAttribute, SettableKernelAttribute } from "./cuda/flags.ts"
 import type { ParameterKind } from "./cuda/parameters.ts"
 import type { DeviceOptions } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
+import { loweredName } from "./CudaModule.ts"
 import type { CudaModule } from "./CudaModule.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { ResourceHandle } from "./internal/handles.ts"
+import { isNamed, refOfKernel, refOfModule, refOfStream, runtimeOfKernel, runtimeOfModule } from "./internal/given.ts"
+import { oneLine, ResourceHandle, unlessLive } from "./internal/handles.ts"
 import { onStream, resolveDevice } from "./internal/place.ts"
 import type {
   BlockSuggestion,
@@ -31,14 +33,14 @@ const TypeId = "~effect-cuda/CudaKernel"
 
 export type {
   /**
-   * A block size that fills a device with threads.
+   * A block size that keeps the most threads of a device busy, with the smallest grid that fills the device.
    *
    * @category models
    * @since 0.1.0
    */
   BlockSuggestion,
   /**
-   * A size in up to three dimensions; omitted ones are 1.
+   * A size in up to three dimensions; omitted dimensions are 1.
    *
    * @category models
    * @since 0.1.0
@@ -80,15 +82,16 @@ export interface CudaKernel<out Parameters extends ReadonlyArray<ParameterKind> 
   readonly runtime: CudaRuntimeService
   readonly ref: KernelRef
   readonly module: CudaModule
-  /** As the program names it. */
+  /** The name that the program uses, as passed to `get`. */
   readonly name: string
+  /** The kinds of the kernel's parameters, in order. */
   readonly parameters: Parameters
   /** The `CUkernel`, for other native code. */
   readonly handle: number
 }
 
 /**
- * True for kernels.
+ * Returns true if a value is a kernel.
  *
  * @category guards
  * @since 0.1.0
@@ -111,6 +114,9 @@ class KernelImpl<Parameters extends ReadonlyArray<ParameterKind>> extends Resour
   get handle(): number {
     return this.ref.handle
   }
+  toString(): string {
+    return oneLine("CudaKernel", this.name, ...this.parameters.map(({ kind }) => kind), unlessLive(this.module.ref))
+  }
   toJSON() {
     const { handle, name, parameters } = this
     return { _id: "CudaKernel", name, parameters: parameters.map(({ kind }) => kind), handle }
@@ -118,25 +124,29 @@ class KernelImpl<Parameters extends ReadonlyArray<ParameterKind>> extends Resour
 }
 
 /**
- * Finds a kernel by its name, with the parameters it is launched with, and loads its code into a device
+ * Gets a kernel by name, declares its parameters, and loads its code into a device, by default the current one
  * (`cuLibraryGetKernel`, `cuKernelGetFunction`).
  *
  * **Details**
  *
- * The name is a name expression of the program, or the kernel's name in the image. The parameters are those of the kernel, in
- * their order; their number and sizes are compared with what the driver reports (CUDA 12.4 and later).
+ * The name is one of the program's name expressions, or the kernel's name in the image. List the kernel's parameters in order; with
+ * CUDA 12.4 and later, their number and sizes are checked against what the driver reports. Simulated
+ * devices know the kinds of their kernels' parameters and check those too: they reject `f32` for an `i32`, or `input` for memory that the
+ * kernel writes.
  *
- * Loading waits for a moment when no stream of the device holds work, at most for the module's `idleTimeout`: the driver would
- * hold up the JS thread until there is one. So it is best done before there is work. A launch on another device loads the
- * code there first, in the same way.
+ * Loading waits until no stream of the device has work, for at most the module's `idleTimeout`, because otherwise the driver would block
+ * the JS thread until then. So get kernels before enqueueing work. Launching on another device first loads the code there in the same
+ * way.
  *
- * Fails with `NotFound` for a kernel that is not in the image, and with `InvalidArgument` for other parameters.
+ * Fails with `NotFound` if the image has no such kernel, and with `InvalidArgument` if the parameters do not match.
  *
  * **Gotchas**
  *
- * Work that only other native code knows of is not waited for.
+ * The driver reports sizes only: a GPU computes with wrong values when a parameter has the right size and the wrong kind.
  *
- * **Example** (A kernel of two pointers and a number)
+ * Does not wait for work that other native code enqueued on streams unknown to this library; the driver may block the JS thread for it.
+ *
+ * **Example** (Getting a kernel with two pointers and a number)
  *
  * ```ts
  * import { CudaKernel, CudaModule, CudaParameter } from "effect-cuda"
@@ -157,28 +167,29 @@ export const get = <const Parameters extends ReadonlyArray<ParameterKind>>(
 ): Effect.Effect<CudaKernel<Parameters>, CudaError> =>
   Effect.flatMap(resolveDevice(options.device), (device) =>
     Effect.map(
-      module.runtime.kernelGet(module.ref, module.program.loweredName(name), parameters, device),
+      runtimeOfModule(module).kernelGet(refOfModule(module), loweredName(module, name), parameters, device),
       (ref) => new KernelImpl(module, ref, name, parameters)
     ))
 
 /**
- * Launches a kernel on a stream, by default the current one (`cuLaunchKernelEx`).
+ * Launches a kernel on a stream, by default the current stream (`cuLaunchKernelEx`).
  *
  * **Details**
  *
- * Returns when the launch is enqueued. The arguments are what the kernel's parameters ask for, in their order: a wrong number
- * or kind does not compile, and is refused by name where it was forced. Sizes are checked against what the device and the
- * kernel allow, of which the driver says "invalid value" only. More than 48 KiB of dynamic shared memory is asked for when it
- * is needed (`cuKernelSetAttribute`).
+ * Returns when the launch is enqueued. Pass one argument per parameter, in order; a wrong number or kind of arguments does not compile,
+ * and fails by name if forced. Launch sizes are checked against the limits of the device and the kernel, for which the driver would
+ * only report "invalid value". If a launch needs more than 48 KiB of dynamic shared memory, the kernel is allowed to use it
+ * (`cuKernelSetAttribute`).
  *
- * Fails with `InvalidArgument` naming what is wrong (`grid.x`, `block`, `sharedBytes`, `arguments[2].scale`), with
- * `ResourceReleased`, `ForeignResource` and `DeviceMismatch` for buffers, and with the driver's status.
+ * Fails with `InvalidArgument` naming the offending argument (`grid.x`, `block`, `sharedBytes`, `arguments[2].scale`), with
+ * `ResourceReleased`, `ForeignResource` or `DeviceMismatch` for a buffer, stream or kernel that cannot be used, and with the driver's
+ * status.
  *
  * **Gotchas**
  *
- * A kernel that faults is found out by later operations, and ends the contexts of the process.
+ * A fault in a kernel is reported by later operations, and ends the contexts of the process.
  *
- * **Example** (Clusters of two blocks, with 64 KiB of shared memory each)
+ * **Example** (Launching clusters of two blocks with 64 KiB of shared memory each)
  *
  * ```ts
  * import { CudaKernel, CudaParameter } from "effect-cuda"
@@ -204,13 +215,25 @@ export const launch = <Parameters extends ReadonlyArray<ParameterKind>>(
   args: KernelArguments<NoInfer<Parameters>>,
   stream?: CudaStream
 ): Effect.Effect<void, CudaError> => {
-  const { ref, runtime } = kernel
-  if (stream !== undefined) return runtime.kernelLaunch(ref, config, args, stream.ref)
-  return onStream(runtime, undefined, undefined, (current) => runtime.kernelLaunch(ref, config, args, current))
+  const runtime = runtimeOfKernel(kernel)
+  const ref = refOfKernel(kernel)
+  if (stream !== undefined) return runtime.kernelLaunch(ref, config, args, refOfStream(stream))
+  return onStream(
+    "CudaKernel.launch",
+    runtime,
+    undefined,
+    undefined,
+    (current) => runtime.kernelLaunch(ref, config, args, current)
+  )
 }
 
 /**
- * Reads an attribute of a kernel on a device (`cuKernelGetAttribute`), by its name in the header in camel case.
+ * Reads an attribute of a kernel on a device, by default the current one (`cuKernelGetAttribute`). Names are those of the header
+ * (`CU_FUNC_ATTRIBUTE_…`) in camel case; sizes are in bytes.
+ *
+ * **Details**
+ *
+ * Loads the kernel's code into the device first, as `get` does. Fails with `InvalidArgument` for a name that is not an attribute.
  *
  * @category attributes
  * @since 0.1.0
@@ -219,13 +242,21 @@ export const attribute: {
   (name: KernelAttribute, options?: DeviceOptions): (kernel: CudaKernel) => Effect.Effect<number, CudaError>
   (kernel: CudaKernel, name: KernelAttribute, options?: DeviceOptions): Effect.Effect<number, CudaError>
 } = dual(
-  (args) => isCudaKernel(args[0]),
+  (args) => isNamed(args[0], args[1]),
   (kernel: CudaKernel, name: KernelAttribute, options: DeviceOptions = {}): Effect.Effect<number, CudaError> =>
-    Effect.flatMap(resolveDevice(options.device), (device) => kernel.runtime.kernelAttribute(kernel.ref, name, device))
+    Effect.flatMap(
+      resolveDevice(options.device),
+      (device) => runtimeOfKernel(kernel).kernelAttribute(refOfKernel(kernel), name, device)
+    )
 )
 
 /**
- * Sets an attribute of a kernel on a device (`cuKernelSetAttribute`), for everyone who launches it there.
+ * Sets an attribute of a kernel on a device, by default the current one, for all later launches there (`cuKernelSetAttribute`).
+ *
+ * **Details**
+ *
+ * Loads the kernel's code into the device first, as `get` does. Fails with `InvalidArgument` for an attribute that cannot be set or a
+ * value that is not a 32-bit integer, and with the driver's status for a value that it rejects.
  *
  * @category attributes
  * @since 0.1.0
@@ -243,7 +274,7 @@ export const setAttribute: {
     options?: DeviceOptions
   ): Effect.Effect<void, CudaError>
 } = dual(
-  (args) => isCudaKernel(args[0]),
+  (args) => isNamed(args[0], args[1]),
   (
     kernel: CudaKernel,
     name: SettableKernelAttribute,
@@ -252,12 +283,16 @@ export const setAttribute: {
   ): Effect.Effect<void, CudaError> =>
     Effect.flatMap(
       resolveDevice(options.device),
-      (device) => kernel.runtime.kernelSetAttribute(kernel.ref, name, value, device)
+      (device) => runtimeOfKernel(kernel).kernelSetAttribute(refOfKernel(kernel), name, value, device)
     )
 )
 
 /**
- * The most blocks of a size that a multiprocessor runs at once (`cuOccupancyMaxActiveBlocksPerMultiprocessor`).
+ * Computes how many blocks of a given size a multiprocessor can run concurrently (`cuOccupancyMaxActiveBlocksPerMultiprocessor`).
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` for a size that the device or the kernel does not allow, as `launch` does.
  *
  * @category occupancy
  * @since 0.1.0
@@ -265,22 +300,27 @@ export const setAttribute: {
 export const activeBlocks = (
   kernel: CudaKernel,
   options: DeviceOptions & {
-    /** Threads of a block. */
+    /** Threads per block. */
     readonly block: number
-    /** Bytes of dynamic shared memory of a block; 0 by default. */
+    /** Bytes of dynamic shared memory per block. Default: 0. */
     readonly sharedBytes?: number | undefined
   }
 ): Effect.Effect<number, CudaError> =>
   Effect.flatMap(
     resolveDevice(options.device),
-    (device) => kernel.runtime.kernelActiveBlocks(kernel.ref, options.block, options.sharedBytes ?? 0, device)
+    (device) =>
+      runtimeOfKernel(kernel).kernelActiveBlocks(refOfKernel(kernel), options.block, options.sharedBytes ?? 0, device)
   )
 
 /**
- * The size of blocks that keeps the most threads of a device busy, and the fewest blocks that fill it
+ * Suggests the block size that keeps the most threads of a device busy, and the smallest grid that fills the device
  * (`cuOccupancyMaxPotentialBlockSize`).
  *
- * **Example** (A launch that fills the device)
+ * **Details**
+ *
+ * Fails with `InvalidArgument` for sizes that are not non-negative integers or that the kernel does not allow.
+ *
+ * **Example** (Filling the device)
  *
  * ```ts
  * import { CudaKernel, CudaParameter } from "effect-cuda"
@@ -300,19 +340,29 @@ export const activeBlocks = (
 export const bestBlock = (
   kernel: CudaKernel,
   options: DeviceOptions & {
-    /** Bytes of dynamic shared memory of a block; 0 by default. */
+    /** Bytes of dynamic shared memory per block. Default: 0. */
     readonly sharedBytes?: number | undefined
-    /** Threads of a block at most; by default as many as the kernel can have. */
+    /** The most threads per block. Default: as many as the kernel allows. */
     readonly maxThreads?: number | undefined
   } = {}
 ): Effect.Effect<BlockSuggestion, CudaError> =>
   Effect.flatMap(
     resolveDevice(options.device),
-    (device) => kernel.runtime.kernelBestBlock(kernel.ref, options.sharedBytes ?? 0, options.maxThreads ?? 0, device)
+    (device) =>
+      runtimeOfKernel(kernel).kernelBestBlock(
+        refOfKernel(kernel),
+        options.sharedBytes ?? 0,
+        options.maxThreads ?? 0,
+        device
+      )
   )
 
 /**
- * How many clusters of a launch a device runs at once (`cuOccupancyMaxActiveClusters`).
+ * Computes how many clusters of a launch a device can run concurrently (`cuOccupancyMaxActiveClusters`).
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` for a launch that the device or the kernel does not allow, as `launch` does.
  *
  * @category occupancy
  * @since 0.1.0
@@ -324,12 +374,16 @@ export const activeClusters = (
 ): Effect.Effect<number, CudaError> =>
   Effect.flatMap(
     resolveDevice(options.device),
-    (device) => kernel.runtime.kernelActiveClusters(kernel.ref, config, device)
+    (device) => runtimeOfKernel(kernel).kernelActiveClusters(refOfKernel(kernel), config, device)
   )
 
 /**
- * How many blocks a cluster of a launch can have on a device (`cuOccupancyMaxPotentialClusterSize`): 8, or more for a kernel
+ * Computes how many blocks a cluster of a launch can have on a device (`cuOccupancyMaxPotentialClusterSize`): 8, or more for a kernel
  * with the attribute `nonPortableClusterSizeAllowed`.
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` for a launch that the device or the kernel does not allow, as `launch` does.
  *
  * @category occupancy
  * @since 0.1.0
@@ -339,4 +393,7 @@ export const maxClusterSize = (
   config: LaunchConfig,
   options: DeviceOptions = {}
 ): Effect.Effect<number, CudaError> =>
-  Effect.flatMap(resolveDevice(options.device), (device) => kernel.runtime.kernelMaxCluster(kernel.ref, config, device))
+  Effect.flatMap(
+    resolveDevice(options.device),
+    (device) => runtimeOfKernel(kernel).kernelMaxCluster(refOfKernel(kernel), config, device)
+  )

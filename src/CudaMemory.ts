@@ -1,9 +1,8 @@
 /**
- * Memory of devices and pinned memory of the host, and the copies and fills between them, each ordered on a stream.
+ * Device memory, managed memory and pinned host memory, with copies and fills as work on streams.
  *
- * Buffers live as long as their scope, and their memory until the work that uses them is done: releasing one never waits
- * and never frees what the GPU may still touch. Depends on the `CudaRuntime` interface and on the handles shared by the
- * modules.
+ * A buffer lives as long as its scope, and its memory until the work that uses it is done: releasing a buffer never waits, and never
+ * frees memory that the GPU may still access. Depends on the `CudaRuntime` interface and on the handles shared by the modules.
  *
  * @since 0.1.0
  */
@@ -15,18 +14,21 @@ import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
+import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { MemoryPool } from "./CudaMemoryPool.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
+import { rangeOf, refOfPool, refOfStream, runtimeOfPart, runtimeOfPool } from "./internal/given.ts"
 import {
-  BufferTypeId,
-  DeviceBufferImpl,
-  HostBufferImpl,
-  ManagedBufferImpl,
+  DeviceHandle,
+  hex,
   named,
+  oneLine,
   refuseArgument,
-  released
+  released,
+  ResourceHandle,
+  unlessLive
 } from "./internal/handles.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
 import { deviceIndexOf, onStream, resolveDevice } from "./internal/place.ts"
@@ -46,8 +48,10 @@ import type {
   StreamRef
 } from "./layers/CudaRuntime.ts"
 
+const TypeId = "~effect-cuda/CudaMemory/Buffer"
+
 /**
- * Memory of a device.
+ * A buffer of device memory.
  *
  * @category models
  * @since 0.1.0
@@ -64,15 +68,15 @@ export interface DeviceBuffer extends Pipeable, Inspectable {
   readonly address: number
   readonly deviceIndex: number
   readonly device: CudaDevice
-  /** Whether its uses on different streams wait for each other by themselves. */
+  /** Whether uses of the buffer on different streams are ordered automatically (see `withOrdering`). */
   readonly isOrdered: boolean
   /** Whether it is a `ManagedBuffer`. */
   readonly isManaged: boolean
 }
 
 /**
- * Managed memory: every device of the machine and the host use it at one address, and the driver moves its pages to where they
- * are used. Everything that takes device memory takes it too, on the streams of every device.
+ * A buffer of managed memory. Every device of the machine and the host use it at the same address, and the driver migrates its pages to
+ * where they are used. Every operation that accepts device memory accepts it too, on the streams of any device.
  *
  * @category models
  * @since 0.1.0
@@ -80,18 +84,18 @@ export interface DeviceBuffer extends Pipeable, Inspectable {
 export interface ManagedBuffer extends DeviceBuffer {
   readonly ref: ManagedMemoryRef
   readonly buffer: ManagedBuffer
-  /** Where it was allocated, whose current stream it uses by default. */
+  /** The device it was allocated on, whose current stream is the default for its operations. */
   readonly deviceIndex: number
   /**
-   * The memory itself, seen by the host; empty once it is released. What is read or written here is moved to the host page by
-   * page, on the JS thread: `prefetch` it before. The host must not use bytes while work of a device changes them. Throws a
-   * `RangeError` for more bytes than a typed array can have, which are 4 GiB in Node.js 20.
+   * The memory itself, as seen by the host; empty after the release. Reading or writing migrates it to the host page by page, on the JS
+   * thread, so call `prefetch` first. Do not access bytes while work on a device changes them. Throws a `RangeError` if the memory is
+   * larger than a typed array can be, which is 4 GiB in Node.js 20.
    */
   readonly bytes: Uint8Array<ArrayBuffer>
 }
 
 /**
- * Pinned memory of the host: what devices copy from and to at full speed and while JavaScript goes on.
+ * A buffer of pinned host memory, which devices copy from and to at full speed while JavaScript continues.
  *
  * @category models
  * @since 0.1.0
@@ -104,15 +108,16 @@ export interface HostBuffer extends Pipeable, Inspectable {
   readonly buffer: HostBuffer
   readonly offset: number
   readonly byteLength: number
+  /** The address on the host, for other native code. */
   readonly address: number
-  /** The memory itself. Copies of the device read and write it at any time until their stream has reached their end. */
+  /** The memory itself. A copy may read or write it at any time until the stream has completed the copy. */
   readonly bytes: Uint8Array<ArrayBuffer>
-  /** Whether the device's uses of it on different streams wait for each other by themselves. */
+  /** Whether uses of the buffer by devices on different streams are ordered automatically (see `withOrdering`). */
   readonly isOrdered: boolean
 }
 
 /**
- * A part of a buffer; a buffer is its own whole part.
+ * A contiguous part of a buffer. A buffer is a slice of all its bytes.
  *
  * @category models
  * @since 0.1.0
@@ -125,17 +130,18 @@ export interface Slice<Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer |
 }
 
 /**
- * Rows of a buffer: a part of it with the number of bytes from the start of one row to that of the next.
+ * A part of a buffer seen as rows.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Rows<Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer | HostBuffer> extends Slice<Buffer> {
+  /** Bytes from the start of one row to the start of the next. */
   readonly pitch: number
 }
 
 /**
- * Memory of JavaScript's own: any typed array, a `DataView`, a `Buffer`.
+ * Ordinary JavaScript memory: any typed array, `DataView` or `Buffer`.
  *
  * @category models
  * @since 0.1.0
@@ -154,20 +160,99 @@ export interface TypedArrayConstructor<A> {
 }
 
 /**
- * True for device buffers and host buffers.
+ * Returns true if a value is a device buffer, managed buffer or host buffer.
  *
  * @category guards
  * @since 0.1.0
  */
-export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, BufferTypeId)
+export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, TypeId)
 
 /**
- * True for managed buffers.
+ * Returns true if a value is a managed buffer.
  *
  * @category guards
  * @since 0.1.0
  */
 export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) && u.kind === "device" && u.isManaged
+
+/** @internal */
+export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements DeviceBuffer {
+  readonly [TypeId] = TypeId
+  readonly kind = "device"
+  readonly offset = 0
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
+  }
+  get isManaged(): boolean {
+    return this.ref.isManaged
+  }
+  toString(): string {
+    const { address, byteLength, deviceIndex, isManaged, isOrdered } = this
+    return oneLine(
+      isManaged ? "ManagedBuffer" : "DeviceBuffer",
+      `${byteLength} bytes`,
+      hex(address),
+      `device ${deviceIndex}`,
+      isOrdered && "ordered",
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { address, byteLength, deviceIndex, isManaged } = this
+    return {
+      _id: isManaged ? "ManagedBuffer" : "DeviceBuffer",
+      byteLength,
+      deviceIndex,
+      address,
+      state: this.ref.state
+    }
+  }
+}
+
+class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
+  declare readonly ref: ManagedMemoryRef
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+}
+
+class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements HostBuffer {
+  readonly [TypeId] = TypeId
+  readonly kind = "host"
+  readonly offset = 0
+  get buffer(): this {
+    return this
+  }
+  get byteLength(): number {
+    return this.ref.byteLength
+  }
+  get address(): number {
+    return this.ref.address
+  }
+  get isOrdered(): boolean {
+    return this.ref.isOrdered
+  }
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.ref.bytes
+  }
+  toString(): string {
+    const { address, byteLength, isOrdered } = this
+    return oneLine("HostBuffer", `${byteLength} bytes`, hex(address), isOrdered && "ordered", unlessLive(this.ref))
+  }
+  toJSON() {
+    const { address, byteLength } = this
+    return { _id: "HostBuffer", byteLength, address, state: this.ref.state }
+  }
+}
 
 /**
  * Options for allocating a buffer.
@@ -177,8 +262,8 @@ export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) &
  */
 export interface BufferOptions {
   /**
-   * Whether the buffer orders its uses by itself: a copy, fill or `access` on one stream waits on the GPU for those on
-   * other streams that it conflicts with. Default: what `withOrdering` says around the allocation, else false.
+   * Whether uses of the buffer are ordered automatically: a copy, fill, launch or `access` on one stream waits on the GPU for
+   * conflicting uses on other streams. Default: as set by an enclosing `withOrdering`, otherwise false.
    */
   readonly ordered?: boolean | undefined
 }
@@ -190,32 +275,33 @@ export interface BufferOptions {
  * @since 0.1.0
  */
 export interface DeviceBufferOptions extends BufferOptions {
-  /** Default: that of the pool or the stream, else the current device. */
+  /** Default: the device of the pool or the stream, otherwise the current device. */
   readonly device?: DeviceInput | undefined
-  /** Where it comes from (see `CudaMemoryPool`). Default: the runtime's own pool of the device. */
+  /** The pool to allocate from (see `CudaMemoryPool`). Default: the runtime's own pool of the device. */
   readonly pool?: MemoryPool | undefined
-  /** The stream whose work the memory is allocated and released among. Default: it is there for all streams at once. */
+  /** The stream on which to allocate and release the memory in stream order. Default: none; every stream can use it immediately. */
   readonly stream?: CudaStream | undefined
 }
 
 /**
- * Allocates memory of a device that lives as long as its scope (`cuMemAllocFromPoolAsync`). Its contents are undefined.
+ * Allocates device memory that lives as long as its scope (`cuMemAllocFromPoolAsync`). The contents are undefined.
  *
  * **Details**
  *
- * The memory can be used on every stream at once. Its release is ordered on the GPU after the work of the streams that used
- * it (`cuMemFreeAsync`), and returns at once. When the device or the pool is full, waits for the releases that are still pending
- * before it fails with `OutOfMemory`. Fails with `InvalidArgument` for a size that is not a positive whole number, and with
- * `DeviceMismatch` for a pool or a stream of another device.
+ * Every stream can use the memory immediately. Releasing the buffer returns at once: the memory is freed on the GPU after the work that
+ * uses it (`cuMemFreeAsync`). If the device or the pool is full, waits for pending releases and tries again before failing with
+ * `OutOfMemory`; the error's `memory` says how much was requested and how much is free. Fails with `InvalidArgument` if the size is not
+ * a positive integer, and with `DeviceMismatch` for a pool or stream of another device.
  *
- * With a `stream`, the allocation is work of that stream, and so is the release if no other stream used the memory: what the
- * stream released before serves its next allocation, without anyone waiting. Other streams may use the memory too: the first use
- * on each of them waits for the allocation on the GPU.
+ * With a `stream`, the memory is allocated in stream order, and also released in stream order if no other stream used it: memory that
+ * the stream released serves its next allocation without waiting. Other streams may use the memory too; the first use on each of them
+ * waits for the allocation on the GPU.
  *
  * **Gotchas**
  *
- * What is released stays in a pool of this process until the runtime is released. The first use of new memory takes the
- * driver about a millisecond per GiB on the JS thread, and the first allocation on a device about 10 milliseconds; memory that comes from the pool takes microseconds.
+ * Released memory stays in a pool of this process until the runtime is released. First use of new memory costs the driver about a
+ * millisecond per GiB on the JS thread, and the first allocation on a device about 10 milliseconds; allocating from the pool takes
+ * microseconds.
  *
  * **Example** (Clearing a buffer)
  *
@@ -226,7 +312,7 @@ export interface DeviceBufferOptions extends BufferOptions {
  * const cleared = Effect.tap(CudaMemory.allocate(1 << 20), (buffer) => CudaMemory.fill(buffer, 0))
  * ```
  *
- * **Example** (Scratch memory among the work of a stream)
+ * **Example** (Allocating scratch memory in stream order)
  *
  * ```ts
  * import { CudaMemory, CudaStream } from "effect-cuda"
@@ -237,7 +323,7 @@ export interface DeviceBufferOptions extends BufferOptions {
  *     const scratch = yield* CudaMemory.allocate(into.byteLength, { stream })
  *     yield* CudaMemory.copy(scratch, into, stream)
  *     yield* CudaMemory.copy(into, scratch, stream)
- *   }).pipe(Effect.scoped) // enqueues the release; waits for nothing
+ *   }).pipe(Effect.scoped) // enqueues the release without waiting
  * ```
  *
  * @category constructors
@@ -246,25 +332,28 @@ export interface DeviceBufferOptions extends BufferOptions {
 export const allocate = (
   byteLength: number,
   options: DeviceBufferOptions = {}
-): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  reclaiming(
-    options.device ?? options.pool?.deviceIndex ?? options.stream?.deviceIndex,
+): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> => {
+  const { device, ordered, pool, stream } = options
+  return reclaiming(
+    device === undefined ? pool?.deviceIndex ?? stream?.deviceIndex : device,
     {
-      create: (runtime, device, fiber) => {
-        const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)
-        const { pool, stream } = options
-        return runtime.memoryAllocate(device, byteLength, { ordered, pool: pool?.ref, stream: stream?.ref })
-      },
+      create: (runtime, index, fiber) =>
+        runtime.memoryAllocate(index, byteLength, {
+          ordered: ordered ?? fiber.getRef(CurrentOrdering),
+          pool: pool === undefined ? undefined : refOfPool(pool),
+          stream: stream === undefined ? undefined : refOfStream(stream)
+        }),
       destroy: (runtime, ref) => runtime.memoryFree(ref),
       wrap: (runtime, ref): DeviceBuffer => new DeviceBufferImpl(runtime, ref)
     },
-    options.pool
+    pool
   )
+}
 
 /**
- * Makes memory of a device, and tries again when that was full, after the releases that are pending. These may take long, so
- * they are waited for between the attempts, which cannot be interrupted. A pool that may only have reached its own limit is asked
- * first for what was released to it: everything that the device's pools keep is given up after that.
+ * Allocates, and if the device or pool is full, tries again after pending releases. These may take long, so they are waited for between
+ * the attempts, which cannot be interrupted. If a pool is given, only its unused memory is returned first, since it may merely have
+ * reached its own limit; the second retry makes all pools of the device return theirs.
  */
 const reclaiming = <Ref, Buffer>(
   device: DeviceInput | undefined,
@@ -272,8 +361,14 @@ const reclaiming = <Ref, Buffer>(
   pool?: MemoryPool
 ): Effect.Effect<Buffer, CudaError, CudaRuntime | Scope.Scope> => {
   const acquire = makeScoped(device, kind)
-  const gather = pool && named("CudaMemory.reclaim")(pool.runtime.poolTrim(pool.ref, Number.POSITIVE_INFINITY))
-  const gathered = gather === undefined ? acquire : orAfter(acquire, gather)
+  const gathered = pool === undefined
+    ? acquire
+    : orAfter(
+      acquire,
+      Effect.suspend(() =>
+        named("CudaMemory.reclaim")(runtimeOfPool(pool).poolTrim(refOfPool(pool), Number.POSITIVE_INFINITY))
+      )
+    )
   const reclaim = Effect.flatMap(
     CudaRuntime,
     (runtime) => Effect.flatMap(resolveDevice(device), runtime.memoryReclaim)
@@ -281,27 +376,26 @@ const reclaiming = <Ref, Buffer>(
   return orAfter(gathered, reclaim)
 }
 
-/** Another attempt after something, where the first found no memory. */
+/** Tries again after an effect if the first attempt found no memory. */
 const orAfter = <A, R, R2>(acquire: Effect.Effect<A, CudaError, R>, before: Effect.Effect<void, CudaError, R2>) =>
   Effect.catchReason(acquire, "CudaError", "OutOfMemory", () => Effect.andThen(before, acquire))
 
 /**
- * Allocates managed memory that lives as long as its scope (`cuMemAllocManaged`). Its contents are undefined.
+ * Allocates managed memory that lives as long as its scope (`cuMemAllocManaged`). The contents are undefined.
  *
  * **Details**
  *
- * The memory can be used on every stream of every device at once, in kernels, copies and fills, and by the host through `bytes`
- * and `view`. The release returns at once. The memory serves other allocations of about its size when the work that used it is done,
- * and goes back to the driver at a moment when no device has work, since the driver would wait for one. Fails with `NotSupported`
- * where the host cannot use managed memory while a device works (`concurrentManagedAccess`: Windows and WSL), and otherwise like
- * `allocate`.
+ * Every stream of every device can use the memory immediately, in kernels, copies and fills, and the host through `bytes` and `view`.
+ * Releasing the buffer returns at once. Its memory is reused for allocations of similar size once the work that uses it is done, and
+ * returned to the driver when no device has work, because the driver would otherwise block until then. Fails with `NotSupported` if the
+ * host cannot access managed memory while a device works (`concurrentManagedAccess`; Windows and WSL), and otherwise like `allocate`.
  *
  * **Gotchas**
  *
- * JavaScript holds a view of the memory once `bytes` or `view` were asked for, which nothing can take back: such memory is given
- * back when the views have been collected, and shows its last contents until then.
+ * After `bytes` or `view` was used, JavaScript holds a view of the memory that cannot be revoked. Such memory is returned only after all
+ * views are garbage-collected; until then they show its last contents.
  *
- * More managed memory than a device has was not tried.
+ * Allocating more managed memory than a device has is untested.
  *
  * @category constructors
  * @since 0.1.0
@@ -321,21 +415,25 @@ export const allocateManaged = (
   })
 
 /**
- * Allocates pinned host memory that lives as long as its scope (`cuMemHostRegister`). Its contents are undefined.
+ * Allocates pinned host memory that lives as long as its scope (`cuMemHostRegister`). The contents are undefined.
  *
  * **Details**
  *
- * The release detaches every view of the memory at once (they have length 0 from then on) and returns at once; the memory is
- * used again when the work that uses it is done. Fails with `OutOfMemory` beyond the runtime's limit, and with
- * `InvalidArgument` for a size that is not a positive whole number.
+ * Releasing the buffer detaches all views of its memory (their length becomes 0) and returns at once; the memory is reused after the work
+ * that uses it is done. Fails with `OutOfMemory` beyond the runtime's limit, and with `InvalidArgument` if the size is not a positive
+ * integer.
  *
  * **Gotchas**
  *
- * Let reads of files into `bytes` end before the release: the system would go on writing to memory that may be in use again.
- * `bytes.buffer` is larger than the buffer and `bytes` starts inside it. Do not transfer it to another thread.
+ * Finish file reads into `bytes` before the release, because the operating system would continue to write to memory that may already be
+ * in use again. `bytes.buffer` may be larger than the buffer. Do not transfer it: the next operation rejects memory that was transferred
+ * away (`InvalidArgument`), and its pages are never freed. From Node.js 22 on, `structuredClone` and `postMessage` refuse to transfer it.
  *
- * Memory that is pinned for the first time takes about half a second per GiB, spent on a pool thread and in slices of about a
- * millisecond on the JS thread; released memory is kept and given out again at once.
+ * Release the runtime before its worker thread ends. The pinned memory of a terminated worker stays pinned until the process ends; so does
+ * that of a worker that exits or throws while a device is busy.
+ *
+ * Pinning memory for the first time takes about half a second per GiB, on a pool thread and in slices of about a millisecond on the JS
+ * thread. Released memory is kept and reused immediately.
  *
  * @category constructors
  * @since 0.1.0
@@ -352,26 +450,23 @@ export const allocateHost = (
   })
 
 /**
- * Runs an effect in which buffers are made to order themselves, or not to. What the options of a buffer say goes
- * before.
+ * Turns automatic ordering on or off for buffers allocated inside an effect. The `ordered` option of a buffer takes precedence.
  *
  * **Details**
  *
- * Uses of such a buffer on different streams wait for each other on the GPU, as their reads and writes of the same
- * bytes require: a write waits for the reads and writes before it, a read for the writes. Reads do not wait for reads,
- * parts that do not overlap not for each other, and uses on one stream are in order anyway. The order is that in which
- * the uses were enqueued. Each use is a `cuEventRecord` more, and a `cuStreamWaitEvent` for each stream it has to wait
- * for.
+ * Uses of an ordered buffer on different streams wait for each other on the GPU as required by their reads and writes: a write waits for
+ * earlier reads and writes of the same bytes, a read for earlier writes. Reads do not wait for reads, non-overlapping parts are
+ * independent, and uses on one stream are in order anyway. The order is the order of enqueueing. Each use costs a `cuEventRecord`, plus a
+ * `cuStreamWaitEvent` for each stream it waits for.
  *
  * **Gotchas**
  *
- * A buffer has to know all of its uses, so this is about the buffers that are allocated in the region, wherever they
- * are used, and not about those that are used in it. Work that the library does not enqueue itself is told to it with
- * `access`.
+ * An ordered buffer must know all of its uses, so the setting applies to buffers allocated inside the region, wherever they are used, not
+ * to buffers used inside it. Declare work that this library does not enqueue with `access`.
  *
- * What JavaScript does with the `bytes` of pinned memory is not seen: wait with `synchronize` first.
+ * Accesses to the `bytes` of pinned memory by JavaScript are not tracked: call `synchronize` first.
  *
- * **Example** (Two streams without an event)
+ * **Example** (Using two streams without events)
  *
  * ```ts
  * import { CudaMemory, CudaStream } from "effect-cuda"
@@ -400,7 +495,8 @@ export function withOrdering(first?: Effect.Effect<unknown, unknown, unknown> | 
 }
 
 /**
- * Takes a part of a buffer, by default up to its end. The range is checked where it is used.
+ * Takes a part of a buffer: `byteLength` bytes from `offset`, by default up to the end. The range is checked by the operation that uses
+ * it.
  *
  * @category ranges
  * @since 0.1.0
@@ -415,18 +511,23 @@ export function slice(
   byteLength?: number
 ): <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>) => Slice<Buffer>
 export function slice(first: Slice | number, second?: number, third?: number) {
-  if (typeof first === "number") return (self: Slice) => part(self, first, second)
-  return part(first, second ?? 0, third)
+  if (typeof first === "number" && third === undefined) return (self: Slice) => part(self, first, second)
+  // A number with two more arguments is not a buffer, which the operation that uses the part refuses.
+  return typeof first === "number"
+    ? { buffer: first, offset: second, byteLength: third }
+    : part(first, second ?? 0, third)
 }
 
-const part = (self: Slice, offset: number, byteLength = self.byteLength - offset): Slice => ({
-  buffer: self.buffer,
-  offset: self.offset + offset,
+/** A value that is not a slice becomes the buffer, for the operation that uses the part to refuse. */
+const part = (self: Slice, offset: number, byteLength = self?.byteLength - offset): Slice => ({
+  buffer: self?.buffer ?? self,
+  offset: self?.offset + offset,
   byteLength
 })
 
 /**
- * Takes a part of a buffer as rows: `pitch` bytes from the start of one to that of the next. Checked where it is used.
+ * Treats a part of a buffer as rows, with `pitch` bytes from the start of one row to the start of the next. Checked by the operation
+ * that uses them.
  *
  * @category ranges
  * @since 0.1.0
@@ -437,47 +538,53 @@ export const rows: {
 } = dual(
   2,
   <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>, pitch: number): Rows<Buffer> => ({
-    buffer: self.buffer,
-    offset: self.offset,
-    byteLength: self.byteLength,
+    buffer: self?.buffer ?? self,
+    offset: self?.offset,
+    byteLength: self?.byteLength,
     pitch
   })
 )
 
 /**
- * Sees pinned or managed memory as a typed array, without a copy: as many whole elements as fit.
+ * Views pinned or managed memory as a typed array, without copying. The array has as many whole elements as fit.
+ *
+ * **Details**
+ *
+ * Throws a `RangeError`, as a typed array's constructor does, if the part is not inside the buffer or does not start at a multiple of the
+ * element size, and a `CudaError` with `InvalidArgument` for a value that is not pinned or managed memory.
  *
  * **Gotchas**
  *
- * The array is the memory: read it after the copy that fills it is done, and leave it alone until the copy that reads it is.
- * That of pinned memory has length 0 once the buffer is released; one that is made of a released buffer always has. Like a typed array's own constructor this throws a `RangeError`, for a part that
- * is not inside the buffer or does not start at a multiple of the element's size.
+ * The array is the memory itself: read it only after the copy that fills it is done, and do not write to it before the copy that reads it
+ * is done. An array over pinned memory has length 0 after the buffer is released, and so does every array created from a released buffer.
  *
  * @category accessors
  * @since 0.1.0
  */
 export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: TypedArrayConstructor<A>): A => {
-  const { buffer, byteOffset, byteLength } = self.buffer.bytes
+  const bytes = self?.buffer?.bytes
+  if (bytes === undefined) throw invalidArgument("CudaMemory.view", "buffer", self, "pinned or managed memory")
+  const { buffer, byteOffset, byteLength } = bytes
   if (byteLength === 0) return new Type(buffer, 0, 0)
   const end = self.offset + self.byteLength
   const isInside = Number.isInteger(self.offset) && self.offset >= 0 && self.byteLength >= 0 && end <= byteLength
   if (!isInside || self.offset % Type.BYTES_PER_ELEMENT !== 0) {
     throw new RangeError(
-      `CudaMemory.view: bytes ${self.offset} to ${end} of a buffer of ${byteLength}, in elements of ${Type.BYTES_PER_ELEMENT}`
+      `CudaMemory.view: bytes ${self.offset} to ${end} of a buffer of ${byteLength} bytes, as elements of ${Type.BYTES_PER_ELEMENT} bytes`
     )
   }
   return new Type(buffer, byteOffset + self.offset, Math.floor(self.byteLength / Type.BYTES_PER_ELEMENT))
 }
 
 /**
- * Copies between device and pinned memory, in any direction and between devices, as work of a stream: by default the current
- * one of the destination's device, or of the source's when the destination is on the host (`cuMemcpyHtoDAsync`,
- * `…DtoHAsync`, `…DtoDAsync`, `cuMemcpyPeerAsync`).
+ * Copies between device and pinned memory, in any direction and between devices, as work on a stream. Default: the current stream of the
+ * destination's device, or of the source's device if the destination is host memory. Uses `cuMemcpyHtoDAsync`, `cuMemcpyDtoHAsync`,
+ * `cuMemcpyDtoDAsync` or `cuMemcpyPeerAsync`.
  *
  * **Details**
  *
- * Returns when the copy is enqueued. Both ends have the same length; use `slice` for parts. Fails with `InvalidArgument` for
- * ranges that end outside their buffer, overlap, or are both on the host, and with `DeviceMismatch` when the stream is on the
+ * Returns when the copy is enqueued. Both ends must have the same length; use `slice` to copy parts. Fails with `InvalidArgument` if a
+ * range ends outside its buffer, the ranges overlap, or both ends are host memory, and with `DeviceMismatch` if the stream is on the
  * device of neither end.
  *
  * @category copies
@@ -486,16 +593,27 @@ export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: Ty
 export function copy(destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError>
 export function copy(source: Slice, stream?: CudaStream): (destination: Slice) => Effect.Effect<void, CudaError>
 export function copy(first: Slice, second?: Slice | CudaStream, third?: CudaStream) {
-  if (!isSlice(second)) return (destination: Slice) => copyTo(destination, first, second)
-  return copyTo(first, second, third)
+  if (isSlice(second)) return copyTo(first, second, third)
+  if (isDataLast(second, third)) return (destination: Slice) => copyTo(destination, first, second)
+  return refuseArgument("CudaMemory.copy", "source", second, "a buffer or a part of one")
 }
 
+/** Whether arguments end as in the data-last form: with a stream, or without anything. */
+const isDataLast = (stream: unknown, next?: unknown): stream is CudaStream | undefined =>
+  next === undefined && (stream === undefined || isCudaStream(stream))
+
 const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefined): Effect.Effect<void, CudaError> => {
-  const { runtime } = destination.buffer
+  const runtime = runtimeOfPart(destination)
   const to = rangeOf(destination)
   const from = rangeOf(source)
-  if (stream !== undefined) return runtime.memoryCopy(to, from, stream.ref)
-  return onStream(runtime, deviceOfCopy(destination, source), stream, (ref) => runtime.memoryCopy(to, from, ref))
+  if (stream !== undefined) return runtime.memoryCopy(to, from, refOfStream(stream))
+  return onStream(
+    "CudaMemory.copy",
+    runtime,
+    deviceOfCopy(destination, source),
+    stream,
+    (ref) => runtime.memoryCopy(to, from, ref)
+  )
 }
 
 /**
@@ -505,23 +623,23 @@ const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefine
  * @since 0.1.0
  */
 export interface Size2D {
-  /** Bytes of each row. */
+  /** Bytes per row. */
   readonly width: number
-  /** How many rows. */
+  /** Number of rows. */
   readonly height: number
 }
 
 /**
- * Copies rows, such as a part of an image or a block of a matrix, as work of a stream, by default that of `copy`
+ * Copies rows, such as a part of an image or a block of a matrix, as work on a stream; the default stream is that of `copy`
  * (`cuMemcpy2DAsync`).
  *
  * **Details**
  *
- * Each end is made with `rows`, or is a slice whose rows follow each other without a gap. Returns when the copy is enqueued. Fails
- * with `InvalidArgument` for rows that do not fit into their part, a pitch that is smaller than the width or above 2^31 - 1, and
- * rows that overlap; otherwise like `copy`. Between devices, each row is a copy of its own.
+ * Each end is made with `rows`, or is a slice whose rows follow each other without gaps. Returns when the copy is enqueued. Fails with
+ * `InvalidArgument` if the rows do not fit into their part or overlap, or if a pitch is less than the width or greater than 2^31 - 1;
+ * otherwise like `copy`. Between devices, each row is a separate copy.
  *
- * **Example** (A block of 64 by 64 floats out of a matrix with 1000 columns)
+ * **Example** (Copying a block of 64 by 64 floats out of a matrix with 1000 columns)
  *
  * ```ts
  * import { CudaMemory } from "effect-cuda"
@@ -553,35 +671,37 @@ export function copy2D(
   third?: Size2D | CudaStream,
   fourth?: CudaStream
 ) {
-  if (isSlice(second)) return copyRowsTo(first, second, isCudaStream(third) ? undefined : third, fourth)
-  const stream = isCudaStream(third) ? third : undefined
-  return (destination: Slice | Rows) => copyRowsTo(destination, first, second, stream)
+  if (isSize(second) && isDataLast(third, fourth)) {
+    return (destination: Slice | Rows) => copyRowsTo(destination, first, second, third)
+  }
+  return copyRowsTo(first, second, third, fourth)
 }
+
+const isSize = (u: unknown): u is Size2D => Predicate.hasProperty(u, "width") && Predicate.hasProperty(u, "height")
 
 const copyRowsTo = (
   destination: Slice | Rows,
-  source: Slice | Rows,
-  size: Size2D = { width: Number.NaN, height: Number.NaN },
+  source: Slice | Rows | Size2D,
+  size: Size2D | CudaStream | undefined,
   stream: CudaStream | undefined
 ): Effect.Effect<void, CudaError> => {
-  const { runtime } = destination.buffer
+  const operation = "CudaMemory.copy2D"
+  if (!isSlice(source)) return refuseArgument(operation, "source", source, "a buffer, a part of one, or rows")
+  if (!isSize(size)) return refuseArgument(operation, "size", size, "an object with width and height")
+  const runtime = runtimeOfPart(destination)
   const to = rowsOf(destination, size.width)
   const from = rowsOf(source, size.width)
-  return onStream(
-    runtime,
-    deviceOfCopy(destination, source),
-    stream,
-    (ref) => runtime.memoryCopy2D(to, from, size, ref)
-  )
+  const device = deviceOfCopy(destination, source)
+  return onStream(operation, runtime, device, stream, (ref) => runtime.memoryCopy2D(to, from, size, ref))
 }
 
 const rowsOf = (part: Slice | Rows, width: number): MemoryRows => ({
   ...rangeOf(part),
-  pitch: "pitch" in part ? part.pitch : width
+  pitch: Predicate.hasProperty(part, "pitch") ? part.pitch : width
 })
 
 /**
- * One copy of a batch.
+ * A copy in a batch.
  *
  * @category models
  * @since 0.1.0
@@ -592,30 +712,37 @@ export interface BatchCopy {
 }
 
 /**
- * Copies many ranges at once, as work of a stream, by default the current one of the device that the first copy is to or from
- * (`cuMemcpyBatchAsync`, of CUDA 12.8 and later).
+ * Copies many ranges with one call, as work on a stream (`cuMemcpyBatchAsync`, CUDA 12.8 and later). Default: the current stream of the
+ * device that the first copy is to or from.
  *
  * **Details**
  *
- * The copies are in no order among each other, so none may write what another one reads or writes: that is an `InvalidArgument`
- * failure, and the rest is checked as by `copy`. An older driver is given one copy after the other, and so is every driver for the
- * legacy default stream and for copies between devices.
+ * The copies are not ordered against each other, so none may write what another one reads or writes; that fails with `InvalidArgument`.
+ * Everything else is checked as in `copy`. An older driver receives the copies one after another, and so does every driver for the legacy
+ * default stream and for copies between devices.
  *
  * @category copies
  * @since 0.1.0
  */
 export const copyBatch = (copies: ReadonlyArray<BatchCopy>, stream?: CudaStream): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
-    const [first] = copies
-    if (first === undefined) return Effect.void
+    const operation = "CudaMemory.copyBatch"
+    if (!Array.isArray(copies)) return refuseArgument(operation, "copies", copies, "an array of copies")
+    const list: ReadonlyArray<BatchCopy> = copies
+    const [first] = list
+    if (list.length === 0) return Effect.void
+    const transfers = list.map((copy) => ({ to: rangeOf(copy?.destination), from: rangeOf(copy?.source) }))
+    const wrong = transfers.findIndex((_, index) => !isSlice(list[index]?.destination) || !isSlice(list[index]?.source))
+    if (wrong >= 0 || first === undefined) {
+      return refuseArgument(operation, `copies[${wrong}]`, list[wrong], "an object with a destination and a source")
+    }
     const { runtime } = first.destination.buffer
-    const transfers = copies.map(({ destination, source }) => ({ to: rangeOf(destination), from: rangeOf(source) }))
     const device = deviceOfCopy(first.destination, first.source)
-    return onStream(runtime, device, stream, (ref) => runtime.memoryCopyBatch(transfers, ref))
+    return onStream(operation, runtime, device, stream, (ref) => runtime.memoryCopyBatch(transfers, ref))
   })
 
 /**
- * Where managed memory is to be: on the host, or on a device.
+ * A location for managed memory: the host or a device.
  *
  * @category models
  * @since 0.1.0
@@ -623,20 +750,21 @@ export const copyBatch = (copies: ReadonlyArray<BatchCopy>, stream?: CudaStream)
 export type Location = "host" | DeviceInput
 
 /**
- * Moves managed memory to where it will be used, as work of a stream, by default the current one (`cuMemPrefetchAsync`).
+ * Migrates managed memory to where it will be used, as work on a stream, by default the current stream (`cuMemPrefetchAsync`).
  *
  * **Details**
  *
- * What uses the memory there afterwards does not have to wait for its pages. Returns when the move is enqueued: in pieces, between
- * turns of the event loop, since the driver takes about a third of a millisecond per MiB on the JS thread for a move to the host, and
- * a tenth of that for one to a device. An interruption leaves the rest where it is. Fails with `InvalidArgument` for memory that is
- * not managed and for a device there is not, and with `NotSupported` for a driver before CUDA 12.2.
+ * Work that uses the memory there afterwards does not have to wait for its pages. Returns when the migration is enqueued. It is enqueued
+ * in pieces, with turns of the event loop between them, because a migration to the host takes the driver about a third of a millisecond
+ * per MiB on the JS thread, and one to a device about a tenth of that. An interruption leaves the remaining pieces where they are. Fails
+ * with `InvalidArgument` for memory that is not managed and for a device that does not exist, and with `NotSupported` on drivers before
+ * CUDA 12.2.
  *
  * **Gotchas**
  *
  * Other fibers may enqueue work between the pieces.
  *
- * **Example** (Reading what a device wrote)
+ * **Example** (Reading results of a device)
  *
  * ```ts
  * import { CudaMemory, CudaStream } from "effect-cuda"
@@ -659,37 +787,44 @@ export const prefetch: {
   (location: Location, stream?: CudaStream): (self: Slice<ManagedBuffer>) => Effect.Effect<void, CudaError>
   (self: Slice<ManagedBuffer>, location: Location, stream?: CudaStream): Effect.Effect<void, CudaError>
 } = dual(
-  (args) => isSlice(args[0]),
+  (args) => isSlice(args[0]) || args.length > 2 || isLocation(args[1]),
   (self: Slice<ManagedBuffer>, location: Location, stream?: CudaStream): Effect.Effect<void, CudaError> => {
-    const { runtime } = self.buffer
+    const runtime = runtimeOfPart(self)
     const range = rangeOf(self)
     const place = placeOf(location)
-    return onStream(runtime, undefined, stream, (ref) => runtime.memoryPrefetch(range, place, ref))
+    return onStream(
+      "CudaMemory.prefetch",
+      runtime,
+      undefined,
+      stream,
+      (ref) => runtime.memoryPrefetch(range, place, ref)
+    )
   }
 )
+
+const isLocation = (u: unknown): boolean => u === "host" || typeof u === "number" || Predicate.hasProperty(u, "index")
 
 const placeOf = (location: Location): MemoryLocation =>
   location === "host" ? location : deviceIndexOf(location) ?? Number.NaN
 
 /**
- * What the driver is told of how managed memory will be used (`CUmem_advise`).
+ * Advice to the driver about how managed memory will be used (`CUmem_advise`).
  *
  * @category models
  * @since 0.1.0
  */
 export type Advice =
-  /** It is mostly read: each device that reads it may have a copy. */
+  /** Whether it is mostly read, so that each device that reads it may keep a copy. */
   | { readonly readMostly: boolean }
-  /** Where its pages are best kept, or that this no longer holds. */
+  /** Where to keep its pages; `"none"` removes the advice. */
   | { readonly preferredLocation: Location | "none" }
-  /** Who will use it, so that its pages are mapped there and need not move. */
+  /** Who will access it, so that its pages are mapped there and need not migrate. */
   | { readonly accessedBy: Location }
-  /** Takes that back. */
+  /** Removes `accessedBy`. */
   | { readonly notAccessedBy: Location }
 
 /**
- * Tells the driver how managed memory will be used (`cuMemAdvise`). It changes how fast things go, and nothing that a program
- * could see. Fails like `prefetch`.
+ * Advises the driver how managed memory will be used (`cuMemAdvise`). Affects only performance, not results. Fails like `prefetch`.
  *
  * @category managed memory
  * @since 0.1.0
@@ -699,7 +834,10 @@ export const advise: {
   (self: Slice<ManagedBuffer>, advice: Advice): Effect.Effect<void, CudaError>
 } = dual(2, (self: Slice<ManagedBuffer>, advice: Advice): Effect.Effect<void, CudaError> => {
   const range = rangeOf(self)
-  const { runtime } = self.buffer
+  const runtime = runtimeOfPart(self)
+  if (typeof advice !== "object" || advice === null) {
+    return refuseArgument("CudaMemory.advise", "advice", advice, "an advice about managed memory")
+  }
   if ("readMostly" in advice) {
     return runtime.memoryAdvise(range, advice.readMostly ? "setReadMostly" : "unsetReadMostly", "host")
   }
@@ -712,11 +850,12 @@ export const advise: {
 })
 
 /**
- * Fills device memory with a byte, as work of a stream, by default the current one of the device (`cuMemsetD8Async`).
+ * Fills device memory with a byte, as work on a stream, by default the current stream of the device (`cuMemsetD8Async`).
  *
  * **Details**
  *
- * Returns when the fill is enqueued. `value` is a whole number from 0 to 255. See `fill16` and `fill32` for wider values.
+ * Returns when the fill is enqueued. `value` is an integer from 0 to 255. See `fill16` and `fill32` for wider values. Fails with
+ * `InvalidArgument` for another value or a range outside the buffer, and with `DeviceMismatch` for a stream of another device.
  *
  * @category copies
  * @since 0.1.0
@@ -724,8 +863,8 @@ export const advise: {
 export const fill: FillOperation = fillOperation(8)
 
 /**
- * Fills device memory with a 16-bit value, like `fill` (`cuMemsetD16Async`). `value` is a whole number from 0 to 65,535;
- * offset and length are multiples of 2.
+ * Fills device memory with a 16-bit value, like `fill` (`cuMemsetD16Async`). `value` is an integer from 0 to 65,535; offset and length
+ * must be multiples of 2.
  *
  * @category copies
  * @since 0.1.0
@@ -733,10 +872,10 @@ export const fill: FillOperation = fillOperation(8)
 export const fill16: FillOperation = fillOperation(16)
 
 /**
- * Fills device memory with a 32-bit value, like `fill` (`cuMemsetD32Async`). `value` is a whole number from 0 to 2^32 - 1;
- * offset and length are multiples of 4.
+ * Fills device memory with a 32-bit value, like `fill` (`cuMemsetD32Async`). `value` is an integer from 0 to 2^32 - 1; offset and
+ * length must be multiples of 4.
  *
- * **Example** (A buffer of ones)
+ * **Example** (Filling a buffer with the float 1)
  *
  * ```ts
  * import { CudaMemory } from "effect-cuda"
@@ -753,7 +892,7 @@ export const fill16: FillOperation = fillOperation(16)
 export const fill32: FillOperation = fillOperation(32)
 
 /**
- * An operation that fills device memory on a stream: the given one, or the current one.
+ * An operation that fills device memory as work on a stream, by default the current stream of the device.
  *
  * @category models
  * @since 0.1.0
@@ -764,19 +903,17 @@ export interface FillOperation {
 }
 
 function fillOperation(bits: 8 | 16 | 32): FillOperation {
-  const operation = bits === 8 ? undefined : named(`CudaMemory.fill${bits}`)
-  const body = (self: Slice<DeviceBuffer>, value: number, stream: CudaStream | undefined) => {
-    const filled = fillWith(self, value, bits, stream)
-    return operation === undefined ? filled : operation(filled)
-  }
   function fill(self: Slice<DeviceBuffer>, value: number, stream?: CudaStream): Effect.Effect<void, CudaError>
   function fill(value: number, stream?: CudaStream): (self: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
   function fill(first: Slice<DeviceBuffer> | number, second?: number | CudaStream, third?: CudaStream) {
-    if (typeof first !== "number") return body(first, typeof second === "number" ? second : Number.NaN, third)
-    return (self: Slice<DeviceBuffer>) => body(self, first, typeof second === "number" ? undefined : second)
+    if (typeof first !== "number") return fillWith(first, typeof second === "number" ? second : Number.NaN, bits, third)
+    if (isDataLast(second, third)) return (self: Slice<DeviceBuffer>) => fillWith(self, first, bits, second)
+    return refuseArgument(fillNames[bits], "buffer", first, "a device buffer")
   }
   return fill
 }
+
+const fillNames = { 8: "CudaMemory.fill", 16: "CudaMemory.fill16", 32: "CudaMemory.fill32" } as const
 
 const fillWith = (
   self: Slice<DeviceBuffer>,
@@ -784,16 +921,22 @@ const fillWith = (
   bits: 8 | 16 | 32,
   stream: CudaStream | undefined
 ): Effect.Effect<void, CudaError> => {
-  const { deviceIndex, kind, runtime } = self.buffer
-  if (kind !== "device") return refuseArgument("CudaMemory.fill", "destination", self.buffer, "a device buffer")
+  const runtime = runtimeOfPart(self)
   const range = rangeOf(self)
-  if (stream !== undefined) return runtime.memoryFill(range, value, bits, stream.ref)
-  return onStream(runtime, deviceIndex, stream, (ref) => runtime.memoryFill(range, value, bits, ref))
+  const kind: string | undefined = self?.buffer?.kind
+  if (kind === "pinned") return refuseArgument(fillNames[bits], "destination", self.buffer, "a device buffer")
+  if (stream !== undefined) return runtime.memoryFill(range, value, bits, refOfStream(stream))
+  return onStream(
+    fillNames[bits],
+    runtime,
+    self?.buffer?.deviceIndex,
+    stream,
+    (ref) => runtime.memoryFill(range, value, bits, ref)
+  )
 }
 
 /**
- * Options for `access`: the memory that work reads and writes. Memory that is both read and written need only be listed in
- * `writes`.
+ * Options for `access`: the memory that the work reads and writes. Memory that is both read and written need only be listed in `writes`.
  *
  * @category models
  * @since 0.1.0
@@ -806,26 +949,25 @@ export interface AccessOptions {
 }
 
 /**
- * Orders work that the library does not know, such as kernels that other native code launches, among the uses of
- * buffers that order themselves: the stream, by default the current one, waits as these uses require, the effect
- * enqueues its work on it, and later uses on other streams wait for that in turn, however the effect ends.
+ * Orders work that this library does not enqueue, such as kernels launched by other native code, among the uses of ordered buffers. The
+ * stream (by default the current stream) waits for earlier conflicting uses, the effect enqueues its work on it, and later uses on other
+ * streams wait for that work, however the effect ends.
  *
  * **Details**
  *
- * Buffers that do not order themselves may be named too: they are not ordered, but their memory lives until the work is
- * done. Fails with `InvalidArgument` for ranges that end outside their buffer.
+ * Buffers that are not ordered may be listed too: they are not ordered, but their memory lives until the work is done. Fails with
+ * `InvalidArgument` for ranges that end outside their buffer. Waits are `cuStreamWaitEvent`, and the end is marked with `cuEventRecord`.
  *
- * While the effect runs, a copy or fill on another stream that conflicts with it comes after what it has enqueued so
- * far and before the rest. Of two accesses that conflict on different streams the later one begins when the earlier one
- * has ended, which suspends the fiber; but one inside the other goes on, also in a fiber that the outer effect forks.
+ * While the effect runs, a conflicting copy or fill on another stream is ordered after the work that the effect has enqueued so far and
+ * before the rest. Of two conflicting accesses on different streams, the later one suspends its fiber until the earlier one has ended. An
+ * access nested in another one does not wait for the outer one, also in a fiber that the outer effect forks.
  *
  * **Gotchas**
  *
- * All of the work must be enqueued on that one stream, and before the effect ends. An access within an access that
- * waits for one of another fiber, while that waits for the outer one, waits for ever: name all that is used in one
- * access instead.
+ * Enqueue all of the work on that one stream, and before the effect ends. A nested access that waits for an access of another fiber, while
+ * that one waits for the outer access, waits forever: list all memory in one access instead.
  *
- * **Example** (A kernel of other native code)
+ * **Example** (Launching a kernel from other native code)
  *
  * ```ts
  * import { CudaMemory, CudaStream } from "effect-cuda"
@@ -851,21 +993,38 @@ export const access: {
     self: Effect.Effect<A, E, R>,
     { reads = [], stream, writes = [] }: AccessOptions
   ): Effect.Effect<A, E | CudaError, R> => {
+    const operation = "CudaMemory.access"
+    const refused = refuseSlices(operation, "writes", writes) ?? refuseSlices(operation, "reads", reads)
+    if (refused !== undefined) return refused
     const runtime = [...writes, ...reads][0]?.buffer.runtime
     if (runtime === undefined) return self
-    return onStream(runtime, undefined, stream, (ref) =>
-      Effect.withFiber((fiber) =>
-        within(self, runtime, {
-          stream: ref,
-          reads: reads.map(rangeOf),
-          writes: writes.map(rangeOf),
-          outer: fiber.getRef(CurrentAccess)
-        })
-      ))
+    return onStream(
+      operation,
+      runtime,
+      undefined,
+      stream,
+      (ref) =>
+        Effect.withFiber((fiber) =>
+          within(self, runtime, {
+            stream: ref,
+            reads: reads.map(rangeOf),
+            writes: writes.map(rangeOf),
+            outer: fiber.getRef(CurrentAccess)
+          })
+        )
+    )
   }
 )
 
-/** The end is registered before the begin, which can be interrupted while it waits. */
+const refuseSlices = (operation: string, name: string, slices: ReadonlyArray<Slice>) => {
+  if (!Array.isArray(slices)) return refuseArgument(operation, name, slices, "an array of buffers or parts of buffers")
+  const wrong = slices.findIndex((slice) => !isSlice(slice))
+  return wrong < 0
+    ? undefined
+    : refuseArgument(operation, `${name}[${wrong}]`, slices[wrong], "a buffer or a part of one")
+}
+
+/** Registers the end before the beginning, which can be interrupted while it waits. */
 const within = <A, E, R>(
   self: Effect.Effect<A, E, R>,
   runtime: CudaRuntimeService,
@@ -879,32 +1038,32 @@ const within = <A, E, R>(
   )
 
 /**
- * Waits until the uses so far of a buffer that orders itself, or of a part of it, are done. Suspends the fiber, not the
- * thread.
+ * Waits until all uses so far of an ordered buffer, or of a part of it, are done. Suspends the fiber, not the thread.
  *
  * **Details**
  *
- * Waits for these uses alone, not for what else is on their streams. Fails with `InvalidArgument` for a buffer that
- * does not order itself.
+ * Waits only for these uses, not for other work on their streams (`cuEventQuery`). Fails with `InvalidArgument` for a buffer that is not
+ * ordered.
  *
  * **Gotchas**
  *
- * Other fibers may enqueue further uses meanwhile, which this does not wait for.
+ * Does not wait for uses that other fibers enqueue meanwhile.
  *
  * @category ordering
  * @since 0.1.0
  */
 export const synchronize = (self: Slice): Effect.Effect<void, CudaError> =>
-  Effect.suspend(() => self.buffer.runtime.memorySynchronize(rangeOf(self)))
+  Effect.suspend(() => runtimeOfPart(self).memorySynchronize(rangeOf(self)))
 
 /**
- * Copies an ordinary array to device memory of the same length, as work of a stream. Returns once the array has been read and
- * can be changed again; what follows on the stream finds the data in place.
+ * Copies an ordinary array to device memory of the same length, as work on a stream, by default the current stream of the device. Returns
+ * when the array has been read and may be changed; later work on the stream sees the data.
  *
  * **Details**
  *
- * The array goes through pinned memory in pieces of 16 MiB at most: a copy by the CPU on the JS thread, at about 10 GB/s, is
- * what it costs over `copy` from a pinned buffer.
+ * The array is copied through pinned memory in pieces of at most 16 MiB (`cuMemcpyHtoDAsync`). Compared with `copy` from a pinned buffer,
+ * this adds a CPU copy on the JS thread at about 10 GB/s. Fails with `InvalidArgument` if the lengths differ or the array is detached
+ * meanwhile.
  *
  * @category copies
  * @since 0.1.0
@@ -923,11 +1082,13 @@ export function upload(
   second?: HostArray | CudaStream,
   third?: CudaStream
 ) {
-  if (isSlice(first)) return uploadTo(first, second, third)
-  return (destination: Slice<DeviceBuffer>) => uploadTo(destination, first, isCudaStream(second) ? second : undefined)
+  if (!isSlice(first) && isDataLast(second, third)) {
+    return (destination: Slice<DeviceBuffer>) => uploadTo(destination, first, second)
+  }
+  return uploadTo(first, second, third)
 }
 
-const uploadTo = (destination: Slice<DeviceBuffer>, source: unknown, stream: CudaStream | undefined) =>
+const uploadTo = (destination: unknown, source: unknown, stream: CudaStream | undefined) =>
   withPieces(
     "CudaMemory.upload",
     destination,
@@ -945,14 +1106,14 @@ const uploadTo = (destination: Slice<DeviceBuffer>, source: unknown, stream: Cud
   )
 
 /**
- * Copies device memory to an ordinary array of the same length, and waits until the data is there. Suspends the fiber, not the
- * thread.
+ * Copies device memory to an ordinary array of the same length, on a stream (by default the current stream of the device), and waits for
+ * the data. Suspends the fiber, not the thread.
  *
  * **Details**
  *
- * The data goes through pinned memory in pieces of 16 MiB at most: a copy by the CPU on the JS thread, at about 10 GB/s, is
- * what it costs over `copy` to a pinned buffer. The array is written while the effect runs; after an interruption or a failure
- * part of it may have been.
+ * The data is copied through pinned memory in pieces of at most 16 MiB (`cuMemcpyDtoHAsync`). Compared with `copy` to a pinned buffer,
+ * this adds a CPU copy on the JS thread at about 10 GB/s. The array is written while the effect runs, so after an interruption or failure
+ * it may be partly written. Fails with `InvalidArgument` if the lengths differ or the array is detached meanwhile.
  *
  * @category copies
  * @since 0.1.0
@@ -971,8 +1132,10 @@ export function download(
   second?: Slice<DeviceBuffer> | CudaStream,
   third?: CudaStream
 ) {
-  if (isSlice(second)) return downloadTo(first, second, third)
-  return (destination: HostArray) => downloadTo(destination, first, isCudaStream(second) ? second : undefined)
+  if (!ArrayBuffer.isView(first) && isDataLast(second, third)) {
+    return (destination: HostArray) => downloadTo(destination, first, second)
+  }
+  return downloadTo(first, second, third)
 }
 
 const downloadTo = (destination: unknown, source: unknown, stream: CudaStream | undefined) =>
@@ -1001,17 +1164,17 @@ const downloadTo = (destination: unknown, source: unknown, stream: CudaStream | 
     })
   )
 
-/** The most that goes through pinned memory at a time. */
+/** The most bytes copied through pinned memory at a time. */
 const pieceSize = 16 * 1024 * 1024
 
-/** A piece of an array, and where it is on the device. */
+/** A piece of an array, and its place on the device. */
 interface Piece {
   readonly offset: number
   readonly byteLength: number
   readonly device: MemoryRange
 }
 
-/** Pinned memory for a piece, with the event that tells when its copy is done. */
+/** Pinned memory for a piece, with an event that is recorded after its copy. */
 interface PinnedLane {
   readonly host: HostMemoryRef
   readonly event: EventRef
@@ -1022,13 +1185,13 @@ interface Pieces {
   readonly runtime: CudaRuntimeService
   readonly stream: StreamRef
   readonly pieces: ReadonlyArray<Piece>
-  /** The array's bytes of a piece; a failure once the array is no longer what it was. */
+  /** The array's bytes of a piece; fails if the array has changed its length. */
   readonly bytesOf: (piece: Piece) => Effect.Effect<Uint8Array, CudaError>
-  /** Two, so that the CPU copies one piece while the GPU copies the other; one for a single piece. */
+  /** Two, so that the CPU copies one piece while the GPU copies another; one for a single piece. */
   readonly lanes: ReadonlyArray<PinnedLane>
 }
 
-/** Splits the way of an array to or from a device into pieces, and gives them what they need for as long as `use` runs. */
+/** Splits a copy between an array and a device into pieces, with pinned memory and events that live while `use` runs. */
 const withPieces = (
   operation: string,
   device: unknown,
@@ -1038,13 +1201,14 @@ const withPieces = (
 ): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
     if (!isSlice(device) || device.buffer.kind !== "device") {
-      return refuseArgument(operation, "device memory", device, "a device buffer or a part of one")
+      return refuseArgument(operation, "buffer", device, "a device buffer or a part of one")
     }
     const { deviceIndex, runtime } = device.buffer
     const { byteLength } = device
     const bytes = bytesOfArray(array)
     if (bytes?.byteLength !== byteLength) {
-      return refuseArgument(operation, "array", array, `an array of the device memory's ${byteLength} bytes`)
+      const expected = `an array of ${byteLength} bytes, as the device memory has (CudaMemory.slice takes a part of it)`
+      return refuseArgument(operation, "array", array, expected)
     }
     const bytesOf = ({ byteLength, offset }: Piece) => {
       const part = bytes.byteLength === device.byteLength ? bytes.subarray(offset, offset + byteLength) : undefined
@@ -1057,7 +1221,7 @@ const withPieces = (
         )
         : Effect.succeed(part)
     }
-    return onStream(runtime, deviceIndex, stream, (ref) => {
+    return onStream(operation, runtime, deviceIndex, stream, (ref) => {
       if (byteLength === 0) return runtime.memoryFill(rangeOf(device), 0, 8, ref)
       const pieces = piecesOf(device)
       const size = Math.min(byteLength, pieceSize)
@@ -1075,7 +1239,7 @@ const piecesOf = (device: Slice): ReadonlyArray<Piece> =>
     return { offset, byteLength, device: rangeOf(slice(device, offset, byteLength)) }
   })
 
-/** Nothing for what is no array, or one whose memory is gone. */
+/** Returns undefined for a value that is not an array, and for an array whose memory was detached. */
 const bytesOfArray = (array: unknown): Uint8Array | undefined => {
   if (!ArrayBuffer.isView(array)) return undefined
   try {
@@ -1102,15 +1266,9 @@ const makePinnedLane = (
     return { host, event, range: (piece) => ({ memory: host, offset: 0, byteLength: piece.byteLength }) }
   })
 
-const rangeOf = (part: Slice): MemoryRange => ({
-  memory: part.buffer.ref,
-  offset: part.offset,
-  byteLength: part.byteLength
-})
-
 const isSlice = (u: unknown): u is Slice => Predicate.hasProperty(u, "buffer") && isBuffer(u.buffer)
 
 const deviceOfCopy = (destination: Slice, source: Slice): number => {
-  if (destination.buffer.kind === "device") return destination.buffer.deviceIndex
-  return source.buffer.kind === "device" ? source.buffer.deviceIndex : 0
+  if (destination?.buffer?.kind === "device") return destination.buffer.deviceIndex
+  return source?.buffer?.kind === "device" ? source.buffer.deviceIndex : 0
 }

@@ -1,10 +1,9 @@
 /**
- * Pools that device memory is allocated from: how much of a device they may hold, how much they keep when nobody uses it, and
- * what they hold now.
+ * Memory pools: bound how much device memory is allocated, keep unused memory for reuse, and report usage.
  *
- * Without one, `CudaMemory.allocate` takes memory from the runtime's own pool of the device (`ofDevice`), which keeps all it ever
- * held. A pool of one's own bounds what a part of a program takes, and tells what it takes. Depends on the `CudaRuntime` interface
- * and on the handles shared by the modules.
+ * By default, `CudaMemory.allocate` allocates from the runtime's own pool of the device (`ofDevice`), which keeps all the memory it
+ * ever reserved. Create a pool to bound and measure what one part of a program uses. Depends on the `CudaRuntime` interface and on the
+ * handles shared by the modules.
  *
  * @since 0.1.0
  */
@@ -16,11 +15,14 @@ import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
-import { MemoryPoolImpl, MemoryPoolTypeId } from "./internal/handles.ts"
+import { refOfPool, runtimeOfPool } from "./internal/given.ts"
+import { DeviceHandle, hex, oneLine, unlessLive } from "./internal/handles.ts"
 import { resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, MemoryPoolRef, MemoryPoolStatistics } from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaMemoryPool"
 
 /**
  * A pool of device memory (`CUmemoryPool`).
@@ -48,22 +50,22 @@ export interface MakeOptions {
   /** Default: the current device. */
   readonly device?: DeviceInput | undefined
   /**
-   * The most that the pool holds: an allocation beyond it fails with `OutOfMemory`. The driver rounds it up, to tens of MiB. Default:
-   * no limit.
+   * The most memory that the pool can reserve; an allocation beyond it fails with `OutOfMemory`. The driver rounds it up to tens of
+   * MiB. Default: no limit.
    */
   readonly maxBytes?: number | undefined
-  /** How much the pool keeps when nobody uses it, rather than give it back to the system. Default: all. */
+  /** How much unused memory the pool keeps instead of returning it to the system. Default: all. */
   readonly releaseThreshold?: number | undefined
   /**
-   * Whether an allocation on a stream may take what was released on another one, where events order it after the release. Default
-   * true.
+   * Whether an allocation on a stream may reuse memory released on another one, if events order the allocation after the release.
+   * Default: true.
    */
   readonly reuseFollowEventDependencies?: boolean | undefined
-  /** Whether an allocation may take what is free by the time it is made, without any order between the streams. Default true. */
+  /** Whether an allocation may reuse memory that is already free, without any order between the streams. Default: true. */
   readonly reuseAllowOpportunistic?: boolean | undefined
   /**
-   * Whether an allocation may be made to wait on the GPU for what another stream is about to release. Default false: what needs no
-   * waiting is then never held up by work of others.
+   * Whether the driver may make an allocation wait on the GPU for memory that another stream is about to release. Default: false, so
+   * that work on one stream never delays another.
    */
   readonly reuseAllowInternalDependencies?: boolean | undefined
 }
@@ -79,23 +81,40 @@ export type {
 }
 
 /**
- * True for pools.
+ * Returns true if a value is a memory pool.
  *
  * @category guards
  * @since 0.1.0
  */
-export const isMemoryPool = (u: unknown): u is MemoryPool => Predicate.hasProperty(u, MemoryPoolTypeId)
+export const isMemoryPool = (u: unknown): u is MemoryPool => Predicate.hasProperty(u, TypeId)
+
+class MemoryPoolImpl extends DeviceHandle<MemoryPoolRef> implements MemoryPool {
+  readonly [TypeId] = TypeId
+  get handle(): number {
+    return this.ref.handle
+  }
+  toString(): string {
+    const { deviceIndex, handle } = this
+    const whose = this.ref.origin === "runtime" && "of the runtime"
+    return oneLine("MemoryPool", hex(handle), `device ${deviceIndex}`, whose, unlessLive(this.ref))
+  }
+  toJSON() {
+    const { deviceIndex, handle } = this
+    const { origin, state } = this.ref
+    return { _id: "MemoryPool", deviceIndex, origin, handle, state }
+  }
+}
 
 /**
- * Makes a pool that lives as long as its scope (`cuMemPoolCreate`).
+ * Creates a pool that lives as long as its scope (`cuMemPoolCreate`).
  *
  * **Details**
  *
- * The release takes no further allocations (`cuMemPoolDestroy`). Buffers that came from the pool may outlive it: they stay what they
- * are, and their memory goes back to the system when they are released. Fails with `InvalidArgument` for sizes that are no whole
- * numbers of bytes.
+ * Releasing the pool rejects further allocations (`cuMemPoolDestroy`). Buffers allocated from it may outlive it: they remain valid,
+ * and their memory returns to the system when they are released. Fails with `InvalidArgument` if `maxBytes` is 0 or a size is neither
+ * a non-negative integer nor `Infinity`.
  *
- * **Example** (At most 256 MiB for scratch memory)
+ * **Example** (Limiting scratch memory to 256 MiB)
  *
  * ```ts
  * import { CudaMemory, CudaMemoryPool } from "effect-cuda"
@@ -126,8 +145,8 @@ export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaE
   })
 
 /**
- * Gets the runtime's own pool of a device, by default of the current one: what `CudaMemory.allocate` takes memory from. It lives
- * as long as the runtime.
+ * Gets the runtime's own pool of a device, by default of the current device. `CudaMemory.allocate` allocates from it unless another
+ * pool is given. It lives as long as the runtime.
  *
  * @category constructors
  * @since 0.1.0
@@ -140,13 +159,14 @@ export const ofDevice = (device?: DeviceInput): Effect.Effect<MemoryPool, CudaEr
   })
 
 /**
- * Asks what a pool holds now (`cuMemPoolGetAttribute`). Memory whose release the GPU has not reached counts as used.
+ * Reads how much memory a pool reserves and uses (`cuMemPoolGetAttribute`), in bytes. Memory counts as used until the GPU reaches its
+ * release.
  *
  * @category statistics
  * @since 0.1.0
  */
 export const statistics = (self: MemoryPool): Effect.Effect<MemoryPoolStatistics, CudaError> =>
-  self.runtime.poolStatistics(self.ref)
+  runtimeOfPool(self).poolStatistics(refOfPool(self))
 
 /**
  * Resets the high-water marks of the statistics to the current values (`cuMemPoolSetAttribute`).
@@ -155,12 +175,15 @@ export const statistics = (self: MemoryPool): Effect.Effect<MemoryPoolStatistics
  * @since 0.1.0
  */
 export const resetHighWater = (self: MemoryPool): Effect.Effect<void, CudaError> =>
-  self.runtime.poolResetHighWater(self.ref)
+  runtimeOfPool(self).poolResetHighWater(refOfPool(self))
 
 /**
- * Sets how much a pool keeps when nobody uses it, in bytes (`cuMemPoolSetAttribute`). What it holds beyond that goes back to the
- * system when the driver next gets to it; `trim` has it go at once. Fails with `InvalidArgument` for what is neither a whole number
- * from 0 nor `Infinity`.
+ * Sets how many unused bytes a pool keeps (`cuMemPoolSetAttribute`).
+ *
+ * **Details**
+ *
+ * Unused memory beyond that returns to the system at the driver's next opportunity; call `trim` to return it immediately. Fails with
+ * `InvalidArgument` for a value that is neither a non-negative integer nor `Infinity`.
  *
  * @category settings
  * @since 0.1.0
@@ -171,13 +194,16 @@ export const setReleaseThreshold: {
 } = dual(
   2,
   (self: MemoryPool, bytes: number): Effect.Effect<void, CudaError> =>
-    self.runtime.poolSetReleaseThreshold(self.ref, bytes)
+    runtimeOfPool(self).poolSetReleaseThreshold(refOfPool(self), bytes)
 )
 
 /**
- * Gives what a pool holds and nobody uses back to the system, but for some bytes (`cuMemPoolTrimTo`). Waits for the releases of the
- * device that are enqueued, without blocking the event loop. Fails with `InvalidArgument` for what is neither a whole number from 0
- * nor `Infinity`, and with `ResourceReleased` for a pool that is released meanwhile.
+ * Returns unused memory of a pool to the system, except for `keepBytes` (`cuMemPoolTrimTo`).
+ *
+ * **Details**
+ *
+ * First waits for the releases already enqueued on the device, without blocking the event loop. Fails with `InvalidArgument` if
+ * `keepBytes` is neither a non-negative integer nor `Infinity`, and with `ResourceReleased` if the pool is released meanwhile.
  *
  * @category settings
  * @since 0.1.0
@@ -185,7 +211,7 @@ export const setReleaseThreshold: {
 export const trim = (
   self: MemoryPool,
   options: {
-    /** Bytes. Default 0. */
+    /** How many bytes the pool keeps. Default: 0. */
     readonly keepBytes?: number | undefined
   } = {}
-): Effect.Effect<void, CudaError> => self.runtime.poolTrim(self.ref, options.keepBytes ?? 0)
+): Effect.Effect<void, CudaError> => runtimeOfPool(self).poolTrim(refOfPool(self), options.keepBytes ?? 0)

@@ -1,7 +1,7 @@
 /**
- * Parameters of kernels: the kinds that a parameter can have, from which the types and the layout of arguments follow.
+ * Kernel parameters: their kinds, which determine the types and the memory layout of a kernel's arguments.
  *
- * Depends on the layouts of `cuda/` and on the types of the `CudaRuntime` interface.
+ * Depends on the layouts in `cuda/` and on the types of the `CudaRuntime` interface.
  *
  * @since 0.1.0
  */
@@ -26,14 +26,14 @@ export type {
    */
   ArrayKind,
   /**
-   * The value that a kind of parameter takes as its argument.
+   * The argument type of a kind of parameter.
    *
    * @category models
    * @since 0.1.0
    */
   KernelArgument,
   /**
-   * The arguments of a kernel with these parameters, in order.
+   * The argument types of a kernel with these parameters, in order.
    *
    * @category models
    * @since 0.1.0
@@ -54,7 +54,7 @@ export type {
    */
   PointerKind,
   /**
-   * An address that the runtime knows nothing about.
+   * An address that the runtime does not manage.
    *
    * @category models
    * @since 0.1.0
@@ -80,7 +80,7 @@ const scalar = <Name extends ScalarName>(kind: Name): ScalarKind<Name> =>
   Object.freeze({ kind, size: scalarSizes[kind], align: scalarSizes[kind] })
 
 /**
- * `int8_t`, `signed char`.
+ * A signed 8-bit integer: `int8_t`, `signed char`.
  *
  * @category scalars
  * @since 0.1.0
@@ -88,7 +88,7 @@ const scalar = <Name extends ScalarName>(kind: Name): ScalarKind<Name> =>
 export const i8: ScalarKind<"i8"> = scalar("i8")
 
 /**
- * `uint8_t`, `unsigned char`.
+ * An unsigned 8-bit integer: `uint8_t`, `unsigned char`.
  *
  * @category scalars
  * @since 0.1.0
@@ -96,7 +96,7 @@ export const i8: ScalarKind<"i8"> = scalar("i8")
 export const u8: ScalarKind<"u8"> = scalar("u8")
 
 /**
- * `int16_t`, `short`.
+ * A signed 16-bit integer: `int16_t`, `short`.
  *
  * @category scalars
  * @since 0.1.0
@@ -104,7 +104,7 @@ export const u8: ScalarKind<"u8"> = scalar("u8")
 export const i16: ScalarKind<"i16"> = scalar("i16")
 
 /**
- * `uint16_t`, `unsigned short`; also a `__half` or `__nv_bfloat16` that is given by its bits.
+ * An unsigned 16-bit integer: `uint16_t`, `unsigned short`; also the bits of a `__half` or `__nv_bfloat16`.
  *
  * @category scalars
  * @since 0.1.0
@@ -112,7 +112,7 @@ export const i16: ScalarKind<"i16"> = scalar("i16")
 export const u16: ScalarKind<"u16"> = scalar("u16")
 
 /**
- * `int32_t`, `int`.
+ * A signed 32-bit integer: `int32_t`, `int`.
  *
  * @category scalars
  * @since 0.1.0
@@ -120,7 +120,7 @@ export const u16: ScalarKind<"u16"> = scalar("u16")
 export const i32: ScalarKind<"i32"> = scalar("i32")
 
 /**
- * `uint32_t`, `unsigned`.
+ * An unsigned 32-bit integer: `uint32_t`, `unsigned`.
  *
  * @category scalars
  * @since 0.1.0
@@ -128,7 +128,7 @@ export const i32: ScalarKind<"i32"> = scalar("i32")
 export const u32: ScalarKind<"u32"> = scalar("u32")
 
 /**
- * `int64_t`, `long long`: a `bigint`, or a whole number up to 2^53.
+ * A signed 64-bit integer: `int64_t`, `long long`. Pass a `bigint`, or an integer `number` of magnitude up to 2^53.
  *
  * @category scalars
  * @since 0.1.0
@@ -136,7 +136,7 @@ export const u32: ScalarKind<"u32"> = scalar("u32")
 export const i64: ScalarKind<"i64"> = scalar("i64")
 
 /**
- * `uint64_t`, `size_t`: a `bigint`, or a whole number up to 2^53.
+ * An unsigned 64-bit integer: `uint64_t`, `size_t`. Pass a `bigint`, or an integer `number` up to 2^53.
  *
  * @category scalars
  * @since 0.1.0
@@ -144,7 +144,7 @@ export const i64: ScalarKind<"i64"> = scalar("i64")
 export const u64: ScalarKind<"u64"> = scalar("u64")
 
 /**
- * `__half`: a number, rounded to the nearest of 16 bits.
+ * A half-precision float (`__half`). The number is rounded to the nearest 16-bit value.
  *
  * @category scalars
  * @since 0.1.0
@@ -152,7 +152,7 @@ export const u64: ScalarKind<"u64"> = scalar("u64")
 export const f16: ScalarKind<"f16"> = scalar("f16")
 
 /**
- * `__nv_bfloat16`: a number, rounded to the nearest of 16 bits.
+ * A bfloat16 (`__nv_bfloat16`). The number is rounded to the nearest 16-bit value.
  *
  * @category scalars
  * @since 0.1.0
@@ -160,7 +160,7 @@ export const f16: ScalarKind<"f16"> = scalar("f16")
 export const bf16: ScalarKind<"bf16"> = scalar("bf16")
 
 /**
- * `float`: a number, rounded to the nearest of 32 bits.
+ * A single-precision float (`float`). The number is rounded to the nearest 32-bit value.
  *
  * @category scalars
  * @since 0.1.0
@@ -168,7 +168,7 @@ export const bf16: ScalarKind<"bf16"> = scalar("bf16")
 export const f32: ScalarKind<"f32"> = scalar("f32")
 
 /**
- * `double`.
+ * A double-precision float (`double`).
  *
  * @category scalars
  * @since 0.1.0
@@ -176,7 +176,7 @@ export const f32: ScalarKind<"f32"> = scalar("f32")
 export const f64: ScalarKind<"f64"> = scalar("f64")
 
 /**
- * `bool`.
+ * A boolean (`bool`).
  *
  * @category scalars
  * @since 0.1.0
@@ -193,15 +193,15 @@ const pointerKind = <Nullable extends boolean>(
  *
  * **Details**
  *
- * The memory lives until the kernel is done, also when its buffer is released before. A buffer that orders itself is ordered
- * by the part that is given: the launch waits for the uses on other streams that it conflicts with, as a copy does.
+ * The memory lives until the kernel is done, even if its buffer is released earlier. For an ordered buffer, the given part is what is
+ * ordered: the launch waits for conflicting uses on other streams, as a copy does.
  *
- * Device memory is that of the stream's device. Pinned memory is given to kernels too, where they reach it by its address on
- * the host (`CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM`).
+ * Device memory must be on the stream's device. Kernels also accept pinned memory on devices that access it by its host address
+ * (`CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM`).
  *
  * **Gotchas**
  *
- * A part says where the pointer points to and what is ordered; nothing keeps the kernel from leaving it.
+ * A part determines where the pointer points and what is ordered; nothing prevents the kernel from accessing memory outside it.
  *
  * @category pointers
  * @since 0.1.0
@@ -209,8 +209,7 @@ const pointerKind = <Nullable extends boolean>(
 export const pointer: PointerKind<false> = pointerKind("readWrite", false)
 
 /**
- * A pointer to memory that the kernel only reads (`const T*`): launches that read a buffer that orders itself do not wait
- * for each other.
+ * A pointer to memory that the kernel only reads (`const T*`). Launches that read the same ordered buffer do not wait for each other.
  *
  * @category pointers
  * @since 0.1.0
@@ -226,7 +225,7 @@ export const input: PointerKind<false> = pointerKind("read", false)
 export const output: PointerKind<false> = pointerKind("write", false)
 
 /**
- * A pointer that may be `null`.
+ * Makes a kind of pointer that also accepts `null`.
  *
  * @category pointers
  * @since 0.1.0
@@ -234,11 +233,11 @@ export const output: PointerKind<false> = pointerKind("write", false)
 export const nullable = (kind: PointerKind): PointerKind<true> => pointerKind(kind.access, true)
 
 /**
- * An address for a pointer that no buffer stands for, such as memory of other native code.
+ * Passes a raw address as a pointer, for memory that no buffer represents, such as memory of other native code.
  *
  * **Gotchas**
  *
- * Nothing is known of it: whether the device can use it, how long it lives, what else uses it.
+ * The runtime cannot check whether the device can access the memory, how long it lives, or what else uses it.
  *
  * @category pointers
  * @since 0.1.0
@@ -246,13 +245,12 @@ export const nullable = (kind: PointerKind): PointerKind<true> => pointerKind(ki
 export const address = (value: number): RawAddress => ({ address: value as Address })
 
 /**
- * A struct by value, its fields in this order and aligned as C does it.
+ * A struct passed by value, with its fields in this order and aligned as in C.
  *
  * **Details**
  *
- * `align` is for types with an alignment of their own, such as `float4` (16). Like a typed array's constructor this throws a
- * `RangeError`, for no fields, for names that are numbers, which JavaScript would put first, and for an alignment that is no
- * power of two.
+ * Set `align` for types with an alignment of their own, such as `float4` (16 bytes). Throws a `RangeError` if there are no fields, if a
+ * field's name is a number (JavaScript would move it to the front), or if the alignment is not a power of two.
  *
  * **Example** (`struct Range { unsigned first; double scale; }`)
  *
@@ -268,15 +266,18 @@ export const address = (value: number): RawAddress => ({ address: value as Addre
  */
 export const struct = <const Fields extends StructFields>(
   fields: Fields,
-  options: { readonly align?: number | undefined } = {}
+  options: {
+    /** Bytes. Default: the largest alignment of the fields. */
+    readonly align?: number | undefined
+  } = {}
 ): StructKind<Fields> => {
   const names = Object.keys(fields)
   const { align = 1 } = options
   if (names.length === 0 || names.some((name) => /^\d+$/.test(name))) {
-    throw new RangeError("CudaParameter.struct: a struct has fields, whose names are no numbers")
+    throw new RangeError("CudaParameter.struct: a struct needs at least one field, and no field's name may be a number")
   }
   if (!Number.isInteger(Math.log2(align)) || align < 1) {
-    throw new RangeError(`CudaParameter.struct: an alignment of ${align} is no power of two`)
+    throw new RangeError(`CudaParameter.struct: the alignment ${align} is not a power of two`)
   }
   const layout = layOut(Object.values(fields))
   const aligned = Math.max(align, layout.align)
@@ -290,15 +291,15 @@ export const struct = <const Fields extends StructFields>(
 }
 
 /**
- * An array by value, as the only field of a struct: arguments are arrays or typed arrays of that length. Throws a
- * `RangeError` for a length that is not a whole number above 0.
+ * A fixed-length array passed by value, as the only field of a struct. Arguments are arrays or typed arrays of that length. Throws a
+ * `RangeError` if the length is not a positive integer.
  *
  * @category aggregates
  * @since 0.1.0
  */
 export const array = <Element extends ParameterKind>(element: Element, length: number): ArrayKind<Element> => {
   if (!Number.isSafeInteger(length) || length < 1) {
-    throw new RangeError(`CudaParameter.array: a length of ${length}; expected a whole number above 0`)
+    throw new RangeError(`CudaParameter.array: the length is ${length}; expected a positive integer`)
   }
   return Object.freeze({ kind: "array", element, length, size: element.size * length, align: element.align })
 }

@@ -22,8 +22,8 @@ import { withStream } from "./CudaStream.ts"
 import type { PriorityOptions } from "./CudaStream.ts"
 import { region } from "./CudaTiming.ts"
 import { refuseArgument } from "./internal/handles.ts"
-import { makeSlots, operation, Turnstile } from "./internal/pipeline.ts"
-import type { Slot, SlotOptions } from "./internal/pipeline.ts"
+import { makeSlots, operation, Turnstile } from "./internal/pipeline/slots.ts"
+import type { Slot, SlotOptions } from "./internal/pipeline/slots.ts"
 import type { CudaRuntime } from "./layers/CudaRuntime.ts"
 
 /**

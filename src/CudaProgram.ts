@@ -1,8 +1,8 @@
 /**
- * Programs: CUDA C++ compiled at run time with NVRTC, and images that were compiled before (PTX, CUBIN, fatbin).
+ * Programs: CUDA C++ compiled at run time with NVRTC, and precompiled images (PTX, CUBIN, fatbin).
  *
- * A program is a value that no device knows yet: nothing has to be released. Depends on the `CudaRuntime` interface,
- * and on the file system for images in files.
+ * A program is a plain value that is not loaded on any device, so it need not be released. Depends on the `CudaRuntime` interface, and
+ * on the file system for images in files.
  *
  * @since 0.1.0
  */
@@ -15,7 +15,7 @@ import { fileURLToPath } from "node:url"
 import { isUint8Array } from "node:util/types"
 import type { DeviceInput } from "./CudaDevice.ts"
 import { CudaError } from "./CudaError.ts"
-import { Handle, refuseArgument } from "./internal/handles.ts"
+import { Handle, oneLine, refuseArgument } from "./internal/handles.ts"
 import { recognize } from "./internal/images.ts"
 import { resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -25,8 +25,7 @@ const TypeId = "~effect-cuda/CudaProgram"
 
 export type {
   /**
-   * What code is compiled for: a real architecture (`sm_90`, `sm_90a`), a virtual one (`compute_90`), or the compute
-   * capability of a device.
+   * The target of a compilation: a real architecture (`sm_90`, `sm_90a`), a virtual one (`compute_90`), or a compute capability.
    *
    * @category models
    * @since 0.1.0
@@ -42,28 +41,28 @@ export type {
  */
 export interface CudaProgram extends Pipeable, Inspectable {
   readonly "~effect-cuda/CudaProgram": "~effect-cuda/CudaProgram"
-  /** The file name of its source or of its image, for messages. */
+  /** The file name of the source or the image, for messages. */
   readonly name: string
   /**
-   * What the image is: machine code for one architecture (`cubin`), code that the driver compiles (`ptx`), or several
-   * of both (`fatbin`). A program of the simulated runtime is `simulated` and has no image.
+   * The kind of image: machine code for one architecture (`cubin`), code that the driver compiles (`ptx`), or several of both (`fatbin`).
+   * A program of the simulated runtime is `simulated` and has no image.
    */
   readonly kind: "cubin" | "ptx" | "fatbin" | "simulated"
-  /** As the driver loads it: PTX ends with a NUL character. Not to be changed. */
+  /** The bytes that the driver loads; PTX ends with a NUL character. Do not modify them. */
   readonly image: Uint8Array<ArrayBuffer>
-  /** What it is for, as far as that is known: `sm_90`, or `compute_90` for PTX. */
+  /** The target architecture if known: `sm_90`, or `compute_90` for PTX. */
   readonly architecture: string | undefined
-  /** What it was compiled from. */
+  /** The source it was compiled from; undefined for a precompiled image. */
   readonly source: string | undefined
-  /** What the compiler wrote, which is its warnings; empty if it had none. */
+  /** The compiler's warnings; empty if there were none. */
   readonly log: string
-  /** Whether the image was compiled earlier and kept on disk. */
+  /** Whether the image came from the cache on disk. */
   readonly fromCache: boolean
-  /** The names in the image of the C++ names that the compiler was asked for. */
+  /** The name in the image for each name expression. */
   readonly loweredNames: ReadonlyMap<string, string>
   /**
-   * The name in the image of a kernel: that of a name expression, or else the name itself, as `extern "C"` kernels and
-   * mangled names are called in the image too.
+   * Returns the name of a kernel or variable in the image: the lowered name of a name expression, otherwise the name itself, as for
+   * `extern "C"` kernels and mangled names.
    */
   readonly loweredName: (name: string) => string
 }
@@ -75,24 +74,24 @@ export interface CudaProgram extends Pipeable, Inspectable {
  * @since 0.1.0
  */
 export interface CompileOptions {
-  /** The source's file name, in messages and for the debugger. Default `program.cu`. */
+  /** The source's file name, for messages and the debugger. Default: `program.cu`. */
   readonly name?: string | undefined
   /**
-   * What is made: machine code, or PTX, which the driver compiles when it is loaded. Default: a CUBIN, or PTX for a
-   * virtual architecture, and for a device that is newer than the compiler.
+   * Whether to produce machine code, or PTX, which the driver compiles when it loads it. Default: a CUBIN; PTX for a virtual architecture
+   * or for a device newer than the compiler.
    */
   readonly target?: "cubin" | "ptx" | undefined
-  /** Default: that of the device. PTX is made for the virtual one: `compute_90` for `sm_90`. */
+  /** Default: the architecture of the device. PTX targets the corresponding virtual architecture: `compute_90` for `sm_90`. */
   readonly architecture?: Architecture | undefined
-  /** The device to compile for without an architecture. Default: the current device. */
+  /** The device to compile for if no architecture is given. Default: the current device. */
   readonly device?: DeviceInput | undefined
-  /** NVRTC's own options, such as `--std=c++17`, `--use_fast_math`, `--define-macro=N=4`, `--include-path=…`. */
+  /** Options for NVRTC, such as `--std=c++17`, `--use_fast_math`, `--define-macro=N=4` or `--include-path=…`. */
   readonly options?: ReadonlyArray<string> | undefined
-  /** What the source includes: contents by the names it includes them by. */
+  /** The headers that the source includes: their contents by name. */
   readonly headers?: Readonly<Record<string, string>> | undefined
-  /** C++ names of kernels and variables, such as `add<float>`: instantiated, and found by `loweredName`. */
+  /** C++ names of kernels and variables to instantiate, such as `add<float>`; see `loweredName`. */
   readonly nameExpressions?: ReadonlyArray<string> | undefined
-  /** Whether it is kept on disk, and taken from there. Default: as the runtime's layer was told, which is to do so. */
+  /** Whether to use the cache on disk. Default: as configured for the runtime's layer, which uses it unless told otherwise. */
   readonly cache?: boolean | undefined
 }
 
@@ -103,7 +102,7 @@ export interface CompileOptions {
  * @since 0.1.0
  */
 export interface ImageOptions {
-  /** For messages. Default: `image`, or the name of the file. */
+  /** The program's name, for messages. Default: `image`, or the path of the file. */
   readonly name?: string | undefined
 }
 
@@ -133,6 +132,9 @@ class ProgramImpl extends Handle implements CudaProgram {
     this.loweredNames = fields.loweredNames ?? new Map()
   }
   readonly loweredName = (name: string): string => this.loweredNames.get(name) ?? name
+  toString(): string {
+    return oneLine("CudaProgram", this.name, this.kind, this.architecture)
+  }
   toJSON() {
     const { architecture, fromCache, image, kind, loweredNames, name } = this
     const names = Object.fromEntries(loweredNames)
@@ -149,7 +151,7 @@ class ProgramImpl extends Handle implements CudaProgram {
 }
 
 /**
- * True for programs.
+ * Returns true if a value is a program.
  *
  * @category guards
  * @since 0.1.0
@@ -161,32 +163,31 @@ export const isCudaProgram = (u: unknown): u is CudaProgram => Predicate.hasProp
  *
  * **Details**
  *
- * NVRTC is loaded by the first program: see `NativeRuntime.NativeOptions` for where it is looked for. It needs no other
- * part of the toolkit, but brings no headers either: what the source includes is given as `headers`, or found with
- * `--include-path`.
+ * The first compilation loads NVRTC; see `NativeRuntime.NativeOptions` for where it is searched for. NVRTC needs no other part of the
+ * CUDA toolkit, but comes without headers: pass included headers as `headers`, or name their folder with `--include-path`.
  *
- * What was compiled is kept on disk, and taken from there when source, name, options, headers, name expressions,
- * architecture and compiler are the same. Programs that include files of the disk are never kept, since those may
- * change: everything that is included must be in `headers`, and options that name files (`--include-path`,
- * `--pre-include`, …) must be absent.
+ * Results are cached on disk, and reused if the source, name, options, headers, name expressions, architecture and compiler are the same.
+ * Programs that include files from the disk are never cached, because those files may change: to be cached, a program must pass all
+ * headers in `headers`, and must not use options that name files (`--include-path`, `--pre-include`, …). The cache folder must be private
+ * to the user, because its images run on the GPU with the program's data; files that another user could have written are ignored.
  *
- * Compilations hold threads of libuv's pool, which files and name look-ups use too, so only half as many as it has
- * threads run at once (2 by default, see `UV_THREADPOOL_SIZE`); others wait. The same program compiled twice at the
- * same time is compiled once. Interruption ends the fiber at once; NVRTC 12.8 and later then stops early, an older one
- * goes on and its result is dropped.
+ * Compilations occupy threads of libuv's pool, which file access and name look-ups use too. So at most half of its threads compile at the
+ * same time (2 by default; see `UV_THREADPOOL_SIZE`), and further compilations wait. This bound holds per JS thread: worker threads count
+ * separately. Compiling the same program twice at the same time compiles it once. Interruption ends the fiber immediately; NVRTC 12.8 and
+ * later then stops early, while an older one finishes and its result is discarded.
  *
- * Fails with `CompilationFailed` (with the compiler's log, and its errors with their places), `InvalidCompileOption`,
- * `CompilerFailed`, `CompilerNotFound` (with every place that was tried), or `InvalidArgument`, for example for an
- * architecture that this NVRTC does not know.
+ * Fails with `CompilationFailed` (with the compiler's log, and its errors with their positions), `InvalidCompileOption`,
+ * `CompilerFailed`, `CompilerNotFound` (with every place that was searched), or `InvalidArgument`, for example for an architecture that
+ * this NVRTC does not support.
  *
- * The simulated runtime compiles nothing: its program is `simulated` and keeps the source and the names.
+ * The simulated runtime does not compile: its program is `simulated` and keeps the source and the names.
  *
  * **Gotchas**
  *
- * NVRTC needs more stack than koffi gives to calls off the JS thread. Making the native runtime arranges that, unless
- * something else in the process loaded a library with koffi before.
+ * NVRTC needs more stack than koffi provides for calls off the JS thread. Creating the native runtime arranges for that, unless something
+ * else in the process loaded a library with koffi first.
  *
- * **Example** (A template, for the current device)
+ * **Example** (Compiling a template for the current device)
  *
  * ```ts
  * import { CudaProgram } from "effect-cuda"
@@ -201,7 +202,7 @@ export const isCudaProgram = (u: unknown): u is CudaProgram => Predicate.hasProp
  * )
  * ```
  *
- * **Example** (Saying what is wrong with a source)
+ * **Example** (Reporting the errors in a source)
  *
  * ```ts
  * import { CudaProgram } from "effect-cuda"
@@ -250,14 +251,14 @@ export const compile = (
     }))
 
 /**
- * Takes an image that was compiled before: PTX text, a CUBIN or a fatbin. The bytes are copied.
+ * Makes a program from a precompiled image: PTX text, a CUBIN or a fatbin. The bytes are copied.
  *
  * **Details**
  *
- * Fails with `InvalidArgument` for anything else, and for an image that is cut off, which the driver may load without a
- * word.
+ * Fails with `InvalidArgument` for anything else, and for a truncated image, which the driver may load without an error. Loads nothing:
+ * see `CudaModule.load`.
  *
- * **Example** (PTX written by hand)
+ * **Example** (Using handwritten PTX)
  *
  * ```ts
  * import { CudaProgram } from "effect-cuda"
@@ -283,7 +284,7 @@ export const fromBytes = (
       : refuseArgument(operation, "bytes", copy.problem, "PTX, a CUBIN or a fatbin")
   })
 
-/** A copy that no one else can change or detach, or why there is none. */
+/** Copies the bytes, so that nobody else can change or detach them, or says why that is not possible. */
 const copyOf = (bytes: Uint8Array | string): Uint8Array<ArrayBuffer> | { readonly problem: string } => {
   try {
     if (typeof bytes === "string") return new TextEncoder().encode(bytes)
@@ -295,13 +296,13 @@ const copyOf = (bytes: Uint8Array | string): Uint8Array<ArrayBuffer> | { readonl
 }
 
 /**
- * Takes an image from a file, read off the JS thread: PTX, a CUBIN or a fatbin, whatever the file is called.
+ * Makes a program from an image in a file: PTX, a CUBIN or a fatbin, whatever the file's extension. Reads the file off the JS thread.
  *
  * **Details**
  *
- * Fails with `FileUnreadable`, or with `InvalidArgument` for a file that is no image.
+ * Fails with `FileUnreadable` if the file cannot be read, and with `InvalidArgument` if it is not an image.
  *
- * **Example** (What a build made)
+ * **Example** (Using an image from a build)
  *
  * ```ts
  * import { CudaProgram } from "effect-cuda"
@@ -346,7 +347,7 @@ const fromImage = (
   )
 }
 
-/** The driver finds the end of PTX by a NUL character. */
+/** The driver finds the end of PTX by its NUL character. */
 const terminated = (text: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> => {
   if (text.at(-1) === 0) return text
   const longer = new Uint8Array(text.byteLength + 1)

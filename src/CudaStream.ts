@@ -1,57 +1,63 @@
 /**
- * Streams: queues of work on a device. Work of one stream runs in order; work of two streams runs side by side unless an
- * event orders it.
+ * Streams: queues of work on a device. Work on one stream runs in order; work on different streams runs concurrently unless
+ * events order it.
  *
- * The current stream is what operations use when none is given: `withStream` sets it for one effect. Depends on the
- * `CudaRuntime` interface and on the handles shared by the modules.
+ * Operations without an explicit stream use the current one, which `withStream` sets for one effect. Depends on the `CudaRuntime`
+ * interface and on the handles shared by the modules.
  *
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type { Equal } from "effect/Equal"
+import * as Equal from "effect/Equal"
+import type { Equal as Equatable } from "effect/Equal"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { dual } from "effect/Function"
+import * as Hash from "effect/Hash"
 import type { Inspectable } from "effect/Inspectable"
 import * as Latch from "effect/Latch"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
-import { eventFlags } from "./cuda/flags.ts"
+import { eventFlags, streamFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
+import { EventImpl } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
-import { EventImpl, named, released, StreamImpl, StreamTypeId } from "./internal/handles.ts"
-import { CurrentPlace, deviceIndexOf, onStreamOf, regionStream, resolveDevice } from "./internal/place.ts"
+import { refOfEvent, refOfStream, refuseForced, runtimeOfStream } from "./internal/given.ts"
+import { DeviceHandle, named, oneLine, refuseArgument, released, unlessLive } from "./internal/handles.ts"
+import { CurrentPlace, deviceIndexOf, onStreamOf, resolveDevice, withCurrent } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
-import { resolvePool, takeMade } from "./internal/streamPool.ts"
+import { StreamPools } from "./internal/streamPool.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, Priority, StreamRef } from "./layers/CudaRuntime.ts"
 
+const TypeId = "~effect-cuda/CudaStream"
+
 /**
- * A stream of a device (`CUstream`). Two values are equal when they are the same stream.
+ * A stream of a device (`CUstream`). Two values are equal if they refer to the same stream.
  *
  * @category models
  * @since 0.1.0
  */
-export interface CudaStream extends Pipeable, Inspectable, Equal {
+export interface CudaStream extends Pipeable, Inspectable, Equatable {
   readonly "~effect-cuda/CudaStream": "~effect-cuda/CudaStream"
   readonly runtime: CudaRuntimeService
   readonly ref: StreamRef
-  /** The driver's id: unique in the process and never reused; 0 for a legacy default stream (`cuStreamGetId`). */
+  /** The driver's id (`cuStreamGetId`): unique in the process and never reused. 0 for a legacy default stream. */
   readonly id: number
-  /** The `CUstream`, for other native code. 1 is the legacy default stream and 2 the per-thread one. */
+  /** The `CUstream`, for other native code: 1 for the legacy default stream, 2 for the per-thread default stream. */
   readonly handle: number
   readonly deviceIndex: number
   readonly device: CudaDevice
-  /** Lower numbers go first. */
+  /** Lower numbers have higher priority. */
   readonly priority: number
   /** `CUstream_flags`: 1 for a non-blocking stream. */
   readonly flags: number
-  /** False when the stream orders itself against the legacy default stream. */
+  /** False if the stream synchronizes implicitly with the legacy default stream. */
   readonly isNonBlocking: boolean
-  /** `owned` streams are destroyed by their scope or pool, the others never by this library. */
+  /** Who destroys the stream: its scope or the runtime's pool (`owned`); this library never destroys the others. */
   readonly origin: "owned" | "default" | "foreign"
 }
 
@@ -66,7 +72,10 @@ export interface PriorityOptions {
   readonly device?: DeviceInput | undefined
   /** Default: `"low"`, the driver's own default. */
   readonly priority?: Priority | undefined
-  /** What a number outside the device's range means: a failure, or the nearest priority there is. */
+  /**
+   * What happens to a number outside the device's range: the operation fails, or uses the nearest valid priority. Default: `"fail"`
+   * for `make`, `"clamp"` for pooled streams.
+   */
   readonly outOfRange?: "fail" | "clamp" | undefined
 }
 
@@ -77,28 +86,88 @@ export interface PriorityOptions {
  * @since 0.1.0
  */
 export interface MakeOptions extends PriorityOptions {
-  /** False to order the stream against the legacy default stream (`CU_STREAM_NON_BLOCKING`). Default true. */
+  /** Whether the stream skips implicit synchronization with the legacy default stream (`CU_STREAM_NON_BLOCKING`). Default: true. */
   readonly nonBlocking?: boolean | undefined
 }
 
 /**
- * True for streams.
+ * Returns true if a value is a stream.
  *
  * @category guards
  * @since 0.1.0
  */
-export const isCudaStream = (u: unknown): u is CudaStream => Predicate.hasProperty(u, StreamTypeId)
+export const isCudaStream = (u: unknown): u is CudaStream => Predicate.hasProperty(u, TypeId)
+
+/** @internal */
+export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
+  readonly [TypeId] = TypeId
+  /** Keeps the owner of a foreign stream reachable. */
+  readonly owner: unknown
+  constructor(runtime: CudaRuntimeService, ref: StreamRef, owner?: unknown) {
+    super(runtime, ref)
+    this.owner = owner
+  }
+  get id(): number {
+    return this.ref.id
+  }
+  get handle(): number {
+    return this.ref.handle
+  }
+  get priority(): number {
+    return this.ref.priority
+  }
+  get flags(): number {
+    return this.ref.nonBlocking ? streamFlags.nonBlocking : streamFlags.default
+  }
+  get isNonBlocking(): boolean {
+    return this.ref.nonBlocking
+  }
+  get origin(): StreamRef["origin"] {
+    return this.ref.origin
+  }
+  [Equal.symbol](that: Equal.Equal): boolean {
+    return that instanceof StreamImpl && that.runtime.identity === this.runtime.identity &&
+      that.deviceIndex === this.deviceIndex &&
+      that.id === this.id
+  }
+  [Hash.symbol](): number {
+    return Hash.combine(Hash.number(this.id), Hash.number(this.deviceIndex))
+  }
+  toString(): string {
+    const { deviceIndex, id, isNonBlocking, origin } = this
+    const kind = isNonBlocking ? "non-blocking" : "blocking"
+    return oneLine(
+      "CudaStream",
+      `id ${id}`,
+      `device ${deviceIndex}`,
+      kind,
+      origin !== "owned" && origin,
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { deviceIndex, handle, id, isNonBlocking, origin, priority } = this
+    return { _id: "CudaStream", id, deviceIndex, priority, isNonBlocking, origin, handle, state: this.ref.state }
+  }
+}
 
 /**
- * Makes a stream that lives as long as its scope (`cuStreamCreateWithPriority`).
+ * The pooled streams of all runtimes.
+ *
+ * @internal
+ */
+export const streamPools = new StreamPools((runtime, ref): CudaStream => new StreamImpl(runtime, ref))
+
+/**
+ * Creates a stream that lives as long as its scope (`cuStreamCreateWithPriority`).
  *
  * **Details**
  *
- * The release takes no new work, waits for what the stream holds without blocking the event loop, and destroys it
- * (`cuStreamDestroy`). Fails with `InvalidArgument` for a device or priority there is not, unless `outOfRange` is
- * `"clamp"`.
+ * Releasing the stream rejects new work, waits for pending work without blocking the event loop, and destroys the stream
+ * (`cuStreamDestroy`). Fails with `InvalidArgument` for a device that does not exist, and for a priority outside the device's range
+ * unless `outOfRange` is `"clamp"`.
  *
- * **Example** (Two streams, one before the other)
+ * **Example** (Ordering one stream after another)
  *
  * ```ts
  * import { CudaStream } from "effect-cuda"
@@ -131,16 +200,17 @@ export const make = (
   })
 
 /**
- * Gets a stream from the runtime's pool: 32 streams per device and priority, made on first use and handed out in turn, so
- * that the 33rd request gets the 1st stream again. They live as long as the runtime.
+ * Gets a stream from the runtime's pool. The pool holds 32 streams per device and priority, created on first use and handed out in
+ * turn: the 33rd request gets the first stream again. They live as long as the runtime.
  *
  * **Details**
  *
- * All are non-blocking. A priority outside the range is clamped, unless `outOfRange` is `"fail"`.
+ * Pooled streams are non-blocking. A priority outside the device's range is clamped unless `outOfRange` is `"fail"`. Fails with
+ * `InvalidArgument` for a device that does not exist.
  *
  * **Gotchas**
  *
- * Each request may make a stream, up to all 32: take one once where one is enough.
+ * Every request may create a stream until all 32 exist. If one stream is enough, get it once and keep it.
  *
  * @category constructors
  * @since 0.1.0
@@ -149,18 +219,23 @@ export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStrea
   Effect.withFiber((fiber) => {
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
     const device = deviceIndexOf(options.device) ?? fiber.getRef(CurrentPlace).device
-    return takeMade(runtime, device, options) ??
-      Effect.flatMap(resolvePool(runtime, options), (pool) => pool.take).pipe(named("CudaStream.fromPool"))
+    return streamPools.takeMade(runtime, device, options) ??
+      Effect.flatMap(streamPools.resolve(runtime, options), (pool) => pool.take(runtime)).pipe(
+        named("CudaStream.fromPool")
+      )
   })
 
 /**
- * Gets a device's default stream: the legacy one, or the per-thread one. Both exist always and are never destroyed.
+ * Gets a device's default stream: the legacy one (`CU_STREAM_LEGACY`) or the per-thread one (`CU_STREAM_PER_THREAD`). Both always
+ * exist and are never destroyed.
  *
  * @category constructors
  * @since 0.1.0
  */
 export const defaultStream = (options: {
+  /** Default: the current device. */
   readonly device?: DeviceInput | undefined
+  /** Default: `"legacy"`. */
   readonly mode?: "legacy" | "perThread" | undefined
 } = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.gen(function*() {
@@ -170,34 +245,43 @@ export const defaultStream = (options: {
   })
 
 /**
- * Wraps a stream that other native code made, by its `CUstream` (the same as a `cudaStream_t`). It is never destroyed here.
+ * Wraps a stream that other native code created, given its `CUstream` (the same as a `cudaStream_t`). This library never destroys it.
  *
  * **Details**
  *
- * The stream must be of the device's primary context; another context is an `InvalidContext` failure. `owner` is kept
- * reachable as long as the returned stream is.
+ * The stream must belong to the device's primary context; otherwise fails with `InvalidContext`. Wrapping a stream again returns a
+ * handle equal to the first. 0 and 1 stand for the legacy default stream, 2 for the per-thread one. `owner` stays reachable as long as
+ * the returned stream does. Fails with `InvalidArgument` for a value that cannot be an address.
  *
  * **Gotchas**
  *
- * The driver cannot tell a handle from any other number: what is no stream ends the process. The stream must outlive every
- * use of it here, and the release of every buffer that was used on it.
+ * The driver cannot tell a stream handle from any other number: passing a number that is not a `CUstream` crashes the process. The
+ * stream must outlive every use of the wrapper, and the release of every buffer that was used on it.
  *
  * @category constructors
  * @since 0.1.0
  */
 export const fromHandle = (handle: number | bigint, options: {
+  /** The stream's device. Default: the current device. */
   readonly device?: DeviceInput | undefined
+  /** Kept reachable as long as the returned stream is, for example the object that destroys the `CUstream`. */
   readonly owner?: unknown
 } = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const device = yield* resolveDevice(options.device)
-    return new StreamImpl(runtime, yield* runtime.streamFromHandle(device, Number(handle)), options.owner)
+    const address = typeof handle === "bigint" ? Number(handle) : handle
+    return new StreamImpl(runtime, yield* runtime.streamFromHandle(device, address), options.owner)
   })
 
 /**
- * Gets the current stream of a device, by default of the current device: that of the innermost `withStream` region on that
- * device, or its legacy default stream.
+ * Gets the current stream of a device (by default the current device): the stream of the innermost `withStream` region on that device,
+ * or its legacy default stream.
+ *
+ * **Details**
+ *
+ * A region set on a stream of a runtime also applies to layers around that runtime. If the region's stream belongs to another runtime,
+ * fails with `ForeignResource`, as does every operation there without an explicit stream.
  *
  * @category current stream
  * @since 0.1.0
@@ -206,13 +290,17 @@ export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaErr
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
     const index = yield* resolveDevice(device)
-    const stream = regionStream(yield* CurrentPlace, runtime, index)
-    return stream ?? (yield* defaultStream({ device: index }))
+    return yield* withCurrent("CudaStream.current", runtime, yield* CurrentPlace, index, (stream) => {
+      if (stream === undefined) return defaultStream({ device: index })
+      return Effect.succeed(
+        isCudaStream(stream) && stream.runtime === runtime ? stream : new StreamImpl(runtime, stream.ref, stream)
+      )
+    })
   }).pipe(named("CudaStream.current"))
 
 /**
- * Runs an effect with a stream as the current one of its device, and that device as the current one; restores both on every
- * exit.
+ * Runs an effect with the given stream as the current stream of its device, and that device as the current device. Restores both
+ * however the effect ends.
  *
  * @category current stream
  * @since 0.1.0
@@ -223,24 +311,26 @@ export const withStream: {
 } = dual(
   2,
   <A, E, R>(self: Effect.Effect<A, E, R>, stream: CudaStream): Effect.Effect<A, E, R> =>
-    Effect.updateService(self, CurrentPlace, (place) => onStreamOf(stream, place))
+    isCudaStream(stream)
+      ? Effect.updateService(self, CurrentPlace, (place) => onStreamOf(stream, place))
+      : refuseForced("CudaStream.withStream", "stream", stream, "a stream")
 )
 
 /**
- * Runs an effect with a stream from the pool as the current one, and its device as the current one; restores both on every
- * exit.
+ * Runs an effect with a pooled stream as the current stream, and the stream's device as the current device. Restores both however the
+ * effect ends.
  *
  * **Details**
  *
- * Other regions and branches take other streams of the pool meanwhile, as long as there are any. The stream is in no order
- * with the one that was current: `CudaBranch.all` and `CudaBranch.fork` run effects on pooled streams that are.
+ * While the effect runs, other regions and branches take other streams from the pool, as long as any are free. The stream is not
+ * ordered against the one that was current. To run effects on pooled streams that are, use `CudaBranch.all` or `CudaBranch.fork`.
  *
  * **Gotchas**
  *
- * The stream goes back to the pool when the effect ends, also with work on it that has not. Where an effect runs in the context of
- * another one, as a batch of a `RequestResolver` does in that of its first request, name the device.
+ * The stream returns to the pool when the effect ends, even if work on it is still pending. If an effect runs in the context of
+ * another one, as a `RequestResolver` batch does in that of its first request, name the device.
  *
- * **Example** (A fill beside everything else)
+ * **Example** (Filling a buffer independently of other work)
  *
  * ```ts
  * import { CudaMemory, CudaStream } from "effect-cuda"
@@ -278,33 +368,37 @@ export const withPooledStream: {
 )
 
 const leaseOne = (runtime: CudaRuntimeService, options: PriorityOptions) =>
-  Effect.flatMap(resolvePool(runtime, options), (pool) => pool.lease(1)).pipe(named("CudaStream.withPooledStream"))
+  Effect.flatMap(streamPools.resolve(runtime, options), (pool) => pool.lease(runtime, 1)).pipe(
+    named("CudaStream.withPooledStream")
+  )
 
 /**
- * Asks whether everything enqueued on the stream so far is done (`cuStreamQuery`). Does not wait.
+ * Returns whether all work enqueued on the stream so far is done (`cuStreamQuery`). Does not wait.
  *
  * @category waiting
  * @since 0.1.0
  */
-export const query = (self: CudaStream): Effect.Effect<boolean, CudaError> => self.runtime.streamQuery(self.ref)
+export const query = (self: CudaStream): Effect.Effect<boolean, CudaError> =>
+  runtimeOfStream(self).streamQuery(refOfStream(self))
 
 /**
- * Waits until the work enqueued before this call is done. Suspends the fiber, not the thread; work enqueued meanwhile is not
- * waited for.
+ * Waits until all work enqueued before this call is done. Suspends the fiber, not the thread. Does not wait for work enqueued
+ * meanwhile.
  *
  * **Details**
  *
- * Fails with the reason of a fault of the device, as soon as the driver reports it.
+ * Queries the stream once (`cuStreamQuery`) and then waits for an event recorded on it (`cuEventRecord`). If the device faults, fails
+ * with the reason as soon as the driver reports it.
  *
  * @category waiting
  * @since 0.1.0
  */
 export const synchronize = (self: CudaStream): Effect.Effect<void, CudaError> =>
-  self.runtime.streamSynchronize(self.ref)
+  runtimeOfStream(self).streamSynchronize(refOfStream(self))
 
 /**
- * Makes work enqueued on the stream from now on start after the event's current record (`cuStreamWaitEvent`). Nothing for an
- * event that was never recorded. The two may be on different devices.
+ * Makes work enqueued on the stream from now on wait for the event's latest record (`cuStreamWaitEvent`). Has no effect if the event
+ * was never recorded. The two may be on different devices.
  *
  * @category ordering
  * @since 0.1.0
@@ -315,12 +409,12 @@ export const waitEvent: {
 } = dual(
   2,
   (self: CudaStream, event: CudaEvent): Effect.Effect<void, CudaError> =>
-    self.runtime.streamWaitEvent(self.ref, event.ref)
+    runtimeOfStream(self).streamWaitEvent(refOfStream(self), refOfEvent(event))
 )
 
 /**
- * Makes work enqueued on the stream from now on start after what another stream holds now (`cuEventRecord` of an event of the
- * runtime's own, then `cuStreamWaitEvent`).
+ * Makes work enqueued on the stream from now on wait for all work that another stream holds now (`cuEventRecord` of an internal event,
+ * then `cuStreamWaitEvent`). The two may be on different devices.
  *
  * @category ordering
  * @since 0.1.0
@@ -331,12 +425,16 @@ export const waitStream: {
 } = dual(
   2,
   (self: CudaStream, other: CudaStream): Effect.Effect<void, CudaError> =>
-    self.runtime.streamWaitStream(self.ref, other.ref)
+    runtimeOfStream(self).streamWaitStream(refOfStream(self), refOfStream(other))
 )
 
 /**
- * Records an event at this point of the stream and returns it (`cuEventRecord`). Without an event, makes a default one (no
- * timing) that lives as long as the scope.
+ * Records an event at this point of the stream and returns it (`cuEventRecord`). If no event is given, creates one without timing
+ * that lives as long as the scope.
+ *
+ * **Details**
+ *
+ * Fails with `DeviceMismatch` if the given event is on another device.
  *
  * @category ordering
  * @since 0.1.0
@@ -347,32 +445,32 @@ export function recordEvent(
   self: CudaStream,
   event?: CudaEvent
 ): Effect.Effect<CudaEvent, CudaError, Scope.Scope> {
-  if (event !== undefined) return Effect.as(self.runtime.eventRecord(event.ref, self.ref), event)
-  return Effect.tap(makeEvent(self), (made) => self.runtime.eventRecord(made.ref, self.ref))
+  const runtime = runtimeOfStream(self)
+  if (event !== undefined) return Effect.as(runtime.eventRecord(refOfEvent(event), refOfStream(self)), event)
+  if (!isCudaStream(self)) return refuseArgument("CudaStream.recordEvent", "stream", self, "a stream")
+  return Effect.tap(makeEvent(self), (made) => runtime.eventRecord(made.ref, refOfStream(self)))
 }
 
 /**
- * Runs an effect when the stream reaches this point: after the work it holds now. Returns the fiber that waits for that and then
- * runs the effect.
+ * Runs an effect on the host when the stream reaches this point, after the work it holds now. Returns the fiber that waits for that
+ * point and then runs the effect.
  *
  * **Details**
  *
- * The effect does what a host function of CUDA does (`cuLaunchHostFunc`), without its restrictions. The stream does not wait for
- * it: an effect may therefore use CUDA, wait for this stream or for others, and take its time, and nothing can deadlock. What is to
- * come after the effect is enqueued after `Fiber.join`.
+ * Serves the purpose of a CUDA host function (`cuLaunchHostFunc`) without its restrictions. The stream does not wait for the effect,
+ * so the effect may use CUDA, wait for this stream or others, and take as long as it needs without causing a deadlock. To enqueue work
+ * after the effect, first wait for it with `Fiber.join`. Behind it are `cuEventRecord` and a wait for that event.
  *
- * Effects of one stream begin in the order in which they were launched. (A stream that was wrapped with `fromHandle` counts as
- * another one.)
+ * Effects launched on one stream begin in launch order. A stream wrapped with `fromHandle` keeps an order of its own.
  *
- * The scope's end waits for the effect when it is a success, and interrupts it otherwise. When a fault ends the device's context, the
- * effect does not run, and the fiber fails with the reason.
+ * If the scope closes with success, it waits for the effect; otherwise it interrupts the effect. If a fault ends the device's context,
+ * the effect does not run, and the fiber fails with the reason.
  *
  * **Gotchas**
  *
- * Work that is enqueued later may run before the effect does, or beside it: memory that the effect reads should not be written
- * by it.
+ * Work enqueued later may run before or during the effect, so it should not write memory that the effect reads.
  *
- * **Example** (A result that is looked at as soon as it is there)
+ * **Example** (Reading a result as soon as it is available)
  *
  * ```ts
  * import { CudaMemory, CudaStream } from "effect-cuda"
@@ -386,7 +484,7 @@ export function recordEvent(
  *   const host = yield* CudaMemory.allocateHost(device.byteLength)
  *   yield* CudaMemory.copy(host, device, stream)
  *   const fiber = yield* CudaStream.launchHostFunction(stream, Effect.sync(() => host.bytes[0]))
- *   // more work for the stream, which does not wait for it
+ *   // enqueue more work here: the stream does not wait for the effect
  *   return yield* Fiber.join(fiber)
  * }).pipe(Effect.scoped)
  * ```
@@ -408,41 +506,50 @@ export const launchHostFunction: {
     self: CudaStream,
     effect: Effect.Effect<A, E, R>
   ): Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope> =>
-    Effect.uninterruptible(Effect.gen(function*() {
-      // What the fiber needs goes with it, before the scope does.
-      const own = yield* Scope.fork(yield* Effect.scope)
-      const event = yield* recordEvent(self).pipe(
-        named("CudaStream.launchHostFunction"),
-        Scope.provide(own),
-        Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
-      )
-      const reached = named("CudaStream.launchHostFunction")(self.runtime.eventSynchronize(event.ref))
-      const inTurn = Effect.andThen(takeTurn(self.ref, reached), effect)
-      const fiber = yield* Effect.forkDetach(inTurn, { startImmediately: true })
-      yield* Scope.addFinalizerExit(own, (exit) => Exit.isSuccess(exit) ? Fiber.await(fiber) : Fiber.interrupt(fiber))
-      // A runtime that wraps another one may take its time for the release.
-      fiber.addObserver(() => void Effect.runFork(Scope.close(own, Exit.void)))
-      return fiber
-    }))
+    Effect.isEffect(effect)
+      ? launchInTurn(self, effect)
+      : refuseArgument("CudaStream.launchHostFunction", "effect", effect, "an effect")
 )
 
-/** Opened once the last host function of a stream has begun. */
-const begun = new WeakMap<StreamRef, Latch.Latch>()
-
-/** Waits for a point of a stream, and then for the host functions before it to have begun, which other fibers may still have to see to. */
-const takeTurn = (stream: StreamRef, reached: Effect.Effect<void, CudaError>): Effect.Effect<void, CudaError> =>
-  Effect.suspend(() => {
-    const before = begun.get(stream)
-    const own = Latch.makeUnsafe()
-    begun.set(stream, own)
-    if (before === undefined) return Effect.ensuring(reached, own.open)
-    // One that never begins lets the next ones begin after those before it.
-    const afterThose = Effect.forkDetach(Effect.andThen(before.await, own.open))
-    return Effect.onExit(
-      Effect.andThen(reached, before.await),
-      (exit) => Exit.isSuccess(exit) ? own.open : afterThose
+const launchInTurn = <A, E, R>(
+  self: CudaStream,
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope> =>
+  Effect.uninterruptible(Effect.gen(function*() {
+    // The event and the fiber have a scope of their own, which closes when the fiber ends.
+    const own = yield* Scope.fork(yield* Effect.scope)
+    const event = yield* recordEvent(self).pipe(
+      named("CudaStream.launchHostFunction"),
+      Scope.provide(own),
+      Effect.onError((cause) => Scope.close(own, Exit.failCause(cause)))
     )
-  })
+    const turn = takeTurn(self.ref)
+    const reached = named("CudaStream.launchHostFunction")(self.runtime.eventSynchronize(event.ref))
+    const inTurn = reached.pipe(Effect.andThen(turn), Effect.andThen(effect))
+    const fiber = yield* Effect.forkDetach(inTurn, { startImmediately: true })
+    yield* Scope.addFinalizerExit(own, (exit) => Exit.isSuccess(exit) ? Fiber.await(fiber) : Fiber.interrupt(fiber))
+    // An observer is called wherever the fiber was interrupted. A layer around the runtime may take its time to release the event.
+    fiber.addObserver(() => {
+      Effect.runFork(turn)
+      Effect.runFork(Scope.close(own, Exit.void))
+    })
+    return fiber
+  }))
+
+/** The latch of the last turn taken on each stream: open once its host function has begun, or never will. */
+const lastTurns = new WeakMap<StreamRef, Latch.Latch>()
+
+/**
+ * Takes the next turn among the host functions of a stream. The effect waits for those before, and then lets the next one begin: to be
+ * run before the host function, and again when its fiber has ended, in case it never began.
+ */
+const takeTurn = (stream: StreamRef): Effect.Effect<void> => {
+  const before = lastTurns.get(stream)
+  const own = Latch.makeUnsafe()
+  lastTurns.set(stream, own)
+  const pass = Effect.asVoid(own.open)
+  return before === undefined ? pass : Effect.andThen(before.await, pass)
+}
 
 const makeEvent = (stream: CudaStream): Effect.Effect<EventImpl, CudaError, Scope.Scope> =>
   Effect.map(

@@ -19,15 +19,16 @@ import type { Concurrency, Covariant, IsUnion } from "effect/Types"
 import { eventFlags } from "./cuda/flags.ts"
 import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
-import { Handle, named, refuseArgument, released } from "./internal/handles.ts"
+import { streamPools } from "./CudaStream.ts"
+import { countOf, Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
 import { atOrigin, CurrentPlace, onStreamOf } from "./internal/place.ts"
-import type { Place } from "./internal/place.ts"
-import { poolSize, streamPool } from "./internal/streamPool.ts"
+import type { AnyStream, Place } from "./internal/place.ts"
+import { poolSize } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
-import { dot, mermaid } from "./internal/taskPicture.ts"
-import type { Picture } from "./internal/taskPicture.ts"
-import { makePlan, sortTasks } from "./internal/taskPlan.ts"
-import type { Dependencies, Plan } from "./internal/taskPlan.ts"
+import { dot, mermaid } from "./internal/taskGraph/picture.ts"
+import type { Picture } from "./internal/taskGraph/picture.ts"
+import { makePlan, sortTasks } from "./internal/taskGraph/plan.ts"
+import type { Dependencies, Plan } from "./internal/taskGraph/plan.ts"
 import type { CudaRuntime, CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaTaskGraph"
@@ -146,6 +147,9 @@ class GraphImpl<E, R> extends Handle implements CudaTaskGraph<never, E, R> {
   constructor(tasks: ReadonlyArray<Task<unknown, E, R>>) {
     super()
     this.tasks = tasks
+  }
+  toString(): string {
+    return oneLine("CudaTaskGraph", countOf(this.tasks.length, "task"))
   }
   toJSON() {
     return { _id: "CudaTaskGraph", tasks: this.tasks.map(({ after = [], name }) => ({ name, after })) }
@@ -482,8 +486,8 @@ function runGraph<E, R>(
     const layout = layoutOf(self, most)
     return Effect.uninterruptibleMask((restore) =>
       atOrigin(operation, ({ origin, place, runtime }) => {
-        const pool = streamPool(runtime, origin.device, origin.priority)
-        return Effect.flatMap(ours(pool.lease(layout.plan.streams - 1, origin)), (leased) => {
+        const pool = streamPools.get(runtime, origin.device, origin.priority)
+        return Effect.flatMap(ours(pool.lease(runtime, layout.plan.streams - 1, origin)), (leased) => {
           const begun = new Run(self, layout, { runtime, origin, place, leased })
           const all = concurrency === 1 ? begun.inTurn : begun.sideBySide(concurrency)
           const whole = Effect.andThen(begun.fork, restore(all))
@@ -503,7 +507,7 @@ interface Surroundings {
   readonly runtime: CudaRuntimeService
   readonly origin: StreamRef
   readonly place: Place
-  readonly leased: Leased
+  readonly leased: Leased<AnyStream>
 }
 
 /** One run of a graph. Its parts run without interruption, but for the effects of tasks. */

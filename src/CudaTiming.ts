@@ -17,9 +17,9 @@ import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { named } from "./internal/handles.ts"
 import { CurrentPlace, onStream } from "./internal/place.ts"
-import { align, CurrentRecorder, makeTimed, Recorder } from "./internal/timeline.ts"
-import { renderSvg } from "./internal/timelineSvg.ts"
-import { traceEvents } from "./internal/timelineTrace.ts"
+import { align, CurrentRecorder, makeTimed, Recorder } from "./internal/timing/recorder.ts"
+import { renderSvg } from "./internal/timing/svg.ts"
+import { traceEvents } from "./internal/timing/trace.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRuntime.ts"
 
@@ -172,7 +172,7 @@ export const timed: {
     { stream }: TimedOptions = {}
   ): Effect.Effect<[duration: Duration.Duration, result: A], E | CudaError, R | CudaRuntime> =>
     Effect.scopedWith(Effect.fnUntraced(function*(scope) {
-      const begun = yield* begin(stream, scope).pipe(named("CudaTiming.timed"))
+      const begun = yield* begin("CudaTiming.timed", stream, scope).pipe(named("CudaTiming.timed"))
       const result = yield* self
       const millis = yield* reach(begun).pipe(named("CudaTiming.timed"))
       return [Duration.millis(millis), result]
@@ -394,9 +394,14 @@ interface Bracket {
   readonly end: EventRef
 }
 
-const begin = (stream: CudaStream | undefined, scope: Scope.Scope): Effect.Effect<Bracket, CudaError, CudaRuntime> =>
+const begin = (
+  operation: string,
+  stream: CudaStream | undefined,
+  scope: Scope.Scope
+): Effect.Effect<Bracket, CudaError, CudaRuntime> =>
   Effect.flatMap(CudaRuntime, (runtime) =>
     onStream(
+      operation,
       runtime,
       undefined,
       stream,
@@ -424,7 +429,7 @@ const measured = <A, E, R>(
     const clock = yield* Clock.Clock
     const began = clock.monotonicTimeNanosUnsafe()
     const missing = (error: CudaError) => Effect.sync(() => span.attribute("cuda.error", error.message))
-    const bracket = yield* Effect.catch(begin(stream, scope), missing)
+    const bracket = yield* Effect.catch(begin("CudaTiming.withSpan", stream, scope), missing)
     if (bracket === undefined) return yield* self
     const { runtime, start, stream: { device, id } } = bracket
     span.attribute("cuda.device", device)

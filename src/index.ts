@@ -1,5 +1,5 @@
 /**
- * effect-cuda: NVIDIA GPUs orchestrated with Effect. Every module under its own name.
+ * effect-cuda: orchestrate NVIDIA GPUs with Effect. Exports each module under its own name.
  *
  * @since 0.1.0
  */
@@ -21,5 +21,6 @@ export * as CudaTiming from "./CudaTiming.ts"
 export * as AutoRuntime from "./layers/AutoRuntime.ts"
 export * as CudaMetrics from "./layers/CudaMetrics.ts"
 export * as CudaRuntime from "./layers/CudaRuntime.ts"
+export * as FaultInjection from "./layers/FaultInjection.ts"
 export * as NativeRuntime from "./layers/NativeRuntime.ts"
 export * as SimulatedRuntime from "./layers/SimulatedRuntime.ts"

@@ -51,7 +51,11 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   [{ _tag: "TimingDisabled", resource: "event 1" }, ["event 1", "timing: true"]],
   [{ _tag: "NotRecorded", resource: "event 1" }, ["event 1", "never recorded"]],
   [{ _tag: "NotFinished", resource: "event 1" }, ["event 1", "not finished"]],
-  [{ _tag: "LibraryNotFound", searched: [{ path: "libcuda.so.1", problem: "missing" }] }, ["libcuda.so.1", "missing"]],
+  [
+    { _tag: "LibraryNotFound", isNamed: false, searched: [{ path: "libcuda.so.1", problem: "missing" }] },
+    ["libcuda.so.1", "missing"]
+  ],
+  [{ _tag: "KoffiNotLoaded", problem: "no native part" }, ["no native part", "external"]],
   [{ _tag: "DriverTooOld", found: 11080, required: 12000 }, ["11.8", "12.0"]],
   [{ _tag: "FunctionMissing", functionName: "cuStreamGetId" }, ["cuStreamGetId"]],
   [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]],

@@ -70,7 +70,7 @@ describe("a huge image", () => {
       const blanks = Buffer.alloc(size, " ")
       blanks.write(header, size - header.length)
       const reason = yield* failsWith(CudaProgram.fromBytes(blanks), "InvalidArgument")
-      assert.include(reason.value, "does not begin with .version")
+      assert.include(reason.expected, "does not begin with .version")
       within(2000, () => assert.strictEqual(recognize(blanks)._tag, "NoImage"))
     }))
 

@@ -398,6 +398,287 @@ describe("kernels of simulated devices", () => {
     })
   }
 
+  describe("that end in a fault", () => {
+    const to = [pointer] as const
+    type Run = SimulatedRuntime.SimulatedKernel<typeof to>["run"]
+    const mistake = new RangeError("a mistake")
+    const accesses: ReadonlyArray<readonly [Run, says: string]> = [
+      [
+        ({ args: [to] }) => to.load("u32", 4),
+        "IllegalAddress: load of bytes 16 to 20 of arguments[0], whose buffer spans bytes -4 to 12."
+      ],
+      [
+        ({ args: [to] }) => to.store("u8", -5, 0),
+        "IllegalAddress: store of bytes -5 to -4 of arguments[0], whose buffer spans bytes -4 to 12."
+      ],
+      [
+        ({ args: [to] }) => to.view(Uint8Array, 17),
+        "IllegalAddress: view of bytes 0 to 17 of arguments[0], whose buffer spans bytes -4 to 12."
+      ],
+      [({ args: [to] }) => to.view(Float64Array, 1), "MisalignedAddress: view at byte 0 of arguments[0], address 0x"],
+      [
+        ({ global }) => global("missing"),
+        "LaunchFailed: there is no global variable missing. The device is simulated: its modules have the global variables counter."
+      ],
+      [
+        ({ global }) => global("counter").load("u32", 1),
+        "IllegalAddress: load of bytes 4 to 8 of global variable counter, whose buffer spans bytes 0 to 4."
+      ],
+      [({ assert }) => assert(false), "Assert."],
+      [({ fault }) => fault("OutOfMemory"), "LaunchFailed: OutOfMemory is not a status that ends the contexts."]
+    ]
+    for (const [run, says] of accesses) {
+      it.effect(`say where: ${says}`, () => {
+        const faulty = SimulatedRuntime.kernel({ parameters: to, cost: 0, run })
+        return simulated({ faulty }, { globals: { counter: 4 } })(Effect.gen(function*() {
+          const kernel = yield* get("faulty", to)
+          const stream = yield* CudaStream.make()
+          const buffer = yield* CudaMemory.allocate(16)
+          yield* CudaKernel.launch(kernel, config, [CudaMemory.slice(buffer, 4)], stream)
+          const error = yield* Effect.flip(CudaStream.query(stream))
+          assert.include(error.message, `Kernel faulty ended in ${says}`)
+          const later = yield* Effect.flip(CudaMemory.allocate(4))
+          assert.strictEqual(later.detail, error.detail)
+          assert.include(later.message, "earlier: CudaStream.query failed")
+        }))
+      })
+    }
+
+    it.effect("say which part of a struct or an array led there, and what address the program computed", () => {
+      const record = CudaParameter.struct({ n: u32, at: pointer })
+      const seen: Array<string> = []
+      const reach = SimulatedRuntime.kernel({
+        parameters: [record, CudaParameter.array(pointer, 2), pointer],
+        cost: 0,
+        run: ({ args: [{ at }, [, second], nowhere] }) => {
+          for (const each of [at, second!, nowhere]) {
+            try {
+              each.load("u64", 1)
+            } catch (error) {
+              seen.push(String(error))
+            }
+          }
+        }
+      })
+      return simulated({ reach })(Effect.gen(function*() {
+        const named = CudaParameter.struct({ count: u32, to: pointer })
+        const kernel = yield* get("reach", [named, CudaParameter.array(pointer, 2), pointer])
+        const stream = yield* CudaStream.make()
+        const buffer = yield* CudaMemory.allocate(8)
+        const args = [{ count: 1, to: buffer }, [buffer, buffer], CudaParameter.address(64)] as const
+        yield* CudaKernel.launch(kernel, config, args, stream)
+        assert.isTrue(yield* CudaStream.query(stream))
+        assert.deepStrictEqual(seen, [
+          "Error: IllegalAddress: load of bytes 8 to 16 of arguments[0].at, whose buffer spans bytes 0 to 8",
+          "Error: IllegalAddress: load of bytes 8 to 16 of arguments[1][1], whose buffer spans bytes 0 to 8",
+          "Error: IllegalAddress: load of bytes 8 to 16 of arguments[2], but no buffer is at 0x40"
+        ])
+      }))
+    })
+
+    it.effect("by an exception keep it as the cause of all failures that follow", () => {
+      const faulty = SimulatedRuntime.kernel({
+        parameters: [],
+        cost: 0,
+        run: () => {
+          throw mistake
+        }
+      })
+      return simulated({ faulty }, { devices: 2 })(Effect.gen(function*() {
+        const kernel = yield* get("faulty", [])
+        const stream = yield* CudaStream.make()
+        const far = yield* CudaStream.make({ device: 1 })
+        yield* CudaKernel.launch(kernel, config, [], stream)
+        for (const operation of [CudaStream.synchronize(stream), CudaStream.query(far), CudaStream.make()]) {
+          const error = yield* Effect.flip(operation)
+          assert.strictEqual(error.reason._tag, "LaunchFailed")
+          assert.strictEqual(error.cause, mistake)
+          assert.strictEqual(error.detail, "Kernel faulty threw RangeError: a mistake.")
+          assert.include(error.message, "Kernel faulty threw RangeError: a mistake.")
+        }
+      }))
+    })
+
+    it.effect("in what they cost fail the launch", () => {
+      const costs: ReadonlyArray<readonly [() => number, says: string]> = [
+        [() => {
+          throw mistake
+        }, "The cost of kernel faulty threw RangeError: a mistake."],
+        [() => -1, "The cost of kernel faulty threw RangeError: expected a duration from 0."]
+      ]
+      return Effect.forEach(costs, ([cost, says]) => {
+        const faulty = SimulatedRuntime.kernel({ parameters: [], cost, run: () => {} })
+        return simulated({ faulty })(Effect.gen(function*() {
+          const kernel = yield* get("faulty", [])
+          const stream = yield* CudaStream.make()
+          const error = yield* Effect.flip(CudaKernel.launch(kernel, config, [], stream))
+          assert.strictEqual(error.reason._tag, "LaunchFailed")
+          assert.include(error.message, says)
+          yield* failsWith(CudaStream.query(stream), "LaunchFailed")
+        }))
+      })
+    })
+
+    it.effect("by a value that is not of its kind say which", () => {
+      const faulty = SimulatedRuntime.kernel({
+        parameters: to,
+        cost: 0,
+        run: ({ args: [to] }) => to.store("u8", 2, 256)
+      })
+      return simulated({ faulty })(Effect.gen(function*() {
+        const kernel = yield* get("faulty", to)
+        const stream = yield* CudaStream.make()
+        yield* CudaKernel.launch(kernel, config, [yield* CudaMemory.allocate(4)], stream)
+        const error = yield* Effect.flip(CudaStream.query(stream))
+        assert.include(error.message, "Kernel faulty threw TypeError: 256 is not a u8, for element 2 of arguments[0].")
+      }))
+    })
+
+    for (const thrown of ["a text", undefined, Object.create(null)]) {
+      it.effect(`by throwing ${typeof thrown} keep that too`, () =>
+        simulated({})(Effect.gen(function*() {
+          const control = yield* SimulatedRuntime.SimulatedControl
+          const stream = yield* CudaStream.make()
+          const run = () => {
+            throw thrown
+          }
+          yield* control.launch(stream, { duration: 0, run })
+          const error = yield* Effect.flip(CudaStream.query(stream))
+          assert.strictEqual(error.cause, thrown)
+          assert.match(
+            error.message,
+            /Work on stream \d+ of device 0 threw (a text|undefined|a value that cannot be printed)\./
+          )
+        })))
+    }
+
+    it.effect("that the control injects blame no kernel", () =>
+      simulated({})(Effect.gen(function*() {
+        const control = yield* SimulatedRuntime.SimulatedControl
+        const stream = yield* CudaStream.make()
+        yield* control.launch(stream, { duration: 0, fault: "LaunchFailed" })
+        const error = yield* Effect.flip(CudaStream.query(stream))
+        assert.deepStrictEqual([error.detail, error.cause], [undefined, undefined])
+      })))
+  })
+
+  it.effect("have parameters of kinds, which are compared", () => {
+    const { array, f32, f64, i32, output, struct, u64 } = CudaParameter
+    const vector = struct({ x: f32, y: f32 })
+    const typed = SimulatedRuntime.kernel({
+      parameters: [pointer, input, i32, vector, array(vector, 2)],
+      run: () => {}
+    })
+    return simulated({ typed })(Effect.gen(function*() {
+      const own = typed.parameters
+      const instead = (index: number, kind: ParameterKind) =>
+        get("typed", own.map((parameter, other) => other === index ? kind : parameter))
+      yield* get("typed", own)
+      const error = yield* Effect.flip(instead(2, f32))
+      assert.include(error.message, "parameters[2] is f32; expected i32, as kernel typed declares")
+      yield* refuses(instead(2, u32), "parameters[2]")
+      yield* refuses(instead(0, input), "parameters[0]")
+      yield* refuses(instead(0, u64), "parameters[0]")
+      yield* refuses(instead(3, f64), "parameters[3]")
+      yield* refuses(instead(3, array(f32, 2)), "parameters[3]")
+      yield* refuses(instead(3, struct({ x: f32, y: u32 })), "parameters[3].y")
+      yield* refuses(instead(3, struct({ x: f64 })), "parameters[3]")
+      yield* refuses(instead(3, struct({ x: f32, y: CudaParameter.u16 })), "parameters[3].y")
+      yield* refuses(instead(4, array(f32, 4)), "parameters[4]")
+      yield* refuses(instead(4, array(struct({ x: f32, y: i32 }), 2)), "parameters[4][].y")
+      yield* instead(0, output)
+      yield* instead(1, pointer)
+      yield* instead(1, CudaParameter.nullable(input))
+      yield* instead(3, struct({ re: f32, im: f32 }))
+    }))
+  })
+
+  it.effect("that find null in place of a pointer that cannot be null fault when they follow it", () => {
+    const follow = SimulatedRuntime.kernel({
+      parameters: [pointer],
+      cost: 0,
+      run: ({ args: [to] }) => to.store("u8", 0, 1)
+    })
+    return simulated({ follow })(Effect.gen(function*() {
+      const kernel = yield* get("follow", [CudaParameter.nullable(pointer)])
+      const stream = yield* CudaStream.make()
+      yield* CudaKernel.launch(kernel, config, [null], stream)
+      const error = yield* Effect.flip(CudaStream.query(stream))
+      assert.strictEqual(error.reason._tag, "IllegalAddress")
+      assert.include(error.message, "store of bytes 0 to 1 of arguments[0], but no buffer is at 0x0")
+    }))
+  })
+
+  it.effect("are not launched where one block takes more than a multiprocessor has", () => {
+    const many = SimulatedRuntime.kernel({ parameters: [], attributes: { numRegs: 255 }, cost: 0, run: () => {} })
+    return simulated({ many })(Effect.gen(function*() {
+      const kernel = yield* get("many", [])
+      const launch = (block: number) => CudaKernel.launch(kernel, { grid: 1, block }, [])
+      yield* launch(256)
+      assert.strictEqual((yield* failsWith(launch(512), "LaunchOutOfResources")).code, 701)
+    }))
+  })
+
+  it.effect("are launched in clusters and cooperatively as far as the device has room", () => {
+    const multiprocessorCount = 4
+    const wide = SimulatedRuntime.kernel({ parameters: [], cost: 0, run: () => {} })
+    return simulated({ wide }, { devices: [{ attributes: { multiprocessorCount } }] })(Effect.gen(function*() {
+      const kernel = yield* get("wide", [])
+      const launch = (sizes: CudaKernel.LaunchConfig) => CudaKernel.launch(kernel, sizes, [])
+      yield* launch({ grid: 8, block: 1024, cluster: 8 })
+      const alone = 200 * 1024
+      yield* launch({ grid: 4, block: 1024, cluster: 4, sharedBytes: alone, cooperative: true })
+      yield* failsWith(launch({ grid: 8, block: 1024, cluster: 8, sharedBytes: alone }), "InvalidClusterSize")
+      yield* failsWith(
+        launch({ grid: 6, block: 1024, cluster: 3, sharedBytes: alone, cooperative: true }),
+        "CooperativeLaunchTooLarge"
+      )
+      const error = yield* Effect.flip(launch({ grid: 9, block: 1024, cooperative: true }))
+      assert.include(error.message, "grid 9×1×1, block 1024×1×1, 0 bytes of shared memory, cooperative")
+      const config = { grid: 16, block: 32, cluster: 16 }
+      yield* failsWith(CudaKernel.activeClusters(kernel, config), "InvalidClusterSize")
+      yield* CudaKernel.setAttribute(kernel, "nonPortableClusterSizeAllowed", 1)
+      assert.strictEqual(yield* CudaKernel.activeClusters(kernel, config), 8)
+      assert.strictEqual(yield* CudaKernel.maxClusterSize(kernel, config), 16)
+      yield* launch(config)
+    }))
+  })
+
+  it.effect("have no clusters on devices before compute capability 9.0", () => {
+    const older = SimulatedRuntime.kernel({ parameters: [], run: () => {} })
+    const computeCapability = { major: 8, minor: 6 }
+    return simulated({ older }, { devices: [{ computeCapability }] })(Effect.gen(function*() {
+      const kernel = yield* get("older", [])
+      yield* refuses(CudaKernel.launch(kernel, { grid: 2, block: 1, cluster: 2 }, []), "cluster")
+    }))
+  })
+
+  it.effect("that are not registered are not found, in words that say where they come from", () =>
+    simulated({ store, "scale<float>": store }, { globals: { counter: 4 } })(Effect.gen(function*() {
+      const missing = yield* Effect.flip(get("add", []))
+      assert.include(
+        missing.message,
+        "The device is simulated: its modules have the kernels store, scale<float>. " +
+          "Add others with the option kernels of SimulatedRuntime."
+      )
+      const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
+      const variable = yield* Effect.flip(CudaModule.global(module, "bias"))
+      assert.include(
+        variable.message,
+        "The device is simulated: its modules have the global variables counter. " +
+          "Add others with the option globals of SimulatedRuntime."
+      )
+    })))
+
+  it.effect("that are many are not all listed, and none are said to be none", () =>
+    Effect.gen(function*() {
+      const many = Object.fromEntries(Array.from({ length: 23 }, (_, index) => [`kernel${index}`, store]))
+      const crowded = yield* simulated(many)(Effect.flip(get("add", [])))
+      assert.include(crowded.message, "kernel18, kernel19 and 3 more. Add others")
+      const empty = yield* simulated({})(Effect.flip(get("add", [])))
+      assert.include(empty.message, "its modules have no kernels. Add others")
+    }))
+
   it.effect("that nobody registered are not found, and neither are variables", () =>
     simulated({ store })(Effect.gen(function*() {
       const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))

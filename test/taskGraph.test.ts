@@ -18,8 +18,8 @@ import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
-import { makePlan } from "../src/internal/taskPlan.ts"
-import type { Dependencies, Plan } from "../src/internal/taskPlan.ts"
+import { makePlan } from "../src/internal/taskGraph/plan.ts"
+import type { Dependencies, Plan } from "../src/internal/taskGraph/plan.ts"
 import { failsWith } from "./support/assertions.ts"
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false

@@ -11,6 +11,17 @@ export const streamFlags = { default: 0, nonBlocking: 1 } as const
 /** The handles of a context's default streams. The context must be current when they are used. */
 export const defaultStreamHandles = { legacy: 1 as CUstream, perThread: 2 as CUstream } as const
 
+/** `CUdevice_P2PAttribute`. */
+export const peerAttributes = {
+  performanceRank: 1,
+  accessSupported: 2,
+  nativeAtomicSupported: 3,
+  arrayAccessSupported: 4
+} as const
+
+/** The name of an attribute of the link between two devices. */
+export type PeerAttribute = keyof typeof peerAttributes
+
 /** `CUevent_flags`. */
 export const eventFlags = { default: 0, blockingSync: 1, disableTiming: 2, interprocess: 4 } as const
 

@@ -38,11 +38,14 @@ const pointer = "CUdeviceptr"
 const host = "HostPointer"
 const hostFunction = "CUhostFn"
 
-/** `CUipcEventHandle`, which is passed by value. koffi needs its type before the functions. */
-export const ipcHandleType = "CUipcEventHandle"
+/** `CUipcEventHandle`, which is passed by value; not one of koffi's types (`bindOpenIpc` in `library.ts`). */
+const ipcHandle = "CUipcEventHandle"
 
-/** `CUmemLocation`, which is passed by value as well. */
-export const locationType = "CUmemLocation"
+/** `CUmemLocation`: two `int` passed by value, in one register by every calling convention. */
+const location = "uint64_t"
+
+/** A location as it is passed: its type in the lower half, its id in the upper half. */
+export const locationOf = (type: number, id: number): number => type + id * 2 ** 32
 
 /** The required functions with their parameters, all present since CUDA 12.0. */
 export const driverFunctions = {
@@ -58,6 +61,7 @@ export const driverFunctions = {
   cuDeviceGetAttribute: [memory, int, device],
   cuDeviceGetPCIBusId: [memory, int, device],
   cuDeviceCanAccessPeer: [memory, device, device],
+  cuDeviceGetP2PAttribute: [memory, int, device, device],
   cuDevicePrimaryCtxRetain: [memory, device],
   cuDevicePrimaryCtxRelease_v2: [device],
   cuCtxPushCurrent_v2: [context],
@@ -79,7 +83,7 @@ export const driverFunctions = {
   cuEventQuery: [event],
   cuEventElapsedTime: [memory, event, event],
   cuIpcGetEventHandle: [memory, event],
-  cuIpcOpenEventHandle: [memory, ipcHandleType],
+  cuIpcOpenEventHandle: [memory, ipcHandle],
   cuMemPoolCreate: [memory, memory],
   cuMemPoolDestroy: [pool],
   cuMemPoolSetAttribute: [pool, int, memory],
@@ -117,8 +121,8 @@ export const driverFunctions = {
 /** Functions that older drivers lack. Their callers fail or do without them. */
 export const optionalDriverFunctions = {
   /** CUDA 12.2. */
-  cuMemPrefetchAsync_v2: [pointer, size, locationType, uint, stream],
-  cuMemAdvise_v2: [pointer, size, int, locationType],
+  cuMemPrefetchAsync_v2: [pointer, size, location, uint, stream],
+  cuMemAdvise_v2: [pointer, size, int, location],
   /** CUDA 12.4. */
   cuKernelGetParamInfo: [kernel, size, memory, memory],
   /** CUDA 12.8. */
@@ -155,15 +159,15 @@ interface ParameterTypes {
   readonly [text]: string
   readonly uint8_t: number
   readonly uint16_t: number
-  readonly [ipcHandleType]: { readonly reserved: Uint8Array }
-  readonly [locationType]: { readonly type: number; readonly id: number }
+  readonly [ipcHandle]: Uint8Array
+  readonly [location]: number
 }
 
 type Arguments<Types extends ReadonlyArray<keyof ParameterTypes>> = {
   readonly [Index in keyof Types]: ParameterTypes[Types[Index]]
 }
 
-/** A bound function. `async` calls it on a pool thread, and passes the result to a callback. */
+/** A bound function: called on this thread, or on a pool thread (`inTurn`) that passes the result to a callback. */
 export interface DriverFunction<Parameters extends ReadonlyArray<unknown>> {
   (...parameters: Parameters): number
   readonly async: (...parameters: [...Parameters, (error: unknown, status: number) => void]) => void
@@ -171,7 +175,12 @@ export interface DriverFunction<Parameters extends ReadonlyArray<unknown>> {
 
 /** The functions bound to a library. */
 export type DriverFunctions =
-  & { readonly [Name in DriverFunctionName]: DriverFunction<Arguments<(typeof driverFunctions)[Name]>> }
+  & {
+    readonly [Name in Exclude<DriverFunctionName, "cuIpcOpenEventHandle">]: DriverFunction<
+      Arguments<(typeof driverFunctions)[Name]>
+    >
+  }
+  & { readonly cuIpcOpenEventHandle: (out: ArrayBufferView, handle: Uint8Array) => number }
   & {
     readonly [Name in OptionalDriverFunctionName]:
       | DriverFunction<Arguments<(typeof optionalDriverFunctions)[Name]>>

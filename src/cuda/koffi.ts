@@ -12,10 +12,12 @@ export interface Tried {
   readonly problem: string
 }
 
-/** Loads koffi itself, or says why there is none. */
+/** Loads koffi, or says why it cannot be used. A bundle can hold a copy without its native part, or without anything. */
 export const importKoffi = async (): Promise<typeof Koffi | Tried> => {
   try {
-    return (await import("koffi")).default
+    const { default: koffi }: { readonly default?: typeof Koffi } = await import("koffi")
+    if (typeof koffi?.load === "function") return koffi
+    return { path: koffiPath, problem: "it was loaded without its functions" }
   } catch (error) {
     return { path: koffiPath, problem: messageOf(error) }
   }

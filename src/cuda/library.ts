@@ -5,20 +5,32 @@
  * @since 0.1.0
  */
 import type Koffi from "koffi"
-import type { LibraryHandle, TypeObject } from "koffi"
+import type { LibraryHandle } from "koffi"
+import { constants } from "node:buffer"
+import type { OnEnd } from "./asyncCalls.ts"
 import { ipcHandleSize } from "./flags.ts"
-import { driverFunctions, ipcHandleType, koffiType, locationType, optionalDriverFunctions } from "./functions.ts"
+import { driverFunctions, koffiType, optionalDriverFunctions } from "./functions.ts"
 import type { DriverFunctionName, DriverFunctions } from "./functions.ts"
 import type { HostPointer } from "./handles.ts"
 import { importKoffi, keepFlags, messageOf } from "./koffi.ts"
 import type { Tried } from "./koffi.ts"
+
+/** The most bytes that an `ArrayBuffer` over memory can have, and a typed array on it: 4 GiB in Node.js 20. */
+export const mostViewBytes = constants.MAX_LENGTH
+
+/** Memory of the system, outside of every heap: it outlives the thread that asked for it. */
+export interface Pages {
+  /** The address of memory that is 0 everywhere, or undefined when there is not so much. */
+  readonly map: (byteLength: number) => HostPointer | undefined
+  readonly unmap: (address: HostPointer, byteLength: number) => void
+}
 
 /** Fills memory; lets pages be touched off the JS thread. */
 export type Memset = (
   address: number,
   value: number,
   byteLength: number,
-  done: (error: unknown) => void
+  onEnd: OnEnd
 ) => void
 
 /** A loaded driver library. */
@@ -29,10 +41,15 @@ export interface DriverLibrary {
   readonly readText: (address: number) => string
   /** The address of the memory of a buffer. */
   readonly addressOf: (buffer: ArrayBuffer) => HostPointer
-  /** Memory at an address, as a buffer that must not be reachable any more when the memory goes. It cannot be detached. */
+  /**
+   * Memory at an address, as a buffer that must not be reachable any more when the memory goes. Throws a `RangeError` for more
+   * bytes than `mostViewBytes`, with which koffi would end the process.
+   */
   readonly viewOf: (address: number, byteLength: number) => ArrayBuffer
   /** The C library's `memset` on a thread of the pool, where the platform has one under a name known here. */
   readonly memset: Memset | undefined
+  /** Undefined on a platform where it is not known how to ask for pages. */
+  readonly pages: Pages | undefined
   /**
    * Asks the system for large pages behind an address instead of those that are there, on Linux (`madvise`). What was in them
    * is 0 then. Only a wish: what becomes of it is not said.
@@ -44,6 +61,7 @@ export interface DriverLibrary {
 export type LoadResult =
   | { readonly _tag: "Loaded"; readonly library: DriverLibrary }
   | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<Tried> }
+  | { readonly _tag: "KoffiNotLoaded"; readonly problem: string }
   | {
     readonly _tag: "FunctionMissing"
     readonly functionName: DriverFunctionName
@@ -84,7 +102,7 @@ const loaded = new Map<string, DriverLibrary>()
 /** Loads the first library of the list that the system accepts, and binds every function of the table. */
 export const load = async (paths: ReadonlyArray<string>): Promise<LoadResult> => {
   const koffi = await importKoffi()
-  if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
+  if ("problem" in koffi) return { _tag: "KoffiNotLoaded", problem: koffi.problem }
   const searched: Array<Tried> = []
   for (const path of paths) {
     const known = loaded.get(path)
@@ -110,13 +128,13 @@ const isDriver = (library: LibraryHandle): boolean => {
 }
 
 const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadResult => {
-  const structs = { [ipcHandleType]: ipcHandleStruct(koffi), [locationType]: koffi.struct({ type: "int", id: "int" }) }
-  const typesOf = (types: ReadonlyArray<string>) =>
-    types.map((type) => type === ipcHandleType || type === locationType ? structs[type] : koffiType(type))
+  const typesOf = (types: ReadonlyArray<string>) => types.map(koffiType)
   const calls: Record<string, unknown> = {}
   for (const functionName of Object.keys(driverFunctions) as ReadonlyArray<DriverFunctionName>) {
     try {
-      calls[functionName] = library.func(functionName, "int", typesOf(driverFunctions[functionName]))
+      calls[functionName] = functionName === openIpc
+        ? bindOpenIpc(library)
+        : library.func(functionName, "int", typesOf(driverFunctions[functionName]))
     } catch {
       return { _tag: "FunctionMissing", functionName, driverVersion: readVersion(library) }
     }
@@ -130,8 +148,12 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
     calls: { ...calls } as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
     addressOf: (buffer) => Number(koffi.address(buffer)) as HostPointer,
-    viewOf: (address, byteLength) => koffi.view(BigInt(address), byteLength),
+    viewOf: (address, byteLength) => {
+      if (byteLength > mostViewBytes) throw new RangeError(`a view of ${byteLength} bytes; at most ${mostViewBytes}`)
+      return koffi.view(BigInt(address), byteLength)
+    },
     memset: findMemset(koffi),
+    pages: findPages(koffi),
     wantLargePages: findAdvise(koffi)
   }
   loaded.set(path, bound)
@@ -140,7 +162,7 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
 }
 
 /** Nothing for a function that this driver lacks. */
-const bindOptional = (library: LibraryHandle, functionName: string, parameters: Array<string | TypeObject>) => {
+const bindOptional = (library: LibraryHandle, functionName: string, parameters: Array<string>) => {
   try {
     return library.func(functionName, "int", parameters)
   } catch {
@@ -168,8 +190,20 @@ const readVersion = (library: LibraryHandle): number | undefined => {
   }
 }
 
-const ipcHandleStruct = (koffi: typeof Koffi) =>
-  koffi.struct({ reserved: koffi.array("uint8_t", ipcHandleSize, "Typed") })
+const openIpc = "cuIpcOpenEventHandle"
+
+/**
+ * `CUipcEventHandle`, 64 bytes that are passed by value, as what the calling convention makes of it. koffi would read a struct
+ * property by property, and ends the process when the thread is being terminated meanwhile. The System V ABI of x86-64 puts the
+ * bytes on the stack, where the arguments begin that no register is left for; the other ABIs pass the address of a copy.
+ */
+const bindOpenIpc = (library: LibraryHandle): DriverFunctions[typeof openIpc] => {
+  if (process.arch !== "x64" || process.platform === "win32") return library.func(openIpc, "int", ["void *", "void *"])
+  const registers = Array<number>(5).fill(0)
+  const types = Array<string>(registers.length + ipcHandleSize / 8).fill("uint64_t")
+  const open = library.func(openIpc, "int", ["void *", ...types])
+  return (out, handle) => open(out, ...registers, ...new BigUint64Array(handle.slice().buffer))
+}
 
 const findMemset = (koffi: typeof Koffi): Memset | undefined => {
   try {
@@ -177,6 +211,46 @@ const findMemset = (koffi: typeof Koffi): Memset | undefined => {
     return c.func("memset", "uintptr_t", ["uintptr_t", "int", "size_t"]).async
   } catch {
     return undefined
+  }
+}
+
+/** `PROT_READ | PROT_WRITE`, and `MAP_PRIVATE | MAP_ANONYMOUS` of Linux. */
+const mapFlags = { access: 0x1 | 0x2, kind: 0x2 | 0x20 }
+/** `MEM_COMMIT | MEM_RESERVE`, `PAGE_READWRITE`, and `MEM_RELEASE` of Windows. */
+const allocationFlags = { kind: 0x1000 | 0x2000, access: 0x4, release: 0x8000 }
+
+const findPages = (koffi: typeof Koffi): Pages | undefined => {
+  try {
+    return process.platform === "win32" ? windowsPages(koffi) : unixPages(koffi)
+  } catch {
+    return undefined
+  }
+}
+
+const unixPages = (koffi: typeof Koffi): Pages => {
+  const c = koffi.load(null)
+  const mmap = c.func("mmap", "uintptr_t", ["uintptr_t", "size_t", "int", "int", "int", "int64_t"])
+  const munmap = c.func("munmap", "int", ["uintptr_t", "size_t"])
+  return {
+    map: (byteLength) => {
+      const address: unknown = mmap(0, byteLength, mapFlags.access, mapFlags.kind, -1, 0)
+      // A failure is the highest address there is, which is no safe integer.
+      return typeof address === "number" ? address as HostPointer : undefined
+    },
+    unmap: munmap
+  }
+}
+
+const windowsPages = (koffi: typeof Koffi): Pages => {
+  const kernel = koffi.load("kernel32.dll")
+  const allocate = kernel.func("VirtualAlloc", "uintptr_t", ["uintptr_t", "size_t", "uint32_t", "uint32_t"])
+  const free = kernel.func("VirtualFree", "int", ["uintptr_t", "size_t", "uint32_t"])
+  return {
+    map: (byteLength) => {
+      const address: unknown = allocate(0, byteLength, allocationFlags.kind, allocationFlags.access)
+      return typeof address === "number" && address > 0 ? address as HostPointer : undefined
+    },
+    unmap: (address) => free(address, 0, allocationFlags.release)
   }
 }
 

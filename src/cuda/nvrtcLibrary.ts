@@ -8,6 +8,7 @@ import type Koffi from "koffi"
 import type { LibraryHandle } from "koffi"
 import { readdir, readFile, stat } from "node:fs/promises"
 import { isAbsolute, join } from "node:path"
+import { inTurn } from "./asyncCalls.ts"
 import { importKoffi, keepFlags, koffiPath, messageOf } from "./koffi.ts"
 import type { Tried } from "./koffi.ts"
 import { nvrtcFunctions, nvrtcSuccess, setFlowCallback } from "./nvrtc.ts"
@@ -250,7 +251,8 @@ const openForGood = (koffi: typeof Koffi, path: string): Promise<void> =>
   new Promise((resolve) => {
     if (process.platform !== "linux") return resolve()
     try {
-      koffi.load(null).func("dlopen", "uintptr_t", ["str", "int"]).async(path, keepFlags, () => resolve())
+      const open = koffi.load(null).func("dlopen", "uintptr_t", ["str", "int"])
+      inTurn((onEnd) => open.async(path, keepFlags, onEnd), () => resolve())
     } catch {
       resolve()
     }
@@ -277,7 +279,10 @@ const offThread = (library: LibraryHandle, name: string, parameters: ReadonlyArr
   const bound = find(library, name, parameters)
   return (...values: ReadonlyArray<unknown>): Promise<number> =>
     new Promise((resolve, reject) => {
-      bound.async(...values, (error: unknown, status: number) => error === null ? resolve(status) : reject(error))
+      inTurn(
+        (onEnd) => bound.async(...values, onEnd),
+        (error, status) => error === null ? resolve(status) : reject(error)
+      )
     })
 }
 

@@ -1,9 +1,9 @@
 /**
- * Recognizes images by their bytes. The driver loads many broken images without an error and fails later or not at all,
- * so broken ones are refused here.
+ * Recognizes images by their bytes. The driver loads many broken images without an error, and fails later or not at all, so this refuses
+ * broken images.
  */
 
-/** The kind of an image, or what the bytes are instead. */
+/** The kind of an image, or a description of what the bytes are instead. */
 export type Recognized =
   | { readonly _tag: "Image"; readonly kind: "cubin" | "ptx" | "fatbin"; readonly architecture: string | undefined }
   | { readonly _tag: "NoImage"; readonly problem: string }
@@ -16,7 +16,7 @@ const image = (kind: "cubin" | "ptx" | "fatbin", architecture?: string): Recogni
 
 const noImage = (problem: string): Recognized => ({ _tag: "NoImage", problem })
 
-/** Recognizes an image by its first bytes, and checks that it is as long as its header says. */
+/** Recognizes an image by its first bytes, and checks its length against its header. */
 export const recognize = (bytes: Uint8Array): Recognized => {
   if (bytes.byteLength === 0) return noImage("nothing: 0 bytes")
   const start = latin1(bytes.subarray(0, 8))

@@ -1,10 +1,10 @@
 /**
- * What a region says of buffers that order themselves: whether those made in it do, and the access that it is part of.
+ * What a region sets for ordered buffers: whether buffers allocated in it are ordered, and the access that it is part of.
  */
 import * as Context from "effect/Context"
 import type { MemoryAccess } from "../layers/CudaRuntime.ts"
 
-/** Whether buffers that are allocated order themselves. */
+/** Whether newly allocated buffers are ordered. */
 export const CurrentOrdering = Context.Reference<boolean>("effect-cuda/CurrentOrdering", {
   defaultValue: () => false
 })

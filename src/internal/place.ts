@@ -1,23 +1,32 @@
 /**
- * Where operations happen when they are not told: the current device, and the current stream of each device. Regions nest,
- * so a place knows the one around it, and a region costs one small object.
+ * The defaults of operations: the current device, and the current stream of each device. Regions nest, so each place refers to the one
+ * around it, and a region costs one small object.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import type { DeviceInput } from "../CudaDevice.ts"
 import type { CudaError } from "../CudaError.ts"
-import type { CudaStream } from "../CudaStream.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
-import type { CudaRuntimeService, StreamRef } from "../layers/CudaRuntime.ts"
-import { named } from "./handles.ts"
+import type { CudaRuntimeService, DeviceProperties, StreamRef } from "../layers/CudaRuntime.ts"
+import { isStream, wrongHandleOf } from "./given.ts"
+import { named, refuseArgument, refuseForeign } from "./handles.ts"
 
-/** A region's device, its stream if it set one, and the region around it. */
+/** The part of a stream that places need. */
+export interface AnyStream {
+  readonly runtime: CudaRuntimeService
+  readonly ref: StreamRef
+  readonly deviceIndex: number
+}
+
+/** A device, as operations accept it. */
+export type DeviceLike = number | DeviceProperties
+
+/** A region's device, its stream if it sets one, and the region around it. */
 export interface Place {
   readonly device: number
-  readonly stream: CudaStream | undefined
+  readonly stream: AnyStream | undefined
   readonly outer: Place | undefined
-  /** Of a stream that the region has for its time only. */
+  /** The lease of a stream that the region holds only while it runs. */
   readonly lease?: { readonly isOver: boolean } | undefined
 }
 
@@ -26,67 +35,87 @@ export const CurrentPlace = Context.Reference<Place>("effect-cuda/CurrentPlace",
 })
 
 /** The place of a region on a stream. */
-export const onStreamOf = (stream: CudaStream, outer: Place, lease?: Place["lease"]): Place => ({
+export const onStreamOf = (stream: AnyStream, outer: Place, lease?: Place["lease"]): Place => ({
   device: stream.deviceIndex,
   stream,
   outer,
   lease
 })
 
-/** The innermost region whose stream is still its own, and still there. */
+/** The innermost region whose stream is still leased to it and still live. */
 export const openPlace = (place: Place): Place => {
   let at = place
   while ((at.lease?.isOver === true || isGone(at.stream)) && at.outer !== undefined) at = at.outer
   return at
 }
 
-const isGone = (stream: CudaStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
+const isGone = (stream: AnyStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
 
-/** The stream that the innermost region set on a device of a runtime; none stands for the default stream. */
-export const regionStream = (
-  place: Place,
-  runtime: CudaRuntimeService,
-  device: number
-): CudaStream | undefined => {
+/** The stream that the innermost region set on a device; undefined means the default stream. */
+const regionStream = (place: Place, device: number): AnyStream | undefined => {
   for (let at: Place | undefined = place; at !== undefined; at = at.outer) {
-    if (at.device === device && at.stream?.runtime === runtime) return at.stream
+    if (at.device === device && at.stream !== undefined) return at.stream
   }
   return undefined
 }
 
-/** The device of an option, or the current one. */
-export const resolveDevice = (device: DeviceInput | undefined): Effect.Effect<number> =>
-  Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
-
-/** What is forced past the types and is no device is not a number, for the runtime to refuse. */
-export const deviceIndexOf = (device: DeviceInput | undefined): number | undefined =>
-  typeof device === "object" ? device?.index ?? Number.NaN : device
-
-/** Runs an operation on the given stream, or else on the current stream of a device, by default of the current one. */
-export const onStream = <A, E, R>(
-  runtime: CudaRuntimeService,
-  device: number | undefined,
-  stream: CudaStream | undefined,
-  operation: (stream: StreamRef) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | CudaError, R> => {
-  if (stream !== undefined) return operation(stream.ref)
-  return Effect.withFiber((fiber) => streamOf(runtime, fiber.getRef(CurrentPlace), operation, device))
-}
-
-/** Runs an operation on the stream that is current at a place, by default that of its device. */
-export const streamOf = <A, E, R>(
+/**
+ * Passes the current stream of a device to an operation, or undefined for the default stream. Refuses a region's stream of another
+ * runtime, because the operation would otherwise run on a stream that nobody asked for.
+ */
+export const withCurrent = <A, E, R>(
+  operation: string,
   runtime: CudaRuntimeService,
   place: Place,
-  operation: (stream: StreamRef) => Effect.Effect<A, E, R>,
-  device = place.device
+  device: number,
+  use: (stream: AnyStream | undefined) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  const current = regionStream(place, runtime, device)
-  return current === undefined
-    ? Effect.flatMap(runtime.streamDefault(device, "legacy"), operation)
-    : operation(current.ref)
+  const current = regionStream(place, device)
+  return current !== undefined && isForeign(current, runtime)
+    ? refuseForeign(operation, current)
+    : use(current)
 }
 
-/** Where work is forked: from the current stream, by a fiber in a context. */
+/** The given device's index, or that of the current device. */
+export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
+  Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
+
+/** The index of a device, if one was given. A value that is not a device stays what it is, for the runtime to refuse. */
+export const deviceIndexOf = (device: DeviceLike | undefined): number | undefined =>
+  device === null ? Number.NaN : typeof device === "object" ? device.index ?? device : device
+
+/** Runs an operation on the given stream, or on the current stream of a device, by default the current device. */
+export const onStream = <A, E, R>(
+  operation: string,
+  runtime: CudaRuntimeService,
+  device: number | undefined,
+  stream: AnyStream | undefined,
+  use: (stream: StreamRef) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | CudaError, R> => {
+  if (stream !== undefined) {
+    return isStream(stream) ? use(stream.ref) : refuseArgument(operation, "stream", stream, "a stream")
+  }
+  const wrong = wrongHandleOf(runtime)
+  if (wrong !== undefined) return wrong.refuse(operation)
+  return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, device))
+}
+
+/** Runs an operation on the current stream of a device at a place, by default the place's own device. */
+export const streamOf = <A, E, R>(
+  operation: string,
+  runtime: CudaRuntimeService,
+  place: Place,
+  use: (stream: StreamRef) => Effect.Effect<A, E, R>,
+  device = place.device
+): Effect.Effect<A, E | CudaError, R> => {
+  const current = regionStream(place, device)
+  if (current === undefined) return Effect.flatMap(runtime.streamDefault(device, "legacy"), use)
+  return isForeign(current, runtime) ? refuseForeign(operation, current) : use(current.ref)
+}
+
+const isForeign = (stream: AnyStream, { identity }: CudaRuntimeService): boolean => stream.runtime.identity !== identity
+
+/** Where work is forked: the current stream, and the fiber and context that fork it. */
 export interface Origin {
   readonly runtime: CudaRuntimeService
   readonly origin: StreamRef
@@ -95,7 +124,7 @@ export interface Origin {
   readonly context: Context.Context<never>
 }
 
-/** Finds the current stream, around which something is to run on other streams. */
+/** Finds the current stream, from which work on other streams is forked. */
 export const atOrigin = <A, E, R>(
   operation: string,
   body: (at: Origin) => Effect.Effect<A, E, R>
@@ -104,10 +133,9 @@ export const atOrigin = <A, E, R>(
     const { context } = fiber
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const place = fiber.getRef(CurrentPlace)
-    const current = regionStream(place, runtime, place.device)
-    if (current !== undefined) return body({ runtime, origin: current.ref, place, fiber, context })
-    return Effect.flatMap(
-      runtime.streamDefault(place.device, "legacy").pipe(named(operation)),
-      (origin) => body({ runtime, origin, place, fiber, context })
-    )
+    const begin = (origin: StreamRef) => body({ runtime, origin, place, fiber, context })
+    return withCurrent(operation, runtime, place, place.device, (current) =>
+      current === undefined
+        ? Effect.flatMap(runtime.streamDefault(place.device, "legacy").pipe(named(operation)), begin)
+        : begin(current.ref))
   })

@@ -1,21 +1,21 @@
 /**
- * Things of a runtime that live as long as a scope, made with as few steps as that takes.
+ * Creates resources that live as long as a scope, in as few steps as possible.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import type { DeviceInput } from "../CudaDevice.ts"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "../layers/CudaRuntime.ts"
 import type { CudaRuntimeService } from "../layers/CudaRuntime.ts"
 import { logRelease } from "./handles.ts"
 import { CurrentPlace, deviceIndexOf } from "./place.ts"
+import type { DeviceLike } from "./place.ts"
 
-/** How a thing is made, given back, and shown to programs. */
+/** How a kind of resource is created, destroyed, and wrapped as a handle. */
 export interface Kind<Ref, Handle> {
   readonly create: (runtime: CudaRuntimeService, device: number, fiber: AnyFiber) => Effect.Effect<Ref, CudaError>
-  /** Where it waits, it does so in the context that the thing was made in. */
+  /** A release that waits does so in the context in which the resource was created. */
   readonly destroy: (
     runtime: CudaRuntimeService,
     ref: Ref,
@@ -27,12 +27,12 @@ export interface Kind<Ref, Handle> {
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
 /**
- * Makes a thing on a device, by default the current one, for the life of the scope. Not interrupted between making it and telling
- * the scope, as with `Effect.acquireRelease`. What a release has to say is said in the context that the thing was made in, too; a
- * release that says nothing is spared the change of context.
+ * Creates a resource on a device (by default the current one) that lives as long as the scope. Like `Effect.acquireRelease`, cannot be
+ * interrupted between creating it and adding its finalizer. A failed release is logged in the context in which the resource was
+ * created; a release that succeeds is spared the change of context.
  */
 export const makeScoped = <Ref, Handle>(
-  device: DeviceInput | undefined,
+  device: DeviceLike | undefined,
   { create, destroy, wrap }: Kind<Ref, Handle>
 ): Effect.Effect<Handle, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.withFiber((fiber: AnyFiber): Effect.Effect<Handle, CudaError> => {

@@ -1,26 +1,35 @@
 /**
- * The pooled streams of a runtime: 32 per device and priority, made on first use and handed out in turn. What combinators
- * run on is leased: while a stream is leased, other leases take another one, as long as there is one.
+ * The pooled streams of a runtime: 32 per device and priority, created on first use and handed out in turn. Combinators lease the streams
+ * that they use: other leases take other streams, as long as any are free.
  */
 import * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
 import type { CudaError } from "../CudaError.ts"
-import type { CudaStream, PriorityOptions } from "../CudaStream.ts"
 import { resolvePriority } from "../layers/CudaRuntime.ts"
-import type { CudaRuntimeService, PriorityRange, StreamRef } from "../layers/CudaRuntime.ts"
-import { StreamImpl } from "./handles.ts"
+import type { CudaRuntimeService, Priority, PriorityRange, StreamRef } from "../layers/CudaRuntime.ts"
 import { resolveDevice } from "./place.ts"
+import type { AnyStream, DeviceLike } from "./place.ts"
 
 /** Streams per device and priority. */
 export const poolSize = 32
 
-/** Streams that no other lease has, unless all of the pool are leased; until they are given back. */
-export class Leased {
-  readonly streams: ReadonlyArray<CudaStream>
+/** Which of a runtime's pools to use. */
+interface PoolOptions {
+  readonly device?: DeviceLike | undefined
+  readonly priority?: Priority | undefined
+  readonly outOfRange?: "fail" | "clamp" | undefined
+}
+
+/** Creates the handle of a stream. */
+type Wrap<Stream> = (runtime: CudaRuntimeService, ref: StreamRef) => Stream
+
+/** Streams that are in no other lease until they are given back, unless all streams of the pool are leased. */
+export class Leased<out Stream extends AnyStream> {
+  readonly streams: ReadonlyArray<Stream>
   readonly refs: ReadonlyArray<StreamRef>
   isOver = false
   readonly #free: () => void
-  constructor(streams: ReadonlyArray<CudaStream>, free: () => void) {
+  constructor(streams: ReadonlyArray<Stream>, free: () => void) {
     this.streams = streams
     this.refs = streams.map((stream) => stream.ref)
     this.#free = free
@@ -32,57 +41,65 @@ export class Leased {
   }
 }
 
-/** The streams of one device and priority. */
-export class StreamPool {
-  readonly #runtime: CudaRuntimeService
+/**
+ * The streams of one device and priority, shared by a runtime and the layers around it. Each of them gets handles of its own, so that a
+ * layer also sees the operations on pooled streams.
+ */
+class StreamPool<Stream extends AnyStream> {
+  readonly #wrap: Wrap<Stream>
   readonly #device: number
   readonly #priority: number
-  readonly #streams: Array<CudaStream | undefined> = Array.from({ length: poolSize }, () => undefined)
+  readonly #refs: Array<StreamRef | undefined> = Array.from({ length: poolSize }, () => undefined)
+  /** The handle last given out for each slot. If only one runtime asks, a stream has only one handle. */
+  readonly #handles: Array<Stream | undefined> = Array.from({ length: poolSize }, () => undefined)
   readonly #leases = new Uint32Array(poolSize)
   readonly #making = Semaphore.makeUnsafe(1)
-  /** Requests go up and leases go down, so that they meet late. */
+  /** Requests count up and leases count down, so that they rarely take the same stream. */
   #nextRequest = 0
   #nextLease = poolSize - 1
 
-  constructor(runtime: CudaRuntimeService, device: number, priority: number) {
-    this.#runtime = runtime
+  constructor(wrap: Wrap<Stream>, device: number, priority: number) {
+    this.#wrap = wrap
     this.#device = device
     this.#priority = priority
   }
 
-  /** The next stream in turn, if it is made already and the runtime goes on. */
-  takeMade(): CudaStream | undefined {
-    const made = this.#streams[this.#nextRequest]
-    if (made?.ref.state !== "live") return undefined
-    this.#nextRequest = (this.#nextRequest + 1) % poolSize
-    return made
+  /** The next stream in turn, if it already exists and is live. */
+  takeMade(runtime: CudaRuntimeService): Stream | undefined {
+    const slot = this.#nextRequest
+    const ref = this.#refs[slot]
+    if (ref?.state !== "live") return undefined
+    this.#nextRequest = (slot + 1) % poolSize
+    return this.#handle(runtime, slot, ref)
   }
 
   /** The next stream in turn. */
-  readonly take: Effect.Effect<CudaStream, CudaError> = Effect.suspend(() => {
-    const slot = this.#nextRequest
-    this.#nextRequest = (slot + 1) % poolSize
-    return this.#stream(slot)
-  })
+  take(runtime: CudaRuntimeService): Effect.Effect<Stream, CudaError> {
+    return Effect.suspend(() => {
+      const slot = this.#nextRequest
+      this.#nextRequest = (slot + 1) % poolSize
+      return this.#stream(runtime, slot)
+    })
+  }
 
-  /** Leases streams that are all made already; nothing if one is not. */
-  tryLease(count: number, origin: StreamRef): Leased | undefined {
+  /** Leases streams if all of them already exist. */
+  tryLease(runtime: CudaRuntimeService, count: number, origin: StreamRef): Leased<Stream> | undefined {
     const slots = this.#choose(count, origin)
-    const streams: Array<CudaStream> = []
+    const streams: Array<Stream> = []
     for (const slot of slots) {
-      const made = this.#streams[slot]
-      if (made !== undefined) streams.push(made)
+      const ref = this.#refs[slot]
+      if (ref !== undefined) streams.push(this.#handle(runtime, slot, ref))
     }
     if (streams.length === count) return new Leased(streams, () => this.#free(slots))
     this.#free(slots)
     return undefined
   }
 
-  /** Run without interruption: what is leased has to be given back. The stream of the origin is the last to be leased. */
-  lease(count: number, origin?: StreamRef): Effect.Effect<Leased, CudaError> {
+  /** Must run uninterruptibly, because the lease must be given back. The stream of the origin is the last to be leased. */
+  lease(runtime: CudaRuntimeService, count: number, origin?: StreamRef): Effect.Effect<Leased<Stream>, CudaError> {
     return Effect.suspend(() => {
       const slots = this.#choose(count, origin)
-      return Effect.forEach(slots, (slot) => this.#stream(slot)).pipe(
+      return Effect.forEach(slots, (slot) => this.#stream(runtime, slot)).pipe(
         Effect.map((streams) => new Leased(streams, () => this.#free(slots))),
         Effect.onError(() => Effect.sync(() => this.#free(slots)))
       )
@@ -99,7 +116,7 @@ export class StreamPool {
     for (const slot of slots) this.#leases[slot]!--
   }
 
-  /** The next slot that is neither leased nor the origin's, if there is one. */
+  /** The next slot that is neither leased nor the origin's, or the next one if there is none. */
   #leaseSlot(origin: StreamRef | undefined): number {
     let slot = this.#nextLease
     for (let tried = 1; tried < poolSize && !this.#isFree(slot, origin); tried++) slot = before(slot)
@@ -109,77 +126,85 @@ export class StreamPool {
   }
 
   #isFree(slot: number, origin: StreamRef | undefined): boolean {
-    return this.#leases[slot] === 0 && (origin === undefined || this.#streams[slot]?.ref !== origin)
+    return this.#leases[slot] === 0 && (origin === undefined || this.#refs[slot] !== origin)
   }
 
-  #stream(slot: number): Effect.Effect<CudaStream, CudaError> {
-    const made = this.#streams[slot]
-    if (made !== undefined) return Effect.succeed(made)
+  #stream(runtime: CudaRuntimeService, slot: number): Effect.Effect<Stream, CudaError> {
+    const made = this.#refs[slot]
+    if (made !== undefined) return Effect.succeed(this.#handle(runtime, slot, made))
     const make = Effect.suspend(() => {
-      const known = this.#streams[slot]
-      if (known !== undefined) return Effect.succeed(known)
+      const known = this.#refs[slot]
+      if (known !== undefined) return Effect.succeed(this.#handle(runtime, slot, known))
       return Effect.map(
-        this.#runtime.streamCreate({ device: this.#device, priority: this.#priority, nonBlocking: true }),
-        (ref): CudaStream => this.#streams[slot] = new StreamImpl(this.#runtime, ref)
+        runtime.streamCreate({ device: this.#device, priority: this.#priority, nonBlocking: true }),
+        (ref) => this.#handle(runtime, slot, this.#refs[slot] = ref)
       )
     })
     return Effect.uninterruptible(this.#making.withPermit(make))
+  }
+
+  #handle(runtime: CudaRuntimeService, slot: number, ref: StreamRef): Stream {
+    const known = this.#handles[slot]
+    if (known?.runtime === runtime) return known
+    return this.#handles[slot] = this.#wrap(runtime, ref)
   }
 }
 
 const before = (slot: number): number => slot === 0 ? poolSize - 1 : slot - 1
 
-/** The pools of a device by priority, and its priorities, once they are known. */
-class DevicePools {
+/** The pools of a device by priority, and its priority range once that is known. */
+class DevicePools<Stream extends AnyStream> {
   range: PriorityRange | undefined
-  readonly byPriority = new Map<number, StreamPool>()
+  readonly byPriority = new Map<number, StreamPool<Stream>>()
 }
 
-const pools = new WeakMap<CudaRuntimeService, ReadonlyArray<DevicePools>>()
-
-const poolsOf = (runtime: CudaRuntimeService): ReadonlyArray<DevicePools> => {
-  const known = pools.get(runtime)
-  if (known !== undefined) return known
-  const made = runtime.devices.map(() => new DevicePools())
-  pools.set(runtime, made)
-  return made
-}
-
-/** The pool of a device and a priority that it has. */
-export const streamPool = (runtime: CudaRuntimeService, device: number, priority: number): StreamPool => {
-  const { byPriority } = poolsOf(runtime)[device]!
-  const known = byPriority.get(priority)
-  if (known !== undefined) return known
-  const made = new StreamPool(runtime, device, priority)
-  byPriority.set(priority, made)
-  return made
-}
-
-/** The pool that options ask for. A priority outside the range is clamped, unless it is to fail. */
-export const resolvePool = (
-  runtime: CudaRuntimeService,
-  options: PriorityOptions
-): Effect.Effect<StreamPool, CudaError> =>
-  Effect.flatMap(
-    resolveDevice(options.device),
-    (device) =>
-      Effect.map(runtime.devicePriorityRange(device), (range) => {
-        poolsOf(runtime)[device]!.range = range
-        return streamPool(runtime, device, priorityOf(range, options))
-      })
-  )
-
-const priorityOf = (range: PriorityRange, { outOfRange = "clamp", priority = "low" }: PriorityOptions): number =>
+const priorityOf = (range: PriorityRange, { outOfRange = "clamp", priority = "low" }: PoolOptions): number =>
   resolvePriority(range, priority, outOfRange)
 
-/** The next stream of a pool that is there already; nothing if something has to be made or asked first. */
-export const takeMade = (
-  runtime: CudaRuntimeService,
-  device: number,
-  options: PriorityOptions
-): Effect.Effect<CudaStream> | undefined => {
-  const ofDevice = poolsOf(runtime)[device]
-  if (ofDevice?.range === undefined) return undefined
-  const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade()
-  return made && Effect.succeed(made)
+/** The pools of all runtimes. Runtimes with the same identity share them. */
+export class StreamPools<Stream extends AnyStream> {
+  readonly #wrap: Wrap<Stream>
+  readonly #byIdentity = new WeakMap<object, ReadonlyArray<DevicePools<Stream>>>()
+
+  constructor(wrap: Wrap<Stream>) {
+    this.#wrap = wrap
+  }
+
+  /** The pool of a device and priority. */
+  get(runtime: CudaRuntimeService, device: number, priority: number): StreamPool<Stream> {
+    const { byPriority } = this.#of(runtime)[device]!
+    const known = byPriority.get(priority)
+    if (known !== undefined) return known
+    const made = new StreamPool(this.#wrap, device, priority)
+    byPriority.set(priority, made)
+    return made
+  }
+
+  /** The pool for the given options. Clamps a priority outside the range unless `outOfRange` is `"fail"`. */
+  resolve(runtime: CudaRuntimeService, options: PoolOptions): Effect.Effect<StreamPool<Stream>, CudaError> {
+    return Effect.flatMap(
+      resolveDevice(options.device),
+      (device) =>
+        Effect.map(runtime.devicePriorityRange(device), (range) => {
+          this.#of(runtime)[device]!.range = range
+          return this.get(runtime, device, priorityOf(range, options))
+        })
+    )
+  }
+
+  /** The next stream of a pool, if nothing has to be created or queried first. */
+  takeMade(runtime: CudaRuntimeService, device: number, options: PoolOptions): Effect.Effect<Stream> | undefined {
+    const ofDevice = Number.isInteger(device) ? this.#of(runtime)[device] : undefined
+    if (ofDevice?.range === undefined) return undefined
+    const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
+    return made && Effect.succeed(made)
+  }
+
+  #of(runtime: CudaRuntimeService): ReadonlyArray<DevicePools<Stream>> {
+    const known = this.#byIdentity.get(runtime.identity)
+    if (known !== undefined) return known
+    const made = runtime.devices.map(() => new DevicePools<Stream>())
+    this.#byIdentity.set(runtime.identity, made)
+    return made
+  }
 }

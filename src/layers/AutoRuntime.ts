@@ -6,10 +6,11 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { formatVersion } from "../CudaError.ts"
+import { formatVersion, invalidArgument } from "../CudaError.ts"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import * as NativeRuntime from "./NativeRuntime.ts"
+import { readVariable } from "./shared/configuration.ts"
 import * as SimulatedRuntime from "./SimulatedRuntime.ts"
 
 /**
@@ -29,8 +30,11 @@ export interface AutoOptions {
  *
  * **Details**
  *
- * Any other failure of the native runtime is a failure of this layer: it hides neither a GPU that does not work nor a
- * `libraryPath` that does not exist.
+ * `EFFECT_CUDA_RUNTIME` in the configuration overrides this: `native` never simulates, `simulated` never looks for a GPU. Any other value
+ * fails with `InvalidArgument`.
+ *
+ * Any other failure of the native runtime is a failure of this layer: it hides neither a GPU that does not work, nor a library that the
+ * program named (`libraryPath`, `EFFECT_CUDA_LIBRARY`) and that does not exist, nor koffi that cannot be loaded.
  *
  * @category layers
  * @since 0.1.0
@@ -38,24 +42,47 @@ export interface AutoOptions {
 export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaError> =>
   Layer.effect(
     CudaRuntime,
-    NativeRuntime.make(options.native).pipe(
-      Effect.tap(({ devices, driverVersion }) =>
-        Effect.logInfo(`CUDA runtime: ${devices.length} × ${devices[0]!.name}, CUDA ${formatVersion(driverVersion)}`)
-      ),
-      Effect.catchReasons("CudaError", {
-        LibraryNotFound: (_, error) =>
-          options.native?.libraryPath === undefined ? simulated(options, error) : Effect.fail(error),
-        FunctionMissing: (_, error) => simulated(options, error),
-        DriverTooOld: (_, error) => simulated(options, error),
-        NoDevice: (_, error) => simulated(options, error),
-        StubLibrary: (_, error) => simulated(options, error)
-      })
-    )
+    Effect.flatMap(readVariable(operation, variable), (choice) => {
+      switch (choice || undefined) {
+        case undefined:
+          return nativeOrSimulated(options)
+        case "native":
+          return native(options)
+        case "simulated":
+          return simulated(options, `as ${variable} says`)
+        default:
+          return Effect.fail(invalidArgument(operation, variable, choice, `"native", "simulated", or nothing`))
+      }
+    })
   )
 
-const simulated = (options: AutoOptions, error: CudaError) =>
+const operation = "AutoRuntime.layer"
+const variable = "EFFECT_CUDA_RUNTIME"
+
+const native = (options: AutoOptions) =>
+  Effect.tap(
+    NativeRuntime.make(options.native),
+    ({ devices, driverVersion }) =>
+      Effect.logInfo(`CUDA runtime: ${devices.length} × ${devices[0]!.name}, CUDA ${formatVersion(driverVersion)}`)
+  )
+
+const nativeOrSimulated = (options: AutoOptions) => {
+  const instead = (error: CudaError) =>
+    Effect.andThen(
+      Effect.logDebug(error.message),
+      simulated(options, `since the native one fails with ${error.reason._tag}`)
+    )
+  return Effect.catchReasons(native(options), "CudaError", {
+    LibraryNotFound: ({ isNamed }, error) => isNamed ? Effect.fail(error) : instead(error),
+    FunctionMissing: (_, error) => instead(error),
+    DriverTooOld: (_, error) => instead(error),
+    NoDevice: (_, error) => instead(error),
+    StubLibrary: (_, error) => instead(error)
+  })
+}
+
+const simulated = (options: AutoOptions, why: string) =>
   Effect.gen(function*() {
-    yield* Effect.logInfo(`CUDA runtime: simulated, because the native runtime fails with ${error.reason._tag}`)
-    yield* Effect.logDebug(error.message)
+    yield* Effect.logInfo(`CUDA runtime: simulated, ${why}`)
     return Context.get(yield* Layer.build(SimulatedRuntime.layer(options.simulated)), CudaRuntime)
   })

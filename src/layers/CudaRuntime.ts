@@ -82,6 +82,8 @@ export interface CudaRuntimeService
     ProgramOperations
 {
   readonly kind: "native" | "simulated"
+  /** What tells the handles of one runtime from those of another; a layer around a runtime keeps it. */
+  readonly identity: object
   readonly driverVersion: number
   readonly devices: ReadonlyArray<DeviceProperties>
   /** The resources that the runtime currently holds. */

@@ -16,26 +16,19 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type { DeviceAttribute } from "../cuda/flags.ts"
 import type { ParameterKind } from "../cuda/parameters.ts"
-import { statuses, success } from "../cuda/status.ts"
 import type { StatusTag } from "../cuda/status.ts"
 import type { CudaError } from "../CudaError.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService, DeviceMemoryRef, PriorityRange, StreamRef } from "./CudaRuntime.ts"
-import { operations } from "./runtime/operations.ts"
+import type { FaultInjectionService } from "./FaultInjection.ts"
 import type { OperationName } from "./runtime/operations.ts"
-import { fromStatus, refuse, refuseArgument, refuseResource } from "./shared/failures.ts"
-import type { FaultOrigins } from "./shared/failures.ts"
-import { architectureName } from "./shared/programs.ts"
-import type { Compile } from "./shared/programs.ts"
-import { ownMemory, ownStream, unusable } from "./shared/resources.ts"
+import { faultsEndContexts, inject, Injection } from "./shared/injection.ts"
 import * as Runtime from "./shared/Runtime.ts"
-import { SimulatedBackend } from "./simulated/backend.ts"
-import type { BackendOptions } from "./simulated/backend.ts"
-import { inject, Plan } from "./simulated/injection.ts"
-import { nanoseconds } from "./simulated/kernels.ts"
-import type { KernelValue, SimulatedKernel, SimulatedLaunch, SimulatedPointer } from "./simulated/kernels.ts"
-import { refuseDevice, resolveDevice } from "./simulated/options.ts"
-import type { DeviceFields, RefusedOption } from "./simulated/options.ts"
+import { SimulatedBackend } from "./simulated/Backend.ts"
+import { makeControl } from "./simulated/control.ts"
+import type { KernelValue, SimulatedKernel, SimulatedLaunch } from "./simulated/kernelFunctions.ts"
+import { resolve } from "./simulated/options.ts"
+import type { SimulatedPointer } from "./simulated/pointers.ts"
 
 export type {
   /**
@@ -197,23 +190,25 @@ export interface TimelineEntry {
 export interface Work {
   /** Virtual time it takes; infinite for a kernel that hangs. */
   readonly duration: Duration.Input
-  /** What it does, at its end. When it throws, the work ends in a `LaunchFailed` fault. */
+  /**
+   * What it does, at its end. When it throws, the work ends in a `LaunchFailed` fault, and the failures that follow have what it
+   * threw as their `cause`.
+   */
   readonly run?: (() => void) | undefined
   /** The fault it ends in: a status that ends the contexts. */
   readonly fault?: StatusTag | undefined
 }
 
 /**
- * Steers the simulated devices.
+ * Steers the simulated devices. `failNext`, `clear` and `pending` inject failures as `FaultInjection` does; an injected fault
+ * ends the contexts.
  *
  * @category models
  * @since 0.1.0
  */
-export interface SimulatedControlService {
+export interface SimulatedControlService extends FaultInjectionService {
   /** Enqueues work on a stream. */
   readonly launch: (stream: StreamRef | { readonly ref: StreamRef }, work: Work) => Effect.Effect<void, CudaError>
-  /** Makes the next call of an operation fail, or the next so many. A sticky status ends the contexts too. */
-  readonly failNext: (call: OperationName, status: StatusTag, times?: number) => Effect.Effect<void, CudaError>
   /**
    * Ends the contexts of the runtime at once, as a fault on this device does: pending work never runs, and every later call
    * fails, on every device.
@@ -300,9 +295,10 @@ export const make = (
     const clock = yield* Clock.clockWith(Effect.succeed)
     const context = yield* Effect.context<never>()
     const backend = new SimulatedBackend(resolved, clock, context)
-    const plan = new Plan()
-    const service = yield* Runtime.make(backend, compile)
-    return { runtime: CudaRuntime.of(inject(service, backend, plan)), control: makeControl(backend, plan) }
+    const injection = new Injection()
+    const service = yield* Runtime.make(backend)
+    faultsEndContexts(service, (device, status) => backend.endContext(device, status))
+    return { runtime: inject(service, injection), control: makeControl(backend, injection) }
   })
 
 /**
@@ -310,8 +306,9 @@ export const make = (
  *
  * **Details**
  *
- * Interprocess events can be opened by every simulated runtime of the process that has the same `Clock`; a handle of
- * another clock is `NotSupported`, one of another process `InvalidHandle`.
+ * Interprocess events can be opened by every other simulated runtime of the process that has the same `Clock`, as if each
+ * runtime were a process. A handle of the runtime itself is `InvalidContext`, one of another clock `NotSupported`, one of
+ * another process `InvalidHandle`.
  *
  * **Gotchas**
  *
@@ -341,174 +338,3 @@ export const layer = (options: SimulatedOptions = {}): Layer.Layer<CudaRuntime |
       ({ control, runtime }) => Context.make(CudaRuntime, runtime).pipe(Context.add(SimulatedControl, control))
     )
   )
-
-/** A simulated device runs no machine code: its kernels are functions, named as the source names them. */
-const compile: Compile = ({ goal, nameExpressions }) =>
-  Effect.sync(() => ({
-    kind: "simulated",
-    architecture: architectureName(goal),
-    image: new Uint8Array(0),
-    loweredNames: new Map(nameExpressions.map((expression) => [expression, expression])),
-    log: "",
-    fromCache: false
-  }))
-
-const makeControl = (backend: SimulatedBackend, plan: Plan): SimulatedControlService => {
-  const origins: FaultOrigins = { first: undefined }
-  return {
-    launch: (target, work) => launch(backend, origins, "ref" in target ? target.ref : target, work),
-    failNext: (call, status, times = 1) => failNext(plan, call, status, times),
-    lose: (device, status) => lose(backend, device, status),
-    bytes: (target) => bytes(backend, "ref" in target ? target.ref : target),
-    timeline: Effect.sync(() => {
-      backend.now()
-      return backend.model.timeline?.slice() ?? []
-    }),
-    now: Effect.sync(() => backend.now()),
-    pendingOperations: Effect.sync(() => {
-      backend.now()
-      return backend.model.world.pending
-    })
-  }
-}
-
-const launch = (
-  backend: SimulatedBackend,
-  origins: FaultOrigins,
-  ref: StreamRef,
-  work: Work
-): Effect.Effect<void, CudaError> =>
-  Effect.suspend(() => {
-    const operation = "SimulatedControl.launch"
-    const stream = ownStream(ref)
-    if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
-    const duration = nanoseconds(work.duration)
-    if (duration === undefined) return refuseArgument(operation, "duration", work.duration, "a duration from 0")
-    if (work.fault !== undefined && !isSticky(work.fault)) {
-      return refuseArgument(
-        operation,
-        "fault",
-        work.fault,
-        "a status that ends the context, for example IllegalAddress"
-      )
-    }
-    const status = backend.launch(stream, {
-      duration,
-      fault: work.fault === undefined ? success : statuses[work.fault].code,
-      ...(work.run === undefined ? {} : { act: work.run })
-    })
-    if (status === success) return Effect.void
-    const context = { operation, device: stream.device, subject: String(stream) }
-    return Effect.fail(fromStatus(backend, origins, status, context))
-  })
-
-const failNext = (plan: Plan, call: OperationName, status: StatusTag, times: number): Effect.Effect<void, CudaError> =>
-  Effect.suspend(() => {
-    const operation = "SimulatedControl.failNext"
-    if (!Object.values(operations).some(([name]) => name === call)) {
-      return refuseArgument(operation, "call", call, "the name of an operation")
-    }
-    if (!Object.hasOwn(statuses, status)) return refuseArgument(operation, "status", status, "the tag of a status")
-    if (!Number.isInteger(times) || times < 1) return refuseArgument(operation, "times", times, "an integer above 0")
-    plan.add(call, status, times)
-    return Effect.void
-  })
-
-const lose = (backend: SimulatedBackend, device: number, status: StatusTag): Effect.Effect<void, CudaError> =>
-  Effect.suspend(() => {
-    const operation = "SimulatedControl.lose"
-    if (backend.devices[device] === undefined) {
-      return refuseArgument(operation, "device", device, `a device index from 0 to ${backend.devices.length - 1}`)
-    }
-    if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
-    backend.lose(device, statuses[status].code)
-    return Effect.void
-  })
-
-const bytes = (
-  backend: SimulatedBackend,
-  ref: DeviceMemoryRef
-): Effect.Effect<Uint8Array<ArrayBuffer>, CudaError> =>
-  Effect.suspend(() => {
-    const operation = "SimulatedControl.bytes"
-    const memory = ownMemory(ref)
-    if (unusable(backend, memory)) return refuseResource(operation, backend, memory)
-    const content = backend.bytesOf(memory)
-    if (content !== undefined) return Effect.succeed(content)
-    const context = { operation, device: ref.device, subject: String(memory) }
-    return Effect.fail(fromStatus(backend, { first: undefined }, statuses.OutOfMemory.code, context))
-  })
-
-const isSticky = (status: StatusTag): boolean => Object.hasOwn(statuses, status) && statuses[status].isSticky
-
-const resolve = (options: SimulatedOptions): Effect.Effect<BackendOptions, CudaError> =>
-  Effect.suspend(() => {
-    const { peerAccess = true } = options
-    const devices = deviceFields(options.devices ?? 1)
-    const refused = devices === undefined ? refusedDevices(options.devices) : refuseOptions(options, devices)
-    if (devices === undefined || refused !== undefined) {
-      const { argument, expected, value } = refused ?? refusedDevices(options.devices)
-      return refuseArgument("SimulatedRuntime.make", argument, value, expected)
-    }
-    return Effect.succeed({
-      devices: devices.map(resolveDevice),
-      driverVersion: options.driverVersion ?? 13000,
-      peerAccess: typeof peerAccess === "function" ? peerAccess : () => peerAccess,
-      hostMemory: options.hostMemory ?? Infinity,
-      kernels: new Map(Object.entries(options.kernels ?? {})),
-      globals: new Map(Object.entries(options.globals ?? {}).map(([name, initial]) => [name, bytesOf(initial)])),
-      recordTimeline: options.recordTimeline ?? false
-    })
-  })
-
-/** The options of each device; nothing when there would be none, or no number of them. */
-const deviceFields = (
-  devices: number | ReadonlyArray<SimulatedDeviceOptions>
-): ReadonlyArray<DeviceFields> | undefined => {
-  if (typeof devices === "number") {
-    return Number.isInteger(devices) && devices >= 1 && devices <= 1024
-      ? Array.from({ length: devices }, () => ({}))
-      : undefined
-  }
-  if (devices.length === 0) return undefined
-  return devices.map((device) => ({
-    ...device,
-    copyLatency: device.copyLatency === undefined ? undefined : nanoseconds(device.copyLatency) ?? NaN
-  }))
-}
-
-const refusedDevices = (devices: unknown): RefusedOption => ({
-  argument: "devices",
-  value: devices,
-  expected: "a number of devices from 1 to 1024, or what each of at least one is like"
-})
-
-const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
-  const { driverVersion, hostMemory } = options
-  if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
-    return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
-  }
-  if (hostMemory !== undefined && !(hostMemory >= 0)) {
-    return { argument: "hostMemory", value: hostMemory, expected: "a number of bytes from 0" }
-  }
-  for (const [ordinal, device] of devices.entries()) {
-    const refused = refuseDevice(device, ordinal)
-    if (refused !== undefined) return refused
-  }
-  return refuseSymbols(options)
-}
-
-const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
-  for (const [name, { cost }] of Object.entries(kernels)) {
-    if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
-    return { argument: `kernels.${name}.cost`, value: cost, expected: "a duration from 0" }
-  }
-  for (const [name, initial] of Object.entries(globals)) {
-    if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
-    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many" }
-  }
-  return undefined
-}
-
-const bytesOf = (initial: Uint8Array | number): Uint8Array =>
-  typeof initial === "number" ? new Uint8Array(initial) : initial

@@ -1,6 +1,5 @@
 /**
- * The contract of branches and dependencies: what runs side by side, what waits for what, and that whatever was enqueued is
- * joined, however it ended.
+ * The contract of branches and dependencies: concurrency, ordering, and joining all enqueued work however the branch ended.
  */
 import { assert, layer } from "@effect/vitest"
 import * as CudaBranch from "effect-cuda/CudaBranch"
@@ -26,7 +25,7 @@ const busyHere = (millis: number) =>
     yield* busy.enqueue(yield* CudaStream.current(), millis)
   })
 
-/** Runs a test on a stream of its own, in a scope that leaves nothing; the pool's streams are there already. */
+/** Runs a test on its own stream and asserts that its scope leaves nothing behind. The pooled streams already exist. */
 const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
     for (const { index: device } of yield* CudaDevice.all) {
@@ -39,7 +38,7 @@ const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effec
     )
   })
 
-/** A buffer that holds 0s, and room on the host to see it. */
+/** A zeroed device buffer and a host buffer to read it back. */
 const makeBuffer = Effect.gen(function*() {
   const device = yield* CudaMemory.allocate(4096)
   const host = yield* CudaMemory.allocateHost(4096)
@@ -48,7 +47,7 @@ const makeBuffer = Effect.gen(function*() {
   return { device, host }
 })
 
-/** Copies the buffer to the host as work of the current stream, waits, and asserts what it was filled with. */
+/** Copies the buffer to the host on the current stream, waits, and asserts its fill value. */
 const holds = ({ device, host }: Effect.Success<typeof makeBuffer>, value: number) =>
   Effect.gen(function*() {
     yield* CudaMemory.copy(host, device)
@@ -58,7 +57,7 @@ const holds = ({ device, host }: Effect.Success<typeof makeBuffer>, value: numbe
 
 export const branchContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("branches", (it) => {
-    it.effect("start after what the current stream holds, which goes on after all of them", () =>
+    it.effect("start after the current stream's work, and the current stream continues after all of them", () =>
       onStream(() =>
         Effect.gen(function*() {
           const source = yield* makeBuffer
@@ -73,7 +72,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("run side by side, each on a stream of its own", () =>
+    it.effect("run concurrently, each on its own stream", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const streams = yield* CudaBranch.all([
@@ -93,7 +92,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("give their results as they were given: a tuple, a record, an iterable, or none", () =>
+    it.effect("return results in the shape of the input: tuple, record, iterable, or none", () =>
       onStream(() =>
         Effect.gen(function*() {
           const [number, text] = yield* CudaBranch.all([Effect.succeed(1), Effect.succeed("two")])
@@ -115,7 +114,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("share streams where these are bounded, and are in order there", () =>
+    it.effect("share a limited number of streams, in order on each", () =>
       onStream(() =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -200,7 +199,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("refuse a number of streams that is none", () =>
+    it.effect("reject an invalid number of streams", () =>
       onStream(() =>
         Effect.gen(function*() {
           for (const streams of [0, -1, 1.5, Number.NaN]) {
@@ -212,7 +211,7 @@ export const branchContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("cannot be forked from a stream that was released", () =>
+    it.effect("cannot fork from a released stream", () =>
       Effect.gen(function*() {
         const gone = yield* Effect.scoped(CudaStream.make())
         const all = CudaBranch.all([Effect.void]).pipe(CudaStream.withStream(gone))
@@ -244,7 +243,7 @@ export const branchContract = (rig: Rig): void =>
 
 export const forkContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("forked branches", (it) => {
-    it.effect("run beside the current stream until they are joined", () =>
+    it.effect("run concurrently with the current stream until joined", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -262,7 +261,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("start after what the current stream held when they were forked", () =>
+    it.effect("start after the work the current stream held at the fork", () =>
       onStream(() =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -275,7 +274,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("can be joined on any stream, more than once", () =>
+    it.effect("join on any stream, any number of times", () =>
       onStream(() =>
         Effect.gen(function*() {
           const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -288,7 +287,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("that failed are joined, and the join fails as they did", () =>
+    it.effect("that failed still join, and the join fails with their failure", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -301,7 +300,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("are waited for on the host while their effect runs, and that can be interrupted", () =>
+    it.effect("make join wait on the host for their effect, interruptibly", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -316,7 +315,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("that nobody joined are interrupted with their scope, and the stream they came from waits for them", () =>
+    it.effect("never joined are interrupted with their scope, and their parent stream waits for them", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
@@ -336,7 +335,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("of a branch that is over are joined by the region around it", () =>
+    it.effect("forked from a finished branch are joined by the enclosing region", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const scope = yield* Scope.make()
@@ -350,7 +349,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("take streams that no other branch has", () =>
+    it.effect("use streams that no other branch holds", () =>
       onStream(() =>
         Effect.gen(function*() {
           const forked = yield* Effect.replicateEffect(CudaBranch.fork(Effect.void), 16)
@@ -362,7 +361,7 @@ export const forkContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("regions on a pooled stream set it and restore, in no order with what was current", () =>
+    it.effect("pooled stream regions set and restore the current stream, without ordering against it", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           yield* busyHere(40)
@@ -383,7 +382,7 @@ export const forkContract = (rig: Rig): void =>
 
 export const dependencyContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("dependencies", (it) => {
-    it.effect("stand for what streams held, events, and other dependencies", () =>
+    it.effect("capture the work of streams, events, and other dependencies", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [left, right, next] = yield* Effect.all([CudaStream.make(), CudaStream.make(), CudaStream.make()])
@@ -405,7 +404,7 @@ export const dependencyContract = (rig: Rig): void =>
         assert.isFalse(yield* CudaStream.query(left))
       })))
 
-    it.effect("end on the host when every point is reached, and not before", () =>
+    it.effect("complete on the host once every point is reached, not earlier", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [left, right] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -435,7 +434,7 @@ export const dependencyContract = (rig: Rig): void =>
         assert.isBelow(Duration.toMillis(took), 150)
       })))
 
-    it.effect("of nothing are reached, and nothing to wait for", () =>
+    it.effect("with no sources are always reached", () =>
       leavesNothing(Effect.gen(function*() {
         const none = yield* CudaDependency.make([])
         assert.isTrue(yield* CudaDependency.query(none))
@@ -462,7 +461,7 @@ export const dependencyContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("with a released event fail by name", () =>
+    it.effect("with a released event fail with ResourceReleased", () =>
       Effect.scoped(Effect.gen(function*() {
         const gone = yield* Effect.scoped(CudaEvent.make())
         const stream = yield* CudaStream.make()

@@ -1,5 +1,5 @@
 /**
- * The contract of every runtime: each suite below runs on the simulated runtime, and on the native one where there is a GPU.
+ * The contract of every runtime. Each suite below runs on the simulated runtime, and on the native one if there is a GPU.
  */
 import { describe } from "@effect/vitest"
 import type { Rig } from "../support/Rig.ts"

@@ -1,5 +1,5 @@
 /**
- * Copies of rows and in batches, beside the same done byte by byte.
+ * 2D copies and batched copies, compared with a byte-by-byte reference.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaMemory, CudaStream } from "effect-cuda"
@@ -10,7 +10,7 @@ import type { Rig } from "../support/Rig.ts"
 
 const mebi = 2 ** 20
 
-/** Numbers that look random, the same in every run. */
+/** Deterministic pseudo-random numbers. */
 const makeRandom = (seed: number) => {
   let state = seed
   return (below: number): number => {
@@ -19,7 +19,7 @@ const makeRandom = (seed: number) => {
   }
 }
 
-/** The rows of one array in another. */
+/** Copies the rows of one array into another. */
 const moveRows = (
   to: Uint8Array,
   from: Uint8Array,
@@ -57,8 +57,8 @@ export const copyContract = (rig: Rig): void => {
     return bytes
   })
 
-  layer(rig.layer, { excludeTestServices: true })("copies of rows", (it) => {
-    it.effect("move any rows in any direction, as copying them one by one does", () =>
+  layer(rig.layer, { excludeTestServices: true })("2D copies", (it) => {
+    it.effect("copy any rows in any direction, as copying them one by one would", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const random = makeRandom(7)
@@ -84,7 +84,7 @@ export const copyContract = (rig: Rig): void => {
         }
       })))
 
-    it.effect("cross what pinned memory is made of", () =>
+    it.effect("cross the segments of pinned memory", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const host = yield* CudaMemory.allocateHost(34 * mebi)
@@ -105,7 +105,7 @@ export const copyContract = (rig: Rig): void => {
         assert.strictEqual(Buffer.compare(bytes, expected), 0)
       })))
 
-    it.effect("without a pitch take rows that follow each other", () =>
+    it.effect("without a pitch copy contiguous rows", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const [device, host] = [yield* CudaMemory.allocate(12), yield* CudaMemory.allocateHost(20)]
@@ -119,7 +119,7 @@ export const copyContract = (rig: Rig): void => {
         assert.deepStrictEqual([...host.bytes.subarray(0, 13)], [0, 1, 2, 5, 6, 7, 10, 11, 12, 15, 16, 17, 12])
       })))
 
-    it.effect("within a buffer lie in each other's gaps", () =>
+    it.effect("within one buffer may interleave", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const device = yield* CudaMemory.allocate(40)
@@ -132,7 +132,7 @@ export const copyContract = (rig: Rig): void => {
         }
       })))
 
-    it.effect("that cannot be meant are refused by name", () =>
+    it.effect("reject invalid arguments by name", () =>
       leavesNothing(Effect.gen(function*() {
         const [device, host] = [yield* CudaMemory.allocate(100), yield* CudaMemory.allocateHost(100)]
         const { copy2D, rows, slice } = CudaMemory
@@ -151,7 +151,7 @@ export const copyContract = (rig: Rig): void => {
         yield* refuses(copy2D(host, host, size), "destination")
       })))
 
-    it.effect.skipIf(rig.deviceCount < 2)("go from device to device", () =>
+    it.effect.skipIf(rig.deviceCount < 2)("work between devices", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make({ device: 0 })
         const far = yield* CudaMemory.allocate(100, { device: 1 })
@@ -175,8 +175,8 @@ export const copyContract = (rig: Rig): void => {
       })))
   })
 
-  layer(rig.layer, { excludeTestServices: true })("copies in a batch", (it) => {
-    it.effect("move any ranges in any direction, as copying them one by one does", () =>
+  layer(rig.layer, { excludeTestServices: true })("batched copies", (it) => {
+    it.effect("copy any ranges in any direction, as copying them one by one would", () =>
       leavesNothing(Effect.gen(function*() {
         const own = yield* CudaStream.make()
         const random = makeRandom(11)
@@ -210,7 +210,7 @@ export const copyContract = (rig: Rig): void => {
         }
       })))
 
-    it.effect("are ordered among the uses of buffers that order themselves", () =>
+    it.effect("are ordered with other uses of ordered buffers", () =>
       leavesNothing(Effect.gen(function*() {
         const [first, second] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
         const device = yield* CudaMemory.allocate(64, { ordered: true })
@@ -226,14 +226,14 @@ export const copyContract = (rig: Rig): void => {
         assert.isTrue(host.bytes.every((byte) => byte === 4))
       })))
 
-    it.effect("of nothing are nothing to do", () =>
+    it.effect("with no copies do nothing", () =>
       leavesNothing(Effect.gen(function*() {
         const [device, host] = [yield* CudaMemory.allocate(8), yield* CudaMemory.allocateHost(8)]
         yield* CudaMemory.copyBatch([])
         yield* CudaMemory.copyBatch([{ destination: CudaMemory.slice(device, 8), source: CudaMemory.slice(host, 8) }])
       })))
 
-    it.effect("that depend on each other or cannot be meant are refused by name", () =>
+    it.effect("reject overlapping or invalid copies by name", () =>
       leavesNothing(Effect.gen(function*() {
         const [device, host] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocateHost(64)]
         const { copyBatch, slice } = CudaMemory

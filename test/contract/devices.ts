@@ -1,5 +1,5 @@
 /**
- * Devices: what they say of themselves, and the current one.
+ * Devices: their properties, and the current device.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaDevice, CudaStream } from "effect-cuda"
@@ -23,7 +23,7 @@ export const deviceContract = (rig: Rig): void =>
         }
       }))
 
-    it.effect("say what they are", () =>
+    it.effect("report their properties", () =>
       Effect.gen(function*() {
         for (const device of yield* CudaDevice.all) {
           assert.isNotEmpty(device.name)
@@ -40,7 +40,7 @@ export const deviceContract = (rig: Rig): void =>
         }
       }))
 
-    it.effect("answer every named attribute with a whole number", () =>
+    it.effect("return an integer for every named attribute", () =>
       Effect.gen(function*() {
         for (const name of Object.keys(deviceAttributes) as ReadonlyArray<DeviceAttribute>) {
           assert.isTrue(Number.isInteger(yield* CudaDevice.attribute(name)), name)
@@ -57,7 +57,7 @@ export const deviceContract = (rig: Rig): void =>
       }))
 
     for (const index of [-1, 99, 0.5, Number.NaN]) {
-      it.effect(`there is no device ${index}`, () =>
+      it.effect(`rejects device ${index}`, () =>
         leavesNothing(Effect.gen(function*() {
           yield* refuses(CudaDevice.get(index), "device")
           yield* refuses(CudaDevice.memoryInfo(index), "device")
@@ -70,10 +70,10 @@ export const deviceContract = (rig: Rig): void =>
         })))
     }
 
-    it.effect("an attribute that is none is refused", () =>
+    it.effect("reject an unknown attribute", () =>
       refuses(CudaDevice.attribute("shoeSize" as DeviceAttribute), "attribute"))
 
-    it.effect("the current device is a region's and restored on every exit", () =>
+    it.effect("withDevice sets the current device and restores it on every exit", () =>
       Effect.gen(function*() {
         const last = rig.deviceCount - 1
         const index = Effect.map(CudaDevice.current, (device) => device.index)
@@ -91,18 +91,34 @@ export const deviceContract = (rig: Rig): void =>
         assert.strictEqual(yield* index, 0)
       }))
 
-    it.effect("synchronize waits for nothing on an idle device", () => CudaDevice.synchronize())
+    it.effect("synchronize returns at once on an idle device", () => CudaDevice.synchronize())
 
-    it.effect("a failure inside a region passes through as it is", () =>
+    it.effect("withDevice passes failures through unchanged", () =>
       Effect.gen(function*() {
         const exit = yield* Effect.exit(CudaDevice.withDevice(Effect.fail("mine"), 0))
         assert.deepStrictEqual(exit, Exit.fail("mine"))
         yield* failsWith(CudaDevice.withDevice(CudaDevice.get(99), 0), "InvalidArgument")
       }))
 
-    it.effect.skipIf(rig.deviceCount < 2)("peer access is answered both ways", () =>
+    it.effect.skipIf(rig.deviceCount < 2)("report peer access in both directions", () =>
       Effect.gen(function*() {
         assert.strictEqual(yield* CudaDevice.canAccessPeer(0, 1), yield* CudaDevice.canAccessPeer(1, 0))
         assert.isFalse(yield* CudaDevice.canAccessPeer(0, 0))
+      }))
+
+    it.effect.skipIf(rig.deviceCount < 2)("attributes of a link agree with peer access, both ways", () =>
+      Effect.gen(function*() {
+        for (const [device, peer] of [[0, 1], [1, 0]] as const) {
+          const isSupported = yield* CudaDevice.peerAttribute(device, peer, "accessSupported")
+          assert.strictEqual(isSupported, Number(yield* CudaDevice.canAccessPeer(device, peer)))
+          assert.isAtLeast(yield* CudaDevice.peerAttribute(device, peer, "performanceRank"), 0)
+        }
+        yield* refuses(CudaDevice.peerAttribute(0, 1, "shoeSize" as CudaDevice.PeerAttribute), "attribute")
+      }))
+
+    it.effect("a device has no link to itself, nor to one that does not exist", () =>
+      Effect.gen(function*() {
+        yield* refuses(CudaDevice.peerAttribute(0, 0, "accessSupported"), "peer")
+        yield* refuses(CudaDevice.peerAttribute(0, rig.deviceCount, "accessSupported"), "peer")
       }))
   })

@@ -1,5 +1,5 @@
 /**
- * Events: every row of the reference system, the four ways an elapsed time fails, and sharing with other processes.
+ * Events: every row of the reference system, the four failures of an elapsed time, and sharing with other processes.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaEvent, CudaStream } from "effect-cuda"
@@ -13,7 +13,7 @@ import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
-/** `CUevent_flags` by options, as the reference system has them. */
+/** Options and the `CUevent_flags` they map to in the reference system. */
 const flags: ReadonlyArray<readonly [number, TimedOptions | UntimedOptions]> = [
   [2, {}],
   [0, { timing: true }],
@@ -47,19 +47,19 @@ export const eventContract = (rig: Rig): void =>
         })))
     }
 
-    it.effect("refuse timing with interprocess when forced past the types", () => {
+    it.effect("reject timing with interprocess when forced past the types", () => {
       const forced = { timing: true, interprocess: true }
       return leavesNothing(refuses(CudaEvent.make(forced as unknown as TimedOptions), "timing"))
     })
 
-    it.effect("that were never recorded are done", () =>
+    it.effect("never recorded report done", () =>
       leavesNothing(Effect.gen(function*() {
         const event = yield* CudaEvent.make()
         assert.isTrue(yield* CudaEvent.query(event))
         yield* CudaEvent.synchronize(event)
       })))
 
-    it.effect("are done when the work before their record is", () =>
+    it.effect("report done once the work before their record is done", () =>
       leavesNothing(Effect.gen(function*() {
         const { event, stream } = yield* recorded(30)
         assert.isFalse(yield* CudaEvent.query(event))
@@ -68,7 +68,7 @@ export const eventContract = (rig: Rig): void =>
         assert.isTrue(yield* CudaStream.query(stream))
       })))
 
-    it.effect("synchronize keeps the record that was current when it began", () =>
+    it.effect("synchronize waits for the record that was current at the call", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const { event, stream } = yield* recorded(20)
@@ -79,7 +79,7 @@ export const eventContract = (rig: Rig): void =>
         assert.isFalse(yield* CudaEvent.query(event))
       })))
 
-    it.effect("synchronize keeps waiting when the event is recorded on an idle stream meanwhile", () =>
+    it.effect("synchronize keeps waiting when the event is re-recorded on an idle stream", () =>
       leavesNothing(Effect.gen(function*() {
         const { event, stream } = yield* recorded(60)
         const waiting = yield* Effect.forkChild(CudaEvent.synchronize(event), { startImmediately: true })
@@ -90,7 +90,7 @@ export const eventContract = (rig: Rig): void =>
         assert.isTrue(yield* CudaStream.query(stream))
       })))
 
-    it.effect("synchronize ends with its record when the event is released meanwhile", () =>
+    it.effect("synchronize completes with its record when the event is released meanwhile", () =>
       leavesNothing(Effect.gen(function*() {
         const outer = yield* CudaStream.make()
         const scope = yield* Scope.make()
@@ -118,7 +118,7 @@ export const eventContract = (rig: Rig): void =>
         assert.closeTo(Duration.toMillis(yield* start.pipe(CudaEvent.elapsedTime(end))), millis, 1e-6)
       })))
 
-    it.effect("tell the failures of an elapsed time apart, in order", () =>
+    it.effect("distinguish the failures of an elapsed time, in order", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const stream = yield* CudaStream.make()
@@ -138,7 +138,7 @@ export const eventContract = (rig: Rig): void =>
         yield* CudaEvent.elapsedTime(start, end)
       })))
 
-    it.effect.skipIf(rig.deviceCount < 2)("refuse a stream or a partner of another device, naming both", () =>
+    it.effect.skipIf(rig.deviceCount < 2)("reject a stream or event of another device, naming both", () =>
       leavesNothing(Effect.gen(function*() {
         const [near, far] = [yield* CudaStream.make({ device: 0 }), yield* CudaStream.make({ device: 1 })]
         const event = yield* CudaEvent.make({ device: 1 })
@@ -152,7 +152,7 @@ export const eventContract = (rig: Rig): void =>
         yield* failsWith(CudaEvent.elapsedTime(start, end), "DeviceMismatch")
       })))
 
-    it.effect("have a handle for other processes when they are made for it", () =>
+    it.effect("have an IPC handle when created with interprocess", () =>
       leavesNothing(Effect.gen(function*() {
         const event = yield* CudaEvent.make({ interprocess: true })
         const handle = yield* CudaEvent.ipcHandle(event)
@@ -163,19 +163,25 @@ export const eventContract = (rig: Rig): void =>
         yield* refuses(CudaEvent.ipcHandle(yield* CudaEvent.make()), "event")
       })))
 
+    it.effect("cannot be opened by the process that made them", () =>
+      leavesNothing(Effect.gen(function*() {
+        const handle = yield* CudaEvent.ipcHandle(yield* CudaEvent.make({ interprocess: true }))
+        yield* failsWith(CudaEvent.fromIpcHandle(handle), "InvalidContext")
+      })))
+
     for (const length of [0, 63, 65]) {
-      it.effect(`refuse an interprocess handle of ${length} bytes`, () =>
+      it.effect(`reject an IPC handle of ${length} bytes`, () =>
         leavesNothing(refuses(CudaEvent.fromIpcHandle(new Uint8Array(length)), "handle")))
     }
 
-    it.effect("fail typed for an interprocess handle that stands for nothing", () =>
+    it.effect("fail with a typed error for an invalid IPC handle", () =>
       leavesNothing(Effect.gen(function*() {
         const error = yield* Effect.flip(CudaEvent.fromIpcHandle(new Uint8Array(64).fill(1)))
         assert.strictEqual(error.operation, "CudaEvent.fromIpcHandle")
         assert.isFalse(error.isSticky)
       })))
 
-    it.effect("10,000 waits at once all end", () =>
+    it.effect("10,000 concurrent waits all complete", () =>
       leavesNothing(Effect.gen(function*() {
         const { event } = yield* recorded(50)
         const waits = Array.from({ length: 10_000 }, () => CudaEvent.synchronize(event))
@@ -183,7 +189,7 @@ export const eventContract = (rig: Rig): void =>
         assert.isTrue(yield* CudaEvent.query(event))
       })))
 
-    it.effect("waits can be interrupted at once, and the event goes on", () =>
+    it.effect("waits are interruptible immediately, and the event is unaffected", () =>
       leavesNothing(Effect.gen(function*() {
         const { event, stream } = yield* recorded(60)
         const waits = [CudaEvent.synchronize(event), CudaStream.synchronize(stream)]
@@ -196,7 +202,7 @@ export const eventContract = (rig: Rig): void =>
       })))
   })
 
-/** An event recorded behind this much work. */
+/** An event recorded behind the given amount of work. */
 const recorded = (millis: number) =>
   Effect.gen(function*() {
     const busy = yield* Busy

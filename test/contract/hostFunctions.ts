@@ -21,7 +21,7 @@ export const hostFunctionContract = (rig: Rig): void =>
       return { stream, work: (millis: number) => enqueue(stream, millis) }
     })
 
-    it.effect("run after the work before them, and give their result", () =>
+    it.effect("run after the work enqueued before them, and return their result", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const device = yield* CudaMemory.allocate(64)
@@ -35,7 +35,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         assert.strictEqual(yield* Fiber.join(fiber), 8)
       })))
 
-    it.effect("hold nobody up: neither the stream nor who launches them", () =>
+    it.effect("block neither the stream nor the launching fiber", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         yield* work(5)
@@ -44,7 +44,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         yield* Fiber.interrupt(fiber)
       })))
 
-    it.effect("may use the stream that they were launched on, and wait for it", () =>
+    it.effect("may use and wait for the stream they were launched on", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const device = yield* CudaMemory.allocate(64)
@@ -59,7 +59,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         assert.strictEqual(bytes[63], 3)
       })))
 
-    it.effect("of one stream run in order, as far as their beginning", () =>
+    it.effect("of one stream start in order", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const order: Array<number> = []
@@ -72,7 +72,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         assert.deepStrictEqual(order, Array.from({ length: 50 }, (_, index) => index))
       })))
 
-    it.effect("are awaited by a scope that closes well, and interrupted by one that does not", () =>
+    it.effect("are awaited by a scope that succeeds, and interrupted by one that fails", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const ended: Array<string> = []
@@ -89,7 +89,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         assert.deepStrictEqual(ended, ["success"])
       })))
 
-    it.effect("leave nothing in a scope that goes on", () =>
+    it.effect("leave nothing behind in a scope that stays open", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream } = yield* busy
         const { liveResources } = yield* CudaRuntime
@@ -100,7 +100,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         assert.deepStrictEqual(yield* liveResources, before)
       })))
 
-    it.effect("fail with what they fail with, and use what they are given", () =>
+    it.effect("propagate failures, and use the provided services", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream } = yield* busy
         const failing = yield* CudaStream.launchHostFunction(stream, Effect.fail("no" as const))
@@ -109,7 +109,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         assert.strictEqual(yield* Fiber.join(asking), rig.name)
       })))
 
-    it.effect("are refused on a stream that is gone", () =>
+    it.effect("are rejected on a released stream", () =>
       leavesNothing(Effect.gen(function*() {
         const own = yield* Scope.make()
         const stream = yield* Scope.provide(CudaStream.make(), own)
@@ -117,7 +117,7 @@ export const hostFunctionContract = (rig: Rig): void =>
         yield* failsWith(CudaStream.launchHostFunction(stream, Effect.void), "ResourceReleased")
       })))
 
-    it.effect("can start a hundred more at once", () =>
+    it.effect("run a hundred launched behind the same work", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const all = yield* Deferred.make<void>()

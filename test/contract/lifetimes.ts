@@ -1,5 +1,5 @@
 /**
- * Lifetimes: releases while work is in flight, handles used late or in the wrong place, the runtime gone first.
+ * Lifetimes: releases while work is in flight, handles used after release or with the wrong runtime, and early runtime shutdown.
  */
 import { assert, describe, it, layer } from "@effect/vitest"
 import { CudaEvent, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
@@ -32,7 +32,7 @@ export const lifetimeContract = (rig: Rig): void => {
         assert.isTrue(host.bytes.every((byte) => byte === 3))
       })))
 
-    it.effect("a buffer's release waits for nothing, and its memory lives until its work is done", () =>
+    it.effect("a buffer's release returns at once, and its memory lives until its work is done", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const stream = yield* CudaStream.make()
@@ -57,7 +57,7 @@ export const lifetimeContract = (rig: Rig): void => {
         assert.isTrue(target.bytes.every((byte) => byte === 5))
       })))
 
-    it.effect("what was released refuses every use", () =>
+    it.effect("a released resource rejects every use", () =>
       leavesNothing(Effect.gen(function*() {
         const gone = yield* Effect.scoped(everything)
         const live = yield* everything
@@ -65,7 +65,7 @@ export const lifetimeContract = (rig: Rig): void => {
         yield* Effect.forEach(uses(live, live), (use) => use)
       })))
 
-    it.effect("what belongs to another runtime is refused", () =>
+    it.effect("resources of another runtime are rejected", () =>
       leavesNothing(Effect.gen(function*() {
         const own = yield* everything
         const context = yield* Layer.build(Layer.fresh(rig.layer))
@@ -82,7 +82,7 @@ export const lifetimeContract = (rig: Rig): void => {
         yield* Effect.forEach(mixed, (use) => failsWith(use, "ForeignResource"))
       })))
 
-    it.effect("interruption at any moment leaves nothing", () =>
+    it.effect("interruption at any point leaves nothing behind", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         for (let millis = 0; millis < 12; millis++) {
@@ -101,7 +101,7 @@ export const lifetimeContract = (rig: Rig): void => {
   })
 
   describe("the runtime", () => {
-    it.live("releases what is left, and refuses what comes after", () =>
+    it.live("releases remaining resources, and rejects later calls", () =>
       Effect.gen(function*() {
         const scope = yield* Scope.make()
         const context = yield* Scope.provide(Layer.build(Layer.fresh(rig.layer)), scope)
@@ -126,7 +126,7 @@ export const lifetimeContract = (rig: Rig): void => {
         yield* Scope.close(leaked, Exit.void)
       }))
 
-    it.live("released while a device is being opened and memory pinned, ends those first", () =>
+    it.live("released while opening a device and pinning memory, finishes those first", () =>
       Effect.gen(function*() {
         const scope = yield* Scope.make()
         const context = yield* Scope.provide(Layer.build(Layer.fresh(rig.layer)), scope)
@@ -148,7 +148,7 @@ export const lifetimeContract = (rig: Rig): void => {
         assert.isTrue(Object.values(live).every((count) => count === 0), JSON.stringify(live))
       }))
 
-    it.live("can be made and released many times", () =>
+    it.live("can be created and released many times", () =>
       Effect.forEach(
         Array.from({ length: 5 }),
         () =>
@@ -167,7 +167,7 @@ interface Everything {
   readonly host: CudaMemory.HostBuffer
 }
 
-/** One of each resource, all used. */
+/** One of each resource, each used. */
 const everything = Effect.gen(function*() {
   const made: Everything = {
     stream: yield* CudaStream.make(),
@@ -182,7 +182,7 @@ const everything = Effect.gen(function*() {
   return made
 })
 
-/** Every operation, each with one resource of `own` and the rest of `other`. */
+/** Every operation, mixing resources of `own` and `other`. */
 const uses = (own: Everything, other: Everything): ReadonlyArray<Effect.Effect<unknown, CudaError>> => [
   CudaStream.query(own.stream),
   CudaStream.synchronize(own.stream),

@@ -1,5 +1,5 @@
 /**
- * Managed memory: used by devices and the host alike.
+ * Managed memory, used by devices and the host.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaKernel, CudaMemory, CudaModule, CudaStream } from "effect-cuda"
@@ -15,7 +15,7 @@ const mebi = 2 ** 20
 
 export const managedContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("managed memory", (it) => {
-    it.effect("is written by a device and read by the host, and the other way round", () =>
+    it.effect("is shared by device and host, in both directions", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const managed = yield* CudaMemory.allocateManaged(3 * mebi)
@@ -30,7 +30,7 @@ export const managedContract = (rig: Rig): void =>
         assert.deepStrictEqual([bytes[0], bytes[3 * mebi - 2], bytes[3 * mebi - 1]], [7, 7, 9])
       })))
 
-    it.effect("is copied from and to like device memory", () =>
+    it.effect("copies like device memory", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const [one, other] = [yield* CudaMemory.allocateManaged(4096), yield* CudaMemory.allocateManaged(4096)]
@@ -44,7 +44,7 @@ export const managedContract = (rig: Rig): void =>
         assert.deepStrictEqual(host.bytes, one.bytes)
       })))
 
-    it.effect("moves ahead of its use, to the host and back, whatever was advised", () =>
+    it.effect("prefetches to the host and back, whatever the advice", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const managed = yield* CudaMemory.allocateManaged(9 * mebi)
@@ -63,7 +63,7 @@ export const managedContract = (rig: Rig): void =>
         yield* CudaMemory.prefetch(CudaMemory.slice(managed, 0, 0), "host", stream)
       })))
 
-    it.effect("is an argument of kernels", () =>
+    it.effect("can be a kernel argument", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const module = yield* CudaModule.load(yield* program)
@@ -74,7 +74,7 @@ export const managedContract = (rig: Rig): void =>
         assert.strictEqual(CudaMemory.view(managed, Uint32Array)[0], 77)
       })))
 
-    it.effect("is seen by the host while the device works on other memory", () =>
+    it.effect("is readable by the host while the device works on other memory", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const managed = yield* CudaMemory.allocateManaged(4096)
@@ -84,7 +84,7 @@ export const managedContract = (rig: Rig): void =>
         assert.isFalse(yield* CudaStream.query(stream))
       })))
 
-    it.effect("orders itself, if it is to", () =>
+    it.effect("can be ordered", () =>
       leavesNothing(Effect.gen(function*() {
         const [first, second] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
         const managed = yield* CudaMemory.allocateManaged(4096, { ordered: true })
@@ -98,7 +98,7 @@ export const managedContract = (rig: Rig): void =>
         yield* CudaMemory.synchronize(managed)
       })))
 
-    it.effect("shows nothing once it is released, and what was seen before stays readable", () =>
+    it.effect("is empty after release, and earlier views stay readable", () =>
       leavesNothing(Effect.gen(function*() {
         const [managed, bytes] = yield* Effect.scoped(Effect.gen(function*() {
           const managed = yield* CudaMemory.allocateManaged(4096)
@@ -112,7 +112,7 @@ export const managedContract = (rig: Rig): void =>
         yield* failsWith(CudaMemory.advise(managed, { readMostly: true }), "ResourceReleased")
       })))
 
-    it.effect("is counted as memory of its device", () =>
+    it.effect("counts as memory of its device", () =>
       leavesNothing(Effect.gen(function*() {
         const { liveResources } = yield* CudaRuntime
         const before = yield* liveResources
@@ -122,7 +122,7 @@ export const managedContract = (rig: Rig): void =>
         assert.strictEqual(live.deviceBuffers - before.deviceBuffers, 1)
       })))
 
-    it.effect("what cannot be meant is refused by name", () =>
+    it.effect("rejects invalid arguments by name", () =>
       leavesNothing(Effect.gen(function*() {
         const managed = yield* CudaMemory.allocateManaged(64)
         const device: DeviceBuffer = yield* CudaMemory.allocate(64)

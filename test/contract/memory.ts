@@ -1,16 +1,18 @@
 /**
- * Memory: copies and fills of every kind and range, and every way to ask for one wrongly.
+ * Memory: copies and fills of every kind and range, and every invalid request.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
+import { constants } from "node:buffer"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { giveAway, transferIfAllowed } from "../support/giveAway.ts"
 import type { Rig } from "../support/Rig.ts"
 
 const mebi = 1024 * 1024
 
-/** Bytes that no two neighbouring positions share, for finding what was copied where. */
+/** Bytes that differ between neighbouring positions, to detect misplaced copies. */
 const pattern = (length: number): Uint8Array =>
   Uint8Array.from({ length }, (_, index) => (index * 31 + (index >> 8)) & 255)
 
@@ -20,7 +22,7 @@ const same = (actual: Uint8Array, expected: Uint8Array) =>
 export const memoryContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("memory", (it) => {
     for (const length of [1, 4095, 4096, 65_537, 16 * mebi, 16 * mebi + 1, 40 * mebi + 3]) {
-      it.effect(`${length} bytes go to the device, across it, and back`, () =>
+      it.effect(`${length} bytes copy to the device, within it, and back`, () =>
         leavesNothing(Effect.gen(function*() {
           const stream = yield* CudaStream.make()
           const [up, down] = [yield* CudaMemory.allocateHost(length), yield* CudaMemory.allocateHost(length)]
@@ -35,7 +37,7 @@ export const memoryContract = (rig: Rig): void =>
           same(down.bytes, bytes)
         })))
 
-      it.effect(`${length} bytes of an ordinary array go to the device and back`, () =>
+      it.effect(`${length} bytes of an ordinary array upload and download`, () =>
         leavesNothing(Effect.gen(function*() {
           const stream = yield* CudaStream.make()
           const device = yield* CudaMemory.allocate(length)
@@ -49,7 +51,51 @@ export const memoryContract = (rig: Rig): void =>
         })))
     }
 
-    it.effect("parts of buffers are copied to parts of buffers", () =>
+    it.effect("pinned memory whose buffer was transferred is refused, and what was enqueued ends", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(4 * mebi)
+        const host = yield* CudaMemory.allocateHost(4 * mebi)
+        const other = yield* CudaMemory.allocateHost(4 * mebi)
+        yield* CudaMemory.copy(device, host, stream)
+        yield* CudaMemory.copy(host, device, stream)
+        giveAway(host.bytes.buffer)
+        assert.strictEqual(host.bytes.byteLength, 0)
+        const refused = yield* failsWith(CudaMemory.copy(device, host, stream), "InvalidArgument")
+        assert.include(refused.value, "was transferred")
+        yield* refuses(CudaMemory.copy(host, device, stream), "buffer")
+        yield* refuses(CudaMemory.copyBatch([{ source: device, destination: host }], stream), "buffer")
+        const [toRows, fromRows] = [CudaMemory.rows(device, 16), CudaMemory.rows(host, 16)]
+        yield* refuses(CudaMemory.copy2D(toRows, fromRows, { width: 8, height: 2 }, stream), "buffer")
+        yield* CudaStream.synchronize(stream)
+        other.bytes.fill(3)
+        yield* CudaMemory.copy(device, other, stream)
+        yield* CudaStream.synchronize(stream)
+      })))
+
+    it.effect("pinned memory is refused or there after structuredClone was to transfer it", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(1000)
+        const host = yield* CudaMemory.allocateHost(1000)
+        const copy = CudaMemory.copy(device, host, stream)
+        if (transferIfAllowed(host.bytes.buffer)) yield* refuses(copy, "buffer")
+        else {
+          assert.strictEqual(host.bytes.byteLength, 1000)
+          yield* copy
+        }
+        yield* CudaStream.synchronize(stream)
+      })))
+
+    it.effect("more pinned memory than an array can show is OutOfMemory, and the failure names the limit", () =>
+      leavesNothing(Effect.gen(function*() {
+        const byteLength = Math.min(Number.MAX_SAFE_INTEGER, constants.MAX_LENGTH + 1)
+        const error = yield* Effect.flip(CudaMemory.allocateHost(byteLength))
+        assert.strictEqual(error.reason._tag, "OutOfMemory")
+        if (byteLength > constants.MAX_LENGTH) assert.include(error.subject ?? "", String(constants.MAX_LENGTH))
+      })))
+
+    it.effect("slices copy to slices", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const host = yield* CudaMemory.allocateHost(33 * mebi)
@@ -68,7 +114,7 @@ export const memoryContract = (rig: Rig): void =>
         same(target, expected)
       })))
 
-    it.effect("fills repeat a value of 8, 16 or 32 bits over a range", () =>
+    it.effect("fills write an 8-, 16- or 32-bit value over a range", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const device = yield* CudaMemory.allocate(64)
@@ -84,7 +130,7 @@ export const memoryContract = (rig: Rig): void =>
         same(bytes, expected)
       })))
 
-    it.effect("nothing to copy or fill is nothing to do", () =>
+    it.effect("empty copies and fills do nothing", () =>
       leavesNothing(Effect.gen(function*() {
         const [device, host] = [yield* CudaMemory.allocate(8), yield* CudaMemory.allocateHost(8)]
         yield* CudaMemory.copy(CudaMemory.slice(device, 8), CudaMemory.slice(host, 0, 0))
@@ -93,7 +139,7 @@ export const memoryContract = (rig: Rig): void =>
         yield* CudaMemory.download(new Uint8Array(0), CudaMemory.slice(device, 0, 0))
       })))
 
-    it.effect("pinned memory is seen as any typed array, without a copy", () =>
+    it.effect("pinned memory is viewed as any typed array, without a copy", () =>
       leavesNothing(Effect.gen(function*() {
         const host = yield* CudaMemory.allocateHost(37)
         const words = CudaMemory.view(host, Uint32Array)
@@ -103,7 +149,7 @@ export const memoryContract = (rig: Rig): void =>
         assert.strictEqual(CudaMemory.view(CudaMemory.slice(host, 8, 16), Float64Array).length, 2)
       })))
 
-    it.effect("an array whose memory is gone is refused", () =>
+    it.effect("a detached array is rejected", () =>
       leavesNothing(Effect.gen(function*() {
         const device = yield* CudaMemory.allocate(64)
         const array = new Uint8Array(64)
@@ -114,7 +160,7 @@ export const memoryContract = (rig: Rig): void =>
         yield* refuses(download, "array")
       })))
 
-    it.effect("both forms of upload and download do the same", () =>
+    it.effect("data-first and data-last upload and download agree", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const device = yield* CudaMemory.allocate(8)
@@ -126,7 +172,7 @@ export const memoryContract = (rig: Rig): void =>
         assert.deepStrictEqual([...target], [5, 6, 7, 8, 1, 2, 3, 4])
       })))
 
-    it.effect("views are of the buffer's own bytes, from a multiple of the element's size on", () =>
+    it.effect("views alias the buffer's bytes, at multiples of the element size", () =>
       leavesNothing(Effect.gen(function*() {
         const host = yield* CudaMemory.allocateHost(64)
         for (const [offset, byteLength] of [[1, 8], [-4, 8], [60, 8], [0.5, 4], [0, -4]] as const) {
@@ -145,7 +191,7 @@ export const memoryContract = (rig: Rig): void =>
         assert.strictEqual(CudaMemory.view(host, Float32Array).length, 0)
       })))
 
-    it.effect("ordinary arrays of every kind are accepted", () =>
+    it.effect("every kind of ordinary array is accepted", () =>
       leavesNothing(Effect.gen(function*() {
         const device = yield* CudaMemory.allocate(24)
         yield* CudaMemory.upload(device, Float64Array.of(1, 2, 3))
@@ -165,7 +211,7 @@ export const memoryContract = (rig: Rig): void =>
         })))
     }
 
-    it.effect("more memory than there is, is a failure that leaves everything usable", () =>
+    it.effect("allocating more memory than exists fails and leaves everything usable", () =>
       leavesNothing(Effect.gen(function*() {
         const { totalMemory } = yield* CudaDevice.get(0)
         const reason = yield* failsWith(CudaMemory.allocate(totalMemory * 2), "OutOfMemory")
@@ -174,7 +220,7 @@ export const memoryContract = (rig: Rig): void =>
         yield* CudaMemory.fill(yield* CudaMemory.allocate(mebi), 1)
       })))
 
-    it.effect("memory that is being given back is waited for before an allocation fails", () =>
+    it.effect("an allocation waits for pending releases before it fails", () =>
       leavesNothing(Effect.gen(function*() {
         const { free } = yield* CudaDevice.memoryInfo()
         const most = Math.floor(free * 0.6)
@@ -185,7 +231,7 @@ export const memoryContract = (rig: Rig): void =>
         }
       })))
 
-    it.effect("ranges outside their buffer are refused by name", () =>
+    it.effect("ranges outside their buffer are rejected by name", () =>
       leavesNothing(Effect.gen(function*() {
         const [device, host] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocateHost(64)]
         const { slice } = CudaMemory
@@ -206,7 +252,7 @@ export const memoryContract = (rig: Rig): void =>
         yield* refuses(CudaMemory.fill(host as unknown as DeviceBuffer, 0), "destination")
       })))
 
-    it.effect("fills that the driver would misread are refused by name", () =>
+    it.effect("fills that the driver would misread are rejected by name", () =>
       leavesNothing(Effect.gen(function*() {
         const [device, host] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocateHost(64)]
         const { slice } = CudaMemory
@@ -230,7 +276,7 @@ export const memoryContract = (rig: Rig): void =>
         yield* refuses(forced, "destination")
       })))
 
-    it.effect.skipIf(rig.deviceCount < 2)("copies go from device to device, on a stream of either", () =>
+    it.effect.skipIf(rig.deviceCount < 2)("copies between devices run on a stream of either", () =>
       leavesNothing(Effect.gen(function*() {
         const bytes = pattern(3 * mebi)
         const near = yield* CudaMemory.allocate(bytes.length, { device: 0 })
@@ -247,7 +293,7 @@ export const memoryContract = (rig: Rig): void =>
         }
       })))
 
-    it.effect.skipIf(rig.deviceCount < 2)("a stream of another device is refused, naming both", () =>
+    it.effect.skipIf(rig.deviceCount < 2)("a stream of another device is rejected, naming both", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make({ device: 1 })
         const [device, host] = [yield* CudaMemory.allocate(64, { device: 0 }), yield* CudaMemory.allocateHost(64)]

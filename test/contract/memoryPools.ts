@@ -1,5 +1,5 @@
 /**
- * Pools of device memory, and memory that is allocated among the work of a stream.
+ * Memory pools and stream-ordered memory.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaBranch, CudaDevice, CudaMemory, CudaMemoryPool, CudaStream } from "effect-cuda"
@@ -15,7 +15,7 @@ const mebi = 2 ** 20
 
 export const memoryPoolContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("memory pools", (it) => {
-    it.effect("tell what they hold and what of it is used", () =>
+    it.effect("report reserved and used bytes", () =>
       leavesNothing(Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
         const nothing = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
@@ -32,7 +32,7 @@ export const memoryPoolContract = (rig: Rig): void =>
         assert.deepStrictEqual(yield* CudaMemoryPool.statistics(pool), nothing)
       })))
 
-    it.effect("bound what is allocated from them, until it is released", () =>
+    it.effect("limit allocations until memory is released", () =>
       leavesNothing(Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make({ maxBytes: 64 * mebi })
         const allocate = CudaMemory.allocate(48 * mebi, { pool })
@@ -41,7 +41,7 @@ export const memoryPoolContract = (rig: Rig): void =>
         yield* CudaMemory.allocate(48 * mebi)
       })))
 
-    it.effect("give back what is unused beyond their threshold", () =>
+    it.effect("return unused memory beyond the release threshold", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const pool = yield* CudaMemoryPool.make()
@@ -55,7 +55,7 @@ export const memoryPoolContract = (rig: Rig): void =>
         assert.strictEqual((yield* CudaMemoryPool.statistics(pool)).reservedBytes, 0)
       })))
 
-    it.effect("may end before what was allocated from them", () =>
+    it.effect("may be released before their buffers", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const own = yield* Scope.make()
@@ -73,7 +73,7 @@ export const memoryPoolContract = (rig: Rig): void =>
         yield* failsWith(CudaMemoryPool.setReleaseThreshold(pool, 0), "ResourceReleased")
       })))
 
-    it.effect("of the runtime are one for each device, which nobody releases", () =>
+    it.effect("of the runtime are one per device, never released", () =>
       leavesNothing(Effect.gen(function*() {
         const runtime = yield* CudaRuntime
         const pool = yield* CudaMemoryPool.ofDevice()
@@ -86,7 +86,7 @@ export const memoryPoolContract = (rig: Rig): void =>
         assert.isFalse(CudaMemoryPool.isMemoryPool(buffer))
       })))
 
-    it.effect("count among what is live", () =>
+    it.effect("count as live resources", () =>
       Effect.gen(function*() {
         const { liveResources } = yield* CudaRuntime
         const { pools } = yield* liveResources
@@ -98,7 +98,7 @@ export const memoryPoolContract = (rig: Rig): void =>
       }))
 
     for (const bytes of [-1, 0.5, Number.NaN, 2 ** 53]) {
-      it.effect(`${bytes} bytes are refused by name`, () =>
+      it.effect(`${bytes} bytes are rejected by name`, () =>
         leavesNothing(Effect.gen(function*() {
           const pool = yield* CudaMemoryPool.make()
           yield* refuses(CudaMemoryPool.make({ maxBytes: bytes }), "maxBytes")
@@ -108,10 +108,10 @@ export const memoryPoolContract = (rig: Rig): void =>
         })))
     }
 
-    it.effect("a pool of nothing is refused", () =>
+    it.effect("a pool with a zero limit is rejected", () =>
       leavesNothing(refuses(CudaMemoryPool.make({ maxBytes: 0 }), "maxBytes")))
 
-    it.effect("a device there is not is refused", () =>
+    it.effect("an unknown device is rejected", () =>
       Effect.all([
         refuses(CudaMemoryPool.make({ device: 99 }), "device"),
         refuses(CudaMemoryPool.ofDevice(-1), "device")
@@ -129,14 +129,14 @@ export const memoryPoolContract = (rig: Rig): void =>
   })
 
 export const streamOrderedContract = (rig: Rig): void =>
-  layer(rig.layer, { excludeTestServices: true })("memory among the work of a stream", (it) => {
+  layer(rig.layer, { excludeTestServices: true })("stream-ordered memory", (it) => {
     const busy = Effect.gen(function*() {
       const stream = yield* CudaStream.make()
       const { enqueue } = yield* Busy
       return { stream, work: (millis: number) => enqueue(stream, millis) }
     })
 
-    it.effect("is allocated, used and released without anyone waiting", () =>
+    it.effect("is allocated, used and released without waiting", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const target = yield* CudaMemory.allocateHost(mebi)
@@ -153,7 +153,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         assert.isTrue(target.bytes.every((byte) => byte === 9))
       })))
 
-    it.effect("serves the stream's next allocation at once", () =>
+    it.effect("is reused by the stream's next allocation", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const pool = yield* CudaMemoryPool.make({ maxBytes: 64 * mebi })
@@ -168,7 +168,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         yield* CudaStream.synchronize(stream)
       })))
 
-    it.effect("is ordered for every other stream that uses it, and released after all of them", () =>
+    it.effect("is ordered on every other stream that uses it, and released after all of them", () =>
       leavesNothing(Effect.gen(function*() {
         const { stream, work } = yield* busy
         const others = yield* Effect.all([CudaStream.make(), CudaStream.make()])
@@ -202,7 +202,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         yield* failsWith(CudaMemory.allocate(64, { stream }), "ResourceReleased")
       })))
 
-    it.effect("can be that of a default stream, and order itself", () =>
+    it.effect("works on a default stream, and can be ordered", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.defaultStream()
         const other = yield* CudaStream.make()
@@ -214,7 +214,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         assert.strictEqual(host.bytes[63], 5)
       })))
 
-    it.effect("is given back when the device is full", () =>
+    it.effect("is reclaimed when the device is full", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const { free } = yield* CudaDevice.memoryInfo()
@@ -226,7 +226,7 @@ export const streamOrderedContract = (rig: Rig): void =>
         }
       })))
 
-    it.effect("of branches is right whatever their order", () =>
+    it.effect("of branches is correct in any order", () =>
       Effect.gen(function*() {
         const results = yield* Effect.all(Array.from({ length: 8 }, () => CudaMemory.allocateHost(4096)))
         for (let round = 0; round < 20; round++) {

@@ -1,5 +1,5 @@
 /**
- * The contract on the native runtime, where there is a GPU.
+ * The contract on the native runtime, if there is a GPU.
  */
 import { describe } from "@effect/vitest"
 import { gpu, nativeRig } from "../support/gpu.ts"

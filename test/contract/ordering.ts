@@ -1,5 +1,5 @@
 /**
- * Buffers that order themselves: uses on different streams wait for each other where they must, and only there.
+ * Ordered buffers: uses on different streams wait for each other where required, and nowhere else.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaMemory, CudaStream } from "effect-cuda"
@@ -20,14 +20,14 @@ const busyWith = (stream: Stream, millis: number, uses: CudaMemory.AccessOptions
 
 const streams = (count: number) => Effect.replicateEffect(CudaStream.make(), count)
 
-/** Every byte is this one. */
+/** Asserts that every byte equals the given one. */
 const assertBytes = (bytes: Uint8Array, value: number) =>
   assert.strictEqual(bytes.findIndex((byte) => byte !== value), -1)
 
 const isBusy = (stream: Stream) => Effect.map(CudaStream.query(stream), (isDone) => !isDone)
 
 export const orderingContract = (rig: Rig): void =>
-  layer(rig.layer, { excludeTestServices: true })("buffers that order themselves", (it) => {
+  layer(rig.layer, { excludeTestServices: true })("ordered buffers", (it) => {
     it.effect("a write waits for every read on every stream", () =>
       leavesNothing(Effect.gen(function*() {
         const [one, two, three, writer] = yield* streams(4)
@@ -42,7 +42,7 @@ export const orderingContract = (rig: Rig): void =>
         assert.isFalse(yield* isBusy(two!))
       })))
 
-    it.effect("reads wait for a write, and not for each other", () =>
+    it.effect("reads wait for a write, but not for each other", () =>
       leavesNothing(Effect.gen(function*() {
         const [writer, slow, quick] = yield* streams(3)
         const buffer = yield* CudaMemory.allocate(64, ordered)
@@ -57,7 +57,7 @@ export const orderingContract = (rig: Rig): void =>
         assert.isTrue(yield* isBusy(slow!))
       })))
 
-    it.effect("parts that do not overlap do not wait for each other", () =>
+    it.effect("disjoint ranges do not wait for each other", () =>
       leavesNothing(Effect.gen(function*() {
         const [slow, quick] = yield* streams(2)
         const buffer = yield* CudaMemory.allocate(64, ordered)
@@ -67,7 +67,7 @@ export const orderingContract = (rig: Rig): void =>
         assert.isTrue(yield* isBusy(slow!))
       })))
 
-    it.effect("buffers that do not order themselves are left alone", () =>
+    it.effect("unordered buffers are unaffected", () =>
       leavesNothing(Effect.gen(function*() {
         const [slow, quick] = yield* streams(2)
         const buffer = yield* CudaMemory.allocate(64)
@@ -77,7 +77,7 @@ export const orderingContract = (rig: Rig): void =>
         assert.isTrue(yield* isBusy(slow!))
       })))
 
-    it.effect("copies and fills on many streams mean what they mean one after the other", () =>
+    it.effect("copies and fills on many streams match sequential execution", () =>
       leavesNothing(
         Effect.gen(function*() {
           const busy = yield* Busy
@@ -98,7 +98,7 @@ export const orderingContract = (rig: Rig): void =>
         }).pipe(CudaMemory.withOrdering())
       ))
 
-    it.effect("pinned memory is written after the copies that read it", () =>
+    it.effect("a write to pinned memory waits for the copies that read it", () =>
       leavesNothing(
         Effect.gen(function*() {
           const busy = yield* Busy
@@ -117,7 +117,7 @@ export const orderingContract = (rig: Rig): void =>
         }).pipe(CudaMemory.withOrdering())
       ))
 
-    it.effect("uploads and downloads are in order with the rest", () =>
+    it.effect("uploads and downloads are ordered with the rest", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [one, two, three] = yield* streams(3)
@@ -134,7 +134,7 @@ export const orderingContract = (rig: Rig): void =>
         assertBytes(target, 4)
       })))
 
-    it.effect("an access is one use, whatever it enqueues, and lets others in between", () =>
+    it.effect("an access is one use however much it enqueues, and lets others in between", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [one, two] = yield* streams(2)
@@ -151,7 +151,7 @@ export const orderingContract = (rig: Rig): void =>
         assertBytes(host.bytes, 5)
       })))
 
-    it.effect("accesses of different fibers that conflict take turns", () =>
+    it.effect("conflicting accesses of different fibers take turns", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const all = yield* streams(3)
@@ -170,7 +170,7 @@ export const orderingContract = (rig: Rig): void =>
         for (const stream of all) assert.isFalse(yield* isBusy(stream))
       })))
 
-    it.effect("synchronize waits for the uses alone, not for what else is on their streams", () =>
+    it.effect("synchronize waits for the uses alone, not for other work on their streams", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [one, two] = yield* streams(2)
@@ -190,7 +190,7 @@ export const orderingContract = (rig: Rig): void =>
         yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocate(8)), "buffer")
       })))
 
-    it.effect("buffers and streams are released while uses wait for each other", () =>
+    it.effect("buffers and streams may be released while uses wait for each other", () =>
       leavesNothing(Effect.gen(function*() {
         const [one, two] = yield* streams(2)
         const target = yield* CudaMemory.allocateHost(64, ordered)
@@ -212,7 +212,7 @@ export const orderingContract = (rig: Rig): void =>
         assertBytes(array, 8)
       })))
 
-    it.effect("a released buffer is refused", () =>
+    it.effect("a released buffer is rejected", () =>
       leavesNothing(Effect.gen(function*() {
         const scope = yield* Scope.make()
         const buffer = yield* Scope.provide(CudaMemory.allocate(64, ordered), scope)
@@ -224,7 +224,7 @@ export const orderingContract = (rig: Rig): void =>
         yield* failsWith(CudaMemory.fill(buffer, 1, stream), "ResourceReleased")
       })))
 
-    it.effect("streams that were wrapped or are the default take part", () =>
+    it.effect("foreign and default streams take part", () =>
       leavesNothing(Effect.gen(function*() {
         const made = yield* CudaStream.make()
         const wrapped = yield* CudaStream.fromHandle(made.handle)
@@ -240,7 +240,7 @@ export const orderingContract = (rig: Rig): void =>
         }
       })))
 
-    it.effect("interruption at any moment leaves nothing", () =>
+    it.effect("interruption at any point leaves nothing behind", () =>
       leavesNothing(Effect.gen(function*() {
         for (let millis = 0; millis < 10; millis++) {
           const work = Effect.gen(function*() {

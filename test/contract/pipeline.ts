@@ -1,5 +1,5 @@
 /**
- * The contract of pipelines: what goes in comes back, in order, never more under way than there are slots, and nothing left
+ * The contract of pipelines: elements come back in order, at most one per slot in flight, and nothing is left behind
  * however the stream ends.
  */
 import { assert, layer } from "@effect/vitest"
@@ -17,7 +17,7 @@ import type { Rig } from "../support/Rig.ts"
 
 const chunkBytes = 4096
 
-/** Bytes that tell one element from another. */
+/** Bytes that identify an element. */
 const makeChunk = (index: number, byteLength: number): Uint8Array =>
   Uint8Array.from({ length: byteLength }, (_, position) => (position * 7 + index * 13 + (position >> 8)) % 251)
 
@@ -26,7 +26,7 @@ const makeChunks = (sizes: ReadonlyArray<number>): ReadonlyArray<Uint8Array> =>
 
 const chunks = makeChunks(Array.from({ length: 20 }, (_, index) => chunkBytes - index))
 
-/** Elements that are copied once on the device. */
+/** Copies each element once on the device. */
 const copied = {
   inputBytes: chunkBytes,
   fill: (element: Uint8Array, into: Uint8Array) => CudaPipeline.copyIn(element, into),
@@ -41,7 +41,7 @@ const assertSame = (actual: ReadonlyArray<Uint8Array>, expected: ReadonlyArray<U
   }
 }
 
-/** Runs a stream to its end and keeps what it delivered until then. */
+/** Runs a stream to its end and collects what it delivered. */
 const deliveredBy = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
   Effect.gen(function*() {
     const delivered: Array<A> = []
@@ -59,7 +59,7 @@ const busyHere = (millis: number) =>
 export const pipelineContract = (rig: Rig): void => {
   layer(rig.layer, { excludeTestServices: true })("pipelines: data", (it) => {
     for (const slots of [1, 2, 3, 7]) {
-      it.effect(`bring back what went in, whatever its size: ${slots} at a time`, () =>
+      it.effect(`return elements of any size unchanged: ${slots} at a time`, () =>
         leavesNothing(Effect.gen(function*() {
           const elements = makeChunks([1, 3, chunkBytes, 0, 255, chunkBytes - 1, 17, 0, 0, chunkBytes, 2, 1000])
           const returned = Stream.fromIterable(elements).pipe(CudaPipeline.through({ ...copied, slots }))
@@ -68,7 +68,7 @@ export const pipelineContract = (rig: Rig): void => {
         })))
     }
 
-    it.effect("have as many slots as there are elements, more, or no element at all", () =>
+    it.effect("work with as many slots as elements, more slots, or no elements", () =>
       leavesNothing(Effect.gen(function*() {
         for (const count of [0, 1, 4, 5]) {
           const elements = chunks.slice(0, count)
@@ -77,7 +77,7 @@ export const pipelineContract = (rig: Rig): void => {
         }
       })))
 
-    it.effect("bring back as many bytes as the work says", () =>
+    it.effect("return the number of bytes that work returns", () =>
       leavesNothing(Effect.gen(function*() {
         const through = (work: typeof copied.work | (() => Effect.Effect<number>), outputBytes?: number) =>
           Stream.fromIterable(chunks.slice(0, 4)).pipe(
@@ -93,7 +93,7 @@ export const pipelineContract = (rig: Rig): void => {
         assertSame(yield* through(() => Effect.succeed(0)), makeChunks([0, 0, 0, 0]))
       })))
 
-    it.effect("give the work its element, with the stream of the work as the current one", () =>
+    it.effect("pass the element to work, with the work stream as the current one", () =>
       leavesNothing(Effect.gen(function*() {
         const outside = yield* CudaStream.current()
         const seen: Array<readonly [index: number, element: Uint8Array, bytes: number, stream: number]> = []
@@ -163,8 +163,8 @@ export const pipelineContract = (rig: Rig): void => {
     )
   })
 
-  layer(rig.layer, { excludeTestServices: true })("pipelines: order and pressure", (it) => {
-    it.effect("keep the order when fills, work and takes are uneven", () =>
+  layer(rig.layer, { excludeTestServices: true })("pipelines: order and backpressure", (it) => {
+    it.effect("keep order with uneven fills, work and takes", () =>
       leavesNothing(Effect.gen(function*() {
         const enqueued: Array<number> = []
         const uneven = (element: Uint8Array) => Effect.sleep(chunks.indexOf(element) % 3 === 0 ? 6 : 0)
@@ -188,7 +188,7 @@ export const pipelineContract = (rig: Rig): void => {
       })))
 
     for (const slots of [1, 2, 3, 5]) {
-      it.effect(`pull no more than ${slots} ahead of a slow consumer, and that many`, () =>
+      it.effect(`pull exactly ${slots} ahead of a slow consumer`, () =>
         leavesNothing(Effect.gen(function*() {
           let pulled = 0
           let delivered = 0
@@ -209,7 +209,7 @@ export const pipelineContract = (rig: Rig): void => {
         })))
     }
 
-    it.effect("use one slot as one step after the other", () =>
+    it.effect("run one step after another with one slot", () =>
       leavesNothing(Effect.gen(function*() {
         const steps: Array<string> = []
         const step = (name: string) => Effect.sync(() => steps.push(name))
@@ -231,7 +231,7 @@ export const pipelineContract = (rig: Rig): void => {
   })
 
   layer(rig.layer, { excludeTestServices: true })("pipelines: ends", (it) => {
-    it.effect("end when the consumer has enough", () =>
+    it.effect("end when the consumer stops", () =>
       leavesNothing(Effect.gen(function*() {
         const some = Stream.forever(Stream.fromIterable(chunks)).pipe(
           CudaPipeline.through({ ...copied, slots: 4 }),
@@ -240,7 +240,7 @@ export const pipelineContract = (rig: Rig): void => {
         assertSame(yield* Stream.runCollect(some), chunks.slice(0, 7))
       })))
 
-    it.effect("have given everything back when the next stream begins", () =>
+    it.effect("release everything before the next stream begins", () =>
       leavesNothing(Effect.gen(function*() {
         const { runtime } = yield* CudaStream.current()
         const before = yield* runtime.liveResources
@@ -253,7 +253,7 @@ export const pipelineContract = (rig: Rig): void => {
 
     for (const failing of ["source", "fill", "work", "take"] as const) {
       for (const slots of [1, 4]) {
-        it.effect(`deliver what comes before a failure of ${failing}: ${slots} at a time`, () =>
+        it.effect(`deliver the elements before a failure of ${failing}: ${slots} at a time`, () =>
           leavesNothing(Effect.gen(function*() {
             const at = 6
             const failure = <A, E, R>(
@@ -280,7 +280,7 @@ export const pipelineContract = (rig: Rig): void => {
       }
     }
 
-    it.effect("leave nothing when interrupted at any moment", () =>
+    it.effect("leave nothing behind when interrupted at any point", () =>
       leavesNothing(Effect.gen(function*() {
         for (let moment = 0; moment < 30; moment++) {
           const delivered: Array<Uint8Array> = []
@@ -298,7 +298,7 @@ export const pipelineContract = (rig: Rig): void => {
       })))
 
     for (const end of ["interruption", "failure"] as const) {
-      it.effect(`keep the memory of a fill that cannot be interrupted until it has ended: ${end}`, () =>
+      it.effect(`keep the memory of an uninterruptible fill until it ends: ${end}`, () =>
         leavesNothing(Effect.gen(function*() {
           const lengths: Array<number> = []
           const fiber = yield* Stream.fromIterable(chunks).pipe(
@@ -327,7 +327,7 @@ export const pipelineContract = (rig: Rig): void => {
   })
 
   layer(rig.layer, { excludeTestServices: true })("pipelines: arguments", (it) => {
-    it.effect("are refused by name", () =>
+    it.effect("are rejected by name", () =>
       leavesNothing(Effect.gen(function*() {
         const run = (options: Partial<CudaPipeline.SizeOptions>) =>
           Stream.runDrain(CudaPipeline.through(Stream.fromIterable(chunks), { ...copied, ...options }))
@@ -342,7 +342,7 @@ export const pipelineContract = (rig: Rig): void => {
         yield* refuses(run({ inputBytes: chunkBytes - 1 }), "element")
       })))
 
-    it.effect("are the answers of fill and work too", () =>
+    it.effect("include the return values of fill and work", () =>
       leavesNothing(Effect.gen(function*() {
         const run = (filled: number, worked: number, outputBytes?: number) =>
           Stream.fromIterable(chunks).pipe(

@@ -15,7 +15,7 @@ const busy = Layer.effect(
   }))
 )
 
-/** Small, since what the device holds is memory of this process. */
+/** Small, because device memory is memory of this process. */
 const device = { memory: 2 ** 30 }
 
 contract({

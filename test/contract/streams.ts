@@ -1,19 +1,21 @@
 /**
- * Streams: every row of the reference system, and every way to ask for one wrongly.
+ * Streams: every row of the reference system, and every invalid request.
  */
 import { assert, layer } from "@effect/vitest"
 import { CudaDevice, CudaEvent, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Hash from "effect/Hash"
+import * as Scope from "effect/Scope"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
 export const streamContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("streams", (it) => {
-    it.effect("are non-blocking, of the least priority, with ids of their own", () =>
+    it.effect("are non-blocking and lowest priority by default, with unique ids", () =>
       leavesNothing(Effect.gen(function*() {
         const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
         assert.isTrue(first.isNonBlocking)
@@ -28,7 +30,7 @@ export const streamContract = (rig: Rig): void =>
         assert.deepStrictEqual([blocking.isNonBlocking, blocking.flags], [false, 0])
       })))
 
-    it.effect("take a priority by name or number", () =>
+    it.effect("accept a priority by name or number", () =>
       leavesNothing(Effect.gen(function*() {
         const { greatest, least } = yield* CudaDevice.priorityRange()
         assert.strictEqual((yield* CudaStream.make({ priority: "high" })).priority, greatest)
@@ -38,14 +40,14 @@ export const streamContract = (rig: Rig): void =>
       })))
 
     for (const priority of [100, -100, 0.5, Number.NaN]) {
-      it.effect(`refuse priority ${priority}`, () =>
+      it.effect(`reject priority ${priority}`, () =>
         leavesNothing(Effect.gen(function*() {
           yield* refuses(CudaStream.make({ priority }), "priority")
           yield* refuses(CudaStream.fromPool({ priority, outOfRange: "fail" }), "priority")
         })))
     }
 
-    it.effect("know whether their work is done", () =>
+    it.effect("report whether their work is done", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const stream = yield* CudaStream.make()
@@ -56,7 +58,7 @@ export const streamContract = (rig: Rig): void =>
         assert.isTrue(yield* CudaStream.query(stream))
       })))
 
-    it.effect("synchronize covers the work before the call only", () =>
+    it.effect("synchronize covers only the work enqueued before the call", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const stream = yield* CudaStream.make()
@@ -78,7 +80,7 @@ export const streamContract = (rig: Rig): void =>
         assert.isTrue(host.bytes.every((byte) => byte === 7))
       })))
 
-    it.effect("wait for all another stream holds", () =>
+    it.effect("wait for all work of another stream", () =>
       leavesNothing(Effect.gen(function*() {
         const { device, host, reader, writer } = yield* twoStreams
         yield* reader.pipe(CudaStream.waitStream(writer))
@@ -96,7 +98,7 @@ export const streamContract = (rig: Rig): void =>
         assert.isTrue(yield* CudaStream.query(stream))
       })))
 
-    it.effect("keep waiting for the record that was current, not for a later one", () =>
+    it.effect("wait for the record that was current at the call, not a later one", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -118,7 +120,7 @@ export const streamContract = (rig: Rig): void =>
         assert.strictEqual(yield* CudaStream.recordEvent(stream, event), event)
       })))
 
-    it.effect("default streams are always there, with id 0 for the legacy one", () =>
+    it.effect("default streams always exist, the legacy one with id 0", () =>
       leavesNothing(Effect.gen(function*() {
         const legacy = yield* CudaStream.defaultStream()
         const perThread = yield* CudaStream.defaultStream({ mode: "perThread" })
@@ -133,7 +135,7 @@ export const streamContract = (rig: Rig): void =>
         }
       })))
 
-    it.effect("wrap a stream made elsewhere and leave it alone", () =>
+    it.effect("wrap a foreign stream without owning it", () =>
       leavesNothing(Effect.gen(function*() {
         const made = yield* CudaStream.make({ priority: "high", nonBlocking: false })
         const wrapped = yield* Effect.scoped(CudaStream.fromHandle(made.handle))
@@ -147,7 +149,30 @@ export const streamContract = (rig: Rig): void =>
         assert.strictEqual((yield* CudaStream.fromHandle(BigInt(made.handle))).id, made.id)
       })))
 
-    it.effect("the handles of the default streams stand for them", () =>
+    it.effect("end with the stream, for a wrapper of it too", () =>
+      leavesNothing(Effect.gen(function*() {
+        const { enqueue } = yield* Busy
+        const scope = yield* Scope.make()
+        const made = yield* Scope.provide(CudaStream.make(), scope)
+        const wrapped = yield* CudaStream.fromHandle(made.handle)
+        const buffer = yield* CudaMemory.allocate(64)
+        yield* enqueue(made, 40)
+        yield* CudaMemory.fill(buffer, 1, wrapped)
+        const closing = yield* Effect.forkChild(Scope.close(scope, Exit.void), { startImmediately: true })
+        yield* failsWith(CudaMemory.fill(buffer, 2, wrapped), "ResourceReleased")
+        yield* Fiber.join(closing)
+        yield* failsWith(CudaStream.query(wrapped), "ResourceReleased")
+        yield* failsWith(CudaStream.recordEvent(wrapped), "ResourceReleased")
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)("refuse to wrap a stream of another device", () =>
+      leavesNothing(Effect.gen(function*() {
+        const far = yield* CudaStream.make({ device: 1 })
+        yield* failsWith(CudaStream.fromHandle(far.handle, { device: 0 }), "InvalidContext")
+        assert.strictEqual((yield* CudaStream.fromHandle(far.handle, { device: 1 })).id, far.id)
+      })))
+
+    it.effect("the handles of the default streams wrap to them", () =>
       leavesNothing(Effect.gen(function*() {
         const [legacy, perThread] = [
           yield* CudaStream.defaultStream(),
@@ -162,10 +187,11 @@ export const streamContract = (rig: Rig): void =>
       })))
 
     for (const handle of [-1, 0.5, Number.NaN, 2 ** 60]) {
-      it.effect(`refuse to wrap handle ${handle}`, () => refuses(CudaStream.fromHandle(handle), "handle"))
+      it.effect(`reject handle ${handle}`, () =>
+        refuses(CudaStream.fromHandle(handle), "handle"))
     }
 
-    it.effect("are equal, and hash alike, when they are the same stream", () =>
+    it.effect("are equal with equal hashes when they are the same stream", () =>
       leavesNothing(Effect.gen(function*() {
         const made = yield* CudaStream.make()
         const wrapped = yield* CudaStream.fromHandle(made.handle)
@@ -174,10 +200,11 @@ export const streamContract = (rig: Rig): void =>
         assert.isFalse(Equal.equals(made, yield* CudaStream.make()))
       })))
 
-    it.effect("the current stream is a region's, per device, and restored on every exit", () =>
+    it.effect("withStream sets the current stream per device and restores it on every exit", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
-        const id = Effect.map(CudaStream.current(), (current) => current.id)
+        const id = Effect.map(CudaStream.current(), (current) =>
+          current.id)
         assert.strictEqual(yield* id, 0)
         const nested = Effect.gen(function*() {
           assert.strictEqual(yield* id, stream.id)
@@ -210,7 +237,7 @@ export const streamContract = (rig: Rig): void =>
         assert.isTrue(host.bytes.every((byte) => byte === 9))
       })))
 
-    it.effect.skipIf(rig.deviceCount < 2)("a region sets stream and device, and each device keeps its own", () =>
+    it.effect.skipIf(rig.deviceCount < 2)("withStream sets stream and device, and each device keeps its own", () =>
       leavesNothing(Effect.gen(function*() {
         const other = yield* CudaStream.make({ device: 1 })
         assert.strictEqual(other.deviceIndex, 1)
@@ -255,7 +282,7 @@ export const streamContract = (rig: Rig): void =>
         assert.isTrue(yield* CudaStream.query(near))
       })))
 
-    it.effect("blocking streams order themselves against the legacy default stream, others do not", () =>
+    it.effect("only blocking streams synchronize with the legacy default stream", () =>
       leavesNothing(Effect.gen(function*() {
         const busy = yield* Busy
         const legacy = yield* CudaStream.defaultStream()
@@ -272,10 +299,10 @@ export const streamContract = (rig: Rig): void =>
       })))
   })
 
-/** Pooled streams live as long as the runtime, so these tests do not count what is left. */
+/** Pooled streams live as long as the runtime, so these tests do not count remaining resources. */
 export const poolContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("pooled streams", (it) => {
-    it.effect("are 32 per device and priority, in turn: the 33rd request gets the 1st again", () =>
+    it.effect("are 32 per device and priority, round-robin: the 33rd request gets the 1st again", () =>
       Effect.gen(function*() {
         const request = CudaStream.fromPool({ priority: -2 })
         const streams = yield* Effect.forEach(Array.from({ length: 64 }), () => request)
@@ -289,7 +316,7 @@ export const poolContract = (rig: Rig): void =>
         assert.isFalse(streams.some((stream) => stream.id === other.id))
       }))
 
-    it.effect("are made once each when asked for at the same time", () =>
+    it.effect("are created once each under concurrent requests", () =>
       Effect.gen(function*() {
         const { liveResources } = yield* CudaRuntime.CudaRuntime
         const before = yield* liveResources
@@ -299,7 +326,7 @@ export const poolContract = (rig: Rig): void =>
         assert.strictEqual((yield* liveResources).streams - before.streams, 32)
       }))
 
-    it.effect("are not destroyed with the scope that asked for them", () =>
+    it.effect("survive the scope that requested them", () =>
       Effect.gen(function*() {
         const stream = yield* Effect.scoped(CudaStream.fromPool())
         yield* everyOperation(stream).pipe(Effect.scoped)
@@ -313,7 +340,7 @@ export const poolContract = (rig: Rig): void =>
       }))
   })
 
-/** A buffer that `writer` fills with 7s after a while, and room on the host for `reader` to copy it to. */
+/** A buffer that `writer` fills with 7s after a delay, and a host buffer that `reader` copies it to. */
 const twoStreams = Effect.gen(function*() {
   const busy = yield* Busy
   const [writer, reader] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -325,7 +352,7 @@ const twoStreams = Effect.gen(function*() {
   return { writer, reader, device, host }
 })
 
-/** Every operation that a stream takes part in, each checked. */
+/** Every operation that takes a stream, each checked. */
 const everyOperation = (stream: CudaStream.CudaStream) =>
   Effect.gen(function*() {
     const device = yield* CudaMemory.allocate(64)

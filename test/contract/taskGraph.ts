@@ -1,6 +1,6 @@
 /**
- * The contract of task graphs: what runs side by side, what waits for what, what tasks give each other, and that whatever was
- * enqueued is joined, however a run ended.
+ * The contract of task graphs: concurrency, ordering, results passed between tasks, and joining all enqueued work however a
+ * run ended.
  */
 import { assert, layer } from "@effect/vitest"
 import * as CudaBranch from "effect-cuda/CudaBranch"
@@ -14,7 +14,7 @@ import { leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
-/** Keeps the current stream busy, and gives it. */
+/** Keeps the current stream busy, and returns it. */
 const busyHere = (millis: number) =>
   Effect.gen(function*() {
     const busy = yield* Busy
@@ -23,7 +23,7 @@ const busyHere = (millis: number) =>
     return stream
   })
 
-/** Runs a test on a stream of its own, in a scope that leaves nothing; the pool's streams are there already. */
+/** Runs a test on its own stream and asserts that its scope leaves nothing behind. The pooled streams already exist. */
 const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effect<A, E, R>, device = 0) =>
   Effect.gen(function*() {
     yield* CudaBranch.all(Array.from({ length: 32 }, () => Effect.void), { device })
@@ -32,14 +32,14 @@ const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effec
     )
   })
 
-/** Buffers that hold 0s, and room on the host to see one. */
+/** Zeroed device buffers and a host buffer to read one back. */
 const makeBuffers = Effect.gen(function*() {
   const [a, b, c] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocate(64), yield* CudaMemory.allocate(64)]
   for (const buffer of [a, b, c]) yield* CudaMemory.fill(buffer, 0)
   return { a, b, c, host: yield* CudaMemory.allocateHost(64) }
 })
 
-/** Copies a buffer to the host as work of the current stream, waits, and asserts what it was filled with. */
+/** Copies a buffer to the host on the current stream, waits, and asserts its fill value. */
 const holds = (host: CudaMemory.HostBuffer, device: CudaMemory.DeviceBuffer, value: number) =>
   Effect.gen(function*() {
     yield* CudaMemory.copy(host, device)
@@ -49,7 +49,7 @@ const holds = (host: CudaMemory.HostBuffer, device: CudaMemory.DeviceBuffer, val
 
 export const taskGraphContract = (rig: Rig): void =>
   layer(rig.layer, { excludeTestServices: true })("task graphs", (it) => {
-    it.effect("start after what the current stream holds, run in order, and it goes on after all, any number of times", () =>
+    it.effect("start after the current stream's work and run in order; the stream continues after them; any number of runs", () =>
       onStream(() =>
         Effect.gen(function*() {
           const { a, b, c, host } = yield* makeBuffers
@@ -77,7 +77,7 @@ export const taskGraphContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("wait for what they depend on and for nothing else", () =>
+    it.effect("wait for their dependencies and nothing else", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const graph = CudaTaskGraph.empty.pipe(
@@ -100,7 +100,7 @@ export const taskGraphContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("give their results to those that depend on them, and all of them to the caller", () =>
+    it.effect("pass results to dependents, and all results to the caller", () =>
       onStream(() =>
         Effect.gen(function*() {
           const graph = CudaTaskGraph.empty.pipe(
@@ -117,7 +117,7 @@ export const taskGraphContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("are in order where they share streams", () =>
+    it.effect("run in order on shared streams", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const { a, host } = yield* makeBuffers
@@ -136,7 +136,7 @@ export const taskGraphContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("run their effects side by side where that is asked for, after those they depend on", () =>
+    it.effect("run effects concurrently on request, after their dependencies", () =>
       onStream(() =>
         Effect.gen(function*() {
           const [here, there] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
@@ -193,7 +193,7 @@ export const taskGraphContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("nest: a task's graph runs around the task's own stream", () =>
+    it.effect("nest: a task's inner graph runs on the task's stream", () =>
       onStream(() =>
         Effect.gen(function*() {
           const { a, b, c, host } = yield* makeBuffers
@@ -216,7 +216,7 @@ export const taskGraphContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("refuse a number of streams that is none", () =>
+    it.effect("reject an invalid number of streams", () =>
       onStream(() =>
         Effect.forEach(
           [0, -1, 1.5, Number.NaN],

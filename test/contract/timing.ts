@@ -1,5 +1,5 @@
 /**
- * The contract of timing: what is measured is the GPU's work, on the stream it is on, and measuring leaves nothing behind.
+ * The contract of timing: measures the GPU's work on its stream, and leaves nothing behind.
  */
 import { assert, layer } from "@effect/vitest"
 import * as CudaBranch from "effect-cuda/CudaBranch"
@@ -30,7 +30,7 @@ const startOf = ({ start }: CudaTiming.Region) => toMillis(start)
 
 const endOf = ({ duration, start }: CudaTiming.Region) => toMillis(start) + toMillis(duration)
 
-/** What was measured must be the work, and not what was enqueued before or after. */
+/** Asserts that the measurement covers the work and nothing enqueued before or after it. */
 const isAbout = (duration: Duration.Duration, millis: number) => {
   assert.isAtLeast(toMillis(duration), millis - 1)
   assert.isBelow(toMillis(duration), millis + 100)
@@ -41,7 +41,7 @@ const byName = ({ regions }: CudaTiming.Timeline, name: string) => {
   return found ?? assert.fail(`no region ${name}`)
 }
 
-/** Runs a test on a stream of its own, in a scope that leaves nothing; the pool's streams are there already. */
+/** Runs a test on its own stream and asserts that its scope leaves nothing behind. The pooled streams already exist. */
 const onStream = <A, E, R>(body: (stream: CudaStream.CudaStream) => Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
     yield* CudaBranch.all(Array.from({ length: 32 }, () => Effect.void), { device: 0, priority: "low" })
@@ -63,7 +63,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("measures on the stream that is given", () =>
+    it.effect("measures on the given stream", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const busy = yield* Busy
@@ -75,7 +75,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("ends with the failure of the effect, without waiting", () =>
+    it.effect("fails with the effect's failure, without waiting", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const failing = Effect.andThen(busyHere(200), Effect.fail("no"))
@@ -86,7 +86,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("can be interrupted while it waits, at once", () =>
+    it.effect("is interruptible while it waits", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const work = busyHere(300)
@@ -103,7 +103,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("a timeline has the regions in order, with where they ran and what was said of them", () =>
+    it.effect("a timeline has the regions in order, with their stream, device and attributes", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const program = Effect.gen(function*() {
@@ -137,7 +137,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("a region stays on the stream it began on, and those of branches are on theirs", () =>
+    it.effect("a region stays on the stream it began on, and branch regions on theirs", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const other = yield* CudaStream.make()
@@ -157,7 +157,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("regions of forked fibers count; those still running when the timeline ends are dropped", () =>
+    it.effect("regions of forked fibers count; regions still running at the end are dropped", () =>
       onStream(() =>
         Effect.gen(function*() {
           const never = yield* Deferred.make<void>()
@@ -176,7 +176,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("times of a timeline are those of the host", () =>
+    it.effect("a timeline maps GPU times to host times", () =>
       onStream(() =>
         Effect.gen(function*() {
           const [timeline, millis] = yield* CudaTiming.timeline(Effect.gen(function*() {
@@ -192,13 +192,13 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect.skipIf(rig.deviceCount < 2)("a timeline has the devices side by side", () =>
+    it.effect.skipIf(rig.deviceCount < 2)("a timeline covers several devices", () =>
       onStream(() =>
         Effect.gen(function*() {
           const work = CudaTiming.region(busyHere(60), "work")
           const far = Effect.scoped(Effect.flatMap(CudaStream.make({ device: 1 }), (stream) =>
             Effect.andThen(CudaStream.withStream(work, stream), CudaStream.synchronize(stream))))
-          // What is done once per device comes before what is looked at.
+          // Per-device setup runs before the measured work.
           yield* far
           const [timeline] = yield* CudaTiming.timeline(Effect.andThen(work, far))
           assert.strictEqual(timeline.dropped, 0)
@@ -218,7 +218,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("a program that waits has its regions measured with few events", () =>
+    it.effect("a program that waits reuses few events", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const buffer = yield* CudaMemory.allocate(1024)
@@ -235,7 +235,7 @@ export const timingContract = (rig: Rig): void =>
         })
       ))
 
-    it.effect("a span says what its effect did on the GPU", () =>
+    it.effect("a span reports what its effect did on the GPU", () =>
       onStream((stream) =>
         Effect.gen(function*() {
           const spans: Array<Tracer.Span> = []

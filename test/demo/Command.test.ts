@@ -1,5 +1,5 @@
 /**
- * The demo as its user sees it: a process with arguments, output and an exit code.
+ * The demo as a user sees it: a process with arguments, output and an exit code.
  */
 import { chmodSync, mkdirSync, truncateSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
@@ -25,7 +25,7 @@ const file = (name: string, bytes: Uint8Array): string => {
 }
 
 describe("the demo", () => {
-  it("streams a file and says what it did", () => {
+  it("streams a file and reports on it", () => {
     const bytes = makeBytes(20_000_001)
     const path = file("some bytes", bytes)
     const { code, error, out } = demo.run("demo", path)
@@ -43,7 +43,7 @@ describe("the demo", () => {
     assert.include(out, "the kernels found the same CRC-32 and byte counts as the CPU.")
   })
 
-  it("takes a file of one byte", () => {
+  it("accepts a file of one byte", () => {
     const { code, out } = demo.run("demo", file("one", Uint8Array.of(7)))
     assert.strictEqual(code, 0)
     assert.include(out, "\n1 byte came back unchanged")
@@ -60,32 +60,32 @@ describe("the demo", () => {
     ["a directory", ".", /: is a directory$/],
     ["an empty file", "empty", /empty: is empty$/],
     ["a path through a file", "empty/inside", /inside: no such file$/]
-  ])("refuses %s in one line", (_, name, message) => {
+  ])("rejects %s in one line", (_, name, message) => {
     file("empty", new Uint8Array(0))
     expectRefusal(demo.run("demo", join(demo.folder, name)), message)
   })
 
-  it.skipIf(isRoot || isWindows)("refuses a file it may not read in one line", () => {
+  it.skipIf(isRoot || isWindows)("rejects an unreadable file in one line", () => {
     const path = file("secret", Uint8Array.of(1))
     chmodSync(path, 0)
     expectRefusal(demo.run("demo", path), /secret: permission denied$/)
   })
 
-  it.skipIf(!isRoot)("refuses what is no regular file in one line", () => {
+  it.skipIf(!isRoot)("rejects a non-regular file in one line", () => {
     expectRefusal(demo.run("demo", "/dev/null"), /^\/dev\/null: is not a regular file$/)
   })
 
-  it("refuses a second argument", () => {
+  it("rejects a second argument", () => {
     expectRefusal(demo.run("demo", "one", "two"), /^Usage: npm run demo -- \[FILE\]$/)
   })
 
-  it("says how it is used", () => {
+  it("prints its usage", () => {
     const { code, out } = demo.run("demo", "--help")
     assert.strictEqual(code, 0)
     assert.strictEqual(out, "Usage: npm run demo -- [FILE]\n")
   })
 
-  it.skipIf(isWindows)("ends at once on Ctrl-C, with exit code 130", async () => {
+  it.skipIf(isWindows)("exits at once on Ctrl-C, with exit code 130", async () => {
     mkdirSync(join(demo.folder, "long"), { recursive: true })
     const path = file("long/file", new Uint8Array(0))
     truncateSync(path, 40_000_000_000)

@@ -1,5 +1,5 @@
 /**
- * The small examples: the first program of the README, and a service with its failures.
+ * The small examples: the README's first program, and a service with its failures.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaRuntime, SimulatedRuntime } from "effect-cuda"
@@ -42,7 +42,7 @@ describe("DeviceCache", () => {
   })
   const layer = Layer.provideMerge(DeviceCache.layer, machine)
 
-  it.live("gives back what was put, the latest of each key", () =>
+  it.live("returns the latest value of each key", () =>
     Effect.gen(function*() {
       const cache = yield* DeviceCache
       yield* cache.put("a", makeBytes(1000))
@@ -54,7 +54,7 @@ describe("DeviceCache", () => {
       assert.strictEqual((yield* runtime.liveResources).deviceBuffers, 2)
     }).pipe(Effect.provide(layer)))
 
-  it.live("says which of its failures it was", () =>
+  it.live("distinguishes its failures", () =>
     Effect.gen(function*() {
       const cache = yield* DeviceCache
       assert.instanceOf(yield* Effect.flip(cache.get("a")), NoValue)

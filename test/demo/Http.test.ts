@@ -1,5 +1,5 @@
 /**
- * The HTTP service: real requests to it, on a simulated GPU; and the whole of it as a process.
+ * The HTTP service: real requests on a simulated GPU, and the whole program as a process.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaRuntime, SimulatedRuntime } from "effect-cuda"
@@ -31,7 +31,7 @@ const model: Model = { weights: Float32Array.of(0.5, -0.25, 1), bias: 0.125 }
 const expected = (features: ReadonlyArray<number>): number =>
   1 / (1 + Math.exp(-features.reduce((sum, feature, index) => sum + feature * model.weights[index]!, model.bias)))
 
-/** A machine whose kernel takes a time that the test may change. */
+/** A machine whose kernel takes a time that the test can change. */
 const machineWith = (cost: () => Duration.Input = () => "50 micros") =>
   SimulatedRuntime.layer({
     kernels: { [Kernel.name]: { ...Kernel.simulated[Kernel.name], cost } },
@@ -43,7 +43,7 @@ interface Options {
   readonly server?: Partial<ServerOptions> | undefined
 }
 
-/** Starts the service for as long as the scope lives. */
+/** Starts the service for the lifetime of the scope. */
 const start = ({ scorer, server }: Options = {}) =>
   Effect.gen(function*() {
     const services = yield* Layer.build(Scorer.layer({ model, ...scorer }))
@@ -82,7 +82,7 @@ const isScore = ({ body, status }: Answer, features: ReadonlyArray<number>): voi
   assert.closeTo(Number(Object(body).score), expected(features), 1e-6)
 }
 
-/** Keeps what is logged, the release of the machine included. */
+/** Collects log lines, including those of the machine's release. */
 const logTo = (logged: Array<string>) => {
   const logger = Logger.make(({ logLevel, message }) => {
     logged.push(`${logLevel} ${[message].flat().join(" ")}`)
@@ -102,7 +102,7 @@ describe("the service", () => {
       assert.isBelow((yield* launches).length, rows.length)
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("runs requests of the same time as one launch, of a size", () =>
+  it.live("batches concurrent requests into one launch of a fixed size", () =>
     Effect.gen(function*() {
       const url = yield* start({ scorer: { maxBatch: 10, window: "5 seconds" } })
       yield* Effect.replicateEffect(score(url, three), 30, { concurrency: "unbounded" })
@@ -117,7 +117,7 @@ describe("the service", () => {
       })
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("runs a batch that is not full when its time has come", () =>
+  it.live("runs a partial batch when its deadline passes", () =>
     Effect.gen(function*() {
       const url = yield* start({ scorer: { window: "1 millis" } })
       isScore(yield* score(url, three), three)
@@ -125,7 +125,7 @@ describe("the service", () => {
       assert.strictEqual((yield* launches).length, 2)
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("has as many batches under way as it has slots", () =>
+  it.live("has at most as many batches in flight as slots", () =>
     Effect.gen(function*() {
       const url = yield* start({ scorer: { maxBatch: 1, slots: 2 } })
       yield* Effect.replicateEffect(score(url, three), 3, { concurrency: "unbounded" })
@@ -136,7 +136,7 @@ describe("the service", () => {
 })
 
 describe("a service that cannot start", () => {
-  it.live("says that its port is taken", () =>
+  it.live("reports that its port is taken", () =>
     Effect.gen(function*() {
       const { port } = new URL(yield* start())
       const failure = yield* Effect.flip(start({ server: { port: Number(port) } }))
@@ -144,7 +144,7 @@ describe("a service that cannot start", () => {
       assert.match(failure.message, /^cannot listen: .*EADDRINUSE/)
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("says that the GPU has no room", () =>
+  it.live("reports that the GPU is out of memory", () =>
     Effect.gen(function*() {
       const failure = yield* Effect.flip(start({ scorer: { slots: 2 } }))
       assert.match(failure.message, /CUDA_ERROR_OUT_OF_MEMORY/)
@@ -153,20 +153,20 @@ describe("a service that cannot start", () => {
 
 describe("a request that cannot be answered", () => {
   it.live.each<[string, unknown, RegExp]>([
-    ["no JSON", "{", /JSON/],
+    ["invalid JSON", "{", /JSON/],
     ["no features", "{}", /features/],
-    ["what is no list", "{\"features\": 1}", /features/],
-    ["what is no number", "{\"features\": [1, 2, \"3\"]}", /number/],
+    ["a value that is not a list", "{\"features\": 1}", /features/],
+    ["a value that is not a number", "{\"features\": [1, 2, \"3\"]}", /number/],
     ["numbers that are too large", "{\"features\": [1, 2, 1e7]}", /1000000/],
     ["fewer features", "{\"features\": [1, 2]}", /^2 features; expected 3$/],
     ["more features", "{\"features\": [1, 2, 3, 4]}", /^4 features; expected 3$/]
-  ])("is refused for %s", ([, body, detail]) =>
+  ])("is rejected for %s", ([, body, detail]) =>
     Effect.gen(function*() {
       const url = yield* start()
       isProblem(yield* request(`${url}/score`, { method: "POST", body: String(body) }), 400, detail)
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("is refused for a body that is too large, whether or not its size is known before", () =>
+  it.live("is rejected for a body that is too large, whether or not its size is known in advance", () =>
     Effect.gen(function*() {
       const url = `${yield* start({ server: { maxBodyBytes: 1000 } })}/score`
       const method = "POST"
@@ -177,7 +177,7 @@ describe("a request that cannot be answered", () => {
       isProblem(yield* request(url, { method, body: "x".repeat(1000) }), 400, /JSON/)
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("is refused for what there is not", () =>
+  it.live("is rejected for an unknown route or method", () =>
     Effect.gen(function*() {
       const url = yield* start()
       isProblem(yield* request(`${url}/other`), 404, /\/other$/)
@@ -186,7 +186,7 @@ describe("a request that cannot be answered", () => {
       assert.strictEqual(wrong.headers.get("allow"), "POST")
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("is refused at once when too many wait", () =>
+  it.live("is rejected at once when too many requests wait", () =>
     Effect.gen(function*() {
       const url = yield* start({ scorer: { maxWaiting: 2 } })
       const answers = yield* Effect.replicateEffect(score(url, three), 3, { concurrency: "unbounded" })
@@ -197,7 +197,7 @@ describe("a request that cannot be answered", () => {
       isScore(yield* score(url, three), three)
     }).pipe(Effect.provide(machineWith(() => "400 millis"))))
 
-  it.live("may be made again when the GPU has no memory", () =>
+  it.live("is retryable when the GPU is out of memory", () =>
     Effect.gen(function*() {
       const url = yield* start()
       const control = yield* SimulatedRuntime.SimulatedControl
@@ -208,7 +208,7 @@ describe("a request that cannot be answered", () => {
       isScore(yield* score(url, three), three)
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("may be made again when there was no memory to replace that of a failed batch", () =>
+  it.live("is retryable when there was no memory to replace that of a failed batch", () =>
     Effect.gen(function*() {
       const url = yield* start({ scorer: { slots: 1 } })
       const control = yield* SimulatedRuntime.SimulatedControl
@@ -219,7 +219,7 @@ describe("a request that cannot be answered", () => {
       isScore(yield* score(url, three), three)
     }).pipe(Effect.provide(machineWith())))
 
-  it.live("ends after a time, and its GPU work does not disturb what follows", () => {
+  it.live("times out, and its GPU work does not affect later requests", () => {
     let cost: Duration.Input = "600 millis"
     return Effect.gen(function*() {
       const url = yield* start({ scorer: { slots: 1, timeout: "200 millis" } })
@@ -229,7 +229,7 @@ describe("a request that cannot be answered", () => {
     }).pipe(Effect.provide(machineWith(() => cost)))
   })
 
-  it.live("says nothing but where to look in the log when the GPU fails otherwise", () => {
+  it.live("returns only a log reference when the GPU fails otherwise", () => {
     const logged: Array<string> = []
     return Effect.gen(function*() {
       const url = yield* start()
@@ -242,7 +242,7 @@ describe("a request that cannot be answered", () => {
     }).pipe(Effect.provide(machineWith()), logTo(logged))
   })
 
-  it.live("is answered also when the service is wrong", () =>
+  it.live("is answered even on a defect of the service", () =>
     Effect.gen(function*() {
       const broken = Scorer.of({ score: () => Effect.die(new Error("wrong")), health: Effect.die(new Error("wrong")) })
       const url = yield* Effect.provideService(serve(handle, { port: 0 }), Scorer, broken)
@@ -251,10 +251,10 @@ describe("a request that cannot be answered", () => {
     }).pipe(logTo([])))
 })
 
-describe("a GPU that is lost", () => {
+describe("a lost GPU", () => {
   const losses = (logged: ReadonlyArray<string>) => logged.filter((line) => line.startsWith("Fatal The GPU is lost"))
 
-  it.live("makes the service unhealthy, also when nobody wants a score", () => {
+  it.live("makes the service unhealthy, even without requests", () => {
     const logged: Array<string> = []
     return Effect.gen(function*() {
       const url = yield* start()
@@ -269,7 +269,7 @@ describe("a GPU that is lost", () => {
     }).pipe(Effect.scoped, Effect.provide(machineWith()), logTo(logged))
   })
 
-  it.live("is said to who wants a score, and once in the log", () => {
+  it.live("is reported to every request, and once in the log", () => {
     const logged: Array<string> = []
     return Effect.gen(function*() {
       const url = yield* start({ scorer: { window: "20 millis" } })
@@ -284,11 +284,11 @@ describe("a GPU that is lost", () => {
 })
 
 describe("a client that leaves", () => {
-  it.live("takes its request along", () =>
+  it.live("cancels its request", () =>
     Effect.gen(function*() {
       const url = yield* start({ scorer: { maxWaiting: 1, maxBatch: 2, window: "300 millis" } })
       assert.isTrue(Option.isNone(yield* Effect.timeoutOption(score(url, three), "100 millis")))
-      // The server hears of it a moment later.
+      // The server notices a moment later.
       const answer = yield* Effect.repeat(score(url, three), {
         until: ({ status }) => status === 200,
         schedule: Schedule.spaced("5 millis")
@@ -299,7 +299,7 @@ describe("a client that leaves", () => {
 })
 
 describe("the end of the service", () => {
-  it.live("answers what is under way and releases all", () =>
+  it.live("answers requests in flight and releases everything", () =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
       const machine = yield* Layer.build(machineWith(() => "200 millis")).pipe(Scope.provide(scope))
@@ -317,13 +317,13 @@ describe("the end of the service", () => {
       isScore(answer, three)
       assert.strictEqual(answer.headers.get("connection"), "close")
       assert.strictEqual((yield* Effect.flip(healthOf(url)))._tag, "UnknownError")
-      // Pooled streams are the runtime's.
+      // Pooled streams belong to the runtime.
       assert.deepStrictEqual({ ...yield* liveResources, streams: 0 }, nothingHeld)
       yield* Scope.close(scope, Exit.void)
       assert.deepStrictEqual(yield* liveResources, nothingHeld)
     }))
 
-  it.live("does not wait for ever", () =>
+  it.live("does not wait forever", () =>
     Effect.gen(function*() {
       const own = yield* Scope.make()
       const forever = Scorer.of({ score: () => Effect.never, health: Effect.never })
@@ -347,7 +347,7 @@ describe("the program", () => {
   }, 60_000)
   afterAll(() => examples?.remove())
 
-  it.live("serves until it is told to stop", () =>
+  it.live("serves until told to stop", () =>
     Effect.gen(function*() {
       const running = examples.start("http")
       const listening = yield* Deferred.make<string>()

@@ -1,5 +1,5 @@
 /**
- * The demo's kernels as the files have them: source, PTX made of it, and what the program says of their parameters.
+ * The demo's kernel files: the source, the PTX compiled from it, and the parameters that the program declares.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaProgram } from "effect-cuda"
@@ -10,7 +10,7 @@ import { parameters, simulated } from "../../examples/demo/Kernels.ts"
 const file = (name: string) => new URL(`../../examples/demo/${name}`, import.meta.url)
 const read = (name: string) => readFileSync(file(name), "utf8")
 
-/** The name of each kernel and what stands between its parentheses. */
+/** The name and parameter list of each kernel. */
 const entries = (text: string, start: RegExp) =>
   new Map(Array.from(text.matchAll(start), ([, name, list]) => [name!, list!.split(",").map((part) => part.trim())]))
 
@@ -25,7 +25,7 @@ describe("the kernels", () => {
     assert.deepStrictEqual(Object.keys(simulated(1)).sort(), names)
   })
 
-  it.each(["histogram", "checksum"] as const)("%s has the parameters that it is launched with", (name) => {
+  it.each(["histogram", "checksum"] as const)("%s declares the parameters that it is launched with", (name) => {
     const sizes = parameters[name].map(({ size }) => size)
     assert.deepStrictEqual(
       ptx.get(name)?.map((parameter) => Number(/^\.param \.u(\d+) /.exec(parameter)?.[1]) / 8),
@@ -34,11 +34,11 @@ describe("the kernels", () => {
     assert.strictEqual(source.get(name)?.length, sizes.length)
   })
 
-  it.effect("are PTX for drivers and GPUs that the library supports", () =>
+  it.effect("target drivers and GPUs that the library supports", () =>
     Effect.gen(function*() {
       const program = yield* CudaProgram.fromFile(file("kernels.ptx"))
       assert.deepStrictEqual([program.kind, program.architecture], ["ptx", "compute_70"])
-      // PTX 8.0 is that of CUDA 12.0.
+      // PTX 8.0 belongs to CUDA 12.0.
       assert.isAtMost(Number(/^\.version ([\d.]+)$/m.exec(read("kernels.ptx"))?.[1]), 8)
     }))
 })

@@ -1,5 +1,5 @@
 /**
- * The demo's pipeline on the simulated runtime: the bytes are the source's, wrong ones are found, and nothing is left behind
+ * The demo's pipeline on the simulated runtime: returns the source's bytes, detects wrong ones, and leaves nothing behind
  * wherever it is interrupted.
  */
 import { assert, describe, it } from "@effect/vitest"
@@ -22,7 +22,7 @@ const rounding = 1e-3
 const runs = { pipelined, serial }
 const chunkBytes = 256
 
-/** What comes back, put together again. */
+/** Collects the returned chunks into one array. */
 const collect = Effect.fnUntraced(function*(run: typeof pipelined, bytes: Uint8Array, slots: number) {
   const returned = new Uint8Array(bytes.byteLength)
   let total = 0
@@ -46,7 +46,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
     ["a chunk and a byte", chunkBytes + 1],
     ["as many chunks as slots", 3 * chunkBytes],
     ["many rounds of the slots, and an odd end", 41 * chunkBytes + 17]
-  ])("brings back exactly the bytes: %s", ([, byteLength]) =>
+  ])("returns exactly the source's bytes: %s", ([, byteLength]) =>
     Effect.gen(function*() {
       const bytes = makeBytes(byteLength)
       const { result, returned, total } = yield* collect(runs[name], bytes, 3)
@@ -58,12 +58,15 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       assert.deepStrictEqual(yield* liveNow, nothingHeld)
     }).pipe(Effect.provide(fastRuntime)))
 
-  it.live.each([1, 3, 255, 257, 1000])("finds the same in chunks of %i bytes", (chunkBytes) =>
-    Effect.gen(function*() {
-      const bytes = makeBytes(1000)
-      const { summary } = yield* runs[name](memorySource(bytes), { chunkBytes, slots: 3 })
-      assert.deepStrictEqual(summary, plainSummary(bytes))
-    }).pipe(Effect.provide(fastRuntime)))
+  it.live.each([1, 3, 255, 257, 1000])(
+    "computes the same summary in chunks of %i bytes",
+    (chunkBytes) =>
+      Effect.gen(function*() {
+        const bytes = makeBytes(1000)
+        const { summary } = yield* runs[name](memorySource(bytes), { chunkBytes, slots: 3 })
+        assert.deepStrictEqual(summary, plainSummary(bytes))
+      }).pipe(Effect.provide(fastRuntime))
+  )
 
   it.live.each(
     [
@@ -72,7 +75,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       ["checksum", 0, "the CRC-32"],
       ["checksum", 2, "the CRC-32"]
     ] as const
-  )("finds out when one launch of %s happens %i times", ([kernel, times, what]) =>
+  )("detects one launch of %s that happens %i times", ([kernel, times, what]) =>
     Effect.gen(function*() {
       const source = memorySource(makeBytes(9 * chunkBytes + 5))
       const { summary } = yield* runs[name](source, { chunkBytes, slots: 3 })
@@ -89,7 +92,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       ["stage", 1],
       ["download", 2]
     ] as const
-  )("finds out when one %s does not happen", ([, place]) =>
+  )("detects a missing %s", ([, place]) =>
     Effect.gen(function*() {
       const failure = yield* Effect.flip(
         runs[name](memorySource(makeBytes(9 * chunkBytes + 5)), { chunkBytes, slots: 3 })
@@ -99,7 +102,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       assert.deepStrictEqual(yield* liveNow, nothingHeld)
     }).pipe(Effect.provide(skippingCopy(place))))
 
-  it.live("finds a single wrong byte, and says where", () =>
+  it.live("detects a single wrong byte and reports its offset", () =>
     Effect.gen(function*() {
       const bytes = makeBytes(5 * chunkBytes)
       const at = 3 * chunkBytes + 99
@@ -108,7 +111,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       assert.strictEqual(failure.offset, at)
     }).pipe(Effect.provide(fastRuntime)))
 
-  it.live("fails with the source's failure, and leaves nothing", () =>
+  it.live("fails with the source's failure, and leaves nothing behind", () =>
     Effect.gen(function*() {
       const problem = new FileProblem({ path: "memory", problem: "is gone" })
       const source = memorySource(makeBytes(5 * chunkBytes))
@@ -128,7 +131,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       for (let step = 1; step <= steps.count; step++) {
         for (const when of ["before", "after"] as const) {
           const { count, exit, live } = yield* interruptedAt(runs[name], step, when)
-          // How often a timeline asks for the time depends on the time.
+          // How often a timeline reads the clock depends on the time.
           assert.strictEqual(Exit.isFailure(exit), count >= step, `${when} step ${step} is interrupted`)
           assert.deepStrictEqual(live, nothingHeld, `${when} step ${step}`)
         }
@@ -137,7 +140,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
 })
 
 describe("both", () => {
-  it.live("times its operations in their order", () =>
+  it.live("times its operations in order", () =>
     Effect.gen(function*() {
       const { result } = yield* collect(pipelined, makeBytes(8 * chunkBytes), 3)
       const spanOf = (chunk: number, step: string) => {
@@ -157,7 +160,7 @@ describe("both", () => {
 
 const liveNow = Effect.flatMap(CudaRuntime.CudaRuntime, (runtime) => runtime.liveResources)
 
-/** A runtime on which every eighth chunk's copy of a kind does not happen: 0 upload, 1 stage, 2 download. */
+/** A runtime that skips one kind of copy of every eighth chunk: 0 upload, 1 stage, 2 download. */
 const skippingCopy = (place: number) =>
   changedRuntime((runtime) => {
     let copies = 0
@@ -171,7 +174,7 @@ const skippingCopy = (place: number) =>
     }
   })
 
-/** A runtime on which the eighth launch of a kernel happens not once. */
+/** A runtime on which the eighth launch of a kernel happens a number of times other than once. */
 const repeatingLaunch = (kernel: keyof typeof Kernels.parameters, times: number) =>
   changedRuntime((runtime) => {
     let launches = 0
@@ -187,7 +190,7 @@ const repeatingLaunch = (kernel: keyof typeof Kernels.parameters, times: number)
     }
   })
 
-/** A source that answers differently for one byte when it is asked again. */
+/** A source that returns a different byte when read again. */
 const readDifferently = (bytes: Uint8Array, at: number): Source => {
   const source = memorySource(bytes)
   let asked = false
@@ -202,14 +205,14 @@ const readDifferently = (bytes: Uint8Array, at: number): Source => {
   }
 }
 
-/** Runs until the operation of a number begins or has ended, and interrupts there. */
+/** Runs until the numbered operation begins or has ended, and interrupts there. */
 const interruptedAt = Effect.fnUntraced(function*(run: typeof pipelined, step: number, when: "before" | "after") {
   const runtime = yield* CudaRuntime.CudaRuntime
   let count = 0
   const running: { fiber?: Fiber.Fiber<unknown, unknown> } = {}
   const wrapped = wrapEvery(runtime, (operation, name) =>
     Effect.suspend(() => {
-      // Loading can be interrupted, and gives back what it loaded until it has ended: there is no moment after that.
+      // Loading is interruptible and releases what it loaded until it ends: there is no point after that.
       if (name === "moduleLoad") return operation
       const here = ++count === step
       const interrupt = Effect.sync(() => {

@@ -1,5 +1,5 @@
 /**
- * The demo's progress line and pictures.
+ * The demo's progress line and charts.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -33,7 +33,7 @@ describe("Progress", () => {
       ])
     }))
 
-  it.effect("writes nothing where there is no terminal", () =>
+  it.effect("writes nothing without a terminal", () =>
     Effect.gen(function*() {
       const { output, written } = capture(false)
       yield* Effect.provideService(steps, Progress.Output, output)
@@ -42,7 +42,7 @@ describe("Progress", () => {
 })
 
 describe("Report", () => {
-  it("draws what each stream did, in time", () => {
+  it("draws each stream's work over time", () => {
     const chunk = (chunk: number, from: number) => [
       { name: "upload", chunk, from, to: from + 10 },
       { name: "work", chunk, from: from + 10, to: from + 11 },
@@ -57,7 +57,7 @@ describe("Report", () => {
     ])
   })
 
-  it("names sizes", () => {
+  it("formats sizes", () => {
     assert.deepStrictEqual([1, 1023, 1024, 8 * 2 ** 20, 3 * 2 ** 40].map(formatBytes), [
       "1 byte",
       "1023 bytes",

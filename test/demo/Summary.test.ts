@@ -1,5 +1,5 @@
 /**
- * What the CPU finds in a file, and the arithmetic of its checksum.
+ * The CPU's summary of a file, and the arithmetic of its checksum.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -24,7 +24,7 @@ describe("Summary", () => {
       })
   )
 
-  it("counts bytes of every length, on top of what was counted", () => {
+  it("counts bytes of every length, adding to existing counts", () => {
     const bytes = makeBytes(40)
     const counts = new BigUint64Array(256).fill(2n ** 40n)
     const expected = counts.slice()
@@ -35,7 +35,7 @@ describe("Summary", () => {
     }
   })
 
-  it.effect("differs by the checksum, or by the count of a byte", () =>
+  it.effect("reports a differing checksum or byte count", () =>
     Effect.gen(function*() {
       const right = plainSummary(makeBytes(1000))
       yield* compare("file", plainSummary(makeBytes(1000)), right)
@@ -47,7 +47,7 @@ describe("Summary", () => {
       assert.strictEqual(count.message, "file: the count of byte 200 is 4 but the device found 9")
     }))
 
-  it("is described by the most frequent byte and the entropy", () => {
+  it("is described by its most frequent byte and its entropy", () => {
     assert.deepStrictEqual(describeCounts(plainSummary(new Uint8Array(10).fill(9)).counts), {
       byte: 9,
       share: 1,
@@ -63,17 +63,17 @@ describe("Summary", () => {
 })
 
 describe("Crc", () => {
-  it("knows the checksum of zeros", () => {
+  it("computes the checksum of zeros", () => {
     for (const count of [0, 1, 2, 255, 256, 100_003]) {
       assert.strictEqual(Crc.ofZeros(count), crc32(new Uint8Array(count)))
     }
   })
 
-  it("goes over any number of zeros, in one step or in several", () => {
+  it("advances over any number of zeros, in one step or several", () => {
     const [first, second] = [5 * 2 ** 32 + 12_345, 2 ** 50 + 2 ** 31 + 1]
     const once = Crc.followedBy(0x1234_5678, first + second)
     assert.strictEqual(Crc.followedBy(Crc.followedBy(0x1234_5678, first), second), once)
-    // The order of x, which x^8 has too.
+    // The order of x, and also of x^8.
     assert.strictEqual(Crc.followedBy(0x1234_5678, 2 ** 32 - 1), 0x1234_5678)
   })
 })

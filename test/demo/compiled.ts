@@ -1,5 +1,5 @@
 /**
- * The examples as programs of their own: compiled once per test file, away from `dist`, and run as processes.
+ * The examples as standalone programs: compiled once per test file, outside `dist`, and run as processes.
  */
 import { spawn, spawnSync } from "node:child_process"
 import type { ChildProcess } from "node:child_process"
@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url"
 const root = fileURLToPath(new URL("../..", import.meta.url))
 
 export interface Compiled {
-  /** A folder for the test's own files. */
+  /** A folder for the test's files. */
   readonly folder: string
   readonly start: (example: string, ...args: ReadonlyArray<string>) => ChildProcess
   readonly run: (example: string, ...args: ReadonlyArray<string>) => {
@@ -22,7 +22,7 @@ export interface Compiled {
   readonly remove: () => void
 }
 
-/** Compiles src and examples as the package would be installed. What does not compile is for other checks to say. */
+/** Compiles src and examples as the package would be installed. Other checks report compile errors. */
 export const compile = (): Compiled => {
   const home = realpathSync(mkdtempSync(join(tmpdir(), "effect-cuda-demo-")))
   const folder = join(home, "files")
@@ -54,8 +54,8 @@ export const compile = (): Compiled => {
   const compiled = spawnSync(process.execPath, [tsc, "-p", home], { encoding: "utf8" })
   if (compiled.status !== 0) throw new Error(`The examples do not compile:\n${compiled.stdout}${compiled.stderr}`)
   copyFileSync(join(root, "examples/demo/kernels.ptx"), join(home, "examples/demo/kernels.ptx"))
-  // No GPU, also where there is one: the tests are to be the same everywhere.
-  const env = { ...process.env, EFFECT_CUDA_LIBRARY: join(home, "no-such-library.so"), NO_COLOR: "1" }
+  // No GPU, even if there is one: the tests must be the same everywhere.
+  const env = { ...process.env, EFFECT_CUDA_RUNTIME: "simulated", NO_COLOR: "1" }
   const program = (example: string) => join(home, "examples", `${example}.js`)
   return {
     folder,

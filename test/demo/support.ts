@@ -1,5 +1,5 @@
 /**
- * Sources in memory and runtimes that misbehave, for the tests of the demo.
+ * In-memory sources and misbehaving runtimes, for the tests of the demo.
  */
 import { CudaRuntime, SimulatedRuntime } from "effect-cuda"
 import type { CudaError } from "effect-cuda"
@@ -9,11 +9,11 @@ import * as Kernels from "../../examples/demo/Kernels.ts"
 import type { Source } from "../../examples/demo/Source.ts"
 import type { Summary } from "../../examples/demo/Summary.ts"
 
-/** Bytes that repeat at no length a chunk could have. */
+/** Bytes whose period is no possible chunk size. */
 export const makeBytes = (byteLength: number): Uint8Array =>
   Uint8Array.from({ length: byteLength }, (_, index) => (index * 31 + (index >> 8) * 7 + 1) % 251)
 
-/** What is to be found in bytes, a bit at a time, so that it has nothing in common with what it is compared with. */
+/** The expected summary of bytes, computed bit by bit, so that it shares no code with the implementation under test. */
 export const plainSummary = (bytes: Uint8Array): Summary => {
   const counts = new BigUint64Array(256)
   let checksum = 0xffffffff
@@ -25,7 +25,7 @@ export const plainSummary = (bytes: Uint8Array): Summary => {
   return { counts, checksum: ~checksum >>> 0 }
 }
 
-/** A source whose reads end on a later turn, as a file's do. */
+/** A source whose reads complete on a later turn of the event loop, like a file's. */
 export const memorySource = (bytes: Uint8Array): Source => ({
   name: "memory",
   byteLength: bytes.byteLength,
@@ -35,7 +35,7 @@ export const memorySource = (bytes: Uint8Array): Source => ({
     })
 })
 
-/** A device that takes hardly any time. */
+/** A device that takes almost no time. */
 export const fastRuntime = SimulatedRuntime.layer({
   devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }],
   kernels: Kernels.simulated(1e12)
@@ -43,7 +43,7 @@ export const fastRuntime = SimulatedRuntime.layer({
 
 type Service = CudaRuntime.CudaRuntimeService
 
-/** The same runtime with something around every operation. */
+/** The same runtime with every operation wrapped. */
 export const wrapEvery = (
   runtime: Service,
   around: (
@@ -59,6 +59,6 @@ export const wrapEvery = (
     }
   })
 
-/** The runtime of `fastRuntime`, changed. */
+/** The runtime of `fastRuntime`, modified. */
 export const changedRuntime = (change: (runtime: Service) => Service) =>
   Layer.effect(CudaRuntime.CudaRuntime, Effect.map(CudaRuntime.CudaRuntime, change)).pipe(Layer.provide(fastRuntime))

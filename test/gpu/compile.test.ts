@@ -1,5 +1,5 @@
 /**
- * NVRTC itself, on a machine with a GPU: what it makes is what the driver loads, and what it says is understood.
+ * NVRTC on a machine with a GPU: the driver loads its output, and the library parses its diagnostics.
  */
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
@@ -26,7 +26,7 @@ __global__ void add(T* into, const T* from, unsigned n) {
 extern "C" __global__ void scale(float* into, float by) { into[threadIdx.x] *= by; }
 `
 
-/** A source of many instantiations, which takes the compiler a second or so. */
+/** A source with many instantiations, which takes the compiler about a second. */
 const large = (seed: number) =>
   `template <int N> __device__ float f(float x) { return f<N - 1>(x * ${seed}.5f + N) + sinf(x) * powf(x, N); }
 template <> __device__ float f<0>(float x) { return x; }
@@ -43,7 +43,7 @@ const on = <A, E>(
 ): Effect.Effect<A, E | CudaError> =>
   Effect.provide(program, NativeRuntime.layer({ programCache: { folder, enabled: false }, ...options }))
 
-/** Asks the driver for kernels of an image by name. */
+/** Looks up kernels of an image by name in the driver. */
 const loads = (image: Uint8Array, names: ReadonlyArray<string>): void => {
   const library = koffi.load("libcuda.so.1")
   const call = (name: string, types: ReadonlyArray<string>, ...values: ReadonlyArray<unknown>) => {
@@ -69,7 +69,7 @@ const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 
 describe.skipIf(missing !== undefined)(`NVRTC${missing === undefined ? "" : ` (${missing})`}`, () => {
   for (const target of ["cubin", "ptx"] as const) {
-    it.live(`compiles a template to what the driver loads (${target})`, () =>
+    it.live(`compiles a template to an image that the driver loads (${target})`, () =>
       on(Effect.gen(function*() {
         const { devices } = yield* CudaRuntime.CudaRuntime
         const { major, minor } = devices[0]!.computeCapability
@@ -86,7 +86,7 @@ describe.skipIf(missing !== undefined)(`NVRTC${missing === undefined ? "" : ` ($
       })))
   }
 
-  it.live("says what is wrong, and where", () =>
+  it.live("reports errors with their location", () =>
     on(Effect.gen(function*() {
       const source = `#include "b.cuh"\n__global__ void k(int* a) {\n  int unused;\n  a[0] = x + b();\n}\n`
       const error = yield* Effect.flip(
@@ -100,20 +100,20 @@ describe.skipIf(missing !== undefined)(`NVRTC${missing === undefined ? "" : ` ($
       assert.include(error.message, "bad.cu(4")
     })))
 
-  it.live("refuses options and architectures that it does not know", () =>
+  it.live("rejects unknown options and architectures", () =>
     on(Effect.gen(function*() {
       const refused = yield* failsWith(CudaProgram.compile(add, { options: ["--quick"] }), "InvalidCompileOption")
       assert.include(refused.log, "--quick")
       yield* failsWith(CudaProgram.compile(add, { architecture: "sm_20" }), "InvalidArgument")
     })))
 
-  it.live("gives warnings with the program", () =>
+  it.live("returns warnings with the program", () =>
     on(Effect.gen(function*() {
       const program = yield* CudaProgram.compile("__global__ void k() { int unused; }", { name: "w.cu" })
       assert.match(program.log, /w\.cu\(1\): warning #/)
     })))
 
-  it.live("is not asked again for what is kept", () =>
+  it.live("is not called again for a cached program", () =>
     Effect.gen(function*() {
       const kept = timed(on(CudaProgram.compile(large(1), { cache: true })))
       const first = yield* kept
@@ -123,7 +123,7 @@ describe.skipIf(missing !== undefined)(`NVRTC${missing === undefined ? "" : ` ($
       assert.isBelow(second.milliseconds, first.milliseconds)
     }), 60_000)
 
-  it.live("has the stack that deep sources need", () =>
+  it.live("has enough stack for deeply nested sources", () =>
     on(Effect.gen(function*() {
       const deep = `template <int N> struct S { static constexpr int v = S<N - 1>::v + 1; };
 template <> struct S<0> { static constexpr int v = 0; };
@@ -131,7 +131,7 @@ __global__ void k(int* a) { a[0] = S<150>::v + ${"(".repeat(200)}1${")".repeat(2
       yield* CudaProgram.compile(deep)
     })))
 
-  it.live("goes on beside the event loop, and is given up when interrupted", () =>
+  it.live("runs off the event loop, and is abandoned when interrupted", () =>
     on(Effect.gen(function*() {
       let longest = 0
       let last = performance.now()

@@ -1,6 +1,6 @@
 /**
- * Kernels of the kinds that services run, compiled from source and compared with the same in float64 on the CPU, for random
- * inputs: vector addition, a reduction, and matrix products, tiled and on tensor cores.
+ * Typical service kernels, compiled from source and compared with float64 on the CPU for random inputs: vector addition, a
+ * reduction, and matrix products, tiled and on tensor cores.
  */
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
@@ -43,7 +43,7 @@ template <int TILE> __global__ void multiply(float* to, const float* a, const fl
 }
 `
 
-/** One warp for each 16 × 16 part of the product. */
+/** One warp per 16 × 16 tile of the product. */
 const tensorSource = `
 #include <mma.h>
 using namespace nvcuda;
@@ -95,7 +95,7 @@ const download = (buffer: CudaMemory.DeviceBuffer) =>
     return Effect.as(CudaMemory.download(values, buffer), values)
   })
 
-/** The product in float64, and how far single precision may be off. */
+/** The product in float64, and the error bound of single precision. */
 const assertProduct = (actual: Float32Array, a: Float32Array, b: Float32Array, size: number) => {
   for (let row = 0; row < size; row++) {
     for (let column = 0; column < size; column++) {
@@ -134,7 +134,7 @@ describe.skipIf(missing !== undefined)(
             yield* onDevice(values),
             count
           ])
-          // Sixteenths below 2^20 add up without rounding in single precision too.
+          // Sums of sixteenths below 2^20 are exact in single precision too.
           assert.strictEqual((yield* download(sum))[0], values.reduce((total, value) => total + value, 0))
         }).pipe(CudaStream.withPooledStream())
       ))

@@ -1,5 +1,5 @@
 /**
- * The demo's kernels on a GPU, compared with the CPU for random bytes, and for bytes that are all the same.
+ * The demo's kernels on a GPU, compared with the CPU for random and for constant bytes.
  */
 import { assert, describe, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -18,8 +18,8 @@ describe.skipIf(gpu === undefined)("the demo on a GPU", () => {
       ["3,000,017 bytes, in chunks of an odd length", random(3_000_017), 300_007],
       ["one chunk of 8 MiB less a byte", random(2 ** 23 - 1), 2 ** 23],
       ["4 MiB of one byte", new Uint8Array(2 ** 22).fill(170), 2 ** 20],
-      ["lengths around a word", random(1000), 17],
-      ["lengths around a thread's part", random(5000), 257],
+      ["lengths near a word", random(1000), 17],
+      ["lengths near a thread's share", random(5000), 257],
       ["1 byte", random(1), 2 ** 20]
     ])("counts and checks %s", ([, bytes, chunkBytes]) =>
       Effect.gen(function*() {

@@ -1,6 +1,6 @@
 /**
- * A kernel that faults, on a GPU: every wait of its device ends with the reason, every later call explains itself, scopes
- * close. In a file of its own, since the process is of no use afterwards, for any device.
+ * A faulting kernel on a GPU: every wait of its device fails with the reason, every later call reports the origin, and scopes
+ * close. In its own file, because afterwards the process cannot use any device.
  */
 import { assert, describe, layer } from "@effect/vitest"
 import { CudaDevice, CudaEvent, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
@@ -17,7 +17,7 @@ describe.skipIf(gpu === undefined)("a faulting kernel", () => {
       () => Effect.scoped(CudaStream.make({ device: 1 }))
     )
 
-    it.effect("ends every outstanding wait of its device with the reason, promptly", () =>
+    it.effect("fails every outstanding wait of its device with the reason, promptly", () =>
       Effect.gen(function*() {
         const busy = yield* Busy
         const runtime = yield* CudaRuntime.CudaRuntime

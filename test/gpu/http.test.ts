@@ -1,5 +1,5 @@
 /**
- * The HTTP service of the examples on a GPU, its kernel compiled with NVRTC: every score is that of the CPU.
+ * The example HTTP service on a GPU, with its kernel compiled by NVRTC. Every score must match the CPU's.
  */
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
@@ -51,7 +51,7 @@ const served = Effect.gen(function*() {
 }).pipe(Effect.scoped, Effect.provide(Scorer.layer({ model })))
 
 describe.skipIf(missing !== undefined)("the HTTP service on a GPU", () => {
-  it.live("scores a few hundred requests at once as the CPU does, and leaves nothing behind", () =>
+  it.live("scores a few hundred concurrent requests like the CPU, and leaves nothing behind", () =>
     Effect.gen(function*() {
       yield* served
       const { liveResources } = yield* CudaRuntime.CudaRuntime

@@ -1,6 +1,6 @@
 /**
- * The other process of the interprocess test: opens the event it is given, has a stream and a fiber wait for it, and says
- * what it found.
+ * The child process of the interprocess test: opens the given event, waits for it on a stream and in a fiber, and reports
+ * the result.
  */
 import { CudaEvent, CudaStream, NativeRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"

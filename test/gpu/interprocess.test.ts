@@ -1,6 +1,6 @@
 /**
- * Two processes share an event on a GPU. The other process runs from its TypeScript source, which Node.js can do from 22.18
- * on, and uses the built package.
+ * Two processes share an event on a GPU. The child runs from its TypeScript source, which needs Node.js 22.18 or later, and
+ * uses the built package.
  */
 import { assert, describe, layer } from "@effect/vitest"
 import { CudaEvent, CudaStream } from "effect-cuda"
@@ -33,7 +33,7 @@ const runChild = (handle: Uint8Array): Effect.Effect<ChildResult> =>
 
 describe.skipIf(!canRun)("an interprocess event", () => {
   layer(nativeRig.layer, { excludeTestServices: true })((it) => {
-    it.effect("is waited for by another process, on its stream and in its fiber", () =>
+    it.effect("can be waited for in another process, on a stream and in a fiber", () =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const event = yield* CudaEvent.make({ interprocess: true })
@@ -49,7 +49,7 @@ describe.skipIf(!canRun)("an interprocess event", () => {
         assert.closeTo(theirs.at, at, 150)
       }))
 
-    it.effect("cannot be opened by the process that made it", () =>
+    it.effect("cannot be opened by the process that created it", () =>
       Effect.gen(function*() {
         const event = yield* CudaEvent.make({ interprocess: true })
         const handle = yield* CudaEvent.ipcHandle(event)

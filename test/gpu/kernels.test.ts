@@ -1,6 +1,6 @@
 /**
- * Modules and kernels beside a GPU that is busy, which the JS thread must not wait for; and a kernel that faults, at the end,
- * since the process is of no use afterwards.
+ * Modules and kernels on a busy GPU, for which the JS thread must not block. The faulting kernel runs last, because
+ * afterwards the process cannot use the GPU.
  */
 import { assert, describe, layer } from "@effect/vitest"
 import { CudaKernel, CudaMemory, CudaModule, CudaRuntime, CudaStream } from "effect-cuda"
@@ -14,14 +14,14 @@ const one = { grid: 1, block: 1 }
 
 const busyMillis = 500
 /**
- * Longer than any pause of the event loop that is not a wait for the GPU, in milliseconds: other test files use the GPU and the
- * processor at the same time.
+ * Longer than any event-loop pause other than a wait for the GPU, in milliseconds: other test files use the GPU and the CPU
+ * at the same time.
  */
 const noticed = busyMillis / 2
 
 const loaded = (idleTimeout: number) => Effect.flatMap(program, (made) => CudaModule.load(made, { idleTimeout }))
 
-/** Runs an effect, and says for how long at most the event loop stood still meanwhile, in milliseconds. */
+/** Runs an effect and returns the longest time the event loop was blocked meanwhile, in milliseconds. */
 const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     let longest = 0
@@ -39,15 +39,15 @@ const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     return Effect.map(Effect.ensuring(effect, stop), (value) => ({ longest, value }))
   })
 
-describe.skipIf(gpu === undefined)("kernels beside a busy GPU", () => {
+describe.skipIf(gpu === undefined)("kernels on a busy GPU", () => {
   layer(nativeRig.layer, { excludeTestServices: true })((it) => {
-    it.effect("are loaded without waiting for it, got when it is idle, and unloaded later", () =>
+    it.effect("load without waiting for it, resolve when it is idle, and unload later", () =>
       Effect.gen(function*() {
         const busy = yield* Busy
         const runtime = yield* CudaRuntime.CudaRuntime
         const stream = yield* CudaStream.make()
         const to = yield* CudaMemory.allocate(4)
-        // What the driver does once in a process is done before.
+        // The driver's one-time setup is done before.
         yield* Effect.scoped(Effect.flatMap(loaded(0), (module) => CudaKernel.get(module, "put", signatures.put)))
         const start = performance.now()
         yield* busy.enqueue(stream, busyMillis)
@@ -69,7 +69,7 @@ describe.skipIf(gpu === undefined)("kernels beside a busy GPU", () => {
         assert.strictEqual(words[0], 7)
       }))
 
-    it.effect("a kernel that faults ends every later operation with its reason, and its scope closes", () =>
+    it.effect("a faulting kernel fails every later operation with its reason, and its scope closes", () =>
       Effect.gen(function*() {
         const runtime = yield* CudaRuntime.CudaRuntime
         const inner = Effect.gen(function*() {

@@ -1,6 +1,6 @@
 /**
- * A pipeline on a GPU, interrupted at 1,000 random points, drawn by a generator with a seed: at an operation of the runtime,
- * or after a while. Each time nothing is left, and what was delivered is right.
+ * A pipeline on a GPU, interrupted at 1,000 seeded random points: at a runtime operation, or after a delay. Each time nothing
+ * is left behind and the delivered elements are correct.
  */
 import { assert, describe, layer } from "@effect/vitest"
 import { CudaMemory, CudaPipeline, CudaRuntime, CudaStream } from "effect-cuda"
@@ -16,7 +16,7 @@ const rounds = 1000
 const seed = 20_240_229
 const mostBytes = 64 * 1024
 
-/** Whole numbers from 0 to below the bound, the same ones each time (mulberry32). */
+/** Deterministic integers from 0 to below the bound (mulberry32). */
 const makeRandom = (state: number) => (bound: number): number => {
   state = (state + 0x6d2b79f5) | 0
   let mixed = Math.imul(state ^ (state >>> 15), state | 1)
@@ -24,13 +24,13 @@ const makeRandom = (state: number) => (bound: number): number => {
   return Math.floor((((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32) * bound)
 }
 
-/** What a round is like. */
+/** The parameters of a round. */
 interface Round {
   readonly slots: number
   readonly sizes: ReadonlyArray<number>
-  /** Of a kernel before the copy on the device. */
+  /** Milliseconds of a kernel before the copy on the device. */
   readonly kernelMillis: number
-  /** Where it is interrupted: before or after the operation of a number, or so many milliseconds after the start. */
+  /** Where it is interrupted: before or after the numbered operation, or this many milliseconds after the start. */
   readonly point:
     | { readonly operation: number; readonly when: "before" | "after" | "a turn after" }
     | { readonly millis: number }
@@ -45,7 +45,7 @@ const drawRound = (random: (bound: number) => number): Round => ({
     : { millis: random(4000) / 1000 }
 })
 
-/** Bytes that tell elements apart. */
+/** Bytes that identify an element. */
 const byteOf = (index: number, position: number): number => (index * 31 + position * 7 + (position >> 8)) & 255
 
 const fill = (index: number, size: number, into: Uint8Array): void => {
@@ -55,7 +55,7 @@ const fill = (index: number, size: number, into: Uint8Array): void => {
 const isRight = (index: number, size: number, bytes: Uint8Array): boolean =>
   bytes.byteLength === size && bytes.every((byte, position) => byte === byteOf(index, position))
 
-/** A pipeline without end. */
+/** An endless pipeline. */
 const pipeline = ({ kernelMillis, sizes, slots }: Round) => {
   const sizeOf = (index: number) => sizes[index % sizes.length]!
   return Stream.range(0, 1_000_000).pipe(
@@ -81,7 +81,7 @@ const pipeline = ({ kernelMillis, sizes, slots }: Round) => {
   )
 }
 
-/** Calls after so many milliseconds, to within a turn of the event loop: a timer counts in whole ones. */
+/** Calls after a number of milliseconds, to within a turn of the event loop: timers have millisecond resolution. */
 const after = (millis: number, call: () => void): void => {
   const due = performance.now() + millis
   const look = () => performance.now() < due ? void setImmediate(look) : call()
@@ -118,7 +118,7 @@ const interrupted = Effect.fnUntraced(function*(round: Round) {
 describe.skipIf(gpu === undefined)("a pipeline", () => {
   layer(nativeRig.layer, { excludeTestServices: true })((it) => {
     it.effect(
-      "leaves nothing, and has delivered nothing wrong, when interrupted at 1,000 random points",
+      "leaves nothing behind and delivers correct elements when interrupted at 1,000 random points",
       () =>
         Effect.gen(function*() {
           const runtime = yield* CudaRuntime.CudaRuntime

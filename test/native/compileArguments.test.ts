@@ -1,6 +1,6 @@
 /**
- * Arguments of `CudaProgram.compile` that types rule out and JavaScript does not: NVRTC crashes on some of them, so each
- * is refused by name before it is called. And what is cleaned before the compiler sees it.
+ * Arguments of `CudaProgram.compile` that types rule out but JavaScript does not. NVRTC crashes on some, so each is rejected
+ * by name before the call. Also covers input cleanup.
  */
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
@@ -38,7 +38,7 @@ const holes = (length: number, ...texts: Array<string>): ReadonlyArray<string> =
   return texts
 }
 
-describe("an argument of another type is refused by name", () => {
+describe("an argument of another type is rejected by name", () => {
   const refused: ReadonlyArray<readonly [string, string, Readonly<Record<string, unknown>>, RegExp]> = [
     ["a hole", "options[0]", { options: holes(1) }, /^undefined$/],
     ["a hole after an option", "options[1]", { options: holes(2, "-G") }, /^undefined$/],

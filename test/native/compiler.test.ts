@@ -182,7 +182,7 @@ describe("the architecture", () => {
     ["sm_89", { architecture: { major: 8, minor: 9 } }]
   ]
   for (const [name, options] of refused) {
-    it.live(`${name}, which this NVRTC does not support, is refused with a list of those it does`, () =>
+    it.live(`${name}, which this NVRTC does not support, is rejected with a list of those it does`, () =>
       onNvrtc(Effect.gen(function*() {
         const reason = yield* failsWith(CudaProgram.compile(kernel, options), "InvalidArgument")
         assert.deepStrictEqual(reason, {
@@ -209,7 +209,7 @@ describe("the architecture", () => {
         old
       ))
 
-    it.live("is refused as a CUBIN", () =>
+    it.live("is rejected as a CUBIN", () =>
       onNvrtc(
         Effect.gen(function*() {
           const reason = yield* failsWith(CudaProgram.compile(kernel, { target: "cubin" }), "InvalidArgument")
@@ -220,11 +220,11 @@ describe("the architecture", () => {
       ))
   })
 
-  it.live("of a device that is older than any NVRTC supports is refused", () =>
+  it.live("of a device older than any that NVRTC supports is rejected", () =>
     onNvrtc(refuses(CudaProgram.compile(kernel), "architecture"), {}, openNvrtc(["STUB_ARCHS=100,120"])))
 })
 
-describe("an invalid argument is refused by name before the compiler runs", () => {
+describe("an invalid argument is rejected by name before the compiler runs", () => {
   const refused: ReadonlyArray<readonly [string, string, string, CudaProgram.CompileOptions]> = [
     ["source", "empty", " \n", {}],
     ["source", "with a NUL character", "a\0b", {}],
@@ -758,7 +758,7 @@ describe("the cache", () => {
     )
   })
 
-  it.live("refuses a negative size", () =>
+  it.live("rejects a negative size", () =>
     refuses(onNvrtc(CudaProgram.compile(kernel), { programCache: { maxBytes: -1 } }), "maxBytes"))
 
   it("is in the platform's cache folder", () => {
@@ -937,7 +937,7 @@ describe("the usual places", () => {
   })
 })
 
-describe("a program of its own", () => {
+describe("a standalone program", () => {
   const script = (before: string, then: string) => `
     ${before}
     import * as Effect from "effect/Effect"

@@ -1,5 +1,5 @@
 /**
- * Compiling on worker threads, which share libuv's pool while each has a limit of its own.
+ * Compiling on worker threads, which share libuv's pool while each has its own limit.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -45,8 +45,8 @@ const script = `
   await (isMainThread ? watch() : compile())
 `
 
-describe("two workers that compile at once", () => {
-  it.live("finish, while the main thread goes on reading files", () =>
+describe("two workers that compile concurrently", () => {
+  it.live("finish while the main thread keeps reading files", () =>
     Effect.gen(function*() {
       const { exit, output } = yield* Effect.promise(() => runChild(script))
       assert.strictEqual(exit, 0, output)

@@ -46,7 +46,7 @@ describe("a ConfigProvider that fails", () => {
 
 describe("the folder of the cache", () => {
   for (const folder of ["", "a\0b"]) {
-    it.live(`is refused as ${JSON.stringify(folder)}`, () =>
+    it.live(`is rejected as ${JSON.stringify(folder)}`, () =>
       refuses(onStub(stub, Effect.void, { programCache: { folder } }), "folder"))
   }
 })

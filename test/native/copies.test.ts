@@ -1,6 +1,5 @@
 /**
- * Copies of rows and of many ranges at once, on the driver: one call where it takes them so, and what is made of them where it
- * does not.
+ * 2D copies and batched copies on the driver: one call where the driver supports it, and the fallback where it does not.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -20,19 +19,19 @@ const mebi = 1024 ** 2
 const segment = 16 * mebi
 const twoDevices = { prepare: () => void (stub.devices = 2) }
 
-/** Gives each of some rows a byte of its own. */
+/** Gives each row its own byte. */
 const paint = (host: CudaMemory.HostBuffer, pitch: number, width: number, rows: number) => {
   for (let row = 0; row < rows; row++) host.bytes.fill(row + 1, row * pitch, row * pitch + width)
 }
 
-/** The byte that a row is made of; none for one of several. */
+/** The byte that fills a row; undefined for a row of several bytes. */
 const colour = (host: CudaMemory.HostBuffer, offset: number, width: number): number | undefined => {
   const row = Buffer.from(host.bytes.buffer, host.bytes.byteOffset + offset, width)
   return row.equals(Buffer.alloc(width, row[0])) ? row[0] : undefined
 }
 
-describe("a copy of rows", () => {
-  it.live("is one call each way, with the kind, the address and the pitch of each end", () =>
+describe("a 2D copy", () => {
+  it.live("is one call per direction, with the kind, address and pitch of each end", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -59,7 +58,7 @@ describe("a copy of rows", () => {
       })
     ))
 
-  it.live("takes pitches and offsets above 4 GiB whole", () =>
+  it.live("passes pitches and offsets above 4 GiB untruncated", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -90,7 +89,7 @@ describe("a copy of rows", () => {
       })
     ))
 
-  it.live("that lie close together on both sides is one plain copy", () =>
+  it.live("of contiguous rows on both sides is one plain copy", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -114,7 +113,7 @@ describe("a copy of rows", () => {
       })
     ))
 
-  it.live("is split where pinned memory is, and a row that is split goes by itself", () =>
+  it.live("is split at pinned segment boundaries, with a split row copied separately", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -166,7 +165,7 @@ describe("a copy of rows", () => {
       })
     ))
 
-  it.live("that end and begin exactly where pinned memory is split are not split themselves", () =>
+  it.live("whose rows end and begin exactly at a pinned segment boundary splits no row", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -211,7 +210,7 @@ describe("a copy of rows", () => {
       twoDevices
     ))
 
-  it.live("of managed memory is that of device memory, on the streams of every device", () =>
+  it.live("of managed memory works like device memory, on the streams of every device", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -227,7 +226,7 @@ describe("a copy of rows", () => {
       twoDevices
     ))
 
-  it.live("of no bytes asks nothing", () =>
+  it.live("of no bytes makes no driver call", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -263,13 +262,13 @@ describe("a batch of copies", () => {
     ["cuMemcpyDtoHAsync_v2", host.address + 48, from.address, 16, stream]
   ]
 
-  /** The call for copies of so many bytes from here to there. */
+  /** The batch call for copies of a number of bytes. */
   const together = (
     stream: number,
     ...copies: ReadonlyArray<readonly [to: number, from: number, bytes: number]>
   ): Line => ["cuMemcpyBatchAsync", copies.length, 1, stream, ...copies.flat()]
 
-  it.live("is one call in the context of its stream, of all kinds of copies at once", () =>
+  it.live("is one call in the context of its stream, with copies of every kind", () =>
     opened(({ context }) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -293,7 +292,7 @@ describe("a batch of copies", () => {
       })
     ))
 
-  it.live("leaves out copies of no bytes, and is a plain copy when one is left", () =>
+  it.live("omits empty copies, and is a plain copy when one remains", () =>
     opened(({ context }) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -309,7 +308,7 @@ describe("a batch of copies", () => {
       })
     ))
 
-  it.live("is split where pinned memory is", () =>
+  it.live("is split at pinned segment boundaries", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -361,7 +360,7 @@ describe("a batch of copies", () => {
       })
     ))
 
-  it.live("goes one by one on the legacy default stream", () =>
+  it.live("falls back to single copies on the legacy default stream", () =>
     opened(({ context }) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.defaultStream()
@@ -383,7 +382,7 @@ describe("a batch of copies", () => {
       })
     ))
 
-  it.live("goes one by one when one of it is between devices", () =>
+  it.live("falls back to single copies when one is between devices", () =>
     opened(
       ({ context }) =>
         Effect.gen(function*() {
@@ -405,7 +404,7 @@ describe("a batch of copies", () => {
       twoDevices
     ))
 
-  it.live("is in the context of its stream where that is of another device than the copies", () =>
+  it.live("runs in the context of its stream when that is on another device than the copies", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -426,7 +425,7 @@ describe("a batch of copies", () => {
       twoDevices
     ))
 
-  it.live("goes one by one with a driver that knows no batches", () => {
+  it.live("falls back to single copies on a driver without batches", () => {
     const older = copyStub(["cuMemcpyBatchAsync=stub_hidden"])
     const { callsOf, opened } = tracing(older)
     return opened(({ context }) =>
@@ -440,7 +439,7 @@ describe("a batch of copies", () => {
   })
 })
 
-describe("a copy of memory that orders itself, when it fails", () => {
+describe("a failing copy of ordered memory", () => {
   type Prepared = Effect.Success<typeof prepared>
 
   const prepared = Effect.gen(function*() {
@@ -451,7 +450,7 @@ describe("a copy of memory that orders itself, when it fails", () => {
     return { stream, other, byDefault, host, device }
   })
 
-  /** Two rows, the two parts of one, two rows. */
+  /** Two rows, the two parts of a split row, two rows. */
   const rows = ({ device, host, stream }: Prepared) =>
     CudaMemory.copy2D(device, CudaMemory.rows(host, 7 * mebi), { width: 4 * mebi, height: 5 }, stream)
 
@@ -480,7 +479,7 @@ describe("a copy of memory that orders itself, when it fails", () => {
     ["of a batch, at the second of its copies", "cuMemcpyHtoDAsync_v2", 1, (made) => batch(made, made.byDefault), 1]
   ]
   for (const [what, name, after, copy, waits] of failures) {
-    it.live(`${what}, is ${waits === 0 ? "none" : "one all the same"} for what comes after it`, () =>
+    it.live(`${what}, ${waits === 0 ? "orders nothing" : "still orders"} later uses`, () =>
       opened(() =>
         Effect.gen(function*() {
           const made = yield* prepared

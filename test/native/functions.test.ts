@@ -1,6 +1,6 @@
 /**
- * What the native runtime asks of the driver: for every operation the exact calls, their arguments and the context they are
- * made in. The last test fails when a function of the table was never called.
+ * The driver calls of the native runtime: for every operation the exact calls, their arguments and their context. The last
+ * test fails if a function of the table was never called.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
@@ -29,7 +29,7 @@ const stub = openStub()
 const gibibyte = 1024 ** 3
 const segment = 16 * 1024 * 1024
 
-/** The device handles of the stub are its ordinals and 40. */
+/** The device handles of the stub are its ordinals plus 40. */
 const deviceHandle = (ordinal: number): number => 40 + ordinal
 
 const { callsOf, opened, openDevice } = tracing(stub)
@@ -97,7 +97,7 @@ describe("opening and closing a device", () => {
     return bytes.toString("hex")
   }
 
-  it.live("retains the primary context on another thread, then makes the pool and two streams in it", () =>
+  it.live("retains the primary context on another thread, then creates the pool and two streams in it", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -124,7 +124,7 @@ describe("opening and closing a device", () => {
       { prepare: () => void (stub.devices = 2) }
     ))
 
-  it.live("opens a device once, however many fibers use it first", () =>
+  it.live("opens a device once under concurrent first uses", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -187,7 +187,7 @@ describe("devices", () => {
       })
     ))
 
-  it.live("answers the priority range it read when it opened the device", () =>
+  it.live("returns the priority range read when it opened the device", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -198,7 +198,7 @@ describe("devices", () => {
       { prepare: () => void (stub.priorities = { least: 2, greatest: -3 }) }
     ))
 
-  it.live("asks about peer access by device handles", () =>
+  it.live("queries peer access by device handles", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -206,6 +206,9 @@ describe("devices", () => {
           assert.isTrue(result)
           assert.deepStrictEqual(lines, [["cuDeviceCanAccessPeer", 1, deviceHandle(0), deviceHandle(1)]])
           assert.isFalse(yield* CudaDevice.canAccessPeer(0, 0))
+          const link = yield* callsOf(CudaDevice.peerAttribute(0, 1, "nativeAtomicSupported"))
+          assert.strictEqual(link.result, 1)
+          assert.deepStrictEqual(link.lines, [["cuDeviceGetP2PAttribute", 1, 3, deviceHandle(0), deviceHandle(1)]])
         }),
       { prepare: () => void (stub.devices = 2) }
     ))
@@ -234,7 +237,7 @@ describe("streams", () => {
     [{ priority: 100, outOfRange: "clamp" }, 1, 0]
   ]
   for (const [options, flags, priority] of creations) {
-    it.live(`make ${JSON.stringify(options)} creates with flags ${flags} and priority ${priority}`, () =>
+    it.live(`make ${JSON.stringify(options)} creates a stream with flags ${flags} and priority ${priority}`, () =>
       opened(({ context }) =>
         Effect.gen(function*() {
           const { lines, result: stream } = yield* callsOf(CudaStream.make(options))
@@ -251,7 +254,7 @@ describe("streams", () => {
       ))
   }
 
-  it.live("the release asks whether the stream is done and destroys it", () =>
+  it.live("the release queries the stream and destroys it", () =>
     opened(() =>
       Effect.gen(function*() {
         let handle = 0
@@ -263,7 +266,7 @@ describe("streams", () => {
       })
     ))
 
-  it.live("the pool makes 32 streams and hands them out in turn", () =>
+  it.live("the pool creates 32 streams and hands them out round-robin", () =>
     opened(() =>
       Effect.gen(function*() {
         const streams = yield* Effect.forEach(Array.from({ length: 33 }), () => CudaStream.fromPool())
@@ -295,7 +298,7 @@ describe("streams", () => {
       ))
   }
 
-  it.live("copies on a default stream happen in its context", () =>
+  it.live("copies on a default stream run in its context", () =>
     opened(({ context }) =>
       Effect.gen(function*() {
         const host = yield* CudaMemory.allocateHost(64)
@@ -309,7 +312,7 @@ describe("streams", () => {
       })
     ))
 
-  it.live("wraps a stream of other code after asking what it is, and never destroys it", () =>
+  it.live("wraps a foreign stream after querying it, and never destroys it", () =>
     opened(({ context }) =>
       Effect.gen(function*() {
         const handle = stub.foreignStream(0, { flags: 1, priority: -4 })
@@ -329,7 +332,7 @@ describe("streams", () => {
       })
     ))
 
-  it.live("refuses a stream of another context", () =>
+  it.live("rejects a stream of another context", () =>
     opened(() =>
       Effect.gen(function*() {
         const error = yield* Effect.flip(CudaStream.fromHandle(stub.foreignStream(-1)))
@@ -359,7 +362,7 @@ describe("streams", () => {
       })
     ))
 
-  it.live("an unfinished stream answers false, and synchronize records a marker and asks about it", () =>
+  it.live("query returns false for an unfinished stream, and synchronize records and queries a marker", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -389,7 +392,7 @@ describe("events", () => {
     [{ interprocess: true, blocking: true }, 7]
   ]
   for (const [options, flags] of kinds) {
-    it.live(`make ${JSON.stringify(options)} creates with flags ${flags}`, () =>
+    it.live(`make ${JSON.stringify(options)} creates an event with flags ${flags}`, () =>
       opened(({ context }) =>
         Effect.gen(function*() {
           const { lines, result: event } = yield* callsOf(
@@ -429,7 +432,7 @@ describe("events", () => {
         })]
     ] as const
   ) {
-    it.live(`an event that was ${what} is kept by its release, for the next of its kind`, () =>
+    it.live(`an event that was ${what} is kept on release for reuse`, () =>
       opened(() =>
         Effect.gen(function*() {
           const stream = yield* CudaStream.make()
@@ -448,7 +451,7 @@ describe("events", () => {
       ))
   }
 
-  it.live("an event that may be pending, is shared, or whose handle was given out, is destroyed by its release", () =>
+  it.live("an event that may be pending, is shared, or exposed its handle, is destroyed on release", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -482,7 +485,7 @@ describe("events", () => {
       })
     ))
 
-  it.live("recordEvent without an event makes one with timing off", () =>
+  it.live("recordEvent without an event creates one with timing disabled", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -492,7 +495,7 @@ describe("events", () => {
       })
     ))
 
-  it.live("elapsedTime is one call, of the newer version where there is one", () =>
+  it.live("elapsedTime is one call, to the newer version if available", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -505,12 +508,12 @@ describe("events", () => {
         yield* CudaEvent.record(end, stream)
         const { lines, result } = yield* callsOf(CudaEvent.elapsedTime(start, end))
         assert.deepStrictEqual(lines, [["cuEventElapsedTime_v2", start.handle, end.handle]])
-        // Three operations of the stub, a microsecond each, as a 32-bit float of milliseconds.
+        // Three stub operations of one microsecond each, as a 32-bit float of milliseconds.
         assert.closeTo(Duration.toMillis(result), 0.003, 1e-6)
       })
     ))
 
-  it.live("elapsedTime asks once more when its events are finished just after it asked", () =>
+  it.live("elapsedTime retries once when its events finish right after the first call", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -524,7 +527,7 @@ describe("events", () => {
       })
     ))
 
-  it.live("an older driver is asked with the older version of elapsedTime", () => {
+  it.live("elapsedTime uses the older version on an older driver", () => {
     const old = copyStub(["cuEventElapsedTime_v2=stub_hidden"])
     return onStub(
       old,
@@ -539,7 +542,7 @@ describe("events", () => {
     )
   })
 
-  it.live("ipcHandle gives the 64 bytes that the driver wrote, asked in the event's context", () =>
+  it.live("ipcHandle returns the driver's 64 bytes, in the event's context", () =>
     opened(({ context }) =>
       Effect.gen(function*() {
         const event = yield* CudaEvent.make({ interprocess: true })
@@ -567,7 +570,7 @@ describe("events", () => {
       })
     ))
 
-  it.live("fromIpcHandle reads a view into a larger buffer from where it starts", () =>
+  it.live("fromIpcHandle reads a view into a larger buffer from its offset", () =>
     opened(() =>
       Effect.gen(function*() {
         const remote = stub.remoteEvent()
@@ -580,7 +583,7 @@ describe("events", () => {
 })
 
 describe("memory", () => {
-  it.live("allocates from the pool on a stream of its own, with 64-bit sizes", () =>
+  it.live("allocates from the pool on a dedicated stream, with 64-bit sizes", () =>
     opened(({ allocations, pool }) =>
       Effect.gen(function*() {
         const { lines, result: buffer } = yield* callsOf(CudaMemory.allocate(5 * gibibyte))
@@ -627,7 +630,7 @@ describe("memory", () => {
       })
     ))
 
-  it.live("copies each way with its own call, offsets added to addresses", () =>
+  it.live("copies in each direction with its own call, offsets added to addresses", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -690,7 +693,7 @@ describe("memory", () => {
       ))
   }
 
-  it.live("passes offsets and lengths above 4 GiB whole", () =>
+  it.live("passes offsets and lengths above 4 GiB untruncated", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -722,7 +725,7 @@ describe("memory", () => {
       { prepare: () => void (stub.memory = 16 * gibibyte) }
     ))
 
-  it.live("a copy or fill of no bytes asks nothing", () =>
+  it.live("a copy or fill of no bytes makes no driver call", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -764,8 +767,8 @@ describe("memory", () => {
     ))
 })
 
-describe("contexts of other native code", () => {
-  it.live("stay current, and nothing that needs a context is called in them", () =>
+describe("foreign contexts", () => {
+  it.live("stay current, and no call that needs a context runs in them", () =>
     opened(({ context }) =>
       Effect.acquireUseRelease(
         Effect.sync(() => stub.pushForeign()),
@@ -794,7 +797,7 @@ describe("contexts of other native code", () => {
       )
     ))
 
-  /** What SEMANTICS calls dependent on the current context: making things, and anything on a default stream. */
+  /** Calls that depend on the current context: creation, and anything on a default stream. */
   const needsContext = (name: StubFunctionName, args: ReadonlyArray<number | string>): boolean =>
     ["cuStreamCreateWithPriority", "cuEventCreate", "cuMemHostRegister_v2", "cuMemGetInfo_v2"].includes(name) ||
     (streamArgument[name] !== undefined && Number(args[streamArgument[name]]) <= 2)
@@ -810,7 +813,7 @@ describe("contexts of other native code", () => {
 })
 
 describe("the table", () => {
-  it.live("asks the driver for its words on a status it does not know", () =>
+  it.live("asks the driver to describe unknown statuses", () =>
     opened(() =>
       Effect.gen(function*() {
         stub.fail("cuEventCreate", 12345)
@@ -819,7 +822,7 @@ describe("the table", () => {
       })
     ))
 
-  it.live("has the GPU wake the event loop for a wait that takes long", () =>
+  it.live("has the GPU wake the event loop for a long wait", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -831,7 +834,7 @@ describe("the table", () => {
       })
     ))
 
-  it.live("has what modules and kernels need, whose calls have tests of their own", () =>
+  it.live("has the functions of modules and kernels, tested elsewhere", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -850,7 +853,7 @@ describe("the table", () => {
         })
     ))
 
-  it.live("has what other memory and copies need, whose calls have tests of their own", () =>
+  it.live("has the functions of other memory and copies, tested elsewhere", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -869,7 +872,7 @@ describe("the table", () => {
       })
     ))
 
-  it("has no function that nothing here calls", () => {
+  it("has no function that these tests do not call", () => {
     stub.reset()
     assert.deepStrictEqual(
       Object.keys({ ...driverFunctions, ...optionalDriverFunctions }).filter((name) =>

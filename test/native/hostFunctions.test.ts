@@ -1,5 +1,5 @@
 /**
- * Host functions on the driver: an event behind the work before them, and a fiber that begins when it is reached.
+ * Host functions on the driver: an event behind the enqueued work, and a fiber that starts when it is reached.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaMemory from "effect-cuda/CudaMemory"
@@ -20,10 +20,10 @@ const { callsOf, opened } = tracing(stub)
 
 const live = Effect.flatMap(CudaRuntime, ({ liveResources }) => liveResources)
 
-/** A stream with work that is pending. */
+/** A stream with pending work. */
 const busyStream = Effect.tap(CudaStream.make(), (stream) => Effect.sync(() => stub.work(stream)))
 
-/** An effect that notes that it began, and ends when it is told to. */
+/** An effect that records its start, and ends on demand. */
 const noting = () => {
   const state = { began: 0, ended: 0, interrupted: 0, mayEnd: false }
   const effect = Effect.gen(function*() {
@@ -35,7 +35,7 @@ const noting = () => {
 }
 
 describe("a host function", () => {
-  it.live("is an event behind the work before it, given back when the effect is done", () =>
+  it.live("is an event behind the enqueued work, released when the effect is done", () =>
     opened(({ context }) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -53,7 +53,7 @@ describe("a host function", () => {
       })
     ))
 
-  it.live("begins after the work before it, and not before", () =>
+  it.live("starts after the work enqueued before it, not earlier", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* busyStream
@@ -120,7 +120,7 @@ describe("a host function", () => {
       })
     ))
 
-  it.live("on a stream that is gone fails by itself, and leaves nothing", () =>
+  it.live("on a released stream fails, and leaves nothing behind", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* Effect.scoped(CudaStream.make())
@@ -132,7 +132,7 @@ describe("a host function", () => {
       })
     ))
 
-  it.live("of a device that fails does not run, and its fiber fails with the reason", () =>
+  it.live("on a faulting device does not run, and its fiber fails with the reason", () =>
     logged(opened(() =>
       Effect.gen(function*() {
         const stream = yield* busyStream
@@ -149,7 +149,7 @@ describe("a host function", () => {
       })
     )))
 
-  it.live("is given back also by a runtime that takes its time for that", () =>
+  it.live("is released even by a runtime with slow releases", () =>
     opened(() =>
       Effect.gen(function*() {
         const runtime = yield* CudaRuntime
@@ -171,7 +171,7 @@ describe("a host function", () => {
       })
     ))
 
-  it.live("behind one that failed to be reached runs all the same", () =>
+  it.live("behind one whose wait failed still runs", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* busyStream
@@ -186,7 +186,7 @@ describe("a host function", () => {
 })
 
 describe("the scope of a host function", () => {
-  it.live("that closes well waits for it, before what was there before it goes", () =>
+  it.live("that succeeds waits for it before releasing earlier resources", () =>
     opened(() =>
       Effect.gen(function*() {
         const { effect, state } = noting()
@@ -227,7 +227,7 @@ describe("the scope of a host function", () => {
         })
       ))
 
-    it.live(`that ${what} interrupts it before it begins, and those behind it on the stream run`, () =>
+    it.live(`that ${what} interrupts it before it starts, and later ones on the stream still run`, () =>
       opened(() =>
         Effect.gen(function*() {
           const stream = yield* busyStream
@@ -244,7 +244,7 @@ describe("the scope of a host function", () => {
       ))
   }
 
-  it.live("has nothing of it left once it is done", () =>
+  it.live("holds nothing once it is done", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -263,7 +263,7 @@ describe("the scope of a host function", () => {
       })
     ))
 
-  it.live("has nothing left of a thousand that were waiting at once", () =>
+  it.live("holds nothing of a thousand that waited at once", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* busyStream
@@ -285,7 +285,7 @@ describe("the scope of a host function", () => {
       })
     ))
 
-  it.live("that is closed already has it fail, and run nothing", () =>
+  it.live("that is already closed makes it fail without running", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* busyStream

@@ -1,6 +1,6 @@
 /**
- * Interruption between any two steps: a pipeline is interrupted at its k-th operation, for every k, before the operation,
- * while it runs and after it. Whatever the moment, nothing is left and nothing was given back too early.
+ * Interruption between any two steps: a pipeline is interrupted before, during and after its k-th operation, for every k. At
+ * every point nothing is left behind and nothing is freed too early.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -20,15 +20,15 @@ import { assertQuiet, assertReleased, openStub, pause, stubLayer } from "../supp
 
 const stub = openStub()
 
-/** When a fiber is interrupted, seen from the k-th operation. */
+/** When a fiber is interrupted, relative to the k-th operation. */
 const moments = ["before", "during", "after"] as const
 
-/** Makes an operation part of the count. */
+/** Counts an operation. */
 type Step = <A, E>(operation: Effect.Effect<A, E>) => Effect.Effect<A, E>
 
 const releases: ReadonlyArray<keyof CudaRuntimeService> = ["streamDestroy", "eventDestroy", "memoryFree", "poolDestroy"]
 
-/** The runtime with every operation but the releases passed through `step`. */
+/** The runtime with every operation except releases passed through `step`. */
 const instrument = (runtime: CudaRuntimeService, step: Step): CudaRuntimeService => {
   const wrapped: Record<string, unknown> = { ...runtime }
   for (const [name, member] of Object.entries(runtime)) {
@@ -39,11 +39,11 @@ const instrument = (runtime: CudaRuntimeService, step: Step): CudaRuntimeService
   return wrapped as unknown as CudaRuntimeService
 }
 
-/** Counts operations, and opens the door to the interruption at the k-th. */
+/** Counts operations, and triggers the interruption at the k-th. */
 const interruptionAt = (k: number, moment: (typeof moments)[number], reached: Deferred.Deferred<void>) => {
   let count = 0
   const open = Effect.asVoid(Deferred.succeed(reached, undefined))
-  // Gives the interruption time to arrive; where the caller cannot be interrupted, the operation goes on.
+  // Gives the interruption time to arrive. In an uninterruptible region the operation continues.
   const here = Effect.andThen(open, pause(1))
   const step: Step = (operation) =>
     Effect.suspend(() => {
@@ -59,7 +59,7 @@ const chunk = 4096
 
 type Program = Effect.Effect<void, CudaError, CudaRuntime | Scope.Scope>
 
-/** Uploads, processes and downloads chunks on three streams, ordered by events; the demo in small. */
+/** Uploads, processes and downloads chunks on three streams, ordered by events: a small version of the demo. */
 const pipeline: Program = Effect.gen(function*() {
   const [up, work, down] = yield* Effect.all([
     CudaStream.make(),
@@ -97,7 +97,7 @@ const pipeline: Program = Effect.gen(function*() {
   yield* CudaStream.synchronize(down)
 })
 
-/** Memory of pools, of streams and managed memory, moved between places, and host functions that see to the rest. */
+/** Pool, stream-ordered and managed memory, prefetches, and host functions that do the rest. */
 const memories: Program = Effect.gen(function*() {
   const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
   const host = yield* CudaMemory.allocateHost(2 * chunk)
@@ -127,10 +127,10 @@ const memories: Program = Effect.gen(function*() {
   yield* CudaMemoryPool.trim(yield* CudaMemoryPool.ofDevice())
 })
 
-/** Ends pending work a little after it was enqueued, as a GPU would. */
+/** Finishes pending work shortly after it is enqueued, like a GPU. */
 const gpu = Effect.forever(Effect.andThen(pause(0), Effect.sync(() => stub.finishAll())))
 
-/** Runs a program and interrupts it; returns how many operations it came to. */
+/** Runs a program and interrupts it; returns the number of operations it reached. */
 const runInterrupted = (interrupted: Program, k: number, moment: (typeof moments)[number]) =>
   Effect.gen(function*() {
     stub.reset()
@@ -164,14 +164,14 @@ const programs: ReadonlyArray<readonly [string, Program, operations: number]> = 
 ]
 
 describe.each(programs)("%s", (_, program, least) => {
-  it.live("that is left alone ends well, and leaves nothing", () =>
+  it.live("that is not interrupted succeeds, and leaves nothing behind", () =>
     Effect.gen(function*() {
       assert.isAbove(yield* countOperations(program), least)
       yield* assertQuiet(stub)
     }))
 
   for (const moment of moments) {
-    it.live(`interrupted ${moment} each of its operations leaves nothing`, () =>
+    it.live(`interrupted ${moment} each of its operations leaves nothing behind`, () =>
       Effect.gen(function*() {
         const operations = yield* countOperations(program)
         for (let k = 1; k <= operations; k++) {
@@ -185,7 +185,7 @@ describe.each(programs)("%s", (_, program, least) => {
       }))
   }
 
-  it.live("interrupted after any number of turns of the event loop leaves nothing", () =>
+  it.live("interrupted after any number of event-loop turns leaves nothing behind", () =>
     Effect.gen(function*() {
       for (let turns = 0; turns < 40; turns++) {
         stub.reset()
@@ -197,7 +197,7 @@ describe.each(programs)("%s", (_, program, least) => {
         yield* Fiber.interrupt(device)
         assertReleased(stub)
       }
-      // What is still in a thread of the pool is a `cuInit` whose caller was interrupted.
+      // A `cuInit` whose caller was interrupted may still run on a pool thread.
       yield* pause(20)
       yield* assertQuiet(stub)
     }))

@@ -1,6 +1,6 @@
 /**
- * Modules and kernels on the stub driver: the exact calls and bytes, what becomes of images that are refused, and that neither
- * loading nor unloading code is asked for while the driver would hold up the thread for it.
+ * Modules and kernels on the stub driver: the exact calls and bytes, rejected images, and that code is neither loaded nor
+ * unloaded while the driver would block the thread for it.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaKernel from "effect-cuda/CudaKernel"
@@ -51,11 +51,11 @@ const one = { grid: 1, block: 1 }
 const hexOf = (bytes: ArrayBuffer): string => Buffer.from(bytes).toString("hex")
 const address = (value: number): string => hexOf(BigUint64Array.of(BigInt(value)).buffer)
 
-/** The arguments of the last call of a function, as the driver saw them. */
+/** The arguments of a function's last call, as the driver received them. */
 const lastLaunch = () => stub.calls("cuLaunchKernelEx").at(-1)!.args
 
 describe("loading a module", () => {
-  it.live("reads the image off the JS thread, with room for what the compiler says, and asks what the driver thinks", () =>
+  it.live("loads the image off the JS thread with a log buffer, then probes the driver for problems", () =>
     run(Effect.gen(function*() {
       const made = yield* program
       stub.clear()
@@ -69,13 +69,13 @@ describe("loading a module", () => {
       assert.strictEqual(stub.live.libraries, 1)
     })))
 
-  it.live("is undone with its scope", () =>
+  it.live("is undone by its scope", () =>
     run(Effect.gen(function*() {
       const module = yield* Effect.scoped(loaded())
       assert.deepStrictEqual(stub.calls("cuLibraryUnload").map(({ args }) => args), [[module.handle]])
     })))
 
-  it.live("copies the image: a later change of it does no harm", () =>
+  it.live("copies the image: later changes to it have no effect", () =>
     run(Effect.gen(function*() {
       const runtime = yield* CudaRuntime
       const image = new Uint8Array(Buffer.from(".version 7.0\n.visible .entry kept() { ret; }"))
@@ -89,7 +89,7 @@ describe("loading a module", () => {
       yield* runtime.moduleUnload(module)
     })))
 
-  it.live("fails for PTX that does not compile, with what the compiler said", () =>
+  it.live("fails for PTX that does not compile, with the compiler's log", () =>
     run(Effect.gen(function*() {
       const error = yield* Effect.flip(Effect.flatMap(brokenProgram, (made) => CudaModule.load(made)))
       assert.deepStrictEqual([error.reason._tag, error.operation], ["InvalidPtx", "CudaModule.load"])
@@ -99,7 +99,7 @@ describe("loading a module", () => {
       yield* until("its library is gone", () => stub.live.libraries === 0)
     })))
 
-  it.live("fails for what is no image, and for another architecture", () =>
+  it.live("fails for an invalid image, and for another architecture", () =>
     run(Effect.gen(function*() {
       const runtime = yield* CudaRuntime
       const load = (text: string) => runtime.moduleLoad(Buffer.from(text), { idleTimeout: Duration.zero })
@@ -119,7 +119,7 @@ describe("loading a module", () => {
       })))
   }
 
-  it.live("ends at once when it is interrupted, and what comes of it is unloaded", () =>
+  it.live("ends at once when interrupted, and unloads its result", () =>
     run(Effect.gen(function*() {
       stub.holdsLoads = true
       const fiber = yield* begin(loaded())
@@ -130,7 +130,7 @@ describe("loading a module", () => {
       assert.strictEqual(stub.live.libraries, 0)
     })))
 
-  it.live("is waited for when the runtime is released, and fails", () =>
+  it.live("is awaited when the runtime is released, and fails", () =>
     Effect.gen(function*() {
       stub.reset()
       const { close, use } = yield* openRuntime(stub)
@@ -159,12 +159,12 @@ describe("loading a module", () => {
       assertReleased(stub)
     }))
 
-  it.live("refuses an idleTimeout that is not a duration", () =>
+  it.live("rejects an idleTimeout that is not a duration", () =>
     run(refuses(loaded({ idleTimeout: -1 }), "idleTimeout")))
 })
 
 describe("getting a kernel", () => {
-  it.live("asks for its parameters, loads its code in the device's context, and reads the limits, once", () =>
+  it.live("reads its parameters, loads its code in the device's context, and reads the limits, once", () =>
     run(Effect.gen(function*() {
       const module = yield* loaded()
       yield* CudaStream.make()
@@ -202,7 +202,7 @@ describe("getting a kernel", () => {
       assert.strictEqual(stub.calls("cuLibraryGetKernel").at(-1)!.args.at(-1), "put")
     })))
 
-  it.live("compares nothing where the driver does not report parameters", () => {
+  it.live("skips the comparison where the driver does not report parameters", () => {
     const old = copyStub(["cuKernelGetParamInfo=stub_hidden"])
     return onStub(
       old,
@@ -250,7 +250,7 @@ describe("a launch", () => {
       ])
     })))
 
-  it.live("gives every kind of argument its bytes", () =>
+  it.live("encodes every kind of argument", () =>
     run(Effect.gen(function*() {
       const module = yield* loaded()
       const many = yield* CudaKernel.get(module, "every", every)
@@ -333,7 +333,7 @@ describe("a launch", () => {
       ])
     })))
 
-  it.live("on a default stream is made in its context", () =>
+  it.live("on a default stream runs in its context", () =>
     run(Effect.gen(function*() {
       const put = yield* kernel("put")
       const to = yield* CudaMemory.allocate(4)
@@ -350,7 +350,7 @@ describe("a launch", () => {
       assert.strictEqual(error.call, "cuLaunchKernelEx")
     })))
 
-  it.live("with a cluster, cooperative or programmatic, says so as attributes", () =>
+  it.live("passes cluster, cooperative and programmatic as attributes", () =>
     run(Effect.gen(function*() {
       const put = yield* kernel("put")
       const stream = yield* CudaStream.make()
@@ -367,7 +367,7 @@ describe("a launch", () => {
       assert.deepStrictEqual(yield* launched(all), [2, 1, 6, 1, 4, 2, 1, 1, ...sizes])
     })))
 
-  it.live("is refused what the device does not have", () =>
+  it.live("rejects features that the device lacks", () =>
     run(
       Effect.gen(function*() {
         const nothing = yield* kernel("nothing")
@@ -385,7 +385,7 @@ describe("a launch", () => {
       }
     ))
 
-  it.live("refuses pinned memory where kernels do not reach it", () =>
+  it.live("rejects pinned memory where kernels cannot reach it", () =>
     run(
       Effect.gen(function*() {
         const put = yield* kernel("put")
@@ -395,7 +395,7 @@ describe("a launch", () => {
       { prepare: (driver) => driver.setAttribute(deviceAttributes.canUseHostPointerForRegisteredMem, 0) }
     ))
 
-  it.live("asks for more shared memory once, for the most there is", () =>
+  it.live("opts in to more shared memory once, up to the maximum", () =>
     run(Effect.gen(function*() {
       const sizes = yield* kernel("sizes")
       const stream = yield* CudaStream.make()
@@ -413,7 +413,7 @@ describe("a launch", () => {
       ])
     })))
 
-  it.live("of a kernel that is not on the device yet loads it there", () =>
+  it.live("of a kernel not yet on the device loads it there", () =>
     run(
       Effect.gen(function*() {
         const put = yield* kernel("put")
@@ -443,7 +443,7 @@ describe("a launch", () => {
       yield* until("the memory is free", () => stub.live.allocations === 0)
     })))
 
-  it.live("is ordered with other uses of buffers that order themselves, after reads only where it writes", () =>
+  it.live("is ordered with other uses of ordered buffers, after reads only where it writes", () =>
     run(Effect.gen(function*() {
       const add = yield* kernel("add")
       const [first, second] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
@@ -461,7 +461,7 @@ describe("a launch", () => {
       assert.deepStrictEqual(yield* waits(CudaKernel.launch(add, one, [other, from, 1], second)), [second.handle])
     })))
 
-  it.live("says what was launched when the driver refuses it", () =>
+  it.live("reports the launch when the driver rejects it", () =>
     run(Effect.gen(function*() {
       const put = yield* kernel("put")
       const stream = yield* CudaStream.make()
@@ -475,7 +475,7 @@ describe("a launch", () => {
 })
 
 describe("occupancy and attributes", () => {
-  it.live("are asked in the context of the device", () =>
+  it.live("are queried in the device's context", () =>
     run(Effect.gen(function*() {
       const put = yield* kernel("put")
       stub.clear()
@@ -505,7 +505,7 @@ describe("occupancy and attributes", () => {
 })
 
 describe("code is loaded and unloaded while the device is idle", () => {
-  /** A kernel that another fiber asks for while a stream is busy. */
+  /** A kernel that another fiber gets while a stream is busy. */
   const asking = (options?: CudaModule.LoadOptions) =>
     Effect.gen(function*() {
       const module = yield* loaded(options)
@@ -515,7 +515,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       return { fiber, module, stream }
     })
 
-  it.live("getting a kernel waits for that, without holding up the thread", () =>
+  it.live("getting a kernel waits for that without blocking the thread", () =>
     run(Effect.gen(function*() {
       const { fiber, stream } = yield* asking()
       assert.isTrue(isPending(fiber))
@@ -525,7 +525,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       assert.strictEqual(stub.blocked, 0)
     })))
 
-  it.live("work that comes meanwhile is waited for too", () =>
+  it.live("work enqueued meanwhile is awaited too", () =>
     run(Effect.gen(function*() {
       const { fiber, stream } = yield* asking({ idleTimeout: Duration.infinity })
       const other = yield* CudaStream.make()
@@ -554,7 +554,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       stub.finish(stream)
     })))
 
-  it.live("a busy other device is nothing to wait for", () =>
+  it.live("another busy device is not waited for", () =>
     run(
       Effect.gen(function*() {
         const module = yield* loaded()
@@ -567,7 +567,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       { prepare: () => void (stub.devices = 2) }
     ))
 
-  it.live("releases of memory are work as well", () =>
+  it.live("memory releases count as work", () =>
     run(Effect.gen(function*() {
       const module = yield* loaded()
       stub.pending = "memory"
@@ -581,7 +581,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       assert.strictEqual(stub.blocked, 0)
     })))
 
-  it.live("interrupting the wait leaves nothing", () =>
+  it.live("interrupting the wait leaves nothing behind", () =>
     run(Effect.gen(function*() {
       const { fiber, stream } = yield* asking()
       yield* Fiber.interrupt(fiber)
@@ -591,7 +591,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       assert.lengthOf(stub.calls("cuKernelGetFunction"), 0)
     })))
 
-  it.live("a module that is released during the wait is refused", () =>
+  it.live("a module released during the wait is rejected", () =>
     run(Effect.gen(function*() {
       const scope = yield* Scope.make()
       const module = yield* Scope.provide(loaded(), scope)
@@ -615,7 +615,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       })
     )))
 
-  it.live("a global variable is looked for while the device is idle", () =>
+  it.live("a global variable is looked up while the device is idle", () =>
     run(Effect.gen(function*() {
       const module = yield* loaded()
       const stream = yield* CudaStream.make()
@@ -631,7 +631,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       yield* CudaMemory.fill(counter, 0, stream)
     })))
 
-  it.live("a module that is released while the device is busy is unloaded later", () =>
+  it.live("a module released while the device is busy is unloaded later", () =>
     run(Effect.gen(function*() {
       const stream = yield* CudaStream.make()
       yield* Effect.scoped(Effect.gen(function*() {
@@ -645,7 +645,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       assert.strictEqual(stub.blocked, 0)
     })))
 
-  it.live("and at the latest with the runtime, whose streams are drained by then", () =>
+  it.live("and at the latest with the runtime, once its streams are drained", () =>
     Effect.gen(function*() {
       stub.reset()
       const { close, use } = yield* openRuntime(stub)
@@ -661,7 +661,7 @@ describe("code is loaded and unloaded while the device is idle", () => {
       assert.strictEqual(stub.blocked, 0)
     }))
 
-  it.live("an unloading that fails later is a warning", () =>
+  it.live("a failed later unload is a warning", () =>
     Effect.gen(function*() {
       const busy = Effect.gen(function*() {
         const stream = yield* CudaStream.make()

@@ -1,5 +1,5 @@
 /**
- * Finding, loading and refusing a driver library: what a program is told when there is none, or not the right one.
+ * Finding, loading and rejecting a driver library: failures when it is missing or wrong.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -12,6 +12,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { candidates } from "../../src/cuda/library.ts"
+import { gpu } from "../support/gpu.ts"
 import { runChild } from "../support/stub/child.ts"
 import { copyStub, logged, openStub, pause } from "../support/stubDriver.ts"
 import type { StubDriver } from "../support/stubDriver.ts"
@@ -21,11 +22,11 @@ const nowhere = "/nowhere/libcuda.so.1"
 
 const build = (options?: NativeRuntime.NativeOptions) => Effect.scoped(NativeRuntime.make(options))
 
-/** What an effect fails with; dies when it does not. */
+/** The failure of an effect; dies if it succeeds. */
 const refusal = <A, R>(effect: Effect.Effect<A, CudaError, R>): Effect.Effect<CudaError, never, R> =>
   Effect.flip(Effect.andThen(effect, Effect.die(new Error("expected a failure, but it succeeded"))))
 
-/** What building the runtime on a stub fails with. */
+/** The failure of building the runtime on a stub. */
 const failureOf = (driver: StubDriver): Effect.Effect<CudaError, unknown> =>
   Effect.suspend(() => {
     driver.reset()
@@ -39,7 +40,7 @@ const withLibrary = (path: string) =>
   )
 
 describe("the library", () => {
-  it.live("that is missing is a failure with its place and the loader's words", () =>
+  it.live("that is missing is a failure with its path and the loader's message", () =>
     Effect.gen(function*() {
       const error = yield* Effect.flip(build({ libraryPath: nowhere }))
       assert.strictEqual(error.operation, "NativeRuntime.make")
@@ -51,7 +52,7 @@ describe("the library", () => {
       assert.include(error.message, "EFFECT_CUDA_LIBRARY")
     }))
 
-  it.live("that is no library is a failure with the loader's words", () =>
+  it.live("that is not a library is a failure with the loader's message", () =>
     Effect.gen(function*() {
       const path = join(mkdtempSync(join(tmpdir(), "effect-cuda-")), "libcuda.so.1")
       writeFileSync(path, "not a library")
@@ -60,7 +61,7 @@ describe("the library", () => {
       if (error.reason._tag === "LibraryNotFound") assert.isNotEmpty(error.reason.searched[0]!.problem)
     }))
 
-  it.live("is looked for in every usual place, each listed", (context) =>
+  it.live("is searched in every usual location, each listed", (context) =>
     Effect.gen(function*() {
       const usual = candidates(process.platform, process.env)
       const outcome = yield* Effect.result(build())
@@ -71,7 +72,7 @@ describe("the library", () => {
       assert.isTrue(reason.searched.every(({ problem }) => problem.length > 0))
     }))
 
-  it.live("is named by EFFECT_CUDA_LIBRARY in the configuration", () =>
+  it.live("can be set by EFFECT_CUDA_LIBRARY in the configuration", () =>
     Effect.gen(function*() {
       stub.reset()
       const runtime = yield* build().pipe(withLibrary(stub.path))
@@ -80,14 +81,14 @@ describe("the library", () => {
       assert.include(error.message, nowhere)
     }))
 
-  it.live("is that of the option when there is one", () =>
+  it.live("can be set by the option, which wins", () =>
     Effect.gen(function*() {
       stub.reset()
       const runtime = yield* build({ libraryPath: stub.path }).pipe(withLibrary(nowhere))
       assert.strictEqual(runtime.kind, "native")
     }))
 
-  it.live("is loaded once, and works for one runtime after another and for two at once", () =>
+  it.live("is loaded once, and serves runtimes in sequence and concurrently", () =>
     Effect.gen(function*() {
       stub.reset()
       yield* build({ libraryPath: stub.path })
@@ -98,7 +99,7 @@ describe("the library", () => {
       assert.notStrictEqual(two[0], two[1])
     }))
 
-  it.live("lacks a function: it is named", () =>
+  it.live("that lacks a function is a failure that names it", () =>
     Effect.gen(function*() {
       const error = yield* failureOf(copyStub(["cuMemPoolTrimTo=stub_hidden"]))
       assert.deepStrictEqual<unknown>(error.reason, { _tag: "FunctionMissing", functionName: "cuMemPoolTrimTo" })
@@ -116,7 +117,7 @@ describe("the driver", () => {
       assert.include(error.message, "12.0")
     }))
 
-  it.live("that is so old that it lacks functions is too old, too", () =>
+  it.live("so old that it lacks functions is also too old", () =>
     Effect.gen(function*() {
       const error = yield* failureOf(copyStub(["STUB_VERSION=11040", "cuStreamGetId=stub_hidden"]))
       assert.deepStrictEqual<unknown>(error.reason, { _tag: "DriverTooOld", found: 11040, required: 12000 })
@@ -142,7 +143,7 @@ describe("the driver", () => {
     ["SystemDriverMismatch", 803, "cuInit"]
   ] as const
   for (const [tag, code, words] of initializations) {
-    it.live(`whose cuInit answers ${code} is a ${tag} failure`, () =>
+    it.live(`whose cuInit returns ${code} is a ${tag} failure`, () =>
       Effect.gen(function*() {
         const error = yield* failureOf(copyStub([`STUB_INIT=${code}`]))
         assert.strictEqual(error.reason._tag, tag)
@@ -151,7 +152,7 @@ describe("the driver", () => {
       }))
   }
 
-  it.live("that failed to initialize can be tried again", () =>
+  it.live("that failed to initialize can be retried", () =>
     Effect.gen(function*() {
       stub.reset()
       stub.fail("cuInit", 802)
@@ -161,11 +162,11 @@ describe("the driver", () => {
     }))
 })
 
-describe("options that make no sense are refused by name", () => {
+describe("invalid options are rejected by name", () => {
   const refused: ReadonlyArray<readonly [string, string, NativeRuntime.NativeOptions]> = [
     ["pollFor", "negative", { wait: { pollFor: -1 } }],
     ["pollFor", "NaN", { wait: { pollFor: Number.NaN } }],
-    ["pollFor", "no duration", { wait: { pollFor: "soon" as "1 second" } }],
+    ["pollFor", "not a duration", { wait: { pollFor: "soon" as "1 second" } }],
     ["maxBytes", "negative", { pinned: { maxBytes: -1 } }],
     ["maxBytes", "NaN", { pinned: { maxBytes: Number.NaN } }],
     ["keepBytes", "negative", { pinned: { keepBytes: -4096 } }],
@@ -181,7 +182,7 @@ describe("options that make no sense are refused by name", () => {
       }))
   }
 
-  it.live("what does make sense is accepted", () =>
+  it.live("valid options are accepted", () =>
     Effect.gen(function*() {
       stub.reset()
       yield* build({
@@ -222,6 +223,44 @@ describe("the usual places", () => {
   })
 })
 
+describe("koffi that cannot be loaded", () => {
+  /** Builds both runtimes in a process where importing koffi gives something else. */
+  const reasons = (source: string) => {
+    const url = `data:text/javascript,${encodeURIComponent(source)}`
+    const hook = `export const resolve = (name, context, next) =>
+      name === "koffi" ? { url: ${JSON.stringify(url)}, shortCircuit: true } : next(name, context)`
+    return runChild(`
+      import { register } from "node:module"
+      import * as Effect from "effect/Effect"
+      register("data:text/javascript," + encodeURIComponent(${JSON.stringify(hook)}))
+      const { AutoRuntime, CudaRuntime, NativeRuntime } = await import("./index.js")
+      for (const layer of [NativeRuntime.layer(), AutoRuntime.layer()]) {
+        const error = await Effect.runPromise(Effect.flip(Effect.provide(CudaRuntime.CudaRuntime, layer)))
+        console.log(error.reason._tag, error.message)
+      }
+    `)
+  }
+
+  const kinds: ReadonlyArray<readonly [string, string, RegExp]> = [
+    ["its native part is missing", `throw new Error("no native part here")`, /no native part here/],
+    ["a bundle left it empty", "export default {}", /without its functions/],
+    ["a bundle left nothing of it", "export const nothing = 0", /./]
+  ]
+  for (const [why, source, words] of kinds) {
+    it(`because ${why} is a failure with a reason of its own, and no reason to simulate`, async () => {
+      const { exit, output } = await reasons(source)
+      const lines = output.trim().split("\n")
+      assert.deepStrictEqual(
+        [exit, lines.map((line) => line.split(" ")[0])],
+        [0, ["KoffiNotLoaded", "KoffiNotLoaded"]],
+        output
+      )
+      assert.match(lines[0]!, words)
+      assert.match(lines[0]!, /external/)
+    })
+  }
+})
+
 describe("importing", () => {
   it("loads nothing native", async () => {
     const { exit, output } = await runChild(`
@@ -232,7 +271,7 @@ describe("importing", () => {
     assert.deepStrictEqual([exit, output.trim()], [0, "[]"])
   })
 
-  it("shows in that report what building the layer loads", async () => {
+  it("lists in the same report what building the layer loads", async () => {
     const { exit, output } = await runChild(`
       import * as Effect from "effect/Effect"
       import { NativeRuntime } from "./index.js"
@@ -257,7 +296,7 @@ describe("AutoRuntime", () => {
     })
 
   describe.runIf(existsSync(source))("chooses", () => {
-    it.live("the GPU when there is one, and says so", () =>
+    it.live("the GPU if there is one, and logs it", () =>
       Effect.gen(function*() {
         const { lines, result } = yield* kindOn(stub)
         assert.strictEqual(result, "native")
@@ -267,14 +306,13 @@ describe("AutoRuntime", () => {
       }))
 
     const simulated: ReadonlyArray<readonly [string, () => StubDriver | string, RegExp]> = [
-      ["there is no library", () => nowhere, /LibraryNotFound/],
       ["a function is missing", () => copyStub(["cuMemPoolTrimTo=stub_hidden"]), /FunctionMissing/],
       ["the driver is too old", () => copyStub(["STUB_VERSION=11080"]), /DriverTooOld/],
       ["there is no device", () => copyStub(["STUB_DEVICES=0"]), /NoDevice/],
       ["the library is the toolkit's stub", () => copyStub(["STUB_INIT=34"]), /StubLibrary/]
     ]
     for (const [why, make, words] of simulated) {
-      it.live(`a simulated device when ${why}, and says why`, () =>
+      it.live(`a simulated device when ${why}, and logs why`, () =>
         Effect.gen(function*() {
           const { lines, result } = yield* kindOn(make())
           assert.strictEqual(result, "simulated")
@@ -284,15 +322,46 @@ describe("AutoRuntime", () => {
         }))
     }
 
-    it.live("nothing, and fails, when the program named a library that is not there", () =>
+    it.live.skipIf(gpu !== undefined)(
+      "a simulated device when there is no driver, and says why",
+      () =>
+        Effect.gen(function*() {
+          const { lines, result } = yield* kindOn("")
+          assert.strictEqual(result, "simulated")
+          assert.match(lines[0]!, /LibraryNotFound/)
+        })
+    )
+
+    it.live("what EFFECT_CUDA_RUNTIME says", () =>
       Effect.gen(function*() {
         const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
-        const layer = AutoRuntime.layer({ native: { libraryPath: nowhere } })
-        const error = yield* Effect.flip(Effect.provide(CudaRuntime, layer))
-        assert.strictEqual(error.reason._tag, "LibraryNotFound")
+        const kindWith = (env: Record<string, string>) =>
+          Effect.provide(Effect.map(CudaRuntime, ({ kind }) => kind), AutoRuntime.layer()).pipe(
+            Effect.provideService(ConfigProvider.ConfigProvider, ConfigProvider.fromEnv({ env }))
+          )
+        stub.reset()
+        const both = { EFFECT_CUDA_LIBRARY: stub.path, EFFECT_CUDA_RUNTIME: "simulated" }
+        assert.strictEqual(yield* kindWith(both), "simulated")
+        const native = { EFFECT_CUDA_LIBRARY: stub.path, EFFECT_CUDA_RUNTIME: "native" }
+        assert.strictEqual(yield* kindWith(native), "native")
+        const tooOld = { EFFECT_CUDA_LIBRARY: copyStub(["STUB_VERSION=11080"]).path, EFFECT_CUDA_RUNTIME: "native" }
+        assert.strictEqual((yield* Effect.flip(kindWith(tooOld))).reason._tag, "DriverTooOld")
+        const wrong = yield* Effect.flip(kindWith({ EFFECT_CUDA_RUNTIME: "gpu" }))
+        assert.strictEqual(wrong.reason._tag, "InvalidArgument")
+        assert.include(wrong.message, "EFFECT_CUDA_RUNTIME")
       }))
 
-    it.live("a library that is no driver is none", () =>
+    it.live("nothing, and fails, when the configured library is missing", () =>
+      Effect.gen(function*() {
+        const AutoRuntime = yield* Effect.promise(() => import("effect-cuda/AutoRuntime"))
+        const byOption = AutoRuntime.layer({ native: { libraryPath: nowhere } })
+        const error = yield* Effect.flip(Effect.provide(CudaRuntime, byOption))
+        assert.strictEqual(error.reason._tag, "LibraryNotFound")
+        const byVariable = Effect.provide(CudaRuntime, AutoRuntime.layer()).pipe(withLibrary(nowhere))
+        assert.strictEqual((yield* Effect.flip(byVariable)).reason._tag, "LibraryNotFound")
+      }))
+
+    it.live("nothing, and fails, for a library that is not a driver", () =>
       Effect.gen(function*() {
         const error = yield* Effect.flip(build({ libraryPath: "libc.so.6" }))
         assert.strictEqual(error.reason._tag, "LibraryNotFound")
@@ -300,7 +369,7 @@ describe("AutoRuntime", () => {
       }))
 
     for (const status of [999, 803, 700]) {
-      it.live(`nothing, and fails, when the GPU is there and does not work (${status})`, () =>
+      it.live(`nothing, and fails, when the GPU is present but broken (${status})`, () =>
         Effect.gen(function*() {
           const error = yield* Effect.flip(kindOn(copyStub([`STUB_INIT=${status}`])))
           assert.strictEqual(error.call, "cuInit")

@@ -1,6 +1,5 @@
 /**
- * Managed memory on the driver: how it is allocated, kept and freed, moved and advised on, and how long what JavaScript sees of it
- * is there.
+ * Managed memory on the driver: allocation, reuse and freeing, prefetch and advice, and the lifetime of its JavaScript views.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaMemory from "effect-cuda/CudaMemory"
@@ -13,6 +12,7 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { failsWith } from "../support/assertions.ts"
 import { garbageCollected, untilCollected } from "../support/garbage.ts"
+import { giveAway } from "../support/giveAway.ts"
 import {
   assertReleased,
   copyStub,
@@ -45,7 +45,7 @@ const used = (
     Effect.map(Effect.tap(CudaMemory.allocateManaged(byteLength), use), ({ address }) => address)
   ))
 
-/** Looks at memory, and keeps nothing of it. */
+/** Reads memory, and keeps no reference to it. */
 const look = (buffer: CudaMemory.ManagedBuffer) => Effect.sync(() => void buffer.bytes[0])
 
 describe("managed memory", () => {
@@ -64,7 +64,7 @@ describe("managed memory", () => {
       twoDevices
     ))
 
-  it.live("is not supported where the host cannot use it beside the device", () =>
+  it.live("is not supported where the host cannot use it while the device works", () =>
     opened(() =>
       Effect.gen(function*() {
         stub.setAttribute(concurrentManagedAccess, 0)
@@ -74,7 +74,7 @@ describe("managed memory", () => {
       })
     ))
 
-  it.live("is there with the oldest driver", () =>
+  it.live("is available on the oldest driver", () =>
     onStub(stub, CudaMemory.allocateManaged(64), { prepare: () => void (stub.version = 12000) }))
 
   it.live("is freed once its device is idle, in its context", () =>
@@ -103,7 +103,7 @@ describe("managed memory", () => {
       })
     ))
 
-  it.live("serves the next of its size once the work of its users is done", () =>
+  it.live("is reused at its size once the work of its users is done", () =>
     opened(() =>
       Effect.gen(function*() {
         const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
@@ -127,7 +127,7 @@ describe("managed memory", () => {
       })
     ))
 
-  it.live("serves what is up to half as large, the smallest that fits first", () =>
+  it.live("serves requests down to half its size, smallest fit first", () =>
     opened(() =>
       Effect.gen(function*() {
         const other = yield* CudaStream.make()
@@ -145,7 +145,7 @@ describe("managed memory", () => {
       })
     ))
 
-  it.live("that comes and goes in many sizes beside a busy stream is bounded", () =>
+  it.live("of many short-lived sizes stays bounded while a stream is busy", () =>
     opened(() =>
       Effect.gen(function*() {
         const other = yield* CudaStream.make()
@@ -164,7 +164,7 @@ describe("managed memory", () => {
       })
     ))
 
-  it.live("that was advised on serves nobody else", () =>
+  it.live("with advice is not reused", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -176,7 +176,7 @@ describe("managed memory", () => {
       })
     ))
 
-  it.live("serves the device it was allocated on", () =>
+  it.live("is reused only on the device it was allocated on", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -190,7 +190,7 @@ describe("managed memory", () => {
       twoDevices
     ))
 
-  it.live("that is left is freed with the runtime", () =>
+  it.live("left over is freed with the runtime", () =>
     Effect.gen(function*() {
       const addresses = yield* onStub(
         stub,
@@ -203,7 +203,7 @@ describe("managed memory", () => {
       assert.sameMembers([...frees()], addresses)
     }))
 
-  it.live("that is kept is given back when there is no room, and with the runtime's pool", () =>
+  it.live("kept for reuse is freed when memory runs out, and with the runtime's pool", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -218,7 +218,7 @@ describe("managed memory", () => {
       { prepare: () => void (stub.memory = 64 * mebi) }
     ))
 
-  it.live("that is about to be given back is waited for when there is no room", () =>
+  it.live("with a pending release is awaited when memory runs out", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -237,7 +237,7 @@ describe("managed memory", () => {
 })
 
 describe("prefetching", () => {
-  /** The lengths of the prefetches of some memory, with the turns of the event loop that passed before each. */
+  /** The prefetch lengths of some memory, with the event-loop turns before each. */
   const pieces = (
     buffer: CudaMemory.Slice<CudaMemory.ManagedBuffer>,
     location: CudaMemory.Location,
@@ -300,7 +300,7 @@ describe("prefetching", () => {
       })
     ))
 
-  it.live("that is interrupted ends between pieces", () =>
+  it.live("ends between pieces when interrupted", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -320,7 +320,7 @@ describe("prefetching", () => {
     ["stream", (_: Scope.Closeable, stream: Scope.Closeable) => stream]
   ] as const
   for (const [what, which] of losses) {
-    it.live(`refuses to go on when its ${what} is released between pieces`, () =>
+    it.live(`fails when its ${what} is released between pieces`, () =>
       opened(() =>
         Effect.gen(function*() {
           const [memory, streams] = [yield* Scope.make(), yield* Scope.make()]
@@ -401,8 +401,8 @@ describe("advice", () => {
   }
 })
 
-describe("what JavaScript sees of managed memory", () => {
-  it.live("is the memory itself, and nothing once it is released", () =>
+describe("a JavaScript view of managed memory", () => {
+  it.live("is the memory itself, and empty once it is released", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -422,7 +422,7 @@ describe("what JavaScript sees of managed memory", () => {
       })
     ))
 
-  it.live("is there until it has been collected, and then freed", () =>
+  it.live("keeps the memory until it is collected, and then frees it", () =>
     opened(() =>
       Effect.gen(function*() {
         const seen: { bytes?: Uint8Array } = {}
@@ -437,7 +437,24 @@ describe("what JavaScript sees of managed memory", () => {
       })
     ))
 
-  it.live("is there as long as any part of it is seen", () =>
+  it.live("that the program gave away is refused, and never freed", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        yield* Effect.scoped(Effect.gen(function*() {
+          const managed = yield* CudaMemory.allocateManaged(1000)
+          giveAway(managed.bytes.buffer)
+          const refused = yield* failsWith(CudaMemory.prefetch(managed, "host", stream), "InvalidArgument")
+          assert.include(refused.value, "was transferred")
+        }))
+        yield* garbageCollected
+        assert.deepStrictEqual(frees(), [])
+      }),
+      { left: { allocations: 1, contexts: 1 } }
+    ))
+
+  it.live("keeps the memory as long as any part of it is reachable", () =>
     opened(() =>
       Effect.gen(function*() {
         const seen: { part?: Uint32Array } = {}
@@ -453,7 +470,7 @@ describe("what JavaScript sees of managed memory", () => {
       })
     ))
 
-  it.live("is no longer there once nothing was kept of it", () =>
+  it.live("does not keep the memory once nothing references it", () =>
     opened(() =>
       Effect.gen(function*() {
         const address = yield* used(64, look)
@@ -462,7 +479,7 @@ describe("what JavaScript sees of managed memory", () => {
       })
     ))
 
-  it.live("keeps the context, which is released after the last of it, whatever became of the runtime", () =>
+  it.live("keeps the context, which is released after the last view, whatever happened to the runtime", () =>
     Effect.gen(function*() {
       stub.reset()
       const seen: Array<Uint8Array> = []
@@ -475,7 +492,7 @@ describe("what JavaScript sees of managed memory", () => {
       yield* Effect.provide(Effect.scoped(program), stubLayer(stub))
       assert.isUndefined(stub.misuse)
       assert.deepStrictEqual(stub.live, { ...nothingLive, allocations: 2, contexts: 1 })
-      // By now nothing but its views holds on to the runtime.
+      // By now only its views reference the runtime.
       yield* garbageCollected
       assert.deepStrictEqual(seen.map((bytes) => bytes[63]), [1, 2])
       seen.pop()
@@ -507,7 +524,7 @@ describe("what JavaScript sees of managed memory", () => {
       })
       yield* Effect.provide(Effect.scoped(program), stubLayer(stub))
       assert.deepStrictEqual(stub.live, { ...nothingLive, allocations: 1, contexts: 1 })
-      // A runtime that uses the device meanwhile has its own hold on the context.
+      // A runtime that uses the device meanwhile retains the context itself.
       yield* Effect.provide(Effect.scoped(CudaMemory.allocate(64, { device: 1 })), stubLayer(stub))
       assert.deepStrictEqual(stub.live, { ...nothingLive, allocations: 1, contexts: 1 })
       seen.pop()
@@ -515,7 +532,7 @@ describe("what JavaScript sees of managed memory", () => {
       assertReleased(stub)
     }))
 
-  it.live("says so when it cannot be given back after the runtime", () =>
+  it.live("logs when it cannot be freed after the runtime", () =>
     Effect.gen(function*() {
       const { lines } = yield* logged(Effect.gen(function*() {
         stub.reset()

@@ -1,6 +1,6 @@
 /**
- * Pools of device memory, and memory that is allocated among the work of a stream, on the driver: the exact calls, what the
- * driver is told about a pool, and the order that a buffer keeps by itself.
+ * Memory pools and stream-ordered memory on the driver: the exact calls, the pool settings, and the order that a buffer
+ * maintains.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -25,7 +25,7 @@ const mebi = 1024 ** 2
 const everything = "18446744073709551615"
 const twoDevices = { prepare: () => void (stub.devices = 2) }
 
-/** Makes something in a scope of its own, and gives the calls that its release takes. */
+/** Creates something in its own scope, and returns the calls of its release. */
 const releaseOf = <A, E, R>(made: Effect.Effect<A, E, R>) =>
   Effect.map(
     callsOf(Effect.scoped(Effect.tap(made, () => Effect.sync(() => stub.clear())))),
@@ -36,9 +36,9 @@ describe("a pool", () => {
   const settings: ReadonlyArray<
     readonly [string, CudaMemoryPool.MakeOptions, maxBytes: number, values: ReadonlyArray<number | string>]
   > = [
-    ["by default has no limit and keeps all it has", {}, 0, [everything, 1, 1, 0]],
+    ["has no limit and keeps everything by default", {}, 0, [everything, 1, 1, 0]],
     [
-      "has the most and the threshold it was given",
+      "takes a limit and a threshold",
       { maxBytes: 64 * mebi, releaseThreshold: 5 * 1024 ** 3 },
       64 * mebi,
       [5 * 1024 ** 3, 1, 1, 0]
@@ -50,7 +50,7 @@ describe("a pool", () => {
       [0, 1, 1, 0]
     ],
     [
-      "reuses memory as it was told",
+      "takes reuse settings",
       { reuseFollowEventDependencies: false, reuseAllowOpportunistic: false, reuseAllowInternalDependencies: true },
       0,
       [everything, 0, 0, 1]
@@ -72,7 +72,7 @@ describe("a pool", () => {
       ))
   }
 
-  it.live("is of the device it was made for, and destroyed with its scope", () =>
+  it.live("belongs to its device, and is destroyed with its scope", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -87,7 +87,7 @@ describe("a pool", () => {
       twoDevices
     ))
 
-  it.live("that is the runtime's is the one that memory comes from by default", () =>
+  it.live("of the runtime is the default source of memory", () =>
     opened(({ pool }) =>
       Effect.gen(function*() {
         const { lines, result } = yield* callsOf(CudaMemoryPool.ofDevice())
@@ -97,7 +97,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("that is the runtime's is released with it", () =>
+  it.live("of the runtime is released with it", () =>
     Effect.gen(function*() {
       stub.reset()
       const pool = yield* Effect.provide(CudaMemoryPool.ofDevice(), stubLayer(stub))
@@ -112,7 +112,7 @@ describe("a pool", () => {
       assert.strictEqual(stub.callCount, before)
     }))
 
-  it.live("says what it holds, asked by number", () =>
+  it.live("reports its statistics, read by attribute number", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
@@ -134,7 +134,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("says so to each who asks, whenever fibers take turns", () =>
+  it.live("reports correct statistics to interleaved fibers", () =>
     opened(() =>
       Effect.gen(function*() {
         const sizes = [1, 2, 3, 4]
@@ -149,7 +149,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("has its high marks set to what is there now", () =>
+  it.live("resets its high-water marks", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
@@ -163,7 +163,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("is told another threshold", () =>
+  it.live("takes a new threshold", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
@@ -174,7 +174,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("is trimmed to some bytes after the releases before it", () =>
+  it.live("is trimmed after the releases before it", () =>
     opened(({ releases }) =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
@@ -199,7 +199,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("is trimmed after the releases among the work of streams", () =>
+  it.live("is trimmed after stream-ordered releases", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
@@ -221,7 +221,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("that keeps all is trimmed to nothing more than the driver can be told", () =>
+  it.live("is trimmed to the largest safe integer for keepBytes of Infinity", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
@@ -230,7 +230,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("that is released while it waits to be trimmed refuses", () =>
+  it.live("released while waiting for a trim fails", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -248,7 +248,7 @@ describe("a pool", () => {
       })
     ))
 
-  it.live("may be destroyed before what came from it", () =>
+  it.live("may be destroyed before its buffers", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -265,7 +265,7 @@ describe("a pool", () => {
 })
 
 describe("an allocation", () => {
-  it.live("from a pool is made on the runtime's own stream, as any other", () =>
+  it.live("from a pool uses the runtime's own stream, like any other", () =>
     opened(({ allocations, releases }) =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
@@ -279,7 +279,7 @@ describe("an allocation", () => {
       })
     ))
 
-  it.live("is on the device of its pool or of its stream", () =>
+  it.live("is on the device of its pool or stream", () =>
     opened(
       () =>
         Effect.gen(function*() {
@@ -294,7 +294,7 @@ describe("an allocation", () => {
       twoDevices
     ))
 
-  it.live("of a pool or on a stream that is gone asks nothing", () =>
+  it.live("from a released pool or on a released stream makes no driver call", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* Effect.scoped(CudaMemoryPool.make())
@@ -309,7 +309,7 @@ describe("an allocation", () => {
 })
 
 describe("an allocation on a stream", () => {
-  it.live("is made there and marked, and waits for nothing", () =>
+  it.live("is enqueued there with a marker, and waits for nothing", () =>
     opened(({ context, pool }) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -327,7 +327,7 @@ describe("an allocation on a stream", () => {
       })
     ))
 
-  /** What a first and a second use of memory on another stream ask of the driver. */
+  /** The driver calls of a first and a second use of memory on another stream. */
   const uses = (
     use: (
       buffer: CudaMemory.DeviceBuffer,
@@ -347,17 +347,17 @@ describe("an allocation on a stream", () => {
           const second = yield* callsOf(use(made.result, user))
           assert.lengthOf(second.calls.filter(({ name }) => name === "cuStreamWaitEvent"), 0)
         }
-        // Going back and forth makes no difference.
+        // Alternating streams makes no difference.
         const again = yield* callsOf(Effect.andThen(use(made.result, other), use(made.result, third)))
         assert.lengthOf(again.calls.filter(({ name }) => name === "cuStreamWaitEvent"), 0)
         stub.finishAll()
       })
     )
 
-  it.live("is waited for by the first fill on each other stream, and by no further one", () =>
+  it.live("is awaited by the first fill on each other stream only", () =>
     uses((buffer, stream) => CudaMemory.fill(buffer, 1, stream)))
 
-  it.live("is waited for by the first copy of rows", () =>
+  it.live("is awaited by the first 2D copy", () =>
     uses((buffer, stream) =>
       CudaMemory.copy2D(
         CudaMemory.rows(CudaMemory.slice(buffer, 0, 32), 16),
@@ -367,7 +367,7 @@ describe("an allocation on a stream", () => {
       )
     ))
 
-  it.live("is waited for by the first batch", () =>
+  it.live("is awaited by the first batch", () =>
     uses((buffer, stream) =>
       CudaMemory.copyBatch([
         { destination: CudaMemory.slice(buffer, 0, 16), source: CudaMemory.slice(buffer, 16, 16) },
@@ -375,7 +375,7 @@ describe("an allocation on a stream", () => {
       ], stream)
     ))
 
-  it.live("keeps a marker until its release, which gives it back", () =>
+  it.live("keeps a marker until its release returns it", () =>
     opened(({ releases }) =>
       Effect.gen(function*() {
         const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
@@ -387,12 +387,12 @@ describe("an allocation on a stream", () => {
           }))
           assert.strictEqual(stub.calls("cuMemFreeAsync")[0]!.args[1], releases)
         }
-        // One for the allocation, and one for the order of the release: made once, used again.
+        // One for the allocation and one to order the release: created once, then reused.
         assert.strictEqual(stub.live.events, 2)
       })
     ))
 
-  it.live("is released among the work of its stream when that alone used it", () =>
+  it.live("is released in stream order when only its stream used it", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -405,7 +405,7 @@ describe("an allocation on a stream", () => {
       })
     ))
 
-  it.live("is released after all its users when there are others", () =>
+  it.live("is released after all its users otherwise", () =>
     opened(({ releases }) =>
       Effect.gen(function*() {
         const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
@@ -461,7 +461,7 @@ describe("an allocation on a stream", () => {
     ))
 
   for (const [mode, handle] of [["legacy", 1], ["perThread", 2]] as const) {
-    it.live(`that is the ${mode} default one happens in its context`, () =>
+    it.live(`that is the ${mode} default stream runs in its context`, () =>
       opened(({ context, pool }) =>
         Effect.gen(function*() {
           const stream = yield* CudaStream.defaultStream({ mode })
@@ -488,7 +488,7 @@ describe("an allocation on a stream", () => {
       ))
   }
 
-  it.live("of other code can be waited for as any other, and its releases too", () =>
+  it.live("of foreign code is awaited like any other, including its releases", () =>
     opened(() =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.fromHandle(stub.foreignStream(0))
@@ -499,7 +499,7 @@ describe("an allocation on a stream", () => {
       })
     ))
 
-  it.live("leaves no trace of streams that come and go", () =>
+  it.live("keeps no reference to short-lived streams", () =>
     opened(() =>
       Effect.gen(function*() {
         const runtime = yield* CudaRuntime
@@ -511,7 +511,7 @@ describe("an allocation on a stream", () => {
             yield* Effect.scoped(CudaMemory.allocate(64, { stream }))
           }))
         }
-        // The backend remembers what it made last.
+        // The backend keeps a reference to its last result.
         yield* CudaMemory.allocate(64, { stream: yield* CudaStream.make() })
         yield* untilCollected("the streams", () => streams.every((stream) => stream.deref() === undefined))
         const { calls } = yield* callsOf(runtime.memoryReclaim(0))
@@ -520,13 +520,13 @@ describe("an allocation on a stream", () => {
     ))
 })
 
-describe("an allocation for which there is no room", () => {
+describe("an allocation that runs out of memory", () => {
   /** A program on a device of 64 MiB, and the calls it makes for a second allocation. */
   const crowded = <A>(
     program: Effect.Effect<A, CudaError, CudaRuntime | Scope.Scope>
   ) => opened(() => program, { prepare: () => void (stub.memory = 64 * mebi) })
 
-  it.live("has the runtime's pool and those of the device trimmed, and is tried once more", () =>
+  it.live("trims the runtime's pool and the device's pools, and retries once", () =>
     opened(
       ({ pool: own }) =>
         Effect.gen(function*() {
@@ -557,7 +557,7 @@ describe("an allocation for which there is no room", () => {
       }
     ))
 
-  it.live("waits for what was released among the work of streams", () =>
+  it.live("waits for stream-ordered releases", () =>
     crowded(Effect.gen(function*() {
       const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
       yield* Effect.scoped(Effect.gen(function*() {
@@ -580,7 +580,7 @@ describe("an allocation for which there is no room", () => {
     ["managed", CudaMemory.allocateManaged(60 * mebi)]
   ] as const
   for (const [kind, allocation] of made) {
-    it.live(`of ${kind} memory can be interrupted while it waits`, () =>
+    it.live(`of ${kind} memory is interruptible while it waits`, () =>
       crowded(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         yield* Effect.scoped(Effect.andThen(
@@ -595,7 +595,7 @@ describe("an allocation for which there is no room", () => {
       })))
   }
 
-  it.live("waits for releases of a stream that is being released itself", () =>
+  it.live("waits for releases on a stream that is being released", () =>
     crowded(Effect.gen(function*() {
       const stream = yield* CudaStream.make()
       const closing = yield* Effect.forkChild(Effect.scoped(Effect.gen(function*() {
@@ -614,7 +614,7 @@ describe("an allocation for which there is no room", () => {
       yield* Fiber.join(closing)
     })))
 
-  it.live("waits for what it could not wait for at first", () =>
+  it.live("waits for releases that it could not wait for at first", () =>
     crowded(Effect.gen(function*() {
       const stream = yield* CudaStream.make()
       yield* Effect.scoped(CudaMemory.allocate(60 * mebi, { stream }))
@@ -627,7 +627,7 @@ describe("an allocation for which there is no room", () => {
       yield* succeeds(waiting)
     })))
 
-  it.live("fails when there is none after that either", () =>
+  it.live("fails if the retry fails", () =>
     crowded(Effect.gen(function*() {
       const stream = yield* CudaStream.make()
       yield* CudaMemory.allocate(60 * mebi)
@@ -635,7 +635,7 @@ describe("an allocation for which there is no room", () => {
       assert.lengthOf(stub.calls("cuMemPoolTrimTo"), 1)
     })))
 
-  it.live("takes what was released to a pool at its limit, without giving up what the device keeps", () =>
+  it.live("reuses memory released to a pool at its limit, without trimming the device's pools", () =>
     opened(({ pool: own }) =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make({ maxBytes: 8 * mebi })
@@ -648,7 +648,7 @@ describe("an allocation for which there is no room", () => {
       })
     ))
 
-  it.live("fails when its pool has a limit, and leaves that of others alone", () =>
+  it.live("fails at its pool's limit, and leaves other pools alone", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make({ maxBytes: 8 * mebi })

@@ -1,6 +1,5 @@
 /**
- * What buffers that order themselves ask of the driver: the exact calls, how each of them fails, and that markers are
- * given back.
+ * The driver calls of ordered buffers: the exact calls, how each fails, and that markers are returned.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaMemory from "effect-cuda/CudaMemory"
@@ -15,7 +14,7 @@ const stub = openStub()
 const ordered = { ordered: true } as const
 const segment = 16 * 1024 * 1024
 
-/** The calls of an effect alone, without those that make events: what is named, with the stream it is on. */
+/** The calls of an effect except event creation, as name and stream. */
 const callsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.gen(function*() {
     stub.clear()
@@ -25,7 +24,7 @@ const callsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     return calls.filter(([name]) => !/Ctx|cuEventCreate/.test(String(name)))
   })
 
-/** The names of calls, and the stream each was made on. */
+/** The names of calls, and the stream of each. */
 const onStreams = (calls: ReadonlyArray<ReadonlyArray<number | string>>, streams: ReadonlyArray<Stream>) => {
   const nameOf = (handle: number | string | undefined) => streams.findIndex((stream) => stream.handle === handle)
   return calls.map(([name, ...args]) => {
@@ -49,7 +48,7 @@ const setting = Effect.gen(function*() {
 const fill = (buffer: CudaMemory.Slice<CudaMemory.DeviceBuffer>, stream: Stream) => CudaMemory.fill(buffer, 1, stream)
 
 describe("the calls", () => {
-  it.live("of buffers that do not order themselves are what they were", () =>
+  it.live("of unordered buffers are unchanged", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -63,7 +62,7 @@ describe("the calls", () => {
       })
     ))
 
-  it.live("are one record for each use, and one wait for each stream to wait for", () =>
+  it.live("are one record per use, and one wait per stream to wait for", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -80,7 +79,7 @@ describe("the calls", () => {
       })
     ))
 
-  it.live("do not wait for what another wait implies", () =>
+  it.live("omit waits that another wait implies", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -92,7 +91,7 @@ describe("the calls", () => {
       })
     ))
 
-  it.live("of the use of two ordered buffers mark both with one record", () =>
+  it.live("mark two ordered buffers of one use with one record", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -103,7 +102,7 @@ describe("the calls", () => {
       })
     ))
 
-  it.live("of nothing are none", () =>
+  it.live("are none for empty uses", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -119,7 +118,7 @@ describe("the calls", () => {
       })
     ))
 
-  it.live("wait for nothing between two resources for one stream", () =>
+  it.live("never wait between two handles of one stream", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -142,7 +141,7 @@ describe("the calls", () => {
       })
     ))
 
-  it.live("of an access surround what its effect does", () =>
+  it.live("of an access surround its effect's calls", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -165,7 +164,7 @@ describe("the calls", () => {
 })
 
 describe("markers", () => {
-  it.live("are few, however many uses there are", () =>
+  it.live("stay few for any number of uses", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -186,7 +185,7 @@ describe("markers", () => {
       })
     ), 30_000)
 
-  it.live("of streams that come and go are few too", () =>
+  it.live("of short-lived streams stay few too", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -202,7 +201,7 @@ describe("markers", () => {
       })
     ))
 
-  it.live("are given back by the release of their buffer, and used by the next one", () =>
+  it.live("are returned when their buffer is released, and reused by the next one", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -218,7 +217,7 @@ describe("markers", () => {
       })
     ))
 
-  it.live("are not used again while synchronize waits for them", () =>
+  it.live("are not reused while synchronize waits for them", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -238,7 +237,7 @@ describe("markers", () => {
 })
 
 describe("synchronize", () => {
-  it.live("of a buffer that is released meanwhile ends all the same", () =>
+  it.live("of a buffer that is released meanwhile still ends", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -278,8 +277,8 @@ describe("synchronize", () => {
     ))
 })
 
-describe("a call that fails", () => {
-  /** What a use fails with, and the calls it made before that. */
+describe("a failing call", () => {
+  /** The failure of a use, and the calls it made before. */
   const failing = (name: DriverFunctionName, after = 0) =>
     Effect.gen(function*() {
       const made = yield* setting
@@ -331,7 +330,7 @@ describe("a call that fails", () => {
       ))
   }
 
-  it.live("the mark: a stream's whole work stands for it until a mark of its own does", () =>
+  it.live("the mark: the stream's whole work stands in until a later mark succeeds", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -344,7 +343,7 @@ describe("a call that fails", () => {
       })
     ))
 
-  it.live("the mark: one that is made later serves all later uses", () =>
+  it.live("the mark: a later one serves all later uses", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -355,7 +354,7 @@ describe("a call that fails", () => {
       })
     ))
 
-  it.live("a part of a copy: what was enqueued of it is marked", () =>
+  it.live("a part of a copy: the enqueued parts are marked", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -369,7 +368,7 @@ describe("a call that fails", () => {
       })
     ))
 
-  it.live("the wait of an access for a use in between: later uses wait for both", () =>
+  it.live("the wait of an access for an interleaved use: later uses wait for both", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -389,7 +388,7 @@ describe("a call that fails", () => {
       })
     ))
 
-  it.live("an access: it begins not, or ends with the failure and stays ordered", () =>
+  it.live("an access: it does not begin, or ends with the failure and stays ordered", () =>
     onStub(
       stub,
       Effect.gen(function*() {

@@ -1,5 +1,5 @@
 /**
- * The cache of compiled programs on disk: which files it trusts, and where it is.
+ * The on-disk cache of compiled programs: which files it trusts, and where it is.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -46,7 +46,7 @@ const makePlace = Effect.gen(function*() {
   return place
 })
 
-/** What a read logs at debug level. It must find nothing, soon. */
+/** What a read logs at debug level. It must find nothing, quickly. */
 const missesWith = (cache: ProgramCache) =>
   Effect.gen(function*() {
     const read = Effect.provideService(Effect.timeout(cache.read(key), 2000), References.MinimumLogLevel, "Debug")
@@ -120,7 +120,7 @@ describe("a file is not trusted", () => {
     }))
 
   // Only root can give a file away.
-  it.live.runIf(process.geteuid?.() === 0)("of another user, in a folder of one's own", () =>
+  it.live.runIf(process.geteuid?.() === 0)("of another user, in the user's own folder", () =>
     Effect.gen(function*() {
       const { cache, path } = yield* makePlace
       chownSync(path, 12_345, 12_345)

@@ -1,6 +1,6 @@
 /**
- * What becomes of the driver's statuses: every function the runtime calls is made to fail with a status of every class, in
- * every place it is called from, and the failure says what a person and a program need. Nothing leaks on the way.
+ * The driver's statuses: every function the runtime calls fails with a status of every class, at every call site. The
+ * failure must say what a person and a program need, and nothing may leak.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
@@ -55,20 +55,20 @@ const classes: ReadonlyArray<StatusClass> = [
   }
 ]
 
-/** The driver's call as failures name it. */
+/** The name of a driver call in failures. */
 const publicName = (name: StubFunctionName): string => name.replace(/_v2$/, "")
 
 type Program<A> = Effect.Effect<A, CudaError, CudaRuntime | Scope.Scope>
 
-/** A way to meet a failing function. */
+/** A way to reach a failing function. */
 interface Scenario {
   readonly fails: StubFunctionName
-  /** How many calls of it go well before. */
+  /** How many earlier calls of it succeed. */
   readonly after?: number
   readonly where: string
   readonly operation: string
   readonly subject?: RegExp
-  /** Prepares, then arms the failure, and gives what the operation failed with. */
+  /** Prepares, arms the failure, and returns the operation's failure. */
   readonly program: (arm: Effect.Effect<void>) => Program<CudaError>
 }
 
@@ -85,7 +85,7 @@ const checkError = (error: CudaError, scenario: Scenario, status: StatusClass): 
   assert.include(String(error), error.message)
 }
 
-/** An operation that fails, after what it needs. */
+/** An operation that fails, after its setup. */
 const failing = <A>(
   fails: StubFunctionName,
   operation: string,
@@ -106,7 +106,7 @@ const failing = <A>(
     })
 })
 
-/** What an effect fails with; dies when it does not. */
+/** The failure of an effect; dies if it succeeds. */
 const failureOf = <A, R>(effect: Effect.Effect<A, CudaError, R>): Effect.Effect<CudaError, never, R> =>
   Effect.flip(Effect.andThen(effect, Effect.die(new Error("expected a failure, but it succeeded"))))
 
@@ -136,6 +136,13 @@ const devices: ReadonlyArray<Scenario> = [
   failing("cuDeviceCanAccessPeer", "CudaDevice.canAccessPeer", openDevice, () => CudaDevice.canAccessPeer(0, 1), {
     subject: /devices 0 and 1/
   }),
+  failing(
+    "cuDeviceGetP2PAttribute",
+    "CudaDevice.peerAttribute",
+    openDevice,
+    () => CudaDevice.peerAttribute(0, 1, "performanceRank"),
+    { subject: /performanceRank of devices 0 and 1/ }
+  ),
   failing("cuEventRecord", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize()),
   failing("cuEventCreate", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize())
 ]
@@ -334,7 +341,7 @@ const kernels: ReadonlyArray<Scenario> = [
   launching("cuLaunchKernelEx", { ...oneBlock, cluster: 1 })
 ]
 
-/** The same failure at each of the calls that an operation makes of one function. */
+/** The same failure at each call that an operation makes to one function. */
 const eachOf = <A>(
   calls: number,
   fails: StubFunctionName,
@@ -383,7 +390,7 @@ const pools: ReadonlyArray<Scenario> = [
   )
 ]
 
-/** Memory that was allocated on one of two streams. */
+/** Memory allocated on one of two streams. */
 const allocatedOnStream = Effect.gen(function*() {
   const made = yield* twoStreams
   return {
@@ -399,7 +406,7 @@ type AllocatedOnStream = Effect.Success<typeof allocatedOnStream>
 const allocatingOn = (made: CudaStream.CudaStream) =>
   Effect.flatMap(runtime, (service) => service.memoryAllocate(0, 4096, { stream: made.ref }))
 
-/** What fails where memory is used for the first time on a stream that it was not allocated on. */
+/** Failures of the first use of memory on a stream other than its own. */
 const firstUse = (operation: string, use: (made: AllocatedOnStream) => Program<unknown>): Scenario =>
   failing("cuStreamWaitEvent", operation, allocatedOnStream, use, { where: "before the first use on another stream" })
 
@@ -445,7 +452,7 @@ const streamOrdered: ReadonlyArray<Scenario> = [
   )
 ]
 
-/** Pinned memory of several segments, whose rows go to the device in pieces: two rows, two parts of one, two rows. */
+/** Pinned memory of several segments, whose rows are copied in pieces: two rows, two parts of one row, two rows. */
 const segmented = Effect.all({
   stream,
   host: CudaMemory.allocateHost(40 * mebi),
@@ -544,7 +551,7 @@ const operations = [
 ]
 
 describe("an operation fails with the status of its call", () => {
-  // memoryReclaim asks the device's own stream first, so the device is opened before a failure is armed.
+  // memoryReclaim queries the device's own stream first, so the device is opened before a failure is armed.
   const opened = (scenario: Scenario) => scenario.operation === "CudaMemory.reclaim" ? openDevice : Effect.void
   for (const scenario of operations) {
     const { after = 0, fails, operation, program, where } = scenario
@@ -562,7 +569,7 @@ describe("an operation fails with the status of its call", () => {
               const pooled = where === "of the pool" ? { streams: held.streams } : {}
               assert.deepStrictEqual(held, { ...nothingHeld, ...pooled })
             }),
-            // Waits poll for as long as the test runs, so that they make no other calls than those that are to fail.
+            // Waits poll for as long as the test runs, so that they make no calls except those that must fail.
             { prepare: () => void (stub.devices = 2), wait: { pollFor: "1 minute" } }
           ))
       }
@@ -570,7 +577,7 @@ describe("an operation fails with the status of its call", () => {
   }
 })
 
-describe("opening a device fails with the status of its call, and can be tried again", () => {
+describe("opening a device fails with the status of its call, and can be retried", () => {
   const opening: ReadonlyArray<readonly [DriverFunctionName, after: number]> = [
     ["cuDevicePrimaryCtxRetain", 0],
     ["cuCtxPushCurrent_v2", 0],
@@ -625,14 +632,14 @@ describe("building the layer fails with the status of its call", () => {
   }
 })
 
-/** A release that fails: what is then left in the driver. */
+/** A failing release, and what it leaves in the driver. */
 interface Release {
   readonly fails: StubFunctionName
   readonly what: string
   readonly left: Partial<DriverLive>
-  /** Makes the resource and arms the failure for when it is released. */
+  /** Creates the resource and arms the failure of its release. */
   readonly program: (arm: Effect.Effect<void>) => Program<unknown>
-  /** Before the runtime itself is released, rather than a scope in it. */
+  /** Whether the failure is that of the runtime's release, rather than of a scope in it. */
   readonly atEnd?: boolean
   readonly says?: RegExp
 }
@@ -770,7 +777,7 @@ const releases: ReadonlyArray<Release> = [
   }
 ]
 
-describe("a release that fails is a warning in the log, never a failure", () => {
+describe("a failing release is a logged warning, never a failure", () => {
   for (const { atEnd, fails, left, program, says, what } of releases) {
     for (const status of classes) {
       it.live(`${fails} of ${what}: ${status.what} (${status.code})`, () =>
@@ -793,7 +800,7 @@ describe("a release that fails is a warning in the log, never a failure", () => 
 
   const ownReleases = releases.filter((release) => release.atEnd !== true && Object.keys(release.left).length > 0)
   for (const { fails, left, program, what } of ownReleases) {
-    it.live(`${fails} of ${what} says nothing when the driver has shut down`, () =>
+    it.live(`${fails} of ${what} logs nothing when the driver has shut down`, () =>
       Effect.gen(function*() {
         const arm = Effect.sync(() => stub.fail(fails, statuses.Deinitialized.code))
         const { lines } = yield* logged(onStub(stub, Effect.scoped(program(arm)), { left }))
@@ -813,7 +820,7 @@ describe("a release that fails is a warning in the log, never a failure", () => 
     ["an event", CudaEvent.make({ interprocess: true }), "cuEventDestroy_v2", { events: 1 }]
   ]
   for (const [what, make, fails, left] of warned) {
-    it.live(`${fails} of ${what} is said where that was made, whoever closes its scope`, () =>
+    it.live(`${fails} of ${what} is logged in its creator's context, whoever closes its scope`, () =>
       Effect.gen(function*() {
         const closed = yield* logged(onStub(
           stub,
@@ -832,7 +839,7 @@ describe("a release that fails is a warning in the log, never a failure", () => 
       }))
   }
 
-  it.live("a stream whose draining fails is destroyed all the same", () =>
+  it.live("a stream whose draining fails is still destroyed", () =>
     Effect.gen(function*() {
       const { lines } = yield* logged(onStub(
         stub,
@@ -846,12 +853,12 @@ describe("a release that fails is a warning in the log, never a failure", () => 
 describe("every status of the table", () => {
   const rows = Object.entries(statuses) as ReadonlyArray<readonly [StatusTag, (typeof statuses)[StatusTag]]>
 
-  it("has a hundred rows or so, each code once", () => {
+  it("has about a hundred rows, each code once", () => {
     assert.isAbove(rows.length, 90)
     assert.strictEqual(new Set(rows.map(([, { code }]) => code)).size, rows.length)
   })
 
-  it.live("becomes the reason of the same name", () =>
+  it.live("maps to the reason of the same name", () =>
     Effect.forEach(rows, ([tag, info]) =>
       onStub(
         stub,
@@ -865,7 +872,7 @@ describe("every status of the table", () => {
         })
       )))
 
-  it.live("a status that neither the table nor the driver knows keeps its number", () =>
+  it.live("a status unknown to both the table and the driver keeps its number", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -877,7 +884,7 @@ describe("every status of the table", () => {
       })
     ))
 
-  it.live("a driver that cannot say what a status is called does no harm", () =>
+  it.live("a driver that cannot name a status is harmless", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -893,8 +900,8 @@ describe("every status of the table", () => {
     ))
 })
 
-describe("a fault that sticks", () => {
-  it.live("is explained at every later failure with its origin", () =>
+describe("a sticky fault", () => {
+  it.live("is the origin of every later failure", () =>
     logged(onStub(
       stub,
       Effect.gen(function*() {
@@ -918,7 +925,7 @@ describe("a fault that sticks", () => {
       })
     )))
 
-  it.live("explains the failures of other devices too", () =>
+  it.live("is the origin of failures on other devices too", () =>
     logged(onStub(
       stub,
       Effect.gen(function*() {
@@ -934,7 +941,7 @@ describe("a fault that sticks", () => {
       { prepare: () => void (stub.devices = 2) }
     )))
 
-  it.live("lets everything be released, and does not say so for each", () =>
+  it.live("lets everything be released, with at most two warnings", () =>
     Effect.gen(function*() {
       stub.reset()
       const program = Effect.gen(function*() {
@@ -949,15 +956,15 @@ describe("a fault that sticks", () => {
       assert.isAtMost(lines.length, 2)
       assert.isTrue(lines.every((line) => line.startsWith("Warn ")))
       assert.isUndefined(stub.misuse)
-      // Device memory goes with its context.
+      // Device memory is freed with its context.
       assert.deepStrictEqual({ ...stub.live, allocations: 0 }, nothingLive)
     }))
 })
 
 describe("the scenarios", () => {
   /**
-   * The words for other failures, the pop of a context that was just pushed, wake-ups, which waits do without, and the question for a
-   * kernel's next parameter, which fails when there is none.
+   * Descriptions of other failures, the pop of a context that was just pushed, wake-ups, without which waits still work, and the
+   * query of a kernel's next parameter, which fails after the last one.
    */
   const exempt = [
     "cuGetErrorName",
@@ -969,7 +976,7 @@ describe("the scenarios", () => {
   ]
   const functions = Object.keys({ ...driverFunctions, ...optionalDriverFunctions })
 
-  it.live("make every function fail that can", () =>
+  it.live("cover every function that can fail", () =>
     Effect.sync(() => {
       const opening = [
         "cuDevicePrimaryCtxRetain",

@@ -1,5 +1,5 @@
 /**
- * Worker threads with a runtime each, threads that end while the GPU is to wake them, and when a process stays alive.
+ * Worker threads with a runtime each, threads that end with pending wake-ups, and when a process stays alive.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { runChild } from "../support/stub/child.ts"
@@ -8,7 +8,7 @@ import { openStub } from "../support/stubDriver.ts"
 const stub = openStub()
 const path = JSON.stringify(stub.path)
 
-/** What every program begins with; its worker threads run the same file. */
+/** The prelude of every program; worker threads run the same file. */
 const prelude = `
   import koffi from "koffi"
   import { once } from "node:events"
@@ -32,7 +32,7 @@ const prelude = `
   const layer = NativeRuntime.layer({ libraryPath: ${path}, wait: { pollFor: 0 } })
   const run = (program) => Effect.runPromise(Effect.provide(Effect.scoped(program), layer))
 
-  /** Waits in turn, each for work that ends a moment after its wait began; how many of them were woken. */
+  /** Sequential waits, each for work that ends shortly after the wait began; returns how many were woken. */
   const rounds = (count) => Effect.gen(function*() {
     const stream = yield* CudaStream.make()
     for (let round = 0; round < count; round++) {
@@ -43,7 +43,7 @@ const prelude = `
     return (yield* Metric.value(CudaMetrics.waitTimes.wake)).count
   })
 
-  /** Begins waits that the GPU is to wake, on streams with work that stays pending. */
+  /** Starts waits with wake-ups, on streams with work that stays pending. */
   const beginWaits = (count) => Effect.gen(function*() {
     for (let index = 0; index < count; index++) {
       const stream = yield* CudaStream.make()
@@ -62,7 +62,7 @@ const run = async (body: string) => {
 }
 
 describe("threads with a runtime each", () => {
-  it("wait side by side, and each is woken by its own work", async () => {
+  it("wait concurrently, and each is woken by its own work", async () => {
     const { exit, output } = await run(`
       const workers = isMainThread ? [startWorker(), startWorker()] : []
       const messages = Promise.all(workers.map((worker) => once(worker, "message")))
@@ -79,7 +79,7 @@ describe("threads with a runtime each", () => {
     assert.deepStrictEqual([exit, output], [0, "3 true\n[ [ 0 ], [ 0 ] ] 0 0 0 0"])
   })
 
-  it("say for themselves that the GPU cannot wake them, once each", async () => {
+  it("each warn once that the GPU cannot wake them", async () => {
     const { exit, output } = await run(`
       const worker = isMainThread ? startWorker() : undefined
       const exited = worker === undefined ? undefined : once(worker, "exit")
@@ -100,7 +100,7 @@ describe("threads with a runtime each", () => {
   })
 })
 
-/** How a worker ends, by what its thread does and what the main thread does to it. */
+/** How a worker ends: what its thread does, and what the main thread does to it. */
 const ends = {
   "ends with process.exit": { inside: "process.exit(3)", outside: "", code: 3 },
   "is terminated": { inside: "parentPort.postMessage(0); await sleep(60_000)", outside: "worker.terminate()", code: 1 },
@@ -111,10 +111,10 @@ const ends = {
   }
 } as const
 
-describe("a worker with waits that the GPU is to wake", () => {
+describe("a worker with pending wake-ups", () => {
   for (const [name, { code, inside, outside }] of Object.entries(ends)) {
     for (const moment of ["after", "before"] as const) {
-      it(`${name}: the work that ends ${moment} it harms nobody`, async () => {
+      it(`${name}: work that ends ${moment} it is harmless`, async () => {
         const { exit, output } = await run(`
           if (!isMainThread) {
             await run(Effect.andThen(beginWaits(20), Effect.promise(async () => {
@@ -154,8 +154,8 @@ describe("a worker with waits that the GPU is to wake", () => {
   }
 })
 
-describe("workers that come and go", () => {
-  it("leave no descriptor behind", async () => {
+describe("short-lived workers", () => {
+  it("leak no descriptor", async () => {
     const { exit, output } = await run(`
       import { readdirSync } from "node:fs"
       if (!isMainThread) await run(rounds(1))
@@ -173,7 +173,7 @@ describe("workers that come and go", () => {
 })
 
 describe("a process", () => {
-  it("whose only pending thing is a wait that the GPU is to end stays alive, and then exits", async () => {
+  it("whose only pending work is a wait with a wake-up stays alive, and then exits", async () => {
     const { exit, milliseconds, output } = await run(`
       await run(Effect.gen(function*() {
         const stream = yield* CudaStream.make()
@@ -203,7 +203,7 @@ describe("a process", () => {
     assert.deepStrictEqual([exit, output], [0, "at once"])
   })
 
-  it("with an interrupted wait that the GPU is still to wake exits at once", async () => {
+  it("with an interrupted wait and a pending wake-up exits at once", async () => {
     const { exit, output } = await run(`
       const scope = await Effect.runPromise(Scope.make())
       const program = NativeRuntime.make({ libraryPath: ${path}, wait: { pollFor: 0 } }).pipe(

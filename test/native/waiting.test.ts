@@ -1,6 +1,6 @@
 /**
- * Waiting on work that stays pending: what a wait covers, how it ends, what it costs, and that nothing is given back while
- * the GPU may still touch it.
+ * Waiting on pending work: what a wait covers, how it ends and what it costs, and that nothing is freed while the GPU may
+ * still use it.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
@@ -14,8 +14,10 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
+import { constants } from "node:buffer"
 import { readFile } from "node:fs/promises"
 import { fileURLToPath } from "node:url"
+import { giveAway } from "../support/giveAway.ts"
 import { runChild } from "../support/stub/child.ts"
 import {
   assertQuiet,
@@ -68,7 +70,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("for an event never recorded ends at once", () =>
+  it.live("for a never-recorded event ends at once", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -79,7 +81,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("for a stream covers the work enqueued before it, not what comes later", () =>
+  it.live("for a stream covers only the work enqueued before it", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -94,7 +96,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("keeps the record it began with when the event is recorded again", () =>
+  it.live("keeps its record when the event is re-recorded", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -112,7 +114,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("keeps its record when the new one is on another stream that ends first", () =>
+  it.live("keeps its record when a new one on another stream ends first", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -128,7 +130,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("stands a hundred records of its event, each awaited", () =>
+  it.live("survives a hundred re-records of its event, each awaited", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -152,7 +154,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("goes on when its event is released, which is destroyed by the last wait", () =>
+  it.live("continues when its event is released; the last wait destroys the event", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -172,7 +174,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("goes on when its event is recorded again and then released", () =>
+  it.live("continues when its event is re-recorded and then released", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -203,7 +205,7 @@ describe("a wait", () => {
       })
     ))
 
-  it.live("for a device covers its streams, the default ones too, and no other device's", () =>
+  it.live("for a device covers its streams, including default ones, and no other device's", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -223,7 +225,7 @@ describe("a wait", () => {
       { prepare: () => void (stub.devices = 2) }
     ))
 
-  it.live("after a record that failed still covers the record before it", () =>
+  it.live("after a failed record still covers the previous record", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -243,7 +245,7 @@ describe("a wait", () => {
 })
 
 describe("interrupting waits", () => {
-  it.live("is immediate, and gives their markers back for others", () =>
+  it.live("is immediate, and returns their markers for reuse", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -260,7 +262,7 @@ describe("interrupting waits", () => {
       })
     ))
 
-  it.live("later, or all at once, leaves nothing", () =>
+  it.live("later, or all at once, leaves nothing behind", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -279,7 +281,7 @@ describe("interrupting waits", () => {
       })
     ))
 
-  it.live("of one of many waits for a record leaves the others", () =>
+  it.live("of one of many waits for a record does not affect the others", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -295,7 +297,7 @@ describe("interrupting waits", () => {
       })
     ))
 
-  it.live("a failed wait for many streams gives up the others", () =>
+  it.live("happens to the remaining waits when a wait for many streams fails", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -310,10 +312,10 @@ describe("interrupting waits", () => {
     ))
 })
 
-describe("a thousand waits at once", () => {
+describe("a thousand concurrent waits", () => {
   const count = 1000
 
-  it.live("on several streams end in the order of each stream, one question per stream and turn", () =>
+  it.live("on several streams end in stream order, with one query per stream and turn", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -350,7 +352,7 @@ describe("a thousand waits at once", () => {
       })
     ))
 
-  it.live("hold no thread of the pool, and the event loop turns", () =>
+  it.live("hold no pool thread, and leave the event loop running", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -372,7 +374,7 @@ describe("a thousand waits at once", () => {
 })
 
 describe("a fault while fibers wait", () => {
-  it.live("fails every wait of the device promptly, with the call that saw it", () =>
+  it.live("fails every wait of the device promptly, with the call that reported it", () =>
     logged(onStub(
       stub,
       Effect.gen(function*() {
@@ -393,7 +395,7 @@ describe("a fault while fibers wait", () => {
       })
     )))
 
-  it.live("leaves the waits of another device alone", () =>
+  it.live("does not affect the waits of another device", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -413,7 +415,7 @@ describe("a fault while fibers wait", () => {
       { prepare: () => void (stub.devices = 2) }
     ))
 
-  it.live("is never the answer that something is not ready", () =>
+  it.live("is never reported as not ready", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -433,7 +435,7 @@ describe("a fault while fibers wait", () => {
 describe("the stages of a wait", () => {
   const questions = (): number => stub.calls("cuEventQuery").reduce((sum, { times }) => sum + times, 0)
 
-  it.live("begun newest first have few streams of the runtime's own, and one afterwards", () =>
+  it.live("started newest first use few internal streams, and one afterwards", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -467,7 +469,7 @@ describe("the stages of a wait", () => {
       { wait: { pollFor: "20 millis", wakeUp: false } }
     ))
 
-  it.live("with wake-ups: the GPU is asked once to wake the loop, and hardly any question follows", () =>
+  it.live("with wake-ups: the GPU is armed once to wake the loop, with few queries afterwards", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -491,7 +493,7 @@ describe("the stages of a wait", () => {
 
   const broken = ["cuLaunchHostFunc", "cuStreamWaitEvent", "cuStreamCreateWithPriority"] as const
   for (const name of broken) {
-    it.live(`when ${name} fails the wait goes on without the wake-up`, () =>
+    it.live(`when ${name} fails the wait continues without the wake-up`, () =>
       onStub(
         stub,
         Effect.gen(function*() {
@@ -510,7 +512,7 @@ describe("the stages of a wait", () => {
 })
 
 describe("the release of a stream", () => {
-  it.live("waits for its work, refuses more, and lets the event loop turn", () =>
+  it.live("waits for its work, rejects more, and leaves the event loop running", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -527,7 +529,7 @@ describe("the release of a stream", () => {
       })
     ))
 
-  it.live("is not cut short by interruption", () =>
+  it.live("is not interruptible", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -547,7 +549,7 @@ describe("the release of a stream", () => {
       })
     ))
 
-  it.live("that cannot drain it frees no buffer under its work", () =>
+  it.live("that cannot drain it frees no buffer that its work uses", () =>
     logged(onStub(
       stub,
       Effect.gen(function*() {
@@ -613,7 +615,7 @@ describe("the release of a device buffer", () => {
       { prepare: () => void (stub.devices = 2) }
     ))
 
-  it.live("is waited for by an allocation that finds the device full", () =>
+  it.live("is awaited by an allocation on a full device", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -631,7 +633,7 @@ describe("the release of a device buffer", () => {
       { prepare: () => void (stub.memory = 1000) }
     ))
 
-  it.live("does not help when the device is full of what is in use: that is OutOfMemory, once", () =>
+  it.live("does not help when all memory is in use: that fails with OutOfMemory, once", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -647,7 +649,7 @@ describe("the release of a device buffer", () => {
 })
 
 describe("pinned memory", () => {
-  it.live("is pinned in segments, and copies are split where they meet", () =>
+  it.live("is pinned in segments, and copies are split at segment boundaries", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -675,7 +677,7 @@ describe("pinned memory", () => {
       })
     ))
 
-  it.live("lets the event loop turn between its segments", () =>
+  it.live("leaves the event loop running between segments", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -688,7 +690,7 @@ describe("pinned memory", () => {
       })
     ))
 
-  it.live("detaches its views at the release, and is given out again at once", () =>
+  it.live("detaches its views on release, and is reused at once", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -709,7 +711,7 @@ describe("pinned memory", () => {
       })
     ))
 
-  it.live("is not given out again before the copies that use it are done", () =>
+  it.live("is not reused before the copies that use it are done", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -730,7 +732,7 @@ describe("pinned memory", () => {
       })
     ))
 
-  it.live("is not given out again when its users cannot be waited for", () =>
+  it.live("is not reused when its users cannot be waited for", () =>
     logged(onStub(
       stub,
       Effect.gen(function*() {
@@ -749,13 +751,41 @@ describe("pinned memory", () => {
       })
     )))
 
-  it.live("that the program gave to another thread is unpinned and not used again", () =>
+  it.live("that the program gave away is refused", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const device = yield* CudaMemory.allocate(1000)
+        const host = yield* CudaMemory.allocateHost(1000)
+        giveAway(host.bytes.buffer)
+        for (const copy of [CudaMemory.copy(device, host, stream), CudaMemory.copy(host, device, stream)]) {
+          const error = yield* Effect.flip(copy)
+          assert.strictEqual(error.reason._tag, "InvalidArgument")
+          assert.include(error.message, "whose ArrayBuffer was transferred")
+        }
+      })
+    ))
+
+  it.live("that an array cannot show is OutOfMemory before anything is pinned", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const byteLength = Math.min(Number.MAX_SAFE_INTEGER, constants.MAX_LENGTH + 1)
+        const error = yield* Effect.flip(CudaMemory.allocateHost(byteLength))
+        assert.strictEqual(error.reason._tag, "OutOfMemory")
+        assert.lengthOf(stub.calls("cuMemHostRegister_v2"), 0)
+      }),
+      { pinned: { maxBytes: Number.MAX_SAFE_INTEGER } }
+    ))
+
+  it.live("that the program transferred to another thread is unpinned and not reused", () =>
     onStub(
       stub,
       Effect.gen(function*() {
         yield* Effect.scoped(Effect.gen(function*() {
           const { buffer } = (yield* CudaMemory.allocateHost(segment)).bytes
-          structuredClone(buffer, { transfer: [buffer] })
+          giveAway(buffer)
         }))
         yield* until("it is unpinned", () => stub.live.registrations === 0)
         yield* CudaMemory.allocateHost(segment)
@@ -763,7 +793,7 @@ describe("pinned memory", () => {
       })
     ))
 
-  it.live("under the limit, a larger block that is kept serves a smaller need, also while there is work", () =>
+  it.live("under the limit, a larger kept block serves a smaller request, even while there is work", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -775,7 +805,7 @@ describe("pinned memory", () => {
       { pinned: { maxBytes: 1024 * 1024 } }
     ))
 
-  it.live("beyond the limit is OutOfMemory, and nothing stays pinned", () =>
+  it.live("beyond the limit fails with OutOfMemory, and nothing stays pinned", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -787,7 +817,7 @@ describe("pinned memory", () => {
       { pinned: { maxBytes: segment } }
     ))
 
-  it.live("that is only kept for reuse makes room for an allocation of another size", () =>
+  it.live("kept for reuse makes room for an allocation of another size", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -798,7 +828,7 @@ describe("pinned memory", () => {
       { pinned: { maxBytes: 2 * segment } }
     ))
 
-  it.live("is unpinned again when pinning fails in the middle", () =>
+  it.live("is unpinned when pinning fails partway", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -814,7 +844,7 @@ describe("pinned memory", () => {
       { pinned: { maxBytes: 4 * segment } }
     ))
 
-  it.live("beyond what may be kept is unpinned, but only while no stream has work", () =>
+  it.live("beyond keepBytes is unpinned, but only while no stream has work", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -829,7 +859,7 @@ describe("pinned memory", () => {
       { pinned: { keepBytes: 0 } }
     ))
 
-  it.live("is pinned to the end when the allocation is interrupted, and released", () =>
+  it.live("is pinned completely and then released when the allocation is interrupted", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -843,7 +873,7 @@ describe("pinned memory", () => {
 })
 
 describe("the release of the runtime", () => {
-  it.live("ends the waits that nothing else ends, and says why", () =>
+  it.live("ends waits that nothing else would end, and reports why", () =>
     Effect.gen(function*() {
       const { close, use } = yield* openRuntime()
       const remote = stub.remoteEvent()
@@ -857,7 +887,7 @@ describe("the release of the runtime", () => {
       yield* assertQuiet(stub)
     }))
 
-  it.live("in the midst of a device's first use and of pinning lets both end, and leaves nothing", () =>
+  it.live("during a device's first use and pinning lets both finish, and leaves nothing behind", () =>
     Effect.gen(function*() {
       for (const begun of ["streamCreate", "hostAllocate"] as const) {
         const { close, runtime } = yield* openRuntime()
@@ -873,7 +903,7 @@ describe("the release of the runtime", () => {
       }
     }))
 
-  it.live("makes a foreign stream a released one", () =>
+  it.live("marks a foreign stream as released", () =>
     Effect.gen(function*() {
       const { close, runtime, use } = yield* openRuntime()
       const own = yield* use(CudaStream.make())
@@ -911,7 +941,7 @@ describe("the release of the runtime", () => {
       assert.strictEqual(refused.reason._tag, "ResourceReleased")
     }))
 
-  it.live("gives back the side stream of a record that was replaced on a foreign stream", () =>
+  it.live("frees the side stream of a record that was replaced on a foreign stream", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -927,7 +957,7 @@ describe("the release of the runtime", () => {
       })
     ))
 
-  it.live("gives back the side stream of an interprocess event that is recorded while it is waited for", () =>
+  it.live("frees the side stream of an interprocess event that is re-recorded during a wait", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -942,7 +972,7 @@ describe("the release of the runtime", () => {
       })
     ))
 
-  it.live("keeps pinned memory pinned while a foreign stream still copies, and asks about nothing later", () =>
+  it.live("keeps pinned memory pinned while a foreign stream still copies, and queries nothing later", () =>
     Effect.gen(function*() {
       const { close, use } = yield* openRuntime()
       const foreign = yield* use(Effect.gen(function*() {
@@ -962,7 +992,7 @@ describe("the release of the runtime", () => {
       assertReleased(stub)
     }))
 
-  it.live("calls the driver no more when pinned memory was about to be trimmed", () =>
+  it.live("makes no further driver calls when pinned memory was about to be trimmed", () =>
     Effect.gen(function*() {
       const { close, use } = yield* openRuntime({ pinned: { keepBytes: 0 } })
       yield* use(Effect.scoped(CudaMemory.allocateHost(64)))
@@ -973,7 +1003,7 @@ describe("the release of the runtime", () => {
       assertReleased(stub)
     }))
 
-  it.live("of one runtime leaves another on the same driver alone", () =>
+  it.live("of one runtime does not affect another on the same driver", () =>
     Effect.gen(function*() {
       const first = yield* openRuntime()
       const second = yield* Scope.make()
@@ -1018,7 +1048,7 @@ describe("a process", () => {
     assert.isAbove(milliseconds, 300)
   })
 
-  it("exits at once when nothing is left, kept pinned memory and interrupted waits included", async () => {
+  it("exits at once when nothing is left, despite kept pinned memory and interrupted waits", async () => {
     const { exit, output } = await runChild(
       script(`
       yield* Effect.scoped(CudaMemory.allocateHost(1 << 20))

@@ -1,6 +1,6 @@
 /**
- * The stages of a wait beyond polling: the GPU's wake-up and the timers beside it, which policy holds where, what the
- * metrics say, and what happens when wake-ups come late, at once, for nobody, or never.
+ * The stages of a wait after polling: GPU wake-ups and timers, wait policies, metrics, and wake-ups that come late, at once,
+ * for nobody, or never.
  */
 import { assert, beforeEach, describe, it, vi } from "@effect/vitest"
 import * as CudaEvent from "effect-cuda/CudaEvent"
@@ -53,7 +53,7 @@ const busyStreams = (count: number) => Effect.all(Array.from({ length: count }, 
 const armed = (count: number) =>
   until(`${count} wake-ups are arranged`, () => stub.calls("cuLaunchHostFunc").length >= count)
 
-/** Begins to wait for a stream, and goes on when its wake-up is arranged. */
+/** Starts waiting for a stream, and continues once the wake-up is armed. */
 const beginArmed = (stream: CudaStream.CudaStream) =>
   Effect.gen(function*() {
     const before = stub.calls("cuLaunchHostFunc").length
@@ -62,14 +62,14 @@ const beginArmed = (stream: CudaStream.CudaStream) =>
     return fiber
   })
 
-/** Holds the event loop up. */
+/** Blocks the event loop. */
 const starve = (milliseconds: number): void => {
   const end = performance.now() + milliseconds
   while (performance.now() < end);
 }
 
 describe("the metrics of waiting", () => {
-  it.live("count waits that the GPU woke, which ask hardly any question", () =>
+  it.live("count waits that the GPU woke, which make few queries", () =>
     onStub(
       stub,
       counted(Effect.gen(function*() {
@@ -87,7 +87,7 @@ describe("the metrics of waiting", () => {
           assert.strictEqual((yield* figures).outstanding, 0)
         }
         const { timer, wake, wakeUps, ...others } = yield* figures
-        // The timer beside the wake-up can win now and then, on a machine that has much to do.
+        // On a busy machine the timer may occasionally win over the wake-up.
         assert.isAtLeast(wake, rounds - 2)
         assert.strictEqual(wake + timer, rounds)
         assert.strictEqual(wakeUps, wake)
@@ -155,7 +155,7 @@ describe("the metrics of waiting", () => {
       woken
     ))
 
-  it.live("count waits that fail, and those that the runtime's release ends, as no longer outstanding", () =>
+  it.live("stop counting failed waits, and waits ended by the runtime's release, as outstanding", () =>
     counted(Effect.gen(function*() {
       stub.reset()
       const { close, use } = yield* openRuntime(stub, woken)
@@ -176,7 +176,7 @@ describe("the metrics of waiting", () => {
       assertReleased(stub)
     })))
 
-  it.effect("count the waits of the simulated runtime under its clock, in its time", () =>
+  it.effect("count the simulated runtime's waits in its clock's time", () =>
     counted(Effect.gen(function*() {
       const control = yield* SimulatedRuntime.SimulatedControl
       const stream = yield* CudaStream.make()
@@ -191,10 +191,10 @@ describe("the metrics of waiting", () => {
     })).pipe(Effect.provide(SimulatedRuntime.layer())))
 })
 
-describe("the policy of a region", () => {
+describe("a region's wait policy", () => {
   const within = (options: WaitOptions) => Effect.provideService(CurrentWaitOptions, options)
 
-  /** How a wait goes about it: which calls it makes in its first 10 ms. */
+  /** The driver calls of a wait's first 10 ms. */
   const conduct = (policy?: WaitOptions) =>
     Effect.gen(function*() {
       const stream = yield* busyStream
@@ -209,7 +209,7 @@ describe("the policy of a region", () => {
       return seen
     })
 
-  it.live("can do without polling, and only the region does", () =>
+  it.live("can disable polling, for the region only", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -221,7 +221,7 @@ describe("the policy of a region", () => {
       polled
     ))
 
-  it.live("can poll for long, and only the region does", () =>
+  it.live("can poll longer, for the region only", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -233,7 +233,7 @@ describe("the policy of a region", () => {
       woken
     ))
 
-  it.live("can do without wake-ups, and only the region does", () =>
+  it.live("can disable wake-ups, for the region only", () =>
     onStub(
       stub,
       counted(Effect.gen(function*() {
@@ -247,7 +247,7 @@ describe("the policy of a region", () => {
       woken
     ))
 
-  it.live("keeps what it does not say as the layer has it", () =>
+  it.live("inherits unset options from the layer", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -258,7 +258,7 @@ describe("the policy of a region", () => {
       polled
     ))
 
-  it.live("without wake-ups is asked every millisecond also while the GPU is to wake others", () =>
+  it.live("without wake-ups queries every millisecond even while other waits use wake-ups", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -276,7 +276,7 @@ describe("the policy of a region", () => {
       woken
     ))
 
-  it.live("that polls for long stops with its waits, whoever else still waits", () =>
+  it.live("with long polling stops polling with its waits, even while others wait", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -295,7 +295,7 @@ describe("the policy of a region", () => {
       woken
     ))
 
-  it.live("for events made to block the thread: asked once, then handed to the GPU", () =>
+  it.live("for blocking events: queried once, then handed to the GPU", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -344,7 +344,7 @@ describe("a starved event loop", () => {
       ))
   }
 
-  it.live("ends waits that it had no turn for yet", () =>
+  it.live("ends waits that it has not polled yet", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -362,7 +362,7 @@ describe("a starved event loop", () => {
 })
 
 describe("wake-ups", () => {
-  it.live("of many streams at the same time end all their waits", () =>
+  it.live("of many streams at once end all their waits", () =>
     onStub(
       stub,
       counted(Effect.gen(function*() {
@@ -383,7 +383,7 @@ describe("wake-ups", () => {
       { ...woken, prepare: () => void (stub.devices = 2) }
     ))
 
-  it.live("one after another are arranged anew, each for the next record of the stream", () =>
+  it.live("are re-armed one after another, each for the stream's next record", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -411,7 +411,7 @@ describe("wake-ups", () => {
       woken
     ))
 
-  it.live("that come when nothing waits any more call nothing", () =>
+  it.live("that come when nothing waits make no call", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -431,7 +431,7 @@ describe("wake-ups", () => {
       woken
     ))
 
-  it.live("that come late, for work whose wait was long over, end no other wait", () =>
+  it.live("that come late, for a finished wait, end no other wait", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -439,7 +439,7 @@ describe("wake-ups", () => {
         const first = yield* beginArmed(early)
         stub.holdsHostFunctions = true
         stub.finish(early)
-        // The timer beside the wake-up finds it.
+        // The timer finds it.
         yield* succeeds(first)
         const second = yield* beginArmed(late)
         stub.holdsHostFunctions = false
@@ -451,7 +451,7 @@ describe("wake-ups", () => {
       woken
     ))
 
-  it.live("arranged for a wait that was interrupted serve the one behind it", () =>
+  it.live("armed for an interrupted wait serve the next one", () =>
     onStub(
       stub,
       counted(Effect.gen(function*() {
@@ -460,7 +460,7 @@ describe("wake-ups", () => {
         stub.work(stream)
         const second = yield* begin(CudaStream.synchronize(stream))
         yield* Fiber.interrupt(first)
-        // Its marker is given back while the GPU still waits for it, and serves another record.
+        // Its marker is returned while the GPU still waits for it, and serves another record.
         const other = yield* busyStream
         const third = yield* begin(CudaStream.synchronize(other))
         stub.finish(stream, 1)
@@ -489,7 +489,7 @@ describe("wake-ups", () => {
       stub.finish(stream)
       yield* succeeds(fiber)
       yield* close
-      // The side stream is destroyed, and its host function still to come.
+      // The side stream is destroyed with its host function still pending.
       assertReleased(stub, { busyStreams: 1 })
       const calls = stub.callCount
       stub.holdsHostFunctions = false
@@ -505,7 +505,7 @@ describe("wake-ups", () => {
       assertReleased(stub)
     }))
 
-  it.live("for the work of others that goes on after the release of the runtime do nothing", () =>
+  it.live("for foreign work that outlives the runtime do nothing", () =>
     Effect.gen(function*() {
       stub.reset()
       const { close, use } = yield* openRuntime(stub, woken)
@@ -525,7 +525,7 @@ describe("wake-ups", () => {
       assertReleased(stub)
     }))
 
-  it.live("of one runtime leave the waits of another on the same thread alone", () =>
+  it.live("of one runtime do not affect another's waits on the same thread", () =>
     Effect.gen(function*() {
       stub.reset()
       const [one, two] = [yield* openRuntime(stub, woken), yield* openRuntime(stub, woken)]
@@ -544,7 +544,7 @@ describe("wake-ups", () => {
 })
 
 describe("a wait for an older record", () => {
-  it.live("that begins after a later one was armed has a side stream of its own, and ends first", () =>
+  it.live("that starts after a later one was armed has its own side stream, and ends first", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -569,7 +569,7 @@ describe("a wait for an older record", () => {
     ))
 
   for (const order of ["backwards", "mixed"] as const) {
-    it.live(`ends in the order of the stream when many began ${order}`, () =>
+    it.live(`ends in stream order when many started ${order}`, () =>
       onStub(
         stub,
         Effect.gen(function*() {
@@ -599,7 +599,7 @@ describe("a wait for an older record", () => {
 })
 
 describe("a fault while wake-ups are awaited", () => {
-  it.live("fails all waits at the next safety check, since the GPU wakes nobody any more", () =>
+  it.live("fails all waits at the next safety check, because the GPU no longer wakes the loop", () =>
     logged(onStub(
       stub,
       counted(Effect.gen(function*() {
@@ -623,10 +623,10 @@ describe("a fault while wake-ups are awaited", () => {
     )))
 })
 
-describe("pausing the questions about a device", () => {
+describe("pausing a device's queries", () => {
   const policy: WaitPolicy = { pollFor: 0, wakeUp: true, safetyInterval: 100, timerInterval: 1 }
 
-  /** A completion engine on two devices of the stub. */
+  /** A completion engine on two stub devices. */
   const engine = (options: Partial<WaitPolicy>) =>
     Effect.gen(function*() {
       stub.reset()
@@ -653,7 +653,7 @@ describe("pausing the questions about a device", () => {
         (ordinal) => devices[ordinal]!,
         () => {}
       )
-      /** Begins a wait for pending work on a device: how often it ended, and how to end the work. */
+      /** Starts a wait for pending work on a device; returns how often it ended, and how to finish the work. */
       const wait = (ordinal: number) => {
         const device = devices[ordinal]!
         const handle = device.makeStream()!
@@ -671,14 +671,14 @@ describe("pausing the questions about a device", () => {
       return { completion, wait }
     })
 
-  /** What was asked, and arranged, for an event. */
+  /** The queries and wake-ups of an event. */
   const concerning = (event: number) =>
     stub.calls().filter(({ args, name }) =>
       (name === "cuEventQuery" && args[0] === event) || (name === "cuStreamWaitEvent" && args[1] === event)
     )
 
   for (const [name, options] of Object.entries({ polled: { pollFor: 60_000 }, woken: {}, timed: { wakeUp: false } })) {
-    it.live(`asks nothing until it is resumed, and then its waits end: ${name}`, () =>
+    it.live(`makes no query until resumed, then its waits end: ${name}`, () =>
       Effect.scoped(Effect.gen(function*() {
         const { completion, wait } = yield* engine(options)
         const resume = completion.pause(0)
@@ -698,7 +698,7 @@ describe("pausing the questions about a device", () => {
         assert.deepStrictEqual([here.ends, there.ends], [[0], [0]])
       })))
 
-    it.live(`stops the questions about waits that go on already: ${name}`, () =>
+    it.live(`stops the queries of running waits: ${name}`, () =>
       Effect.scoped(Effect.gen(function*() {
         const { completion, wait } = yield* engine(options)
         const { ends, event, finish } = wait(0)
@@ -706,7 +706,7 @@ describe("pausing the questions about a device", () => {
         assert.isNotEmpty(concerning(event))
         const resume = completion.pause(0)
         stub.clear()
-        // The wake-up comes while nothing may be asked.
+        // The wake-up comes while queries are paused.
         finish()
         yield* pause(120)
         assert.deepStrictEqual([concerning(event), ends], [[], []])
@@ -717,7 +717,7 @@ describe("pausing the questions about a device", () => {
       })))
   }
 
-  it.live("ends the wait at once when its wake-up came in a short pause", () =>
+  it.live("ends a wait at once when its wake-up came during a short pause", () =>
     Effect.scoped(Effect.gen(function*() {
       const { completion, wait } = yield* engine({ safetyInterval: 1000 })
       const { ends, finish } = wait(0)
@@ -747,71 +747,8 @@ describe("pausing the questions about a device", () => {
     })))
 })
 
-describe("where the event loop cannot be reached", () => {
-  beforeEach(() => {
-    vi.resetModules()
-    return () => {
-      vi.restoreAllMocks()
-    }
-  })
-
-  /** Modules that were never used, in a process whose own symbols cannot be found; and those that were looked for. */
-  const fresh = Effect.gen(function*() {
-    stub.reset()
-    const { load } = koffi
-    const missed: Array<string> = []
-    vi.spyOn(koffi, "load").mockImplementation((path) => {
-      if (path !== null) return load(path)
-      return new Proxy(load(path), {
-        get: (library, key) => {
-          if (key !== "func") return Reflect.get(library, key)
-          return (name: string, ...types: ReadonlyArray<unknown>): unknown => {
-            if (name === "memset" || name === "madvise") return Reflect.apply(library.func, library, [name, ...types])
-            missed.push(name)
-            throw new Error("no such symbol")
-          }
-        }
-      })
-    })
-    return { missed, module: yield* Effect.promise(() => import("effect-cuda/NativeRuntime")) }
-  })
-
-  it.live("waits end by a timer, and one warning is logged for two layers", () =>
-    Effect.gen(function*() {
-      const { missed, module } = yield* fresh
-      const build = module.make({ libraryPath: stub.path })
-      const program = counted(Effect.gen(function*() {
-        const runtimes = [yield* build, ...yield* Effect.all([build, build], { concurrency: 2 })]
-        for (const runtime of runtimes) {
-          const stream = yield* Effect.provideService(busyStream, CudaRuntime, runtime)
-          const fiber = yield* begin(CudaStream.synchronize(stream))
-          stub.finish(stream)
-          yield* succeeds(fiber)
-        }
-        assert.lengthOf(stub.calls("cuLaunchHostFunc"), 0)
-        return yield* figures
-      }))
-      const { lines, result } = yield* logged(Effect.scoped(program))
-      assert.strictEqual(result.poll + result.timer, 3)
-      assert.isAbove(result.timer, 0)
-      assert.lengthOf(lines, 1)
-      assert.match(lines[0]!, /^Warn .*cannot wake/)
-      assert.lengthOf(missed.filter((name) => name !== "dlopen"), 1)
-      assertReleased(stub)
-    }))
-
-  it.live("a layer that wants no wake-ups neither looks nor warns", () =>
-    Effect.gen(function*() {
-      const { missed, module } = yield* fresh
-      const { lines } = yield* logged(Effect.scoped(module.make({ libraryPath: stub.path, wait: { wakeUp: false } })))
-      assert.deepStrictEqual([lines, missed], [[], ["dlopen"]])
-      const { lines: later } = yield* logged(Effect.scoped(module.make({ libraryPath: stub.path })))
-      assert.lengthOf(later, 1)
-    }))
-})
-
-describe("a thousand waits that the GPU is to wake", () => {
-  it.live("leave files and names to be looked up as ever", () =>
+describe("a thousand waits with pending wake-ups", () => {
+  it.live("do not block file access or name lookups", () =>
     onStub(
       stub,
       Effect.gen(function*() {
@@ -835,4 +772,70 @@ describe("a thousand waits that the GPU is to wake", () => {
       }),
       woken
     ))
+})
+
+// Last, because it resets modules: every later test would import them anew.
+describe("without a way to wake the event loop", () => {
+  beforeEach(() => {
+    vi.resetModules()
+    return () => {
+      vi.restoreAllMocks()
+    }
+  })
+
+  /** Fresh modules, in a process whose own symbols cannot be found, and the symbols that were looked up. */
+  const fresh = Effect.gen(function*() {
+    stub.reset()
+    const { load } = koffi
+    const missed: Array<string> = []
+    vi.spyOn(koffi, "load").mockImplementation((path) => {
+      if (path !== null) return load(path)
+      return new Proxy(load(path), {
+        get: (library, key) => {
+          if (key !== "func") return Reflect.get(library, key)
+          return (name: string, ...types: ReadonlyArray<unknown>): unknown => {
+            if (["memset", "madvise", "mmap", "munmap"].includes(name)) {
+              return Reflect.apply(library.func, library, [name, ...types])
+            }
+            missed.push(name)
+            throw new Error("no such symbol")
+          }
+        }
+      })
+    })
+    return { missed, module: yield* Effect.promise(() => import("effect-cuda/NativeRuntime")) }
+  })
+
+  it.live("waits end by timer, and two layers log one warning", () =>
+    Effect.gen(function*() {
+      const { missed, module } = yield* fresh
+      const build = module.make({ libraryPath: stub.path })
+      const program = counted(Effect.gen(function*() {
+        const runtimes = [yield* build, ...yield* Effect.all([build, build], { concurrency: 2 })]
+        for (const runtime of runtimes) {
+          const stream = yield* Effect.provideService(busyStream, CudaRuntime, runtime)
+          const fiber = yield* begin(CudaStream.synchronize(stream))
+          stub.finish(stream)
+          yield* succeeds(fiber)
+        }
+        assert.lengthOf(stub.calls("cuLaunchHostFunc"), 0)
+        return yield* figures
+      }))
+      const { lines, result } = yield* logged(Effect.scoped(program))
+      assert.strictEqual(result.poll + result.timer, 3)
+      assert.isAbove(result.timer, 0)
+      assert.lengthOf(lines, 1)
+      assert.match(lines[0]!, /^Warn .*cannot wake/)
+      assert.lengthOf(missed.filter((name) => name !== "dlopen"), 1)
+      assertReleased(stub)
+    }))
+
+  it.live("a layer without wake-ups neither looks nor warns", () =>
+    Effect.gen(function*() {
+      const { missed, module } = yield* fresh
+      const { lines } = yield* logged(Effect.scoped(module.make({ libraryPath: stub.path, wait: { wakeUp: false } })))
+      assert.deepStrictEqual([lines, missed], [[], ["dlopen"]])
+      const { lines: later } = yield* logged(Effect.scoped(module.make({ libraryPath: stub.path })))
+      assert.lengthOf(later, 1)
+    }))
 })

@@ -1,10 +1,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
-import { becauseOf, Model, neverFinishes } from "../../src/layers/simulated/Model.ts"
-import { EventState, Pool } from "../../src/layers/simulated/parts.ts"
-import type { DeviceTraits, EventRecord, Stream } from "../../src/layers/simulated/parts.ts"
-import { Storage } from "../../src/layers/simulated/Storage.ts"
-import { World } from "../../src/layers/simulated/World.ts"
+import { neverFinishes } from "../../src/layers/shared/waits.ts"
+import { becauseOf, Model } from "../../src/layers/simulated/model/Model.ts"
+import { EventState, Pool } from "../../src/layers/simulated/model/parts.ts"
+import type { DeviceTraits, EventRecord, Stream } from "../../src/layers/simulated/model/parts.ts"
+import { Storage } from "../../src/layers/simulated/model/Storage.ts"
+import { World } from "../../src/layers/simulated/model/World.ts"
 import { contents, graph, schedule } from "../support/reference.ts"
 import type { Instruction, Node } from "../support/reference.ts"
 
@@ -54,7 +55,7 @@ describe("engines", () => {
   it("takes turns on one copy engine", () => {
     assert.deepStrictEqual(upAndDown(1), [[[0, 100]], [[100, 150]]])
   })
-  it("takes the latency and the size by the bandwidth, in whole nanoseconds", () => {
+  it("takes latency plus size over bandwidth, in whole nanoseconds", () => {
     const { device, model, stream, world } = make({ copyLatency: 7, hostBandwidth: 3e9 })
     model.copy(stream(), new Storage(device, 100), 0, new Storage(undefined, 100), 0, 100)
     world.advance(1000)
@@ -85,7 +86,7 @@ describe("engines", () => {
     world.advance(1000)
     assert.deepStrictEqual(order, ["first", "high", "low, earlier", "low, later", "low, same moment"])
   })
-  it("bounds the work that runs at once", () => {
+  it("limits concurrent work", () => {
     const { model, stream, world } = make({ concurrentKernels: 2 })
     for (let i = 0; i < 3; i++) model.work(stream(), { duration: 10 })
     world.advance(100)
@@ -132,7 +133,7 @@ describe("events", () => {
     model.waitEvent(waiting, new EventState())
     assert.isFalse(waiting.busy)
   })
-  it("tells watchers of the record that was current, each once and in order of time", () => {
+  it("notifies watchers of the record that was current, once each and in time order", () => {
     const { model, stream, world } = make()
     const s = stream()
     const event = new EventState()
@@ -153,7 +154,7 @@ describe("events", () => {
 })
 
 describe("the legacy default stream", () => {
-  it("orders itself against blocking streams in both directions, and not against others", () => {
+  it("synchronizes with blocking streams in both directions, and not with others", () => {
     const { device, model, stream, world } = make()
     const [blocking, other] = [stream(0, false), stream(0, false)]
     const free = stream(0, true)
@@ -173,7 +174,7 @@ describe("the legacy default stream", () => {
       [0, 1000]
     ])
   })
-  it("is not ready while a blocking stream works; blocking streams speak for themselves", () => {
+  it("is not ready while a blocking stream works; a blocking stream reports its own state", () => {
     const { device, model, stream, world } = make()
     const [blocking, free] = [stream(0, false), stream(0, true)]
     model.work(free, { duration: 100 })
@@ -193,7 +194,7 @@ describe("the legacy default stream", () => {
 })
 
 describe("faults", () => {
-  it("ends what is pending on every device, and tells the watchers", () => {
+  it("ends pending work on every device, and notifies the watchers", () => {
     const { model, world } = make({}, {})
     const [a, b] = model.devices.map((device) => model.createStream(device, 0, true))
     const ran: Array<string> = []
@@ -214,7 +215,7 @@ describe("faults", () => {
     assert.deepStrictEqual(model.devices.map(({ lost }) => lost), [700, 700])
     assert.strictEqual(world.pending, 0)
   })
-  it("takes a throwing function for a failed launch", () => {
+  it("turns a throwing function into a failed launch", () => {
     const { device, model, stream, world } = make()
     model.work(stream(), {
       duration: 1,
@@ -228,7 +229,7 @@ describe("faults", () => {
 })
 
 describe("memory", () => {
-  it("counts an allocation at once and gives it back after the work of its users", () => {
+  it("counts an allocation at once and frees it after the work of its users", () => {
     const { device, model, stream, world } = make()
     const user = stream()
     const pool = new Pool(9000, 0)
@@ -250,7 +251,7 @@ describe("memory", () => {
     assert.isTrue(happened)
     assert.isTrue(user.busy)
   })
-  it("forgets a stream that is gone, where memory was released", () => {
+  it("forgets a destroyed stream on which memory was released", () => {
     const { device, model, stream, world } = make()
     const [idle, busy] = [stream(), stream()]
     for (const own of [idle, busy]) {
@@ -280,7 +281,7 @@ describe("memory", () => {
     world.advance(4)
     assert.deepStrictEqual([...memory.touch().subarray(8, 12)], [1, 2, 3, 4])
   })
-  it("fills with values of 8, 16 and 32 bits", () => {
+  it("fills with 8-, 16- and 32-bit values", () => {
     const { device, model, stream, world } = make()
     const memory = new Storage(device, 16)
     const s = stream()
@@ -296,7 +297,7 @@ describe("memory", () => {
 })
 
 describe("waits that never end", () => {
-  it("are found once nothing else runs, with what holds them back", () => {
+  it("are detected once nothing else runs, with what blocks them", () => {
     const { model, stream, world } = make()
     const [hung, waiting, busy] = [stream(), stream(), stream()]
     model.work(hung, { duration: Infinity })
@@ -315,7 +316,7 @@ describe("waits that never end", () => {
       String(neverFinishes)
     ])
   })
-  it("names an engine that hung work holds", () => {
+  it("names an engine held by hung work", () => {
     const { model, stream, world } = make({ concurrentKernels: 1 })
     model.work(stream(), { duration: Infinity })
     const queued = stream()
@@ -344,13 +345,13 @@ describe("growth", () => {
     assert.strictEqual(world.pending, 0)
     return (performance.now() - start) / operations
   }
-  it("costs the same per operation, however many there are", () => {
+  it("costs the same per operation at any number of operations", () => {
     run(20_000)
     const small = Math.min(...[1, 2, 3, 4, 5].map(() => run(1_000)))
     const large = Math.min(...[1, 2].map(() => run(100_000)))
     assert.isBelow(large, 8 * small, `${small} then ${large} ms for an operation`)
   })
-  it("lets 10,000 watchers wait without looking at them again", () => {
+  it("lets 10,000 watchers wait without polling them", () => {
     const { model, stream, world } = make()
     const streams = Array.from({ length: 100 }, () => stream())
     let told = 0
@@ -429,7 +430,7 @@ const execute = (program: ReadonlyArray<Instruction>, traits: Partial<DeviceTrai
   }
 }
 
-/** What the model did with each node: a stream's operations end in the order of its instructions. */
+/** The model's result for each node: a stream's operations end in the order of its instructions. */
 const observed = ({ model, nodes, streams }: ReturnType<typeof execute>) => {
   const queues = streams.map(({ id }) => model.timeline!.filter(({ streamId }) => streamId === id))
   return nodes.map(({ instruction }) => queues[instruction.stream]!.shift()!)

@@ -10,14 +10,14 @@ import * as TestClock from "effect/testing/TestClock"
 import type { CudaError } from "../../src/CudaError.ts"
 import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
 import type { CompileRequest, CudaRuntimeService, EventRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
-import { operations as table } from "../../src/layers/internal/operations.ts"
+import { operations as table } from "../../src/layers/runtime/operations.ts"
+import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
+import type { OperationName, SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
 
-const operationCalls = Object.fromEntries(Object.values(table).map(([name, call]) => [name, call])) as Record<
+const operationCalls = Object.fromEntries(Object.values(table).map(({ call, name }) => [name, call])) as Record<
   OperationName,
   string
 >
-import * as SimulatedRuntime from "../../src/layers/SimulatedRuntime.ts"
-import type { OperationName, SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
 
 const nonBlocking = (runtime: CudaRuntimeService, device = 0) =>
   runtime.streamCreate({ device, priority: 0, nonBlocking: true })
@@ -34,7 +34,7 @@ const reasonOf = <A>(effect: Effect.Effect<A, CudaError>) =>
 const millisNow = Effect.map(Clock.monotonicTimeNanos, (nanos) => Number(nanos) / 1e6)
 
 describe("virtual time", () => {
-  it.effect("shows every moment between the enqueueing and the end", () =>
+  it.effect("exposes every moment between enqueue and end", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       const event = yield* runtime.eventCreate(0, 2)
@@ -51,7 +51,7 @@ describe("virtual time", () => {
       assert.deepStrictEqual(yield* look, [true, true, 0])
     }))
 
-  it.effect("resumes each waiting fiber at its own moment, in order, within one adjustment", () =>
+  it.effect("resumes each waiting fiber at its own time, in order, within one adjustment", () =>
     Effect.gen(function*() {
       const { control, runtime } = yield* start()
       const log: Array<readonly [name: string, millis: number]> = []
@@ -103,7 +103,7 @@ describe("virtual time", () => {
       assert.strictEqual((yield* runtime.liveResources).waits, 0)
     }))
 
-  it.effect("gives a wait up when its fiber is interrupted", () =>
+  it.effect("cancels a wait when its fiber is interrupted", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       yield* control.launch(stream, { duration: 10 })
@@ -130,13 +130,13 @@ describe("waits that never end", () => {
       yield* TestClock.adjust(1)
       const error = yield* Fiber.join(fiber)
       assert.deepStrictEqual([error.operation, error.reason._tag], ["CudaStream.synchronize", "NeverFinishes"])
-      // Nothing can drain the hung stream, and the release ends all the same.
+      // Nothing can drain the hung stream, yet the release completes.
       yield* Scope.close(scope, Exit.void)
     }))
 })
 
 describe("streams and events", () => {
-  it.effect("have ids like the driver's, and handles that are never used again", () =>
+  it.effect("have ids like the driver's, and handles that are never reused", () =>
     Effect.gen(function*() {
       const { runtime, stream } = yield* start()
       const second = yield* nonBlocking(runtime)
@@ -151,22 +151,23 @@ describe("streams and events", () => {
       assert.isTrue(stream.handle > 2 ** 16 && stream.handle % 16 === 0)
     }))
 
-  it.effect("can be found by handle, and are the same stream then", () =>
+  it.effect("can be looked up by handle, and are then the same stream", () =>
     Effect.gen(function*() {
-      const { control, runtime, stream } = yield* start({ devices: 2 })
+      const { control, runtime, stream } = yield* start()
       const same = yield* runtime.streamFromHandle(0, stream.handle)
       assert.deepStrictEqual([same.id, same.origin], [stream.id, "foreign"])
       yield* control.launch(same, { duration: 1 })
       assert.isFalse(yield* runtime.streamQuery(stream))
-      assert.strictEqual(yield* reasonOf(runtime.streamFromHandle(1, stream.handle)), "InvalidHandle")
       yield* TestClock.adjust(1)
+      yield* runtime.streamDestroy(stream)
+      assert.strictEqual(yield* reasonOf(runtime.streamFromHandle(0, stream.handle)), "InvalidHandle")
     }))
 })
 
 describe("interprocess events", () => {
   const interprocess = 6
 
-  it.effect("carry order between two runtimes of one clock", () =>
+  it.effect("order two runtimes of one clock", () =>
     Effect.gen(function*() {
       const [one, two] = yield* Effect.all([start(), start()])
       const event = yield* one.runtime.eventCreate(0, interprocess)
@@ -183,7 +184,7 @@ describe("interprocess events", () => {
       assert.strictEqual(yield* Fiber.join(fiber), 4)
     }))
 
-  it.effect("are refused with another clock, once released, and when unknown", () =>
+  it.effect("are rejected with another clock, once released, and when unknown", () =>
     Effect.gen(function*() {
       const { runtime } = yield* start()
       const event = yield* runtime.eventCreate(0, interprocess)
@@ -191,8 +192,10 @@ describe("interprocess events", () => {
       const other = yield* TestClock.withLive(Effect.map(start(), (started) => started.runtime))
       assert.strictEqual(yield* reasonOf(other.eventFromIpcHandle(0, handle)), "NotSupported")
       assert.strictEqual(yield* reasonOf(runtime.eventFromIpcHandle(0, new Uint8Array(64))), "InvalidHandle")
+      const same = (yield* start()).runtime
+      yield* same.eventFromIpcHandle(0, handle)
       yield* runtime.eventDestroy(event)
-      assert.strictEqual(yield* reasonOf(runtime.eventFromIpcHandle(0, handle)), "InvalidHandle")
+      assert.strictEqual(yield* reasonOf(same.eventFromIpcHandle(0, handle)), "InvalidHandle")
     }))
 })
 
@@ -217,7 +220,7 @@ describe("memory", () => {
       assert.deepStrictEqual([...back.bytes], [2, 4, 6, 8])
     }))
 
-  it.effect("is full, and has room again once the users of released memory are done", () =>
+  it.effect("fills up, and has room again once the users of released memory are done", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start({ devices: [{ memory: 1000 }] })
       const memory = yield* runtime.memoryAllocate(0, 900)
@@ -236,7 +239,7 @@ describe("memory", () => {
       assert.strictEqual((yield* Fiber.join(reclaimed)).byteLength, 900)
     }))
 
-  it.effect("takes pinned memory from its views at once, and lets pending copies finish", () =>
+  it.effect("detaches pinned memory from its views at once, and lets pending copies finish", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       const host = yield* runtime.hostAllocate(4)
@@ -254,7 +257,7 @@ describe("memory", () => {
       assert.deepStrictEqual([...(yield* control.bytes(memory))], [9, 8, 7, 6])
     }))
 
-  it.effect("answers OutOfMemory for more pinned memory than there is or the process can hold", () =>
+  it.effect("fails with OutOfMemory for more pinned memory than there is or the process can hold", () =>
     Effect.gen(function*() {
       const { runtime } = yield* start({ hostMemory: 100 })
       const first = yield* runtime.hostAllocate(60)
@@ -267,7 +270,7 @@ describe("memory", () => {
 })
 
 describe("faults", () => {
-  it.effect("end every context from the end of the work on", () =>
+  it.effect("end every context once the work ends", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start({ devices: 2 })
       const other = yield* nonBlocking(runtime, 1)
@@ -294,7 +297,7 @@ describe("faults", () => {
       assert.deepStrictEqual(yield* Fiber.join(waits), ["IllegalAddress", "IllegalAddress"])
     }))
 
-  it.effect("end waits at once when a context is lost from outside", () =>
+  it.effect("end waits at once when a context is lost externally", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start()
       yield* control.launch(stream, { duration: "1 hour" })
@@ -324,14 +327,15 @@ const poolOptions = {
   reuseAllowInternalDependencies: false
 }
 
-/** Every operation, on resources that are made for it. */
+/** Every operation, on resources created for it. */
 const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
   Effect.gen(function*() {
     const memory = yield* runtime.memoryAllocate(0, 8)
     const ordered = yield* runtime.memoryAllocate(0, 8, { ordered: true })
     const range = (offset: number) => ({ memory, offset, byteLength: 4 })
     const shared = yield* runtime.eventCreate(0, 6)
-    const handle = yield* runtime.eventIpcHandle(shared)
+    const elsewhere = yield* SimulatedRuntime.make()
+    const handle = yield* elsewhere.runtime.eventIpcHandle(yield* elsewhere.runtime.eventCreate(0, 6))
     const oldEvent = yield* runtime.eventCreate(0, 2)
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
     const managed = { memory: yield* runtime.managedAllocate(0, 8), offset: 0, byteLength: 8 }
@@ -347,12 +351,15 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       yield* runtime.moduleLoad(image, options)
     ]
     const kernel = yield* runtime.kernelGet(module, "nothing", [], 0)
+    const access = { stream, reads: [], writes: [], outer: undefined }
+    yield* runtime.memoryBegin(access)
     const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
       "CudaBranch.fork": runtime.streamFork(stream, [branch]),
       "CudaBranch.join": runtime.streamJoin(stream, [branch]),
       "CudaDevice.attribute": runtime.deviceAttribute(0, "warpSize"),
       "CudaDevice.canAccessPeer": runtime.deviceCanAccessPeer(0, 0),
       "CudaDevice.memoryInfo": runtime.deviceMemoryInfo(0),
+      "CudaDevice.peerAttribute": runtime.devicePeerAttribute(0, 1, "performanceRank"),
       "CudaDevice.priorityRange": runtime.devicePriorityRange(0),
       "CudaDevice.synchronize": runtime.deviceSynchronize(0),
       "CudaEvent.elapsedTime": runtime.eventElapsedTime(event, event),
@@ -379,6 +386,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
       "CudaMemory.copy2D": runtime.memoryCopy2D(rows(0), rows(4), { width: 1, height: 2 }, stream),
       "CudaMemory.copyBatch": runtime.memoryCopyBatch([{ to: range(0), from: range(4) }], stream),
+      "CudaMemory.endAccess": runtime.memoryEnd(access),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
       "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
@@ -404,7 +412,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     return calls
   })
 
-/** What keeps a stream busy until time passes. */
+/** Work that keeps a stream busy until time passes. */
 const takesTime = [
   "CudaMemory.copy",
   "CudaMemory.copy2D",
@@ -415,16 +423,16 @@ const takesTime = [
 
 const names = Object.keys(operationCalls) as ReadonlyArray<OperationName>
 
-describe("failures that are asked for", () => {
+describe("injected failures", () => {
   const prepare = Effect.gen(function*() {
     const nothing = SimulatedRuntime.kernel({ parameters: [], cost: 0, run: () => {} })
-    const { control, runtime, stream } = yield* start({ kernels: { nothing }, globals: { counter: 4 } })
+    const { control, runtime, stream } = yield* start({ devices: 2, kernels: { nothing }, globals: { counter: 4 } })
     const event = yield* runtime.eventCreate(0, 0)
     yield* runtime.eventRecord(event, stream)
     return { control, calls: yield* operations(runtime, stream, event), runtime }
   })
 
-  it.effect.each(names)("%s fails as often as asked, then works", (name) =>
+  it.effect.each(names)("%s fails the requested number of times, then succeeds", (name) =>
     Effect.gen(function*() {
       const { calls, control } = yield* prepare
       yield* control.failNext(name, "MapFailed", 2)
@@ -455,7 +463,7 @@ describe("failures that are asked for", () => {
 })
 
 describe("the timeline", () => {
-  it.effect("has every operation with its times", () =>
+  it.effect("records every operation with its times", () =>
     Effect.gen(function*() {
       const { control, runtime, stream } = yield* start({ recordTimeline: true })
       const second = yield* nonBlocking(runtime)
@@ -475,7 +483,7 @@ describe("the timeline", () => {
       assert.strictEqual(yield* control.now, 1e6)
     }))
 
-  it.effect("is empty unless it is asked for", () =>
+  it.effect("is empty unless enabled", () =>
     Effect.gen(function*() {
       const { control, stream } = yield* start()
       yield* control.launch(stream, { duration: 0 })
@@ -523,6 +531,27 @@ describe("options", () => {
         [true, false]
       )
       assert.deepStrictEqual(yield* runtime.devicePriorityRange(0), { least: 0, greatest: -5 })
+    }))
+
+  it.effect("say what a device lacks, which then answers as a GPU without it", () =>
+    Effect.gen(function*() {
+      const unpooled = yield* SimulatedRuntime.make({ devices: [{ attributes: { memoryPoolsSupported: 0 } }] })
+      const error = yield* Effect.flip(nonBlocking(unpooled.runtime))
+      assert.deepStrictEqual([error.reason._tag, error.call], ["NotSupported", "cuMemPoolCreate"])
+      const { runtime, stream } = yield* start({ devices: [{ attributes: { maxPitch: 256 } }] })
+      const [from, to] = [yield* runtime.memoryAllocate(0, 1024), yield* runtime.memoryAllocate(0, 1024)]
+      const copy = (fromPitch: number, toPitch: number) =>
+        reasonOf(runtime.memoryCopy2D(
+          { memory: to, offset: 0, byteLength: 1024, pitch: toPitch },
+          { memory: from, offset: 0, byteLength: 1024, pitch: fromPitch },
+          { width: 8, height: 2 },
+          stream
+        ))
+      assert.deepStrictEqual(
+        [yield* copy(256, 256), yield* copy(257, 256), yield* copy(256, 257)],
+        ["success", "InvalidValue", "InvalidValue"]
+      )
+      yield* TestClock.adjust(1)
     }))
 
   it.effect("work through the layer, which provides the control too", () =>

@@ -1,6 +1,6 @@
 /**
- * What the contract suite needs of a runtime besides its layer: a way to keep a stream busy, and to know how many devices
- * there are before the tests are declared.
+ * What the contract suite needs beyond a runtime's layer: a way to keep a stream busy, and the number of devices before the
+ * tests are declared.
  */
 import type { CudaError } from "effect-cuda/CudaError"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"

@@ -1,5 +1,5 @@
 /**
- * Assertions on failures and on what a runtime holds.
+ * Assertions on failures and on live resources.
  */
 import { assert } from "@effect/vitest"
 import type { CudaError, CudaErrorReason } from "effect-cuda/CudaError"
@@ -10,7 +10,7 @@ import type * as Scope from "effect/Scope"
 
 type ReasonOf<Tag extends CudaErrorReason["_tag"]> = Extract<CudaErrorReason, { readonly _tag: Tag }>
 
-/** The reason an effect fails with, which must be of this tag. */
+/** Returns the reason an effect fails with, and asserts its tag. */
 export const failsWith = <Tag extends CudaErrorReason["_tag"], R>(
   effect: Effect.Effect<unknown, CudaError, R>,
   tag: Tag
@@ -24,14 +24,14 @@ export const failsWith = <Tag extends CudaErrorReason["_tag"], R>(
     }
   )
 
-/** Asserts that an effect refuses an argument by name. */
+/** Asserts that an effect rejects an argument by name. */
 export const refuses = <R>(
   effect: Effect.Effect<unknown, CudaError, R>,
   argument: string
 ): Effect.Effect<void, never, R> =>
   Effect.map(failsWith(effect, "InvalidArgument"), (reason) => assert.strictEqual(reason.argument, argument))
 
-/** What a runtime holds that holds nothing. */
+/** The live resources of an empty runtime. */
 export const nothingHeld: LiveResources = {
   streams: 0,
   events: 0,
@@ -44,7 +44,7 @@ export const nothingHeld: LiveResources = {
   waits: 0
 }
 
-/** Runs an effect in a scope of its own and asserts that nothing it made is left. */
+/** Runs an effect in its own scope and asserts that it leaves no live resources. */
 export const leavesNothing = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E, Exclude<R, Scope.Scope> | CudaRuntime> =>

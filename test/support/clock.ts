@@ -1,9 +1,9 @@
 /**
- * Assertions on how long the event loop stands still.
+ * Assertions on how long the event loop is blocked.
  */
 import { assert } from "@effect/vitest"
 
-/** Runs a function and asserts that it took fewer milliseconds. Leave room for a busy machine. */
+/** Runs a function and asserts that it took fewer milliseconds. Leave headroom for a busy machine. */
 export const within = (milliseconds: number, run: () => void): void => {
   const begun = performance.now()
   run()

@@ -1,6 +1,6 @@
 /**
- * Has koffi give its calls off the JS thread the stack that a compiler needs, before the helpers that load libraries with
- * it are imported: to be imported first. The native runtime does the same for a program that loads nothing before it.
+ * Gives koffi's calls off the JS thread the stack that a compiler needs. Import it before the helpers that load libraries with
+ * koffi. The native runtime does the same for a program that loads nothing before it.
  */
 import koffi from "koffi"
 

@@ -1,5 +1,5 @@
 /**
- * A kernel that keeps a GPU busy, launched past the library through its handles; and whether there is a GPU at all.
+ * A kernel that keeps a GPU busy, launched outside the library through its handles, and GPU detection.
  */
 import type { CudaStream } from "effect-cuda/CudaStream"
 import * as NativeRuntime from "effect-cuda/NativeRuntime"
@@ -108,10 +108,10 @@ const bind = (): Driver | undefined => {
   }
 }
 
-/** The machine's GPUs, or undefined where there is none. */
+/** The machine's GPUs, or undefined if there is none. */
 export const gpu: Driver | undefined = open()
 
-/** Enqueues a kernel that reads outside its memory. */
+/** Enqueues a kernel that reads out of bounds. */
 export const launchFault = (stream: CudaStream): Effect.Effect<void> =>
   Effect.sync(() => gpu!.launch(stream.deviceIndex, "fault", stream.handle, 0n))
 

@@ -1,5 +1,5 @@
 /**
- * The kernels of the tests, twice: as PTX written by hand, and as functions for the simulated devices.
+ * The kernels of the tests, twice: as handwritten PTX, and as functions for simulated devices.
  */
 import { CudaParameter, CudaProgram } from "effect-cuda"
 import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
@@ -26,13 +26,13 @@ const {
   u8
 } = CudaParameter
 
-/** A struct with padding inside and at its end, a struct in it, and a pointer. */
+/** A struct with inner and trailing padding, a nested struct, and a pointer. */
 const record = struct({ tag: u8, at: struct({ x: f64, y: f32 }), to: nullable(pointer), last: u16 })
 
-/** An alignment of its own, as `float4` has it. */
+/** A struct with its own alignment, like `float4`. */
 const vector = struct({ x: f32, y: f32, z: f32, w: f32 }, { align: 16 })
 
-/** 32 parameters of every kind. The first is where the kernel writes the bytes of the others to. */
+/** 32 parameters of every kind. The first points to where the kernel writes the bytes of the others. */
 export const every = [
   output,
   u8,
@@ -68,7 +68,7 @@ export const every = [
   bool
 ] as const
 
-/** Where each parameter starts, as C lays them out. */
+/** The offset of each parameter in C layout. */
 export const offsetsOf = (kinds: ReadonlyArray<CudaParameter.ParameterKind>): ReadonlyArray<number> => {
   let end = 0
   return kinds.map(({ align, size }) => {
@@ -83,7 +83,7 @@ const declaration = ({ align, kind, size }: CudaParameter.ParameterKind, index: 
     ? `.param .align ${align} .b8 p${index}[${size}]`
     : `.param .b${8 * size} p${index}`
 
-/** Copies a parameter to where it is among the arguments, from the address in %out on. */
+/** Copies a parameter to its offset among the arguments, starting at the address in %out. */
 const copyParameter = (kind: CudaParameter.ParameterKind, index: number, offset: number): string => {
   const isWhole = kind.kind !== "struct" && kind.kind !== "array"
   const bits = isWhole ? 8 * kind.size : 8
@@ -217,16 +217,16 @@ ${
 /** The kernels for every device. */
 export const program = CudaProgram.fromBytes(ptx, { name: "kernels.ptx" })
 
-/** A kernel that tells what clusters it runs in, for devices that have them. */
+/** A kernel that reports its clusters, for devices that have them. */
 export const clusterProgram = CudaProgram.fromBytes(clusterPtx, { name: "clusters.ptx" })
 
-/** PTX that the driver's compiler refuses, in line 8. */
+/** PTX that the driver's compiler rejects at line 8. */
 export const brokenProgram = CudaProgram.fromBytes(
   ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry broken()\n{\n  .reg .b32 %r1;\n\n  broken.u32 %r1;\n}\n",
   { name: "broken.ptx" }
 )
 
-/** What each kernel is launched with. */
+/** The parameters of each kernel. */
 export const signatures = {
   nothing: [],
   add: [pointer, input, u32],
@@ -296,7 +296,7 @@ export const simulatedKernels: Readonly<Record<string, SimulatedRuntime.Simulate
 
 const ArrayBufferBytes = Uint8Array<ArrayBuffer>
 
-/** Writes what a kernel found in place of a parameter back to bytes. */
+/** Writes the value that a kernel received for a parameter back to bytes. */
 const write = (view: DataView, at: number, kind: CudaParameter.ParameterKind, value: unknown): void => {
   const number = typeof value === "number" ? value : 0
   const whole = typeof value === "bigint" ? value : 0n
@@ -336,7 +336,7 @@ const write = (view: DataView, at: number, kind: CudaParameter.ParameterKind, va
 const addressOf = (value: unknown): number =>
   typeof value === "object" && value !== null && "address" in value ? Number(value.address) : 0
 
-/** The bits of numbers that 16 bits hold exactly. */
+/** The bits of numbers that are exact in 16 bits. */
 const halves = (kind: "f16" | "bf16", value: number): number => {
   const bits = new DataView(new ArrayBuffer(4))
   bits.setFloat32(0, value)

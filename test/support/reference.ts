@@ -1,6 +1,6 @@
 /**
- * A second, simple answer to what a program of streams and events means: a graph of what happens before what, found by
- * looking at every earlier instruction. Slow, and nothing shared with the model it judges.
+ * A simple reference for the meaning of a program of streams and events: a happens-before graph, built by looking at every
+ * earlier instruction. Slow, and independent of the model under test.
  */
 export interface Instruction {
   readonly op: "record" | "wait" | "copy" | "fill" | "work"
@@ -11,9 +11,9 @@ export interface Instruction {
   readonly to: number
   /** For copies. */
   readonly from: number
-  /** The byte of a fill; the duration of work. */
+  /** The byte of a fill, or the duration of work. */
   readonly value: number
-  /** Nanoseconds between the instruction before and this one. */
+  /** Nanoseconds since the previous instruction. */
   readonly pause: number
 }
 
@@ -27,11 +27,11 @@ export interface Node {
   readonly instruction: Instruction
   /** When it was enqueued. */
   readonly at: number
-  /** Indices of what must be done before it starts. */
+  /** Indices of the nodes that must finish before it starts. */
   readonly dependencies: ReadonlySet<number>
 }
 
-/** The instructions that become operations: all but waits for events that were never recorded. */
+/** The instructions that become operations: all except waits for events that were never recorded. */
 export const graph = (program: ReadonlyArray<Instruction>, streams: ReadonlyArray<StreamKind>): ReadonlyArray<Node> => {
   const nodes: Array<Node> = []
   const records = new Map<number, number>()
@@ -58,7 +58,7 @@ const ordered = (earlier: Instruction, later: Instruction, streams: ReadonlyArra
   return (a.legacy && b.blocking) || (a.blocking && b.legacy)
 }
 
-/** When everything starts and ends on a device that never lacks an engine. */
+/** Start and end times on a device with unlimited engines. */
 export const schedule = (
   nodes: ReadonlyArray<Node>,
   duration: (instruction: Instruction) => number
@@ -71,7 +71,7 @@ export const schedule = (
   return times
 }
 
-/** Everything that happens before each node, through any number of steps. */
+/** All transitive predecessors of each node. */
 const ancestors = (nodes: ReadonlyArray<Node>): ReadonlyArray<ReadonlySet<number>> => {
   const all: Array<Set<number>> = []
   for (const { dependencies } of nodes) {
@@ -91,8 +91,8 @@ const conflict = (a: Instruction, b: Instruction): boolean => {
 }
 
 /**
- * The byte that fills each buffer at the end; nothing for buffers whose content a race decides. The order of enqueueing
- * is one of the orders that the graph allows, and without races all of them give the same content.
+ * The byte that fills each buffer at the end, or nothing for buffers with races. Enqueue order is one of the orders that the
+ * graph allows, and without races all of them give the same content.
  */
 export const contents = (nodes: ReadonlyArray<Node>, buffers: number): ReadonlyArray<number | undefined> => {
   const before = ancestors(nodes)

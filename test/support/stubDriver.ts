@@ -1,6 +1,6 @@
 /**
- * The stub driver (`stub/driver.c`) for tests: builds it with the system's C compiler, steers it, reads its log, and runs
- * programs on a native runtime that is loaded from it.
+ * The stub driver (`stub/driver.c`) for tests: builds it with the system's C compiler, controls it, reads its log, and runs
+ * programs on a native runtime loaded from it.
  */
 import { afterAll, assert } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -28,7 +28,7 @@ export const buildStub = (macros: ReadonlyArray<string> = []): string => {
   const path = join(folder, `libcuda-${key}.so`)
   if (existsSync(path)) return path
   mkdirSync(folder, { recursive: true })
-  // Workers build side by side: each under a name of its own, and the last one to finish wins.
+  // Test workers may build concurrently: each uses its own name, and the last rename wins.
   const building = `${path}.${process.pid}`
   compile(["-shared", "-fPIC", "-O1", "-pthread", ...macros.map((macro) => `-D${macro}`), source, "-o", building])
   renameSync(building, path)
@@ -47,17 +47,17 @@ const compile = (parameters: ReadonlyArray<string>): void => {
 /** A function of the driver. */
 export type StubFunctionName = DriverFunctionName | OptionalDriverFunctionName
 
-/** A call of the driver, in the order they were made. */
+/** A driver call. */
 export interface DriverCall {
   readonly name: StubFunctionName
-  /** What went in, and what came out where the call succeeded, in the order of the parameters. */
+  /** Inputs, and outputs if the call succeeded, in parameter order. */
   readonly args: ReadonlyArray<number | string>
   readonly status: number
-  /** The context that was current on the calling thread; 0 for none. */
+  /** The current context of the calling thread; 0 for none. */
   readonly context: number
-  /** Made on the thread that reset the stub. */
+  /** Whether it was made on the thread that reset the stub. */
   readonly main: boolean
-  /** How often it was made in a row. */
+  /** How many times it was made in a row. */
   readonly times: number
 }
 
@@ -72,10 +72,10 @@ const liveKinds = [
   "libraries"
 ] as const
 
-/** What is live in the driver; `contexts` counts retains. */
+/** Live resources of the driver; `contexts` counts retains. */
 export type DriverLive = Record<(typeof liveKinds)[number], number>
 
-/** Nothing at all. */
+/** No live resources. */
 export const nothingLive: DriverLive = {
   streams: 0,
   events: 0,
@@ -132,7 +132,7 @@ const pendingMasks = { nothing: 0, copies: 1, memory: 2, everything: 7, kernels:
 /** One loaded stub driver. */
 export class StubDriver {
   readonly path: string
-  /** Every function that was called since the library was loaded. */
+  /** Every function called since the library was loaded. */
   readonly seen = new Set<StubFunctionName>()
   readonly #control: ReturnType<typeof bind>
 
@@ -142,7 +142,7 @@ export class StubDriver {
     this.#control.reset()
   }
 
-  /** Back to the start: nothing live, nothing logged, nothing told. */
+  /** Resets the stub: no live resources, log or settings. */
   reset(): void {
     this.calls()
     this.#control.reset()
@@ -166,17 +166,22 @@ export class StubDriver {
     this.#control.logClear()
   }
 
-  /** How many calls were made since the last reset. */
+  /** The number of calls since the last reset. */
   get callCount(): number {
     return this.#control.calls()
   }
 
-  /** Has a function return a status without doing its work: `times` calls (-1: all of them) after the next `after` ones. */
+  /** Makes a function return a status without doing its work: `times` calls (-1: all) after the next `after` calls. */
   fail(name: StubFunctionName, status: number, { after = 0, times = 1 } = {}): void {
     this.#control.fail(name, status, after, times)
   }
 
-  /** Failures asked for that have not happened. */
+  /** Makes one driver call, whichever function it is, return a status without doing its work, after the next `after` calls. */
+  failCall(status: number, after: number): void {
+    this.#control.fail("*", status, after, 1)
+  }
+
+  /** Injected failures that have not happened yet. */
   get failuresLeft(): number {
     return this.#control.failuresLeft()
   }
@@ -197,12 +202,12 @@ export class StubDriver {
     this.#control.setPriorities(least, greatest)
   }
 
-  /** What stays pending until it is finished. */
+  /** Work that stays pending until it is finished. */
   set pending(what: keyof typeof pendingMasks) {
     this.#control.setPending(pendingMasks[what])
   }
 
-  /** Every call answers this status from now on. */
+  /** Makes every call return this status from now on. */
   set fault(status: number) {
     this.#control.fault(status)
   }
@@ -212,7 +217,7 @@ export class StubDriver {
     this.#control.work(stream.handle, stream.deviceIndex)
   }
 
-  /** Ends the first `count` pieces of pending work of a stream, by default all; returns how many there were. */
+  /** Finishes the first `count` pieces of pending work of a stream, by default all; returns how many there were. */
   finish(stream: StreamLike, count = -1): number {
     return this.#control.finish(stream.handle, stream.deviceIndex, count)
   }
@@ -221,7 +226,7 @@ export class StubDriver {
     return this.#control.finishAll()
   }
 
-  /** Ends all work, and holds none from now on. */
+  /** Finishes all work, and holds none from now on. */
   letGo(): void {
     this.pending = "nothing"
     this.holdsHostFunctions = false
@@ -234,22 +239,22 @@ export class StubDriver {
     this.#control.holdHosts(held ? 1 : 0)
   }
 
-  /** Whether libraries that are being loaded are held back. */
+  /** Whether library loads are held back. */
   set holdsLoads(held: boolean) {
     this.#control.holdLoads(held ? 1 : 0)
   }
 
-  /** What every device answers to an attribute, by its number. */
+  /** The value of an attribute on every device, by attribute number. */
   setAttribute(attribute: number, value: number): void {
     this.#control.setAttribute(attribute, value)
   }
 
-  /** How many calls would have waited in the driver for a busy device. */
+  /** How many calls would have blocked in the driver on a busy device. */
   get blocked(): number {
     return this.#control.blocked()
   }
 
-  /** The host functions that were called, and those of them on the thread that reset the stub. */
+  /** The number of host functions called, and of those on the thread that reset the stub. */
   get hostCalls(): { readonly all: number; readonly onMain: number } {
     return { all: this.#control.hostCalls(0), onMain: this.#control.hostCalls(1) }
   }
@@ -258,12 +263,12 @@ export class StubDriver {
     return Object.fromEntries(liveKinds.map((kind, index) => [kind, this.#control.live(index)])) as DriverLive
   }
 
-  /** The first misuse of the driver, if there was one. */
+  /** The first misuse of the driver, if any. */
   get misuse(): string | undefined {
     return this.#control.misuses() === 0 ? undefined : this.#control.misuse()
   }
 
-  /** Makes a context of other native code current on this thread; returns it. */
+  /** Makes a foreign context current on this thread, and returns it. */
   pushForeign(): number {
     return Number(this.#control.pushForeign())
   }
@@ -277,12 +282,12 @@ export class StubDriver {
     return Number(this.#control.current())
   }
 
-  /** How many contexts are pushed on this thread. */
+  /** The depth of this thread's context stack. */
   get depth(): number {
     return this.#control.depth()
   }
 
-  /** A stream of other native code on a device's primary context, which must be retained; on another context for -1. */
+  /** A foreign stream on a device's primary context, which must be retained; on another context for -1. */
   foreignStream(device: number, { flags = 0, priority = 0 } = {}): number {
     return Number(this.#control.foreignStream(device, flags, priority))
   }
@@ -304,7 +309,7 @@ afterAll(() => {
   for (const path of copies) rmSync(path, { force: true })
 })
 
-/** A stub of its own, with a state apart from every other one. */
+/** A separate stub with its own state. */
 export const copyStub = (macros: ReadonlyArray<string> = []): StubDriver => {
   const built = buildStub(macros)
   const path = built.replace(/\.so$/, `-${process.pid}-${copies.length}.so`)
@@ -319,15 +324,15 @@ export const stubLayer = (
   options: NativeRuntime.NativeOptions = {}
 ): Layer.Layer<CudaRuntime, CudaError> => NativeRuntime.layer({ libraryPath: stub.path, ...options })
 
-/** How a program on the stub is run. */
+/** Options for running a program on the stub. */
 export interface StubOptions extends NativeRuntime.NativeOptions {
-  /** Tells the stub what it is to be, after its reset. */
+  /** Configures the stub after its reset. */
   readonly prepare?: ((stub: StubDriver) => void) | undefined
-  /** What may be left in the driver after the runtime's release, because the call that gives it back was made to fail. */
+  /** Resources that may remain in the driver after the runtime's release, because their release call was made to fail. */
   readonly left?: Partial<DriverLive> | undefined
 }
 
-/** Runs a program on a runtime of its own, and asserts that after its release the driver was not misused and holds nothing. */
+/** Runs a program on its own runtime, and asserts that the driver was not misused and holds nothing after the release. */
 export const onStub = <A, E>(
   stub: StubDriver,
   program: Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
@@ -336,7 +341,7 @@ export const onStub = <A, E>(
   Effect.gen(function*() {
     stub.reset()
     prepare?.(stub)
-    // A test that fails ends here instead of waiting for the work it left.
+    // A failing test ends here instead of waiting for the work it left.
     const letGo = Effect.onError(program, () => Effect.sync(() => stub.letGo()))
     const result = yield* letGo.pipe(Effect.scoped, Effect.provide(stubLayer(stub, options)))
     assertReleased(stub, left)
@@ -344,7 +349,7 @@ export const onStub = <A, E>(
     return result
   })
 
-/** Asserts that the driver was used well, and holds nothing but what is named. */
+/** Asserts that the driver was used correctly, and holds only the named resources. */
 export const assertReleased = (stub: StubDriver, left: Partial<DriverLive> = {}): void => {
   assert.isUndefined(stub.misuse)
   assert.deepStrictEqual(stub.live, { ...nothingLive, ...left })
@@ -352,7 +357,7 @@ export const assertReleased = (stub: StubDriver, left: Partial<DriverLive> = {})
   assert.strictEqual(stub.failuresLeft, 0, "failures that were asked for and never happened")
 }
 
-/** Asserts that the driver is not called any more. */
+/** Asserts that the driver is no longer called. */
 export const assertQuiet = (stub: StubDriver): Effect.Effect<void> =>
   Effect.gen(function*() {
     const before = stub.callCount
@@ -360,14 +365,14 @@ export const assertQuiet = (stub: StubDriver): Effect.Effect<void> =>
     assert.strictEqual(stub.callCount - before, 0, "calls of the driver after the runtime's release")
   })
 
-/** Lets the event loop turn for some milliseconds, whatever the Clock. */
+/** Runs the event loop for some milliseconds, regardless of the Clock. */
 export const pause = (milliseconds = 0): Effect.Effect<void> =>
   Effect.callback<void>((resume) => {
     const timer = setTimeout(() => resume(Effect.void), milliseconds)
     return Effect.sync(() => clearTimeout(timer))
   })
 
-/** Turns the event loop until something holds; dies when it does not within two seconds. */
+/** Runs the event loop until a condition holds; dies if it does not within two seconds. */
 export const until = (what: string, holds: () => boolean): Effect.Effect<void> =>
   Effect.suspend(() => {
     const deadline = performance.now() + 2000
@@ -379,7 +384,7 @@ export const until = (what: string, holds: () => boolean): Effect.Effect<void> =
     return look
   })
 
-/** Collects what an effect logs, instead of printing it. */
+/** Collects what an effect logs instead of printing it. */
 export const logged = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<{ readonly result: A; readonly lines: ReadonlyArray<string> }, E, R> =>

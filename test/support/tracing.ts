@@ -1,5 +1,5 @@
 /**
- * What a program asks of the stub driver: an opened device, and the calls of an effect alone.
+ * Tracing on the stub driver: an opened device, and the calls of a single effect.
  */
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
@@ -8,7 +8,7 @@ import type { DriverFunctionName } from "../../src/cuda/functions.ts"
 import { onStub } from "./stubDriver.ts"
 import type { StubDriver, StubOptions } from "./stubDriver.ts"
 
-/** What a device's first use left in the driver. */
+/** Resources that a device's first use leaves in the driver. */
 export interface Opened {
   readonly context: number
   readonly pool: number
@@ -29,7 +29,7 @@ export const within = (context: number, ...calls: ReadonlyArray<Line>): Readonly
 export const tracing = (stub: StubDriver) => {
   const resultOf = (name: DriverFunctionName, index = 0): number => Number(stub.calls(name)[index]!.args[0])
 
-  /** Opens a device and forgets the calls that this took. */
+  /** Opens a device and clears the calls that it took. */
   const openDevice = (ordinal = 0): Effect.Effect<Opened, never, CudaRuntime> =>
     Effect.gen(function*() {
       const runtime = yield* CudaRuntime
@@ -45,13 +45,13 @@ export const tracing = (stub: StubDriver) => {
       return opened
     })
 
-  /** Runs a program with an opened device 0. */
+  /** Runs a program with device 0 opened. */
   const opened = <A, E>(
     program: (device: Opened) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>,
     options?: StubOptions
   ) => onStub(stub, Effect.flatMap(openDevice(), program), options)
 
-  /** The calls of an effect alone. */
+  /** The calls that an effect makes. */
   const callsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     Effect.gen(function*() {
       stub.clear()
@@ -65,7 +65,7 @@ export const tracing = (stub: StubDriver) => {
   return { openDevice, opened, callsOf }
 }
 
-/** The bytes of `CUmemPoolProps`, as the log has them. */
+/** The bytes of `CUmemPoolProps`, as logged. */
 export const poolProperties = ({ device = 0, maxBytes = 0 }): string => {
   const bytes = Buffer.alloc(88)
   bytes.writeInt32LE(1, 0) // CU_MEM_ALLOCATION_TYPE_PINNED

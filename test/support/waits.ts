@@ -1,5 +1,5 @@
 /**
- * Fibers that wait on the stub driver: how they are begun, how they end, and what the metrics say of them.
+ * Fibers that wait on the stub driver: starting them, ending them, and their metrics.
  */
 import { assert } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
@@ -14,29 +14,29 @@ import * as Scope from "effect/Scope"
 import { pause, until } from "./stubDriver.ts"
 import type { StubDriver } from "./stubDriver.ts"
 
-/** Forks an effect and turns the event loop until it waits, or is done. */
+/** Forks an effect and runs the event loop until it waits or is done. */
 export const begin = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<Fiber.Fiber<A, E>, never, R> =>
   Effect.tap(Effect.forkChild(effect), () => pause(2))
 
 export const isPending = <A, E>(fiber: Fiber.Fiber<A, E>): boolean => fiber.pollUnsafe() === undefined
 
-/** The end of a fiber that must come within two seconds. */
+/** The exit of a fiber, which must come within two seconds. */
 export const ended = <A, E>(fiber: Fiber.Fiber<A, E>): Effect.Effect<Exit.Exit<A, E>> =>
   Effect.andThen(until("the fiber ends", () => !isPending(fiber)), Fiber.await(fiber))
 
-/** Asserts that a fiber ends within two seconds, and well. */
+/** Asserts that a fiber succeeds within two seconds. */
 export const succeeds = <A, E>(fiber: Fiber.Fiber<A, E>): Effect.Effect<void> =>
   Effect.map(ended(fiber), (exit) => assert.isTrue(Exit.isSuccess(exit), String(exit)))
 
-/** The failure of a fiber that must fail within two seconds. */
+/** The failure of a fiber, which must fail within two seconds. */
 export const failureOf = <A>(fiber: Fiber.Fiber<A, CudaError>): Effect.Effect<CudaError> =>
   Effect.andThen(ended(fiber), Effect.flip(Effect.andThen(Fiber.join(fiber), Effect.die("expected a failure"))))
 
-/** How many questions a stub was asked about events since its log was cleared. */
+/** How many event queries a stub received since its log was cleared. */
 export const questions = (stub: StubDriver): number =>
   stub.calls("cuEventQuery").reduce((sum, { times }) => sum + times, 0)
 
-/** A native runtime on a stub whose release is the test's own. */
+/** A native runtime on a stub, released by the test. */
 export const openRuntime = (stub: StubDriver, options: NativeRuntime.NativeOptions = {}) =>
   Effect.gen(function*() {
     const scope = yield* Scope.make()
@@ -49,14 +49,14 @@ export const openRuntime = (stub: StubDriver, options: NativeRuntime.NativeOptio
     }
   })
 
-/** Runs an effect with metrics of its own. */
+/** Runs an effect with its own metrics. */
 export const counted = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.suspend(() => Effect.provideService(effect, Metric.MetricRegistry, new Map()))
 
 const countOf = (stage: keyof typeof CudaMetrics.waitTimes): Effect.Effect<number> =>
   Effect.map(Metric.value(CudaMetrics.waitTimes[stage]), ({ count }) => count)
 
-/** What the metrics of waiting say now: `outstanding`, `wakeUps`, and the number of waits by stage. */
+/** The current wait metrics: `outstanding`, `wakeUps`, and the number of waits by stage. */
 export const figures = Effect.all({
   outstanding: Effect.map(Metric.value(CudaMetrics.outstandingWaits), ({ value }) => value),
   wakeUps: Effect.map(Metric.value(CudaMetrics.wakeUps), ({ count }) => count),
@@ -67,5 +67,5 @@ export const figures = Effect.all({
   interrupted: countOf("interrupted")
 })
 
-/** The figures when nothing was ever waited for. */
+/** The figures when nothing has waited. */
 export const noFigures = { outstanding: 0, wakeUps: 0, poll: 0, wake: 0, timer: 0, clock: 0, interrupted: 0 }

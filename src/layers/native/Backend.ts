@@ -95,12 +95,12 @@ export class NativeBackend implements Backend {
       policy.pinned,
       (name, call) => driver.inFirstContext(name, call),
       areIdle,
-      warn
+      driver.warn
     )
     this.pinned = new NativePinned(driver, this.#pinnedMemory, releases)
     this.copies = new NativeCopies(driver)
     this.pools = new NativePools(driver, this.#managedMemory)
-    this.#loader = new ModuleLoader(library, this, areIdle, warn)
+    this.#loader = new ModuleLoader(library, this, areIdle, driver.warn)
     this.modules = new NativeModules(driver, this.#loader)
     this.kernels = new NativeKernels(driver, this.devices)
   }
@@ -138,10 +138,10 @@ export class NativeBackend implements Backend {
 
   #closeDevice(device: NativeDevice): Effect.Effect<void> {
     return Effect.callback((resume) => {
-      if (device.enter() === success) {
-        device.tearDown(this.#driver.warn)
-        device.leave()
-      }
+      const entered = device.enter()
+      // Also when that failed: handles carry their context.
+      device.tearDown(this.#driver.warn)
+      if (entered === success) device.leave()
       this.pools.close(device.index)
       // Managed memory that JavaScript still sees keeps its context.
       const isSeen = this.#managedMemory.close(device.index, () => this.devices.close(device, () => {}))

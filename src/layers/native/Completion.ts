@@ -271,10 +271,18 @@ export class Completion {
     if (lane.armed === first.order) return true
     const side = this.sideFor(lane, first.order, mostSides)
     if (side === undefined) return false
-    if (this.#calls.cuStreamWaitEvent(side.stream, first.event, 0) !== success) return false
+    const waited = this.#calls.cuStreamWaitEvent(side.stream, first.event, 0)
+    if (waited !== success) return this.#cannotArm("cuStreamWaitEvent", waited)
     side.order = first.order
-    if (this.#calls.cuLaunchHostFunc(side.stream, this.#waker.send, this.#waker.handle) !== success) return false
+    const launched = this.#calls.cuLaunchHostFunc(side.stream, this.#waker.send, this.#waker.handle)
+    if (launched !== success) return this.#cannotArm("cuLaunchHostFunc", launched)
     lane.armed = first.order
     return true
+  }
+
+  /** Leaves a wait to the timer. */
+  #cannotArm(call: string, status: number): false {
+    this.#onFailure(call, status)
+    return false
   }
 }

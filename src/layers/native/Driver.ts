@@ -32,7 +32,10 @@ export class Driver {
     this.owner = owner
     this.library = library
     this.calls = library.calls
-    this.warn = warn
+    this.warn = (call, status, handle) => {
+      this.note(status)
+      warn(call, status, handle)
+    }
     this.opened = Array.from({ length: deviceCount }, () => undefined)
   }
 
@@ -40,8 +43,13 @@ export class Driver {
   answer(call: string, status: number): number {
     if (status === success) return status
     this.call = call
-    if (status !== notReady && reasonFromStatus(status).isSticky) this.isLost = true
+    this.note(status)
     return status
+  }
+
+  /** Notes whether a status ends the contexts, for calls whose name nobody asks for. */
+  note(status: number): void {
+    if (status !== success && status !== notReady && reasonFromStatus(status).isSticky) this.isLost = true
   }
 
   /** Only for open devices: the shared operations open a device before they hand out anything of it. */
@@ -68,10 +76,16 @@ export class Driver {
     const device = this.opened.find((opened) => opened !== undefined)
     if (device === undefined) return undefined
     const entered = device.enter()
-    if (entered !== success) return { call: "cuCtxPushCurrent", status: entered }
+    if (entered !== success) return this.failure("cuCtxPushCurrent", entered)
     const status = call()
     device.leave()
-    return status === success ? undefined : { call: name, status }
+    return status === success ? undefined : this.failure(name, status)
+  }
+
+  /** The failure of an asynchronous call. */
+  failure(call: string, status: number, log?: string): DriverFailure {
+    this.note(status)
+    return log === undefined ? { call, status } : { call, status, log }
   }
 
   /** Records an event on a stream. */

@@ -35,6 +35,9 @@ export class NativeManagedMemory extends ManagedMemoryResource {
     if (this.state === "released") return nothing
     return this.#bytes ??= new Uint8Array(this.#library.viewOf(this.address, this.byteLength))
   }
+  override get isGivenAway(): boolean {
+    return this.#bytes?.byteLength === 0
+  }
   /** The buffer that JavaScript may still see, which this lets go of; none when nobody looked. */
   takeView(): ArrayBuffer | undefined {
     const buffer = this.#bytes?.buffer
@@ -117,7 +120,8 @@ export class ManagedMemory {
     if (view === undefined) return this.#keep(memory)
     this.#of(memory.device).seen++
     seen.add(this)
-    this.#collected.register(view, memory)
+    // Of memory that was transferred, the buffer that sees it is not known, so that it is never freed.
+    if (view.byteLength > 0) this.#collected.register(view, memory)
   }
 
   #unseen(memory: NativeManagedMemory): void {

@@ -9,9 +9,12 @@
  * while one is busy is kept until there is a moment when none is, at the latest until the runtime is released.
  */
 import * as Effect from "effect/Effect"
+import { inTurn } from "../../cuda/asyncCalls.ts"
+import type { OnEnd } from "../../cuda/asyncCalls.ts"
 import { jitOptions } from "../../cuda/flags.ts"
 import { nullHandle } from "../../cuda/handles.ts"
 import type { CUkernel, CUlibrary } from "../../cuda/handles.ts"
+import { messageOf } from "../../cuda/koffi.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { ModuleOptions } from "../CudaRuntime.ts"
@@ -71,33 +74,38 @@ export class ModuleLoader {
     this.#warn = warn
   }
 
-  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
     return Effect.callback((resume) => {
       const loading = new Loading(this.#library, withEnd(image))
       this.#loading.add(loading)
-      this.#library.calls.cuLibraryLoadData.async(
-        loading.library.words,
-        loading.image,
-        loading.options,
-        loading.values,
-        loading.options.length,
-        nullHandle(),
-        nullHandle(),
-        0,
-        (_, status) => {
-          const failure = this.#check(loading, status)
-          if (failure === undefined) {
-            const { byteLength } = image
-            resume(Effect.succeed(new ModuleResource(this.#owner, loading.library.value, byteLength, options)))
-          } else resume(Effect.fail(failure))
-          this.#loading.delete(loading)
-          if (this.#loading.size === 0) this.#onQuiet?.()
-        }
-      )
+      const takeBack = inTurn((onEnd) => this.#begin(loading, onEnd), (error, status) => {
+        const failure = this.#check(loading, status)
+        if (failure === undefined) {
+          const module = new ModuleResource(this.#owner, loading.library.value, image.byteLength, options)
+          adopt(module)
+          resume(Effect.succeed(module))
+        } else resume(Effect.fail(error === null ? failure : { ...failure, log: messageOf(error) }))
+        this.#leave(loading)
+      })
       return Effect.sync(() => {
         loading.isAbandoned = true
+        if (takeBack()) this.#leave(loading)
       })
     })
+  }
+
+  #begin({ image, library, options, values }: Loading, onEnd: OnEnd): void {
+    const load = this.#library.calls.cuLibraryLoadData
+    load.async(library.words, image, options, values, options.length, nullHandle(), nullHandle(), 0, onEnd)
+  }
+
+  #leave(loading: Loading): void {
+    this.#loading.delete(loading)
+    if (this.#loading.size === 0) this.#onQuiet?.()
   }
 
   /** Nothing for a library that can be used. */

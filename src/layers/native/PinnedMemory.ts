@@ -2,18 +2,24 @@
  * Pinned host memory that neither comes nor goes at the cost of the event loop.
  *
  * The driver holds its context's lock while it pins or unpins, and unpinning waits for a device that is busy, so a call on
- * any other thread would still stop the JS thread at its next driver call. Blocks are therefore ordinary ArrayBuffers whose
- * pages are touched on a pool thread and then pinned in short segments with turns of the event loop between them; released
+ * any other thread would still stop the JS thread at its next driver call. Blocks are therefore pages of the system that are
+ * touched on a pool thread and then pinned in short segments with turns of the event loop between them; released
  * blocks are kept for reuse; and kept blocks are unpinned segment by segment, while no device has work.
  *
- * A block belongs to JavaScript: a view that outlives its buffer is detached, never dangling.
+ * JavaScript sees a block through an ArrayBuffer that is detached at its release, so that no view dangles. The pages belong to
+ * nobody's heap: those of a worker that ends before its runtime is released stay where they are, and pinned, while a device may
+ * still use them. A worker that is terminated has no last word, so its pages stay until the process ends.
  */
 import * as Effect from "effect/Effect"
+import { isMainThread } from "node:worker_threads"
+import { inTurn } from "../../cuda/asyncCalls.ts"
 import { hostRegisterPortable } from "../../cuda/flags.ts"
 import { offsetBy } from "../../cuda/handles.ts"
 import type { HostPointer } from "../../cuda/handles.ts"
+import { mostViewBytes } from "../../cuda/library.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { statuses } from "../../cuda/status.ts"
+import { guarded, movable, moved } from "../shared/buffers.ts"
 import type { DriverFailure } from "../shared/waits.ts"
 import type { Warn } from "./Device.ts"
 
@@ -34,13 +40,48 @@ export interface PinnedPolicy {
   readonly keepBytes: number
 }
 
-/** Memory that is pinned from its first to its last page. */
-export interface Block {
-  /** Of up to one page more than the block. The pinned part starts at `offset`. */
-  readonly buffer: ArrayBuffer
-  readonly offset: number
+/** Pages of the system, pinned from the first to the last. */
+export class Block {
   readonly address: HostPointer
   readonly size: number
+  /** All of the block, for JavaScript. Empty once the program transferred it. */
+  buffer: ArrayBuffer
+  /** How many bytes are pinned, from the first on. */
+  pinned = 0
+  /** A pool thread writes to it. */
+  isTouched = false
+  /** The driver would not unpin it. */
+  isStuck = false
+  /** The pages to give back, which include those before the block. */
+  readonly mapping: Mapping
+
+  constructor(mapping: Mapping, address: HostPointer, size: number, buffer: ArrayBuffer) {
+    this.mapping = mapping
+    this.address = address
+    this.size = size
+    this.buffer = buffer
+  }
+
+  /** Whether the program transferred the buffer, so that somebody may see the memory for ever. */
+  get isGivenAway(): boolean {
+    return this.buffer.byteLength === 0
+  }
+
+  /** Takes the memory from every view of it. */
+  detach(): void {
+    if (!this.isGivenAway) this.buffer = moved(this.buffer)
+  }
+}
+
+interface Mapping {
+  readonly address: HostPointer
+  readonly byteLength: number
+}
+
+/** What the runtimes of a worker have pinned, for its end. */
+const ofWorker = new Set<PinnedMemory>()
+const abandonAll = () => {
+  for (const pinned of ofWorker) pinned.abandon()
 }
 
 export class PinnedMemory {
@@ -51,7 +92,8 @@ export class PinnedMemory {
   readonly #warn: Warn
   /** True when no work of this runtime is on a device, so that unpinning has nothing to wait for. */
   readonly #isIdle: () => boolean
-  readonly #retired: Array<{ readonly block: Block; pinned: number }> = []
+  readonly #blocks = new Set<Block>()
+  readonly #retired: Array<Block> = []
   readonly #kept = new Map<number, Array<Block>>()
   #keptBytes = 0
   #pinnedBytes = 0
@@ -69,21 +111,28 @@ export class PinnedMemory {
     this.#inContext = inContext
     this.#isIdle = isIdle
     this.#warn = warn
+    if (isMainThread) return
+    ofWorker.add(this)
+    if (!process.listeners("exit").includes(abandonAll)) process.once("exit", abandonAll)
   }
 
-  /** A block of at least this many bytes; its contents are whatever was there. */
-  take(byteLength: number): Effect.Effect<Block, DriverFailure> {
+  /**
+   * A block of at least this many bytes; its contents are whatever was there. A block that was kept hides that the contexts are lost:
+   * `mayReuse` is false then.
+   */
+  take(byteLength: number, mayReuse: boolean): Effect.Effect<Block, DriverFailure> {
     return Effect.suspend(() => {
       const size = blockSize(byteLength)
-      const kept = this.#kept.get(size)?.pop()
+      const kept = mayReuse ? this.#kept.get(size)?.pop() : undefined
       if (kept === undefined) return this.#pin(size)
       this.#keptBytes -= size
       return Effect.succeed(kept)
     })
   }
 
-  /** Keeps a block that nothing uses any more. */
+  /** Keeps a block that nothing uses any more, unless the program gave it away: somebody may see that for ever. */
   give(block: Block): void {
+    if (block.isGivenAway) return this.#retire(block)
     const same = this.#kept.get(block.size)
     if (same === undefined) this.#kept.set(block.size, [block])
     else same.push(block)
@@ -91,65 +140,108 @@ export class PinnedMemory {
     if (this.#keptBytes > this.#policy.keepBytes) this.#scheduleTrim(trimDelay)
   }
 
-  /** Unpins a block that is not to be used again: the program gave its buffer to another thread. */
-  drop(block: Block): void {
-    this.#retire(block, block.size)
-  }
-
   /** Unpins everything that is kept; after the last work has ended. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     clearTimeout(this.#trim)
-    for (const block of [...this.#kept.values()].flat()) this.#retired.push({ block, pinned: block.size })
+    for (const block of [...this.#kept.values()].flat()) this.#retired.push(block)
     this.#kept.clear()
-    return Effect.whileLoop({
+    const loop = Effect.whileLoop({
       while: () => this.#retired.length > 0,
       body: () => nextTurn,
       step: () => this.#unpinSegment()
     })
+    return Effect.andThen(loop, Effect.sync(() => void ofWorker.delete(this)))
   })
+
+  /**
+   * Gives back what it can while its worker ends, if no device has work that may use it and that would be waited for. There are
+   * no turns of the event loop any more.
+   */
+  abandon(): void {
+    if (!this.#isIdle()) return
+    for (const block of this.#blocks) {
+      if (block.isTouched) continue
+      while (block.pinned > 0) this.#unpin(block)
+      this.#letGo(block)
+    }
+  }
 
   #pin(size: number): Effect.Effect<Block, DriverFailure> {
     if (this.#pinnedBytes + size > this.#policy.maxBytes) return this.#makeRoom(size)
-    const page = size >= largePageSize ? largePageSize : pageSize
-    const buffer = makeBuffer(size + page)
-    if (buffer === undefined) return Effect.fail(noMemory)
-    const start = this.#library.addressOf(buffer)
-    const offset = Math.ceil(start / page) * page - start
-    const address = offsetBy(start, offset)
-    const block: Block = { buffer, offset, address, size }
-    if (page === largePageSize) this.#library.wantLargePages?.(address, size)
+    const block = this.#map(size)
+    if (block === undefined) return Effect.fail(noMemory)
+    this.#blocks.add(block)
     this.#pinnedBytes += size
-    let pinned = 0
-    const next = Effect.suspend((): Effect.Effect<void, DriverFailure> => {
-      const bytes = Math.min(segmentSize, size - pinned)
-      const failure = this.#inContext(
-        "cuMemHostRegister",
-        () => this.#library.calls.cuMemHostRegister_v2(offsetBy(address, pinned), bytes, hostRegisterPortable)
-      )
-      if (failure !== undefined) return Effect.fail(failure)
-      pinned += bytes
-      return Effect.void
-    })
     const segments = Math.ceil(size / segmentSize)
     const each = Effect.forEach(
       Array.from({ length: segments }, (_, index) => index * segmentSize),
-      (offset) => Effect.andThen(this.#touch(address + offset, Math.min(segmentSize, size - offset)), next),
+      (offset) => {
+        const bytes = Math.min(segmentSize, size - offset)
+        return Effect.andThen(this.#touch(block, offset, bytes), this.#pinSegment(block, bytes))
+      },
       { discard: true }
     )
-    return Effect.as(Effect.onError(each, () => Effect.sync(() => this.#retire(block, pinned))), block)
+    return Effect.as(Effect.onError(each, () => Effect.sync(() => this.#retire(block))), block)
+  }
+
+  /** Pages that begin where large ones do, if there may be some. */
+  #map(size: number): Block | undefined {
+    const { pages } = this.#library
+    if (pages === undefined || size > mostViewBytes) return undefined
+    const isLarge = size >= largePageSize
+    const byteLength = isLarge ? size + largePageSize : size
+    const start = pages.map(byteLength)
+    if (start === undefined) return undefined
+    const address = isLarge ? offsetBy(start, Math.ceil(start / largePageSize) * largePageSize - start) : start
+    if (isLarge) this.#library.wantLargePages?.(address, size)
+    try {
+      const buffer = guarded(movable(this.#library.viewOf(address, size)))
+      return new Block({ address: start, byteLength }, address, size, buffer)
+    } catch {
+      pages.unmap(start, byteLength)
+      return undefined
+    }
+  }
+
+  /** Gives the pages back, unless somebody may see them, or the driver take others at the same address for them. */
+  #letGo(block: Block): void {
+    this.#blocks.delete(block)
+    const { address, byteLength } = block.mapping
+    if (block.isGivenAway || block.isStuck) return
+    block.detach()
+    this.#library.pages?.unmap(address, byteLength)
+  }
+
+  #pinSegment(block: Block, bytes: number): Effect.Effect<void, DriverFailure> {
+    return Effect.suspend(() => {
+      const address = offsetBy(block.address, block.pinned)
+      const failure = this.#inContext(
+        "cuMemHostRegister",
+        () => this.#library.calls.cuMemHostRegister_v2(address, bytes, hostRegisterPortable)
+      )
+      if (failure !== undefined) return Effect.fail(failure)
+      block.pinned += bytes
+      return Effect.void
+    })
   }
 
   /** Has the system provide the pages, on a pool thread; without that the driver does, more slowly. */
-  #touch(address: number, byteLength: number): Effect.Effect<void> {
+  #touch(block: Block, offset: number, byteLength: number): Effect.Effect<void> {
     const { memset } = this.#library
     if (memset === undefined) return nextTurn
-    return Effect.callback((resume) => memset(address, 0, byteLength, () => resume(Effect.void)))
+    return Effect.callback((resume) => {
+      block.isTouched = true
+      inTurn((onEnd) => memset(block.address + offset, 0, byteLength, onEnd), () => {
+        block.isTouched = false
+        resume(Effect.void)
+      })
+    })
   }
 
   /** Unpins kept blocks until a new one fits under the limit. */
   #makeRoom(size: number): Effect.Effect<Block, DriverFailure> {
     const larger = [...this.#kept].filter(([kept, blocks]) => kept > size && blocks.length > 0).map(([kept]) => kept)
-    if (larger.length > 0) return this.take(Math.min(...larger))
+    if (larger.length > 0) return this.take(Math.min(...larger), true)
     if (this.#retired.length === 0) this.#retireKept()
     if (this.#retired.length === 0 || !this.#isIdle()) return Effect.fail(noMemory)
     this.#unpinSegment()
@@ -157,8 +249,8 @@ export class PinnedMemory {
   }
 
   /** Has a block unpinned, from its end, as soon as that waits for nothing. */
-  #retire(block: Block, pinned: number): void {
-    this.#retired.push({ block, pinned })
+  #retire(block: Block): void {
+    this.#retired.push(block)
     this.#scheduleTrim(0)
   }
 
@@ -180,25 +272,31 @@ export class PinnedMemory {
     const block = this.#kept.get(Math.max(0, ...sizes))?.pop()
     if (block === undefined) return
     this.#keptBytes -= block.size
-    this.#retired.push({ block, pinned: block.size })
+    this.#retired.push(block)
   }
 
   #unpinSegment(): void {
     const last = this.#retired.at(-1)
     if (last === undefined) return
-    if (last.pinned > 0) {
-      last.pinned = (Math.ceil(last.pinned / segmentSize) - 1) * segmentSize
-      const address = offsetBy(last.block.address, last.pinned)
-      const failure = this.#inContext("cuMemHostUnregister", () => this.#library.calls.cuMemHostUnregister(address))
-      if (failure !== undefined) this.#warn(failure.call, failure.status, address)
-    }
+    if (last.pinned > 0) this.#unpin(last)
     if (last.pinned > 0) return
     this.#retired.pop()
-    this.#pinnedBytes -= last.block.size
+    this.#pinnedBytes -= last.size
+    this.#letGo(last)
+  }
+
+  /** Unpins the last pinned segment of a block. */
+  #unpin(block: Block): void {
+    block.pinned = (Math.ceil(block.pinned / segmentSize) - 1) * segmentSize
+    const address = offsetBy(block.address, block.pinned)
+    const failure = this.#inContext("cuMemHostUnregister", () => this.#library.calls.cuMemHostUnregister(address))
+    if (failure === undefined) return
+    block.isStuck = true
+    this.#warn(failure.call, failure.status, address)
   }
 }
 
-/** The limit, or what JavaScript can hold; no call of the driver said so. */
+/** The limit, or what the system has; no call of the driver said so. */
 const noMemory: DriverFailure = { call: "", status: statuses.OutOfMemory.code }
 
 const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
@@ -211,12 +309,4 @@ const blockSize = (byteLength: number): number => {
   if (byteLength <= smallestBlock) return smallestBlock
   const step = Math.max(pageSize, 2 ** (Math.ceil(Math.log2(byteLength)) - 4))
   return Math.ceil(byteLength / step) * step
-}
-
-const makeBuffer = (byteLength: number): ArrayBuffer | undefined => {
-  try {
-    return new ArrayBuffer(byteLength)
-  } catch {
-    return undefined
-  }
 }

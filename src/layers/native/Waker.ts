@@ -48,7 +48,15 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
   const stream: HostPointer = c.func("fdopen", "uintptr_t", ["int", "str"])(ends[1], "w")
   if (stream === 0) return undefined
   const put = c.func("fputc", "int", ["int", "uintptr_t"])
+  const flush = c.func("fflush", "int", ["uintptr_t"])
+  const close = c.func("close", "int", ["int"])
   put(0, stream)
+  // With its byte sent, the stream has nothing left to flush whoever may still ask, so its descriptor can go. What this calls is
+  // bound before: koffi ends the process when it binds while the thread is being terminated.
+  const retire = () => {
+    flush(stream)
+    close(ends[1])
+  }
 
   const subscribers = new Set<() => void>()
   const callback = () => {
@@ -59,7 +67,7 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
   const socket = new Socket({ fd: ends[0]!, writable: false, onread: { buffer: new Uint8Array(64), callback } })
   socket.resume()
   socket.unref()
-  if (!isMainThread) process.once("exit", () => retire(koffi, ends[1]!, stream))
+  if (!isMainThread) process.once("exit", retire)
   return {
     send: Number(c.symbol("fflush")) as CUhostFn,
     handle: stream,
@@ -70,11 +78,4 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
       }
     }
   }
-}
-
-/** With its byte sent, the stream has nothing left to flush whoever may still ask, so its descriptor can go. */
-const retire = (koffi: typeof Koffi, descriptor: number, stream: HostPointer): void => {
-  const c = koffi.load(null)
-  c.func("fflush", "int", ["uintptr_t"])(stream)
-  c.func("close", "int", ["int"])(descriptor)
 }

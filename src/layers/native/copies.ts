@@ -4,6 +4,7 @@
  */
 import { copyInStreamOrder, defaultStreamHandles, memoryTypes } from "../../cuda/flags.ts"
 import { offsetBy } from "../../cuda/handles.ts"
+import type { CUdeviceptr } from "../../cuda/handles.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { CopyBackend, RowsTransfer, Transfer } from "../shared/copies.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "../shared/resources.ts"
@@ -11,8 +12,6 @@ import type { NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import { segmentSize } from "./PinnedMemory.ts"
 import { nativeStream } from "./streams.ts"
-
-const fillCalls = { 8: "cuMemsetD8Async", 16: "cuMemsetD16Async", 32: "cuMemsetD32Async" } as const
 
 export class NativeCopies implements CopyBackend {
   enqueuedPart = false
@@ -52,12 +51,16 @@ export class NativeCopies implements CopyBackend {
     resource: StreamResource
   ): number {
     const stream = nativeStream(resource)
-    const name = fillCalls[bits]
+    const to = offsetBy(memory.address, offset)
+    if (!stream.needsContext) return this.#fill(to, value, bits, count, stream)
+    return this.#driver.inContextOf(stream.device, "", () => this.#fill(to, value, bits, count, stream))
+  }
+
+  #fill(to: CUdeviceptr, value: number, bits: 8 | 16 | 32, count: number, { handle }: NativeStream): number {
     const { calls } = this.#driver
-    const call = () => calls[name](offsetBy(memory.address, offset), value, count, stream.handle)
-    return stream.needsContext
-      ? this.#driver.inContextOf(stream.device, name, call)
-      : this.#driver.answer(name, call())
+    if (bits === 8) return this.#driver.answer("cuMemsetD8Async", calls.cuMemsetD8Async(to, value, count, handle))
+    if (bits === 16) return this.#driver.answer("cuMemsetD16Async", calls.cuMemsetD16Async(to, value, count, handle))
+    return this.#driver.answer("cuMemsetD32Async", calls.cuMemsetD32Async(to, value, count, handle))
   }
 
   #copy(transfer: Transfer, stream: NativeStream): number {
@@ -83,7 +86,8 @@ export class NativeCopies implements CopyBackend {
     const { calls } = this.#driver
     if (from.kind === "host") {
       if (to.kind === "host") return this.#driver.answer("cuMemcpyAsync", statuses.NotSupported.code)
-      const [target, source] = [offsetBy(to.address, toOffset + done), offsetBy(from.address, fromOffset + done)]
+      const target = offsetBy(to.address, toOffset + done)
+      const source = offsetBy(from.address, fromOffset + done)
       return this.#driver.answer("cuMemcpyHtoDAsync", calls.cuMemcpyHtoDAsync_v2(target, source, bytes, handle))
     }
     const source = offsetBy(from.address, fromOffset + done)

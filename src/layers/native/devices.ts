@@ -2,8 +2,9 @@
  * Devices on the driver: opening, closing, attributes, and idle detection.
  */
 import * as Effect from "effect/Effect"
-import { deviceAttributes } from "../../cuda/flags.ts"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import { inTurn } from "../../cuda/asyncCalls.ts"
+import { deviceAttributes, peerAttributes } from "../../cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
 import type { CUcontext, CUdevice } from "../../cuda/handles.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
@@ -48,8 +49,8 @@ export class NativeDevices implements DeviceBackend {
       const { calls, opened, warn } = this.#driver
       const handle = this.handleOf(index)
       const context = new Out<CUcontext>()
-      calls.cuDevicePrimaryCtxRetain.async(context.words, handle, (_, retained) => {
-        if (retained !== success) return resume(Effect.fail({ call: "cuDevicePrimaryCtxRetain", status: retained }))
+      inTurn((onEnd) => calls.cuDevicePrimaryCtxRetain.async(context.words, handle, onEnd), (_, retained) => {
+        if (retained !== success) return resume(Effect.fail(this.#driver.failure("cuDevicePrimaryCtxRetain", retained)))
         const device = new NativeDevice(calls, index, handle, context.value)
         const { call, status } = device.setUp(warn)
         if (status === success) {
@@ -57,7 +58,7 @@ export class NativeDevices implements DeviceBackend {
           return resume(Effect.void)
         }
         calls.cuDevicePrimaryCtxRelease_v2(handle)
-        resume(Effect.fail({ call, status }))
+        resume(Effect.fail(this.#driver.failure(call, status)))
       })
     })
   }
@@ -91,6 +92,14 @@ export class NativeDevices implements DeviceBackend {
     return this.#driver.answer("cuDeviceCanAccessPeer", status)
   }
 
+  peerAttribute(index: number, peer: number, attribute: PeerAttribute): number {
+    const number = peerAttributes[attribute]
+    const { calls } = this.#driver
+    const status = calls.cuDeviceGetP2PAttribute(this.#integer, number, this.handleOf(index), this.handleOf(peer))
+    this.value = this.#integer[0]!
+    return this.#driver.answer("cuDeviceGetP2PAttribute", status)
+  }
+
   isIdle(index: number): boolean {
     return this.#busyOf(index).length === 0
   }
@@ -121,7 +130,9 @@ export class NativeDevices implements DeviceBackend {
   #busyOf(index: number): ReadonlyArray<Watch> {
     const busy = this.#streams.busyOn(index)
     const { releases } = this.#driver.device(index)
-    if (this.#driver.calls.cuStreamQuery(releases) === notReady) {
+    const status = this.#driver.calls.cuStreamQuery(releases)
+    this.#driver.note(status)
+    if (status === notReady) {
       busy.push((onDone) => this.#memory.watchReleases(index, onDone))
     }
     return busy
@@ -129,7 +140,8 @@ export class NativeDevices implements DeviceBackend {
 
   /** Releases the device's primary context, off the JS thread. */
   close({ handle }: NativeDevice, onDone: () => void): void {
-    this.#driver.calls.cuDevicePrimaryCtxRelease_v2.async(handle, (_, status) => {
+    const { calls } = this.#driver
+    inTurn((onEnd) => calls.cuDevicePrimaryCtxRelease_v2.async(handle, onEnd), (_, status) => {
       this.#driver.warn("cuDevicePrimaryCtxRelease", status, handle)
       onDone()
     })

@@ -45,7 +45,7 @@ export class NativeEvents implements EventBackend {
   }
 
   fromIpcHandle(device: number, handle: Uint8Array): number {
-    const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, { reserved: handle })
+    const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, handle)
     const status = this.#driver.inContextOf(device, "cuIpcOpenEventHandle", call)
     const adopted = this.#adopt(status, device, eventFlags.interprocess | eventFlags.disableTiming)
     if (adopted === success) this.created!.recorded = true
@@ -65,8 +65,8 @@ export class NativeEvents implements EventBackend {
    */
   destroy(resource: EventResource): number {
     const event = nativeEvent(resource)
-    const { calls, warn } = this.#driver
     if (event.point !== undefined) {
+      const { calls, warn } = this.#driver
       event.point.release = () => warn("cuEventDestroy", calls.cuEventDestroy_v2(event.own), event.own)
       return success
     }
@@ -75,7 +75,7 @@ export class NativeEvents implements EventBackend {
       device.keepEvent(event.flags, event.own)
       return success
     }
-    return this.#driver.answer("cuEventDestroy", calls.cuEventDestroy_v2(event.own))
+    return this.#driver.answer("cuEventDestroy", this.#driver.calls.cuEventDestroy_v2(event.own))
   }
 
   record(resource: EventResource, streamResource: StreamResource): number {

@@ -3,6 +3,7 @@
  */
 import { locationTypes, memoryAdvice } from "../../cuda/flags.ts"
 import type { MemoryAdvice } from "../../cuda/flags.ts"
+import { locationOf } from "../../cuda/functions.ts"
 import { offsetBy } from "../../cuda/handles.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { MemoryLocation } from "../CudaRuntime.ts"
@@ -17,8 +18,8 @@ import { nativeStream } from "./streams.ts"
 /** Prefetching a megabyte takes a third of a millisecond to the host, and a tenth of that to a device. */
 const prefetchPieces = { host: 4 * 2 ** 20, device: 32 * 2 ** 20 }
 
-const placeOf = (location: MemoryLocation) =>
-  location === "host" ? { type: locationTypes.host, id: 0 } : { type: locationTypes.device, id: location }
+const placeOf = (location: MemoryLocation): number =>
+  location === "host" ? locationOf(locationTypes.host, 0) : locationOf(locationTypes.device, location)
 
 export class NativeManaged implements ManagedBackend {
   allocated: NativeManagedMemory | undefined

@@ -1,7 +1,7 @@
 /**
  * Modules on the driver. `ModuleLoader` loads and unloads them.
  */
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type { CUdeviceptr } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type { ModuleOptions } from "../CudaRuntime.ts"
@@ -25,8 +25,15 @@ export class NativeModules implements ModuleBackend {
     this.#loader = loader
   }
 
-  load(image: Uint8Array, options: ModuleOptions): Effect.Effect<ModuleResource, DriverFailure> {
-    return this.#loader.load(image, options)
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
+    return Effect.tapError(
+      this.#loader.load(image, options, adopt),
+      ({ status }) => Effect.sync(() => this.#driver.note(status))
+    )
   }
 
   unload(module: ModuleResource): number {

@@ -14,7 +14,7 @@ import type { Releases } from "./Releases.ts"
 class PinnedResource extends HostMemoryResource {
   readonly block: Block
   constructor(owner: Owner, block: Block, byteLength: number) {
-    super(owner, block.address, new Uint8Array(block.buffer, block.offset, byteLength))
+    super(owner, block.address, new Uint8Array(block.buffer, 0, byteLength))
     this.block = block
   }
 }
@@ -32,20 +32,16 @@ export class NativePinned implements PinnedBackend {
 
   allocate(byteLength: number): Effect.Effect<HostMemoryResource, DriverFailure> {
     return Effect.map(
-      this.#pinned.take(byteLength),
+      this.#pinned.take(byteLength, !this.#driver.isLost),
       (block) => new PinnedResource(this.#driver.owner, block, byteLength)
     )
   }
 
   free(memory: HostMemoryResource): number {
     const { block } = memory as PinnedResource
-    const isThere = block.buffer.byteLength > 0
-    const buffer = isThere ? structuredClone(block.buffer, { transfer: [block.buffer] }) : block.buffer
+    block.detach()
     memory.bytes = new Uint8Array(0)
-    this.#releases.whenIdle(memory.pendingUsers, () => {
-      if (isThere) this.#pinned.give({ ...block, buffer })
-      else this.#pinned.drop(block)
-    })
+    this.#releases.whenIdle(memory.pendingUsers, () => this.#pinned.give(block))
     return success
   }
 }

@@ -78,7 +78,7 @@ export class NativePools implements PoolBackend {
   trim(pool: MemoryPoolResource, keepBytes: number): number {
     const { calls } = this.#driver
     const { releases } = this.#driver.device(pool.device)
-    if (calls.cuStreamQuery(releases) === success) {
+    if (this.#driver.answer("cuStreamQuery", calls.cuStreamQuery(releases)) === success) {
       const status = calls.cuStreamSynchronize(releases)
       if (status !== success) return this.#driver.answer("cuStreamSynchronize", status)
     }

@@ -4,7 +4,7 @@
  * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
 import type { CudaError } from "../../CudaError.ts"
 
 /**
@@ -63,6 +63,12 @@ export interface DeviceOperations {
   readonly devicePriorityRange: (device: number) => Effect.Effect<PriorityRange, CudaError>
   /** Whether a device can access the memory of another (`cuDeviceCanAccessPeer`). */
   readonly deviceCanAccessPeer: (device: number, peer: number) => Effect.Effect<boolean, CudaError>
+  /** `cuDeviceGetP2PAttribute`. */
+  readonly devicePeerAttribute: (
+    device: number,
+    peer: number,
+    attribute: PeerAttribute
+  ) => Effect.Effect<number, CudaError>
   /** Waits for the work on every stream of the device that this runtime created or was given. */
   readonly deviceSynchronize: (device: number) => Effect.Effect<void, CudaError>
 }

@@ -33,6 +33,11 @@ export interface ModuleRef {
 export interface ModuleOptions {
   /** How long to wait for an idle device before loading code into it blocks the JS thread. */
   readonly idleTimeout: Duration.Duration
+  /**
+   * Called with the loaded module, synchronously, as soon as the runtime keeps it. An interruption can come before the effect returns
+   * the module: the caller must then unload it.
+   */
+  readonly onLoaded?: ((module: ModuleRef) => void) | undefined
 }
 
 /**

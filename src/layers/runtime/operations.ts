@@ -5,16 +5,17 @@
  *
  * @since 0.1.0
  */
-import type { Effect } from "effect/Effect"
+import * as Effect from "effect/Effect"
+import { invalidArgument } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService } from "../CudaRuntime.ts"
-import { inBytes } from "../shared/words.ts"
+import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
 import type { MemoryRef } from "./memory.ts"
+import { inBytes } from "./words.ts"
 
 /** The device that an operation concerns, and the subject on it. */
 type About = readonly [device: number, subject: unknown]
 
-type AnyOperation = (...args: ReadonlyArray<never>) => Effect<unknown, CudaError>
+type AnyOperation = (...args: ReadonlyArray<never>) => Effect.Effect<unknown, CudaError>
 
 /**
  * A member of the runtime service that is an operation, such as `eventRecord`.
@@ -31,13 +32,20 @@ const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memor
 const onDevice = (device: number): About => [device, `device ${device}`]
 
 const rows = {
-  deviceAttribute: ["CudaDevice.attribute", "cuDeviceGetAttribute", (device, name) => [device, name]],
+  deviceAttribute: ["CudaDevice.attribute", "cuDeviceGetAttribute", (device, name) => [device, name], "contextFree"],
   deviceMemoryInfo: ["CudaDevice.memoryInfo", "cuMemGetInfo", onDevice],
-  devicePriorityRange: ["CudaDevice.priorityRange", "cuCtxGetStreamPriorityRange", onDevice],
+  devicePriorityRange: ["CudaDevice.priorityRange", "cuCtxGetStreamPriorityRange", onDevice, "contextFree"],
   deviceCanAccessPeer: [
     "CudaDevice.canAccessPeer",
     "cuDeviceCanAccessPeer",
-    (device, peer) => [device, `devices ${device} and ${peer}`]
+    (device, peer) => [device, `devices ${device} and ${peer}`],
+    "contextFree"
+  ],
+  devicePeerAttribute: [
+    "CudaDevice.peerAttribute",
+    "cuDeviceGetP2PAttribute",
+    (device, peer, name) => [device, `${name} of devices ${device} and ${peer}`],
+    "contextFree"
   ],
   deviceSynchronize: ["CudaDevice.synchronize", "cuStreamQuery", onDevice],
 
@@ -48,7 +56,7 @@ const rows = {
     "cuStreamGetId",
     (device, handle) => [device, `handle 0x${handle.toString(16)}`]
   ],
-  streamDestroy: ["CudaStream.release", "cuStreamDestroy", (stream) => [stream.device, stream]],
+  streamDestroy: ["CudaStream.release", "cuStreamDestroy", (stream) => [stream.device, stream], "release"],
   streamQuery: ["CudaStream.query", "cuStreamQuery", (stream) => [stream.device, stream]],
   streamSynchronize: ["CudaStream.synchronize", "cuStreamQuery", (stream) => [stream.device, stream]],
   streamWaitEvent: ["CudaStream.waitEvent", "cuStreamWaitEvent", (stream) => [stream.device, stream]],
@@ -57,7 +65,7 @@ const rows = {
   streamJoin: ["CudaBranch.join", "cuStreamWaitEvent", (into) => [into.device, into]],
 
   eventCreate: ["CudaEvent.make", "cuEventCreate", onDevice],
-  eventDestroy: ["CudaEvent.release", "cuEventDestroy", (event) => [event.device, event]],
+  eventDestroy: ["CudaEvent.release", "cuEventDestroy", (event) => [event.device, event], "release"],
   eventRecord: ["CudaEvent.record", "cuEventRecord", (event) => [event.device, event]],
   eventQuery: ["CudaEvent.query", "cuEventQuery", (event) => [event.device, event]],
   eventSynchronize: ["CudaEvent.synchronize", "cuEventQuery", (event) => [event.device, event]],
@@ -77,7 +85,7 @@ const rows = {
   ],
   hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, inBytes(bytes)]],
   memoryReclaim: ["CudaMemory.reclaim", "cuMemPoolTrimTo", onDevice],
-  memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory]],
+  memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory], "release"],
   memoryCopy: ["CudaMemory.copy", "cuMemcpyAsync", (_, __, stream) => [stream.device, stream]],
   memoryCopy2D: ["CudaMemory.copy2D", "cuMemcpy2DAsync", (_, __, ___, stream) => [stream.device, stream]],
   memoryCopyBatch: ["CudaMemory.copyBatch", "cuMemcpyBatchAsync", (_, stream) => [stream.device, stream]],
@@ -85,12 +93,12 @@ const rows = {
   memoryPrefetch: ["CudaMemory.prefetch", "cuMemPrefetchAsync", ({ memory }, _, stream) => [stream.device, memory]],
   memoryAdvise: ["CudaMemory.advise", "cuMemAdvise", ({ memory }) => [deviceOf(memory), memory]],
   memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.device, stream]],
-  memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.device, stream]],
+  memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.device, stream], "release"],
   memorySynchronize: ["CudaMemory.synchronize", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],
   poolOfDevice: ["CudaMemoryPool.ofDevice", "cuMemPoolCreate", onDevice],
-  poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.device, pool]],
+  poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.device, pool], "release"],
   poolStatistics: ["CudaMemoryPool.statistics", "cuMemPoolGetAttribute", (pool) => [pool.device, pool]],
   poolResetHighWater: ["CudaMemoryPool.resetHighWater", "cuMemPoolSetAttribute", (pool) => [pool.device, pool]],
   poolSetReleaseThreshold: [
@@ -101,7 +109,7 @@ const rows = {
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.device, pool]],
 
   moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${inBytes(image.byteLength)}`]],
-  moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module]],
+  moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module], "release"],
   moduleGlobal: ["CudaModule.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],
   kernelGet: ["CudaKernel.get", "cuLibraryGetKernel", (_, name, __, device) => [device, `kernel ${name}`]],
   kernelAttribute: ["CudaKernel.attribute", "cuKernelGetAttribute", (_, name, device) => [device, name]],
@@ -128,12 +136,13 @@ const rows = {
   ],
   kernelLaunch: ["CudaKernel.launch", "cuLaunchKernelEx", (_, __, ___, stream) => [stream.device, stream]],
 
-  programCompile: ["CudaProgram.compile", "nvrtcCompileProgram", ({ device, name }) => [device, name]]
+  programCompile: ["CudaProgram.compile", "nvrtcCompileProgram", ({ device, name }) => [device, name], "contextFree"]
 } as const satisfies {
   readonly [M in OperationMember]: readonly [
     name: string,
     call: string,
-    about: (...args: Parameters<CudaRuntimeService[M]>) => About
+    about: (...args: Parameters<CudaRuntimeService[M]>) => About,
+    kind?: Operation["kind"]
   ]
 }
 
@@ -159,7 +168,12 @@ export interface Operation {
   readonly name: OperationName
   /** The driver call behind the operation; the main one if there are several. */
   readonly call: string
-  /** The device that a call with these arguments concerns; 0 if it concerns none. */
+  /**
+   * `release` operations release or end something: a layer must pass them on to the runtime, or something leaks. `contextFree` operations
+   * need no context and work after a fault too.
+   */
+  readonly kind: "ordinary" | "contextFree" | "release"
+  /** The index of the device that a call with these arguments concerns; 0 if it concerns none. */
   readonly deviceOf: (args: ReadonlyArray<unknown>) => number
   /** The subject of a call with these arguments, in words. */
   readonly describe: (args: ReadonlyArray<unknown>) => string
@@ -171,17 +185,26 @@ export interface Operation {
  * @category operations
  * @since 0.1.0
  */
-export type OperationCall = (...args: ReadonlyArray<unknown>) => Effect<unknown, CudaError>
+export type OperationCall = (...args: ReadonlyArray<unknown>) => Effect.Effect<unknown, CudaError>
 
 const operationOf = (member: OperationMember): Operation => {
-  const [name, call] = rows[member]
+  const [name, call, , kind = "ordinary"]: readonly [OperationName, string, unknown, Operation["kind"]?] = rows[member]
   const about = rows[member][2] as (...args: ReadonlyArray<unknown>) => About
+  // Arguments can be anything that was forced past the types.
+  const read = <A>(reading: () => A, otherwise: A): A => {
+    try {
+      return reading()
+    } catch {
+      return otherwise
+    }
+  }
   return {
     member,
     name,
     call,
-    deviceOf: (args) => about(...args)[0],
-    describe: (args) => String(about(...args)[1])
+    kind,
+    deviceOf: (args) => read(() => about(...args)[0], undefined) ?? 0,
+    describe: (args) => read(() => String(about(...args)[1]), "arguments of the wrong kind")
   }
 }
 
@@ -246,3 +269,55 @@ export const around = (
     ])
   )
 })
+
+/**
+ * A value that was given instead of a handle.
+ *
+ * @internal
+ */
+export class WrongHandle {
+  readonly argument: string
+  readonly given: unknown
+  readonly expected: string
+  constructor(argument: string, given: unknown, expected: string) {
+    this.argument = argument
+    this.given = given
+    this.expected = expected
+  }
+  /** The failure of an operation that was given this value. */
+  refuse(operation: string): Effect.Effect<never, CudaError> {
+    return Effect.fail(invalidArgument(operation, this.argument, this.given, this.expected))
+  }
+}
+
+/**
+ * Makes a runtime that refuses every operation, to stand in for the runtime of a value that has none. Its identity is the
+ * wrong handle.
+ *
+ * @internal
+ */
+export const refusing = (wrong: WrongHandle): CudaRuntimeService => {
+  const members = Object.fromEntries(
+    Object.values(operations).map(({ member, name }) => [member, () => wrong.refuse(name)])
+  ) as { readonly [M in OperationMember]: () => Effect.Effect<never, CudaError> }
+  return {
+    ...members,
+    kind: "simulated",
+    identity: wrong,
+    driverVersion: 0,
+    devices: [],
+    liveResources: Effect.succeed(nothingLive)
+  }
+}
+
+const nothingLive: LiveResources = {
+  streams: 0,
+  events: 0,
+  deviceBuffers: 0,
+  deviceBytes: 0,
+  hostBuffers: 0,
+  hostBytes: 0,
+  modules: 0,
+  pools: 0,
+  waits: 0
+}

@@ -55,7 +55,9 @@ export const resolvePriority = (
 ): number => {
   if (priority === "high") return range.greatest
   if (priority === "low") return range.least
-  return outOfRange === "clamp" ? Math.max(range.greatest, Math.min(range.least, priority)) : priority
+  return outOfRange === "clamp" && typeof priority === "number"
+    ? Math.max(range.greatest, Math.min(range.least, priority))
+    : priority
 }
 
 /**

@@ -22,12 +22,20 @@ import type { ProgramBackend } from "./programs.ts"
 import type { Owner } from "./resources.ts"
 import type { StreamBackend } from "./streams.ts"
 
+/** What explains a status: sentences for the failure, and what was thrown. */
+export interface Explanation {
+  readonly detail: string
+  readonly cause?: unknown
+}
+
 export interface Backend extends Owner {
   readonly driverVersion: number
   /** The driver call that returned the last status. */
   readonly call: string
   /** Name and description of a status that the table lacks, from the driver; or the reason why a wait can never end. */
   readonly describeStatus: (status: number) => { readonly name: string; readonly description: string } | undefined
+  /** What is known beyond the status that was just returned. The driver itself never knows more. */
+  readonly explain?: (status: number) => Explanation | undefined
 
   readonly devices: DeviceBackend
   readonly streams: StreamBackend

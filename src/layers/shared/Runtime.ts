@@ -40,6 +40,7 @@ export const make = (
 const serviceOf = (core: Core): CudaRuntimeService =>
   CudaRuntime.of({
     kind: core.backend.kind,
+    identity: core.backend,
     driverVersion: core.backend.driverVersion,
     devices: core.backend.devices.all,
     ...deviceOperations(core),

@@ -13,7 +13,7 @@ import { Access, marksOfPart, Track, Work } from "./ordering.ts"
 import type { Mark, Part } from "./ordering.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, ownStream, unusable, useAll } from "./resources.ts"
+import { ownMemory, ownStream, unusable, unusableMemory, useAll } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 import { watchAll } from "./waits.ts"
 import type { Cancel, OnDone, Watch } from "./waits.ts"
@@ -153,7 +153,7 @@ const refuseAccess = (core: Core, access: MemoryAccess): Refusal => {
   const stream = ownStream(access.stream)
   const ranges = [...access.reads, ...access.writes]
   const memories = ranges.map(({ memory }) => ownMemory(memory))
-  if (unusable(backend, stream) || memories.some((memory) => unusable(backend, memory))) {
+  if (unusable(backend, stream) || memories.some((memory) => unusableMemory(backend, memory))) {
     return refuseResource(accessOperation, backend, stream, ...memories)
   }
   const named = (ranges: ReadonlyArray<MemoryRange>, name: string) =>
@@ -176,7 +176,7 @@ const end = (
 const synchronize = (core: Core, range: MemoryRange): Effect.Effect<void, CudaError> => {
   const operation = "CudaMemory.synchronize"
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   const { ordering } = memory
   if (ordering === undefined) {
     return refuseArgument(operation, "buffer", memory, "an ordered buffer, allocated with { ordered: true }")

@@ -7,12 +7,12 @@ import { alignUp, layOut, scalarWords, scalarWriters, setAddress } from "../../c
 import type { ArrayKind, ParameterKind, PointerKind, StructKind, Writer } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { PointerArgument, RawAddress } from "../CudaRuntime.ts"
+import { counted } from "../runtime/words.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, unusable } from "./resources.ts"
+import { ownMemory, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, Owner } from "./resources.ts"
-import { counted } from "./words.ts"
 
 /** Which memory kernels can access. */
 export interface Reach {
@@ -98,7 +98,7 @@ export class Arguments {
       slot.memory = undefined
       if (isPart(value)) {
         const memory = ownMemory(value.buffer.ref)
-        if (memory.owner !== owner || memory.state !== "live" || !this.#reaches(memory)) return false
+        if (unusableMemory(owner, memory) || !this.#reaches(memory)) return false
         const start = value.offset
         const bytes = value.byteLength
         if (!isRange(start, bytes, memory.byteLength)) return false
@@ -180,7 +180,7 @@ export class Arguments {
     }
     const memory = ownMemory(value.buffer.ref)
     const { owner } = this.#reach
-    if (unusable(owner, memory)) return refuseResource(operation, owner, memory)
+    if (unusableMemory(owner, memory)) return refuseResource(operation, owner, memory)
     if (!this.#reaches(memory)) return this.#explainReach(operation, path, memory)
     return refuseRange(operation, path, { memory, offset: value.offset, byteLength: value.byteLength })
   }

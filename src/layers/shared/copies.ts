@@ -6,16 +6,16 @@ import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, MemoryRange, MemoryRows, MemoryTransfer, StreamRef } from "../CudaRuntime.ts"
 import type { CopyOperations } from "../runtime/copies.ts"
+import { counted, inBytes } from "../runtime/words.ts"
 import { enqueueOrdered, enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownMemory, ownStream, unusable } from "./resources.ts"
+import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
-import { counted, inBytes } from "./words.ts"
 
 /** The source and the destination of a copy. */
 export interface Transfer {
@@ -81,7 +81,7 @@ const copy = (
   const to = ownMemory(toRange.memory)
   const from = ownMemory(fromRange.memory)
   const { backend } = core
-  if (unusable(backend, to) || unusable(backend, from) || unusable(backend, stream)) {
+  if (unusableMemory(backend, to) || unusableMemory(backend, from) || unusable(backend, stream)) {
     return refuseResource(operation, backend, to, from, stream)
   }
   const refused = refuseCopy(operation, toRange, fromRange, stream)
@@ -121,7 +121,7 @@ const copyRows = (
   const operation = "CudaMemory.copy2D"
   const { backend } = core
   const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
-  if (unusable(backend, toMemory) || unusable(backend, fromMemory) || unusable(backend, stream)) {
+  if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory) || unusable(backend, stream)) {
     return refuseResource(operation, backend, toMemory, fromMemory, stream)
   }
   const refused = refuseHosts(operation, toMemory, fromMemory) ??
@@ -160,7 +160,7 @@ const copyBatch = (
   if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
   for (const [index, { from, to }] of transfers.entries()) {
     const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
-    if (unusable(backend, toMemory) || unusable(backend, fromMemory)) {
+    if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory)) {
       return refuseResource(operation, backend, toMemory, fromMemory)
     }
     const refused = refuseCopy(operation, to, from, stream, index)
@@ -189,9 +189,9 @@ const fill = (
   bits: 8 | 16 | 32,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const operation = "CudaMemory.fill"
+  const operation = widths[bits]?.operation ?? "CudaMemory.fill"
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory) || unusable(core.backend, stream)) {
+  if (unusableMemory(core.backend, memory) || unusable(core.backend, stream)) {
     return refuseResource(operation, core.backend, memory, stream)
   }
   if (memory.kind === "host") return refuseArgument(operation, "destination", memory, "a device buffer")
@@ -268,9 +268,9 @@ const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
 
 /** Exclusive upper limit and size of a fill value, by its width in bits. */
 const widths = {
-  8: { limit: 2 ** 8, bytes: 1 },
-  16: { limit: 2 ** 16, bytes: 2 },
-  32: { limit: 2 ** 32, bytes: 4 }
+  8: { limit: 2 ** 8, bytes: 1, operation: "CudaMemory.fill" },
+  16: { limit: 2 ** 16, bytes: 2, operation: "CudaMemory.fill16" },
+  32: { limit: 2 ** 32, bytes: 4, operation: "CudaMemory.fill32" }
 } as const
 
 const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 8 | 16 | 32): Refusal => {

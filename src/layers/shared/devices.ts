@@ -2,8 +2,8 @@
  * Devices: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
-import { deviceAttributes } from "../../cuda/flags.ts"
-import type { DeviceAttribute } from "../../cuda/flags.ts"
+import { deviceAttributes, peerAttributes } from "../../cuda/flags.ts"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
 import { success } from "../../cuda/status.ts"
 import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
 import type { DeviceOperations } from "../runtime/devices.ts"
@@ -14,7 +14,7 @@ import type { Cancel, DriverFailure, OnDone } from "./waits.ts"
 
 export interface DeviceBackend {
   readonly all: ReadonlyArray<DeviceProperties>
-  /** The value read by `attribute` or `canAccessPeer`. */
+  /** The value read by `attribute`, `canAccessPeer` or `peerAttribute`. */
   readonly value: number
   /** The value read by `memoryInfo`. */
   readonly memoryInfoResult: MemoryInfo
@@ -24,6 +24,7 @@ export interface DeviceBackend {
   readonly attribute: (device: number, attribute: DeviceAttribute) => number
   readonly memoryInfo: (device: number) => number
   readonly canAccessPeer: (device: number, peer: number) => number
+  readonly peerAttribute: (device: number, peer: number, attribute: PeerAttribute) => number
   /** True if the device has no pending work, so that calls that wait for an idle device return immediately. */
   readonly isIdle: (device: number) => boolean
   /** Reports when a device is idle, in the same turn of the event loop that observes it. */
@@ -56,6 +57,20 @@ export const deviceOperations = (core: Core): DeviceOperations => ({
       if (status === success) return Effect.succeed(core.backend.devices.value !== 0)
       return core.failOn("CudaDevice.canAccessPeer", status, device, `devices ${device} and ${peer}`)
     }),
+  devicePeerAttribute: (device, peer, attribute) => {
+    const operation = "CudaDevice.peerAttribute"
+    return core.onDevice(operation, device, () => {
+      const refused = core.refuseDevice(operation, "peer", peer)
+      if (refused !== undefined) return refused
+      if (device === peer) return refuseArgument(operation, "peer", peer, "another device")
+      if (!Object.hasOwn(peerAttributes, attribute)) {
+        return refuseArgument(operation, "attribute", attribute, "the name of an attribute of two devices")
+      }
+      const status = core.backend.devices.peerAttribute(device, peer, attribute)
+      if (status === success) return Effect.succeed(core.backend.devices.value)
+      return core.failOn(operation, status, device, `${attribute} of devices ${device} and ${peer}`)
+    })
+  },
   deviceSynchronize: (device) =>
     core.onDevice("CudaDevice.synchronize", device, () => {
       const streams = [...core.streams, ...core.defaultStreams.values()].filter((stream) => stream.device === device)

@@ -30,63 +30,67 @@ export interface EventBackend {
   readonly watch: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
-export const eventOperations = (core: Core): EventOperations => ({
-  eventCreate: operation((device: number, flags: number) => create(core, device, flags)),
-  eventDestroy: operation((ref: EventRef) => {
-    const event = ownEvent(ref)
-    if (event.owner !== core.backend) return refuseResource("CudaEvent.release", core.backend, event)
-    if (event.state !== "live") return Effect.void
-    event.state = "released"
-    core.events.delete(event)
-    const status = core.backend.events.destroy(event)
-    return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
-  }),
-  eventRecord: operation((ref: EventRef, streamRef: StreamRef) => {
-    const event = ownEvent(ref)
-    const stream = ownStream(streamRef)
-    if (unusable(core.backend, event) || unusable(core.backend, stream)) {
-      return refuseResource("CudaEvent.record", core.backend, event, stream)
-    }
-    if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
-    const status = core.backend.events.record(event, stream)
-    if (status !== success) return core.fail("CudaEvent.record", status, event)
-    event.recorded = true
-    return Effect.void
-  }),
-  eventQuery: operation((ref: EventRef) => {
-    const event = ownEvent(ref)
-    if (unusable(core.backend, event)) return refuseResource("CudaEvent.query", core.backend, event)
-    return core.answer("CudaEvent.query", core.backend.events.query(event), event)
-  }),
-  eventSynchronize: operation((ref: EventRef) => {
-    const event = ownEvent(ref)
-    if (unusable(core.backend, event)) return refuseResource("CudaEvent.synchronize", core.backend, event)
-    const status = core.backend.events.query(event)
-    if (status === success) return Effect.void
-    if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
-    return core.wait(
-      "CudaEvent.synchronize",
-      event.device,
-      String(event),
-      (onDone, options) => core.backend.events.watch(event, onDone, options)
-    )
-  }),
-  eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>
-    elapsedTime(core, ownEvent(startRef), ownEvent(endRef))
-  ),
-  eventIpcHandle: (ref) =>
-    Effect.suspend(() => {
+export const eventOperations = (core: Core): EventOperations => {
+  const { backend } = core
+  const { events } = backend
+  return {
+    eventCreate: operation((device: number, flags: number) => create(core, device, flags)),
+    eventDestroy: operation((ref: EventRef) => {
       const event = ownEvent(ref)
-      if (unusable(core.backend, event)) return refuseResource("CudaEvent.ipcHandle", core.backend, event)
-      if ((event.flags & eventFlags.interprocess) === 0) {
-        return refuseArgument("CudaEvent.ipcHandle", "event", event, "an event made with { interprocess: true }")
-      }
-      const bytes = new Uint8Array(ipcHandleSize)
-      const status = core.backend.events.ipcHandle(event, bytes)
-      return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
+      if (event.owner !== backend) return refuseResource("CudaEvent.release", backend, event)
+      if (event.state !== "live") return Effect.void
+      event.state = "released"
+      core.events.delete(event)
+      const status = events.destroy(event)
+      return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
     }),
-  eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle)
-})
+    eventRecord: operation((ref: EventRef, streamRef: StreamRef) => {
+      const event = ownEvent(ref)
+      const stream = ownStream(streamRef)
+      if (unusable(backend, event) || unusable(backend, stream)) {
+        return refuseResource("CudaEvent.record", backend, event, stream)
+      }
+      if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
+      const status = events.record(event, stream)
+      if (status !== success) return core.fail("CudaEvent.record", status, event)
+      event.recorded = true
+      return Effect.void
+    }),
+    eventQuery: operation((ref: EventRef) => {
+      const event = ownEvent(ref)
+      if (unusable(backend, event)) return refuseResource("CudaEvent.query", backend, event)
+      return core.answer("CudaEvent.query", events.query(event), event)
+    }),
+    eventSynchronize: operation((ref: EventRef) => {
+      const event = ownEvent(ref)
+      if (unusable(backend, event)) return refuseResource("CudaEvent.synchronize", backend, event)
+      const status = events.query(event)
+      if (status === success) return Effect.void
+      if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
+      return core.wait(
+        "CudaEvent.synchronize",
+        event.device,
+        String(event),
+        (onDone, options) => events.watch(event, onDone, options)
+      )
+    }),
+    eventElapsedTime: operation((startRef: EventRef, endRef: EventRef) =>
+      elapsedTime(core, ownEvent(startRef), ownEvent(endRef))
+    ),
+    eventIpcHandle: (ref) =>
+      Effect.suspend(() => {
+        const event = ownEvent(ref)
+        if (unusable(backend, event)) return refuseResource("CudaEvent.ipcHandle", backend, event)
+        if ((event.flags & eventFlags.interprocess) === 0) {
+          return refuseArgument("CudaEvent.ipcHandle", "event", event, "an event made with { interprocess: true }")
+        }
+        const bytes = new Uint8Array(ipcHandleSize)
+        const status = events.ipcHandle(event, bytes)
+        return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
+      }),
+    eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle)
+  }
+}
 
 const create = (core: Core, device: number, flags: number) =>
   core.whenOpen("CudaEvent.make", device, () => {

@@ -29,7 +29,13 @@ export const fromStatus = (
     const { device, operation } = context
     origins.first ??= { operation, device, status: reason, at: Date.now() }
   }
-  return new CudaError({ ...context, call: call === "" ? undefined : call, reason, origin })
+  return new CudaError({
+    ...context,
+    ...backend.explain?.(status),
+    call: call === "" ? undefined : call,
+    reason,
+    origin
+  })
 }
 
 const stuck = (
@@ -83,9 +89,18 @@ export const refuseResource = (
     if (wrong !== undefined) return refuseArgument(operation, wrong.argument, wrong.given, wrong.expected)
     if (resource.owner !== owner) return refuse(operation, { _tag: "ForeignResource", resource: String(resource) })
     if (resource.state !== "live") return refuse(operation, { _tag: "ResourceReleased", resource: String(resource) })
+    if ("isGivenAway" in resource && resource.isGivenAway) return refuseGivenAway(operation, resource)
   }
   return Effect.die(new Error(`${operation}: no resource to refuse`))
 }
+
+const refuseGivenAway = (operation: string, memory: Resource): Effect.Effect<never, CudaError> =>
+  refuseArgument(
+    operation,
+    "buffer",
+    `${memory}, whose ArrayBuffer was transferred`,
+    "memory that the program still has; copy its bytes instead of transferring them"
+  )
 
 /** Refuses two resources that are on different devices. */
 export const refuseDevices = (

@@ -2,14 +2,17 @@
  * Kernels: lookup, code loading and attributes, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import { kernelAttributes, settableKernelAttributes } from "../../cuda/flags.ts"
 import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
 import type { HostPointer } from "../../cuda/handles.ts"
+import { scalarSizes } from "../../cuda/parameters.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { BlockSuggestion } from "../CudaRuntime.ts"
 import type { KernelOperations } from "../runtime/kernels.ts"
+import { counted, inBytes } from "../runtime/words.ts"
 import { Arguments } from "./arguments.ts"
 import type { Reach } from "./arguments.ts"
 import type { Core } from "./Core.ts"
@@ -18,11 +21,11 @@ import { bring, withCode } from "./kernelCode.ts"
 import { launchOperations } from "./launches.ts"
 import type { LaunchShape } from "./launchShape.ts"
 import { isGone, KernelResource, ownKernel, ownModule } from "./moduleResources.ts"
-import type { KernelCode, ModuleResource } from "./moduleResources.ts"
+import type { CodeOnDevice, KernelCode, ModuleResource, ParameterInfo } from "./moduleResources.ts"
 import { refuseModule, refuseName } from "./modules.ts"
 import { occupancyOperations } from "./occupancy.ts"
+import { differenceOf } from "./parameterKinds.ts"
 import type { StreamResource } from "./resources.ts"
-import { counted, inBytes } from "./words.ts"
 
 export interface KernelBackend {
   /** The kernel found by `find`. */
@@ -92,27 +95,42 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
   return code
 }
 
-/** Checks the size of each declared parameter, if the driver reports them. */
+/** Checks the size of each declared parameter, and its kind, where they are known. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
+  if (!Array.isArray(parameters) || !parameters.every(isKind)) {
+    return refuseArgument(operation, "parameters", parameters, "an array of kinds of parameters (CudaParameter)")
+  }
   const known = code.parameters
   if (known === undefined) return undefined
   if (known.length !== parameters.length) {
     const given = counted(parameters.length, "kind")
     return refuseDescribed(operation, "parameters", given, `${counted(known.length, "kind")}, as ${code} declares`)
   }
-  for (const [index, { kind, size }] of parameters.entries()) {
-    const expected = known[index]!.size
-    if (size === expected) continue
-    const argument = `parameters[${index}]`
-    return refuseDescribed(
-      operation,
-      argument,
-      `${kind} of ${inBytes(size)}`,
-      `${inBytes(expected)}, as ${code} declares`
-    )
+  for (const [index, given] of parameters.entries()) {
+    const refused = refuseParameter(operation, code, `parameters[${index}]`, given, known[index]!)
+    if (refused !== undefined) return refused
   }
   return undefined
 }
+
+const refuseParameter = (
+  operation: string,
+  code: KernelCode,
+  name: string,
+  given: ParameterKind,
+  known: ParameterInfo
+) => {
+  if (given.size !== known.size) {
+    const value = `${given.kind} of ${inBytes(given.size)}`
+    return refuseDescribed(operation, name, value, `${inBytes(known.size)}, as ${code} declares`)
+  }
+  const found = known.kind && differenceOf(given, known.kind, name)
+  return found && refuseDescribed(operation, found.path, found.given, `${found.expected}, as ${code} declares`)
+}
+
+const kinds: ReadonlySet<unknown> = new Set([...Object.keys(scalarSizes), "pointer", "struct", "array"])
+
+const isKind = (value: unknown): boolean => Predicate.hasProperty(value, "kind") && kinds.has(value.kind)
 
 const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, device: number) => {
   const operation = "CudaKernel.attribute"
@@ -138,14 +156,29 @@ const setAttribute = (
     if (!settableKernelAttributes.includes(attribute)) {
       return refuseArgument(operation, "attribute", attribute, "the name of a settable kernel attribute")
     }
-    if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
-      return refuseArgument(operation, "value", value, "a whole number that fits in 32 bits")
-    }
+    const refused = refuseValue(operation, attribute, value, there)
+    if (refused !== undefined) return refused
     const status = core.backend.kernels.setAttribute(kernel.code, attribute, value, device)
     if (status !== success) return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
     if (attribute === "maxDynamicSharedSizeBytes") there.dynamicShared = value
     return Effect.void
   })
+}
+
+const refuseValue = (
+  operation: string,
+  attribute: SettableKernelAttribute,
+  value: number,
+  { limits, staticShared }: CodeOnDevice
+) => {
+  if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
+    return refuseArgument(operation, "value", value, "a whole number that fits in 32 bits")
+  }
+  if (attribute !== "maxDynamicSharedSizeBytes") return undefined
+  const most = limits.sharedBytes - staticShared
+  return value >= 0 && value <= most
+    ? undefined
+    : refuseArgument(operation, "value", value, `a whole number from 0 to ${most}`)
 }
 
 /** Which memory kernels can access on this runtime. Each device is asked once. */

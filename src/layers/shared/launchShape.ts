@@ -5,9 +5,9 @@
 import type * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 import type { Dimensions, LaunchConfig } from "../CudaRuntime.ts"
+import { counted, inBytes } from "../runtime/words.ts"
 import { refuseArgument, refuseDescribed } from "./failures.ts"
 import type { CodeOnDevice } from "./moduleResources.ts"
-import { counted, inBytes } from "./words.ts"
 
 /** The largest cluster size of any device, in blocks. */
 const largestCluster = 16
@@ -27,6 +27,8 @@ export class LaunchShape {
   clusterZ = 1
   cooperative = false
   programmatic = false
+  /** How often it was read, so that a launch notices if its shape was replaced by a getter among its arguments. */
+  reads = 0
 
   /**
    * Reads everything before it changes anything, because getters may run. A size that is not a number becomes NaN,
@@ -34,10 +36,15 @@ export class LaunchShape {
    */
   read(config: LaunchConfig): void {
     const { block, cluster, cooperative, grid, programmatic, sharedBytes = 0 } = config
-    const [gridX, gridY, gridZ] = [axisOf(grid, 0), axisOf(grid, 1), axisOf(grid, 2)]
-    const [blockX, blockY, blockZ] = [axisOf(block, 0), axisOf(block, 1), axisOf(block, 2)]
-    const clusterSize = cluster ?? 1
-    const [clusterX, clusterY, clusterZ] = [axisOf(clusterSize, 0), axisOf(clusterSize, 1), axisOf(clusterSize, 2)]
+    const gridX = axisOf(grid, 0)
+    const gridY = axisOf(grid, 1)
+    const gridZ = axisOf(grid, 2)
+    const blockX = axisOf(block, 0)
+    const blockY = axisOf(block, 1)
+    const blockZ = axisOf(block, 2)
+    const clusterX = cluster === undefined ? 1 : axisOf(cluster, 0)
+    const clusterY = cluster === undefined ? 1 : axisOf(cluster, 1)
+    const clusterZ = cluster === undefined ? 1 : axisOf(cluster, 2)
     this.gridX = gridX
     this.gridY = gridY
     this.gridZ = gridZ
@@ -51,11 +58,22 @@ export class LaunchShape {
     this.clusterZ = clusterZ
     this.cooperative = cooperative === true
     this.programmatic = programmatic === true
+    this.reads++
   }
 
   /** True if the launch has dimensions only. */
   get isPlain(): boolean {
     return !this.clustered && !this.cooperative && !this.programmatic
+  }
+
+  /** Blocks in the grid. */
+  get blocks(): number {
+    return this.gridX * this.gridY * this.gridZ
+  }
+
+  /** Blocks per cluster; 1 without clusters. */
+  get clusterBlocks(): number {
+    return this.clusterX * this.clusterY * this.clusterZ
   }
 
   /** Threads per block. */
@@ -66,7 +84,7 @@ export class LaunchShape {
   toString(): string {
     const cluster = this.clustered ? `, clusters of ${this.clusterX}×${this.clusterY}×${this.clusterZ}` : ""
     return `grid ${this.gridX}×${this.gridY}×${this.gridZ}, block ${this.blockX}×${this.blockY}×${this.blockZ}, ` +
-      `${inBytes(this.sharedBytes)} of shared memory${cluster}`
+      `${inBytes(this.sharedBytes)} of shared memory${cluster}${this.cooperative ? ", cooperative" : ""}`
   }
 }
 
@@ -86,6 +104,12 @@ export const fits = (shape: LaunchShape, { dynamicShared, limits, maxThreads }: 
     shape.threads <= maxThreads && Number.isInteger(shape.sharedBytes) && shape.sharedBytes >= 0 &&
     shape.sharedBytes <= dynamicShared && shape.isPlain
 }
+
+/** Refuses a configuration that cannot be read. */
+export const refuseConfig = (operation: string, config: LaunchConfig): Effect.Effect<never, CudaError> | undefined =>
+  typeof config === "object" && config !== null
+    ? undefined
+    : refuseArgument(operation, "config", config, "an object with grid and block")
 
 /** The failure for a launch beyond the limits; undefined for a valid one. */
 export const refuseShape = (

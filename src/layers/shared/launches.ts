@@ -11,7 +11,7 @@ import type { PointerSlot } from "./arguments.ts"
 import type { Core } from "./Core.ts"
 import { refuseDescribed, refuseResource } from "./failures.ts"
 import { bring } from "./kernelCode.ts"
-import { fits, LaunchShape, refuseShape } from "./launchShape.ts"
+import { fits, LaunchShape, refuseConfig, refuseShape } from "./launchShape.ts"
 import { isGone, ownKernel } from "./moduleResources.ts"
 import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
@@ -31,9 +31,6 @@ export const launchOperations = (core: Core): Pick<KernelOperations, "kernelLaun
 
 const launchOperation = "CudaKernel.launch"
 
-/** Counts launches, to detect one made by a getter while another reads its arguments. */
-let launches = 0
-
 const launch = (
   core: Core,
   kernel: KernelResource,
@@ -41,23 +38,18 @@ const launch = (
   values: ReadonlyArray<unknown>,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const { code } = kernel
-  const refused = refuseTarget(core, kernel, stream)
-  if (refused !== undefined) return refused
+  const { arguments: args, code } = kernel
   const { device } = stream
   const there = code.on[device]
-  if (there === undefined) {
-    const again = Effect.suspend(() => launch(core, kernel, config, values, stream))
-    return Effect.andThen(bring(core, launchOperation, code, device), again)
-  }
+  if (there === undefined) return launchFirst(core, kernel, config, values, stream)
+  const unread = refuseConfig(launchOperation, config)
+  if (unread !== undefined) return unread
   // Reading runs user code (getters). Read everything first, then check what that code may have changed.
-  const own = ++launches
   shape.read(config)
-  const { arguments: args } = kernel
+  const own = shape.reads
   const isPacked = args.pack(values, device)
-  const unfit = own !== launches
-    ? refuseReentry()
-    : refuseTarget(core, kernel, stream) ?? refuseUnfit(core, code, there, device)
+  const refused = own === shape.reads ? refuseTarget(core, kernel, stream) : refuseReentry()
+  const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device))
   const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
   args.forget()
   if (status === success) return Effect.void
@@ -66,14 +58,25 @@ const launch = (
   return core.failOn(launchOperation, status, device, `${code} on ${stream}, ${shape}`)
 }
 
+/** Launches a kernel on a device that does not have its code yet. */
+const launchFirst = (
+  core: Core,
+  kernel: KernelResource,
+  config: LaunchConfig,
+  values: ReadonlyArray<unknown>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> =>
+  refuseTarget(core, kernel, stream) ??
+    Effect.andThen(
+      bring(core, launchOperation, kernel.code, stream.device),
+      Effect.suspend(() => launch(core, kernel, config, values, stream))
+    )
+
 const refuseTarget = (core: Core, { code }: KernelResource, stream: StreamResource) => {
   const { backend } = core
   if (unusable(backend, stream)) return refuseResource(launchOperation, backend, stream)
   return isGone(backend, code.module) ? refuseModule(core, launchOperation, code.module) : undefined
 }
-
-const refuseUnfit = (core: Core, code: KernelCode, there: CodeOnDevice, device: number) =>
-  fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device)
 
 const refuseReentry = () =>
   refuseDescribed(launchOperation, "arguments", "values that launch a kernel while they are read", "plain values")

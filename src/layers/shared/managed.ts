@@ -8,15 +8,15 @@ import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { MemoryLocation, MemoryOptions, MemoryRange } from "../CudaRuntime.ts"
 import type { ManagedOperations } from "../runtime/managed.ts"
+import { inBytes } from "../runtime/words.ts"
 import { enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { allocationError, refuseByteLength, withOptions } from "./memory.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ManagedMemoryResource, ownMemory, ownStream, unusable } from "./resources.ts"
+import { ManagedMemoryResource, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
-import { inBytes } from "./words.ts"
 
 export interface ManagedBackend {
   /** The memory made by `allocate`. */
@@ -66,7 +66,7 @@ const allocateManaged = (core: Core, device: number, byteLength: number, options
 /** Refuses unusable memory, a range outside it, and a location that does not exist. */
 const refuse = (core: Core, operation: string, range: MemoryRange, location: MemoryLocation): Refusal => {
   const memory = ownMemory(range.memory)
-  if (unusable(core.backend, memory)) return refuseResource(operation, core.backend, memory)
+  if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   return refuseRange(operation, "buffer", range) ??
     (location === "host" ? undefined : core.refuseDevice(operation, "location", location))
 }

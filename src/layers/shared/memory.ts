@@ -6,6 +6,7 @@ import { notReady, success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
 import type { MemoryOperations } from "../runtime/memory.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
@@ -14,7 +15,6 @@ import type { Refusal } from "./ranges.ts"
 import { ownMemory, ownPool, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, MemoryPoolResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
-import { inBytes } from "./words.ts"
 
 export interface MemoryBackend {
   /** The memory made by `allocate`. */
@@ -69,9 +69,9 @@ const allocate = (
   options: DeviceMemoryOptions
 ): Effect.Effect<DeviceMemoryResource, CudaError> => {
   const operation = "CudaMemory.allocate"
-  const pool = options.pool && ownPool(options.pool)
-  const stream = options.stream && ownStream(options.stream)
-  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, options)
+  const pool = options.pool === undefined ? undefined : ownPool(options.pool)
+  const stream = options.stream === undefined ? undefined : ownStream(options.stream)
+  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, pool, stream)
   if (refused !== undefined) return refused
   const status = core.backend.memory.allocate(device, byteLength, pool, stream)
   if (status !== success) {
@@ -100,8 +100,14 @@ export const allocationError = (
 }
 
 /** Checks that the pool and the stream of an allocation are usable and on its device. */
-const refusePlace = (core: Core, operation: string, device: number, options: DeviceMemoryOptions): Refusal => {
-  for (const part of [options.pool && ownPool(options.pool), options.stream && ownStream(options.stream)]) {
+const refusePlace = (
+  core: Core,
+  operation: string,
+  device: number,
+  pool: MemoryPoolResource | undefined,
+  stream: StreamResource | undefined
+): Refusal => {
+  for (const part of [pool, stream]) {
     if (part === undefined) continue
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
     if (part.device === device) continue

@@ -6,10 +6,10 @@ import { nullHandle } from "../../cuda/handles.ts"
 import type { CUkernel, CUlibrary, HostPointer } from "../../cuda/handles.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import type { KernelRef, ModuleOptions, ModuleRef, ResourceState } from "../CudaRuntime.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Arguments } from "./arguments.ts"
 import { wrongHandle } from "./resources.ts"
 import type { DeviceMemoryResource, Owner } from "./resources.ts"
-import { inBytes } from "./words.ts"
 
 export class ModuleResource implements ModuleRef {
   state: ResourceState = "live"
@@ -36,6 +36,8 @@ export class ModuleResource implements ModuleRef {
 export interface ParameterInfo {
   readonly offset: number
   readonly size: number
+  /** Only for kernels of simulated devices: a driver knows sizes alone. */
+  readonly kind?: ParameterKind
 }
 
 /** A device's limits for a launch. */

@@ -8,6 +8,7 @@ import { success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { ModuleOptions } from "../CudaRuntime.ts"
 import type { ModuleOperations } from "../runtime/modules.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument } from "./failures.ts"
 import { isGone, ownModule } from "./moduleResources.ts"
@@ -15,13 +16,19 @@ import type { ModuleResource } from "./moduleResources.ts"
 import { wrongOf } from "./resources.ts"
 import type { DeviceMemoryResource } from "./resources.ts"
 import type { DriverFailure } from "./waits.ts"
-import { inBytes } from "./words.ts"
 
 export interface ModuleBackend {
   /** The variable found by `findGlobal`. */
   readonly global: DeviceMemoryResource | undefined
-  /** Loads an image off the JS thread. An interrupted load is unloaded when it ends. */
-  readonly load: (image: Uint8Array, options: ModuleOptions) => Effect.Effect<ModuleResource, DriverFailure>
+  /**
+   * Loads an image off the JS thread. Calls `adopt` in the turn in which loading ends, so that no interruption loses the module. A module
+   * whose load was interrupted before that is unloaded.
+   */
+  readonly load: (
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ) => Effect.Effect<ModuleResource, DriverFailure>
   /** Unloads a module, immediately or once the driver would not block. */
   readonly unload: (module: ModuleResource) => number
   readonly findGlobal: (module: ModuleResource, name: string, device: number) => number
@@ -42,16 +49,25 @@ const loadModule = (
   const { backend } = core
   const refused = refuseClosed(core, operation) ?? refuseImage(core, operation, image)
   if (refused !== undefined) return refused
+  const { idleTimeout, onLoaded } = options
+  let adopted: ModuleResource | undefined
+  const adopt = (module: ModuleResource) => {
+    adopted = module
+    if (core.closed) {
+      module.state = "released"
+      backend.modules.unload(module)
+      return
+    }
+    core.modules.add(module)
+    onLoaded?.(module)
+  }
   const failed = (failure: DriverFailure) =>
     refuseClosed(core, operation) ?? Effect.fail(imageError(core, operation, image.byteLength, failure))
-  return Effect.matchEffect(backend.modules.load(image, options), {
+  const loaded = Effect.matchEffect(backend.modules.load(image, { idleTimeout }, adopt), {
     onFailure: failed,
-    onSuccess: (module) => {
-      if (core.closed) backend.modules.unload(module)
-      else core.modules.add(module)
-      return refuseClosed(core, operation) ?? Effect.succeed(module)
-    }
+    onSuccess: (module) => refuseClosed(core, operation) ?? Effect.succeed(module)
   })
+  return Effect.onError(loaded, () => adopted === undefined ? Effect.void : Effect.ignore(unloadModule(core, adopted)))
 }
 
 const refuseClosed = (core: Core, operation: string): Effect.Effect<never, CudaError> | undefined =>

@@ -10,6 +10,7 @@ import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
 import { withCode } from "./kernelCode.ts"
 import { allow, shape } from "./launches.ts"
+import { refuseConfig } from "./launchShape.ts"
 import { ownKernel } from "./moduleResources.ts"
 import type { KernelResource } from "./moduleResources.ts"
 
@@ -79,6 +80,8 @@ const ofShape = <A>(
   ask: () => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> =>
   withCode(core, occupancyOperation, kernel, device, (there) => {
+    const refused = refuseConfig(occupancyOperation, config)
+    if (refused !== undefined) return refused
     shape.read(config)
     return allow(core, occupancyOperation, kernel.code, there, device) ?? ask()
   })

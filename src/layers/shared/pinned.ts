@@ -2,12 +2,13 @@
  * Pinned host memory: the shared operation, and the backend functions it uses.
  */
 import * as Effect from "effect/Effect"
+import { constants } from "node:buffer"
 import type { PinnedOperations } from "../runtime/pinned.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuseByteLength, withOptions } from "./memory.ts"
 import type { HostMemoryResource } from "./resources.ts"
 import type { DriverFailure } from "./waits.ts"
-import { inBytes } from "./words.ts"
 
 export interface PinnedBackend {
   readonly allocate: (byteLength: number) => Effect.Effect<HostMemoryResource, DriverFailure>
@@ -26,7 +27,14 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
               return withOptions(memory, options)
             },
             onFailure: ({ call, status }) =>
-              core.error("CudaMemory.allocateHost", status, 0, `${inBytes(byteLength)} of pinned memory`, call)
+              core.error("CudaMemory.allocateHost", status, 0, describePinned(byteLength), call)
           }))
     )
 })
+
+/** JavaScript has to see all of the memory through one array, so the array's limit is the memory's. */
+const describePinned = (byteLength: number): string => {
+  const { MAX_LENGTH: most } = constants
+  const limit = byteLength > most ? `; an array has at most ${inBytes(most)}` : ""
+  return `${inBytes(byteLength)} of pinned memory${limit}`
+}

@@ -4,8 +4,8 @@
 import type * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 import type { MemoryRange } from "../CudaRuntime.ts"
+import { inBytes } from "../runtime/words.ts"
 import { refuseArgument } from "./failures.ts"
-import { inBytes } from "./words.ts"
 
 /** The failure for an invalid argument; undefined for a valid one. */
 export type Refusal = Effect.Effect<never, CudaError> | undefined

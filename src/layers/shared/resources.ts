@@ -19,15 +19,22 @@ import type {
   StreamHandle,
   StreamRef
 } from "../CudaRuntime.ts"
+import { inBytes } from "../runtime/words.ts"
 import type { Ordering, Track } from "./ordering.ts"
-import { inBytes } from "./words.ts"
 
 /** Identifies the runtime that a resource belongs to. */
 export interface Owner {
   readonly kind: "native" | "simulated"
 }
 
+/** What a resource is. A property is cheaper to look at than a class, on paths that are called often. */
+const streamTag = Symbol("stream")
+const eventTag = Symbol("event")
+const memoryTag = Symbol("memory")
+const poolTag = Symbol("pool")
+
 export class StreamResource implements StreamRef {
+  readonly tag = streamTag
   state: ResourceState = "live"
   /** Its uses of ordered buffers; undefined before the first. */
   track: Track | undefined
@@ -56,6 +63,7 @@ export class StreamResource implements StreamRef {
 }
 
 export class EventResource implements EventRef {
+  readonly tag = eventTag
   state: ResourceState = "live"
   /** True once a record was enqueued. Events opened from other processes count as recorded. */
   recorded = false
@@ -86,6 +94,7 @@ export class EventResource implements EventRef {
 
 /** A buffer tracks the streams that used it, so that its release can be ordered after their work. */
 class MemoryResource<Pointer extends Address | HostAddress> {
+  readonly tag = memoryTag
   state: ResourceState = "live"
   /** The uses of an ordered buffer. */
   ordering: Ordering | undefined
@@ -106,6 +115,10 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   }
   get isOrdered(): boolean {
     return this.ordering !== undefined
+  }
+  /** Whether the program transferred the buffer that JavaScript sees of the memory. */
+  get isGivenAway(): boolean {
+    return false
   }
   /** Notes a use that is about to be enqueued. Returns the status of what must be enqueued before it. */
   usedOn(stream: StreamResource): number {
@@ -161,6 +174,7 @@ export abstract class ManagedMemoryResource extends DeviceMemoryResource impleme
 }
 
 export class MemoryPoolResource implements MemoryPoolRef {
+  readonly tag = poolTag
   state: ResourceState = "live"
   readonly owner: Owner
   readonly handle: CUmemoryPool
@@ -184,6 +198,9 @@ export class HostMemoryResource extends MemoryResource<HostAddress> implements H
   constructor(owner: Owner, address: HostAddress, bytes: Uint8Array<ArrayBuffer>) {
     super(owner, address, bytes.byteLength)
     this.bytes = bytes
+  }
+  override get isGivenAway(): boolean {
+    return this.state === "live" && this.bytes.byteLength === 0
   }
   override toString(): string {
     return `pinned buffer of ${inBytes(this.byteLength)} at 0x${this.address.toString(16)}`
@@ -217,22 +234,26 @@ export const wrongOf = (resource: object): WrongHandle | undefined =>
  * other runtimes. Anything else becomes a stand-in that `unusable` finds too, so that the driver is never given a
  * foreign pointer.
  */
-export const ownStream = (ref: StreamRef): StreamResource =>
-  ref instanceof StreamResource
-    ? ref
-    : wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
-export const ownEvent = (ref: EventRef): EventResource =>
-  ref instanceof EventResource
-    ? ref
-    : wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
-export const ownMemory = (ref: MemoryRef): AnyMemoryResource =>
-  ref instanceof DeviceMemoryResource || ref instanceof HostMemoryResource
-    ? ref
-    : wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
-export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource =>
-  ref instanceof MemoryPoolResource
-    ? ref
-    : wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+export const ownStream = (ref: StreamRef): StreamResource => {
+  const own = ref as StreamResource | undefined
+  if (own?.tag === streamTag) return own
+  return wrongHandle(StreamResource.prototype, { given: ref, argument: "stream", expected: "a stream" })
+}
+export const ownEvent = (ref: EventRef): EventResource => {
+  const own = ref as EventResource | undefined
+  if (own?.tag === eventTag) return own
+  return wrongHandle(EventResource.prototype, { given: ref, argument: "event", expected: "an event" })
+}
+export const ownMemory = (ref: MemoryRef): AnyMemoryResource => {
+  const own = ref as AnyMemoryResource | undefined
+  if (own?.tag === memoryTag) return own
+  return wrongHandle(DeviceMemoryResource.prototype, { given: ref, argument: "buffer", expected: "a buffer" })
+}
+export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => {
+  const own = ref as MemoryPoolResource | undefined
+  if (own?.tag === poolTag) return own
+  return wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+}
 
 /** Notes uses that are about to be enqueued, like `usedOn`. */
 export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: StreamResource): number => {
@@ -246,3 +267,7 @@ export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: Strea
 /** True for a resource of another runtime and for a released one. */
 export const unusable = (owner: Owner, resource: Resource): boolean =>
   resource.owner !== owner || resource.state !== "live"
+
+/** The same for memory, and true for memory that the program gave away. */
+export const unusableMemory = (owner: Owner, memory: AnyMemoryResource): boolean =>
+  memory.owner !== owner || memory.state !== "live" || memory.isGivenAway

@@ -2,10 +2,10 @@
  * Checks of 2D and batched copies.
  */
 import type { MemoryRange, MemoryRows, MemoryTransfer } from "../CudaRuntime.ts"
+import { inBytes } from "../runtime/words.ts"
 import { refuseArgument, refuseDescribed } from "./failures.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { inBytes } from "./words.ts"
 
 /** The bytes from the start of the first row to the end of the last. */
 export const rowsSpan = ({ memory, offset, pitch }: MemoryRows, width: number, height: number): MemoryRange => ({

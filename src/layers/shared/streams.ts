@@ -6,7 +6,7 @@ import { defaultStreamHandles } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
-import type { CudaRuntimeService, EventRef, StreamRef, WaitOptions } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, ResourceState, StreamRef, WaitOptions } from "../CudaRuntime.ts"
 import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
@@ -30,53 +30,57 @@ export interface StreamBackend {
   readonly watch: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
-export const streamOperations = (core: Core): StreamOperations => ({
-  streamCreate: (options) => create(core, options),
-  streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
-  streamFromHandle: (device, handle) => fromHandle(core, device, handle),
-  streamDestroy: (ref) =>
-    Effect.uninterruptible(Effect.suspend(() => {
+export const streamOperations = (core: Core): StreamOperations => {
+  const { backend } = core
+  const { streams } = backend
+  return {
+    streamCreate: (options) => create(core, options),
+    streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
+    streamFromHandle: (device, handle) => fromHandle(core, device, handle),
+    streamDestroy: (ref) =>
+      Effect.uninterruptible(Effect.suspend(() => {
+        const stream = ownStream(ref)
+        if (stream.owner !== backend) return refuseResource("CudaStream.release", backend, stream)
+        if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
+        setState(core, stream, "closing")
+        return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
+      })),
+    streamQuery: operation((ref: StreamRef) => {
       const stream = ownStream(ref)
-      if (stream.owner !== core.backend) return refuseResource("CudaStream.release", core.backend, stream)
-      if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
-      stream.state = "closing"
-      return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
-    })),
-  streamQuery: operation((ref: StreamRef) => {
-    const stream = ownStream(ref)
-    if (unusable(core.backend, stream)) return refuseResource("CudaStream.query", core.backend, stream)
-    return core.answer("CudaStream.query", core.backend.streams.query(stream), stream)
-  }),
-  streamSynchronize: operation((ref: StreamRef) => {
-    const stream = ownStream(ref)
-    if (unusable(core.backend, stream)) return refuseResource("CudaStream.synchronize", core.backend, stream)
-    return drain(core, "CudaStream.synchronize", stream)
-  }),
-  streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
-    const stream = ownStream(ref)
-    const event = ownEvent(eventRef)
-    if (unusable(core.backend, stream) || unusable(core.backend, event)) {
-      return refuseResource("CudaStream.waitEvent", core.backend, stream, event)
-    }
-    const status = core.backend.streams.waitEvent(stream, event)
-    return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
-  }),
-  streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
-    const stream = ownStream(ref)
-    const other = ownStream(otherRef)
-    if (unusable(core.backend, stream) || unusable(core.backend, other)) {
-      return refuseResource("CudaStream.waitStream", core.backend, stream, other)
-    }
-    const status = core.backend.streams.fork(other, [stream])
-    return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
-  }),
-  streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
-    fork(core, ownStream(from), branches.map(ownStream))
-  ),
-  streamJoin: operation((into: StreamRef, branches: ReadonlyArray<StreamRef>) =>
-    join(core, ownStream(into), branches.map(ownStream))
-  )
-})
+      if (unusable(backend, stream)) return refuseResource("CudaStream.query", backend, stream)
+      return core.answer("CudaStream.query", streams.query(stream), stream)
+    }),
+    streamSynchronize: operation((ref: StreamRef) => {
+      const stream = ownStream(ref)
+      if (unusable(backend, stream)) return refuseResource("CudaStream.synchronize", backend, stream)
+      return drain(core, "CudaStream.synchronize", stream)
+    }),
+    streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
+      const stream = ownStream(ref)
+      const event = ownEvent(eventRef)
+      if (unusable(backend, stream) || unusable(backend, event)) {
+        return refuseResource("CudaStream.waitEvent", backend, stream, event)
+      }
+      const status = streams.waitEvent(stream, event)
+      return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
+    }),
+    streamWaitStream: operation((ref: StreamRef, otherRef: StreamRef) => {
+      const stream = ownStream(ref)
+      const other = ownStream(otherRef)
+      if (unusable(backend, stream) || unusable(backend, other)) {
+        return refuseResource("CudaStream.waitStream", backend, stream, other)
+      }
+      const status = streams.fork(other, [stream])
+      return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
+    }),
+    streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+      fork(core, ownStream(from), branches.map(ownStream))
+    ),
+    streamJoin: operation((into: StreamRef, branches: ReadonlyArray<StreamRef>) =>
+      join(core, ownStream(into), branches.map(ownStream))
+    )
+  }
+}
 
 const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamResource>) => {
   const operation = "CudaBranch.fork"
@@ -152,7 +156,7 @@ const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<S
     const status = core.backend.streams.fromHandle(device, handle)
     if (status !== success) return core.failOn(operation, status, device, `handle 0x${handle.toString(16)}`)
     const made = core.backend.streams.created!
-    const key = `${device} ${made.id}`
+    const key = foreignKey(made)
     const known = core.foreignStreams.get(key)
     if (known === undefined) core.foreignStreams.set(key, made)
     return Effect.succeed(known ?? made)
@@ -187,9 +191,18 @@ const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void
     return Effect.andThen(idle, Effect.fail(error))
   })
 
+/** A stream of the runtime that a program also wrapped by its handle is gone for both: no call may name its handle after that. */
+const setState = (core: Core, stream: StreamResource, state: ResourceState): void => {
+  stream.state = state
+  const wrapper = core.foreignStreams.get(foreignKey(stream))
+  if (wrapper !== undefined) wrapper.state = state
+}
+
+const foreignKey = ({ device, id }: StreamResource): string => `${device} ${id}`
+
 const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
-    stream.state = "released"
+    setState(core, stream, "released")
     core.streams.delete(stream)
     const status = core.backend.streams.destroy(stream)
     return status === success ? Effect.void : core.fail("CudaStream.release", status, stream)

@@ -1,10 +1,29 @@
 /**
  * The options of a simulated runtime: their defaults, and what is refused.
  */
+import * as Effect from "effect/Effect"
 import { deviceAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
+import type { CudaError } from "../../CudaError.ts"
 import type { DeviceProperties, PriorityRange } from "../CudaRuntime.ts"
-import type { DeviceTraits } from "./parts.ts"
+import { refuseArgument } from "../shared/failures.ts"
+import type { SimulatedDeviceOptions, SimulatedOptions } from "../SimulatedRuntime.ts"
+import { nanoseconds } from "./durations.ts"
+import type { SimulatedKernel } from "./kernelFunctions.ts"
+import type { DeviceTraits } from "./model/parts.ts"
+
+/** The machine as its runtime needs it. */
+export interface ResolvedOptions {
+  readonly devices: ReadonlyArray<ResolvedDevice>
+  readonly driverVersion: number
+  readonly peerAccess: (device: number, peer: number) => boolean
+  /** Bytes of pinned memory there are. */
+  readonly hostMemory: number
+  readonly recordTimeline: boolean
+  readonly kernels: ReadonlyMap<string, SimulatedKernel>
+  /** The global variables of every module: how they begin. */
+  readonly globals: ReadonlyMap<string, Uint8Array>
+}
 
 /** A device as its runtime needs it. */
 export interface ResolvedDevice {
@@ -14,29 +33,92 @@ export interface ResolvedDevice {
   readonly attributes: { readonly [A in DeviceAttribute]: number }
 }
 
-/** What can be said of a device; every field has a default. */
-export interface DeviceFields {
-  readonly name?: string | undefined
-  readonly memory?: number | undefined
-  readonly computeCapability?: { readonly major: number; readonly minor: number } | undefined
-  readonly copyEngines?: number | undefined
-  readonly hostBandwidth?: number | undefined
-  readonly deviceBandwidth?: number | undefined
-  readonly peerBandwidth?: number | undefined
+/** The options of a device, with the latency of its copies in nanoseconds. */
+interface DeviceFields extends Omit<SimulatedDeviceOptions, "copyLatency"> {
   readonly copyLatency?: number | undefined
-  readonly priorityRange?: PriorityRange | undefined
-  readonly concurrentKernels?: number | undefined
-  readonly attributes?: { readonly [A in DeviceAttribute]?: number } | undefined
 }
 
-/** An option that cannot be meant. */
-export interface RefusedOption {
+/** An option that is not valid. */
+interface RefusedOption {
   readonly argument: string
   readonly value: unknown
   readonly expected: string
 }
 
-export const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDevice => {
+/** The options with their defaults, or the failure for the first one that is not valid. */
+export const resolve = (options: SimulatedOptions): Effect.Effect<ResolvedOptions, CudaError> =>
+  Effect.suspend(() => {
+    const { peerAccess = true } = options
+    const devices = deviceFields(options.devices ?? 1)
+    const refused = devices === undefined ? refusedDevices(options.devices) : refuseOptions(options, devices)
+    if (devices === undefined || refused !== undefined) {
+      const { argument, expected, value } = refused ?? refusedDevices(options.devices)
+      return refuseArgument("SimulatedRuntime.make", argument, value, expected)
+    }
+    return Effect.succeed({
+      devices: devices.map(resolveDevice),
+      driverVersion: options.driverVersion ?? 13000,
+      peerAccess: typeof peerAccess === "function" ? peerAccess : () => peerAccess,
+      hostMemory: options.hostMemory ?? Infinity,
+      kernels: new Map(Object.entries(options.kernels ?? {})),
+      globals: new Map(Object.entries(options.globals ?? {}).map(([name, initial]) => [name, bytesOf(initial)])),
+      recordTimeline: options.recordTimeline ?? false
+    })
+  })
+
+/** The options of each device; nothing when there would be none, or no number of them. */
+const deviceFields = (
+  devices: number | ReadonlyArray<SimulatedDeviceOptions>
+): ReadonlyArray<DeviceFields> | undefined => {
+  if (typeof devices === "number") {
+    return Number.isInteger(devices) && devices >= 1 && devices <= 1024
+      ? Array.from({ length: devices }, () => ({}))
+      : undefined
+  }
+  if (devices.length === 0) return undefined
+  return devices.map((device) => ({
+    ...device,
+    copyLatency: device.copyLatency === undefined ? undefined : nanoseconds(device.copyLatency) ?? NaN
+  }))
+}
+
+const refusedDevices = (devices: unknown): RefusedOption => ({
+  argument: "devices",
+  value: devices,
+  expected: "a number of devices from 1 to 1024, or what each of at least one is like"
+})
+
+const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
+  const { driverVersion, hostMemory } = options
+  if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
+    return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
+  }
+  if (hostMemory !== undefined && !(hostMemory >= 0)) {
+    return { argument: "hostMemory", value: hostMemory, expected: "a number of bytes from 0" }
+  }
+  for (const [ordinal, device] of devices.entries()) {
+    const refused = refuseDevice(device, ordinal)
+    if (refused !== undefined) return refused
+  }
+  return refuseSymbols(options)
+}
+
+const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
+  for (const [name, { cost }] of Object.entries(kernels)) {
+    if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
+    return { argument: `kernels.${name}.cost`, value: cost, expected: "a duration from 0" }
+  }
+  for (const [name, initial] of Object.entries(globals)) {
+    if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
+    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many" }
+  }
+  return undefined
+}
+
+const bytesOf = (initial: Uint8Array | number): Uint8Array =>
+  typeof initial === "number" ? new Uint8Array(initial) : initial
+
+const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDevice => {
   const traits = {
     memory: fields.memory ?? 16 * 2 ** 30,
     copyEngines: fields.copyEngines ?? 2,
@@ -63,7 +145,7 @@ export const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDe
 }
 
 /** The first thing wrong with the options of a device. */
-export const refuseDevice = (fields: DeviceFields, ordinal: number): RefusedOption | undefined =>
+const refuseDevice = (fields: DeviceFields, ordinal: number): RefusedOption | undefined =>
   refuseAll(`devices[${ordinal}]`, fields, [
     ["memory", isBytes, "a whole number of bytes above 0"],
     ["copyEngines", isCount, "a whole number above 0"],
@@ -109,7 +191,8 @@ const ownAttributes = (
   computeCapabilityMajor: properties.computeCapability.major,
   computeCapabilityMinor: properties.computeCapability.minor,
   asyncEngineCount: traits.copyEngines,
-  pciBusId: properties.index + 1
+  pciBusId: properties.index + 1,
+  clusterLaunch: properties.computeCapability.major >= 9 ? 1 : 0
 })
 
 const absent = Object.fromEntries(Object.keys(deviceAttributes).map((name) => [name, 0])) as {
@@ -155,7 +238,6 @@ const typicalAttributes: { readonly [A in DeviceAttribute]: number } = {
   virtualMemoryManagementSupported: 1,
   maxBlocksPerMultiprocessor: 32,
   memoryPoolsSupported: 1,
-  clusterLaunch: 1,
   ipcEventSupported: 1,
   numaId: -1,
   hostNumaId: -1

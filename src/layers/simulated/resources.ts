@@ -1,7 +1,8 @@
 /**
  * The resources of a simulated runtime: the shared ones, each with its part of the model.
  */
-import type { Address, EventHandle, StreamHandle } from "../CudaRuntime.ts"
+import type { CUmemoryPool } from "../../cuda/handles.ts"
+import type { Address, EventHandle, HostAddress, StreamHandle } from "../CudaRuntime.ts"
 import {
   DeviceMemoryResource,
   EventResource,
@@ -11,8 +12,8 @@ import {
   StreamResource
 } from "../shared/resources.ts"
 import type { AnyMemoryResource, Owner } from "../shared/resources.ts"
-import type { EventState, Pool, Stream } from "./parts.ts"
-import type { Storage } from "./Storage.ts"
+import type { EventState, Pool, Stream } from "./model/parts.ts"
+import type { Storage } from "./model/Storage.ts"
 
 export class SimulatedStream extends StreamResource {
   readonly part: Stream
@@ -50,7 +51,7 @@ export class SimulatedDeviceMemory extends DeviceMemoryResource {
 export class SimulatedHostMemory extends HostMemoryResource {
   readonly part: Storage
   constructor(owner: Owner, part: Storage, address: number) {
-    super(owner, address as Address, part.touch())
+    super(owner, address as HostAddress, part.touch())
     this.part = part
   }
 }
@@ -61,8 +62,11 @@ export class SimulatedManagedMemory extends ManagedMemoryResource {
     super(owner, address as Address, part.byteLength, device)
     this.part = part
   }
+  override get isGivenAway(): boolean {
+    return this.part.isGivenAway
+  }
   get bytes(): Uint8Array<ArrayBuffer> {
-    return this.state === "released" ? nothing : this.part.touch()
+    return this.state === "released" || this.isGivenAway ? nothing : this.part.touch()
   }
 }
 
@@ -70,7 +74,7 @@ const nothing = new Uint8Array(0)
 
 export class SimulatedPool extends MemoryPoolResource {
   readonly part: Pool
-  constructor(owner: Owner, part: Pool, handle: number, device: number, origin: "owned" | "runtime") {
+  constructor(owner: Owner, part: Pool, handle: CUmemoryPool, device: number, origin: "owned" | "runtime") {
     super(owner, handle, device, origin)
     this.part = part
   }
@@ -81,3 +85,4 @@ export const streamPart = (stream: StreamResource): Stream => (stream as Simulat
 export const simulatedEvent = (event: EventResource): SimulatedEvent => event as SimulatedEvent
 export const memoryPart = (memory: AnyMemoryResource): Storage =>
   (memory as SimulatedDeviceMemory | SimulatedHostMemory | SimulatedManagedMemory).part
+export const poolPart = (pool: MemoryPoolResource): Pool => (pool as SimulatedPool).part

@@ -1,5 +1,5 @@
 /**
- * Programs in a process of their own: the sources compiled to JavaScript (Node 20 runs no TypeScript), and a script beside
+ * Programs in their own process: the sources compiled to JavaScript (Node 20 does not run TypeScript), and a script next to
  * them.
  */
 import { afterAll } from "@effect/vitest"

@@ -1,14 +1,14 @@
 /*
  * A CUDA driver library without a GPU, for the tests of the native runtime. It exports every function the runtime calls,
  * logs each call with its arguments and outcome, and models streams, events, pools and host registrations well enough for
- * real programs: work runs in stream order, waits hold it back, copies move bytes. Tests steer it through the `stub_`
- * functions: failures of single calls, work that stays pending, a fault that sticks. Host functions are called from a
- * thread of the stub's own, one after another, with no lock of the stub held.
+ * real programs: work runs in stream order, waits block it, copies move bytes. Tests control it through the `stub_`
+ * functions: failures of single calls, work that stays pending, sticky faults. A separate thread calls host functions,
+ * one after another, without holding the stub's lock.
  *
- * What no correct program does (a handle that is gone, memory freed under a running copy, a call without the context it
- * needs, a call that would block) is counted as misuse and described.
+ * Errors of the caller (a stale handle, memory freed under a running copy, a call without the context it needs, a call that
+ * would block) are recorded as misuse with a description.
  *
- * Kernels are known by the text of their PTX (names, parameters, `.maxntid`, global variables) and do nothing, in stream order.
+ * Kernels are read from the text of their PTX (names, parameters, `.maxntid`, global variables) and do nothing, in stream order.
  * A call that waits in the driver for a busy device is counted as blocked.
  *
  * Not modelled: the order between blocking streams and the legacy default stream, graphs, virtual memory.
@@ -57,7 +57,7 @@ enum {
   NOT_REGISTERED = 713
 };
 
-/* ---- Objects. A handle is a kind and an index; indices are never used twice, so a stale handle is always found. ---- */
+/* ---- Objects. A handle is a kind and an index. Indices are never reused, so a stale handle is always detected. ---- */
 
 typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL } Kind;
 
@@ -79,13 +79,13 @@ typedef void (*HostFunction)(void *data);
 typedef struct Op {
   OpKind kind;
   bool held;
-  /* The memory that a kernel was given. */
+  /* The memory passed to a kernel. */
   const uint8_t *touched[MAX_PARAMETERS];
   Record *record;
   uint8_t *to;
   const uint8_t *from;
   uint64_t bytes;
-  /* A copy of more than one row; `bytes` are those of each. */
+  /* A copy of several rows of `bytes` each. */
   uint64_t rows, to_pitch, from_pitch;
   uint32_t value;
   int width;
@@ -118,7 +118,7 @@ typedef struct {
   Record *record;
 } Event;
 
-/* Bytes of a pool: in use, freed by the GPU but not seen by the host yet, and free for the next allocation. */
+/* Bytes of a pool: in use, freed by the GPU but not yet seen by the host, and free for the next allocation. */
 typedef struct {
   bool alive, managed;
   int device;
@@ -126,7 +126,7 @@ typedef struct {
   int reuse[4];
 } Pool;
 
-/* It is there once the operation that allocates it has run, and for who comes after that. */
+/* Valid once the operation that allocates it has run, for all later operations. */
 typedef struct Allocation {
   uint8_t *address;
   uint64_t bytes;
@@ -192,7 +192,7 @@ static struct {
   int devices, version, init_status, fault, pending;
   int least, greatest;
   uint64_t memory, clock, next_id;
-  /* The allocations that are not there yet. */
+  /* The allocations that are not valid yet. */
   int coming;
   uint64_t calls, misuses;
   char misuse[512];
@@ -203,7 +203,7 @@ static struct {
 } stub;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-/* A host function was reached, and: one was called. */
+/* Signals that a host function was reached, and that one was called. */
 static pthread_cond_t host_reached = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t host_called = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t loads_let_go = PTHREAD_COND_INITIALIZER;
@@ -220,7 +220,7 @@ static Handle make(Kind kind, void *object) {
   return ((Handle)kind << 40) | (++table->count << 4);
 }
 
-/* The object of a handle, whether it is alive or not; none for what never was a handle since the last reset. */
+/* The object of a handle, live or not; NULL if it was never a handle since the last reset. */
 static void *find(Kind kind, Handle handle) {
   Table *table = &stub.tables[kind];
   uint64_t index = (handle & 0xffffffffff) >> 4;
@@ -232,7 +232,7 @@ static void *find(Kind kind, Handle handle) {
   for (uint64_t i_##name = stub.tables[kind].first; i_##name < stub.tables[kind].count; i_##name++) \
     for (Type *name = stub.tables[kind].items[i_##name]; name != NULL; name = NULL)
 
-/* ---- The log: one line of JSON per call; a call that repeats the one before only raises its count. ---- */
+/* ---- The log: one line of JSON per call. A call that repeats the previous one only increments its count. ---- */
 
 static struct {
   char *text;
@@ -257,7 +257,7 @@ static void log_repeats(void) {
   log_append(text, (size_t)size);
 }
 
-/* Lines stay open at their end until the next one, so that their count can grow. */
+/* A line stays open until the next one, so that its count can grow. */
 static void log_line(const char *line, size_t size) {
   if (logged.repeats > 0) {
     size_t open = logged.used - logged.last;
@@ -279,12 +279,12 @@ static void misuse(const char *format, ...) {
   va_end(values);
 }
 
-/* ---- A call: what it was given, and how it ends. ---- */
+/* ---- A call: its arguments, and its end. ---- */
 
 typedef struct {
   const char *name;
   Status status;
-  /* True when the device's fault is the answer; what a call gives back is then given back all the same. */
+  /* True when the call returns the device's fault. Releasing calls then still release. */
   bool faulted;
   Handle context;
   char text[6144];
@@ -297,7 +297,8 @@ static Handle current(void) { return depth == 0 ? 0 : stack[depth - 1]; }
 
 static int injected(const char *name) {
   for (Failure *failure = stub.failures; failure != NULL; failure = failure->next) {
-    if (strcmp(failure->name, name) != 0 || failure->times == 0) continue;
+    bool meant = strcmp(failure->name, "*") == 0 || strcmp(failure->name, name) == 0;
+    if (!meant || failure->times == 0) continue;
     if (failure->after > 0) {
       failure->after--;
       continue;
@@ -326,7 +327,7 @@ static Call begin(const char *name, int needs) {
   return call;
 }
 
-/* What the log has no room for is left out. */
+/* Drops what does not fit into the log. */
 static void add(Call *call, const char *format, ...) {
   va_list values;
   if (call->used > sizeof call->text - 2100) return;
@@ -338,7 +339,7 @@ static void add(Call *call, const char *format, ...) {
 
 static void add_int(Call *call, int64_t value) { add(call, "%lld", (long long)value); }
 
-/* What JavaScript's numbers cannot hold is written as a string. */
+/* Writes values beyond JavaScript's safe integers as strings. */
 static void add_wide(Call *call, uint64_t value) {
   add(call, value >> 53 == 0 ? "%llu" : "\"%llu\"", (unsigned long long)value);
 }
@@ -349,7 +350,7 @@ static void add_bytes(Call *call, const void *bytes, int count) {
   add(call, "\"%s\"", hex);
 }
 
-/* Logs the call and lets the next one in. */
+/* Logs the call and releases the lock for the next one. */
 static Status end(Call *call) {
   char line[6400];
   bool main = pthread_equal(pthread_self(), stub.main_thread) != 0;
@@ -366,7 +367,7 @@ static void wrong(Call *call, const char *what, Handle handle) {
   call->status = INVALID_HANDLE;
 }
 
-/* ---- Streams run their operations in order, as far as nothing holds them back. ---- */
+/* ---- Streams run their operations in order until one is blocked. ---- */
 
 static bool overlap(const uint8_t *a, uint64_t a_bytes, const uint8_t *b, uint64_t b_bytes) {
   return a != NULL && b != NULL && a < b + b_bytes && b < a + a_bytes;
@@ -381,7 +382,7 @@ static bool touches(const Op *op, const uint8_t *memory, uint64_t bytes) {
          overlap(op->from, op->bytes + later * op->from_pitch, memory, bytes);
 }
 
-/* Counts it as misuse when operations that are not done yet touch memory that goes away, and keeps them from it. */
+/* Records misuse when pending operations use memory that is being freed, and keeps them from using it. */
 static void retract(const uint8_t *memory, uint64_t bytes, const char *complaint) {
   EACH(Stream, stream, STREAM) {
     for (Op *op = stream->head; op != NULL; op = op->next) {
@@ -392,7 +393,7 @@ static void retract(const uint8_t *memory, uint64_t bytes, const char *complaint
   }
 }
 
-/* Counts it as misuse when an operation runs before the memory that it touches is there. */
+/* Records misuse when an operation runs before its memory is valid. */
 static void check_there(const Op *op) {
   for (Allocation *a = stub.allocations; stub.coming > 0 && a != NULL; a = a->next) {
     if (!a->there && touches(op, a->address, a->bytes)) misuse("device memory was used before it was allocated");
@@ -436,7 +437,7 @@ static void run_copy(const Op *op) {
   }
 }
 
-/* Takes the first operation of a stream off and does it. Every operation takes a microsecond. */
+/* Runs and removes the first operation of a stream. Every operation takes a microsecond. */
 static void run_first(Stream *stream) {
   Op *op = stream->head;
   stream->head = op->next;
@@ -454,7 +455,7 @@ static void run_first(Stream *stream) {
   free(op);
 }
 
-/* Host functions are left to their thread. */
+/* Host functions run on their own thread. */
 static bool can_run(const Op *op) {
   return !op->held && op->kind != HOST && (op->kind != WAIT || op->record->done);
 }
@@ -475,7 +476,7 @@ static void run_all(void) {
   }
 }
 
-/* A stream whose next operation is a host function that may be called; none while they are held back. */
+/* A stream whose next operation is a host function that may be called; NULL while they are held back. */
 static Stream *find_host_function(void) {
   Stream *found = NULL;
   if (stub.hosts_held) return NULL;
@@ -485,7 +486,7 @@ static Stream *find_host_function(void) {
   return found;
 }
 
-/* The thread that calls host functions. A stream goes on when its host function has returned. */
+/* The thread that calls host functions. A stream continues once its host function has returned. */
 static void *call_host_functions(void *unused) {
   (void)unused;
   pthread_mutex_lock(&lock);
@@ -495,7 +496,7 @@ static void *call_host_functions(void *unused) {
       pthread_cond_wait(&host_reached, &lock);
       continue;
     }
-    /* The driver calls no host function any more once the context has failed. */
+    /* The driver calls no host function once the context has failed. */
     if (stub.fault == SUCCESS) {
       HostFunction function = stream->head->function;
       void *data = stream->head->data;
@@ -514,7 +515,7 @@ static void *call_host_functions(void *unused) {
   return NULL;
 }
 
-/* The thread runs code of this library, which therefore stays when its last user unloads it. */
+/* The thread runs code of this library, so the library stays loaded when its last user unloads it. */
 static void start_host_thread(void) {
   pthread_t thread;
   if (pthread_create(&thread, NULL, call_host_functions, NULL) == 0) pthread_detach(thread);
@@ -522,7 +523,7 @@ static void start_host_thread(void) {
 
 static pthread_once_t host_thread_once = PTHREAD_ONCE_INIT;
 
-/* Waits until the host functions that were reached have been called. */
+/* Waits until every reached host function has been called. */
 static void await_host_functions(void) {
   while (stub.host_running || find_host_function() != NULL) pthread_cond_wait(&host_called, &lock);
 }
@@ -574,7 +575,7 @@ static Context *context_of(Call *call, Handle handle) {
   return NULL;
 }
 
-/* Nothing of a device may be used once its context is released. */
+/* No resource of a device may be used once its context is released. */
 static bool is_current_use(Call *call, Handle context_handle) {
   Context *context = find(CONTEXT, context_handle);
   if (context != NULL && context->alive) return true;
@@ -622,7 +623,7 @@ static bool is_device(Call *call, int device) {
 
 static bool ok(const Call *call) { return call->status == SUCCESS; }
 
-/* True also when a fault is the answer: the driver gives things back with their context then. */
+/* True also when the call returns a fault: the driver then frees resources with their context. */
 static bool gives_back(const Call *call) { return ok(call) || call->faulted; }
 
 /* ---- The driver: versions, errors, devices. ---- */
@@ -665,7 +666,7 @@ EXPORT Status cuDeviceGetCount(int *count) {
   return end(&call);
 }
 
-/* Device handles differ from ordinals, so that a test sees who mixes them up. */
+/* Device handles differ from ordinals, so that tests detect mix-ups. */
 #define DEVICE_BASE 40
 
 EXPORT Status cuDeviceGet(int *device, int ordinal) {
@@ -724,6 +725,20 @@ EXPORT Status cuDeviceCanAccessPeer(int *can, int device, int peer) {
   if (is_device(&call, device - DEVICE_BASE) && is_device(&call, peer - DEVICE_BASE)) {
     add_int(&call, *can = device != peer);
   }
+  add_int(&call, device);
+  add_int(&call, peer);
+  return end(&call);
+}
+
+/* Attribute 1, the rank of the link, is 0 for the best one; the others are 1 where they are supported. */
+EXPORT Status cuDeviceGetP2PAttribute(int *value, int attribute, int device, int peer) {
+  Call call = begin("cuDeviceGetP2PAttribute", ALWAYS);
+  if (is_device(&call, device - DEVICE_BASE) && is_device(&call, peer - DEVICE_BASE)) {
+    if (device == peer) call.status = 101;
+    else if (attribute < 1 || attribute > 4) call.status = 1;
+    else add_int(&call, *value = attribute == 1 ? 0 : 1);
+  }
+  add_int(&call, attribute);
   add_int(&call, device);
   add_int(&call, peer);
   return end(&call);
@@ -963,7 +978,7 @@ EXPORT Status cuEventElapsedTime(float *milliseconds, Handle start, Handle stop)
   return elapsed_time("cuEventElapsedTime", milliseconds, start, stop);
 }
 
-/* Does not tell of a fault. */
+/* Does not report faults. */
 EXPORT Status cuEventElapsedTime_v2(float *milliseconds, Handle start, Handle stop) {
   int fault = stub.fault;
   stub.fault = SUCCESS;
@@ -972,7 +987,7 @@ EXPORT Status cuEventElapsedTime_v2(float *milliseconds, Handle start, Handle st
   return status;
 }
 
-/* Interprocess handles: the first eight bytes say which event, the rest is a pattern that a wrong copy breaks. */
+/* Interprocess handles: the first eight bytes identify the event, the rest is a pattern that detects wrong copies. */
 typedef struct {
   uint8_t bytes[64];
 } IpcHandle;
@@ -1004,7 +1019,7 @@ EXPORT Status cuIpcOpenEventHandle(Handle *out, IpcHandle handle) {
   return end(&call);
 }
 
-/* ---- Device memory: pools whose allocations and releases are work of a stream. ---- */
+/* ---- Device memory: pools with stream-ordered allocations and releases. ---- */
 
 typedef struct {
   int alloc_type, handle_types, location_type, location_id;
@@ -1083,7 +1098,7 @@ EXPORT Status cuMemPoolTrimTo(Handle handle, size_t keep) {
   return end(&call);
 }
 
-/* Memory comes from what the pool keeps, and from the device when that is not enough. */
+/* Memory comes from what the pool keeps, then from the device. */
 static bool reserve(Pool *pool, uint64_t bytes) {
   uint64_t reused = bytes < pool->kept ? bytes : pool->kept;
   if (taken_memory(pool->device) - reused + bytes > stub.memory) return false;
@@ -1131,7 +1146,7 @@ static Allocation *allocation_at(const uint8_t *address, uint64_t bytes) {
   return NULL;
 }
 
-/* The allocation that begins here and was not given back yet. */
+/* The live allocation that starts at an address. */
 static Allocation *allocation_from(const uint8_t *address) {
   for (Allocation *a = stub.allocations; a != NULL; a = a->next) {
     if (a->address == address && !a->released) return a;
@@ -1157,7 +1172,7 @@ EXPORT Status cuMemFreeAsync(Handle address, Handle stream_handle) {
   return end(&call);
 }
 
-/* ---- Managed memory, which is that of a pool per device that nobody sees. ---- */
+/* ---- Managed memory, from a hidden pool per device. ---- */
 
 static Pool *managed_pool(int device) {
   EACH(Pool, pool, POOL) {
@@ -1252,7 +1267,7 @@ EXPORT Status cuMemHostUnregister(uint8_t *address) {
 
 /* ---- Copies and fills. ---- */
 
-/* A copy's host range lies in one registration; the driver refuses one that spans two. */
+/* A copy's host range must lie in one registration; the driver rejects ranges that span two. */
 static void check_host(Call *call, const uint8_t *address, uint64_t bytes) {
   if (!ok(call)) return;
   Registration *registration = registration_at(address, bytes);
@@ -1338,7 +1353,7 @@ typedef struct {
   uint64_t width, height;
 } Rows;
 
-/* An end of a copy of rows, all of which the driver must know. */
+/* One end of a 2D copy, whose whole range the driver must know. */
 static uint8_t *rows_end(Call *call, const RowsEnd *end, uint64_t width, uint64_t height) {
   uint8_t *address = end->type == 1 ? end->host : end->device;
   uint64_t span = (height - 1) * end->pitch + width;
@@ -1378,7 +1393,7 @@ static void check_either(Call *call, const uint8_t *address, uint64_t bytes) {
   else check_device(call, address, bytes);
 }
 
-/* The driver takes no batch for the legacy default stream, and no empty copy. */
+/* The driver rejects batches on the legacy default stream, and empty copies. */
 EXPORT Status cuMemcpyBatchAsync(uint8_t **to, uint8_t **from, const size_t *bytes, size_t count, const int *attributes,
                                  const size_t *indices, size_t attribute_count, size_t *failed_at,
                                  Handle stream_handle) {
@@ -1505,9 +1520,9 @@ EXPORT Status cuLaunchHostFunc(Handle stream_handle, HostFunction function, void
   return end(&call);
 }
 
-/* ---- Libraries and kernels: what the text of PTX says. ---- */
+/* ---- Libraries and kernels, read from PTX text. ---- */
 
-/* True while a stream of the device holds work, for which the driver waits before it loads or unloads code. */
+/* True while a stream of the device has work: the driver waits for it before it loads or unloads code. */
 static bool is_busy(int device) {
   bool busy = false;
   EACH(Stream, stream, STREAM) {
@@ -1537,7 +1552,7 @@ static const char *copy_word(const char *at, char *out, int size) {
   return at;
 }
 
-/* Reads a declaration behind `.param` or `.global`: alignment, type, name, length. Returns what follows it. */
+/* Reads a declaration after `.param` or `.global`: alignment, type, name, length. Returns the rest of the text. */
 static const char *read_declaration(const char *at, char *name, int *size, int *align) {
   char word[64];
   *align = 0;
@@ -1589,7 +1604,7 @@ static void read_image(Library *library, const char *text) {
   }
 }
 
-/* What the driver finds wrong with an image: with PTX that says so, and with what is no image at all. */
+/* The driver's status for an image: for PTX that names one, and for an invalid image. */
 static Status problem_of(const char *text) {
   if (strstr(text, "sm_999") != NULL) return NO_BINARY;
   if (strstr(text, "broken") != NULL) return INVALID_PTX;
@@ -1606,7 +1621,7 @@ static void write_log(const int *options, void **values, unsigned count) {
   if (buffer != NULL) snprintf(buffer, size, "ptxas application ptx input, line 3; fatal : broken\n");
 }
 
-/* Answers 0 whatever the image is: what is wrong with it is said when its first kernel is asked for. */
+/* Returns 0 for any image. Problems are reported when its first kernel is requested. */
 EXPORT Status cuLibraryLoadData(Handle *out, const char *image, int *options, void **values, unsigned count,
                                 void *library_options, void *library_values, unsigned library_count) {
   Call call = begin("cuLibraryLoadData", 0);
@@ -1779,7 +1794,7 @@ typedef struct {
   unsigned count;
 } LaunchConfig;
 
-/* The parameters, each as its bytes. The memory that they point to is in use until the kernel has run. */
+/* Copies the bytes of each parameter. The memory that they point to is in use until the kernel has run. */
 static void take_parameters(Call *call, const Kernel *kernel, void **parameters, Op *op) {
   for (int i = 0; i < kernel->count; i++) {
     add_bytes(call, parameters[i], kernel->sizes[i]);
@@ -1922,7 +1937,7 @@ static void set_defaults(void) {
   memset(stub.attributes, -1, sizeof stub.attributes);
 }
 
-/* Forgets everything; the calling thread is the main one from then on. Handles from before are stale. */
+/* Resets everything. The calling thread becomes the main thread, and earlier handles are stale. */
 EXPORT void stub_reset(void) {
   pthread_mutex_lock(&lock);
   while (stub.host_running) pthread_cond_wait(&host_called, &lock);
@@ -1936,7 +1951,7 @@ EXPORT void stub_reset(void) {
   pthread_mutex_unlock(&lock);
 }
 
-/* The log so far, a line of JSON per call. Valid until the next call of this function. */
+/* The log so far, one line of JSON per call. Valid until the next call of this function. */
 EXPORT const char *stub_log(void) {
   pthread_mutex_lock(&lock);
   if (logged.repeats > 0) log_repeats();
@@ -1953,7 +1968,7 @@ EXPORT void stub_log_clear(void) {
   pthread_mutex_unlock(&lock);
 }
 
-/* Has a function return a status, without doing its work: `times` calls (-1: all) after the next `after` ones. */
+/* Makes a function ("*": any) return a status without doing its work: `times` calls (-1: all) after the next `after` calls. */
 EXPORT void stub_fail(const char *name, int status, int after, int times) {
   pthread_mutex_lock(&lock);
   Failure *failure = calloc(1, sizeof(Failure));
@@ -1966,7 +1981,7 @@ EXPORT void stub_fail(const char *name, int status, int after, int times) {
   pthread_mutex_unlock(&lock);
 }
 
-/* Failures that were asked for and have not happened. */
+/* Injected failures that have not happened yet. */
 EXPORT int stub_failures_left(void) {
   int left = 0;
   for (Failure *failure = stub.failures; failure != NULL; failure = failure->next) {
@@ -1984,10 +1999,10 @@ EXPORT void stub_set_priorities(int least, int greatest) {
   stub.greatest = greatest;
 }
 
-/* What stays pending until `stub_finish`: 1 copies and fills, 2 allocations and releases, 4 kernels, or several of them. */
+/* Bit mask of what stays pending until `stub_finish`: 1 copies and fills, 2 allocations and releases, 4 kernels. */
 EXPORT void stub_set_pending(int mask) { stub.pending = mask; }
 
-/* From now on every call answers this status, except those that need no context. */
+/* Makes every later call return this status, except those that need no context. */
 EXPORT void stub_fault(int status) { stub.fault = status; }
 
 static Stream *any_stream(Handle handle, int device) {
@@ -1996,7 +2011,7 @@ static Stream *any_stream(Handle handle, int device) {
   return find(STREAM, handle == 2 ? context->per_thread : context->legacy);
 }
 
-/* Enqueues work that stays pending, like a long kernel. The device tells default streams apart. */
+/* Enqueues work that stays pending, like a long kernel. The device distinguishes default streams. */
 EXPORT void stub_work(Handle handle, int device) {
   pthread_mutex_lock(&lock);
   enqueue(any_stream(handle, device), WORK);
@@ -2014,7 +2029,7 @@ static int let_go(Stream *stream, int count) {
   return gone;
 }
 
-/* Ends the first `count` pending pieces of work of a stream (-1: all). Returns how many there were. */
+/* Finishes the first `count` pending pieces of work of a stream (-1: all). Returns how many there were. */
 EXPORT int stub_finish(Handle handle, int device, int count) {
   pthread_mutex_lock(&lock);
   int gone = let_go(any_stream(handle, device), count);
@@ -2023,7 +2038,7 @@ EXPORT int stub_finish(Handle handle, int device, int count) {
   return gone;
 }
 
-/* Ends all work that is pending now, on every stream. */
+/* Finishes all pending work on every stream. */
 EXPORT int stub_finish_all(void) {
   pthread_mutex_lock(&lock);
   int gone = 0;
@@ -2033,7 +2048,7 @@ EXPORT int stub_finish_all(void) {
   return gone;
 }
 
-/* Holds back the host functions that streams reach, as a driver with a busy thread does; or lets them go. */
+/* Holds back reached host functions, like a driver with a busy thread, or releases them. */
 EXPORT void stub_hold_hosts(int held) {
   pthread_mutex_lock(&lock);
   stub.hosts_held = held != 0;
@@ -2041,7 +2056,7 @@ EXPORT void stub_hold_hosts(int held) {
   pthread_mutex_unlock(&lock);
 }
 
-/* How many host functions were called: 0 all of them, 1 those on the thread that reset the stub. Waits for those due. */
+/* The number of host functions called: 0 all, 1 those on the thread that reset the stub. Waits for those due. */
 EXPORT int stub_host_calls(int which) {
   pthread_mutex_lock(&lock);
   await_host_functions();
@@ -2050,10 +2065,10 @@ EXPORT int stub_host_calls(int which) {
   return calls;
 }
 
-/* What a device answers to `cuDeviceGetAttribute`. */
+/* Sets the value that `cuDeviceGetAttribute` returns. */
 EXPORT void stub_set_attribute(int attribute, int value) { stub.attributes[attribute] = value; }
 
-/* Holds back what loads libraries, as a driver does that compiles PTX; or lets it go. */
+/* Holds back library loads, like a driver that compiles PTX, or releases them. */
 EXPORT void stub_hold_loads(int held) {
   pthread_mutex_lock(&lock);
   stub.loads_held = held != 0;
@@ -2061,10 +2076,10 @@ EXPORT void stub_hold_loads(int held) {
   pthread_mutex_unlock(&lock);
 }
 
-/* How many calls would have waited in the driver for a busy device. */
+/* How many calls would have blocked in the driver on a busy device. */
 EXPORT int stub_blocked(void) { return stub.blocked; }
 
-/* What is live: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work, 7 libraries. */
+/* Live resources: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work, 7 libraries. */
 EXPORT int stub_live(int kind) {
   int count = 0;
   pthread_mutex_lock(&lock);
@@ -2085,7 +2100,7 @@ EXPORT int stub_misuses(void) { return (int)stub.misuses; }
 EXPORT const char *stub_misuse(void) { return stub.misuse; }
 EXPORT double stub_calls(void) { return (double)stub.calls; }
 
-/* What other native code of the process does: a context or a stream of its own. */
+/* Foreign native code in the process: its own context or stream. */
 
 EXPORT Handle stub_push_foreign(void) {
   pthread_mutex_lock(&lock);
@@ -2099,7 +2114,7 @@ EXPORT void stub_pop_foreign(void) { depth--; }
 EXPORT Handle stub_current(void) { return current(); }
 EXPORT int stub_depth(void) { return depth; }
 
-/* A stream of a device's primary context, or (with -1) of another context. Never counted as live. */
+/* A stream on a device's primary context, or (with -1) on another context. Never counted as live. */
 EXPORT Handle stub_foreign_stream(int device, unsigned flags, int priority) {
   pthread_mutex_lock(&lock);
   Handle context = device < 0 ? make_context(0) : stub.primary[device];
@@ -2125,5 +2140,5 @@ EXPORT void stub_remote_finish(int remote) {
   pthread_mutex_unlock(&lock);
 }
 
-/* A process that does not steer the stub finds it ready. */
+/* The stub is ready for a process that does not control it. */
 __attribute__((constructor)) static void start(void) { stub_reset(); }

@@ -8,11 +8,17 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
-import type { CudaError } from "../CudaError.ts"
-import type { Attributes, RegionOptions } from "../CudaTiming.ts"
-import type { CudaRuntimeService, EventRef, StreamRef } from "../layers/CudaRuntime.ts"
-import { released } from "./handles.ts"
-import { onStream } from "./place.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService, EventRef, StreamRef } from "../../layers/CudaRuntime.ts"
+import { released } from "../handles.ts"
+import { onStream } from "../place.ts"
+import type { AnyStream } from "../place.ts"
+import type { Attributes } from "./tracks.ts"
+
+interface RegionOptions {
+  readonly stream?: AnyStream | undefined
+  readonly attributes?: Attributes | undefined
+}
 
 /** The recorder of the innermost timeline. */
 export const CurrentRecorder = Context.Reference<Recorder | undefined>("effect-cuda/CurrentRecorder", {
@@ -350,6 +356,7 @@ export class Recorder {
   #begin(name: string, { attributes = noAttributes, stream }: RegionOptions): Effect.Effect<Begun | undefined> {
     this.#begun++
     const begin = onStream(
+      "CudaTiming.region",
       this.runtime,
       undefined,
       stream,

@@ -3,6 +3,15 @@
  */
 import { Heap } from "./Heap.ts"
 
+/** Thrown by what an operation does: ends the operation in a fault of this status. */
+export class Fault extends Error {
+  readonly status: number
+  constructor(status: number, message: string) {
+    super(message)
+    this.status = status
+  }
+}
+
 /** What an operation does. */
 export type OperationKind =
   | "hostToDevice"

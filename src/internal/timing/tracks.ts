@@ -3,11 +3,28 @@
  * stream interleave, their regions do neither, and the stream has several tracks.
  */
 import * as Duration from "effect/Duration"
-import type { Region, Timeline } from "../CudaTiming.ts"
+
+/** A region, as far as pictures of it need it. */
+export interface DrawnRegion {
+  readonly name: string
+  readonly deviceIndex: number
+  readonly streamId: number
+  readonly start: Duration.Duration
+  readonly duration: Duration.Duration
+  readonly attributes: Attributes
+}
+
+export type Attributes = Readonly<Record<string, string | number | boolean>>
+
+/** A timeline, as far as pictures of it need it. */
+export interface DrawnTimeline {
+  readonly regions: ReadonlyArray<DrawnRegion>
+  readonly devices: ReadonlyArray<{ readonly index: number; readonly name: string }>
+}
 
 /** A region on a track, in milliseconds: cut, within what measuring is exact to, so that it lies in the one around it. */
 export interface Bar {
-  readonly region: Region
+  readonly region: DrawnRegion
   readonly start: number
   readonly end: number
   /** Regions around it. */
@@ -25,14 +42,14 @@ export interface Track {
 }
 
 /** What a device is called: for those who take regions from elsewhere, without the timeline's list too. */
-export const deviceLabel = ({ devices }: Timeline, index: number): string => {
+export const deviceLabel = ({ devices }: DrawnTimeline, index: number): string => {
   const device = devices.find((device) => device.index === index)
   return device === undefined ? `GPU ${index}` : `GPU ${index}: ${device.name}`
 }
 
 /** The tracks by device, stream and number. */
-export const layTracks = ({ regions }: Timeline): ReadonlyArray<Track> => {
-  const streams = new Map<string, Array<Region>>()
+export const layTracks = ({ regions }: DrawnTimeline): ReadonlyArray<Track> => {
+  const streams = new Map<string, Array<DrawnRegion>>()
   for (const region of regions) {
     const key = `${region.deviceIndex}/${region.streamId}`
     const known = streams.get(key)
@@ -49,7 +66,7 @@ const relativeError = 2 ** -23
 /** Milliseconds. */
 const resolution = 1e-3
 
-const layStream = (regions: ReadonlyArray<Region>): ReadonlyArray<Track> => {
+const layStream = (regions: ReadonlyArray<DrawnRegion>): ReadonlyArray<Track> => {
   const bars = regions.map((region) => {
     const [start, millis] = [Duration.toMillis(region.start), Duration.toMillis(region.duration)]
     const slack = relativeError * millis

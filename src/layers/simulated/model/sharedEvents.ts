@@ -1,14 +1,16 @@
 /**
  * The interprocess events of this process: what their handles open, for every simulated runtime in it.
  */
-import { ipcHandleSize } from "../../cuda/flags.ts"
+import { ipcHandleSize } from "../../../cuda/flags.ts"
+import type { Owner } from "../../shared/resources.ts"
 import type { EventState } from "./parts.ts"
 import type { World } from "./World.ts"
 
-/** An event that a handle stands for, and the world its records happen in. */
+/** An event that a handle stands for, the world its records happen in, and the runtime that made it. */
 export interface SharedEvent {
   readonly event: EventState
   readonly world: World
+  readonly owner: Owner
 }
 
 const shared = new Map<string, SharedEvent>()

@@ -4,15 +4,13 @@
  * Nothing here knows Effect. Whoever calls lets time pass first (`world.advance`), and looks at `lost` where a fault
  * must be answered.
  */
-import { neverFinishes } from "../shared/Backend.ts"
-import type { RowsTransfer } from "../shared/Backend.ts"
+import type { RowsTransfer } from "../../shared/copies.ts"
+import { neverFinishes } from "../../shared/waits.ts"
 import { Device, EventRecord, Operation, Stream } from "./parts.ts"
 import type { DeviceTraits, EventState, OperationKind, Pool, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
 import type { Storage } from "./Storage.ts"
 import { decide } from "./World.ts"
 import type { World } from "./World.ts"
-
-export { neverFinishes }
 
 /** Fake addresses of handles start here, those of memory far above. */
 const firstHandle = 2 ** 20
@@ -45,11 +43,11 @@ export class Model implements WatcherHome {
     }
   }
 
-  /** An address that stands for a thing of the driver. */
-  makeHandle(): number {
+  /** An address that stands for an object of the driver, of the kind that is asked for. */
+  makeHandle<Handle extends number>(): Handle {
     const handle = this.#nextHandle
     this.#nextHandle += 16
-    return handle
+    return handle as Handle
   }
 
   /** An address with room for so many bytes, aligned like an allocation of the driver. */
@@ -66,12 +64,10 @@ export class Model implements WatcherHome {
     return stream
   }
 
-  /** The stream of a handle; 0 means the legacy default stream, as in C. */
+  /** The stream of a handle, on whichever device; 0 means the device's legacy default stream, as in C. */
   findStream(device: Device, handle: number): Stream | undefined {
     if (handle <= device.legacy.handle) return device.legacy
-    if (handle === device.perThread.handle) return device.perThread
-    const stream = this.#streams.get(handle)
-    return stream?.device === device ? stream : undefined
+    return handle === device.perThread.handle ? device.perThread : this.#streams.get(handle)
   }
 
   /** Ends the handle; work that is pending goes on. */

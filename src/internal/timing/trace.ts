@@ -1,9 +1,8 @@
 /**
  * A timeline as trace events, the format of Chrome's tracing that Perfetto opens too.
  */
-import type { Attributes, Timeline } from "../CudaTiming.ts"
-import { deviceLabel, layTracks } from "./timelineTracks.ts"
-import type { Bar } from "./timelineTracks.ts"
+import { deviceLabel, layTracks } from "./tracks.ts"
+import type { Attributes, Bar, DrawnTimeline } from "./tracks.ts"
 
 interface TraceEvent {
   readonly ph: "M" | "X"
@@ -18,7 +17,7 @@ interface TraceEvent {
 }
 
 /** Processes are devices and threads are tracks, both from 1: viewers take process 0 and thread 0 for the idle ones. */
-export const traceEvents = (timeline: Timeline): ReadonlyArray<TraceEvent> => {
+export const traceEvents = (timeline: DrawnTimeline): ReadonlyArray<TraceEvent> => {
   const events: Array<TraceEvent> = []
   const named = new Set<number>()
   for (const [index, { bars, deviceIndex, name }] of layTracks(timeline).entries()) {

@@ -6,7 +6,7 @@
  * that start what is ready, so that the choice among competitors sees all of them. An operation costs O(log n).
  */
 import { Heap } from "./Heap.ts"
-import { EventRecord, Group, Operation, Watcher } from "./parts.ts"
+import { EventRecord, Fault, Group, Operation, Watcher } from "./parts.ts"
 import type { Device, Engine, Stream, TimelineEntry, WatcherHome } from "./parts.ts"
 
 /** The status of work whose own code failed: `LaunchFailed`. */
@@ -279,8 +279,8 @@ const run = (operation: Operation): number => {
   try {
     operation.act?.()
     return operation.fault
-  } catch {
-    return launchFailed
+  } catch (error) {
+    return error instanceof Fault ? error.status : launchFailed
   }
 }
 

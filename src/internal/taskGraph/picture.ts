@@ -1,7 +1,7 @@
 /**
  * Pictures of a plan as text: tasks grouped by their stream, what goes on on it, and what waits for another one.
  */
-import type { Dependencies, Plan } from "./taskPlan.ts"
+import type { Dependencies, Plan } from "./plan.ts"
 
 interface Edge {
   readonly from: number

@@ -2,9 +2,8 @@
  * A timeline as a picture. Greys and fills are readable on white and on dark, since an image does not know what it is on.
  */
 import * as Duration from "effect/Duration"
-import type { Region, SvgOptions, Timeline } from "../CudaTiming.ts"
-import { deviceLabel, layTracks } from "./timelineTracks.ts"
-import type { Bar, Track } from "./timelineTracks.ts"
+import { deviceLabel, layTracks } from "./tracks.ts"
+import type { Bar, DrawnRegion, DrawnTimeline, Track } from "./tracks.ts"
 
 const margin = 16
 const gutter = 130
@@ -43,7 +42,10 @@ interface Frame {
   readonly fillOf: (name: string) => string
 }
 
-export const renderSvg = (timeline: Timeline, { title, width = 1000 }: SvgOptions): string => {
+export const renderSvg = (
+  timeline: DrawnTimeline,
+  { title, width = 1000 }: { readonly title?: string | undefined; readonly width?: number | undefined }
+): string => {
   const tracks = layTracks(timeline)
   const frame = makeFrame(tracks, width)
   const parts: Array<string> = []
@@ -112,7 +114,7 @@ const drawBar = (
   return `<g><title>${escape(describe(region))}</title><rect ${place} fill="${fill}"/>${label}</g>`
 }
 
-const describe = ({ attributes, duration, name, start }: Region): string =>
+const describe = ({ attributes, duration, name, start }: DrawnRegion): string =>
   [
     name,
     `${formatMillis(Duration.toMillis(duration))}, from ${formatMillis(Duration.toMillis(start))}`,

@@ -1,0 +1,66 @@
+/**
+ * Compares the parameters that a program declares with those of a kernel whose kinds are known. Kinds of the same size pass the
+ * driver's checks, and the kernel computes with the wrong values.
+ */
+import type { ArrayKind, ParameterKind, PointerKind, StructKind } from "../../cuda/parameters.ts"
+
+/** Where two kinds differ, and what each is there. */
+export interface KindDifference {
+  readonly path: string
+  readonly given: string
+  readonly expected: string
+}
+
+/**
+ * The first difference between the kind that a program declares and that of the kernel. Names of fields mean nothing to a kernel. A
+ * pointer may allow more than the kernel does with it: that orders too much at most.
+ */
+export const differenceOf = (given: ParameterKind, own: ParameterKind, path: string): KindDifference | undefined => {
+  if (given.kind === "pointer" && own.kind === "pointer") {
+    return given.access === "read" && own.access !== "read" ? difference(given, own, path) : undefined
+  }
+  if (given.kind === "struct" && own.kind === "struct") return differenceOfStructs(given, own, path)
+  if (given.kind === "array" && own.kind === "array") return differenceOfArrays(given, own, path)
+  return given.kind === own.kind ? undefined : difference(given, own, path)
+}
+
+const differenceOfStructs = (given: StructKind, own: StructKind, path: string): KindDifference | undefined => {
+  const names = Object.keys(given.fields)
+  const ownNames = Object.keys(own.fields)
+  const isLaidOutAlike = given.size === own.size && names.length === ownNames.length &&
+    names.every((name, index) => given.offsets[name] === own.offsets[ownNames[index]!])
+  if (!isLaidOutAlike) return difference(given, own, path)
+  for (const [index, name] of names.entries()) {
+    const found = differenceOf(given.fields[name]!, own.fields[ownNames[index]!]!, `${path}.${name}`)
+    if (found !== undefined) return found
+  }
+  return undefined
+}
+
+const differenceOfArrays = (given: ArrayKind, own: ArrayKind, path: string): KindDifference | undefined =>
+  given.length === own.length ? differenceOf(given.element, own.element, `${path}[]`) : difference(given, own, path)
+
+const difference = (given: ParameterKind, own: ParameterKind, path: string): KindDifference => ({
+  path,
+  given: describeKind(given),
+  expected: describeKind(own)
+})
+
+const pointerNames: { readonly [Access in PointerKind["access"]]: string } = {
+  read: "input",
+  write: "output",
+  readWrite: "pointer"
+}
+
+const describeKind = (kind: ParameterKind): string => {
+  switch (kind.kind) {
+    case "pointer":
+      return pointerNames[kind.access]
+    case "struct":
+      return `struct of ${kind.size} bytes with ${Object.keys(kind.fields).length} fields`
+    case "array":
+      return `array of ${kind.length} × ${describeKind(kind.element)}`
+    default:
+      return kind.kind
+  }
+}

@@ -1,0 +1,116 @@
+/**
+ * The simulated devices as a `Backend`: its parts, put together.
+ */
+import type * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import { statuses, success } from "../../cuda/status.ts"
+import type { Backend, Explanation } from "../shared/Backend.ts"
+import type { AnyMemoryResource, StreamResource } from "../shared/resources.ts"
+import { neverFinishes } from "../shared/waits.ts"
+import { SimulatedMarkers } from "./accesses.ts"
+import { AddressSpace } from "./addressSpace.ts"
+import { SimulatedCopies } from "./copies.ts"
+import { SimulatedDevices } from "./devices.ts"
+import { SimulatedDriver } from "./Driver.ts"
+import { SimulatedEvents } from "./events.ts"
+import { SimulatedKernels } from "./kernels.ts"
+import { SimulatedManaged } from "./managed.ts"
+import { SimulatedMemory } from "./memory.ts"
+import { SimulatedModules } from "./modules.ts"
+import type { ResolvedOptions } from "./options.ts"
+import { SimulatedPinned } from "./pinned.ts"
+import { SimulatedPools } from "./pools.ts"
+import { SimulatedPrograms } from "./programs.ts"
+import { memoryPart, streamPart } from "./resources.ts"
+import { SimulatedStreams } from "./streams.ts"
+
+/** Work that a program enqueues through the control; its duration is in nanoseconds. */
+export interface EnqueuedWork {
+  readonly duration: number
+  readonly act?: () => void
+  /** The status of the fault that it ends in. */
+  readonly fault?: number
+}
+
+export class SimulatedBackend implements Backend {
+  readonly kind = "simulated"
+  readonly driverVersion: number
+  readonly driver: SimulatedDriver
+  readonly devices: SimulatedDevices
+  readonly streams: SimulatedStreams
+  readonly events: SimulatedEvents
+  readonly markers: SimulatedMarkers
+  readonly memory: SimulatedMemory
+  readonly pinned: SimulatedPinned
+  readonly managed: SimulatedManaged
+  readonly copies: SimulatedCopies
+  readonly pools: SimulatedPools
+  readonly modules: SimulatedModules
+  readonly kernels: SimulatedKernels
+  readonly programs = new SimulatedPrograms()
+
+  constructor(options: ResolvedOptions, clock: Clock.Clock, context: Context.Context<never>) {
+    const driver = new SimulatedDriver(this, options, clock, context)
+    const addresses = new AddressSpace()
+    this.driverVersion = options.driverVersion
+    this.driver = driver
+    this.devices = new SimulatedDevices(driver)
+    this.streams = new SimulatedStreams(driver)
+    this.events = new SimulatedEvents(driver)
+    this.markers = new SimulatedMarkers(driver)
+    this.pools = new SimulatedPools(driver)
+    this.memory = new SimulatedMemory(driver, addresses, this.pools)
+    this.pinned = new SimulatedPinned(driver, addresses)
+    this.managed = new SimulatedManaged(driver, addresses)
+    this.copies = new SimulatedCopies(driver)
+    this.modules = new SimulatedModules(driver, addresses)
+    this.kernels = new SimulatedKernels(driver, addresses, this.modules)
+  }
+
+  get call(): string {
+    return this.driver.call
+  }
+
+  describeStatus(status: number): { readonly name: string; readonly description: string } | undefined {
+    return status === neverFinishes ? { name: "NeverFinishes", description: this.driver.because } : undefined
+  }
+
+  explain(status: number): Explanation | undefined {
+    return this.driver.explain(status)
+  }
+
+  settle(): void {
+    this.driver.settle()
+  }
+
+  /** Enqueues work that is not a kernel. */
+  launch(stream: StreamResource, work: EnqueuedWork): number {
+    const part = streamPart(stream)
+    const status = this.driver.begin("cuLaunchKernelEx", part.device)
+    if (status !== success) return status
+    const { act } = work
+    const run = act && (() => this.driver.runCode(`Work on ${stream}`, act))
+    this.driver.model.work(part, run === undefined ? work : { ...work, act: run })
+    return success
+  }
+
+  /** Ends the context of a device, as a fault does; nothing for a device that does not exist. */
+  endContext(device: number, status: number): void {
+    if (this.devices.all[device] !== undefined) this.driver.lose(device, status)
+  }
+
+  /** The content of a device buffer; nothing when the process cannot hold it. */
+  bytesOf(memory: AnyMemoryResource): Uint8Array<ArrayBuffer> | undefined {
+    this.driver.now()
+    const part = memoryPart(memory)
+    return part.tryTouch() ? part.touch() : undefined
+  }
+
+  readonly close: Effect.Effect<void> = Effect.sync(() => {
+    this.driver.pacer.stop()
+    this.pools.close()
+    this.driver.model.close(statuses.Deinitialized.code)
+    this.events.close()
+  })
+}

@@ -1,0 +1,135 @@
+/**
+ * What the parts of the simulated backend share: the devices in virtual time, the call that was made last, and the watches
+ * that the pacer ends. Every call of a part begins here, so that virtual time has passed up to now before it answers.
+ */
+import type * as Clock from "effect/Clock"
+import type * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import { statuses, success } from "../../cuda/status.ts"
+import type { Explanation } from "../shared/Backend.ts"
+import type { Owner } from "../shared/resources.ts"
+import type { Cancel, DriverFailure, OnDone } from "../shared/waits.ts"
+import { Model } from "./model/Model.ts"
+import { Pacer } from "./model/Pacer.ts"
+import { Fault } from "./model/parts.ts"
+import type { Device, EventRecord } from "./model/parts.ts"
+import { worldOf } from "./model/worlds.ts"
+import type { ClockedWorld } from "./model/worlds.ts"
+import type { ResolvedOptions } from "./options.ts"
+
+export class SimulatedDriver {
+  /** Whose resources the parts make. */
+  readonly owner: Owner
+  readonly options: ResolvedOptions
+  readonly model: Model
+  readonly pacer: Pacer
+  /** The driver call that the last status came from. */
+  call = ""
+  /** Why the wait that ended last can never end. */
+  because = ""
+  /** Why the symbol that was looked for last was not found. */
+  missing = ""
+  #fault: (Explanation & { readonly status: number }) | undefined
+  readonly #world: ClockedWorld
+  readonly #explain = (because: string): void => {
+    this.because = because
+  }
+
+  constructor(owner: Owner, options: ResolvedOptions, clock: Clock.Clock, context: Context.Context<never>) {
+    this.owner = owner
+    this.options = options
+    this.#world = worldOf(clock)
+    this.model = new Model(this.#world.world, options.devices.map((device) => device.traits), options.recordTimeline)
+    this.pacer = new Pacer(this.model, clock, this.#world, context, this.#explain)
+  }
+
+  /** Lets virtual time pass up to now, and returns that time in nanoseconds. */
+  now(): number {
+    const { world } = this.#world
+    world.advance(this.#world.now())
+    return world.now
+  }
+
+  /** Begins a call of the driver that touches a device: 0, or the fault that ended the device's context. */
+  begin(call: string, device: Device): number {
+    this.call = call
+    this.#world.world.advance(this.#world.now())
+    return device.lost
+  }
+
+  device(ordinal: number): Device {
+    return this.model.devices[ordinal]!
+  }
+
+  /** Reports when a record is done. */
+  watch(record: EventRecord, onDone: OnDone): Cancel {
+    const watcher = this.model.watchRecord(record, onDone)
+    if (watcher === undefined) return noCancel
+    this.pacer.arm()
+    return () => {
+      this.model.world.unwatch(watcher)
+      this.pacer.relax()
+    }
+  }
+
+  /** Begins a call, and reports when the record that it asks for is done; a fault, or no record, is reported immediately. */
+  watchAfter(call: string, device: Device, onDone: OnDone, recordOf: () => EventRecord | undefined): Cancel {
+    const status = this.begin(call, device)
+    const record = status === success ? recordOf() : undefined
+    if (record !== undefined) return this.watch(record, onDone)
+    onDone(status)
+    return noCancel
+  }
+
+  /** Runs code of the program that a device works with. What it throws ends the contexts, and explains the failures after that. */
+  runCode(what: string, code: () => void): void {
+    try {
+      code()
+    } catch (error) {
+      const isFault = error instanceof Fault
+      this.#fault = {
+        status: isFault ? error.status : statuses.LaunchFailed.code,
+        detail: isFault ? `${what} ended in ${error.message}.` : `${what} threw ${print(error)}.`,
+        cause: error
+      }
+      throw error
+    }
+  }
+
+  /** What is known beyond a status that a call just returned. */
+  explain(status: number): Explanation | undefined {
+    if (status === statuses.NotFound.code) return { detail: this.missing }
+    if (this.#fault?.status !== status) return undefined
+    const { cause, detail } = this.#fault
+    return { cause, detail }
+  }
+
+  /** Tells those whose wait is over, without waiting for the next turn of the event loop. */
+  settle(): void {
+    this.now()
+    this.model.tell(this.#explain)
+  }
+
+  /** Ends a device's context. */
+  lose(device: number, status: number): void {
+    this.now()
+    this.model.world.lose(this.device(device), status)
+    this.pacer.arm()
+  }
+
+  /** The failure of an asynchronous call that was begun. */
+  fail(status: number): Effect.Effect<never, DriverFailure> {
+    return Effect.fail({ call: this.call, status })
+  }
+}
+
+/** Whatever was thrown, in words. */
+const print = (thrown: unknown): string => {
+  try {
+    return String(thrown)
+  } catch {
+    return "a value that cannot be printed"
+  }
+}
+
+export const noCancel: Cancel = () => {}

@@ -1,0 +1,28 @@
+/**
+ * Every buffer of a simulated runtime by its address, for pointers that a program computes.
+ */
+import type { AnyMemoryResource } from "../shared/resources.ts"
+import { Pointer } from "./pointers.ts"
+import { memoryPart } from "./resources.ts"
+
+export class AddressSpace {
+  readonly #memories = new Set<AnyMemoryResource>()
+
+  add(memory: AnyMemoryResource): void {
+    this.#memories.add(memory)
+  }
+
+  forget(memory: AnyMemoryResource): void {
+    this.#memories.delete(memory)
+  }
+
+  /** A pointer from an address to the end of the buffer that it is in. */
+  at(address: number, origin: string): Pointer {
+    for (const memory of this.#memories) {
+      const offset = address - memory.address
+      if (offset < 0 || offset >= memory.byteLength) continue
+      return new Pointer(memoryPart(memory), offset, memory.byteLength - offset, address, origin)
+    }
+    return new Pointer(undefined, 0, 0, address, origin)
+  }
+}

@@ -1,0 +1,94 @@
+/**
+ * How tests steer simulated devices: the implementation of `SimulatedControl`.
+ */
+import * as Effect from "effect/Effect"
+import { statuses, success } from "../../cuda/status.ts"
+import type { StatusTag } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { DeviceMemoryRef, StreamRef } from "../CudaRuntime.ts"
+import { fromStatus, refuseArgument, refuseResource } from "../shared/failures.ts"
+import type { FaultOrigins } from "../shared/failures.ts"
+import { injectionService } from "../shared/injection.ts"
+import type { Injection } from "../shared/injection.ts"
+import { ownMemory, ownStream, unusable } from "../shared/resources.ts"
+import type { SimulatedControlService, Work } from "../SimulatedRuntime.ts"
+import type { SimulatedBackend } from "./Backend.ts"
+import { nanoseconds } from "./durations.ts"
+
+export const makeControl = (backend: SimulatedBackend, injection: Injection): SimulatedControlService => {
+  const { driver } = backend
+  const origins: FaultOrigins = { first: undefined }
+  return {
+    ...injectionService(injection, "SimulatedControl"),
+    launch: (target, work) => launch(backend, origins, "ref" in target ? target.ref : target, work),
+    lose: (device, status) => lose(backend, device, status),
+    bytes: (target) => bytes(backend, "ref" in target ? target.ref : target),
+    timeline: Effect.sync(() => {
+      driver.now()
+      return driver.model.timeline?.slice() ?? []
+    }),
+    now: Effect.sync(() => driver.now()),
+    pendingOperations: Effect.sync(() => {
+      driver.now()
+      return driver.model.world.pending
+    })
+  }
+}
+
+const launch = (
+  backend: SimulatedBackend,
+  origins: FaultOrigins,
+  ref: StreamRef,
+  work: Work
+): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "SimulatedControl.launch"
+    const stream = ownStream(ref)
+    if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
+    const duration = nanoseconds(work.duration)
+    if (duration === undefined) return refuseArgument(operation, "duration", work.duration, "a duration from 0")
+    if (work.fault !== undefined && !isSticky(work.fault)) {
+      return refuseArgument(
+        operation,
+        "fault",
+        work.fault,
+        "a status that ends the context, for example IllegalAddress"
+      )
+    }
+    const status = backend.launch(stream, {
+      duration,
+      fault: work.fault === undefined ? success : statuses[work.fault].code,
+      ...(work.run === undefined ? {} : { act: work.run })
+    })
+    if (status === success) return Effect.void
+    const context = { operation, device: stream.device, subject: String(stream) }
+    return Effect.fail(fromStatus(backend, origins, status, context))
+  })
+
+const lose = (backend: SimulatedBackend, device: number, status: StatusTag): Effect.Effect<void, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "SimulatedControl.lose"
+    const { all } = backend.devices
+    if (all[device] === undefined) {
+      return refuseArgument(operation, "device", device, `a device index from 0 to ${all.length - 1}`)
+    }
+    if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
+    backend.endContext(device, statuses[status].code)
+    return Effect.void
+  })
+
+const bytes = (
+  backend: SimulatedBackend,
+  ref: DeviceMemoryRef
+): Effect.Effect<Uint8Array<ArrayBuffer>, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "SimulatedControl.bytes"
+    const memory = ownMemory(ref)
+    if (unusable(backend, memory)) return refuseResource(operation, backend, memory)
+    const content = backend.bytesOf(memory)
+    if (content !== undefined) return Effect.succeed(content)
+    const context = { operation, device: ref.device, subject: String(memory) }
+    return Effect.fail(fromStatus(backend, { first: undefined }, statuses.OutOfMemory.code, context))
+  })
+
+const isSticky = (status: StatusTag): boolean => Object.hasOwn(statuses, status) && statuses[status].isSticky

@@ -1,0 +1,77 @@
+/**
+ * Simulated devices: what they answer about themselves.
+ */
+import * as Effect from "effect/Effect"
+import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
+import type { DeviceBackend } from "../shared/devices.ts"
+import type { Cancel, DriverFailure, OnDone } from "../shared/waits.ts"
+import { noCancel } from "./Driver.ts"
+import type { SimulatedDriver } from "./Driver.ts"
+
+export class SimulatedDevices implements DeviceBackend {
+  readonly all: ReadonlyArray<DeviceProperties>
+  value = 0
+  memoryInfoResult: MemoryInfo = { free: 0, total: 0 }
+  readonly #driver: SimulatedDriver
+
+  constructor(driver: SimulatedDriver) {
+    this.#driver = driver
+    this.all = driver.options.devices.map(({ properties }) => properties)
+  }
+
+  open(device: number): Effect.Effect<void, DriverFailure> {
+    return Effect.suspend(() => {
+      const status = this.#driver.begin("cuDevicePrimaryCtxRetain", this.#driver.device(device))
+      if (status !== success) return this.#driver.fail(status)
+      if (this.#driver.options.devices[device]!.attributes.memoryPoolsSupported !== 0) return Effect.void
+      // Opening a device makes its pool.
+      this.#driver.call = "cuMemPoolCreate"
+      return this.#driver.fail(statuses.NotSupported.code)
+    })
+  }
+
+  priorityRange(device: number): PriorityRange {
+    return this.#driver.options.devices[device]!.priorityRange
+  }
+
+  /** Answered without a context, so a fault does not matter; as on a GPU. */
+  attribute(device: number, attribute: DeviceAttribute): number {
+    this.#driver.call = "cuDeviceGetAttribute"
+    this.value = this.#driver.options.devices[device]!.attributes[attribute]
+    return success
+  }
+
+  memoryInfo(device: number): number {
+    const part = this.#driver.device(device)
+    const status = this.#driver.begin("cuMemGetInfo", part)
+    this.memoryInfoResult = { free: part.traits.memory - part.usedMemory, total: part.traits.memory }
+    return status
+  }
+
+  /** Answered without a context, as on a GPU. */
+  canAccessPeer(device: number, peer: number): number {
+    this.#driver.call = "cuDeviceCanAccessPeer"
+    this.value = device !== peer && this.#driver.options.peerAccess(device, peer) ? 1 : 0
+    return success
+  }
+
+  /** Answered without a context, as on a GPU. Every link is as good as any other. */
+  peerAttribute(device: number, peer: number, attribute: PeerAttribute): number {
+    this.#driver.call = "cuDeviceGetP2PAttribute"
+    const isReachable = this.#driver.options.peerAccess(device, peer)
+    this.value = attribute !== "performanceRank" && isReachable ? 1 : 0
+    return success
+  }
+
+  /** Loading code takes no time here, and waits for nothing. */
+  isIdle(): boolean {
+    return true
+  }
+
+  watchIdle(_: number, onDone: OnDone): Cancel {
+    onDone(success)
+    return noCancel
+  }
+}

@@ -1,0 +1,114 @@
+/**
+ * Events of simulated devices.
+ */
+import { eventFlags } from "../../cuda/flags.ts"
+import { notReady, statuses, success } from "../../cuda/status.ts"
+import type { EventBackend } from "../shared/events.ts"
+import type { EventResource, StreamResource } from "../shared/resources.ts"
+import type { Cancel, OnDone } from "../shared/waits.ts"
+import type { SimulatedDriver } from "./Driver.ts"
+import { EventState } from "./model/parts.ts"
+import { exportEvent, openEvent, withdrawEvent } from "./model/sharedEvents.ts"
+import { SimulatedEvent, simulatedEvent, streamPart } from "./resources.ts"
+
+const invalidHandle = statuses.InvalidHandle.code
+
+export class SimulatedEvents implements EventBackend {
+  created: EventResource | undefined
+  milliseconds = 0
+  readonly #driver: SimulatedDriver
+  /** The keys of the handles for other processes. */
+  readonly #exported = new Set<string>()
+
+  constructor(driver: SimulatedDriver) {
+    this.#driver = driver
+  }
+
+  create(device: number, flags: number): number {
+    const { model, owner } = this.#driver
+    const status = this.#driver.begin("cuEventCreate", this.#driver.device(device))
+    if (status !== success) return status
+    this.created = new SimulatedEvent(owner, new EventState(), model.makeHandle(), device, flags)
+    return success
+  }
+
+  destroy(event: EventResource): number {
+    const { sharedAs } = simulatedEvent(event)
+    if (sharedAs !== undefined) this.#withdraw(sharedAs.key)
+    return this.#driver.begin("cuEventDestroy", this.#driver.device(event.device))
+  }
+
+  record(event: EventResource, stream: StreamResource): number {
+    const part = streamPart(stream)
+    const status = this.#driver.begin("cuEventRecord", part.device)
+    if (status === success) this.#driver.model.record(simulatedEvent(event).part, part)
+    return status
+  }
+
+  query(event: EventResource): number {
+    const status = this.#driver.begin("cuEventQuery", this.#driver.device(event.device))
+    if (status !== success) return status
+    const record = simulatedEvent(event).part.current
+    if (record === undefined || record.done) return success
+    return record.device.lost === 0 ? notReady : record.device.lost
+  }
+
+  elapsedTime(start: EventResource, end: EventResource): number {
+    const status = this.#driver.begin("cuEventElapsedTime", this.#driver.device(end.device)) ||
+      this.#driver.device(start.device).lost
+    if (status !== success) return status
+    const [first, last] = [simulatedEvent(start).part.current, simulatedEvent(end).part.current]
+    if (first === undefined || last === undefined || !start.hasTiming || !end.hasTiming) return invalidHandle
+    if (!first.done || !last.done) return notReady
+    this.milliseconds = (last.time - first.time) / 1e6
+    return success
+  }
+
+  ipcHandle(event: EventResource, into: Uint8Array): number {
+    const status = this.#driver.begin("cuIpcGetEventHandle", this.#driver.device(event.device))
+    if (status !== success) return status
+    if ((event.flags & eventFlags.interprocess) === 0) return invalidHandle
+    const own = simulatedEvent(event)
+    if (own.sharedAs === undefined) {
+      const handle = new Uint8Array(into.length)
+      const { model: { world }, owner } = this.#driver
+      own.sharedAs = { key: exportEvent({ event: own.part, world, owner }, handle), handle }
+      this.#exported.add(own.sharedAs.key)
+    }
+    into.set(own.sharedAs.handle)
+    return success
+  }
+
+  /** Opens handles of every other simulated runtime of this process that has the same clock. */
+  fromIpcHandle(device: number, handle: Uint8Array): number {
+    const { model, owner } = this.#driver
+    const status = this.#driver.begin("cuIpcOpenEventHandle", this.#driver.device(device))
+    if (status !== success) return status
+    const shared = openEvent(handle)
+    if (shared === undefined) return invalidHandle
+    // A process cannot open its own event. Here, each runtime is a process.
+    if (shared.owner === owner) return statuses.InvalidContext.code
+    if (shared.world !== model.world) return statuses.NotSupported.code
+    const flags = eventFlags.disableTiming | eventFlags.interprocess
+    const event = new SimulatedEvent(owner, shared.event, model.makeHandle(), device, flags)
+    event.recorded = true
+    this.created = event
+    return success
+  }
+
+  watch(event: EventResource, onDone: OnDone): Cancel {
+    const device = this.#driver.device(event.device)
+    return this.#driver.watchAfter("cuEventQuery", device, onDone, () => simulatedEvent(event).part.current)
+  }
+
+  /** No handle opens anything any more. */
+  close(): void {
+    for (const key of this.#exported) withdrawEvent(key)
+    this.#exported.clear()
+  }
+
+  #withdraw(key: string): void {
+    withdrawEvent(key)
+    this.#exported.delete(key)
+  }
+}

@@ -1,0 +1,77 @@
+/**
+ * Device memory of simulated devices.
+ */
+import { statuses, success } from "../../cuda/status.ts"
+import type { MemoryBackend } from "../shared/memory.ts"
+import type { DeviceMemoryResource, MemoryPoolResource, StreamResource } from "../shared/resources.ts"
+import type { Cancel, OnDone } from "../shared/waits.ts"
+import type { AddressSpace } from "./addressSpace.ts"
+import type { SimulatedDriver } from "./Driver.ts"
+import { noCancel } from "./Driver.ts"
+import { Storage } from "./model/Storage.ts"
+import type { SimulatedPools } from "./pools.ts"
+import { memoryPart, poolPart, SimulatedDeviceMemory, streamPart } from "./resources.ts"
+
+export class SimulatedMemory implements MemoryBackend {
+  allocated: DeviceMemoryResource | undefined
+  readonly #driver: SimulatedDriver
+  readonly #addresses: AddressSpace
+  readonly #pools: SimulatedPools
+
+  constructor(driver: SimulatedDriver, addresses: AddressSpace, pools: SimulatedPools) {
+    this.#driver = driver
+    this.#addresses = addresses
+    this.#pools = pools
+  }
+
+  allocate(
+    device: number,
+    byteLength: number,
+    pool: MemoryPoolResource | undefined,
+    stream: StreamResource | undefined
+  ): number {
+    const { model, owner } = this.#driver
+    const part = this.#driver.device(device)
+    const status = this.#driver.begin("cuMemAllocFromPoolAsync", part)
+    if (status !== success) return status
+    const from = poolPart(pool ?? this.#pools.ofDevice(device))
+    const among = stream && streamPart(stream)
+    if (!model.reserve(part, from, byteLength, among)) return statuses.OutOfMemory.code
+    const address = model.makeAddress(byteLength)
+    const memory = new SimulatedDeviceMemory(owner, new Storage(part, byteLength, from), address, device)
+    if (among !== undefined) model.allocation(among, byteLength)
+    this.#addresses.add(memory)
+    this.allocated = memory
+    return success
+  }
+
+  free(memory: DeviceMemoryResource): number {
+    const { model } = this.#driver
+    const part = this.#driver.device(memory.device)
+    this.#addresses.forget(memory)
+    const status = this.#driver.begin("cuMemFreeAsync", part)
+    if (status !== success) return status
+    const { soleUser } = memory
+    if (soleUser !== undefined) model.releaseOn(part, memoryPart(memory), streamPart(soleUser))
+    else model.release(part, memoryPart(memory), memory.pendingUsers.map(streamPart))
+    return success
+  }
+
+  allocationQuery(device: number): number {
+    return this.#driver.begin("cuStreamQuery", this.#driver.device(device))
+  }
+
+  watchAllocation(device: number, onDone: OnDone): Cancel {
+    onDone(this.allocationQuery(device))
+    return noCancel
+  }
+
+  watchReleases(device: number, onDone: OnDone): Cancel {
+    const { model } = this.#driver
+    const part = this.#driver.device(device)
+    return this.#driver.watchAfter("cuStreamQuery", part, onDone, () => {
+      model.gatherReleases(part)
+      return model.world.record(part.releases, true)
+    })
+  }
+}

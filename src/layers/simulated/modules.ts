@@ -1,0 +1,93 @@
+/**
+ * Modules of a simulated runtime: every image is accepted, and has the global variables that the runtime was told of.
+ */
+import * as Effect from "effect/Effect"
+import { statuses, success } from "../../cuda/status.ts"
+import type { ModuleOptions } from "../CudaRuntime.ts"
+import { ModuleResource } from "../shared/moduleResources.ts"
+import type { ModuleBackend } from "../shared/modules.ts"
+import type { DeviceMemoryResource } from "../shared/resources.ts"
+import type { DriverFailure } from "../shared/waits.ts"
+import type { AddressSpace } from "./addressSpace.ts"
+import type { SimulatedDriver } from "./Driver.ts"
+import { Storage } from "./model/Storage.ts"
+import { SimulatedDeviceMemory } from "./resources.ts"
+
+export class SimulatedModules implements ModuleBackend {
+  global: DeviceMemoryResource | undefined
+  readonly #driver: SimulatedDriver
+  readonly #addresses: AddressSpace
+  /** The variables of each module that were asked for, by device and name. */
+  readonly #variables = new Map<ModuleResource, Map<string, SimulatedDeviceMemory>>()
+
+  constructor(driver: SimulatedDriver, addresses: AddressSpace) {
+    this.#driver = driver
+    this.#addresses = addresses
+  }
+
+  load(
+    image: Uint8Array,
+    options: ModuleOptions,
+    adopt: (module: ModuleResource) => void
+  ): Effect.Effect<ModuleResource, DriverFailure> {
+    return Effect.suspend(() => {
+      const { model, owner } = this.#driver
+      const status = this.#driver.begin("cuLibraryLoadData", this.#driver.device(0))
+      if (status !== success) return this.#driver.fail(status)
+      const module = new ModuleResource(owner, model.makeHandle(), image.byteLength, options)
+      this.#variables.set(module, new Map())
+      adopt(module)
+      return Effect.succeed(module)
+    })
+  }
+
+  unload(module: ModuleResource): number {
+    const status = this.#driver.begin("cuLibraryUnload", this.#driver.device(0))
+    for (const memory of this.#variables.get(module)?.values() ?? []) this.#addresses.forget(memory)
+    this.#variables.delete(module)
+    return status
+  }
+
+  findGlobal(module: ModuleResource, name: string, device: number): number {
+    const status = this.#driver.begin("cuLibraryGetGlobal", this.#driver.device(device))
+    if (status !== success) return status
+    const memory = this.variable(module, name, device)
+    if (memory === undefined) {
+      this.#driver.missing = this.describeGlobals()
+      return statuses.NotFound.code
+    }
+    this.global = memory
+    return success
+  }
+
+  /** Which global variables there are. */
+  describeGlobals(): string {
+    return describeSymbols("globals", [...this.#driver.options.globals.keys()])
+  }
+
+  /** A module's variable on a device, made when it is first asked for; nothing where there is none of that name. */
+  variable(module: ModuleResource, name: string, device: number): SimulatedDeviceMemory | undefined {
+    const { model, options, owner } = this.#driver
+    const key = `${device} ${name}`
+    const made = this.#variables.get(module)
+    const initial = options.globals.get(name)
+    if (made === undefined || initial === undefined || made.has(key)) return made?.get(key)
+    const storage = new Storage(this.#driver.device(device), initial.byteLength)
+    storage.touch().set(initial)
+    const memory = new SimulatedDeviceMemory(owner, storage, model.makeAddress(initial.byteLength), device)
+    made.set(key, memory)
+    this.#addresses.add(memory)
+    return memory
+  }
+}
+
+/** How many names a failure lists. */
+const mostNames = 20
+
+/** What a simulated device has in place of the symbols of an image, for the failure of one that was not found. */
+export const describeSymbols = (option: "kernels" | "globals", names: ReadonlyArray<string>): string => {
+  const what = option === "kernels" ? "kernels" : "global variables"
+  const more = names.length > mostNames ? ` and ${names.length - mostNames} more` : ""
+  const known = names.length === 0 ? `no ${what}` : `the ${what} ${names.slice(0, mostNames).join(", ")}${more}`
+  return `The device is simulated: its modules have ${known}. Add others with the option ${option} of SimulatedRuntime.`
+}

@@ -1,0 +1,107 @@
+/**
+ * Memory of simulated devices as kernels see it, and the faults that end kernels.
+ */
+import { scalarReaders, scalarSizes, scalarWriters } from "../../cuda/parameters.ts"
+import type { ScalarName, ScalarValues } from "../../cuda/parameters.ts"
+import { statuses } from "../../cuda/status.ts"
+import type { StatusTag } from "../../cuda/status.ts"
+import type { ScalarArgument } from "../CudaRuntime.ts"
+import { Fault } from "./model/parts.ts"
+import type { Storage } from "./model/Storage.ts"
+
+/** The constructor of a typed array. */
+export interface ArrayConstructor<A> {
+  readonly BYTES_PER_ELEMENT: number
+  new(buffer: ArrayBuffer, byteOffset: number, length: number): A
+}
+
+/** Memory as a kernel sees it, from where its argument points to. */
+export interface SimulatedPointer {
+  readonly address: number
+  /** Bytes of the buffer, or the part of one, that the launch was given. */
+  readonly byteLength: number
+  /**
+   * The memory as a typed array: by default as many whole elements as the launch was given. What does not start at a multiple
+   * of the element's size is a `MisalignedAddress` fault, what ends outside the buffer an `IllegalAddress` fault. The array
+   * itself is an ordinary one: what it is asked beyond its end is `undefined`.
+   */
+  readonly view: <A>(Type: ArrayConstructor<A>, length?: number) => A
+  /** Reads one element, in elements from the pointer; one outside the buffer is an `IllegalAddress` fault. */
+  readonly load: <Name extends ScalarName>(kind: Name, index: number) => ScalarValues[Name]
+  /** Writes one element; one outside the buffer is an `IllegalAddress` fault. */
+  readonly store: <Name extends ScalarName>(kind: Name, index: number, value: ScalarArgument<Name>) => void
+}
+
+/** Thrown by a kernel that ends in a fault; says what led to it. */
+export class KernelFault extends Fault {
+  constructor(tag: StatusTag, because?: string) {
+    const isFault = Object.hasOwn(statuses, tag) && statuses[tag].isSticky
+    const ends = isFault ? tag : "LaunchFailed"
+    const why = isFault ? because : `${tag} is not a status that ends the contexts`
+    super(statuses[ends].code, why === undefined ? ends : `${ends}: ${why}`)
+  }
+}
+
+/** Memory of the simulation from an offset on; no memory at all for an address that is nowhere. */
+export class Pointer implements SimulatedPointer {
+  readonly address: number
+  readonly byteLength: number
+  readonly #storage: Storage | undefined
+  readonly #offset: number
+  /** Where the kernel has the pointer from, for example `arguments[0]`. */
+  readonly #origin: string
+
+  constructor(storage: Storage | undefined, offset: number, byteLength: number, address: number, origin: string) {
+    this.#storage = storage
+    this.#offset = offset
+    this.byteLength = byteLength
+    this.address = address
+    this.#origin = origin
+  }
+
+  readonly view = <A>(Type: ArrayConstructor<A>, length = Math.floor(this.byteLength / Type.BYTES_PER_ELEMENT)): A => {
+    const bytes = this.#reach("view", 0, length * Type.BYTES_PER_ELEMENT, Type.BYTES_PER_ELEMENT)
+    return new Type(bytes.buffer, bytes.byteOffset + this.#offset, length)
+  }
+
+  readonly load = <Name extends ScalarName>(kind: Name, index: number): ScalarValues[Name] => {
+    const { at, view } = this.#element("load", kind, index)
+    return scalarReaders[kind](view, at)
+  }
+
+  readonly store = <Name extends ScalarName>(kind: Name, index: number, value: ScalarArgument<Name>): void => {
+    const { at, view } = this.#element("store", kind, index)
+    if (scalarWriters[kind](view, at)(value)) return
+    throw new TypeError(`${String(value)} is not a ${kind}, for element ${index} of ${this.#origin}`)
+  }
+
+  #element(access: Access, kind: ScalarName, index: number): { readonly view: DataView; readonly at: number } {
+    const size = scalarSizes[kind]
+    const bytes = this.#reach(access, index * size, size, size)
+    return { view: new DataView(bytes.buffer), at: bytes.byteOffset + this.#offset + index * size }
+  }
+
+  /** The whole memory, once a part of it is known to be there and aligned. */
+  #reach(access: Access, from: number, byteLength: number, align: number): Uint8Array<ArrayBuffer> {
+    const start = this.#offset + from
+    const storage = this.#storage
+    if (!(storage !== undefined && start >= 0 && start + byteLength <= storage.byteLength)) {
+      throw new KernelFault("IllegalAddress", this.#outside(access, from, byteLength))
+    }
+    if ((this.address + from) % align !== 0) {
+      const where = `${access} at byte ${from} of ${this.#origin}, address 0x${(this.address + from).toString(16)}`
+      throw new KernelFault("MisalignedAddress", `${where}, is not aligned to ${align} bytes`)
+    }
+    return storage.touch()
+  }
+
+  #outside(access: Access, from: number, byteLength: number): string {
+    const where = `${access} of bytes ${from} to ${from + byteLength} of ${this.#origin}`
+    const storage = this.#storage
+    if (storage === undefined) return `${where}, but no buffer is at 0x${this.address.toString(16)}`
+    return `${where}, whose buffer spans bytes ${0 - this.#offset} to ${storage.byteLength - this.#offset}`
+  }
+}
+
+/** What a kernel does with memory. */
+type Access = "view" | "load" | "store"

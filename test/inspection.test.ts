@@ -1,0 +1,95 @@
+/**
+ * How handles print: `console.log`, `util.inspect` and `String` give one line, `toJSON` the whole structure.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import {
+  CudaBranch,
+  CudaDependency,
+  CudaEvent,
+  CudaKernel,
+  CudaMemory,
+  CudaMemoryPool,
+  CudaModule,
+  CudaParameter,
+  CudaProgram,
+  CudaStream,
+  CudaTaskGraph,
+  SimulatedRuntime
+} from "effect-cuda"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import { format, inspect } from "node:util"
+
+const kernels = {
+  scale: SimulatedRuntime.kernel({ parameters: [CudaParameter.u32, CudaParameter.f32], cost: 0, run: () => {} })
+}
+
+const addressless = (text: string): string => text.replace(/0x[0-9a-f]+/g, "0x…")
+
+/** Asserts that a handle is one line however it is printed; addresses are left out. */
+const printsAs = (handle: { readonly toJSON: () => unknown }, line: string) => {
+  assert.strictEqual(addressless(String(handle)), line)
+  assert.strictEqual(inspect(handle), String(handle))
+  assert.strictEqual(format("%O", { handle }), `{ handle: ${handle} }`)
+  assert.strictEqual(typeof handle.toJSON(), "object")
+  assert.strictEqual(JSON.stringify(handle), JSON.stringify(handle.toJSON()))
+}
+
+describe("a handle prints as one line", () => {
+  const inRuntime = Effect.provide(SimulatedRuntime.layer({ devices: 2, kernels }))
+
+  it.live("streams: their id, device and kind, and their state once they are released", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const stream = yield* Scope.provide(CudaStream.make({ nonBlocking: false, device: 1 }), scope)
+      printsAs(stream, `CudaStream(id ${stream.id}, device 1, blocking)`)
+      yield* Scope.close(scope, Exit.void)
+      printsAs(stream, `CudaStream(id ${stream.id}, device 1, blocking, released)`)
+      const pooled = yield* CudaStream.fromPool()
+      printsAs(pooled, `CudaStream(id ${pooled.id}, device 0, non-blocking)`)
+      printsAs(yield* CudaStream.defaultStream(), "CudaStream(id 0, device 0, blocking, default)")
+    }).pipe(inRuntime))
+
+  it.live("events and dependencies", () =>
+    Effect.gen(function*() {
+      const event = yield* CudaEvent.make()
+      printsAs(event, "CudaEvent(0x…, device 0)")
+      printsAs(yield* CudaEvent.make({ timing: true, blocking: true }), "CudaEvent(0x…, device 0, timing, blocking)")
+      printsAs(yield* CudaEvent.make({ interprocess: true }), "CudaEvent(0x…, device 0, interprocess)")
+      printsAs(yield* CudaDependency.make([event, yield* CudaStream.make()]), "CudaDependency(2 events)")
+    }).pipe(Effect.scoped, inRuntime))
+
+  it.live("memory and pools", () =>
+    Effect.gen(function*() {
+      printsAs(yield* CudaMemory.allocate(64), "DeviceBuffer(64 bytes, 0x…, device 0)")
+      printsAs(yield* CudaMemory.allocate(64, { ordered: true }), "DeviceBuffer(64 bytes, 0x…, device 0, ordered)")
+      printsAs(yield* CudaMemory.allocateManaged(32), "ManagedBuffer(32 bytes, 0x…, device 0)")
+      printsAs(yield* CudaMemory.allocateHost(16), "HostBuffer(16 bytes, 0x…)")
+      printsAs(yield* CudaMemoryPool.make({ device: 1 }), "MemoryPool(0x…, device 1)")
+      printsAs(yield* CudaMemoryPool.ofDevice(), "MemoryPool(0x…, device 0, of the runtime)")
+    }).pipe(Effect.scoped, inRuntime))
+
+  it.live("programs, modules and kernels", () =>
+    Effect.gen(function*() {
+      const program = yield* CudaProgram.compile("__global__ void scale(unsigned, float);", {
+        name: "scale.cu",
+        nameExpressions: ["scale"]
+      })
+      printsAs(program, `CudaProgram(scale.cu, simulated${program.architecture ? `, ${program.architecture}` : ""})`)
+      const module = yield* CudaModule.load(program)
+      printsAs(module, "CudaModule(scale.cu)")
+      const kernel = yield* CudaKernel.get(module, "scale", [CudaParameter.u32, CudaParameter.f32])
+      printsAs(kernel, "CudaKernel(scale, u32, f32)")
+    }).pipe(Effect.scoped, inRuntime))
+
+  it.live("branches and task graphs", () =>
+    Effect.gen(function*() {
+      const branch = yield* CudaBranch.fork(Effect.void)
+      const { id } = branch.stream
+      printsAs(branch, `CudaBranch(stream ${id}, device 0)`)
+      yield* CudaBranch.join(branch)
+      printsAs(branch, `CudaBranch(stream ${id}, device 0, joined)`)
+      printsAs(CudaTaskGraph.empty.pipe(CudaTaskGraph.add("one", Effect.void)), "CudaTaskGraph(1 task)")
+    }).pipe(Effect.scoped, inRuntime))
+})

@@ -1,0 +1,172 @@
+/**
+ * Releases when a call of the driver fails once, as it does while a system comes up: what waits for streams tries again, names no
+ * handle that is gone by then, and gives everything back.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
+import type { CudaError } from "effect-cuda/CudaError"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import { statuses } from "../../src/cuda/status.ts"
+import { logged, onStub, openStub, pause, stubLayer, until } from "../support/stubDriver.ts"
+import type { DriverLive, StubFunctionName } from "../support/stubDriver.ts"
+
+const stub = openStub()
+
+const transient = statuses.SystemNotReady.code
+const mebi = 1024 ** 2
+
+/** Memory whose release waits for streams on the host, and how one sees that it was given back. */
+const memories: ReadonlyArray<{
+  readonly what: string
+  readonly allocate: Effect.Effect<
+    CudaMemory.HostBuffer | CudaMemory.ManagedBuffer,
+    CudaError,
+    CudaRuntime | Scope.Scope
+  >
+  readonly isBack: Effect.Effect<boolean, CudaError, CudaRuntime | Scope.Scope>
+}> = [
+  {
+    what: "pinned memory",
+    allocate: CudaMemory.allocateHost(mebi),
+    // It is kept for the next of its size.
+    isBack: Effect.map(
+      Effect.andThen(CudaMemory.allocateHost(mebi), Effect.sync(() => stub.calls("cuMemHostRegister_v2"))),
+      (calls) => calls.length === 0
+    )
+  },
+  {
+    what: "managed memory",
+    allocate: CudaMemory.allocateManaged(mebi),
+    // It is freed once its device is idle.
+    isBack: Effect.sync(() => stub.calls("cuMemFree_v2").length === 1)
+  }
+]
+
+describe("a release that waits for streams", () => {
+  for (const { allocate, isBack, what } of memories) {
+    it.live(`of ${what} tries again without the streams that are gone by then`, () =>
+      onStub(
+        stub,
+        Effect.gen(function*() {
+          const [ofStream, ofMemory] = [yield* Scope.make(), yield* Scope.make()]
+          const stream = yield* Scope.provide(CudaStream.make(), ofStream)
+          const memory = yield* Scope.provide(allocate, ofMemory)
+          yield* CudaMemory.copy(memory, yield* CudaMemory.allocate(mebi), stream)
+          stub.fail("cuEventRecord", transient)
+          yield* Scope.close(ofMemory, Exit.void)
+          assert.strictEqual(stub.failuresLeft, 0)
+          stub.finishAll()
+          yield* Scope.close(ofStream, Exit.void)
+          stub.clear()
+          yield* pause(30)
+          assert.deepStrictEqual(stub.calls().filter(({ args }) => args.includes(stream.handle)), [])
+          assert.isTrue(yield* isBack)
+        }),
+        { prepare: () => void (stub.pending = "copies") }
+      ))
+
+    it.live(`of ${what} tries again until the streams that are left are done`, () =>
+      onStub(
+        stub,
+        Effect.gen(function*() {
+          const ofMemory = yield* Scope.make()
+          const stream = yield* CudaStream.make()
+          const memory = yield* Scope.provide(allocate, ofMemory)
+          yield* CudaMemory.copy(memory, yield* CudaMemory.allocate(mebi), stream)
+          stub.fail("cuEventRecord", transient, { times: 2 })
+          yield* Scope.close(ofMemory, Exit.void)
+          yield* until("the release tried again", () => stub.failuresLeft === 0)
+          yield* pause(30)
+          stub.clear()
+          stub.finishAll()
+          yield* until("the release's wait ended", () => stub.calls("cuEventQuery").some(({ status }) => status === 0))
+          yield* pause(30)
+          assert.isTrue(yield* isBack)
+        }),
+        { prepare: () => void (stub.pending = "copies") }
+      ))
+  }
+})
+
+/** The call that gives something back, and what is left when it fails. */
+const givingBack: Readonly<Partial<Record<StubFunctionName, keyof DriverLive>>> = {
+  cuStreamDestroy_v2: "streams",
+  cuEventDestroy_v2: "events",
+  cuMemFreeAsync: "allocations",
+  cuMemFree_v2: "allocations",
+  cuMemHostUnregister: "registrations",
+  cuMemPoolDestroy: "pools",
+  cuDevicePrimaryCtxRelease_v2: "contexts"
+}
+
+/** Allocates, copies on two streams, and releases out of order: memory and an event while work uses them, one stream before the other. */
+const program = Effect.gen(function*() {
+  const scope = yield* Effect.scope
+  const [ofFirst, ofHost, ofManaged, ofDevice, ofEvent] = yield* Effect.all([
+    Scope.fork(scope),
+    Scope.fork(scope),
+    Scope.fork(scope),
+    Scope.fork(scope),
+    Scope.fork(scope)
+  ])
+  const first = yield* Scope.provide(CudaStream.make(), ofFirst)
+  const second = yield* CudaStream.make()
+  const host = yield* Scope.provide(CudaMemory.allocateHost(mebi), ofHost)
+  const managed = yield* Scope.provide(CudaMemory.allocateManaged(mebi), ofManaged)
+  const device = yield* Scope.provide(CudaMemory.allocate(mebi), ofDevice)
+  const among = yield* CudaMemory.allocate(mebi, { stream: first })
+  const event = yield* Scope.provide(CudaEvent.make(), ofEvent)
+  yield* CudaMemory.copy(device, host, first)
+  yield* CudaEvent.record(event, first)
+  yield* CudaStream.waitEvent(second, event)
+  yield* CudaMemory.copy(among, device, second)
+  yield* CudaMemory.copy(managed, among, second)
+  for (const released of [ofHost, ofEvent, ofManaged, ofDevice]) yield* Scope.close(released, Exit.void)
+  stub.finishAll()
+  yield* Scope.close(ofFirst, Exit.void)
+  yield* pause(15)
+  yield* CudaStream.synchronize(second)
+})
+
+/** Runs the program with the call after this many failing; the call, or nothing when there are fewer. */
+const withFailure = (after: number) =>
+  Effect.gen(function*() {
+    stub.reset()
+    stub.pending = "copies"
+    stub.failCall(transient, after)
+    const letGo = Effect.onError(program, () => Effect.sync(() => stub.letGo()))
+    const { lines } = yield* logged(Effect.exit(letGo.pipe(Effect.scoped, Effect.provide(stubLayer(stub)))))
+    const failed = stub.calls().find(({ status }) => status === transient)
+    return failed && { lines, name: failed.name }
+  })
+
+describe("a program of which one call fails once", () => {
+  it.live("names no handle that is gone, and leaves nothing, whichever call it is", () =>
+    Effect.gen(function*() {
+      const failed: Array<StubFunctionName> = []
+      for (let after = 0;; after++) {
+        const met = yield* withFailure(after)
+        const what = `call ${after + 1}, ${met?.name}`
+        assert.isUndefined(stub.misuse, `${what}: ${stub.misuse}`)
+        const left = Object.entries(stub.live).filter(([, count]) => count > 0)
+        const expected = met && givingBack[met.name]
+        if (expected !== undefined) assert.deepStrictEqual(left, [[expected, 1]], what)
+        else if (met?.name !== "cuCtxPushCurrent_v2") assert.deepStrictEqual(left, [], what)
+        // A context that cannot be entered keeps what would be given back in it.
+        else assert.isAtMost(left.reduce((sum, [, count]) => sum + count, 0), 1, what)
+        if (left.length > 0) {
+          assert.include(met?.lines.join("\n"), `(${transient})`, `${what}: nothing says what is left`)
+        }
+        // A context that was just pushed can always be popped, on a real driver.
+        if (met?.name !== "cuCtxPopCurrent_v2") assert.strictEqual(stub.depth, 0, what)
+        if (met === undefined) break
+        failed.push(met.name)
+      }
+      for (const name of ["cuEventRecord", "cuStreamQuery", "cuMemcpyHtoDAsync_v2", ...Object.keys(givingBack)]) {
+        assert.include(failed, name)
+      }
+    }), 60_000)
+})

@@ -1,0 +1,10 @@
+/**
+ * Has every fiber of a test file yield after a few operations instead of 2,048, so that interruption and other fibers come between any
+ * two steps. `npm run test:yielding` runs the whole suite like this.
+ */
+import { MaxOpsBeforeYield } from "effect/Scheduler"
+
+/** Fewer would starve effects that have to make progress between two yields. */
+const operations = 5
+
+void Object.assign(MaxOpsBeforeYield, { defaultValue: () => operations, "~effect/Context/defaultValue": operations })

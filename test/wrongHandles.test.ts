@@ -1,0 +1,718 @@
+/**
+ * Arguments of the wrong kind, forced past the types: every operation fails with an `InvalidArgument` that names the argument. Nothing
+ * throws, no default is used instead, and the driver never receives a foreign handle.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import {
+  CudaDependency,
+  CudaDevice,
+  CudaError,
+  CudaEvent,
+  CudaKernel,
+  CudaMemory,
+  CudaMemoryPool,
+  CudaModule,
+  CudaProgram,
+  CudaRuntime,
+  CudaStream,
+  CudaTiming,
+  FaultInjection,
+  SimulatedRuntime
+} from "effect-cuda"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { inspect } from "node:util"
+import { failsWith, refuses } from "./support/assertions.ts"
+import { program, signatures, simulatedKernels } from "./support/kernels.ts"
+import { assertReleased, openStub, stubLayer } from "./support/stubDriver.ts"
+
+const stub = openStub()
+
+type Runtime = CudaRuntime.CudaRuntime
+
+/** One of everything. */
+const makeGiven = Effect.gen(function*() {
+  const stream = yield* CudaStream.make()
+  const event = yield* CudaEvent.make()
+  const [start, end] = yield* Effect.all([CudaEvent.make({ timing: true }), CudaEvent.make({ timing: true })])
+  const [device, other] = yield* Effect.all([CudaMemory.allocate(64), CudaMemory.allocate(64)])
+  const host = yield* CudaMemory.allocateHost(64)
+  const managed = yield* CudaMemory.allocateManaged(64)
+  const pool = yield* CudaMemoryPool.make()
+  const module = yield* CudaModule.load(yield* program)
+  const kernel = yield* CudaKernel.get(module, "put", signatures.put)
+  const dependency = yield* CudaDependency.make([event])
+  const of = yield* CudaDevice.current
+  // The driver is asked for the default stream once.
+  yield* CudaStream.current()
+  return { stream, event, start, end, device, other, host, managed, pool, module, kernel, dependency, of }
+})
+
+type Given = Effect.Success<typeof makeGiven>
+
+/** A value that the types would reject. */
+type Forced = never
+
+interface Call {
+  readonly name: string
+  /** The name of the argument in the failure. */
+  readonly argument: string
+  readonly call: (wrong: Forced, given: Given) => Effect.Effect<unknown, CudaError.CudaError, Runtime | Scope.Scope>
+  /** Whether it allocates before the argument is looked at. */
+}
+
+const primitives: ReadonlyArray<unknown> = [null, 0, 1, -1, Number.NaN, 10n, "", "x", true, false, Symbol("no")]
+const objects: ReadonlyArray<unknown> = [[], {}, () => {}, { ref: 1 }, { runtime: {} }, { buffer: {} }, new Map()]
+const neither: ReadonlyArray<unknown> = [...primitives, ...objects]
+
+const one = { grid: 1, block: 1 }
+const size = { width: 8, height: 1 }
+
+const streams: ReadonlyArray<Call> = [
+  { name: "CudaStream.query", argument: "stream", call: (wrong) => CudaStream.query(wrong) },
+  { name: "CudaStream.synchronize", argument: "stream", call: (wrong) => CudaStream.synchronize(wrong) },
+  { name: "CudaStream.waitEvent", argument: "stream", call: (wrong, { event }) => CudaStream.waitEvent(wrong, event) },
+  {
+    name: "CudaStream.waitStream",
+    argument: "stream",
+    call: (wrong, { stream }) => CudaStream.waitStream(wrong, stream)
+  },
+  {
+    name: "CudaStream.waitStream, the other",
+    argument: "stream",
+    call: (wrong, { stream }) => CudaStream.waitStream(stream, wrong)
+  },
+  { name: "CudaStream.recordEvent", argument: "stream", call: (wrong) => CudaStream.recordEvent(wrong) },
+  {
+    name: "CudaStream.recordEvent of an event",
+    argument: "stream",
+    call: (wrong, { event }) => CudaStream.recordEvent(wrong, event)
+  },
+  {
+    name: "CudaStream.launchHostFunction",
+    argument: "stream",
+    call: (wrong) => CudaStream.launchHostFunction(wrong, Effect.void)
+  },
+  { name: "CudaStream.withStream", argument: "stream", call: (wrong) => CudaStream.withStream(Effect.void, wrong) },
+  {
+    name: "CudaStream.withStream, data last",
+    argument: "stream",
+    call: (wrong) => Effect.void.pipe(CudaStream.withStream(wrong))
+  }
+]
+
+/** Where a stream is optional. */
+const optionalStreams: ReadonlyArray<Call> = [
+  { name: "CudaEvent.record", argument: "stream", call: (wrong, { event }) => CudaEvent.record(event, wrong) },
+  { name: "CudaEvent.wait", argument: "stream", call: (wrong, { event }) => CudaEvent.wait(event, wrong) },
+  { name: "CudaMemory.allocate", argument: "stream", call: (wrong) => CudaMemory.allocate(64, { stream: wrong }) },
+  {
+    name: "CudaMemory.copy",
+    argument: "stream",
+    call: (wrong, { device, host }) => CudaMemory.copy(device, host, wrong)
+  },
+  {
+    name: "CudaMemory.copy2D",
+    argument: "stream",
+    call: (wrong, { device, host }) => CudaMemory.copy2D(device, host, size, wrong)
+  },
+  {
+    name: "CudaMemory.copyBatch",
+    argument: "stream",
+    call: (wrong, { device, host }) => CudaMemory.copyBatch([{ destination: device, source: host }], wrong)
+  },
+  { name: "CudaMemory.fill", argument: "stream", call: (wrong, { device }) => CudaMemory.fill(device, 1, wrong) },
+  { name: "CudaMemory.fill16", argument: "stream", call: (wrong, { device }) => CudaMemory.fill16(device, 1, wrong) },
+  { name: "CudaMemory.fill32", argument: "stream", call: (wrong, { device }) => CudaMemory.fill32(device, 1, wrong) },
+  {
+    name: "CudaMemory.prefetch",
+    argument: "stream",
+    call: (wrong, { managed }) => CudaMemory.prefetch(managed, "host", wrong)
+  },
+  {
+    name: "CudaMemory.access",
+    argument: "stream",
+    call: (wrong, { device }) => CudaMemory.access(Effect.void, { reads: [device], stream: wrong })
+  },
+  {
+    name: "CudaMemory.upload",
+    argument: "stream",
+
+    call: (wrong, { device }) => CudaMemory.upload(device, new Uint8Array(64), wrong)
+  },
+  {
+    name: "CudaMemory.download",
+    argument: "stream",
+
+    call: (wrong, { device }) => CudaMemory.download(new Uint8Array(64), device, wrong)
+  },
+  {
+    name: "CudaKernel.launch",
+    argument: "stream",
+    call: (wrong, { device, kernel }) => CudaKernel.launch(kernel, one, [device, 1], wrong)
+  },
+  {
+    name: "CudaDependency.wait",
+    argument: "stream",
+    call: (wrong, { dependency }) => CudaDependency.wait(dependency, wrong)
+  },
+  {
+    name: "CudaTiming.timed",
+    argument: "stream",
+
+    call: (wrong) => CudaTiming.timed(Effect.void, { stream: wrong })
+  }
+]
+
+const events: ReadonlyArray<Call> = [
+  { name: "CudaStream.waitEvent", argument: "event", call: (wrong, { stream }) => CudaStream.waitEvent(stream, wrong) },
+  { name: "CudaEvent.record", argument: "event", call: (wrong) => CudaEvent.record(wrong) },
+  {
+    name: "CudaEvent.record on a stream",
+    argument: "event",
+    call: (wrong, { stream }) => CudaEvent.record(wrong, stream)
+  },
+  { name: "CudaEvent.wait", argument: "event", call: (wrong) => CudaEvent.wait(wrong) },
+  { name: "CudaEvent.wait on a stream", argument: "event", call: (wrong, { stream }) => CudaEvent.wait(wrong, stream) },
+  { name: "CudaEvent.query", argument: "event", call: (wrong) => CudaEvent.query(wrong) },
+  { name: "CudaEvent.synchronize", argument: "event", call: (wrong) => CudaEvent.synchronize(wrong) },
+  {
+    name: "CudaEvent.elapsedTime, start",
+    argument: "event",
+    call: (wrong, { end }) => CudaEvent.elapsedTime(wrong, end)
+  },
+  {
+    name: "CudaEvent.elapsedTime, end",
+    argument: "event",
+    call: (wrong, { start }) => CudaEvent.elapsedTime(start, wrong)
+  },
+  { name: "CudaEvent.ipcHandle", argument: "event", call: (wrong) => CudaEvent.ipcHandle(wrong) }
+]
+
+const eventsLast: ReadonlyArray<Call> = [
+  {
+    name: "CudaEvent.record, data last",
+    argument: "event",
+    call: (wrong, { stream }) => CudaEvent.record(stream)(wrong)
+  },
+  {
+    name: "CudaEvent.wait on the current stream, data last",
+    argument: "event",
+    call: (wrong) => CudaEvent.wait()(wrong)
+  }
+]
+
+const pools: ReadonlyArray<Call> = [
+  { name: "CudaMemoryPool.statistics", argument: "pool", call: (wrong) => CudaMemoryPool.statistics(wrong) },
+  { name: "CudaMemoryPool.resetHighWater", argument: "pool", call: (wrong) => CudaMemoryPool.resetHighWater(wrong) },
+  {
+    name: "CudaMemoryPool.setReleaseThreshold",
+    argument: "pool",
+    call: (wrong) => CudaMemoryPool.setReleaseThreshold(wrong, 1)
+  },
+  { name: "CudaMemoryPool.trim", argument: "pool", call: (wrong) => CudaMemoryPool.trim(wrong) }
+]
+
+const modules: ReadonlyArray<Call> = [
+  { name: "CudaModule.global", argument: "module", call: (wrong) => CudaModule.global(wrong, "counter") },
+  { name: "CudaKernel.get", argument: "module", call: (wrong) => CudaKernel.get(wrong, "put", signatures.put) }
+]
+
+const kernels: ReadonlyArray<Call> = [
+  { name: "CudaKernel.launch", argument: "kernel", call: (wrong) => CudaKernel.launch(wrong, one, []) },
+  {
+    name: "CudaKernel.launch on a stream",
+    argument: "kernel",
+    call: (wrong, { stream }) => CudaKernel.launch(wrong, one, [], stream)
+  },
+  { name: "CudaKernel.attribute", argument: "kernel", call: (wrong) => CudaKernel.attribute(wrong, "numRegs") },
+  {
+    name: "CudaKernel.setAttribute",
+    argument: "kernel",
+    call: (wrong) => CudaKernel.setAttribute(wrong, "maxDynamicSharedSizeBytes", 0)
+  },
+  {
+    name: "CudaKernel.activeBlocks",
+    argument: "kernel",
+    call: (wrong) => CudaKernel.activeBlocks(wrong, { block: 1 })
+  },
+  { name: "CudaKernel.bestBlock", argument: "kernel", call: (wrong) => CudaKernel.bestBlock(wrong) },
+  {
+    name: "CudaKernel.activeClusters",
+    argument: "kernel",
+    call: (wrong) => CudaKernel.activeClusters(wrong, { ...one, cluster: 1 })
+  },
+  { name: "CudaKernel.maxClusterSize", argument: "kernel", call: (wrong) => CudaKernel.maxClusterSize(wrong, one) }
+]
+
+const buffers: ReadonlyArray<Call> = [
+  { name: "CudaMemory.copy, destination", argument: "buffer", call: (wrong, { host }) => CudaMemory.copy(wrong, host) },
+  {
+    name: "CudaMemory.copy on a stream, destination",
+    argument: "buffer",
+    call: (wrong, { host, stream }) => CudaMemory.copy(wrong, host, stream)
+  },
+  {
+    name: "CudaMemory.copy, a slice",
+    argument: "buffer",
+    call: (wrong, { host }) => CudaMemory.copy(CudaMemory.slice(wrong, 0, 64), host)
+  },
+  {
+    name: "CudaMemory.copy on a stream, source",
+    argument: "source",
+    call: (wrong, { device, stream }) => CudaMemory.copy(device, { buffer: wrong, offset: 0, byteLength: 64 }, stream)
+  },
+  {
+    name: "CudaMemory.copy2D, destination",
+    argument: "buffer",
+    call: (wrong, { host }) => CudaMemory.copy2D(wrong, host, size)
+  },
+  {
+    name: "CudaMemory.copy2D, rows",
+    argument: "buffer",
+    call: (wrong, { host }) => CudaMemory.copy2D(CudaMemory.rows(wrong, 8), host, size)
+  },
+  {
+    name: "CudaMemory.copy2D, source",
+    argument: "source",
+    call: (wrong, { host }) => CudaMemory.copy2D(host, wrong, size)
+  },
+  {
+    name: "CudaMemory.copyBatch, destination",
+    argument: "copies[0]",
+    call: (wrong, { host }) => CudaMemory.copyBatch([{ destination: wrong, source: host }])
+  },
+  {
+    name: "CudaMemory.copyBatch, source",
+    argument: "copies[1]",
+    call: (wrong, { device, host, other }) =>
+      CudaMemory.copyBatch([{ destination: device, source: host }, { destination: other, source: wrong }])
+  },
+  {
+    name: "CudaMemory.fill on a stream",
+    argument: "buffer",
+    call: (wrong, { stream }) => CudaMemory.fill(CudaMemory.slice(wrong, 0, 64), 1, stream)
+  },
+  { name: "CudaMemory.prefetch", argument: "buffer", call: (wrong) => CudaMemory.prefetch(wrong, "host") },
+  { name: "CudaMemory.advise", argument: "buffer", call: (wrong) => CudaMemory.advise(wrong, { readMostly: true }) },
+  {
+    name: "CudaMemory.access, reads",
+    argument: "reads[0]",
+    call: (wrong) => CudaMemory.access(Effect.void, { reads: [wrong] })
+  },
+  {
+    name: "CudaMemory.access, writes",
+    argument: "writes[1]",
+    call: (wrong, { device }) => CudaMemory.access(Effect.void, { writes: [device, wrong] })
+  },
+  { name: "CudaMemory.synchronize", argument: "buffer", call: (wrong) => CudaMemory.synchronize(wrong) },
+  { name: "CudaMemory.upload", argument: "buffer", call: (wrong) => CudaMemory.upload(wrong, new Uint8Array(64)) },
+  { name: "CudaMemory.download", argument: "buffer", call: (wrong) => CudaMemory.download(new Uint8Array(64), wrong) },
+  {
+    name: "CudaKernel.launch, an argument",
+    argument: "arguments[0]",
+    call: (wrong, { kernel }) => CudaKernel.launch(kernel, one, [wrong, 1])
+  }
+]
+
+/** A handle of another kind in the place of a buffer; its reference reaches the runtime. */
+const slicesOf: ReadonlyArray<Call> = [
+  {
+    name: "CudaMemory.copy",
+    argument: "source",
+    call: (wrong, { device, stream }) => CudaMemory.copy(device, { buffer: wrong, offset: 0, byteLength: 64 }, stream)
+  },
+  {
+    name: "CudaKernel.launch",
+    argument: "buffer",
+    call: (wrong, { kernel }) => CudaKernel.launch(kernel, one, [{ buffer: wrong, offset: 0, byteLength: 64 }, 1])
+  }
+]
+
+const devices: ReadonlyArray<Call> = [
+  { name: "CudaDevice.get", argument: "device", call: (wrong) => CudaDevice.get(wrong) },
+  { name: "CudaDevice.withDevice", argument: "device", call: (wrong) => CudaDevice.withDevice(Effect.void, wrong) },
+  { name: "CudaDevice.memoryInfo", argument: "device", call: (wrong) => CudaDevice.memoryInfo(wrong) },
+  { name: "CudaDevice.attribute", argument: "device", call: (wrong) => CudaDevice.attribute("warpSize", wrong) },
+  { name: "CudaDevice.priorityRange", argument: "device", call: (wrong) => CudaDevice.priorityRange(wrong) },
+  { name: "CudaDevice.canAccessPeer", argument: "device", call: (wrong) => CudaDevice.canAccessPeer(wrong, 0) },
+  { name: "CudaDevice.canAccessPeer, peer", argument: "peer", call: (wrong) => CudaDevice.canAccessPeer(0, wrong) },
+  { name: "CudaDevice.synchronize", argument: "device", call: (wrong) => CudaDevice.synchronize(wrong) },
+  { name: "CudaStream.make", argument: "device", call: (wrong) => CudaStream.make({ device: wrong }) },
+  { name: "CudaStream.fromPool", argument: "device", call: (wrong) => CudaStream.fromPool({ device: wrong }) },
+  {
+    name: "CudaStream.withPooledStream",
+    argument: "device",
+    call: (wrong) => CudaStream.withPooledStream(Effect.void, { device: wrong })
+  },
+  {
+    name: "CudaStream.defaultStream",
+    argument: "device",
+    call: (wrong) => CudaStream.defaultStream({ device: wrong })
+  },
+  {
+    name: "CudaStream.fromHandle",
+    argument: "device",
+    call: (wrong) => CudaStream.fromHandle(4096, { device: wrong })
+  },
+  { name: "CudaStream.current", argument: "device", call: (wrong) => CudaStream.current(wrong) },
+  { name: "CudaEvent.make", argument: "device", call: (wrong) => CudaEvent.make({ device: wrong }) },
+  {
+    name: "CudaEvent.fromIpcHandle",
+    argument: "device",
+    call: (wrong) => CudaEvent.fromIpcHandle(new Uint8Array(64), { device: wrong })
+  },
+  { name: "CudaMemory.allocate", argument: "device", call: (wrong) => CudaMemory.allocate(64, { device: wrong }) },
+  {
+    name: "CudaMemory.allocateManaged",
+    argument: "device",
+    call: (wrong) => CudaMemory.allocateManaged(64, { device: wrong })
+  },
+  {
+    name: "CudaMemory.prefetch",
+    argument: "location",
+    call: (wrong, { managed, stream }) => CudaMemory.prefetch(managed, wrong, stream)
+  },
+  {
+    name: "CudaMemory.advise",
+    argument: "location",
+    call: (wrong, { managed }) => CudaMemory.advise(managed, { accessedBy: wrong })
+  },
+  { name: "CudaMemoryPool.make", argument: "device", call: (wrong) => CudaMemoryPool.make({ device: wrong }) },
+  { name: "CudaMemoryPool.ofDevice", argument: "device", call: (wrong) => CudaMemoryPool.ofDevice(wrong) },
+  {
+    name: "CudaModule.global",
+    argument: "device",
+    call: (wrong, { module }) => CudaModule.global(module, "counter", { device: wrong })
+  },
+  {
+    name: "CudaKernel.get",
+    argument: "device",
+    call: (wrong, { module }) => CudaKernel.get(module, "put", signatures.put, { device: wrong })
+  },
+  {
+    name: "CudaKernel.attribute",
+    argument: "device",
+    call: (wrong, { kernel }) => CudaKernel.attribute(kernel, "numRegs", { device: wrong })
+  },
+  {
+    name: "CudaKernel.bestBlock",
+    argument: "device",
+    call: (wrong, { kernel }) => CudaKernel.bestBlock(kernel, { device: wrong })
+  },
+  {
+    name: "CudaProgram.compile",
+    argument: "device",
+    call: (wrong) => CudaProgram.compile("__global__ void f() {}", { device: wrong })
+  }
+]
+
+/** Values that are not handles, and handles of every other kind. */
+const wrongValues = (given: Given, ...right: ReadonlyArray<keyof Given>): ReadonlyArray<unknown> => {
+  const kept = new Set<unknown>(right.map((key) => given[key]))
+  return [...neither, ...Object.values(given).filter((handle) => !kept.has(handle))]
+}
+
+const tables: ReadonlyArray<{
+  readonly what: string
+  readonly calls: ReadonlyArray<Call>
+  readonly wrong: (given: Given) => ReadonlyArray<unknown>
+}> = [
+  { what: "a stream", calls: streams, wrong: (given) => [undefined, ...wrongValues(given, "stream")] },
+  { what: "an optional stream", calls: optionalStreams, wrong: (given) => wrongValues(given, "stream") },
+  {
+    what: "an event",
+    calls: events,
+    wrong: (given) => wrongValues(given, "event", "start", "end", "stream")
+  },
+  {
+    what: "the event of a data-last form",
+    calls: eventsLast,
+    wrong: (given) => [undefined, ...wrongValues(given, "event", "start", "end")]
+  },
+  { what: "a pool", calls: pools, wrong: (given) => [undefined, ...wrongValues(given, "pool")] },
+  {
+    what: "an optional pool",
+    calls: [{
+      name: "CudaMemory.allocate",
+      argument: "pool",
+      call: (wrong) => CudaMemory.allocate(64, { pool: wrong })
+    }],
+    wrong: (given) => wrongValues(given, "pool")
+  },
+  { what: "a module", calls: modules, wrong: (given) => [undefined, ...wrongValues(given, "module")] },
+  { what: "a kernel", calls: kernels, wrong: (given) => [undefined, ...wrongValues(given, "kernel")] },
+  {
+    what: "a program",
+    calls: [{ name: "CudaModule.load", argument: "program", call: (wrong) => CudaModule.load(wrong) }],
+    wrong: (given) => [undefined, ...wrongValues(given)]
+  },
+  {
+    what: "a buffer",
+    calls: buffers,
+    wrong: (given) =>
+      [undefined, ...wrongValues(given, "device", "other", "host", "managed")].filter((u) => typeof u !== "number")
+  },
+  {
+    what: "the buffer of a slice",
+    calls: slicesOf,
+    wrong: (given) => [given.stream, given.event, given.pool, given.module, given.kernel]
+  },
+  {
+    what: "a device",
+    calls: devices,
+    wrong: (given) => [
+      ...wrongValues(given, "of").filter((u) => u !== 0),
+      99,
+      0.5,
+      "0",
+      "length",
+      "__proto__",
+      { index: 7 },
+      { index: "0" }
+    ]
+  },
+  {
+    what: "the handle of a stream",
+    calls: [{ name: "CudaStream.fromHandle", argument: "handle", call: (wrong) => CudaStream.fromHandle(wrong) }],
+    wrong: (given) => [undefined, ...wrongValues(given), 0.5, 2n ** 64n].filter((u) => u !== 0 && u !== 1 && u !== 10n)
+  },
+  {
+    what: "the handle of an event of another process",
+    calls: [{ name: "CudaEvent.fromIpcHandle", argument: "handle", call: (wrong) => CudaEvent.fromIpcHandle(wrong) }],
+    wrong: (given) => [undefined, ...wrongValues(given), new Uint8Array(63)]
+  },
+  {
+    what: "a launch",
+    calls: [
+      {
+        name: "CudaKernel.launch",
+        argument: "config",
+        call: (wrong, { kernel }) => CudaKernel.launch(kernel, wrong, [null, 1] as Forced)
+      },
+      {
+        name: "CudaKernel.maxClusterSize",
+        argument: "config",
+        call: (wrong, { kernel }) => CudaKernel.maxClusterSize(kernel, wrong)
+      },
+      {
+        name: "CudaKernel.activeClusters",
+        argument: "config",
+        call: (wrong, { kernel }) => CudaKernel.activeClusters(kernel, wrong)
+      }
+    ],
+    wrong: () => [undefined, ...primitives]
+  },
+  {
+    what: "the arguments of a launch",
+    calls: [{
+      name: "CudaKernel.launch",
+      argument: "arguments",
+      call: (wrong, { kernel }) => CudaKernel.launch(kernel, one, wrong)
+    }],
+    wrong: (given) => [undefined, ...wrongValues(given)]
+  },
+  {
+    what: "the parameters of a kernel",
+    calls: [{
+      name: "CudaKernel.get",
+      argument: "parameters",
+      call: (wrong, { module }) => CudaKernel.get(module, "put", wrong)
+    }],
+    wrong: (given) => [undefined, ...wrongValues(given), [null], [1], [{ kind: "no" }]]
+  },
+  {
+    what: "the lists of buffers",
+    calls: [
+      { name: "CudaMemory.copyBatch", argument: "copies", call: (wrong) => CudaMemory.copyBatch(wrong) },
+      {
+        name: "CudaMemory.access",
+        argument: "reads",
+        call: (wrong) => CudaMemory.access(Effect.void, { reads: wrong })
+      },
+      {
+        name: "CudaMemory.access",
+        argument: "writes",
+        call: (wrong) => CudaMemory.access(Effect.void, { writes: wrong })
+      }
+    ],
+    wrong: (given) => wrongValues(given).filter((u) => !Array.isArray(u))
+  },
+  {
+    what: "an advice",
+    calls: [{
+      name: "CudaMemory.advise",
+      argument: "advice",
+      call: (wrong, { managed }) => CudaMemory.advise(managed, wrong)
+    }],
+    wrong: () => [undefined, ...primitives]
+  },
+  {
+    what: "the effect of a host function",
+    calls: [{
+      name: "CudaStream.launchHostFunction",
+      argument: "effect",
+      call: (wrong, { stream }) => CudaStream.launchHostFunction(stream, wrong)
+    }],
+    wrong: (given) => [undefined, ...wrongValues(given)]
+  },
+  {
+    what: "swapped arguments",
+    calls: [
+      {
+        name: "CudaMemory.copy(stream, to, from)",
+        argument: "buffer",
+        call: (_, { device, host, stream }) => CudaMemory.copy(stream as Forced, device, host as Forced)
+      },
+      {
+        name: "CudaMemory.copy(to, stream, from)",
+        argument: "source",
+        call: (_, { device, host, stream }) => CudaMemory.copy(device, stream as Forced, host as Forced)
+      },
+      {
+        name: "CudaMemory.copy(to, null)",
+        argument: "source",
+        call: (_, { device }) => CudaMemory.copy(device, null as Forced)
+      },
+      {
+        name: "CudaMemory.fill(stream, 1)",
+        argument: "buffer",
+        call: (_, { stream }) => CudaMemory.fill(stream as Forced, 1)
+      },
+      {
+        name: "CudaMemory.fill(1, buffer)",
+        argument: "buffer",
+        call: (_, { device }) => CudaMemory.fill(1, device as Forced) as Forced
+      },
+      {
+        name: "CudaMemory.upload(array, buffer)",
+        argument: "buffer",
+        call: (_, { device }) => CudaMemory.upload(new Uint8Array(64), device as Forced) as Forced
+      },
+      {
+        name: "CudaMemory.download(buffer, array)",
+        argument: "buffer",
+        call: (_, { device }) => CudaMemory.download(device, new Uint8Array(64) as Forced) as Forced
+      },
+      {
+        name: "CudaStream.waitEvent(event, stream)",
+        argument: "stream",
+        call: (_, { event, stream }) => CudaStream.waitEvent(event as Forced, stream as Forced)
+      },
+      {
+        name: "CudaEvent.record(stream, event)",
+        argument: "event",
+        call: (_, { event, stream }) => CudaEvent.record(stream as Forced, event as Forced)
+      },
+      {
+        name: "CudaStream.withStream(stream, effect)",
+        argument: "stream",
+        call: (_, { stream }) => CudaStream.withStream(stream as Forced, Effect.void as Forced)
+      }
+    ],
+    wrong: () => ["swapped"]
+  }
+]
+
+const simulated = Layer.suspend(() =>
+  SimulatedRuntime.layer({
+    devices: 1,
+    kernels: simulatedKernels,
+    globals: { counter: Uint8Array.of(5, 0, 0, 0) }
+  })
+)
+const native = Layer.suspend(() => {
+  stub.reset()
+  return stubLayer(stub)
+})
+
+/** A layer around the runtime, which describes the arguments of operations in its failures. */
+const observed = FaultInjection.layer
+
+describe.each([["the driver", native], ["a simulated device", simulated]] as const)("on %s", (name, runtime) => {
+  const withGiven = <A, E>(body: (given: Given) => Effect.Effect<A, E, Runtime | Scope.Scope>) =>
+    Effect.flatMap(makeGiven, body).pipe(
+      Effect.scoped,
+      Effect.provide(runtime),
+      Effect.tap(() => name === "the driver" ? Effect.sync(() => assertReleased(stub)) : Effect.void)
+    )
+
+  for (const { calls, what, wrong: wrongOf } of tables) {
+    describe(what, () => {
+      it.live.each(calls)("$name refuses what is not one", (call) =>
+        withGiven((given) =>
+          Effect.gen(function*() {
+            for (const wrong of wrongOf(given)) {
+              stub.clear()
+              const effect = call.call(wrong as Forced, given)
+              const subject = `given ${inspect(wrong)}`
+              assert.isTrue(Effect.isEffect(effect), subject)
+              yield* Effect.onError(
+                refuses(Effect.scoped(effect), call.argument),
+                () => Effect.logError(subject)
+              )
+              assert.deepStrictEqual(stub.lines(), [], subject)
+            }
+          })
+        ))
+    })
+  }
+
+  it.live("a region of a value that is not a stream does not use the default stream", () =>
+    withGiven((given) =>
+      Effect.gen(function*() {
+        for (const wrong of wrongValues(given, "stream")) {
+          const region = CudaStream.withStream(CudaMemory.fill(given.device, 1), wrong as Forced)
+          yield* refuses(region, "stream")
+        }
+      })
+    ))
+
+  it.live("a region of another stream does not hide what is wrong", () =>
+    withGiven((given) =>
+      Effect.gen(function*() {
+        yield* refuses(CudaMemory.fill(null as Forced, 1), "buffer")
+        yield* refuses(CudaEvent.record(1 as Forced), "event")
+        yield* refuses(CudaKernel.launch(null as Forced, one, []), "kernel")
+      }).pipe(CudaStream.withStream(given.stream))
+    ))
+
+  it.live("an argument that fits neither form of an operation is refused by both", () =>
+    withGiven(({ event }) =>
+      Effect.gen(function*() {
+        for (const wrong of neither) {
+          yield* refuses(CudaEvent.record(wrong as Forced), "event")
+          yield* refuses(event.pipe(CudaEvent.record(wrong as CudaStream.CudaStream)), "event")
+          yield* refuses(event.pipe(CudaEvent.wait(wrong as CudaStream.CudaStream)), "event")
+        }
+      })
+    ))
+
+  it.live("view throws the failure, because it does not return an effect", () =>
+    withGiven((given) =>
+      Effect.sync(() => {
+        for (const wrong of [undefined, ...wrongValues(given, "host", "managed")]) {
+          assert.throws(
+            () => CudaMemory.view(wrong as CudaMemory.HostBuffer, Uint8Array),
+            CudaError.CudaError,
+            /^CudaMemory.view: buffer is .*; expected pinned or managed memory/
+          )
+        }
+      })
+    ))
+
+  it.live("a layer around the runtime can describe any arguments", () =>
+    withGiven(() =>
+      Effect.gen(function*() {
+        const faults = yield* FaultInjection.FaultInjection
+        const runtime = yield* CudaRuntime.CudaRuntime
+        yield* faults.failNext("CudaStream.query", "InvalidValue", Infinity)
+        yield* faults.failNext("CudaMemory.copy", "InvalidValue", Infinity)
+        for (const wrong of [undefined, ...neither]) {
+          yield* failsWith(runtime.streamQuery(wrong as Forced), "InvalidValue")
+          yield* failsWith(runtime.memoryCopy(wrong as Forced, wrong as Forced, wrong as Forced), "InvalidValue")
+        }
+      }).pipe(Effect.provide(observed))
+    ))
+})
