@@ -13,8 +13,8 @@ export interface KindDifference {
 }
 
 /**
- * The first difference between the kind that a program declares and that of the kernel. Names of fields mean nothing to
- * a kernel. A pointer may allow more than the kernel does with it: that orders too much at most.
+ * The first difference between a declared kind and the kernel's. Field names do not matter to a kernel. A pointer may
+ * be declared with more access than the kernel uses, which at worst orders more than necessary.
  */
 export const differenceOf = (given: ParameterKind, own: ParameterKind, path: string): KindDifference | undefined => {
   if (given.kind === "pointer" && own.kind === "pointer") {
