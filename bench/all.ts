@@ -1,10 +1,10 @@
 /**
- * Runs every benchmark that this machine allows, one after the other, each in a process of its own, and prints one table of what
- * they measured: `npm run bench`, or some of them by name, `npm run bench -- latency operations`. `--gpu` leaves out what needs no
- * GPU, `--no-gpu` what needs one.
+ * Runs all benchmarks that this machine supports, one by one, each in a separate process, and prints a table of the
+ * results: `npm run bench`. To run some by name: `npm run bench -- latency operations`. `--gpu` skips the benchmarks
+ * that do not need a GPU, `--no-gpu` those that do.
  *
- * `--write` puts the figures into BENCHMARKS.md: the part with a GPU, the part without one, or both, as far as they were measured,
- * and then completely, so that every part is of one run.
+ * `--write` updates BENCHMARKS.md: the part with a GPU, the part without, or both, whichever was measured. Parts are
+ * always replaced as a whole, so each comes from a single run.
  */
 import { spawnSync } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
@@ -18,7 +18,7 @@ import type { Results } from "./support/results.ts"
 import { printSummary } from "./support/summary.ts"
 import type { Part, PartName } from "./support/summary.ts"
 
-/** A benchmark, and what it is told. */
+/** A benchmark and its arguments. */
 interface Benchmark {
   readonly name: string
   readonly part: PartName
@@ -46,7 +46,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "startup", part: "noGpu", parameters: stub }
 ]
 
-/** A program that hangs is ended after so many milliseconds. */
+/** Timeout of a benchmark in milliseconds. */
 const timeout = 180_000
 
 const words = process.argv.slice(2)
@@ -67,12 +67,12 @@ const run = ({ name, parameters = [] }: Benchmark, folder: string): Results | un
     timeout,
     env: { ...process.env, [resultsVariable]: resultsPath }
   })
-  if (signal !== null) console.error(`${name} was ended by ${signal}`)
+  if (signal !== null) console.error(`${name} was terminated by ${signal}`)
   console.log()
   return takeResults(resultsPath)
 }
 
-/** Runs what is wanted of a part; one that fails is said, and makes the command fail. */
+/** Runs the selected benchmarks of a part. A failed one is reported, and makes the command fail. */
 const runPart = (part: PartName, why: string | undefined): Part => {
   const folder = mkdtempSync(join(tmpdir(), "effect-cuda-bench-"))
   const notRun: Array<string> = []
@@ -94,7 +94,7 @@ const runPart = (part: PartName, why: string | undefined): Part => {
 
 const main = (): void => {
   if (isWriting && names.length > 0) {
-    console.error("BENCHMARKS.md is written from whole runs: --write goes without names of benchmarks")
+    console.error("--write needs a complete run: remove the names of benchmarks")
     process.exitCode = 1
     return
   }

@@ -1,10 +1,10 @@
 /**
- * What forking 8 branches and joining them costs on the host: as `CudaBranch.all`, as the record and wait calls it is made of
- * (25 Effects, one by one), and as those calls raw and in C. `support/compare.ts` says how.
+ * The host cost of forking 8 branches and joining them: with `CudaBranch.all`, with the record and wait calls behind it
+ * (25 Effects, one by one), and with the same calls raw and in C. See `support/compare.ts` for the method.
  *
- * The branches do nothing, or enqueue a fill of 4 KiB each (in C and one by one too). All of it is in one region on the stream
- * that is forked, so that what is measured is the fork and join alone. With the argument "stub" the driver is one whose calls
- * return at once.
+ * The branches do nothing, or enqueue a fill of 4 KiB each (also in C and one by one). Everything runs in one region on
+ * the forked stream, so that only the fork and the join are measured. With the argument "stub", the driver's calls
+ * return immediately.
  */
 import * as Effect from "effect/Effect"
 import * as CudaBranch from "../src/CudaBranch.ts"
@@ -38,7 +38,7 @@ const makeSubjects = Effect.gen(function*() {
 
 type Subjects = Effect.Success<typeof makeSubjects>
 
-/** The calls of a fork and a join, each an Effect. */
+/** The calls of a fork and a join, each as an Effect. */
 const callsOf = (
   { buffers, events, forked, origin, streams }: Subjects,
   isFilling: boolean

@@ -1,9 +1,9 @@
 /**
- * What handles take: the time to open and close a scope of 1,000 streams and 10,000 events, beside raw calls and C; the memory that
- * JavaScript holds for each live stream, event, device buffer and pinned host buffer, on its heap and outside it; and what is left
- * once the scope is closed.
+ * The cost of handles: the time to open and close a scope of 1,000 streams and 10,000 events, compared with raw calls
+ * and C; the memory per live stream, event, device buffer and pinned host buffer, on and off the JavaScript heap; and
+ * what remains after the scope has closed.
  *
- * With the argument "stub" the driver is one whose calls return at once, and the simulated runtime is measured too.
+ * With the argument "stub", the driver's calls return immediately, and the simulated runtime is measured as well.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -34,7 +34,7 @@ const bytes = 4096
 
 type Acquire = Effect.Effect<unknown, CudaError, CudaRuntime | Scope.Scope>
 
-/** Keeps what was made until the scope is closed, as a program would. */
+/** Holds the handles until the scope closes, as a program would. */
 const many = (make: Acquire, count: number) => Effect.replicateEffect(make, count)
 
 const everything: Acquire = Effect.andThen(
@@ -49,14 +49,14 @@ const rawScope = ({ calls, make }: Driver) => () => {
   for (const stream of streams) check("cuStreamDestroy", calls.cuStreamDestroy_v2(stream))
 }
 
-/** Bytes held for each of so many handles while they live, and in all once they are gone. */
+/** Bytes held per handle while the handles are live, and in total after their release. */
 const measureHeld = (make: Acquire, count: number) =>
   Effect.gen(function*() {
     const before = readHeld()
     const scope = yield* Scope.make()
     const live = yield* Effect.map(Scope.provide(many(make, count), scope), (made): Held => {
       const { external, heap } = heldSince(before)
-      // What was made is reachable until here, and not beyond.
+      // The handles are reachable up to here.
       return { heap: heap / made.length, external: external / made.length }
     })
     yield* Scope.close(scope, Exit.void)
@@ -75,7 +75,7 @@ const measureMemory = (where: string) =>
     const figures: Array<Figure> = []
     const group = `Memory of live handles, ${where}`
     for (const { count, make, name } of kinds) {
-      // The first time makes what stays: pools, and compiled code.
+      // The first iteration allocates what stays: pools and compiled code.
       yield* measureHeld(make, count)
       const values: Array<{ readonly live: Held; readonly left: Held }> = []
       for (let repeat = 0; repeat < repeats; repeat++) values.push(yield* measureHeld(make, count))

@@ -1,9 +1,10 @@
 /**
- * What launching a kernel costs, as `support/compare.ts` says: as Effects of the library, as raw koffi calls, in C, and with the
- * Python peers cuda.core and CuPy where they are installed. The kernels do nothing, and have no arguments, three, or 32.
+ * The cost of a kernel launch: as Effects of the library, as raw koffi calls, in C, and with the Python peers cuda.core
+ * and CuPy if they are installed. The kernels are empty, with no arguments, three, or 32. See `support/compare.ts` for
+ * the method.
  *
- * The raw calls are given arguments that were written before, C and the others write theirs for each launch. With the argument
- * "stub" the driver is one whose calls return at once.
+ * The raw calls use arguments written in advance; the other ways write them for each launch. With the argument "stub",
+ * the driver's calls return immediately.
  */
 import * as Effect from "effect/Effect"
 import koffi from "koffi"
@@ -17,7 +18,7 @@ import type { Launch } from "./support/launches.ts"
 import { startPeers } from "./support/peer.ts"
 import { runOnDriver } from "./support/run.ts"
 
-/** A kernel past the library, with a launch of arguments that stay the same. */
+/** A kernel without the library, and a launch with constant arguments. */
 const makeRaw = (driver: Driver, stream: number, { kernel, words }: Launch): () => void => {
   const handle = driver.getFunction(kernel)
   const slots = BigUint64Array.from(words, BigInt)
@@ -26,7 +27,7 @@ const makeRaw = (driver: Driver, stream: number, { kernel, words }: Launch): () 
   return () => {
     const status = driver.calls.cuLaunchKernel(handle, 1, 1, 1, 1, 1, 1, 0, stream, table, null)
     // The table points into the slots, which live as long as this function.
-    if (status !== 0) throw new Error(`cuLaunchKernel answered ${status}, with ${slots.length} arguments`)
+    if (status !== 0) throw new Error(`cuLaunchKernel returned ${status} (arguments: ${slots.length})`)
   }
 }
 

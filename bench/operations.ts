@@ -1,9 +1,10 @@
 /**
- * What single operations cost, and record, wait and fill as a fixed sequence: as Effects of the library, as raw koffi calls, in a
- * plain C loop, and with the Python peers cuda.core, CuPy and PyTorch where they are installed. `support/compare.ts` says how.
+ * The cost of single operations, and of record, wait and fill as a fixed sequence: as Effects of the library, as raw
+ * koffi calls, in a plain C loop, and with the Python peers cuda.core, CuPy and PyTorch if they are installed. See
+ * `support/compare.ts` for the method.
  *
- * The unfinished query is of an event behind a kernel of 20 ms. With the argument "stub" the driver is one whose calls return at
- * once, so that what remains is the cost of getting there.
+ * The unfinished query is of an event behind a kernel of 20 ms. With the argument "stub", the driver's calls return
+ * immediately, which leaves the overhead of calling it.
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../src/CudaError.ts"

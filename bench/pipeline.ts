@@ -1,12 +1,14 @@
 /**
- * How fast a pipeline moves chunks through the GPU and back: `CudaPipeline.through` beside a loop in C with the same chunks,
- * the same slots and the same work, a copy of the chunk on the device. Beside them what the link to the GPU can do, as
- * measured by C in the same run: copies of 16 MiB from and to pinned memory, back to back, each way alone and both at once.
+ * The throughput of a pipeline that moves chunks through the GPU and back: `CudaPipeline.through`, compared with a loop
+ * in C with the same chunks, slots and work, which is one copy of the chunk on the device. For reference, C measures
+ * the link to the GPU in the same run: back-to-back copies of 16 MiB from and to pinned memory, one way at a time and
+ * both ways at once.
  *
- * In the first table the data is in pinned memory already, so that it tells of the pipeline and not of the CPU's copies; in
- * the second one the CPU copies every chunk in and out on the one thread. Times are from the delivery of the last warm-up to
- * that of the last chunk. All ways take turns within a round; figures are medians of rounds. "Polled" is the library with
- * waits that poll until they end; by default they poll for a while and then have the GPU wake the event loop.
+ * In the first table the data is already in pinned memory, so that it shows the pipeline without copies by the CPU. In
+ * the second, the CPU copies every chunk in and out on the single thread. Times are from the delivery of the last
+ * warm-up to the delivery of the last chunk. All ways take turns within a round; figures are medians of rounds.
+ * "Polled" is the library with waits that poll until they end; by default they poll for a while, then the GPU wakes the
+ * event loop.
  */
 import * as Effect from "effect/Effect"
 import * as Stream from "effect/Stream"
@@ -28,9 +30,9 @@ const mebibyte = 1024 * 1024
 const warmUps = 16
 const largest = { chunk: 16 * mebibyte, slots: 4 }
 
-/** What goes through the pipeline in one measurement. */
+/** The parameters of one measurement. */
 interface Load {
-  /** Mebibytes of a chunk. */
+  /** Chunk size in MiB. */
   readonly chunk: number
   readonly slots: number
   readonly isCopying: boolean
@@ -49,7 +51,7 @@ const makeLoads = (
 const plain = { loads: makeLoads([1, 4, 8, 16], [2, 3, 4], { total: 1024, isCopying: false }), rounds: 9 }
 const copying = { loads: makeLoads([4, 16], [3], { total: 512, isCopying: true }), rounds: 5 }
 
-/** Puts chunks into pinned memory and takes them out: for real, or not at all. */
+/** Copies chunks into and out of pinned memory, or does nothing. */
 const makeTransfers = ({ chunk, isCopying }: Load) => {
   const bytes = chunk * mebibyte
   if (!isCopying) return { fill: () => Effect.succeed(bytes), take: () => Effect.void }
@@ -66,7 +68,7 @@ const makeTransfers = ({ chunk, isCopying }: Load) => {
   }
 }
 
-/** Sends chunks through and returns how long they took, in nanoseconds. */
+/** Sends chunks through the pipeline, and returns the time in nanoseconds. */
 const measureOurs = (load: Load, transfers: ReturnType<typeof makeTransfers>) =>
   Effect.suspend(() => {
     let delivered = 0
@@ -94,7 +96,7 @@ const measureInC = (peer: Peer, { chunk, count, isCopying, slots }: Load) =>
     ([nanos]) => nanos ?? Number.NaN
   )
 
-/** Nanoseconds of every round, by way. */
+/** Nanoseconds of each round, by way. */
 interface Times {
   readonly c: Array<number>
   readonly ours: Array<number>
@@ -112,7 +114,7 @@ const measure = (
     const measured: Times = { c: [], ours: [], polled: [] }
     const transfers = makeTransfers(load)
     for (let round = -1; round < rounds; round++) {
-      // The first round pins memory and compiles, and is not kept.
+      // The first round pins memory and compiles. It is not counted.
       const kept: Times = round < 0 ? { c: [], ours: [], polled: [] } : measured
       if (peer !== undefined) kept.c.push(yield* measureInC(peer, load))
       kept.ours.push(yield* measureOurs(load, transfers))
@@ -127,7 +129,7 @@ const bandwidth = (bytes: number, nanos: number): number => bytes / nanos
 
 const ways = ["up", "down", "both"] as const
 
-/** What the link can do, each way, in gigabytes per second. */
+/** The bandwidth of the link, each way, in gigabytes per second. */
 type Link = Record<(typeof ways)[number], Array<number>>
 
 const measureLink = (peer: Peer, link: Link) =>

@@ -1,9 +1,11 @@
 /**
- * What the simulated runtime costs: single operations as Effects, as `support/compare.ts` says, on an idle device in real time; and
- * how the model grows, from 1,000 to 1,000,000 operations that are all enqueued before any time passes.
+ * The cost of the simulated runtime: single operations as Effects, on an idle device in real time (see
+ * `support/compare.ts`); and the growth of the model, from 1,000 to 1,000,000 operations that are all enqueued before
+ * any time passes.
  *
- * Of the growth the exponents are told, of the time to enqueue and to run everything, and of the memory that is held while all of
- * it is pending: 1 is linear. The operations are records, waits for them on the next of 8 streams, fills and copies.
+ * The growth is given as exponents of the time to enqueue and to run everything, and of the memory held while
+ * everything is pending: 1 is linear. The operations are records, waits for them on the next of 8 streams, fills and
+ * copies.
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -26,10 +28,10 @@ import { runAnywhere } from "./support/run.ts"
 import { fixed, growthExponent, median } from "./support/statistics.ts"
 import { makeOperations, makeSequences, makeSubjects } from "./support/subjects.ts"
 
-/** Few, since work of a simulated device takes its time. */
+/** Few, because work on a simulated device takes time. */
 const repeats = { warmUps: 3, rounds: 5, batches: 5 }
 const busyMillis = 10
-/** Two operations in one: no target is about them. */
+/** Two operations in one. They have no target. */
 const pairs = ["(service)", "(scoped)"]
 
 const measureOperations = Effect.gen(function*() {
@@ -70,7 +72,7 @@ const sizes = [
 ]
 const streamCount = 8
 
-/** What so many operations took: nanoseconds and bytes of each. */
+/** The cost of a number of operations, in nanoseconds and bytes per operation. */
 interface Growth {
   readonly enqueue: number
   readonly run: number
@@ -87,7 +89,7 @@ const makeField = Effect.gen(function*() {
 
 type Field = Effect.Success<typeof makeField>
 
-/** One of many operations in a row, spread over the streams. */
+/** The operation at an index, spread over the streams. */
 const nth = ({ buffers, events, streams }: Field, index: number): Effect.Effect<void, CudaError> => {
   const at = (index >> 2) % streamCount
   const next = (at + 1) % streamCount
@@ -117,7 +119,7 @@ const measureGrowth = (count: number): Effect.Effect<Growth, CudaError, CudaRunt
     }
   })
 
-/** In virtual time, on a fresh device. */
+/** Runs in virtual time, on a new device. */
 const onFreshDevice = (count: number) =>
   Effect.scoped(measureGrowth(count)).pipe(
     Effect.provide(Layer.provideMerge(SimulatedRuntime.layer(), TestClock.layer()))
@@ -126,7 +128,7 @@ const onFreshDevice = (count: number) =>
 const growthGroup = "Growth of the simulated model"
 
 const measureAllGrowth = Effect.gen(function*() {
-  // Compiles what is measured.
+  // Warms up the code under test.
   yield* onFreshDevice(100_000)
   const measured: Array<{ readonly count: number; readonly values: ReadonlyArray<Growth> }> = []
   for (const { count, times } of sizes) {
@@ -137,7 +139,7 @@ const measureAllGrowth = Effect.gen(function*() {
   return measured
 })
 
-/** A figure for each size, and the exponent of the whole. */
+/** A figure per size, and the exponent over all sizes. */
 const growthFigures = (
   measured: Effect.Success<typeof measureAllGrowth>,
   name: string,

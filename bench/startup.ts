@@ -1,9 +1,10 @@
 /**
- * What a process takes before it works: importing the package or single modules, beside Effect alone and koffi; and the first
- * calls on a runtime. Every measurement is a fresh process. The package is the compiled one where `dist` is there, else its sources,
- * of which Node.js strips the types.
+ * The startup cost of a process: importing the package or single modules, compared with Effect alone and koffi; and the
+ * first calls on a runtime. Every measurement runs in a new process. Uses the compiled package if `dist` exists,
+ * otherwise the sources, whose types Node.js strips.
  *
- * With the argument "stub" the first calls are on a driver whose calls return at once, and on the simulated runtime.
+ * With the argument "stub", the first calls run on a driver whose calls return immediately, and on the simulated
+ * runtime.
  */
 import * as Effect from "effect/Effect"
 import { execFileSync } from "node:child_process"
@@ -25,7 +26,7 @@ const extension = isCompiled ? "js" : "ts"
 
 const ours = (module: string): string => new URL(`../${folder}/${module}.${extension}`, import.meta.url).href
 
-/** What is imported, by name. */
+/** The modules to import, by name. */
 const imports = {
   "effect-cuda": ours("index"),
   "effect-cuda/CudaStream": ours("CudaStream"),
@@ -36,7 +37,7 @@ const imports = {
   koffi: "koffi"
 }
 
-/** Runs a process and reads the numbers it prints. */
+/** Runs a process, and reads the numbers it prints. */
 const readProcess = (...parameters: ReadonlyArray<string>): ReadonlyArray<number> =>
   execFileSync(process.execPath, [...process.execArgv, ...parameters], { encoding: "utf8" }).trim().split(" ").map(
     Number
@@ -55,7 +56,7 @@ const steps = ["the layer", "the first stream", "the first event", "the first re
 /** Milliseconds of each round, by name. */
 type Times = Map<string, Array<number>>
 
-/** Repeats measurements in turns; the first round fills the system's caches and is not kept. */
+/** Repeats measurements in turn. The first round fills the system's caches, and is not counted. */
 const repeat = (measure: (keep: (name: string, millis: number) => void) => void) =>
   Effect.gen(function*() {
     const times: Times = new Map()

@@ -1,4 +1,4 @@
-/** Sends numbers to a GPU and back. Without a GPU the same program runs on a simulated one. */
+/** Sends numbers to a GPU and back. Without a GPU, the same program runs on a simulated one. */
 import { AutoRuntime, CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"

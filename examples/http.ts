@@ -1,14 +1,15 @@
 /**
- * An HTTP service on a GPU: batches the requests of its clients and runs each batch through a kernel. Without a GPU it
- * runs on a simulated one.
+ * An HTTP service on a GPU: collects client requests in batches and runs each batch through a kernel. Runs on a
+ * simulated GPU if there is no real one.
  *
- * `npm run build && npm run build:examples && node dist-examples/http.js`, with `PORT` and `HOST` in the environment. Then
+ * `npm run build && npm run build:examples && node dist-examples/http.js`, with `PORT` and `HOST` in the environment.
+ * Then
  *
  *     curl localhost:3000/score -d "{\"features\": [$(seq -s, 256)]}"
  *     curl localhost:3000/health
  *
- * `http/Scorer.ts` has the batches, `http/Api.ts` the routes and what is answered to failures, `http/Server.ts` the
- * server and `http/Kernel.ts` the kernel.
+ * `http/Scorer.ts` contains the batching, `http/Api.ts` the routes and the responses to failures, `http/Server.ts` the
+ * server, and `http/Kernel.ts` the kernel.
  */
 import { AutoRuntime } from "effect-cuda"
 import * as Config from "effect/Config"
@@ -28,7 +29,7 @@ const model: Model = {
   bias: 0.25
 }
 
-/** 0 for any port that is free. */
+/** 0 for any free port. */
 const Port = Schema.Int.check(Schema.isBetween({ minimum: 0, maximum: 65_535 }))
 
 const options = Config.all({
@@ -36,7 +37,7 @@ const options = Config.all({
   host: Config.withDefault(Config.String("HOST"), "127.0.0.1")
 })
 
-/** Ends at the first signal. A second one ends the process at once, as it does when nobody listens for it. */
+/** Ends at the first signal. A second one terminates the process, because nothing listens for it any longer. */
 const stopped = Effect.callback<NodeJS.Signals>((resume) => {
   const stop = (signal: NodeJS.Signals) => {
     forget()
@@ -50,8 +51,8 @@ const stopped = Effect.callback<NodeJS.Signals>((resume) => {
 const service = Effect.fnUntraced(function*(listen: Config.Success<typeof options>) {
   const url = yield* serve(handle, listen)
   yield* Effect.log(`Listening on ${url}`)
-  yield* Effect.log(`${yield* stopped}: answering what is under way`)
-  // The server closes first, so that its last requests still find the scorer, and the scorer the GPU.
+  yield* Effect.log(`${yield* stopped}: finishing requests in progress`)
+  // The server closes first, so that its last requests can still use the scorer, and the scorer the GPU.
 }, Effect.scoped)
 
 const layer = Scorer.layer({ model }).pipe(

@@ -1,6 +1,6 @@
 /**
- * A service on a GPU: keeps values in device memory. It asks for `CudaRuntime` and nothing else, so the program that uses
- * it decides whether that is a GPU or, in a test, a simulated one.
+ * A service on a GPU that caches values in device memory. Requires only `CudaRuntime`, so the program that uses it
+ * decides whether that is a GPU or, in a test, a simulated one.
  */
 import { CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
 import type { CudaError } from "effect-cuda"
@@ -12,18 +12,18 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 
-/** The device has no room for a value. */
+/** The device has no memory left for a value. */
 export class CacheFull extends Data.TaggedError("CacheFull")<{ readonly key: string; readonly byteLength: number }> {}
 
-/** There is no value under a key. */
+/** No value exists for a key. */
 export class NoValue extends Data.TaggedError("NoValue")<{ readonly key: string }> {}
 
-/** The GPU let the service down: nothing a caller can do, but something to log and to alert on. */
+/** The GPU failed. Callers cannot act on this, but should log it and raise an alert. */
 export class CacheFailed extends Data.TaggedError("CacheFailed")<{ readonly cause: CudaError.CudaError }> {
   override readonly message = this.cause.isSticky ? `the GPU is lost: ${this.cause.message}` : this.cause.message
 }
 
-/** A value on the device, and the scope that it lives in: closing it releases the memory. */
+/** A value on the device, and its scope. Closing the scope releases the memory. */
 interface Entry {
   readonly buffer: CudaMemory.DeviceBuffer
   readonly own: Scope.Closeable
@@ -33,7 +33,7 @@ export class DeviceCache extends Context.Service<DeviceCache, {
   readonly put: (key: string, value: Uint8Array) => Effect.Effect<void, CacheFull | CacheFailed>
   readonly get: (key: string) => Effect.Effect<Uint8Array, NoValue | CacheFailed>
 }>()("examples/service/DeviceCache") {
-  /** Everything made here lives as long as the layer. */
+  /** All resources live as long as the layer. */
   static readonly layer: Layer.Layer<DeviceCache, CudaError.CudaError, CudaRuntime.CudaRuntime> = Layer.effect(
     DeviceCache,
     Effect.gen(function*() {
@@ -41,7 +41,7 @@ export class DeviceCache extends Context.Service<DeviceCache, {
       const scope = yield* Effect.scope
       const stream = yield* CudaStream.make()
       const entries = new Map<string, Entry>()
-      // One at a time, so that no value is replaced while it is read.
+      // One at a time, so that no value is replaced while it is being read.
       const turns = yield* Semaphore.make(1)
 
       const put = Effect.fn("DeviceCache.put")(function*(key: string, value: Uint8Array) {

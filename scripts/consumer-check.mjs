@@ -1,6 +1,6 @@
-// Uses the package as a stranger would: packs it, unpacks it beside its declared dependencies only, compiles the
-// examples and an import of every exported module with the library's types checked too, then runs that import and
-// makes sure nothing native loads. Needs a build; needs no network and no GPU.
+// Checks the package as a consumer would see it: packs it, unpacks it next to its declared dependencies only, compiles the
+// examples and an import of every exported module (type-checking the library as well), then runs that import and makes sure
+// that it loads nothing native. Requires a build, but no network and no GPU.
 import { spawnSync } from "node:child_process"
 import {
   cpSync,
@@ -31,7 +31,7 @@ const fail = (message) => {
 }
 process.on("exit", () => rmSync(consumer, { recursive: true, force: true }))
 
-// The package, as it would arrive from a registry.
+// The package, as a registry would deliver it.
 const packArgs = ["pack", "--silent", "--ignore-scripts", "--pack-destination", consumer]
 const quiet = { cwd: root, stdio: ["ignore", "ignore", "inherit"] }
 if (npm) run(process.execPath, [npm, ...packArgs], quiet)
@@ -40,7 +40,7 @@ const installed = join(consumer, "node_modules", manifest.name)
 mkdirSync(installed, { recursive: true })
 run("tar", ["-xzf", `${manifest.name}-${manifest.version}.tgz`, "-C", installed, "--strip-components=1"])
 
-// Its declared dependencies, and the types of Node.js that a consumer brings.
+// Its declared dependencies, and the Node.js types that a consumer provides.
 const declared = Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies })
 for (const name of [...declared, "@types/node"]) {
   const link = join(consumer, "node_modules", name)
@@ -48,7 +48,7 @@ for (const name of [...declared, "@types/node"]) {
   symlinkSync(join(root, "node_modules", name), link, "junction")
 }
 
-// Every module that the exports allow: those named one by one, and those of the pattern that no hidden folder takes away.
+// Every exported module: those listed by name, and those that match the pattern and are not in a hidden folder.
 const hidden = Object.entries(manifest.exports).flatMap(([path, to]) => (to === null ? [path.slice(2, -1)] : []))
 const named = Object.keys(manifest.exports).filter((path) => /^\.\/\w+$/.test(path)).map((path) => path.slice(2))
 const files = readdirSync(join(installed, "dist"), { recursive: true })
@@ -90,7 +90,7 @@ const include = ["consumer.ts", "examples"]
 writeFileSync(join(consumer, "tsconfig.json"), JSON.stringify({ compilerOptions, include }))
 run(process.execPath, [join(root, "node_modules", "typescript", "bin", "tsc"), "-p", "tsconfig.json"])
 
-// Importing them resolves no koffi and maps no shared object of koffi or CUDA.
+// Importing the modules must neither resolve koffi nor map a shared object of koffi or CUDA.
 writeFileSync(
   join(consumer, "hooks.mjs"),
   `export const resolve = (specifier, context, next) => {

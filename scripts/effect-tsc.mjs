@@ -1,4 +1,4 @@
-// Runs the TypeScript compiler of @effect/tsgo: the same checks as tsc, plus Effect's diagnostics (warnings fail).
+// Runs the TypeScript compiler of @effect/tsgo: the checks of tsc, plus Effect's diagnostics (warnings fail).
 import { execFileSync, spawnSync } from "node:child_process"
 import { createRequire } from "node:module"
 import { dirname, join } from "node:path"

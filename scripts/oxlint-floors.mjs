@@ -1,5 +1,5 @@
-// The lint rule `house/floors`: which file under src/ may import what (static, dynamic or type-only alike).
-// Modules know the CudaRuntime interface; layers know CUDA's C interface; src/cuda knows nothing but itself and koffi.
+// The lint rule `house/floors`: which files under src/ may import which others (static, dynamic and type-only imports alike).
+// Modules may import the CudaRuntime interface, layers the C interface, and src/cuda only itself and koffi.
 import { dirname, relative, resolve, sep } from "node:path"
 import { fileURLToPath } from "node:url"
 
@@ -24,23 +24,23 @@ const objection = (file, source) => {
   const packageName = scope.startsWith("@") ? `${scope}/${name}` : scope
   if (packageName === "effect-cuda") return "Inside src, import the module by its relative path."
   if (packageName === "koffi" && floor !== "cuda" && floor !== "native") {
-    return "Only src/cuda and the native runtime's own files (src/layers/Native*, src/layers/native/) import koffi."
+    return "Only src/cuda and the native runtime's files (src/layers/Native*, src/layers/native/) may import koffi."
   }
-  if (floor === "cuda" && (packageName === "effect" || scope === "@effect")) return "src/cuda has no Effect in it."
-  if (source === "effect") return "Import the module (effect/Effect): the barrel makes every program start slower."
+  if (floor === "cuda" && (packageName === "effect" || scope === "@effect")) return "src/cuda must not import Effect."
+  if (source === "effect") return "Import the module (effect/Effect): the barrel slows down the start of every program."
   if (!source.startsWith(".")) return undefined
 
   const target = relative(root, resolve(root, dirname(file), source)).split(sep).join("/")
   const targetFloor = floorOf(target)
   const isAbove = targetFloor === "module" || targetFloor === "barrel"
   const isLayer = targetFloor === "layers" || targetFloor === "native"
-  if (floor === "cuda" && (isAbove || isLayer)) return "src/cuda imports nothing from the floors above it."
+  if (floor === "cuda" && (isAbove || isLayer)) return "src/cuda must not import from the floors above it."
   if ((floor === "layers" || floor === "native") && isAbove && target !== sharedByAll) {
-    return `A layer imports no module above it, except ${sharedByAll}.`
+    return `A layer must not import a module above it, except ${sharedByAll}.`
   }
   if (floor === "module" && targetFloor === "barrel") return "Inside src, import the module, not the barrel."
   if (floor === "module" && isLayer && target !== runtimeInterface) {
-    return `A module knows no layer but the interface, ${runtimeInterface}.`
+    return `A module must not import a layer other than the interface, ${runtimeInterface}.`
   }
   return undefined
 }
@@ -61,7 +61,7 @@ const floors = {
       ImportExpression: (node) => check(node.source),
       TSImportType: (node) => check(node.source ?? node.argument?.literal ?? node.argument),
       CallExpression: (node) => {
-        // require("koffi"), however the function from createRequire is called
+        // require("koffi"), whatever the name of the function from createRequire
         if (node.callee.type === "Identifier" && /require/i.test(node.callee.name)) check(node.arguments[0])
       }
     }

@@ -1,6 +1,6 @@
-// Type-checks what the documentation shows: every ```ts block of README.md and of docs/, and every ```ts block in the
-// JSDoc of src/, each as a module of its own that imports the built package by name. Needs a build. A block opened with
-// ```ts no-check is left out. Errors name the file and line of the documentation.
+// Type-checks the examples of the documentation: every ```ts block of README.md, of docs/, and of the JSDoc in src/. Each is
+// compiled as a separate module that imports the built package by name. Requires a build. Skips blocks opened with
+// ```ts no-check. Errors refer to files and lines of the documentation.
 import { spawnSync } from "node:child_process"
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join, sep } from "node:path"
@@ -15,7 +15,7 @@ const filesIn = (path, extension) =>
       .map((file) => `${path}/${file.split(sep).join("/")}`)
     : []
 
-/** The ts blocks of a file: code, and the line it starts at. Inside JSDoc the leading ` * ` is taken off. */
+/** The ts blocks of a file, each with its first line number. In JSDoc, removes the leading ` * `. */
 const blocksOf = (text, inJSDoc) => {
   const blocks = []
   let open
@@ -45,7 +45,7 @@ for (const file of ["README.md", ...filesIn("docs", ".md"), ...filesIn("src", ".
   for (const { code, line } of blocksOf(readFileSync(join(root, file), "utf8"), file.endsWith(".ts"))) {
     const name = `${file.replace(/[^A-Za-z0-9]+/g, "-")}-${line}.ts`
     origins.set(name, { file, line })
-    // Kept line for line, so that an error's line is the documentation's.
+    // The lines are kept, so that line numbers of errors match the documentation.
     writeFileSync(join(folder, name), `${code.join("\n")}\nexport {}\n`)
   }
 }

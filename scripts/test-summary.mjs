@@ -1,5 +1,5 @@
-// Prints `N passed, N failed, N skipped` from vitest's JSON report (named on the command line). A test file that could
-// not even be loaded counts as one failure. Exits with 1 if anything failed or nothing ran.
+// Prints `N passed, N failed, N skipped` from vitest's JSON report (given on the command line). A test file that cannot be loaded
+// counts as one failure. Exits with 1 if anything failed or no test passed.
 import { readFileSync } from "node:fs"
 
 const report = JSON.parse(readFileSync(process.argv[2], "utf8"))

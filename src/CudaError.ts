@@ -138,7 +138,8 @@ export interface NotFinished {
 }
 
 /**
- * koffi, the package that calls C functions, could not be loaded: its native part is missing on this platform, or a bundler left it out.
+ * koffi, the package that calls C functions, could not be loaded: its native binary is missing on this platform, or a
+ * bundler left it out.
  *
  * @category reasons
  * @since 0.1.0
@@ -156,7 +157,7 @@ export interface KoffiNotLoaded {
  */
 export interface LibraryNotFound {
   readonly _tag: "LibraryNotFound"
-  /** Whether the program named the library, with the `libraryPath` option or `EFFECT_CUDA_LIBRARY`. */
+  /** Whether the program set the path, with the `libraryPath` option or `EFFECT_CUDA_LIBRARY`. */
   readonly isNamed: boolean
   /** Every path tried, in order, and the system loader's error message. */
   readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
@@ -351,11 +352,11 @@ export interface CudaErrorFields {
   /** The failure that caused this one, if the contexts of the process were already lost. */
   readonly origin?: FaultOrigin | undefined
   /**
-   * What is known beyond the status. Only simulated devices know more than a driver says: which kernel ended the contexts and
-   * how (what it threw, or the argument and the bytes that it reached for), or which kernels and variables there are.
+   * Additional information, which only simulated devices provide: the kernel behind a fault and its cause (the
+   * exception, or the argument and the bytes it accessed), or the existing kernels and variables.
    */
   readonly detail?: string | undefined
-  /** What the kernel of a simulated device threw, when this failure follows from it: its stack shows where. */
+  /** The exception in a kernel of a simulated device that caused this failure. Its stack shows where it was thrown. */
   readonly cause?: unknown
 }
 

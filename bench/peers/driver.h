@@ -1,7 +1,7 @@
 /*
- * What the C peers of the benchmarks share: the driver loaded at run time (so that they build without CUDA's headers
- * and without libcuda to link with), the kernels, clocks, and the conversation over standard input and output: one
- * line of words asks, one line of numbers answers, "error ..." ends it.
+ * Shared by the C peers of the benchmarks: the driver, loaded at run time so that the peers build without CUDA headers and without
+ * linking to libcuda; the kernels; clocks; and the protocol over standard input and output. One line of words is answered with one
+ * line of numbers, or with "error ...", which ends the process.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,7 +35,7 @@ typedef struct {
 
 enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1, RELEASE_THRESHOLD = 4 };
 
-/* Every driver function the peers call: its name, and its parameters. */
+/* Every driver function that the peers call, with its parameters. */
 #define DRIVER_FUNCTIONS(F)                                                                                            \
   F(cuInit, (unsigned))                                                                                                \
   F(cuDeviceGet, (CUdevice *, int))                                                                                    \
@@ -73,7 +73,7 @@ DRIVER_FUNCTIONS(DECLARE)
 static CUlibrary kernels;
 static CUfunction spin_kernel;
 
-/* Ends the conversation. */
+/* Prints an error and exits. */
 static void fail(const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
@@ -115,8 +115,8 @@ static CUfunction get_function(const char *name) {
 }
 
 /*
- * Loads the driver, makes the primary context of the first device current, and loads the kernels. A program is started with the
- * path of their PTX and, where it is not the system's, that of the driver's library.
+ * Loads the driver, makes the primary context of the first device current, and loads the kernels. A program's arguments are the path
+ * of the kernels' PTX and, unless it is the system's, the path of the driver library.
  */
 static void open_device(int argc, char **argv) {
   if (argc < 2) fail("usage: %s PTX [LIBRARY]", argv[0]);
@@ -160,7 +160,7 @@ static uint64_t read_clock(clockid_t clock) {
 
 static uint64_t now(void) { return read_clock(CLOCK_MONOTONIC); }
 
-/* One number of the answer; `end_answer` closes its line. */
+/* Prints one number of an answer. `end_answer` ends the line. */
 static void answer(uint64_t value) { printf("%llu ", (unsigned long long)value); }
 
 static void end_answer(void) {

@@ -1,9 +1,9 @@
 /*
- * The cost of operations in C, beside which the library's are measured: plain loops around driver calls.
+ * The C peer of the operations benchmark: plain loops around driver calls.
  *
- * Asked `OPERATION COUNT BATCHES`, answers the nanoseconds of each batch of so many operations, or nothing when it does not know
- * it. The streams are drained before every batch, outside the measurement, so that no queue of the driver runs full. The arguments
- * of a kernel are written before each launch, as a program does.
+ * Answers `OPERATION COUNT BATCHES` with the nanoseconds of each batch of COUNT operations, or with nothing if it does not have the
+ * operation. The streams are drained before every batch, outside the measurement, so that no queue of the driver fills up. Kernel
+ * arguments are written before each launch, as a program would.
  */
 #include "driver.h"
 
@@ -91,7 +91,7 @@ static void launch_many(void) {
   launch(many, parameters);
 }
 
-/* What a scope of so many streams and events is, opened and closed. */
+/* The equivalent of opening and closing a scope of streams and events. */
 static void scope(void) {
   static CUstream streams[MOST_STREAMS];
   static CUevent events[MOST_EVENTS];
@@ -101,7 +101,7 @@ static void scope(void) {
   for (int i = 0; i < MOST_STREAMS; i++) CHECK(cuStreamDestroy_v2, (streams[i]));
 }
 
-/* Every branch starts after what the stream holds, which goes on after all of them. */
+/* Every branch waits for the stream's work so far, and the stream then waits for every branch. */
 static void fork_join_with(int filling) {
   CHECK(cuEventRecord, (forked, stream));
   for (int i = 0; i < BRANCHES; i++) CHECK(cuStreamWaitEvent, (branches[i], forked, 0));
@@ -119,7 +119,7 @@ static void fork_fill_join(void) { fork_join_with(1); }
 static const struct {
   const char *name;
   void (*run)(void);
-  /* How long the GPU is busy during the batch; the event is its end. */
+  /* How long the GPU is busy during the batch. The event is recorded after that work. */
   uint64_t busy;
 } operations[] = {
   {"record", record, 0},
@@ -142,7 +142,7 @@ static const struct {
   {"forkFillJoin", fork_fill_join, 0},
 };
 
-/* The call is made through a pointer, as a binding's would be; that costs a nanosecond. */
+/* Calls through a pointer, as a binding would. It costs a nanosecond. */
 static void measure(size_t index, int count, int batches) {
   void (*run)(void) = operations[index].run;
   for (int batch = 0; batch < batches; batch++) {
@@ -157,7 +157,7 @@ static void measure(size_t index, int count, int batches) {
   }
 }
 
-/* Memory as the library takes it: from a pool that keeps what is freed. */
+/* Allocates like the library: from a pool that keeps freed memory. */
 static CUmemoryPool make_pool(void) {
   CUmemPoolProps properties = {.allocType = 1, .location = {.type = 1, .id = 0}};
   uint64_t threshold = UINT64_MAX;

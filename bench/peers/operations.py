@@ -1,11 +1,12 @@
-"""The cost of operations with the Python peers, beside which the library's is measured.
+"""The Python peers of the operations benchmark.
 
-Started as `operations.py PTX LIBRARY`, with LIBRARY `cuda.core`, `cupy` or `torch`. Asked `version`, answers the library's; asked
-`OPERATION COUNT BATCHES`, the nanoseconds of each batch of so many operations, or nothing when the library does not have it. The
-streams are drained before every batch, outside the measurement. Events take no times and streams do not block, as in C.
+Arguments: `operations.py PTX LIBRARY`, where LIBRARY is `cuda.core`, `cupy` or `torch`. Answers `version` with the library's
+version, and `OPERATION COUNT BATCHES` with the nanoseconds of each batch of COUNT operations, or with nothing if the library does
+not have the operation. The streams are drained before every batch, outside the measurement. Events are created without timing and
+streams are non-blocking, as in C.
 
-Each library's class says what it does for an operation: a function without arguments, which is called in a plain loop. What
-cannot be made, since this version of the library lacks it, is left out, and why is written to standard error.
+The class of a library returns a function without arguments for each operation, which is called in a plain loop. Operations that
+this version of the library lacks are omitted, and the reason is written to standard error.
 """
 
 import sys
@@ -60,7 +61,7 @@ class CudaCore:
         return lambda: event.is_done
 
     def make_timed_event(self):
-        # The option has had two names.
+        # The option has been renamed.
         try:
             options = self.core.EventOptions(timing_enabled=True)
         except TypeError:
@@ -124,7 +125,7 @@ class CuPy:
         self.buffer = cupy.empty(COPY_BYTES, dtype=cupy.uint8)
         self.module = cupy.RawModule(path=path)
         self.spin_kernel = self.module.get_function("spin")
-        # Kernels are launched on the current stream.
+        # Kernels run on the current stream.
         self.stream.use()
 
     def drain(self):
@@ -188,7 +189,7 @@ class CuPy:
 
 
 class PyTorch:
-    """It makes its events when they are first recorded and its streams from a pool, and launches no kernels of others."""
+    """Creates events when they are first recorded, takes streams from a pool, and cannot launch foreign kernels."""
 
     def __init__(self, _path):
         import torch
@@ -200,7 +201,7 @@ class PyTorch:
         self.other = torch.cuda.Stream()
         self.event = torch.cuda.Event()
         self.buffer = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
-        # Tensors are used on the current stream.
+        # Tensor operations run on the current stream.
         torch.cuda.set_stream(self.stream)
 
     def drain(self):
@@ -208,7 +209,7 @@ class PyTorch:
         self.other.synchronize()
 
     def spin(self):
-        # Some 20 milliseconds at the clocks of today's GPUs.
+        # About 20 milliseconds at the clock rates of current GPUs.
         self.torch.cuda._sleep(40_000_000)
 
     def record(self):
@@ -263,7 +264,7 @@ METHODS = {
 
 
 def makers_of(peer):
-    """How to make each operation that a library has."""
+    """Maps each operation that the library has to a function that makes it."""
     makers = {name: getattr(peer, method) for name, method in METHODS.items() if hasattr(peer, method)}
     if hasattr(peer, "launch"):
         buffer, np = peer.buffer, peer.numpy
@@ -275,7 +276,7 @@ def makers_of(peer):
 
 
 def make_operations(peer):
-    """The operations that can be made, each tried once."""
+    """Makes the operations, and runs each once. Omits those that fail."""
     made = {}
     for name, make in makers_of(peer).items():
         try:

@@ -1,13 +1,12 @@
 /*
- * A pipeline in C, beside which the library's is measured: one thread and three streams. Chunks are uploaded, copied
- * once on the device and downloaded, ordered by events. A slot is used again once cuEventSynchronize, which spins, has
- * seen the end of its download.
+ * The C peer of the pipeline benchmark: one thread and three streams. Chunks are uploaded, copied once on the device and downloaded,
+ * ordered by events. A slot is reused once cuEventSynchronize, which spins, has seen the end of its download.
  *
- * Asked `memory CHUNK SLOTS`, provides slots for chunks of so many bytes at most, and answers the size. Then:
- *   run BYTES SLOTS COUNT WARM_UPS       sends WARM_UPS and then COUNT chunks through; answers the nanoseconds from the
- *                                        end of the last warm-up to that of the last chunk
- *   copying BYTES SLOTS COUNT WARM_UPS   the same, with every chunk copied by the CPU into pinned memory and out of it
- *   link up|down|both BYTES COUNT        copies so many bytes, so often, one or both ways at once; answers nanoseconds
+ * `memory CHUNK SLOTS` allocates slots for chunks of at most CHUNK bytes, and answers with the size. Then:
+ *   run BYTES SLOTS COUNT WARM_UPS       sends WARM_UPS and then COUNT chunks through; answers with the nanoseconds from the
+ *                                        end of the last warm-up to the end of the last chunk
+ *   copying BYTES SLOTS COUNT WARM_UPS   the same, with the CPU copying every chunk into pinned memory and out of it
+ *   link up|down|both BYTES COUNT        makes COUNT copies of BYTES bytes, one or both ways at once; answers with nanoseconds
  */
 #include "driver.h"
 
@@ -17,7 +16,7 @@ static CUstream uploads, work, downloads;
 static CUevent uploaded[MOST_SLOTS], worked[MOST_SLOTS], downloaded[MOST_SLOTS];
 static void *outgoing[MOST_SLOTS], *returned[MOST_SLOTS];
 static CUdeviceptr input[MOST_SLOTS], output[MOST_SLOTS];
-/* Ordinary memory, for the copies by the CPU. */
+/* Pageable memory, for the copies by the CPU. */
 static char *source, *target;
 static size_t ordinary_bytes;
 
@@ -62,7 +61,7 @@ static void enqueue(int slot, size_t bytes) {
   CHECK(cuEventRecord, (downloaded[slot], downloads));
 }
 
-/* Where a chunk is in ordinary memory. */
+/* The position of a chunk in pageable memory. */
 static size_t place(int chunk, size_t bytes) { return (size_t)chunk % (ordinary_bytes / bytes) * bytes; }
 
 static void measure(size_t bytes, int slots, int count, int warm_ups, int is_copying) {
@@ -83,7 +82,7 @@ static void measure(size_t bytes, int slots, int count, int warm_ups, int is_cop
   end_answer();
 }
 
-/* The first copies each way are not counted. */
+/* The first copies in each direction are not counted. */
 static void measure_link(int is_up, int is_down, size_t bytes, int count) {
   uint64_t start = 0;
   for (int copy = -1; copy < count; copy++) {

@@ -1,11 +1,10 @@
 /*
- * Waiting in C, beside which the waits of the library are measured: cuEventSynchronize on a plain event, which spins,
- * and on a blocking-sync event, which sleeps.
+ * The C peer of the waiting benchmarks: cuEventSynchronize on a plain event, which spins, and on a blocking-sync event, which sleeps.
  *
- * Asked one of, each answered by pairs of nanoseconds for every wait, its length and the CPU time of the whole process:
- *   kernel NANOS spin|block COUNT WARM_UPS    launch a kernel of so long, record, wait
- *   copy BYTES spin|block COUNT WARM_UPS      copy so much from pinned host memory to the device, record, wait
- * and `memory BYTES`, which provides what the copies need and answers the size.
+ * Answers these with a pair of nanoseconds per wait, the duration of the wait and the CPU time of the whole process:
+ *   kernel NANOS spin|block COUNT WARM_UPS    launch a kernel of NANOS nanoseconds, record, wait
+ *   copy BYTES spin|block COUNT WARM_UPS      copy BYTES bytes from pinned host memory to the device, record, wait
+ * `memory BYTES` allocates the memory for the copies, and answers with the size.
  */
 #include "driver.h"
 
@@ -25,7 +24,7 @@ static void enqueue(int is_copy, uint64_t amount) {
   else spin(stream, amount);
 }
 
-/* The first waits are not counted: they bring the GPU and its context into use. */
+/* The first waits are not counted: they switch the GPU to this context. */
 static void measure(int is_copy, uint64_t amount, CUevent event, int count, int warm_ups) {
   for (int i = 0; i < count + warm_ups; i++) {
     uint64_t cpu = read_clock(CLOCK_PROCESS_CPUTIME_ID);

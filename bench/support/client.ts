@@ -1,6 +1,6 @@
 /**
- * A client of an HTTP server on this machine, in a process of its own: keeps 8 connections and one request on each, and
- * prints how long each request took, in microseconds. Arguments: the port, and how many requests for each line of
+ * An HTTP client in a separate process, for a server on this machine: keeps 8 connections with one request each, and
+ * prints the latency of each request in microseconds. Arguments: the port, and the number of requests per line of
  * input.
  */
 import { Agent, get } from "node:http"

@@ -1,10 +1,10 @@
 /**
- * The same operations in every way there is: by peers, as raw koffi calls and as Effects of the library.
+ * Compares operations across peers, raw koffi calls and Effects of the library.
  *
- * The Effects run in one fiber, in an `Effect.whileLoop` whose body makes and yields the operation each time, as programs do; the
- * same loop around `Effect.void` is measured alike and subtracted. Raw calls run in a plain loop. Before every batch the streams
- * are drained outside the measurement, so that no queue of the driver runs full. All ways take turns within a round, so ratios
- * hold on a machine that others use too; figures are of batches.
+ * The Effects run in one fiber, in an `Effect.whileLoop` whose body creates and yields the operation each time, as
+ * programs do. The cost of the same loop around `Effect.void` is subtracted. Raw calls run in a plain loop. Before
+ * every batch the streams are drained outside the measurement, so that no queue of the driver fills up. All ways take
+ * turns within a round, so ratios are valid on a shared machine. Figures are over batches.
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../src/CudaError.ts"
@@ -18,14 +18,14 @@ import type { Figure } from "./results.ts"
 import { fixed, median, times } from "./statistics.ts"
 import type { TargetName } from "./targets.ts"
 
-/** Something to measure: the same in every way. */
+/** An operation to measure in every way. */
 export interface Operation<R = never> {
   readonly name: string
-  /** What the peers call it; one that does not know it answers nothing. */
+  /** The peers' name for it. A peer that does not have the operation returns nothing. */
   readonly peer: string
-  /** How often in a batch: few enough not to fill the driver's queues. */
+  /** Repetitions per batch: few enough not to fill the driver's queues. */
   readonly count: number
-  /** Whether the stream works while it is measured. */
+  /** Whether the stream is busy during the measurement. */
   readonly busy?: true
   readonly raw?: () => void
   readonly effect: () => Effect.Effect<unknown, CudaError, R>
@@ -35,20 +35,20 @@ export interface Operation<R = never> {
 export interface Comparison<R = never> {
   readonly operations: ReadonlyArray<Operation<R>>
   readonly peers: ReadonlyArray<Peer>
-  /** Has the next operations find the streams as they need them: drained, or busy. */
+  /** Drains the streams, or makes them busy, before a batch. */
   readonly prepare: (busy: boolean) => Effect.Effect<void, CudaError>
-  /** Makes the context of raw calls current around them. */
+  /** Makes the context current around raw calls. */
   readonly inContext?: Driver["inContext"] | undefined
-  /** Rounds that compile and are not kept; by default one. */
+  /** Warm-up rounds, which are not counted. Default 1. */
   readonly warmUps?: number | undefined
   readonly rounds?: number | undefined
   readonly batches?: number | undefined
 }
 
-/** The nanoseconds of an operation in every batch, by way. */
+/** Nanoseconds per operation in every batch, by way. */
 export type Costs = ReadonlyMap<string, Array<number>>
 
-/** What an operation costs as an Effect, and in the other ways. */
+/** The cost of an operation as an Effect, and in the other ways. */
 export interface Compared<R = never> {
   readonly operation: Operation<R>
   readonly effect: ReadonlyArray<number>
@@ -100,7 +100,7 @@ const summarize = <R>(operation: Operation<R>, costs: Costs): Compared<R> => {
   return { operation, effect: effect.map((nanos) => nanos - empty), loop, beside }
 }
 
-/** Prints a table with a row for each operation and a column for each way. */
+/** Prints a table with a row per operation and a column per way. */
 export const printCompared = <R>(title: string, compared: ReadonlyArray<Compared<R>>): void => {
   const others = [...new Set(compared.flatMap(({ beside }) => Object.keys(beside)))]
     .filter((name) => compared.some(({ beside }) => (beside[name] ?? []).length > 0))

@@ -1,6 +1,6 @@
 /**
- * BENCHMARKS.md: a part for each kind of machine, between comments that say which it is. A part is replaced when it was measured,
- * and stays as it is otherwise.
+ * BENCHMARKS.md, with a part per kind of machine between marker comments. A part is replaced if it was measured, and
+ * kept otherwise.
  */
 import { existsSync, readFileSync, writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
@@ -14,9 +14,9 @@ const path = fileURLToPath(new URL("../../BENCHMARKS.md", import.meta.url))
 
 const introduction = `# Benchmarks
 
-Written by \`npm run bench -- --write\`, never by hand. What is compared took turns in one run on one machine, so its ratios hold also
-where the machine was busy with other things; figures of two runs cannot be compared. Each is the median of many batches or waits,
-with what 10 and 90 % of them stay below. \`bench/\` says what each benchmark does, and \`bench/peers/\` is what it is compared with.
+Written by \`npm run bench -- --write\`, never by hand. Everything that is compared took turns in one run on one machine, so ratios are
+valid even if the machine was shared; do not compare figures of two runs. Each figure is the median of many batches or waits, with the
+10th and 90th percentiles. \`bench/\` documents each benchmark, and \`bench/peers/\` contains the programs they are compared with.
 `
 
 const order: ReadonlyArray<PartName> = ["gpu", "noGpu"]
@@ -64,7 +64,7 @@ const write = (part: Part): string => {
   ].join("\n")
 }
 
-/** A column of a group's table; it is left out when it would be empty. */
+/** A column of a group's table. Omitted if it would be empty. */
 interface Column {
   readonly name: string
   readonly cell: (figure: Figure) => string
@@ -77,7 +77,7 @@ const writeGroup = (figures: ReadonlyArray<Figure>, part: PartName): string => {
     { name: "median", cell: (figure) => valueOf(figure, figure.median) },
     { name: "10–90 %", cell: spreadOf },
     ...references.map((name): Column => ({ name, cell: (figure) => rounded(besideNamed(figure, name)) })),
-    // A call of the stub takes next to no time, so a ratio to it says nothing.
+    // The stub's calls take almost no time, so a ratio to them is meaningless.
     ...(part === "gpu" ? [{ name: "× C", cell: (figure: Figure) => ratioTo(figure, besideNamed(figure, "C")) }] : []),
     { name: "× best Python peer", cell: (figure) => ratioTo(figure, bestPython(figure)?.median) },
     { name: "target", cell: verdictOf }

@@ -1,6 +1,6 @@
 /**
- * The driver past the library, for what benchmarks need and the library does not have yet: a kernel that keeps a stream
- * busy, copies between memory of the benchmark's own, and the raw calls that operations are compared with.
+ * Direct access to the driver, for what the benchmarks need and the library does not provide: a kernel that keeps a
+ * stream busy, copies between the benchmark's own memory, and the raw calls that operations are compared with.
  */
 import koffi from "koffi"
 import { readFileSync } from "node:fs"
@@ -42,42 +42,42 @@ const functions = {
   cuMemsetD8Async: [handle, "uint8_t", "size_t", handle]
 } as const
 
-/** The functions as koffi calls them: each returns its status. */
+/** The functions bound by koffi. Each returns a status. */
 export type Calls = { readonly [Name in keyof typeof functions]: (...parameters: ReadonlyArray<unknown>) => number }
 
-/** The first GPU, with its primary context, which is the library's too; or what stands for it. */
+/** The first GPU with its primary context, which it shares with the library; or the stub. */
 export interface Driver {
-  /** The library's path, where it is not the system's driver. */
+  /** The path of the library, unless it is the system's driver. */
   readonly libraryPath: string | undefined
   readonly deviceName: string
   /** 13000 is CUDA 13.0. */
   readonly cudaVersion: number
   readonly calls: Calls
-  /** Enqueues a kernel that runs for so long. */
+  /** Enqueues a kernel that runs for a number of milliseconds. */
   readonly spin: (stream: number, millis: number) => void
   /** A kernel of `kernels.ptx`, as a `CUfunction`. */
   readonly getFunction: (name: string) => number
-  /** Runs calls that need the context on this thread. */
+  /** Runs calls with the context current on this thread. */
   readonly inContext: <A>(body: () => A) => A
-  /** A call whose first parameter is where it writes a handle or an address. */
+  /** Makes a call whose first parameter receives a handle or an address. */
   readonly make: (name: keyof Calls, ...parameters: ReadonlyArray<unknown>) => number
 }
 
-/** The kernels' source, which the peers read too. */
+/** The source of the kernels, which the peers read as well. */
 export const kernelsPath = fileURLToPath(new URL("../peers/kernels.ptx", import.meta.url))
 
-/** Throws when a driver call failed. */
+/** Throws if a driver call failed. */
 export const check = (name: string, status: number): void => {
-  if (status !== 0) throw new Error(`${name} answered ${status}`)
+  if (status !== 0) throw new Error(`${name} returned ${status}`)
 }
 
-/** Opens the first GPU; a text says why there is none. */
+/** Opens the first GPU. Returns the reason if there is none. */
 export const openDriver = (libraryPath?: string): Driver | string => {
   const calls = bind(libraryPath)
   return typeof calls === "string" ? calls : whyNone(calls) ?? open(calls, libraryPath)
 }
 
-/** Why there is no GPU here; nothing when there is one. */
+/** The reason why there is no GPU; undefined if there is one. */
 export const whyNoGpu = (): string | undefined => {
   const calls = bind(undefined)
   return typeof calls === "string" ? calls : whyNone(calls)
@@ -86,8 +86,8 @@ export const whyNoGpu = (): string | undefined => {
 const whyNone = (calls: Calls): string | undefined => {
   const count = new Int32Array(1)
   const status = calls.cuInit(0) || calls.cuDeviceGetCount(count)
-  if (status !== 0) return `the driver answered ${status}`
-  return count[0] === 0 ? "the driver knows no device" : undefined
+  if (status !== 0) return `cuDeviceGetCount returned ${status}`
+  return count[0] === 0 ? "the driver found no device" : undefined
 }
 
 const bind = (libraryPath: string | undefined): Calls | string => {

@@ -1,5 +1,5 @@
 /**
- * What figures were measured with: the machine, and the versions of what takes part. A benchmark notes what it meets.
+ * The facts behind the figures: the machine, and the versions of everything involved. Benchmarks note what they use.
  */
 import koffi from "koffi"
 import { readFileSync } from "node:fs"
@@ -19,7 +19,7 @@ export const noteGpu = (driver: Driver): void => {
   note("CUDA", `${Math.floor(driver.cudaVersion / 1000)}.${driver.cudaVersion % 1000 / 10}`)
 }
 
-/** The facts so far, in the order in which people ask for them. */
+/** The facts noted so far, most relevant first. */
 export const facts = (): Readonly<Record<string, string>> => ({
   ...Object.fromEntries(noted),
   Processor: `${availableParallelism()} cores of ${cpus()[0]?.model.trim() ?? "an unknown processor"}`,
@@ -30,7 +30,9 @@ export const facts = (): Readonly<Record<string, string>> => ({
   koffi: koffi.version
 })
 
-/** The kernel module knows the version that people call the driver by; the driver's library does not. */
+/**
+ * The driver version that users know (for example 580.159). The kernel module reports it; the driver library does not.
+ */
 const driverVersion = (): string => {
   try {
     return / (\d+\.\d+[\d.]*) /.exec(readFileSync("/proc/driver/nvidia/version", "utf8"))?.[1] ?? "unknown"

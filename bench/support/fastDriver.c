@@ -1,8 +1,7 @@
 /*
- * Calls of the driver that return at once: they check nothing, keep nothing and log nothing, so what a benchmark measures with
- * them is the way to the driver and back. They take the place of those of the tests' stub driver, which is built with its own
- * ones renamed (`slow_…`) and does the rest. All work is done as soon as it is enqueued, except a kernel named "spin", which
- * runs until somebody synchronizes with a stream.
+ * Driver calls that return immediately. They check, keep and log nothing, so that a benchmark measures only the overhead of calling the
+ * driver. They replace the calls of the tests' stub driver, which is built with its own versions renamed (`slow_...`) and provides
+ * the rest. All work finishes as soon as it is enqueued, except a kernel named "spin", which runs until a stream is synchronized.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -21,7 +20,7 @@ typedef uint64_t Handle;
 Status slow_cuCtxPushCurrent_v2(Handle context);
 Status slow_cuLibraryGetKernel(Handle *out, Handle library, const char *name);
 
-/* Every handle and address is another number, far from those of the stub. */
+/* Every handle and address is a different number, outside the range of the stub's. */
 static Handle last_handle = 1ull << 44;
 static Handle current_context, spin_kernel;
 static bool is_spinning;
@@ -31,7 +30,7 @@ static Status make_handle(Handle *out) {
   return SUCCESS;
 }
 
-/* ---- Contexts: what is left to the stub only needs one to be current. ---- */
+/* ---- Contexts: the stub's calls only require a current one. ---- */
 
 EXPORT Status cuCtxSetCurrent(Handle context) {
   static __thread bool is_known;
@@ -90,7 +89,7 @@ EXPORT Status cuEventElapsedTime_v2(float *milliseconds, UNUSED Handle start, UN
   return SUCCESS;
 }
 
-/* ---- Memory, which nothing touches. ---- */
+/* ---- Memory, which is never accessed. ---- */
 
 EXPORT Status cuMemAlloc_v2(Handle *out, UNUSED size_t bytes) { return make_handle(out); }
 

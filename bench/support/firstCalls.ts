@@ -1,7 +1,7 @@
 /**
- * A process of its own that builds a runtime and makes its first calls, and prints how long each took, in milliseconds: the
- * layer, the first stream, the first event, the first record. Arguments: "simulated" or "native", and the driver's library where it
- * is not the system's.
+ * A process that builds a runtime and makes its first calls, and prints how long each took in milliseconds: the layer,
+ * the first stream, the first event, the first record. Arguments: "simulated" or "native", and the path of the driver
+ * library if it is not the system's.
  */
 import * as Effect from "effect/Effect"
 import * as CudaEvent from "../../src/CudaEvent.ts"

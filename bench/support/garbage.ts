@@ -1,14 +1,14 @@
 /**
- * How much memory JavaScript holds once what is unreachable is gone.
+ * The memory that JavaScript holds after garbage collection.
  */
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 
-// The function of the flag is only in contexts that are made after it is set.
+// The flag's function exists only in contexts created after the flag is set.
 setFlagsFromString("--expose-gc")
 const collect: () => void = runInNewContext("gc")
 
-/** Bytes on the heap, and outside it but held by objects on it. */
+/** Bytes on the heap, and off the heap but held by objects on it. */
 export interface Held {
   readonly heap: number
   readonly external: number
@@ -16,7 +16,7 @@ export interface Held {
 
 export const readHeld = (): Held => {
   collect()
-  // What finalizers let go is found by the second collection.
+  // The second collection frees what finalizers released.
   collect()
   const { external, heapUsed } = process.memoryUsage()
   return { heap: heapUsed, external }

@@ -1,5 +1,5 @@
 /**
- * Launches of kernels that do nothing, with no arguments, three, and 32: what benchmarks measure on every runtime.
+ * Launches of empty kernels with no arguments, three, and 32, measured on every runtime.
  */
 import * as Effect from "effect/Effect"
 import * as CudaKernel from "../../src/CudaKernel.ts"
@@ -20,14 +20,14 @@ const parameters = {
   many: [...four, ...four, ...four, ...four, ...four, ...four, ...four, ...four]
 } as const
 
-/** The same kernels of simulated devices. */
+/** The same kernels for simulated devices. */
 export const simulatedKernels = {
   none: SimulatedRuntime.kernel({ parameters: parameters.none, cost: 1, run: () => {} }),
   three: SimulatedRuntime.kernel({ parameters: parameters.three, cost: 1, run: () => {} }),
   many: SimulatedRuntime.kernel({ parameters: parameters.many, cost: 1, run: () => {} })
 }
 
-/** A launch, and what a raw one of the kernel is given: a word for each argument. */
+/** A launch, with the arguments of the raw call: one word per argument. */
 export interface Launch extends Operation {
   readonly kernel: keyof typeof parameters
   readonly words: ReadonlyArray<number>
@@ -75,7 +75,7 @@ export const makeLaunches = Effect.gen(function*() {
   return { stream, launches }
 })
 
-/** Written out, as a program does. */
+/** Written out in full, as a program would. */
 const manyArguments = (at: CudaMemory.DeviceBuffer) =>
   [
     at,

@@ -1,32 +1,32 @@
 /**
- * How the event loop fares: the longest time between two of its turns, the lateness of its timers, and how much of the
- * time it was busy. And pauses that leave it alone.
+ * Measures the event loop: the longest time between two turns, the lateness of timers, and the share of time it was
+ * busy. Also pauses that do not block it.
  */
 import * as Effect from "effect/Effect"
 import { monitorEventLoopDelay } from "node:perf_hooks"
 
-/** Leaves the event loop to others for so long. */
+/** Pauses without blocking the event loop. */
 export const pause = (millis: number): Effect.Effect<void> =>
   Effect.callback<void>((resume) => {
     const timer = setTimeout(() => resume(Effect.void), millis)
     return Effect.sync(() => clearTimeout(timer))
   })
 
-/** Comes back in the next turn of the event loop. */
+/** Resumes in the next turn of the event loop. */
 export const turn: Effect.Effect<void> = Effect.callback<void>((resume) => {
   const immediate = setImmediate(() => resume(Effect.void))
   return Effect.sync(() => clearImmediate(immediate))
 })
 
-/** Tells what happened since the last reading, and starts anew. */
+/** Reports what happened since the last reading, and restarts. */
 export interface Probe<A> {
   readonly read: () => A
   readonly stop: () => void
 }
 
 /**
- * Records the longest time between two turns of the loop, in milliseconds, by a tight chain of immediates. The loop
- * never sleeps meanwhile, and the probe's own turns (about a microsecond each) are part of what it sees.
+ * Measures the longest time between two turns of the event loop, in milliseconds, with a tight chain of immediates. The
+ * loop never sleeps meanwhile, and the probe's own turns, about a microsecond each, are part of the result.
  */
 export const probeTurns = (): Probe<number> => {
   let longest = 0
@@ -58,12 +58,12 @@ export interface Lateness {
   readonly max: number
 }
 
-/** Watches a timer of 1 ms (`monitorEventLoopDelay`), which lets the loop sleep in between. */
+/** Monitors a timer of 1 ms (`monitorEventLoopDelay`), between whose calls the loop can sleep. */
 export const probeTimers = (): Probe<Lateness> => {
   const interval = 1
   const delays = monitorEventLoopDelay({ resolution: interval })
   delays.enable()
-  // The histogram holds the times between the timer's calls, in nanoseconds.
+  // The histogram contains the times between calls of the timer, in nanoseconds.
   const late = (nanos: number) => Math.max(0, nanos / 1e6 - interval)
   return {
     read: () => {
@@ -79,20 +79,20 @@ export const probeTimers = (): Probe<Lateness> => {
   }
 }
 
-/** Starts to count the time the loop is busy, that is neither asleep nor waiting for the system, in milliseconds. */
+/** Starts to measure how long the loop is busy, neither asleep nor waiting for the system, in milliseconds. */
 export const countBusy = (): () => number => {
   const start = performance.eventLoopUtilization()
   return () => performance.eventLoopUtilization(start).active
 }
 
-/** The longest time between two turns of the loop while an effect runs, and how long it took, in milliseconds. */
+/** The longest turn of the loop while an effect runs, and the duration of the effect, in milliseconds. */
 export const longestTurn = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<{ readonly result: A; readonly longest: number; readonly elapsed: number }, E, R> =>
   Effect.suspend(() => {
     const probe = probeTurns()
     const start = performance.now()
-    // The chain is under way before the effect begins, and sees the turn in which it ends.
+    // The chain starts before the effect, and covers the turn in which the effect ends.
     const measured = Effect.map(Effect.andThen(turn, effect), (result) => ({
       result,
       longest: probe.read(),

@@ -1,9 +1,9 @@
 /**
- * What one of many calls in a row takes.
+ * Measures one of many calls in a loop.
  */
 import * as Effect from "effect/Effect"
 
-/** The nanoseconds of each call of a plain loop. */
+/** Nanoseconds per call of a plain loop. */
 export const measureRaw = (raw: () => void, count: number): number => {
   const start = performance.now()
   for (let index = 0; index < count; index++) raw()
@@ -12,7 +12,7 @@ export const measureRaw = (raw: () => void, count: number): number => {
 
 const nothing = () => {}
 
-/** The nanoseconds of each turn of an Effect loop. */
+/** Nanoseconds per iteration of an Effect loop. */
 export const measureEffect = <E, R>(
   effect: () => Effect.Effect<unknown, E, R>,
   count: number

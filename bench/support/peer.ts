@@ -1,7 +1,7 @@
 /**
- * A C program of `peers/`, compiled in a temporary folder, or a Python program, asked over its standard input, so that its
- * rounds and the library's take turns in one run. Without a C compiler, or what the Python program needs, the benchmarks go on
- * without it.
+ * The peers: a C program of `peers/`, compiled in a temporary folder, or a Python program. They run commands from
+ * standard input, so that their rounds and the library's take turns in one run. Benchmarks run without a peer if the C
+ * compiler or the Python package is missing.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -17,17 +17,17 @@ import { kernelsPath } from "./driver.ts"
 import { note } from "./facts.ts"
 import type { Ground } from "./run.ts"
 
-/** A running peer: answers a line of words with numbers. */
+/** A running peer. Answers a line of words with numbers. */
 export interface Peer {
-  /** As tables call it. */
+  /** The name in tables. */
   readonly name: string
   readonly ask: (...words: ReadonlyArray<string | number>) => Effect.Effect<ReadonlyArray<number>>
 }
 
-/** The Python libraries, as tables and as Python call them. */
+/** The Python libraries: their names in tables, and in Python. */
 const pythonLibraries = { "cuda.core": "cuda.core", CuPy: "cupy", PyTorch: "torch" } as const
 
-/** Starts a C program for the life of the scope, or says why there is none. */
+/** Starts a C program in a scope. Logs the reason if it cannot. */
 export const startPeer = (
   name: string,
   { driver }: Pick<Ground, "driver">
@@ -40,7 +40,7 @@ export const startPeer = (
     (started) => started && makePeer("C", started)
   )
 
-/** Starts everything there is to compare operations with, for the life of the scope; what is missing is said. */
+/** Starts every available peer for operations in a scope. Logs the ones that are missing. */
 export const startPeers = (ground: Ground): Effect.Effect<ReadonlyArray<Peer>, never, Scope.Scope> => {
   const python = Object.entries(pythonLibraries).map(([name, library]) => startPythonPeer(name, library))
   return Effect.map(
@@ -55,7 +55,7 @@ const startPythonPeer = (name: string, library: string): Effect.Effect<Peer | un
       Effect.sync(() => launchPython(library)),
       ({ stop }) => Effect.sync(stop)
     )
-    // It answers when its library is imported and its operations are made.
+    // It answers once its library is imported and its operations are ready.
     const { problem, version } = yield* Effect.promise(() =>
       started.ask("version").then(
         (answer) => ({ version: answer, problem: undefined }),
@@ -66,15 +66,15 @@ const startPythonPeer = (name: string, library: string): Effect.Effect<Peer | un
       note(name, version)
       return makePeer(name, started)
     }
-    console.log(`without ${name}: ${problem}`)
+    console.log(`running without ${name}: ${problem}`)
     return undefined
   })
 
-/** A peer that fails is said to be missing from then on, and answers nothing. */
+/** A peer that fails is reported once, and returns nothing from then on. */
 const makePeer = (name: string, { ask }: Launched): Peer => {
   let isGone = false
   const lost = (error: unknown) => {
-    if (!isGone) console.log(`from now on without ${name}: ${error}`)
+    if (!isGone) console.log(`continuing without ${name}: ${error}`)
     isGone = true
     return ""
   }
@@ -89,7 +89,7 @@ const makePeer = (name: string, { ask }: Launched): Peer => {
 
 const launchPython = (library: string): Launched => {
   const script = fileURLToPath(new URL("../peers/operations.py", import.meta.url))
-  // Nothing is left behind in the folder of the programs.
+  // -B writes no bytecode next to the program.
   const child = spawn("python3", ["-B", script, kernelsPath, library], { stdio: ["pipe", "pipe", "inherit"] })
   return { ask: converse(child, `The Python peer "${library}"`), stop: () => child.kill() }
 }
@@ -105,7 +105,7 @@ const launch = (name: string, libraryPath: string | undefined): Launched | undef
   const problem = compile(fileURLToPath(new URL(`../peers/${name}.c`, import.meta.url)), program)
   if (problem !== undefined) {
     rmSync(folder, { recursive: true })
-    console.log(`without the C peer: ${problem}`)
+    console.log(`running without the C peer: ${problem}`)
     return undefined
   }
   const parameters = libraryPath === undefined ? [kernelsPath] : [kernelsPath, libraryPath]
@@ -136,7 +136,7 @@ const compile = (source: string, program: string): string | undefined => {
 const versionOf = (compiler: string): string =>
   spawnSync(compiler, ["--version"], { encoding: "utf8" }).stdout.split("\n")[0]?.trim() ?? compiler
 
-/** No question takes a peer longer, in milliseconds. */
+/** Timeout of an answer, in milliseconds. */
 const patience = 60_000
 
 const converse = (child: ChildProcessByStdio<Writable, Readable, null>, who: string): Launched["ask"] => {

@@ -1,8 +1,8 @@
 /**
- * Tables that people read.
+ * Tables as text and as Markdown.
  */
 
-/** Prints rows under a header, the first column to the left and the others to the right. */
+/** Prints rows under a header. The first column is left-aligned, the others right-aligned. */
 export const printTable = (
   title: string,
   header: ReadonlyArray<string>,
@@ -18,7 +18,7 @@ export const printTable = (
   for (const row of rows) console.log(line(row))
 }
 
-/** The same as Markdown. */
+/** Formats the same table as Markdown. */
 export const markdownTable = (
   header: ReadonlyArray<string>,
   rows: ReadonlyArray<ReadonlyArray<string>>

@@ -1,6 +1,6 @@
 /**
- * What benchmarks hand on of what they measured, besides printing it: figures, each with its spread and what was measured beside
- * it, and the facts of the machine. A benchmark that is started by another program leaves them in a file for it.
+ * The results of a benchmark: figures, each with its spread and references, and the facts of the machine. If another
+ * program started the benchmark, it writes the results to a file for that program.
  */
 import { readFileSync, writeFileSync } from "node:fs"
 import { quantile } from "./statistics.ts"
@@ -14,7 +14,7 @@ export interface Reference {
   readonly median: number
 }
 
-/** One thing that was measured: the median of many measurements, and what 10 and 90 % of them stay below. */
+/** A measurement: the median, and the 10th and 90th percentiles. */
 export interface Figure {
   readonly group: string
   readonly name: string
@@ -26,10 +26,10 @@ export interface Figure {
   readonly target?: TargetName | undefined
 }
 
-/** What a figure is about. */
+/** The subject of a figure. */
 export type Subject = Pick<Figure, "group" | "name" | "unit" | "target">
 
-/** What was measured beside it, by name; what is empty is missing. */
+/** References for comparison, by name. Empty arrays are omitted. */
 export type Beside = Readonly<Record<string, ReadonlyArray<number>>>
 
 export const makeFigure = (subject: Subject, values: ReadonlyArray<number>, beside: Beside = {}): Figure => ({
@@ -42,26 +42,26 @@ export const makeFigure = (subject: Subject, values: ReadonlyArray<number>, besi
   )
 })
 
-/** What a benchmark leaves behind. */
+/** The results of a benchmark. */
 export interface Results {
-  /** What it ran on, in order. */
+  /** The facts of the machine, in order. */
   readonly facts: Readonly<Record<string, string>>
   readonly figures: ReadonlyArray<Figure>
-  /** Why it could not run here. */
+  /** The reason if it could not run. */
   readonly notRun?: string | undefined
 }
 
-/** The environment variable with the path of the file. */
+/** The environment variable with the path of the results file. */
 export const resultsVariable = "EFFECT_CUDA_BENCH_RESULTS"
 
-/** A figure without a measurement is not one. */
+/** Writes the results, without figures that have no measurement. */
 export const leaveResults = (results: Results): void => {
   const path = process.env[resultsVariable]
   const figures = results.figures.filter(({ median }) => Number.isFinite(median))
   if (path !== undefined) writeFileSync(path, JSON.stringify({ ...results, figures }))
 }
 
-/** Nothing when the benchmark ended before it left any. */
+/** Reads the results; undefined if the benchmark ended before writing them. */
 export const takeResults = (path: string): Results | undefined => {
   try {
     return JSON.parse(readFileSync(path, "utf8"))

@@ -1,6 +1,6 @@
 /**
- * How benchmarks start and end: on the first GPU, on the stub driver, or on nothing at all; printing what they ran on and how
- * long it took, and leaving their figures. What a benchmark acquires is released at its end, whatever that is.
+ * Starts and ends benchmarks: on the first GPU, on the stub driver, or without a driver. Prints the facts and the
+ * duration, writes the figures, and always releases the benchmark's resources.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -14,7 +14,7 @@ import { leaveResults } from "./results.ts"
 import type { Figure } from "./results.ts"
 import { buildStub } from "./stub.ts"
 
-/** A driver to measure with, and the library's runtime on it. */
+/** A driver to measure with, and the native runtime on it. */
 export interface Ground {
   readonly driver: Driver
   readonly isGpu: boolean
@@ -25,10 +25,10 @@ export interface Ground {
 
 type Body<A> = (ground: A) => Effect.Effect<ReadonlyArray<Figure>, CudaError, Scope.Scope>
 
-/** Runs a benchmark on the first GPU; without one says so and fails. */
+/** Runs a benchmark on the first GPU. Fails with a message if there is none. */
 export const runOnGpu = (name: string, body: Body<Ground>): Promise<void> => start(name, openGpu, body)
 
-/** Runs a benchmark on the first GPU, or on the stub driver when the process is told so by the argument "stub". */
+/** Runs a benchmark on the first GPU, or on the stub driver if the process has the argument "stub". */
 export const runOnDriver = (name: string, body: Body<Ground>): Promise<void> =>
   start(name, process.argv[2] === "stub" ? openStub : openGpu, body)
 
@@ -37,7 +37,7 @@ export const runAnywhere = (name: string, body: Body<void>): Promise<void> => st
 
 const openGpu = (): Ground | string => {
   const driver = openDriver()
-  if (typeof driver === "string") return `no GPU here (${driver})`
+  if (typeof driver === "string") return `no GPU (${driver})`
   noteGpu(driver)
   return { driver, isGpu: true, makeRuntime: NativeRuntime.make }
 }
@@ -47,7 +47,7 @@ const openStub = (): Ground | string => {
   if ("problem" in stub) return stub.problem
   const driver = openDriver(stub.path)
   if (typeof driver === "string") return driver
-  note("Driver", "a stub whose calls return at once")
+  note("Driver", "a stub whose calls return immediately")
   return {
     driver,
     isGpu: false,
@@ -71,7 +71,7 @@ const start = async <A>(name: string, open: () => A | string, body: Body<A>): Pr
 }
 
 const giveUp = (name: string, reason: string): void => {
-  console.error(`${name}: nothing was measured: ${reason}`)
+  console.error(`${name}: not measured: ${reason}`)
   leaveResults({ facts: {}, figures: [], notRun: reason })
   process.exitCode = 1
 }

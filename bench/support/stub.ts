@@ -1,6 +1,7 @@
 /**
- * A driver for benchmarks on machines without a GPU: the stub driver of the tests, with the calls that benchmarks repeat
- * replaced by ones that return at once (`fastDriver.c`), so that what is measured is the way to the driver and back.
+ * A driver for benchmarks on machines without a GPU: the tests' stub driver, with the calls that benchmarks repeat
+ * replaced by ones that return immediately (`fastDriver.c`), so that only the overhead of calling the driver is
+ * measured.
  */
 import { spawnSync } from "node:child_process"
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
@@ -11,7 +12,7 @@ import { fileURLToPath } from "node:url"
 const fast = fileURLToPath(new URL("./fastDriver.c", import.meta.url))
 const stub = fileURLToPath(new URL("../../test/support/stub/driver.c", import.meta.url))
 
-/** Builds the library, which is there until the process ends, or says why it cannot. */
+/** Builds the library, which exists until the process ends. Returns the reason if it cannot. */
 export const buildStub = (): { readonly path: string } | { readonly problem: string } => {
   const folder = mkdtempSync(join(tmpdir(), "effect-cuda-bench-"))
   process.on("exit", () => rmSync(folder, { recursive: true, force: true }))
@@ -23,7 +24,7 @@ export const buildStub = (): { readonly path: string } | { readonly problem: str
   return problem === undefined ? { path } : { problem }
 }
 
-/** What is replaced keeps another name in the stub. */
+/** Renames the replaced calls in the stub. */
 const renames = (): ReadonlyArray<string> =>
   Array.from(
     readFileSync(fast, "utf8").matchAll(/^EXPORT Status (\w+)\(/gm),

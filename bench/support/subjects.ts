@@ -1,5 +1,5 @@
 /**
- * The operations that benchmarks measure on every runtime, what they work on, and the raw calls they are made of.
+ * The operations that benchmarks measure on every runtime, their resources, and the raw calls behind them.
  */
 import * as Effect from "effect/Effect"
 import * as CudaEvent from "../../src/CudaEvent.ts"
@@ -11,12 +11,12 @@ import { check } from "./driver.ts"
 import type { Driver } from "./driver.ts"
 
 const bytes = 4096
-/** `CU_EVENT_DISABLE_TIMING`, `CU_STREAM_NON_BLOCKING`: what the library asks for too. */
+/** `CU_EVENT_DISABLE_TIMING` and `CU_STREAM_NON_BLOCKING`, which the library uses too. */
 const eventFlags = 2
 const streamFlags = 1
 const releaseThreshold = 4
 
-/** What the operations work on. */
+/** The resources that the operations use. */
 export const makeSubjects = Effect.gen(function*() {
   const runtime = yield* CudaRuntime
   const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
@@ -38,7 +38,7 @@ export const makeSubjects = Effect.gen(function*() {
 
 export type Subjects = Effect.Success<typeof makeSubjects>
 
-/** The raw calls of every operation, by the name that peers know. */
+/** The raw calls of each operation, by the name that peers use. */
 export type RawCalls = Readonly<Record<string, () => void>>
 
 export const makeRawCalls = (driver: Driver, subjects: Subjects): RawCalls => {
@@ -80,7 +80,7 @@ export const makeRawCalls = (driver: Driver, subjects: Subjects): RawCalls => {
   }
 }
 
-/** Memory as the library takes it: from a pool that keeps what is freed. */
+/** Allocates like the library: from a pool that keeps freed memory. */
 const makePool = ({ calls, make }: Driver): number => {
   // `CUmemPoolProps`: pinned memory of device 0.
   const properties = new Uint8Array(88)
@@ -92,7 +92,7 @@ const makePool = ({ calls, make }: Driver): number => {
   return pool
 }
 
-/** Single operations. Those that need a scope are as programs write them; "service" is two members of `CudaRuntime` alone. */
+/** Single operations. Scoped ones are written as in programs; "service" calls two members of `CudaRuntime` directly. */
 export const makeOperations = (subjects: Subjects): ReadonlyArray<Operation> => {
   const { runtime } = subjects
   const provided = <A, E>(effect: Effect.Effect<A, E, CudaRuntime>) =>
@@ -136,7 +136,7 @@ const makeEnqueues = (subjects: Subjects): ReadonlyArray<Operation> => {
   ]
 }
 
-/** Record, wait and fill, in the ways that programs write a fixed sequence. */
+/** Record, wait and fill, in the ways in which programs write a fixed sequence. */
 export const makeSequences = ({ device, event, other, stream }: Subjects): ReadonlyArray<Operation> => {
   const record = () => CudaEvent.record(event, stream)
   const wait = () => CudaStream.waitEvent(other, event)
@@ -160,7 +160,7 @@ export const makeSequences = ({ device, event, other, stream }: Subjects): Reado
   ]
 }
 
-/** Adds what operations are compared with and what they are to be. */
+/** Adds the raw calls to compare with, and the targets. */
 export const withRawCalls = (
   operations: ReadonlyArray<Operation>,
   raw: RawCalls,

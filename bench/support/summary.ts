@@ -1,6 +1,6 @@
 /**
- * What a run measured, in one table: every figure with its spread, beside C and the best Python peer, and whether it is what the
- * library aims at.
+ * The summary of a run in one table: every figure with its spread, compared with C and the best Python peer, and
+ * whether it meets its target.
  */
 import { printTable } from "./report.ts"
 import type { Figure } from "./results.ts"
@@ -9,18 +9,18 @@ import { targets } from "./targets.ts"
 
 export type PartName = "gpu" | "noGpu"
 
-/** What was measured with a GPU, or without one. */
+/** The results with a GPU, or without one. */
 export interface Part {
   readonly name: PartName
   readonly facts: Readonly<Record<string, string>>
   readonly figures: ReadonlyArray<Figure>
-  /** The benchmarks that did not run, with the reason. */
+  /** The benchmarks that did not run, with the reasons. */
   readonly notRun: ReadonlyArray<string>
 }
 
 export const titles: Readonly<Record<PartName, string>> = { gpu: "With a GPU", noGpu: "Without a GPU" }
 
-/** The Python peers, as tables call them. */
+/** The names of the Python peers in tables. */
 const pythonPeers = ["cuda.core", "CuPy", "PyTorch"]
 
 /** The fastest Python peer of a figure. */
@@ -33,7 +33,7 @@ export const valueOf = ({ unit }: Figure, value: number): string =>
 export const spreadOf = ({ high, low, unit }: Figure): string =>
   unit === "exponent" ? "" : `${rounded(low)}–${rounded(high)}`
 
-/** The target of a figure and whether it is met; empty where there is none. */
+/** The target of a figure, and whether it is met; empty if it has none. */
 export const verdictOf = (figure: Figure): string => {
   if (figure.target === undefined) return ""
   const { isMet, text } = targets[figure.target]
@@ -41,7 +41,7 @@ export const verdictOf = (figure: Figure): string => {
   return met === undefined ? `${text}: not compared` : `${text}: ${met ? "met" : "not met"}`
 }
 
-/** What C takes, in every way it has, and how many times that the figure is. A call of the stub takes next to no time. */
+/** The cost in C, in all variants, and the ratio to each. The stub's calls take almost no time, so it has no ratios. */
 const besideC = (figure: Figure, part: PartName): ReadonlyArray<string> => {
   const references = figure.beside.filter(({ name }) => name === "C" || name.startsWith("C, "))
   const ratios = part === "gpu" ? references.map(({ median }) => times(figure.median, median)) : []
@@ -65,7 +65,7 @@ export const printSummary = (part: Part): void => {
   if (figures.length > 0) {
     console.log(`==== ${titles[name]}\n${describeFacts(facts).join("; ")}`)
     printTable(
-      "What was measured: medians, and what 10 and 90 % stay below; ×: how many times that it takes",
+      "Medians with 10th and 90th percentiles; × is the median divided by the column before it",
       ["", "median", "10–90 %", "raw koffi", "C", "×", "best Python peer", "×", "target"],
       figures.map((figure) => [
         `${figure.group}: ${figure.name}`,

@@ -1,6 +1,6 @@
 /**
- * What the library aims at, in one place: each target in words, and whether a figure meets it. A target that compares with a
- * peer says nothing where the peer is missing.
+ * The performance targets of the library: a description of each, and whether a figure meets it. A comparison with a
+ * peer is undecided if the peer is missing.
  */
 import type { Figure } from "./results.ts"
 
@@ -9,13 +9,13 @@ interface Target {
   readonly isMet: (figure: Figure) => boolean | undefined
 }
 
-/** How a figure compares with one of those beside it. */
+/** Compares a figure with one of its references. */
 const beside = (figure: Figure, name: string, holds: (other: number) => boolean): boolean | undefined => {
   const other = figure.beside.find((reference) => reference.name === name)?.median
   return other === undefined ? undefined : holds(other)
 }
 
-/** False when one is, unknown when none is known. */
+/** False if any part is false, undefined if all are unknown. */
 const all = (...parts: ReadonlyArray<boolean | undefined>): boolean | undefined =>
   parts.includes(false) ? false : parts.includes(true) ? true : undefined
 

@@ -1,5 +1,5 @@
 /**
- * The ways of waiting that benchmarks compare: the library's waits under each policy, on streams of their own.
+ * The ways of waiting that benchmarks compare: the library's waits under each policy, on separate streams.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -18,14 +18,14 @@ export const policies = {
 
 export type Policy = keyof typeof policies
 
-/** A way to wait for what was enqueued on a stream. */
+/** A way to wait for the work on a stream. */
 export interface Way {
   readonly name: string
   readonly stream: CudaStream.CudaStream
   readonly wait: () => Effect.Effect<void, CudaError>
 }
 
-/** The ways of one policy, for the life of the scope: synchronizing a stream, and an event recorded on it. */
+/** The ways of a policy, in a scope: synchronizing a stream, and synchronizing an event recorded on it. */
 export const makeWays = (policy: Policy): Effect.Effect<ReadonlyArray<Way>, CudaError, Scope.Scope> =>
   Effect.gen(function*() {
     const stream = yield* CudaStream.make()

@@ -1,10 +1,10 @@
 /**
- * The CPU that waiting takes, as a share of one core, while the GPU works for 100 ms and for 1 s: the library's waits
- * beside cuEventSynchronize in C, spinning and on a blocking-sync event.
+ * The CPU time of waiting, as a share of one core, while the GPU works for 100 ms and for 1 s: the library's waits,
+ * compared with cuEventSynchronize in C, spinning and on a blocking-sync event.
  *
- * Counted is the CPU time, user and system, of the whole process over the wait (`process.cpuUsage`; in C the process's
- * CPU clock), so the driver's own threads are in it, and so is the launch. "Node.js, a timer" is a pause of the same
- * length without any GPU: what this process takes by itself.
+ * Counts the user and system time of the whole process during the wait (`process.cpuUsage`; the process CPU clock in
+ * C), and so includes the driver's threads and the launch. "Node.js, a timer" is a pause of the same length without a
+ * GPU, which is the baseline of the process.
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../src/CudaError.ts"
@@ -24,10 +24,10 @@ import { fixed, median } from "../support/statistics.ts"
 import { makeWays } from "../support/ways.ts"
 import type { Way } from "../support/ways.ts"
 
-/** How long the GPU works, in milliseconds, and how often each way waits for it. */
+/** How long the GPU works, in milliseconds, and how often each way waits. */
 const lengths = [{ millis: 100, repeats: 5 }, { millis: 1000, repeats: 2 }]
 
-/** What is measured: once per call, in percent of a core. */
+/** One measurement, in percent of a core. */
 type Measure = (millis: number) => Effect.Effect<number, CudaError>
 
 const ours = (driver: Driver, { stream, wait }: Way): Measure =>
@@ -54,7 +54,7 @@ const inC = (peer: Peer, how: "spin" | "block"): Measure => (millis) =>
 const spinning = "C, spinning"
 const blocking = "C, blocking-sync"
 
-/** The ways of the library; what it does by default is to be below the target. */
+/** The ways of the library. The default has a target. */
 const figuresOf = (
   length: string,
   values: ReadonlyMap<string, ReadonlyArray<number>>,
@@ -73,7 +73,7 @@ const figuresOf = (
     )
   )
 
-/** A blocking event skips the polling whatever the policy. */
+/** A blocking event skips polling, whatever the policy. */
 const blockingEvent = Effect.gen(function*() {
   const stream = yield* CudaStream.make()
   const event = yield* CudaEvent.make({ blocking: true })

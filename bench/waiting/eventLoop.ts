@@ -1,13 +1,13 @@
 /**
- * How long allocations and releases hold up the event loop while the GPU works: the longest time between two turns of
- * the loop while 256 MiB buffers come and go, pinned and on the device, beside kernels of a second.
+ * How long allocations and releases block the event loop while the GPU works: the longest time between two turns of the
+ * loop while buffers of 256 MiB, pinned and on the device, are allocated and released during kernels of a second.
  *
- * Phases of one buffer each on a fresh runtime (the first allocation, its release, and the next allocation, which the
- * pools serve), then of 20 buffers of each kind in turn on warm pools, each used by a copy of 4 KiB on a stream without
- * other work. A release is watched for 50 ms longer, since it goes on after its call. "Given back" is the release of
- * pinned memory to the system, by a runtime that keeps none: it waits until the GPU is idle. The tight chain of
- * immediates that measures is part of what it sees, and so is the turn in which the program itself runs: the first row
- * says how much that is.
+ * Phases of one buffer each on a new runtime (the first allocation, its release, and the next allocation, which the
+ * pools serve), then of 20 buffers of each kind in turn on warm pools, each used by a copy of 4 KiB on an otherwise
+ * idle stream. A release is observed for another 50 ms, because it continues after its call. "Given back" is the
+ * release of pinned memory to the system, by a runtime that keeps none: it waits until the GPU is idle. The results
+ * include the tight chain of immediates that measures, and the turn in which the program itself runs; the first row is
+ * this baseline.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -29,15 +29,15 @@ const repeats = 3
 const comings = 20
 const workMillis = 1000
 
-/** What was measured of each phase: the longest turn and how long the phase took, in milliseconds. */
+/** The measurements of each phase: the longest turn and the duration, in milliseconds. */
 type Results = Map<string, Array<{ readonly longest: number; readonly elapsed: number }>>
 
 interface Bench {
   readonly driver: Driver
   readonly results: Results
-  /** Where the kernels run. */
+  /** The stream of the kernels. */
   readonly busy: CudaStream.CudaStream
-  /** Where the copies run. */
+  /** The stream of the copies. */
   readonly copying: CudaStream.CudaStream
 }
 
@@ -52,7 +52,7 @@ const phase = <A, E, R>({ busy, driver, results }: Bench, name: string, effect: 
     return result
   })
 
-/** A buffer with the scope that releases it. */
+/** A buffer, with the scope that releases it. */
 const scoped = <A>(make: Effect.Effect<A, CudaError, CudaRuntime | Scope.Scope>) =>
   Effect.gen(function*() {
     const scope = yield* Scope.make()
@@ -83,13 +83,13 @@ const comeAndGo = ({ copying }: Bench) =>
         const device = yield* CudaMemory.allocate(size)
         yield* CudaMemory.copy(CudaMemory.slice(device, 0, 4096), CudaMemory.slice(host, 0, 4096), copying)
       }))
-      // The memory comes back to the pools when the copy is done.
+      // The pools get the memory back when the copy has finished.
       yield* CudaStream.synchronize(copying)
       yield* pause(1)
     }
   })
 
-/** Runs phases on a runtime of their own, the end of which is a phase too. */
+/** Runs phases on a new runtime, whose end is a phase too. */
 const onFreshRuntime = (
   driver: Driver,
   results: Results,
@@ -111,7 +111,7 @@ const onFreshRuntime = (
     results.set(end, [...results.get(end) ?? [], { elapsed, longest }])
   })
 
-/** Pinned memory that goes back to the system once the kernels have ended. */
+/** Pinned memory that is returned to the system once the kernels have ended. */
 const giveBack = (bench: Bench) =>
   Effect.gen(function*() {
     const { release } = yield* scoped<unknown>(CudaMemory.allocateHost(size))

@@ -1,16 +1,16 @@
 /**
- * How soon a waiter goes on after the GPU is done: the library's waits beside cuEventSynchronize in C, spinning and on
- * a blocking-sync event, for kernels and copies of 10 µs to 10 ms.
+ * The latency between the end of GPU work and the resumption of the waiter: the library's waits, compared with
+ * cuEventSynchronize in C, spinning and on a blocking-sync event, for kernels and copies of 10 µs to 10 ms.
  *
- * Every sample is the time from just before the launch to the moment the waiter goes on, by one monotonic clock, less
- * the time the work itself takes: what a kernel was told to take by the GPU's own timer, what a copy of that size takes
- * between two timed events (the median, read once at the start). No clock of the GPU has to be related to one of the
- * host that way. What remains is the launch (3 to 4 µs, half a microsecond more through koffi than in C, which counts
- * against the library) and the time to go on. The same is subtracted from every way, so differences between ways, of
- * which the second table of each pair tells, do not depend on it. The ratio to blocking-sync is of the remaining times.
+ * Every sample is the time from just before the launch to the resumption of the waiter, on one monotonic clock, minus
+ * the duration of the work: for a kernel, the duration it was given, by the GPU's timer; for a copy, the median time
+ * between two timed events, measured once at the start. So no GPU clock has to be related to a host clock. The rest is
+ * the launch (3 to 4 µs, of which half a microsecond is koffi's overhead compared with C, at the library's expense) and
+ * the resumption. The same duration is subtracted for every way, so differences between ways, shown in the second table
+ * of each pair, do not depend on it. The ratio to blocking-sync is a ratio of the remaining times.
  *
- * The C peer is another process with a context of its own. Each way's first waits in a round are not counted, since
- * they bring that context back to the GPU. All ways take turns within a round.
+ * The C peer is a separate process with its own context. Each way's first waits in a round are not counted, because
+ * they switch the GPU back to that context. All ways take turns within a round.
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../src/CudaError.ts"
@@ -28,20 +28,20 @@ import type { Way } from "../support/ways.ts"
 
 const rounds = 5
 const warmUps = 5
-/** How long the work is, in microseconds, and how often each way waits for it per round. */
+/** Durations of work in microseconds, and how often each way waits for it per round. */
 const lengths = [
   { micros: 10, samples: 200 },
   { micros: 100, samples: 200 },
   { micros: 1000, samples: 60 },
   { micros: 10_000, samples: 20 }
 ]
-/** Copies are no larger, so that pinning takes well under a second. */
+/** Maximum size of a copy, so that pinning takes well under a second. */
 const maxCopyBytes = 768 * 1024 * 1024
 
-/** Work of some length: how it is enqueued here, and how the C peer is asked for it. */
+/** Work of a certain duration: how to enqueue it, and how to request it from the C peer. */
 interface Work {
   readonly label: string
-  /** What stands for the label, where that is not plain. */
+  /** An explanation of the label, if needed. */
   readonly note?: string
   readonly micros: number
   readonly samples: number
@@ -49,7 +49,7 @@ interface Work {
   readonly question: readonly [what: "kernel" | "copy", amount: number]
 }
 
-/** What is left of each wait without its work, in microseconds, by way. */
+/** The time of each wait in addition to its work, in microseconds, by way. */
 type Samples = Map<string, Array<number>>
 
 const spinning = "C, spinning"
@@ -91,7 +91,7 @@ const kernels = (driver: Driver): ReadonlyArray<Work> =>
 
 const label = (micros: number): string => micros < 1000 ? `${micros} µs` : `${micros / 1000} ms`
 
-/** Finds the sizes of copies that take about as long, and how long they take. */
+/** Finds the size of a copy for each duration, and measures the actual duration. */
 const copies = (driver: Driver): ReadonlyArray<Work> => {
   const { calls } = driver
   const bytes = { small: 64 * 1024, large: 64 * 1024 * 1024 }
@@ -119,7 +119,7 @@ const copies = (driver: Driver): ReadonlyArray<Work> => {
   })
 }
 
-/** How long work takes on the GPU, in microseconds: the median of a few. */
+/** Measures the duration of work on the GPU, in microseconds: the median of a few runs. */
 const makeTimer = (driver: Driver): (enqueue: (stream: number) => void) => number => {
   const { calls } = driver
   const stream = driver.make("cuStreamCreateWithPriority", 1, 0)
@@ -164,7 +164,7 @@ const print = (title: string, works: ReadonlyArray<Work>, results: ReadonlyArray
   )
   if (!ways.includes(spinning)) return
   printTable(
-    `${title}: p50 beside C: µs over spinning, and the ratio to blocking-sync`,
+    `${title}: p50 compared with C: µs over spinning, and the ratio to blocking-sync`,
     ["", ...works.flatMap((work) => [`${work.label} over spin`, "/ block"])],
     ways.map((way) =>
       row(way, (samples) => [
@@ -175,10 +175,10 @@ const print = (title: string, works: ReadonlyArray<Work>, results: ReadonlyArray
   )
 }
 
-/** The longest work, in microseconds, for which a waiter is to be as soon as one that spins. */
+/** The longest work, in microseconds, for which a wait should be as fast as spinning. */
 const longestShort = 200
 
-/** The ways of the library; what it does by default has a target. */
+/** The ways of the library. The default has a target. */
 const figuresOf = (
   title: string,
   works: ReadonlyArray<Work>,

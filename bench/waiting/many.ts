@@ -1,22 +1,21 @@
 /**
- * Many fibers waiting at once, for events of few streams or many: what a wait costs to start and to end, and how late
- * the event loop is while they start, wait and end.
+ * Many fibers waiting at once, for events of a few or many streams: the cost of starting and ending a wait, and the
+ * lateness of the event loop while they start, wait and end.
  *
- * Every stream runs a kernel that ends at the same moment; behind it as many events are recorded as there are fibers,
- * up to 500 per stream (the driver blocks once about a thousand operations are queued), which the fibers share evenly.
- * Fibers start to wait in the order of the records, except in the cases "out of order", where they take the events in
- * turn again and again. Three kinds of runs of each case measure different things, since a probe disturbs what it does
- * not measure:
+ * Every stream runs a kernel, and all kernels end at the same moment. Behind each, as many events are recorded as there
+ * are fibers, up to 500 per stream (the driver blocks once about a thousand operations are queued). The fibers share
+ * the events evenly. They start to wait in the order of the records, except in the cases "out of order", in which they
+ * take the events round-robin. Each case has three kinds of runs, because a probe disturbs what it does not measure:
  *
- * - costs, without a probe: "start" is the time in which all fibers are forked and wait, "end" the time the loop is
- *   busy (`performance.eventLoopUtilization`) from 10 ms before the kernels end until all fibers are through, both per
- *   fiber. The line below the table says what fibers cost that wait for nothing of a GPU. "busy" is the share of the
- *   time that the loop is busy in between.
- * - the lateness of a 1 ms timer (`monitorEventLoopDelay`), while they wait and while they end;
- * - the longest time between two turns of the loop, by a chain of immediates, while they start, wait and end.
+ * - cost, without a probe: "start" is the time until all fibers are forked and waiting, and "end" the time the loop is busy
+ * (`performance.eventLoopUtilization`) from 10 ms before the kernels end until all fibers have ended, both per fiber.
+ * The line below the table is the cost of fibers that do not wait for a GPU. "busy" is the share of time in between
+ * that the loop is busy.
+ * - the lateness of a 1 ms timer (`monitorEventLoopDelay`), while the fibers wait and end;
+ * - the longest time between two turns of the loop, measured by a chain of immediates, while they start, wait and end.
  *
- * Starting, waiting and ending are 5 ms longer or later where probes read them, so that what a phase held up is seen in
- * it. A case whose waits were not all outstanding before the kernels' end is marked with an asterisk.
+ * Where probes read them, the phases last 5 ms longer, to include the delays they cause. An asterisk marks a case in
+ * which not all waits were outstanding before the kernels ended.
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -36,17 +35,17 @@ import type { Figure } from "../support/results.ts"
 import { runOnGpu } from "../support/run.ts"
 import { fixed, median } from "../support/statistics.ts"
 
-// Kernels of 64 streams run side by side only with as many connections to the GPU as there may be.
+// Kernels of 64 streams run concurrently only with the maximum number of connections to the GPU.
 process.env["CUDA_DEVICE_MAX_CONNECTIONS"] ??= "32"
 
 const fiberCounts = [1, 100, 1000, 10_000]
 const streamCounts = [1, 16, 64]
 const eventsPerStream = 500
-/** How long the kernels run, in milliseconds: more than it takes to start all waits. */
+/** Duration of the kernels in milliseconds: longer than starting all waits takes. */
 const workMillis = 200
-/** The part of it that belongs to the end. */
+/** The part of it that counts towards the end phase. */
 const marginMillis = 10
-/** What a phase leaves to the turns after it, and the timers it held up, are seen within this time, in milliseconds. */
+/** Time for a phase's remaining turns and delayed timers, in milliseconds. */
 const settleMillis = 5
 const repeats = 3
 
@@ -69,21 +68,21 @@ const makeCase = (
   )
 }
 
-/** Sees the phases of a run go by. */
+/** Observes the phases of a run. */
 interface Observer<A> {
-  /** All fibers wait. */
+  /** All fibers are waiting. */
   readonly started: () => void
-  /** What starting them left to do is done too. */
+  /** The work caused by starting them is done, too. */
   readonly settled: () => void
   /** The kernels are about to end. */
   readonly ending: () => void
-  /** All fibers are through. */
+  /** All fibers have ended. */
   readonly ended: () => void
-  /** What ending them left to do is done too. */
+  /** The work caused by ending them is done, too. */
   readonly result: () => A
 }
 
-/** Lets all fibers of a case wait, and end; the observer is made just before they start. */
+/** Runs the waits of a case. The observer is created just before they start. */
 const wait = <A>(driver: Driver, { events, fibers, inOrder, streams }: Case, observe: () => Observer<A>) =>
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
@@ -109,7 +108,7 @@ const wait = <A>(driver: Driver, { events, fibers, inOrder, streams }: Case, obs
     return { result: observer.result(), all }
   })
 
-/** Microseconds per fiber, and the share of the time between in percent. */
+/** Microseconds per fiber, and the busy share of the time in between in percent. */
 interface Costs {
   readonly start: number
   readonly busy: number
@@ -138,7 +137,7 @@ const costs = (fibers: number): Observer<Costs> => {
   }
 }
 
-/** What a probe read in each phase. */
+/** The readings of a probe in each phase. */
 interface Phases<A> {
   readonly starting: A
   readonly waiting: A
@@ -167,13 +166,13 @@ const worst = (values: ReadonlyArray<Lateness>): Lateness => ({
   max: Math.max(...values.map((value) => value.max))
 })
 
-/** What is told of a case in the end: its row of the table, and figures of many waits. */
+/** The result of a case: its table row, and figures if it has many waits. */
 interface Measured {
   readonly row: ReadonlyArray<string>
   readonly figures: ReadonlyArray<Figure>
 }
 
-/** So many waits have a target. */
+/** The number of waits that has a target. */
 const manyFibers = 10_000
 
 const figuresOf = (
@@ -198,7 +197,7 @@ const figuresOf = (
   ]
 }
 
-/** Medians of costs, the worst of delays. */
+/** Measures medians of costs, and maxima of delays. */
 const measure = (driver: Driver, one: Case) =>
   Effect.gen(function*() {
     const cost: Array<Costs> = []
@@ -229,7 +228,7 @@ const measure = (driver: Driver, one: Case) =>
     return measured
   })
 
-/** What fibers cost that wait for a deferred value, in microseconds each: start and end. */
+/** The cost of fibers that wait for a Deferred, in microseconds each: start and end. */
 const baseline = Effect.gen(function*() {
   const count = 10_000
   const gate = yield* Deferred.make<void>()
@@ -258,7 +257,7 @@ const header = [
 await runOnGpu("waiting/many", ({ driver }) =>
   Effect.gen(function*() {
     const all = yield* Effect.forEach(Array.from({ length: Math.max(...streamCounts) }), () => CudaStream.make())
-    // Compiles what is measured.
+    // Warms up the code under test.
     yield* Effect.scoped(Effect.flatMap(makeCase(1000, all), (one) => measure(driver, one)))
     const cases = fiberCounts.flatMap((fibers) => streamCounts.map((streams) => ({ fibers, streams, inOrder: true })))
     cases.push({ fibers: 10_000, streams: 1, inOrder: false }, { fibers: 10_000, streams: 16, inOrder: false })

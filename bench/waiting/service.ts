@@ -1,11 +1,11 @@
 /**
- * What the rest of a service notices of waiting: the latency of an HTTP server in this process, idle and with 100 waits
- * always outstanding; and of file reads and name look-ups, which need the threads of libuv's pool, with 1,000 waits.
+ * The effect of waiting on the rest of a service: the latency of an HTTP server in this process, idle and with 100
+ * waits always outstanding; and of file reads and name lookups, which need libuv's thread pool, with 1,000 waits.
  *
- * The client is a process of its own with 8 connections kept alive. Each of the 100 fibers launches a kernel of 5 to 20
- * ms on a stream of its own, waits for it, and starts again, so launching some thousand kernels a second is part of
- * what the server bears. Idle and busy rounds take turns. For files and names, 64 reads of a 4 KiB file and 16 look-ups
- * of "localhost" start together, and the time until all are through is measured.
+ * The client is a separate process with 8 keep-alive connections. Each of the 100 fibers launches a kernel of 5 to 20
+ * ms on its own stream, waits for it, and repeats, so the server also bears several thousand launches per second. Idle
+ * and busy rounds take turns. For files and names, 64 reads of a 4 KiB file and 16 lookups of "localhost" start
+ * together, and the time until all have finished is measured.
  */
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -32,7 +32,7 @@ import { makeFigure } from "../support/results.ts"
 import { runOnGpu } from "../support/run.ts"
 import { fixed, median, quantile } from "../support/statistics.ts"
 
-// Kernels of 100 streams run side by side only with as many connections to the GPU as there may be.
+// Kernels of 100 streams run concurrently only with the maximum number of connections to the GPU.
 process.env["CUDA_DEVICE_MAX_CONNECTIONS"] ??= "32"
 
 const rounds = 5
@@ -41,7 +41,7 @@ const fibers = 100
 const poolRounds = 10
 const poolWaits = 1000
 
-/** Asks the server for one round of requests and returns their latencies in microseconds. */
+/** Runs one round of requests, and returns their latencies in microseconds. */
 type Client = Effect.Effect<ReadonlyArray<number>>
 
 const server = Effect.acquireRelease(
@@ -71,7 +71,7 @@ const startClient: Effect.Effect<Client, never, Scope.Scope> = Effect.gen(functi
   )
   const lines = createInterface({ input: child.stdout })
   return Effect.callback<ReadonlyArray<number>>((resume) => {
-    const ended = () => resume(Effect.die(new Error("The HTTP client ended")))
+    const ended = () => resume(Effect.die(new Error("The HTTP client has exited")))
     child.once("exit", ended)
     lines.once("line", (line) => {
       child.off("exit", ended)
@@ -81,7 +81,7 @@ const startClient: Effect.Effect<Client, never, Scope.Scope> = Effect.gen(functi
   })
 })
 
-/** What the waits themselves took. */
+/** Statistics of the waits themselves. */
 interface Waits {
   readonly millis: Array<number>
   readonly perSecond: Array<number>
@@ -159,7 +159,7 @@ const http = (driver: Driver) =>
     return [figure("p50 of a round", median), figure("p99 of a round", (micros) => quantile(micros, 0.99))]
   })
 
-/** A file to read, for the life of the scope. */
+/** A file to read, in a scope. */
 const smallFile = Effect.map(
   Effect.acquireRelease(
     Effect.sync(() => mkdtempSync(join(tmpdir(), "effect-cuda-bench-"))),
@@ -179,7 +179,7 @@ const timed = (body: () => Promise<unknown>): Effect.Effect<number> =>
     return performance.now() - start
   })
 
-/** Runs an effect while many fibers wait for 150 ms of work; says how many still waited at its end. */
+/** Runs an effect while many fibers wait for 150 ms of work. Also returns how many still wait when it ends. */
 const besideManyWaits = <A, E>(
   driver: Driver,
   streams: ReadonlyArray<CudaStream.CudaStream>,
@@ -227,7 +227,7 @@ const pool = (driver: Driver) =>
       )
     }
     printTable(
-      `Work of libuv's pool, ms until all is through (${poolRounds} rounds)`,
+      `Work of libuv's thread pool, ms until all has finished (${poolRounds} rounds)`,
       ["", "idle: p50", "max", `${poolWaits} waits: p50`, "max", "still waiting after it, at least"],
       rows
     )

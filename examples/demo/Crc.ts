@@ -1,6 +1,6 @@
 /**
- * CRC-32 of pieces that lie anywhere in a file, as in `kernels.cu`: bytes are polynomials whose coefficients are bits,
- * the highest bit of a checksum is the coefficient of x^0, and the sum is XOR.
+ * CRC-32 of pieces of a file, as in `kernels.cu`: bytes are polynomials whose coefficients are bits, the highest bit of
+ * a checksum is the coefficient of x^0, and addition is XOR.
  */
 
 const divisor = 0xedb88320
@@ -19,11 +19,11 @@ const multiply = (a: number, b: number): number => {
 
 const x8 = 1 << 23
 
-/** What a checksum becomes by so many zeros that follow: its product with x^(8 · zeros), by squaring. */
+/** The checksum after appending zero bytes: the product with x^(8 · zeros), by squaring. */
 export const followedBy = (sum: number, zeros: number): number => {
   let product = sum
   let power = x8
-  // Division, since more zeros than 32 bits count may follow.
+  // Division, because the number of zeros may exceed 32 bits.
   for (let rest = zeros; rest > 0; rest = Math.floor(rest / 2)) {
     if (rest % 2 === 1) product = multiply(product, power)
     power = multiply(power, power)
@@ -32,7 +32,7 @@ export const followedBy = (sum: number, zeros: number): number => {
 }
 
 /**
- * The CRC-32 of so many zeros. It is not 0, since CRC-32 flips the first 32 bits and the last: what that adds is the same
- * for all files of a length. What the bytes themselves add is the rest.
+ * The CRC-32 of a number of zero bytes. It is not 0, because CRC-32 inverts the first 32 bits and the result, which
+ * contributes the same to all files of a length. The bytes themselves contribute the rest.
  */
 export const ofZeros = (count: number): number => (followedBy(0xffffffff, count) ^ 0xffffffff) >>> 0

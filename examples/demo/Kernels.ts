@@ -1,6 +1,6 @@
 /**
- * The kernels, and how a program comes by them: PTX that the driver compiles on a GPU, functions on a simulated one.
- * What launches them is the same.
+ * The kernels, and how a program gets them: as PTX that the driver compiles on a GPU, as functions on a simulated one.
+ * The code that launches them is the same.
  */
 import { CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaProgram, SimulatedRuntime } from "effect-cuda"
 import type { CudaError, CudaRuntime } from "effect-cuda"
@@ -20,20 +20,20 @@ export const parameters = {
   checksum: [pointer, input, u32, u64]
 } as const
 
-/** It lies beside its source, also for the compiled demo in `dist-examples`. */
+/** Next to its source, for the compiled demo in `dist-examples` as well. */
 const image = new URL("../../examples/demo/kernels.ptx", import.meta.url)
 
-/** A summary on the device, to which chunks are added in any order, also on several streams at once. */
+/** A summary on the device. Chunks can be added in any order, on several streams at once. */
 export interface DeviceSummary {
-  /** Enqueues both kernels on the current stream, for a chunk that starts at an offset of the file. */
+  /** Enqueues both kernels on the current stream, for a chunk at an offset of the file. */
   readonly add: (chunk: Chunk, offset: number) => Effect.Effect<void, CudaError.CudaError>
-  /** Brings it to the host, once all chunks were added. */
+  /** Downloads the summary, once all chunks are added. */
   readonly download: Effect.Effect<Summary, CudaError.CudaError>
 }
 
 type Chunk = CudaMemory.Slice<CudaMemory.DeviceBuffer>
 
-/** Loads the kernels, and makes a summary of a file of a length. */
+/** Loads the kernels, and creates a summary for a file of `byteLength` bytes. */
 export const make = (
   byteLength: number
 ): Effect.Effect<DeviceSummary, CudaError.CudaError, CudaRuntime.CudaRuntime | Scope.Scope> =>
@@ -49,7 +49,7 @@ export const make = (
 
 const makeCounts = Effect.fnUntraced(function*(module: CudaModule.CudaModule) {
   const histogram = yield* CudaKernel.get(module, "histogram", parameters.histogram)
-  // Its threads take turns at the words of a chunk: no more of them are started than run at once.
+  // A grid-stride loop over the words of a chunk: launches no more threads than run at once.
   const { block, minGrid } = yield* CudaKernel.bestBlock(histogram)
   const counts = yield* CudaMemory.allocate(256 * BigUint64Array.BYTES_PER_ELEMENT)
   yield* CudaMemory.fill(counts, 0)
@@ -83,11 +83,11 @@ const makeChecksum = Effect.fnUntraced(function*(module: CudaModule.CudaModule, 
   }
 })
 
-/** Bytes that a thread of `checksum` goes through, as `kernels.cu` has it. */
+/** Bytes per thread of `checksum`, as in `kernels.cu`. */
 const pieceBytes = 256
 const checksumBlock = 256
 
-/** The kernels as functions, for simulated devices whose memory has so many bytes per second. */
+/** The kernels as functions, for simulated devices with this memory bandwidth in bytes per second. */
 export const simulated = (bandwidth: number): Readonly<Record<string, SimulatedRuntime.SimulatedKernel>> => {
   const cost = ({ args }: SimulatedRuntime.SimulatedLaunch) => Duration.seconds(Number(args[2]) / bandwidth)
   return {

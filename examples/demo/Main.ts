@@ -1,5 +1,5 @@
 /**
- * The demo's command: which file, on which runtime, and what is printed.
+ * The demo's command: its arguments, the choice of runtime, and the output.
  */
 import { AutoRuntime, CudaRuntime } from "effect-cuda"
 import * as Console from "effect/Console"
@@ -22,14 +22,14 @@ class WrongUsage extends Data.TaggedError("WrongUsage") {
 const chunkBytes = 8 * 1024 * 1024
 const slots = 4
 
-/** A GPU slow enough to be watched; used where there is none. */
+/** A GPU slow enough to watch, for machines without one. */
 const slowDevice = { hostBandwidth: 400e6, deviceBandwidth: 800e6 }
 
 const runtime = AutoRuntime.layer({
   simulated: { devices: [slowDevice], kernels: Kernels.simulated(slowDevice.deviceBandwidth) }
 })
 
-/** Runs the demo with the arguments of the command line. When it fails, it has said why. */
+/** Runs the demo with command-line arguments. Prints the reason before it fails. */
 export const main = Effect.fnUntraced(
   function*(args: ReadonlyArray<string>) {
     const [path = process.execPath, ...more] = args

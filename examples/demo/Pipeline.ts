@@ -1,5 +1,5 @@
 /**
- * The pipeline: bytes go up to the device, are copied once on it and counted by kernels, and come back down, in chunks.
+ * The pipeline: chunks are uploaded to the device, copied once there, counted by kernels, and downloaded.
  *
  *     file → pinned memory → device memory → device memory → pinned memory → compared with the file
  *             (read)       (upload)        (work)          (download)
@@ -17,24 +17,24 @@ import type { FileProblem, Source } from "./Source.ts"
 import type { Summary } from "./Summary.ts"
 
 export interface Options {
-  /** Bytes that move at a time. */
+  /** Size of a chunk in bytes. */
   readonly chunkBytes: number
-  /** Chunks under way at the same time. */
+  /** Number of chunks in flight. */
   readonly slots: number
-  /** Given every chunk that came back and was found right. The bytes are the slot's: they change after this has ended. */
+  /** Called with every verified chunk. The bytes belong to the slot, and change after the effect has ended. */
   readonly onChunk?: ((offset: number, bytes: Uint8Array) => Effect.Effect<void>) | undefined
 }
 
 export interface Run {
   /** From the first read to the last comparison. */
   readonly wallTime: Duration.Duration
-  /** When the operations of each chunk ran on the GPU. */
+  /** When each chunk's operations ran on the GPU. */
   readonly timeline: CudaTiming.Timeline
-  /** What the kernels found. */
+  /** The result of the kernels. */
   readonly summary: Summary
 }
 
-/** A byte came back from the device that is not the file's. */
+/** A byte that came back from the device differs from the file. */
 export class BytesDiffer extends Data.TaggedError("BytesDiffer")<{
   readonly name: string
   readonly offset: number
@@ -81,11 +81,11 @@ export const pipelined = (source: Source, options: Options): Effect.Effect<Run, 
     return run
   }).pipe(Effect.scoped)
 
-/** The same, one step after the other. */
+/** The same, step by step. */
 export const serial = (source: Source, options: Options): Effect.Effect<Run, Failure, CudaRuntime.CudaRuntime> =>
   pipelined(source, { ...options, slots: 1 })
 
-/** Knows the time from the first look to the last. */
+/** Measures the time from the first `look` to the last. */
 const makeStopwatch = () => {
   let first: bigint | undefined
   let last = 0n
@@ -98,7 +98,7 @@ const makeStopwatch = () => {
   }
 }
 
-/** Compares with a second reading of the file, so that nothing that went to the device is trusted. */
+/** Compares with a second read of the file, so that it does not rely on anything that went to the device. */
 const makeCompare = (source: Source, chunkBytes: number) => {
   const spare: Array<Uint8Array> = []
   return Effect.fnUntraced(function*(bytes: Uint8Array, offset: number) {

@@ -1,5 +1,5 @@
 /**
- * Progress on one line of a terminal, rewritten in place. Where the output is no terminal, nothing is shown.
+ * Progress on one terminal line, rewritten in place. Shows nothing if the output is not a terminal.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -7,19 +7,19 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { formatBytes } from "./Report.ts"
 
-/** Where progress is shown. */
+/** The output for progress. */
 export interface Output {
   readonly isTTY?: boolean | undefined
   readonly write: (text: string) => unknown
 }
 
-/** The output of the program that runs; tests give another one. */
+/** Standard error; tests provide another one. */
 export const Output = Context.Reference<Output>("demo/Progress/Output", { defaultValue: () => process.stderr })
 
 /** Milliseconds between two updates. */
 const interval = 100
 
-/** Counts towards a total. The line is erased with the scope. */
+/** Counts towards a total. The line is erased when the scope closes. */
 export const make = (
   label: string,
   total: number

@@ -1,5 +1,5 @@
 /**
- * What the demo prints: figures of both runs, and a picture of when the three streams were busy. No Effect here.
+ * The demo's report: figures of both runs, and a chart of when the three streams were busy. No Effect here.
  */
 import type { CudaRuntime, CudaTiming } from "effect-cuda"
 import * as Duration from "effect/Duration"
@@ -14,15 +14,15 @@ export interface Results {
   readonly serial: Run
 }
 
-/** The runtime and the device in one line. */
+/** Describes the runtime and the device in one line. */
 export const describeRuntime = ({ devices, driverVersion, kind }: CudaRuntime.CudaRuntimeService): string => {
   const cuda = `CUDA ${Math.floor(driverVersion / 1000)}.${Math.floor((driverVersion % 1000) / 10)}`
   return kind === "native"
     ? `native: ${devices[0]?.name}, driver for ${cuda}`
-    : `simulated: ${devices[0]?.name}. Bytes really move; times are those of a slow imaginary GPU`
+    : `simulated: ${devices[0]?.name}. Data really moves; times are those of a slow imaginary GPU`
 }
 
-/** The table of both runs, and the pictures. */
+/** The table of both runs, and the charts. */
 export const report = (results: Results, columns: number): string => {
   const { byteLength, pipelined, serial, slots } = results
   const gained = Duration.toMillis(serial.wallTime) / Duration.toMillis(pipelined.wallTime)
@@ -31,19 +31,19 @@ export const report = (results: Results, columns: number): string => {
   return [
     row("", "wall time", "GPU time", "bandwidth"),
     runRow("pipelined", byteLength, pipelined) + `   three streams, ${slots} chunks at a time`,
-    runRow("serial", byteLength, serial) + "   one chunk at a time, one step after the other",
-    `overlap    ${gained.toFixed(2)} × the speed of serial`,
+    runRow("serial", byteLength, serial) + "   one chunk at a time, step by step",
+    `overlap    ${gained.toFixed(2)} × as fast as serial`,
     "",
     ...describeSummary(pipelined.summary),
     "",
     `The first chunks (${new Set(first.pipelined.map(({ chunk }) => chunk)).size}), pipelined:`,
     ...picture(first.pipelined, millis, columns),
     "",
-    "The same stretch of time, serial:",
+    "The same period, serial:",
     ...picture(first.serial, millis, columns),
     "",
-    `All ${byteLength.toLocaleString("en-US")} bytes came back, both times, as the file has them.`,
-    "The kernels found, both times, the CRC-32 and the count of every byte that the CPU finds."
+    `${byteLength.toLocaleString("en-US")} ${byteLength === 1 ? "byte" : "bytes"} came back unchanged in both runs.`,
+    "In both runs, the kernels found the same CRC-32 and byte counts as the CPU."
   ].join("\n")
 }
 
@@ -61,10 +61,10 @@ const describeSummary = ({ checksum, counts }: Summary): ReadonlyArray<string> =
   return [`CRC-32     ${formatChecksum(checksum)}`, `bytes      ${most}, entropy ${entropy.toFixed(2)} bits per byte`]
 }
 
-/** The steps of a chunk, as the picture and as the pipeline call them. */
+/** The steps of a chunk: their names in the chart, and in the pipeline. */
 const steps = [["upload", "upload"], ["stage", "work"], ["download", "download"]] as const
 
-/** An operation on the GPU: times in milliseconds since the first one of its run began. */
+/** An operation on the GPU, with times in milliseconds since the first operation of its run. */
 export interface Operation {
   readonly name: string
   readonly chunk: number
@@ -78,7 +78,7 @@ const operationsOf = ({ regions }: CudaTiming.Timeline): ReadonlyArray<Operation
     return { name, chunk: Number(attributes["index"]), from, to: from + Duration.toMillis(duration) }
   })
 
-/** How many chunks are in the picture. */
+/** Number of chunks in the chart. */
 const picturedChunks = 12
 
 const firstChunks = ({ timeline }: Run): ReadonlyArray<Operation> =>
@@ -87,7 +87,7 @@ const firstChunks = ({ timeline }: Run): ReadonlyArray<Operation> =>
 const endOf = (operations: ReadonlyArray<Operation>): number =>
   operations.reduce((latest, { to }) => Math.max(latest, to), 0)
 
-/** Three rows of blocks, a shade per chunk in turn, over a time axis. */
+/** Three rows of blocks with alternating shades per chunk, above a time axis. */
 export const picture = (
   operations: ReadonlyArray<Operation>,
   millis: number,
@@ -102,10 +102,10 @@ export const picture = (
 }
 
 const labelWidth = 10
-/** For the end of the axis's last number. */
+/** Space for the last number of the axis. */
 const axisRoom = 8
 
-/** A cell shows the chunk that fills most of it; what is shorter than a cell still shows, as a thin bar. */
+/** A cell shows the chunk that covers most of it. Operations shorter than a cell appear as a thin bar. */
 const drawRow = (operations: ReadonlyArray<Operation>, millis: number, width: number): string => {
   const cell = millis / width
   return Array.from({ length: width }, (_, column) => {
@@ -135,7 +135,7 @@ const drawAxis = (millis: number, width: number): ReadonlyArray<string> => {
   return [indent + line.padEnd(width, "─"), `${indent}${labels} ms`]
 }
 
-/** 1, 2 or 5 times a power of ten, at least what is given. */
+/** Rounds up to 1, 2 or 5 times a power of ten. */
 const niceStep = (least: number): number => {
   const power = 10 ** Math.floor(Math.log10(least))
   return power * ([1, 2, 5].find((factor) => factor * power >= least) ?? 10)
@@ -155,7 +155,7 @@ const formatBandwidth = (byteLength: number, time: Duration.Duration): string =>
 }
 
 export const formatBytes = (bytes: number): string => {
-  const units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+  const units = [bytes === 1 ? "byte" : "bytes", "KiB", "MiB", "GiB", "TiB"]
   const power = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log2(bytes) / 10)))
   return `${power === 0 ? bytes : (bytes / 1024 ** power).toFixed(1)} ${units[power]}`
 }

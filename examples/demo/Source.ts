@@ -1,6 +1,6 @@
 /**
- * Where the demo's bytes come from: something of a known length that can be read anywhere. `openFile` is the real one;
- * tests bring their own.
+ * The source of the demo's bytes: something of known length with random access. `openFile` is the real one; tests
+ * provide others.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -10,11 +10,13 @@ import { type FileHandle, open, stat } from "node:fs/promises"
 export interface Source {
   readonly name: string
   readonly byteLength: number
-  /** Fills `into` with the bytes from `offset` on. Nothing may write to `into` once this has ended, however it ended. */
+  /**
+   * Fills `into` with the bytes at `offset`. Must not write to `into` after the effect has ended, for whatever reason.
+   */
   readonly read: (into: Uint8Array, offset: number) => Effect.Effect<void, FileProblem>
 }
 
-/** A file that cannot be streamed, and what is the matter with it. */
+/** A file that cannot be streamed, and the reason. */
 export class FileProblem extends Data.TaggedError("FileProblem")<{
   readonly path: string
   readonly problem: string
@@ -24,10 +26,10 @@ export class FileProblem extends Data.TaggedError("FileProblem")<{
   }
 }
 
-/** Opens a file for as long as the scope lives. */
+/** Opens a file in a scope. */
 export const openFile = (path: string): Effect.Effect<Source, FileProblem, Scope.Scope> =>
   Effect.gen(function*() {
-    // Asked before the file is opened: opening a named pipe would wait for its other end.
+    // Checked before opening the file: opening a named pipe would block until its other end is opened.
     const status = yield* attempt(path, () => stat(path))
     if (status.isDirectory()) return yield* new FileProblem({ path, problem: "is a directory" })
     if (!status.isFile()) return yield* new FileProblem({ path, problem: "is not a regular file" })
@@ -39,14 +41,15 @@ export const openFile = (path: string): Effect.Effect<Source, FileProblem, Scope
     return { name: path, byteLength: status.size, read: (into, offset) => readFully(path, file, into, offset) }
   })
 
-// A read cannot be called back, and it writes to pinned memory on a thread of its own. So an interruption waits for it:
-// the buffer must not be released before.
+// A read cannot be cancelled, and writes to pinned memory from a pool thread. So interruption waits for it: the buffer
+// must not be
+// released before.
 const readFully = (path: string, file: FileHandle, into: Uint8Array, offset: number) =>
   Effect.uninterruptible(Effect.gen(function*() {
     let done = 0
     while (done < into.byteLength) {
       const { bytesRead } = yield* attempt(path, () => file.read(into, done, into.byteLength - done, offset + done))
-      if (bytesRead === 0) return yield* new FileProblem({ path, problem: "became shorter while it was read" })
+      if (bytesRead === 0) return yield* new FileProblem({ path, problem: "was truncated while it was being read" })
       done += bytesRead
     }
   }))
@@ -63,10 +66,10 @@ const describe = (cause: unknown): string => {
 }
 
 const problems: Record<string, string> = {
-  ENOENT: "there is no such file",
-  ENOTDIR: "there is no such file",
-  EACCES: "may not be read",
-  EPERM: "may not be read",
+  ENOENT: "no such file",
+  ENOTDIR: "no such file",
+  EACCES: "permission denied",
+  EPERM: "permission denied",
   EISDIR: "is a directory",
-  EIO: "cannot be read: input/output error"
+  EIO: "input/output error"
 }

@@ -1,8 +1,10 @@
 /**
- * What the kernels find out about a file: how often each byte occurs, and its CRC-32. Here the CPU finds the same, alone.
+ * The result of the kernels for a file: the number of occurrences of each byte, and the CRC-32. This module computes
+ * the same on the CPU.
  *
- * CRC-32 since it can be put together of pieces in any order, though it depends on where each byte is, and since everyone
- * can check it: it is the checksum of gzip and PNG, and zlib's own code is what the kernels are compared with.
+ * CRC-32 is a good example because it can be combined from pieces in any order, although it depends on the position of
+ * each byte, and because it is easy to verify: gzip and PNG use it, and zlib's implementation is the reference for the
+ * kernels.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -10,18 +12,18 @@ import { crc32 } from "node:zlib"
 import type { FileProblem, Source } from "./Source.ts"
 
 export interface Summary {
-  /** How often each of the 256 bytes occurs. */
+  /** The number of occurrences of each of the 256 bytes. */
   readonly counts: BigUint64Array
   readonly checksum: number
 }
 
 export interface Options {
   readonly chunkBytes: number
-  /** Given every chunk that was gone through. */
+  /** Called after every chunk. */
   readonly onChunk?: ((offset: number, bytes: Uint8Array) => Effect.Effect<void>) | undefined
 }
 
-/** The device found something else than the CPU. */
+/** The device's result differs from the CPU's. */
 export class SummariesDiffer extends Data.TaggedError("SummariesDiffer")<{
   readonly name: string
   readonly what: string
@@ -33,7 +35,7 @@ export class SummariesDiffer extends Data.TaggedError("SummariesDiffer")<{
   }
 }
 
-/** Goes through the source on the CPU, at 1 GB/s or less: too slow to be done while a GPU is timed. */
+/** Summarizes the source on the CPU, at 1 GB/s or less: too slow to do it while a GPU is being timed. */
 export const summarize = (source: Source, options: Options): Effect.Effect<Summary, FileProblem> =>
   Effect.gen(function*() {
     const { byteLength } = source
@@ -50,10 +52,12 @@ export const summarize = (source: Source, options: Options): Effect.Effect<Summa
     return { counts, checksum }
   })
 
-/** Adds how often each byte occurs to 256 counters. The bytes begin at a whole word of their memory, as chunks do. */
+/**
+ * Adds the number of occurrences of each byte to 256 counters. The bytes must start at a word boundary, as chunks do.
+ */
 export const countBytes = (counts: BigUint64Array, bytes: Uint8Array): void => {
   const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >>> 2)
-  // A counter for each place in a word, so that equal bytes side by side need not wait for each other.
+  // Separate counters for each position in a word, so that equal adjacent bytes do not depend on each other.
   const places = new Uint32Array(4 * 256)
   for (let index = 0; index < words.length; index++) {
     const word = words[index]!
@@ -66,7 +70,7 @@ export const countBytes = (counts: BigUint64Array, bytes: Uint8Array): void => {
   for (const [index, count] of places.entries()) counts[index & 255]! += BigInt(count)
 }
 
-/** Fails unless the device found what the CPU did. */
+/** Fails if the device's result differs from the CPU's. */
 export const compare = (name: string, actual: Summary, expected: Summary): Effect.Effect<void, SummariesDiffer> =>
   Effect.suspend(() => {
     if (actual.checksum !== expected.checksum) {
@@ -81,7 +85,10 @@ export const compare = (name: string, actual: Summary, expected: Summary): Effec
 
 export const formatChecksum = (checksum: number): string => checksum.toString(16).padStart(8, "0")
 
-/** Which byte is most frequent, its share of all bytes, and how many bits a byte is worth: 8 where all are as frequent. */
+/**
+ * The most frequent byte, its share of all bytes, and the entropy in bits per byte, which is 8 if all are equally
+ * frequent.
+ */
 export const describeCounts = (counts: BigUint64Array) => {
   const numbers = Array.from(counts, Number)
   const total = numbers.reduce((sum, count) => sum + count, 0)

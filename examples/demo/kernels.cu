@@ -1,19 +1,18 @@
-// The demo's kernels: how often each byte occurs, and a checksum. Each adds what it finds in a chunk of the file to what
-// was found before, so that the chunks may come in any order, and several at once. In the memory of the device, a chunk
-// starts at a multiple of 16 bytes.
+// The demo's kernels: byte counts and a checksum. Each adds the result for one chunk of the file to the total, so chunks can be
+// processed in any order, and several at once. In device memory, a chunk starts at a multiple of 16 bytes.
 //
-// kernels.ptx is made of this file, so that no machine that runs the demo needs a compiler:
+// kernels.ptx is built from this file in advance, so that the demo runs on machines without a compiler:
 //
 //   nvcc -arch=compute_75 -ptx kernels.cu
 //   sed -i 's/^\.version .*/.version 7.0/; s/^\.target .*/.target sm_70/' kernels.ptx
 //
-// nvcc names its own version and the oldest architecture it knows, though the code needs neither: older drivers and
-// GPUs would refuse it.
+// nvcc writes its own version and the oldest architecture it supports. The code requires neither, and older drivers and GPUs
+// would refuse it.
 
 constexpr unsigned lanes = 32;
 constexpr unsigned values = 256;
 
-// Gives every byte of a word to a function, the first one first.
+// Calls a function with every byte of a word, in order.
 template <typename Use> __device__ void forEachByte(uint4 word, Use use) {
   const unsigned parts[] = {word.x, word.y, word.z, word.w};
   for (unsigned part : parts) {
@@ -21,11 +20,11 @@ template <typename Use> __device__ void forEachByte(uint4 word, Use use) {
   }
 }
 
-// Adds how often each byte occurs to 256 counters. Needs 16 threads at least.
+// Adds the number of occurrences of each byte to 256 counters. Requires at least 16 threads.
 //
-// A block counts in shared memory first, where a byte has one counter for each lane of a warp, in a bank of the lane's
-// own: the lanes never wait for each other, whatever the bytes are. Those counters have 32 bits, which is enough for any
-// number of bytes a launch can have; the counters of the file have 64.
+// A block counts in shared memory first, where each byte has a counter per lane of a warp, in the lane's own bank, so that lanes
+// never conflict, whatever the bytes are. These counters have 32 bits, which is enough for the bytes of one launch; the counters
+// of the file have 64.
 extern "C" __global__ void histogram(unsigned long long* counts, const unsigned char* bytes, unsigned byteLength) {
   __shared__ unsigned counters[values][lanes];
   for (unsigned index = threadIdx.x; index < values * lanes; index += blockDim.x) {
@@ -38,20 +37,20 @@ extern "C" __global__ void histogram(unsigned long long* counts, const unsigned 
   const uint4* words = reinterpret_cast<const uint4*>(bytes);
   const unsigned threads = gridDim.x * blockDim.x;
   for (unsigned index = thread; index < byteLength / 16; index += threads) forEachByte(words[index], count);
-  // What is left at the end is no whole word: a byte for each of the first threads.
+  // The rest is less than a word: one byte for each of the first threads.
   if (thread < byteLength % 16) count(bytes[byteLength - 1 - thread]);
   __syncthreads();
 
   for (unsigned byte = threadIdx.x; byte < values; byte += blockDim.x) {
     unsigned total = 0;
-    // Each thread starts with another lane, again for the banks.
+    // Each thread starts with a different lane, to avoid bank conflicts.
     for (unsigned lane = 0; lane < lanes; lane++) total += counters[byte][(byte + lane) % lanes];
     if (total > 0) atomicAdd(&counts[byte], static_cast<unsigned long long>(total));
   }
 }
 
-// For CRC-32, bytes are polynomials whose coefficients are bits, and the checksum is the remainder by this one. Its
-// highest bit, and that of every remainder here, is the coefficient of x^0.
+// CRC-32 treats bytes as polynomials whose coefficients are bits. The checksum is the remainder of a division by this polynomial.
+// The highest bit, here and in every remainder, is the coefficient of x^0.
 constexpr unsigned divisor = 0xedb88320;
 
 __device__ unsigned timesX(unsigned a) {
@@ -65,7 +64,7 @@ __device__ unsigned multiply(unsigned a, unsigned b) {
   return product;
 }
 
-// What a checksum becomes by so many zeros that follow: its product with x^(8 · zeros), by squaring.
+// The checksum after appending zero bytes: the product with x^(8 * zeros), by squaring.
 __device__ unsigned followedBy(unsigned long long zeros, unsigned sum) {
   for (unsigned power = 1u << 23; zeros > 0; zeros >>= 1, power = multiply(power, power)) {
     if (zeros & 1) sum = multiply(sum, power);
@@ -73,16 +72,17 @@ __device__ unsigned followedBy(unsigned long long zeros, unsigned sum) {
   return sum;
 }
 
-// How many bytes a thread goes through.
+// Bytes per thread.
 constexpr unsigned pieceBytes = 256;
 
-// Adds a chunk that so many bytes follow in the file to the file's CRC-32. There is one thread for each 256 bytes of it.
+// Adds a chunk to the file's CRC-32. `bytesAfter` bytes follow it in the file. Needs one thread per 256 bytes of the chunk.
 //
-// A file is the sum (which for these polynomials is XOR) of its pieces with zeros before and after. Zeros before change
-// nothing, and those after are a product: so the checksums of pieces can be made anywhere and added up in any order.
+// A file is the sum (XOR, for these polynomials) of its pieces, each padded with zeros before and after. Zeros before a piece
+// change nothing, and zeros after it are a multiplication, so the checksums of pieces can be computed anywhere and added in any
+// order.
 //
-// CRC-32 also flips the first 32 bits and the last. What that comes to depends on the file's length alone, and is where
-// the sum starts: the CRC-32 of as many zeros.
+// CRC-32 also inverts the first 32 bits and the result. The effect depends only on the length of the file, and is the initial
+// value of the sum: the CRC-32 of as many zeros.
 extern "C" __global__ void checksum(
   unsigned* sum, const unsigned char* bytes, unsigned byteLength, unsigned long long bytesAfter
 ) {
@@ -104,7 +104,7 @@ extern "C" __global__ void checksum(
     for (unsigned index = length / 16 * 16; index < length; index++) append(bytes[begin + index]);
     own = followedBy(bytesAfter + byteLength - begin - length, own);
   }
-  // A warp adds its pieces up before one thread adds them to the file's.
+  // A warp adds up its pieces, then one thread adds the sum to the file's.
   for (unsigned distance = lanes / 2; distance > 0; distance /= 2) own ^= __shfl_xor_sync(~0u, own, distance);
   if (threadIdx.x % lanes == 0) atomicXor(sum, own);
 }

@@ -1,5 +1,5 @@
 /**
- * What the service answers: its routes, and the response of every failure, all in one place.
+ * The service's responses: its routes, and the response to every failure, in one place.
  */
 import type { CudaError } from "effect-cuda"
 import * as Data from "effect/Data"
@@ -10,13 +10,13 @@ import { Scorer } from "./Scorer.ts"
 import type { ScoreFailure } from "./Scorer.ts"
 import type { BodyTooLarge, Call, Reply } from "./Server.ts"
 
-/** There is nothing at a path. */
+/** No route has this path. */
 class UnknownPath extends Data.TaggedError("UnknownPath")<{ readonly path: string }> {}
 
-/** A path has another method. */
+/** The route has another method. */
 class WrongMethod extends Data.TaggedError("WrongMethod")<{ readonly allowed: string }> {}
 
-/** A body is not what it has to be. */
+/** The body is invalid. */
 class InvalidBody extends Data.TaggedError("InvalidBody")<{ readonly problem: string }> {}
 
 type Failure = UnknownPath | WrongMethod | InvalidBody | BodyTooLarge | ScoreFailure
@@ -26,7 +26,7 @@ interface Route {
   readonly answer: (call: Call) => Effect.Effect<Reply, Failure, Scorer>
 }
 
-/** Answers every request, also those that cannot be answered. */
+/** Responds to every request, including invalid ones. */
 export const handle = (call: Call): Effect.Effect<Reply, never, Scorer> =>
   routed(call).pipe(Effect.catch(refuse), Effect.catchDefect(fail))
 
@@ -53,7 +53,7 @@ const routes: ReadonlyMap<string, Route> = new Map([
   ["/health", { method: "GET", answer: () => health }]
 ])
 
-/** Numbers whose products with the weights a float has room for. */
+/** Numbers small enough that their products with the weights fit in a float. */
 const Feature = Schema.Number.check(Schema.isBetween({ minimum: -1e6, maximum: 1e6 }))
 
 const ScoreBody = Schema.fromJsonString(Schema.Struct({ features: Schema.Array(Feature) }))
@@ -67,9 +67,9 @@ const decodeBody = (text: string) =>
 const refuse = (failure: Failure): Effect.Effect<Reply> => {
   switch (failure._tag) {
     case "UnknownPath":
-      return problem(404, `there is nothing at ${failure.path}`)
+      return problem(404, `no route for ${failure.path}`)
     case "WrongMethod":
-      return problem(405, `the method has to be ${failure.allowed}`, { allow: failure.allowed })
+      return problem(405, `method not allowed; use ${failure.allowed}`, { allow: failure.allowed })
     case "InvalidBody":
       return problem(400, failure.problem)
     case "WrongWidth":
@@ -85,14 +85,16 @@ const refuse = (failure: Failure): Effect.Effect<Reply> => {
   }
 }
 
-/** Clients can wait for memory and for another process; the rest is nothing they can act on, nor theirs to know. */
+/**
+ * Clients can retry after a shortage. Other failures are internal: clients can neither act on them nor should see them.
+ */
 const refuseCuda = (error: CudaError.CudaError): Effect.Effect<Reply> => {
   if (error.isSticky) return problem(503, "the GPU is lost", soon)
   if (error.isRetryable) return problem(503, "the GPU is short of resources", soon)
   return fail(error)
 }
 
-/** Says in the log what it was, and to the client only how to find it there. */
+/** Logs the cause. The client only gets an id to find it by. */
 const fail = (cause: unknown): Effect.Effect<Reply> =>
   Effect.suspend(() => {
     const id = randomUUID()

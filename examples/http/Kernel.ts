@@ -1,13 +1,13 @@
 /**
- * The service's kernel, twice: as CUDA C++ for a GPU, and as a function for simulated devices. Both have the same name
- * and the same parameters.
+ * The service's kernel, twice: as CUDA C++ for a GPU, and as a function for simulated devices, with the same name and
+ * parameters.
  */
 import { CudaParameter, SimulatedRuntime } from "effect-cuda"
 import * as Duration from "effect/Duration"
 
 export const name = "score"
 
-/** Threads of a block: one warp, which adds up one row. */
+/** Threads per block: one warp, which sums up one row. */
 export const block = 32
 
 export const source = `
@@ -27,7 +27,7 @@ export const parameters = [
   CudaParameter.i32
 ] as const
 
-/** For the `kernels` of a simulated runtime. */
+/** The `kernels` option of a simulated runtime. */
 export const simulated = {
   [name]: SimulatedRuntime.kernel({
     parameters,

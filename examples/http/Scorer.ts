@@ -1,8 +1,8 @@
 /**
- * Scores rows of numbers with a small model on a GPU. Callers ask for one row each; those who ask at about the same time
- * share a batch, which is one launch.
+ * Scores rows of numbers with a small model on a GPU. Each caller scores one row; concurrent callers share a batch,
+ * which is one launch.
  *
- * It asks for `CudaRuntime` and nothing else, and knows nothing of HTTP.
+ * Requires only `CudaRuntime`, and is independent of HTTP.
  */
 import {
   CudaDevice,
@@ -35,33 +35,33 @@ export interface Model {
 
 export interface Options {
   readonly model: Model
-  /** Rows of a batch at most. */
+  /** Maximum number of rows in a batch. */
   readonly maxBatch?: number | undefined
-  /** How long the first row of a batch waits for others. */
+  /** How long the first row of a batch waits for more rows. */
   readonly window?: Duration.Input | undefined
-  /** Batches under way at the same time; further ones wait for their turn. */
+  /** Maximum number of batches in flight. Further batches wait. */
   readonly slots?: number | undefined
-  /** Callers at most who wait for a score at the same time; further ones are refused at once. */
+  /** Maximum number of waiting callers. Further ones are refused immediately. */
   readonly maxWaiting?: number | undefined
-  /** How long a batch may take, its wait for a turn included. */
+  /** Timeout of a batch, including its wait for a slot. */
   readonly timeout?: Duration.Input | undefined
 }
 
-/** A row has more or fewer numbers than the model has weights. */
+/** The length of a row differs from the number of weights. */
 export class WrongWidth extends Data.TaggedError("WrongWidth")<{ readonly width: number; readonly expected: number }> {
   override get message(): string {
-    return `${this.width} features; expected ${this.expected}`
+    return `${this.width} ${this.width === 1 ? "feature" : "features"}; expected ${this.expected}`
   }
 }
 
-/** As many callers wait as may. */
+/** The maximum number of callers is already waiting. */
 export class Overloaded extends Data.TaggedError("Overloaded")<{ readonly maxWaiting: number }> {
   override get message(): string {
-    return `${this.maxWaiting} requests are waiting already`
+    return `${this.maxWaiting} ${this.maxWaiting === 1 ? "request is" : "requests are"} already waiting`
   }
 }
 
-/** The GPU did not answer in time. */
+/** A batch did not finish in time. */
 export class TimedOut extends Data.TaggedError("TimedOut") {
   override readonly message = "the batch took too long"
 }
@@ -81,7 +81,7 @@ export class Scorer extends Context.Service<Scorer, {
   /** Fails once the GPU is lost. */
   readonly health: Effect.Effect<Health, CudaError.CudaError>
 }>()("examples/http/Scorer") {
-  /** Everything made here lives as long as the layer. Its release lets the batches that are under way end. */
+  /** All resources live as long as the layer. Releasing it waits for batches in flight. */
   static readonly layer = (options: Options): Layer.Layer<Scorer, CudaError.CudaError, CudaRuntime.CudaRuntime> =>
     Layer.effect(Scorer, make(options))
 }
@@ -99,10 +99,11 @@ const make = Effect.fnUntraced(function*(options: Options) {
 
   const scoreOn = (slot: Slot, rows: Rows) =>
     runBatch(network, slot, rows).pipe(
-      // A batch runs in the context of the caller who began it, which need not be on this device.
+      // A batch runs in the context of the caller who started it, which may use another device.
       CudaStream.withPooledStream({ device }),
-      // The GPU may go on using the memory of a batch that failed or took too long. So the next one gets other memory; this
-      // is released when the GPU is done with it.
+      // The GPU may still be using the memory of a batch that failed or timed out. Invalidating the slot gives the next
+      // batch
+      // new memory, and releases this one once the GPU no longer uses it.
       Effect.onError(() => Pool.invalidate(pool, slot)),
       Effect.provideService(CudaRuntime.CudaRuntime, runtime)
     )
@@ -132,7 +133,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
         onSome: Effect.succeed
       })
     }),
-    // Asks the GPU, so that its loss is noticed also while nobody wants a score.
+    // Queries the GPU, so that its loss is detected even if there are no requests.
     health: CudaStream.query(stream).pipe(
       gpu.watch,
       Effect.map(() => ({
@@ -147,14 +148,14 @@ const make = Effect.fnUntraced(function*(options: Options) {
 
 type Rows = ReadonlyArray<ReadonlyArray<number>>
 
-/** One caller's row, which Effect collects into batches with those of others. */
+/** The row of one caller. Effect collects rows into batches. */
 class ScoreRow extends Request.Class<
   { readonly features: ReadonlyArray<number> },
   number,
   TimedOut | CudaError.CudaError
 > {}
 
-/** The model on the device, and the kernel that applies it. */
+/** The model on the device, and its kernel. */
 interface Network {
   readonly width: number
   readonly bias: number
@@ -168,13 +169,13 @@ const loadNetwork = Effect.fnUntraced(function*({ bias, weights }: Model) {
   const kernel = yield* CudaKernel.get(module, Kernel.name, Kernel.parameters)
   const buffer = yield* CudaMemory.allocate(weights.byteLength)
   yield* CudaMemory.upload(buffer, weights)
-  // Batches run on streams that are in no order with this one.
+  // Batches run on streams that are not ordered after this one.
   yield* CudaStream.synchronize(yield* CudaStream.current())
   const network: Network = { width: weights.length, bias, weights: buffer, kernel }
   return network
 }, CudaStream.withPooledStream())
 
-/** Memory for one batch at a time, on the device and pinned on the host. */
+/** Device memory and pinned host memory for one batch at a time. */
 interface Slot {
   readonly rows: CudaMemory.DeviceBuffer
   readonly scores: CudaMemory.DeviceBuffer
@@ -192,7 +193,7 @@ const makeSlot = (maxBatch: number, width: number) =>
 
 const floatBytes = Float32Array.BYTES_PER_ELEMENT
 
-/** Takes every slot once, so that a GPU without room for them fails the layer and not the first callers. */
+/** Acquires every slot once, so that lack of memory fails the layer instead of the first callers. */
 const makeSlots = Effect.fnUntraced(function*<A, E, R>(size: number, acquire: Effect.Effect<A, E, R>) {
   const pool = yield* Pool.make({ acquire, size })
   yield* Effect.scoped(Effect.replicateEffect(Pool.get(pool), size, { discard: true }))
@@ -217,18 +218,21 @@ const runBatch = Effect.fnUntraced(function*(network: Network, slot: Slot, rows:
   ])
   yield* CudaMemory.copy(CudaMemory.slice(slot.hostScores, 0, output), CudaMemory.slice(slot.scores, 0, output))
   yield* CudaStream.synchronize(yield* CudaStream.current())
-  // A copy: the memory belongs to the next batch after this.
+  // A copy, because the next batch reuses the memory.
   return CudaMemory.view(slot.hostScores, Float32Array).slice(0, rows.length)
 })
 
-/** Remembers a loss of the GPU, after which no call can succeed in this process: says so once, and calls no more. */
+/**
+ * Remembers the loss of the GPU, after which no call in this process can succeed: logs it once, and makes no more
+ * calls.
+ */
 const watchGpu = () => {
   let loss: CudaError.CudaError | undefined
   const notice = (error: unknown) =>
     Effect.suspend(() => {
       if (loss !== undefined || !CudaError.isCudaError(error) || !error.isSticky) return Effect.void
       loss = error
-      return Effect.logFatal("The GPU is lost; this process has to be started again.", error)
+      return Effect.logFatal("The GPU is lost; this process must be restarted.", error)
     })
   return {
     watch: <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E | CudaError.CudaError> =>

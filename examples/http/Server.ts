@@ -1,6 +1,6 @@
 /**
- * HTTP on `node:http` for a handler that is an Effect: a fiber for each request, interrupted when its client leaves, and a
- * close that lets requests end. `@effect/platform-node` has a server with more to it, for newer versions of Node.js.
+ * HTTP on `node:http` for a handler that is an Effect: one fiber per request, interrupted if its client disconnects,
+ * and a graceful shutdown. `@effect/platform-node` has a more complete server, for newer versions of Node.js.
  */
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
@@ -11,15 +11,15 @@ import { createServer } from "node:http"
 import type { IncomingMessage, Server, ServerResponse } from "node:http"
 import type { AddressInfo } from "node:net"
 
-/** A request, as far as handlers need it. */
+/** The part of a request that handlers need. */
 export interface Call {
   readonly method: string
   readonly path: string
-  /** Reads the body. What is more than the limit is not kept. */
+  /** Reads the body, up to the limit. */
   readonly body: Effect.Effect<string, BodyTooLarge>
 }
 
-/** What is answered: `body` as JSON. */
+/** A response, with a JSON `body`. */
 export interface Reply {
   readonly status: number
   readonly body: unknown
@@ -27,29 +27,29 @@ export interface Reply {
 }
 
 export interface Options {
-  /** 0 for any that is free. */
+  /** 0 for any free port. */
   readonly port: number
   readonly host?: string | undefined
   readonly maxBodyBytes?: number | undefined
-  /** How long requests that are under way may go on when the server closes. */
+  /** How long requests in progress may continue when the server closes. */
   readonly grace?: Duration.Input | undefined
 }
 
-/** A body has more bytes than it may have. */
+/** The body is larger than the limit. */
 export class BodyTooLarge extends Data.TaggedError("BodyTooLarge")<{ readonly maxBodyBytes: number }> {
   override get message(): string {
-    return `more than ${this.maxBodyBytes} bytes`
+    return `the body is larger than ${this.maxBodyBytes} bytes`
   }
 }
 
-/** The port cannot be listened on. */
+/** The server cannot listen on the port. */
 export class ListenFailed extends Data.TaggedError("ListenFailed")<{ readonly cause: Error }> {
   override readonly message = `cannot listen: ${this.cause.message}`
 }
 
 /**
- * Serves for as long as the scope lives, and returns the server's address. Closing takes no new connections, waits until the
- * requests that are under way are answered, and cuts off those that are not within `grace`.
+ * Serves requests in a scope, and returns the server's address. Closing the scope refuses new connections, waits for
+ * requests in progress, and closes the connections of those that exceed `grace`.
  */
 export const serve = <R>(
   handle: (call: Call) => Effect.Effect<Reply, never, R>,
@@ -60,7 +60,7 @@ export const serve = <R>(
     const server = createServer({ requestTimeout: 30_000 }, (request, response) => {
       const reply = Effect.suspend(() => handle(callOf(request, maxBodyBytes)))
       const fiber = run(Effect.map(reply, (reply) => send(server, response, reply)))
-      // Also when the answer was sent: then the fiber has ended, and this does nothing.
+      // After the response was sent, the fiber has ended and this has no effect.
       response.once("close", () => fiber.interruptUnsafe())
       fiber.addObserver(() => {
         if (!response.headersSent) response.destroy()
@@ -84,7 +84,7 @@ const listen = (server: Server, port: number, host: string): Effect.Effect<Addre
 
 const close = (server: Server, grace: Duration.Duration): Effect.Effect<void> =>
   Effect.callback((resume) => {
-    // Ends the close, too. A timeout of Effect would have to interrupt it, but a release cannot be interrupted.
+    // This also ends the close. An Effect timeout would have to interrupt it, but a release cannot be interrupted.
     const cut = setTimeout(() => server.closeAllConnections(), Duration.toMillis(grace))
     server.close(() => {
       clearTimeout(cut)
@@ -99,7 +99,7 @@ const callOf = (request: IncomingMessage, maxBodyBytes: number): Call => ({
 })
 
 const send = (server: Server, response: ServerResponse, { body, headers, status }: Reply): void => {
-  // A server that closes waits for its connections: this is the last answer on this one.
+  // A closing server waits for its connections, so this response is the last one on this connection.
   if (!server.listening) response.setHeader("connection", "close")
   const text = JSON.stringify(body)
   response.writeHead(status, {
@@ -119,7 +119,7 @@ const readBody = (request: IncomingMessage, maxBodyBytes: number): Effect.Effect
     const take = (chunk: Buffer) => {
       byteLength += chunk.byteLength
       if (byteLength <= maxBodyBytes) return chunks.push(chunk)
-      // The rest is read and dropped, so that the client gets to read the answer.
+      // The rest is read and discarded, so that the client gets to read the response.
       stop()
       return resume(tooLarge)
     }

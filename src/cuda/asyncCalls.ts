@@ -1,21 +1,21 @@
 /**
- * Turns for calls on threads of the pool. koffi refuses a call when about 257 are running on a thread, so only some are
- * begun at a time, which is more than the pool has threads, and the rest wait in order. No Effect here.
+ * A queue for calls on pool threads. koffi refuses a call if about 257 are running on a thread, so only some run at a
+ * time, still more than the pool has threads, and the rest wait in order. No Effect here.
  *
  * @since 0.1.0
  */
 import { statuses } from "./status.ts"
 
-/** How many calls of a thread run at a time. What else uses koffi in the program needs some too. */
+/** Maximum number of running calls per thread. Other users of koffi in the program need some as well. */
 const mostCalls = 64
 
-/** How long to wait when koffi takes no more calls, because of those that are not ours, in milliseconds. */
+/** Delay before the next attempt if koffi refuses a call because of others' calls, in milliseconds. */
 const retryDelay = 2
 
-/** Told how a call ended: by its status, or by an error of koffi, which made no call then. */
+/** Called with the status of a call, or with an error if koffi did not make the call. */
 export type OnEnd = (error: unknown, status: number) => void
 
-/** A call that waits. False when koffi takes none at the moment. */
+/** Starts a waiting call. Returns false if koffi refuses calls at the moment. */
 type Start = () => boolean
 
 let running = 0
@@ -24,8 +24,8 @@ let retry: NodeJS.Timeout | undefined
 const waiting = new Set<Start>()
 
 /**
- * Begins a call in its turn. `onEnd` is called exactly once, also when koffi throws, unless the returned function took the
- * call back: it does so, and returns true, as long as the call has not begun.
+ * Starts a call in its turn. `onEnd` is called exactly once, even if koffi throws, unless the call is cancelled: the
+ * returned function cancels a call that has not started yet, and then returns true.
  */
 export const inTurn = (begin: (onEnd: OnEnd) => void, onEnd: OnEnd): () => boolean => {
   const end: OnEnd = (error, status) => {
@@ -51,7 +51,10 @@ export const inTurn = (begin: (onEnd: OnEnd) => void, onEnd: OnEnd): () => boole
   return () => waiting.delete(start)
 }
 
-/** Not from within itself: a call that koffi throws at has ended when it has begun, and any number may be waiting. */
+/**
+ * Starts waiting calls. Not reentrant: a call ends immediately if koffi throws, and that would recurse once per waiting
+ * call.
+ */
 const beginWaiting = (): void => {
   if (isBeginning || retry !== undefined) return
   isBeginning = true

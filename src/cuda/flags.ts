@@ -19,7 +19,7 @@ export const peerAttributes = {
   arrayAccessSupported: 4
 } as const
 
-/** The name of an attribute of the link between two devices. */
+/** The name of a peer attribute: a property of the link between two devices. */
 export type PeerAttribute = keyof typeof peerAttributes
 
 /** `CUevent_flags`. */

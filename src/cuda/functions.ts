@@ -38,13 +38,13 @@ const pointer = "CUdeviceptr"
 const host = "HostPointer"
 const hostFunction = "CUhostFn"
 
-/** `CUipcEventHandle`, which is passed by value; not one of koffi's types (`bindOpenIpc` in `library.ts`). */
+/** `CUipcEventHandle`, which is passed by value. It is not a koffi type (see `bindOpenIpc` in `library.ts`). */
 const ipcHandle = "CUipcEventHandle"
 
-/** `CUmemLocation`: two `int` passed by value, in one register by every calling convention. */
+/** `CUmemLocation`: two `int`s passed by value, in one register in every calling convention. */
 const location = "uint64_t"
 
-/** A location as it is passed: its type in the lower half, its id in the upper half. */
+/** Encodes a location for the call: the type in the lower half, the id in the upper half. */
 export const locationOf = (type: number, id: number): number => type + id * 2 ** 32
 
 /** The required functions with their parameters, all present since CUDA 12.0. */

@@ -327,7 +327,7 @@ const findAllowStop = (koffi: typeof Koffi, library: LibraryHandle): NvrtcLibrar
   }
 }
 
-/** Uses an `ArrayBuffer` of its own, whose memory does not move while the compiler's threads read it. */
+/** Uses a separate `ArrayBuffer`, whose memory does not move while the compiler's threads read it. */
 export const makeStop = (): Stop => {
   const flag = new Uint8Array(new ArrayBuffer(64))
   return {

@@ -30,11 +30,11 @@ export interface AutoOptions {
  *
  * **Details**
  *
- * `EFFECT_CUDA_RUNTIME` in the configuration overrides this: `native` never simulates, `simulated` never looks for a GPU. Any other value
- * fails with `InvalidArgument`.
+ * `EFFECT_CUDA_RUNTIME` in the configuration overrides the choice: `native` never simulates, and `simulated` never
+ * looks for a GPU. Any other value fails with `InvalidArgument`.
  *
- * Any other failure of the native runtime is a failure of this layer: it hides neither a GPU that does not work, nor a library that the
- * program named (`libraryPath`, `EFFECT_CUDA_LIBRARY`) and that does not exist, nor koffi that cannot be loaded.
+ * Any other failure of the native runtime is a failure of this layer. It does not hide a GPU that does not work, a
+ * library path (`libraryPath`, `EFFECT_CUDA_LIBRARY`) that does not exist, or a missing koffi.
  *
  * @category layers
  * @since 0.1.0
@@ -49,9 +49,9 @@ export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaE
         case "native":
           return native(options)
         case "simulated":
-          return simulated(options, `as ${variable} says`)
+          return simulated(options, `as set by ${variable}`)
         default:
-          return Effect.fail(invalidArgument(operation, variable, choice, `"native", "simulated", or nothing`))
+          return Effect.fail(invalidArgument(operation, variable, choice, `"native", "simulated", or no value`))
       }
     })
   )
@@ -70,7 +70,7 @@ const nativeOrSimulated = (options: AutoOptions) => {
   const instead = (error: CudaError) =>
     Effect.andThen(
       Effect.logDebug(error.message),
-      simulated(options, `since the native one fails with ${error.reason._tag}`)
+      simulated(options, `because the native runtime fails with ${error.reason._tag}`)
     )
   return Effect.catchReasons(native(options), "CudaError", {
     LibraryNotFound: ({ isNamed }, error) => isNamed ? Effect.fail(error) : instead(error),

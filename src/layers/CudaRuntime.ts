@@ -82,7 +82,7 @@ export interface CudaRuntimeService
     ProgramOperations
 {
   readonly kind: "native" | "simulated"
-  /** What tells the handles of one runtime from those of another; a layer around a runtime keeps it. */
+  /** Identifies the runtime that a handle belongs to. A layer around a runtime keeps it. */
   readonly identity: object
   readonly driverVersion: number
   readonly devices: ReadonlyArray<DeviceProperties>

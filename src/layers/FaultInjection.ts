@@ -1,8 +1,8 @@
 /**
- * Fault injection: makes operations of a runtime fail on demand, to test what a program does about it.
+ * Fault injection: makes operations of a runtime fail on demand, to test how a program handles failures.
  *
- * Works around any runtime: on a GPU, on a simulated device, and around other layers. Depends on the runtime interface and the
- * shared wrapping.
+ * Works around any runtime: on a GPU, on a simulated device, and around other layers. Depends on the runtime interface
+ * and the shared wrapping.
  *
  * @since 0.1.0
  */
@@ -17,7 +17,7 @@ import type { OperationName } from "./runtime/operations.ts"
 import { inject, Injection, injectionService } from "./shared/injection.ts"
 
 /**
- * An injected failure that no operation has met yet.
+ * An injected failure that has not occurred yet.
  *
  * @category models
  * @since 0.1.0
@@ -25,7 +25,7 @@ import { inject, Injection, injectionService } from "./shared/injection.ts"
 export interface PendingFailure {
   readonly operation: OperationName
   readonly status: StatusTag
-  /** How many calls are still to fail; `Infinity` for a failure without end. */
+  /** How many more calls will fail; `Infinity` if all will. */
   readonly times: number
 }
 
@@ -37,40 +37,41 @@ export interface PendingFailure {
  */
 export interface FaultInjectionService {
   /**
-   * Makes the next calls of an operation fail: one by default, or `times` of them, or with `Infinity` all until `clear`. Failures of
-   * one operation are met in the order in which they were injected. Fails with `InvalidArgument` for a name, a status or a
-   * number that does not exist.
+   * Makes the next call of an operation fail, or the next `times` calls; with `Infinity`, all calls until `clear`.
+   * Failures of one operation occur in the order in which they were injected. Fails with `InvalidArgument` if the
+   * operation, the status or the number is invalid.
    *
    * **Details**
    *
-   * The failure has the reason, the call and the subject that a failure of the driver has. The operation does not reach the runtime,
-   * except for those that release or end something (the releases, and the end of `CudaMemory.access`), which reach it first, so
-   * that nothing is left behind.
+   * The failure has the reason, the call and the subject of a driver failure. The operation does not reach the runtime,
+   * except if it releases or ends something (the releases, and the end of `CudaMemory.access`): then the runtime runs
+   * it first, so that nothing leaks.
    *
-   * A sticky status, for example `IllegalAddress`, loses the contexts, like a fault: every later operation fails with the same
-   * reason, and its `origin` names the operation that failed first. Operations that need no context still work: attributes of
-   * devices, their priority range and peer access, and compiling. A simulated runtime ends its contexts and drops pending work.
+   * After a sticky status, for example `IllegalAddress`, the contexts are lost, as after a fault: every later operation
+   * fails with the same reason, and its `origin` names the operation that failed first. Operations that need no context
+   * still work: device attributes, priority ranges, peer access, and compiling. A simulated runtime destroys its
+   * contexts and drops pending work.
    *
    * **Gotchas**
    *
-   * `CudaMemory.allocate` and `allocateManaged` call the runtime again after an `OutOfMemory` failure, once memory was reclaimed:
-   * twice in all, four times for memory of a pool. One failure is therefore not seen by the program. Use `Infinity`, and `clear`
-   * after it.
+   * `CudaMemory.allocate` and `allocateManaged` reclaim memory and retry after an `OutOfMemory` failure: two calls in
+   * total, four for memory of a pool. The program therefore does not see a single failure. Use `Infinity`, then
+   * `clear`.
    *
-   * On a GPU, work that is enqueued goes on after an injected fault, and a wait that began before it ends with that work.
+   * On a GPU, enqueued work continues after an injected fault, and a wait that began earlier ends with that work.
    */
   readonly failNext: (operation: OperationName, status: StatusTag, times?: number) => Effect.Effect<void, CudaError>
-  /** Drops the failures that are still to come, of one operation or of all. Lost contexts stay lost. */
+  /** Drops the pending failures of one operation, or of all. Lost contexts stay lost. */
   readonly clear: (operation?: OperationName) => Effect.Effect<void>
   /**
-   * The failures that no operation has met yet, in the order in which they were injected. One without end is met after its first
-   * call. Empty at the end of a test that met all it injected.
+   * The failures that have not occurred yet, in the order in which they were injected. An infinite one is no longer
+   * listed after its first call. Empty at the end of a test in which all injected failures occurred.
    */
   readonly pending: Effect.Effect<ReadonlyArray<PendingFailure>>
 }
 
 /**
- * Injects failures into the runtime that it is provided with.
+ * The service that injects failures into a runtime.
  *
  * **Example** (A full device)
  *
@@ -100,8 +101,8 @@ export class FaultInjection extends Context.Service<FaultInjection, FaultInjecti
 ) {}
 
 /**
- * Wraps a runtime for fault injection. The result has the identity of the runtime inside; failures are met only by what uses
- * the result.
+ * Wraps a runtime for fault injection. The result has the identity of the inner runtime. Failures only occur in
+ * programs that use the result.
  *
  * **Example** (A runtime whose next copy fails)
  *

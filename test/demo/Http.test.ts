@@ -171,9 +171,9 @@ describe("a request that cannot be answered", () => {
       const url = `${yield* start({ server: { maxBodyBytes: 1000 } })}/score`
       const method = "POST"
       const body = "x".repeat(200_000)
-      isProblem(yield* request(url, { method, body }), 413, /^more than 1000 bytes$/)
+      isProblem(yield* request(url, { method, body }), 413, /^the body is larger than 1000 bytes$/)
       const chunked: RequestInit = { method, body: new Blob([body]).stream(), duplex: "half" }
-      isProblem(yield* request(url, chunked), 413, /^more than 1000 bytes$/)
+      isProblem(yield* request(url, chunked), 413, /^the body is larger than 1000 bytes$/)
       isProblem(yield* request(url, { method, body: "x".repeat(1000) }), 400, /JSON/)
     }).pipe(Effect.provide(machineWith())))
 
@@ -192,7 +192,7 @@ describe("a request that cannot be answered", () => {
       const answers = yield* Effect.replicateEffect(score(url, three), 3, { concurrency: "unbounded" })
       const refused = answers.filter(({ status }) => status !== 200)
       assert.strictEqual(refused.length, 1)
-      isProblem(refused[0]!, 503, /^2 requests are waiting already$/)
+      isProblem(refused[0]!, 503, /^2 requests are already waiting$/)
       assert.strictEqual(refused[0]!.headers.get("retry-after"), "1")
       isScore(yield* score(url, three), three)
     }).pipe(Effect.provide(machineWith(() => "400 millis"))))
@@ -363,6 +363,6 @@ describe("the program", () => {
       const ended = once(running, "exit")
       running.kill("SIGTERM")
       assert.deepStrictEqual(yield* Effect.promise(() => ended), [0, null])
-      assert.match(out, /SIGTERM: answering what is under way/)
+      assert.match(out, /SIGTERM: finishing requests in progress/)
     }))
 })

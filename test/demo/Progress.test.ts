@@ -59,7 +59,7 @@ describe("Report", () => {
 
   it("formats sizes", () => {
     assert.deepStrictEqual([1, 1023, 1024, 8 * 2 ** 20, 3 * 2 ** 40].map(formatBytes), [
-      "1 bytes",
+      "1 byte",
       "1023 bytes",
       "1.0 KiB",
       "8.0 MiB",

@@ -280,7 +280,7 @@ export class Completion {
     return true
   }
 
-  /** Leaves a wait to the timer. */
+  /** Falls back to the timer for a wait. */
   #cannotArm(call: string, status: number): false {
     this.#onFailure(call, status)
     return false

@@ -1,6 +1,6 @@
 /**
- * Starts the native runtime: resolves its options, finds and loads the driver's library, reads the devices, and puts the backend together.
- * Loaded when the runtime is first built, so that importing the library stays cheap.
+ * Starts the native runtime: resolves its options, finds and loads the driver library, reads the devices, and builds
+ * the backend. This module is loaded when the runtime is first built, so that importing the library stays cheap.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -30,7 +30,7 @@ import type { Warn } from "./Device.ts"
 import { cacheFolder } from "./ProgramCache.ts"
 import { wakerOfThread } from "./Waker.ts"
 
-/** The runtime, for the life of a scope. */
+/** Creates the runtime in a scope. */
 export const start = (options: NativeOptions): Effect.Effect<CudaRuntimeService, CudaError, Scope.Scope> =>
   Effect.gen(function*() {
     const policy = yield* resolvePolicy(options)
@@ -121,7 +121,7 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
 })
 
 const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined) {
-  // An empty variable is one that is not set.
+  // An empty variable counts as unset.
   const named = libraryPath ?? ((yield* variable("EFFECT_CUDA_LIBRARY")) || undefined)
   const paths = named === undefined ? candidates(process.platform, process.env) : [named]
   const result = yield* Effect.promise(() => load(paths))

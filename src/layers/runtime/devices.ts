@@ -63,7 +63,7 @@ export interface DeviceOperations {
   readonly devicePriorityRange: (device: number) => Effect.Effect<PriorityRange, CudaError>
   /** Whether a device can access the memory of another (`cuDeviceCanAccessPeer`). */
   readonly deviceCanAccessPeer: (device: number, peer: number) => Effect.Effect<boolean, CudaError>
-  /** `cuDeviceGetP2PAttribute`. */
+  /** Reads an attribute of the link between two devices (`cuDeviceGetP2PAttribute`). */
   readonly devicePeerAttribute: (
     device: number,
     peer: number,

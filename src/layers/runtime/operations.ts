@@ -169,8 +169,8 @@ export interface Operation {
   /** The driver call behind the operation; the main one if there are several. */
   readonly call: string
   /**
-   * `release` operations release or end something: a layer must pass them on to the runtime, or something leaks. `contextFree` operations
-   * need no context and work after a fault too.
+   * `release` operations release or end something: a layer must pass them on to the runtime to prevent leaks.
+   * `contextFree` operations need no context, and also work after a fault.
    */
   readonly kind: "ordinary" | "contextFree" | "release"
   /** The index of the device that a call with these arguments concerns; 0 if it concerns none. */
@@ -190,7 +190,7 @@ export type OperationCall = (...args: ReadonlyArray<unknown>) => Effect.Effect<u
 const operationOf = (member: OperationMember): Operation => {
   const [name, call, , kind = "ordinary"]: readonly [OperationName, string, unknown, Operation["kind"]?] = rows[member]
   const about = rows[member][2] as (...args: ReadonlyArray<unknown>) => About
-  // Arguments can be anything that was forced past the types.
+  // Untyped callers can pass anything.
   const read = <A>(reading: () => A, otherwise: A): A => {
     try {
       return reading()
@@ -271,7 +271,7 @@ export const around = (
 })
 
 /**
- * A value that was given instead of a handle.
+ * A value of the wrong kind that was passed as a handle.
  *
  * @internal
  */
@@ -284,15 +284,15 @@ export class WrongHandle {
     this.given = given
     this.expected = expected
   }
-  /** The failure of an operation that was given this value. */
+  /** The failure of an operation that received this value. */
   refuse(operation: string): Effect.Effect<never, CudaError> {
     return Effect.fail(invalidArgument(operation, this.argument, this.given, this.expected))
   }
 }
 
 /**
- * Makes a runtime that refuses every operation, to stand in for the runtime of a value that has none. Its identity is the
- * wrong handle.
+ * Makes a runtime that refuses every operation, which stands in for the runtime of a value that is not a handle. Its
+ * identity is the wrong handle.
  *
  * @internal
  */

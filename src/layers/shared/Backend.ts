@@ -22,7 +22,7 @@ import type { ProgramBackend } from "./programs.ts"
 import type { Owner } from "./resources.ts"
 import type { StreamBackend } from "./streams.ts"
 
-/** What explains a status: sentences for the failure, and what was thrown. */
+/** An explanation of a status: sentences for the failure's message, and the exception behind it. */
 export interface Explanation {
   readonly detail: string
   readonly cause?: unknown
@@ -34,7 +34,7 @@ export interface Backend extends Owner {
   readonly call: string
   /** Name and description of a status that the table lacks, from the driver; or the reason why a wait can never end. */
   readonly describeStatus: (status: number) => { readonly name: string; readonly description: string } | undefined
-  /** What is known beyond the status that was just returned. The driver itself never knows more. */
+  /** Additional information on the last status. The real driver never has any. */
   readonly explain?: (status: number) => Explanation | undefined
 
   readonly devices: DeviceBackend

@@ -1,30 +1,31 @@
 /**
- * Taking the memory of an `ArrayBuffer` from every view of it that a program holds, and keeping a program from giving it away.
+ * Detaches an `ArrayBuffer` from every view that a program holds, and prevents programs from transferring it.
  */
 import { ReadableStream } from "node:stream/web"
 import type { ReadableByteStreamController } from "node:stream/web"
 import { markAsUntransferable } from "node:worker_threads"
 
-/** There since Node.js 22. It moves memory whatever its mark is; `structuredClone` copies what is marked in Node.js 20. */
+/** Available since Node.js 22. Moves marked memory as well; in Node.js 20, `structuredClone` copies marked memory. */
 const prototype: ArrayBuffer & { readonly transfer?: (this: ArrayBuffer) => ArrayBuffer } = ArrayBuffer.prototype
 const { transfer } = prototype
 
 /**
- * Makes `structuredClone` and `postMessage` refuse to give the buffer's memory away, where `moved` needs neither: from Node.js
- * 22 on. Other ways to transfer it remain, so its users look whether it is still there.
+ * Marks a buffer so that `structuredClone` and `postMessage` refuse to transfer it. Only from Node.js 22 on, where
+ * `moved` needs neither of them. Programs can still transfer the buffer in other ways, so operations check whether it
+ * was.
  */
 export const guarded = (buffer: ArrayBuffer): ArrayBuffer => {
   if (transfer !== undefined) markAsUntransferable(buffer)
   return buffer
 }
 
-/** The same memory in a new buffer. The old one and all of its views are empty then. */
+/** Moves the memory to a new buffer. The old one and all of its views are then empty. */
 export const moved = (buffer: ArrayBuffer): ArrayBuffer =>
   transfer === undefined ? structuredClone(buffer, { transfer: [buffer] }) : guarded(transfer.call(buffer))
 
 /**
- * Makes a buffer over memory that is not JavaScript's one that `moved` can move. Node.js marks it as untransferable and takes
- * no mark back, but what a stream of bytes makes of it has none.
+ * Makes a buffer over external memory movable by `moved`. Node.js marks such a buffer as untransferable and cannot
+ * remove the mark, but the buffer that a byte stream makes of it is unmarked.
  */
 export const movable = (buffer: ArrayBuffer): ArrayBuffer => transfer === undefined ? throughStream(buffer) : buffer
 
@@ -34,6 +35,6 @@ const throughStream = (buffer: ArrayBuffer): ArrayBuffer => {
   stream.getReader({ mode: "byob" }).read(new Uint8Array(buffer)).catch(() => {})
   const result = controllers[0]?.byobRequest?.view?.buffer
   controllers[0]?.error()
-  if (!(result instanceof ArrayBuffer)) throw new Error("a stream of bytes did not ask for its buffer to be filled")
+  if (!(result instanceof ArrayBuffer)) throw new Error("the byte stream did not request to fill its buffer")
   return result
 }

@@ -6,8 +6,8 @@ import * as Effect from "effect/Effect"
 import { CudaError } from "../../CudaError.ts"
 
 /**
- * The value of a variable in the environment, or wherever the program's `ConfigProvider` looks; `undefined` if unset.
- * Does not use `Config`, which takes four times as long to import.
+ * Reads a variable of the environment, or of the program's `ConfigProvider`; `undefined` if unset. Does not use
+ * `Config`, which takes four times as long to import.
  */
 export const readVariable = (operation: string, name: string): Effect.Effect<string | undefined, CudaError> =>
   Effect.flatMap(

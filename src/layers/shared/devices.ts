@@ -64,7 +64,7 @@ export const deviceOperations = (core: Core): DeviceOperations => ({
       if (refused !== undefined) return refused
       if (device === peer) return refuseArgument(operation, "peer", peer, "another device")
       if (!Object.hasOwn(peerAttributes, attribute)) {
-        return refuseArgument(operation, "attribute", attribute, "the name of an attribute of two devices")
+        return refuseArgument(operation, "attribute", attribute, "the name of a peer attribute")
       }
       const status = core.backend.devices.peerAttribute(device, peer, attribute)
       if (status === success) return Effect.succeed(core.backend.devices.value)

@@ -95,11 +95,11 @@ export const refuseResource = (
 }
 
 const refuseGivenAway = (operation: string, memory: Resource): Effect.Effect<never, CudaError> =>
-  refuseArgument(
+  refuseDescribed(
     operation,
     "buffer",
     `${memory}, whose ArrayBuffer was transferred`,
-    "memory that the program still has; copy its bytes instead of transferring them"
+    "a buffer that was not transferred: copy its bytes instead"
   )
 
 /** Refuses two resources that are on different devices. */

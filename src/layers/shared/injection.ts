@@ -1,6 +1,6 @@
 /**
- * Failures that tests ask for: operations of any runtime made to fail a number of times. One plan and one wrapping, for
- * `FaultInjection` and for the control of simulated devices.
+ * Injected failures: makes operations of any runtime fail a number of times. Shared by `FaultInjection` and by the
+ * control of simulated devices.
  */
 import * as Effect from "effect/Effect"
 import { statuses } from "../../cuda/status.ts"
@@ -21,9 +21,9 @@ interface PlannedFailure {
   isMet: boolean
 }
 
-/** The failures that were asked for of one runtime, and what came of them. */
+/** The injected failures of one runtime, pending and past. */
 export class Injection {
-  /** True when an operation may have to fail. */
+  /** True if an operation may have to fail. */
   isArmed = false
   #lost: FaultOrigin | undefined
   #planned: Array<PlannedFailure> = []
@@ -43,7 +43,7 @@ export class Injection {
     this.isArmed = true
   }
 
-  /** Uses one failure up. */
+  /** Consumes one failure of an operation. */
   take(operation: OperationName): StatusTag | undefined {
     const next = this.#planned.find((planned) => planned.operation === operation)
     if (next === undefined) return undefined
@@ -69,7 +69,7 @@ export class Injection {
   }
 }
 
-/** What programs ask for failures with; `owner` is the service that they call. */
+/** The service that injects failures. `owner` is its name in failures. */
 export const injectionService = (
   injection: Injection,
   owner: "FaultInjection" | "SimulatedControl"
@@ -93,18 +93,18 @@ const refuseFailure = (caller: string, operation: OperationName, status: StatusT
 
 const names: ReadonlySet<string> = new Set(Object.values(operations).map(({ name }) => name))
 
-/** Ends the context of a device with a status. */
+/** Destroys the context of a device with a status. */
 type EndContext = (device: number, status: number) => void
 
-/** How to end the contexts of runtimes that can do so, by their identities. */
+/** By identity, how to destroy the contexts of runtimes that support it. */
 const endContexts = new WeakMap<CudaRuntimeService["identity"], EndContext>()
 
-/** Has injected faults end the contexts of a runtime, however many layers are around it. */
+/** Makes injected faults destroy the contexts of a runtime, even if layers wrap it. */
 export const faultsEndContexts = ({ identity }: Pick<CudaRuntimeService, "identity">, endContext: EndContext): void => {
   endContexts.set(identity, endContext)
 }
 
-/** A runtime whose operations fail as an injection says. No operation has more than four arguments. */
+/** Wraps a runtime so that its operations fail as injected. No operation has more than four arguments. */
 export const inject = (runtime: CudaRuntimeService, injection: Injection): CudaRuntimeService => {
   const endContext = endContexts.get(runtime.identity)
   return around(
@@ -138,7 +138,7 @@ const meet = (
   const reason = reasonFromStatus(code)
   const device = operation.deviceOf(args)
   if (isSticky && endContext !== undefined) {
-    // The operation finds out that the context is lost. One that needs none fails as it was asked to.
+    // The operation reports the lost context. One that needs no context fails with the injected status.
     endContext(device, code)
     return Effect.andThen(run(), Effect.suspend(() => Effect.fail(errorOf(operation, args, reason))))
   }

@@ -95,10 +95,10 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
   return code
 }
 
-/** Checks the size of each declared parameter, and its kind, where they are known. */
+/** Checks the size and the kind of each declared parameter, as far as they are known. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
   if (!Array.isArray(parameters) || !parameters.every(isKind)) {
-    return refuseArgument(operation, "parameters", parameters, "an array of kinds of parameters (CudaParameter)")
+    return refuseArgument(operation, "parameters", parameters, "an array of parameter kinds (CudaParameter)")
   }
   const known = code.parameters
   if (known === undefined) return undefined

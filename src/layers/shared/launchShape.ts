@@ -27,7 +27,7 @@ export class LaunchShape {
   clusterZ = 1
   cooperative = false
   programmatic = false
-  /** How often it was read, so that a launch notices if its shape was replaced by a getter among its arguments. */
+  /** Counts reads, so that a launch detects if a getter among its arguments has overwritten its shape. */
   reads = 0
 
   /**

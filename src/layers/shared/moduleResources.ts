@@ -36,7 +36,7 @@ export class ModuleResource implements ModuleRef {
 export interface ParameterInfo {
   readonly offset: number
   readonly size: number
-  /** Only for kernels of simulated devices: a driver knows sizes alone. */
+  /** Only for kernels of simulated devices, because the driver only knows sizes. */
   readonly kind?: ParameterKind
 }
 

@@ -60,13 +60,16 @@ export const occupancyOperations = (core: Core): OccupancyOperations => {
     },
     kernelMaxCluster: (ref, config, device) => {
       const kernel = ownKernel(ref)
-      // The driver rejects clusters of more than the size that it is asked for.
       return ofShape(
         core,
         kernel,
-        { ...config, cluster: undefined },
+        config,
         device,
-        () => answer(backend.kernels.maxCluster(kernel.code, shape, device), kernel, device)
+        () => {
+          // The driver rejects a cluster that is larger than the answer.
+          shape.clustered = false
+          return answer(backend.kernels.maxCluster(kernel.code, shape, device), kernel, device)
+        }
       )
     }
   }

@@ -1,10 +1,11 @@
 /**
- * Compares the parameters that a program declares with those of a kernel whose kinds are known. Kinds of the same size pass the
- * driver's checks, and the kernel computes with the wrong values.
+ * Compares declared parameters with those of a kernel whose kinds are known. The driver only checks sizes, so a wrong
+ * kind of the same size would go unnoticed, and the kernel would compute with wrong values.
  */
 import type { ArrayKind, ParameterKind, PointerKind, StructKind } from "../../cuda/parameters.ts"
+import { counted, inBytes } from "../runtime/words.ts"
 
-/** Where two kinds differ, and what each is there. */
+/** Where two kinds differ, and how. */
 export interface KindDifference {
   readonly path: string
   readonly given: string
@@ -12,8 +13,8 @@ export interface KindDifference {
 }
 
 /**
- * The first difference between the kind that a program declares and that of the kernel. Names of fields mean nothing to a kernel. A
- * pointer may allow more than the kernel does with it: that orders too much at most.
+ * The first difference between a declared kind and the kernel's. Field names do not matter to a kernel. A pointer may
+ * be declared with more access than the kernel uses, which at worst orders more than necessary.
  */
 export const differenceOf = (given: ParameterKind, own: ParameterKind, path: string): KindDifference | undefined => {
   if (given.kind === "pointer" && own.kind === "pointer") {
@@ -57,7 +58,7 @@ const describeKind = (kind: ParameterKind): string => {
     case "pointer":
       return pointerNames[kind.access]
     case "struct":
-      return `struct of ${kind.size} bytes with ${Object.keys(kind.fields).length} fields`
+      return `struct of ${inBytes(kind.size)} with ${counted(Object.keys(kind.fields).length, "field")}`
     case "array":
       return `array of ${kind.length} × ${describeKind(kind.element)}`
     default:

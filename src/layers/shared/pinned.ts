@@ -32,7 +32,7 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
     )
 })
 
-/** JavaScript has to see all of the memory through one array, so the array's limit is the memory's. */
+/** A single array must cover all of the memory, so the maximum size of an array applies. */
 const describePinned = (byteLength: number): string => {
   const { MAX_LENGTH: most } = constants
   const limit = byteLength > most ? `; an array has at most ${inBytes(most)}` : ""

@@ -27,7 +27,7 @@ export interface Owner {
   readonly kind: "native" | "simulated"
 }
 
-/** What a resource is. A property is cheaper to look at than a class, on paths that are called often. */
+/** The type of a resource. On hot paths, checking a property is cheaper than `instanceof`. */
 const streamTag = Symbol("stream")
 const eventTag = Symbol("event")
 const memoryTag = Symbol("memory")
@@ -116,7 +116,7 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   get isOrdered(): boolean {
     return this.ordering !== undefined
   }
-  /** Whether the program transferred the buffer that JavaScript sees of the memory. */
+  /** True if the program has transferred the `ArrayBuffer` of the memory. */
   get isGivenAway(): boolean {
     return false
   }
@@ -268,6 +268,6 @@ export const useAll = (memories: ReadonlyArray<AnyMemoryResource>, stream: Strea
 export const unusable = (owner: Owner, resource: Resource): boolean =>
   resource.owner !== owner || resource.state !== "live"
 
-/** The same for memory, and true for memory that the program gave away. */
+/** Like `unusable`, for memory. Also true if the program has transferred it. */
 export const unusableMemory = (owner: Owner, memory: AnyMemoryResource): boolean =>
   memory.owner !== owner || memory.state !== "live" || memory.isGivenAway

@@ -193,7 +193,7 @@ const drainForRelease = (core: Core, stream: StreamResource): Effect.Effect<void
     return Effect.andThen(idle, Effect.fail(error))
   })
 
-/** A stream of the runtime that a program also wrapped by its handle is gone for both: no call may name its handle after that. */
+/** Releasing a stream also releases a wrapper of its handle, because no call may use the handle after that. */
 const setState = (core: Core, stream: StreamResource, state: ResourceState): void => {
   stream.state = state
   const wrapper = core.foreignStreams.get(foreignKey(stream))
