@@ -60,9 +60,14 @@ const inWorker = async (how: string): Promise<void> => {
 
 const endWorker = async (how: string): Promise<void> => {
   const worker = new Worker(new URL(import.meta.url), { workerData: how })
-  worker.on("error", () => {})
-  const exited = new Promise((resolve) => worker.once("exit", resolve))
-  await new Promise((resolve) => worker.once("message", resolve))
+  let failure: unknown
+  worker.on("error", (error) => {
+    failure = error
+  })
+  const exited = new Promise<number>((resolve) => worker.once("exit", resolve))
+  const ready = new Promise<void>((resolve) => worker.once("message", () => resolve()))
+  const early = await Promise.race([ready, exited])
+  if (early !== undefined) throw new Error(`The worker ended early with ${early}: ${String(failure)}`)
   if (how === "terminate" || how === "released") void worker.terminate()
   await exited
 }

@@ -11,6 +11,7 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import { MaxOpsBeforeYield } from "effect/References"
 import * as References from "effect/References"
 import * as Tracer from "effect/Tracer"
 import {
@@ -516,6 +517,15 @@ describe("many at once", () => {
       yield* Effect.all(failing, { concurrency: "unbounded" })
       assert.strictEqual(nvrtc.compilations, 2)
     })))
+
+  for (const operations of [3, 5, 8]) {
+    it.live(`identical ones share one compilation when fibers yield every ${operations} operations`, () =>
+      onNvrtc(Effect.gen(function*() {
+        const ten = Array.from({ length: 10 }, () => `${kernel} // STUB_DELAY(30)`)
+        yield* Effect.forEach(ten, (source) => CudaProgram.compile(source), { concurrency: "unbounded" })
+        assert.strictEqual(nvrtc.compilations, 1)
+      })).pipe(Effect.provideService(MaxOpsBeforeYield, operations)))
+  }
 })
 
 describe("the cache", () => {

@@ -99,13 +99,16 @@ export class Compiler {
     )
   }
 
-  /** Shares one compilation among all concurrent requests for it, and stops it when the last of them is interrupted. */
+  /**
+   * Shares one compilation among all concurrent requests for it, and stops it when the last of them is interrupted. Looks for a compilation
+   * and joins it in one step, in which no other fiber runs.
+   */
   #share(key: string, compiled: Effect.Effect<CompiledProgram, CudaError>): Effect.Effect<CompiledProgram, CudaError> {
     return Effect.uninterruptibleMask((restore) =>
-      Effect.gen({ self: this }, function*() {
-        const flight = this.#flights.get(key) ?? (yield* this.#begin(key, compiled))
+      Effect.withFiber((fiber) => {
+        const flight = this.#flights.get(key) ?? this.#begin(key, Effect.runForkWith(fiber.context)(compiled))
         flight.users++
-        return yield* Effect.onInterrupt(restore(Fiber.join(flight.fiber)), () =>
+        return Effect.onInterrupt(restore(Fiber.join(flight.fiber)), () =>
           Effect.sync(() => {
             if (--flight.users > 0) return
             this.#end(key, flight)
@@ -115,13 +118,11 @@ export class Compiler {
     )
   }
 
-  #begin(key: string, compiled: Effect.Effect<CompiledProgram, CudaError>): Effect.Effect<Flight> {
-    return Effect.map(Effect.forkDetach(compiled), (fiber) => {
-      const flight: Flight = { fiber, users: 0 }
-      this.#flights.set(key, flight)
-      fiber.addObserver(() => this.#end(key, flight))
-      return flight
-    })
+  #begin(key: string, fiber: Flight["fiber"]): Flight {
+    const flight: Flight = { fiber, users: 0 }
+    this.#flights.set(key, flight)
+    fiber.addObserver(() => this.#end(key, flight))
+    return flight
   }
 
   #end(key: string, flight: Flight): void {

@@ -245,10 +245,11 @@ export const operations: { readonly [M in OperationMember]: Operation } = Object
  * const counting = Layer.effect(
  *   CudaRuntime.CudaRuntime,
  *   Effect.map(CudaRuntime.CudaRuntime, (runtime) =>
- *     CudaRuntime.around(runtime, ({ name }, call) => (...args) => {
- *       counts.set(name, (counts.get(name) ?? 0) + 1)
- *       return call(...args)
- *     }))
+ *     CudaRuntime.around(runtime, ({ name }, call) => (...args) =>
+ *       Effect.suspend(() => {
+ *         counts.set(name, (counts.get(name) ?? 0) + 1)
+ *         return call(...args)
+ *       })))
  * )
  *
  * const observed = logging.pipe(Layer.provide(counting), Layer.provide(NativeRuntime.layer()))
