@@ -525,12 +525,17 @@ const launchInTurn = <A, E, R>(
     )
     const turn = takeTurn(self.ref)
     const reached = named("CudaStream.launchHostFunction")(self.runtime.eventSynchronize(event.ref))
-    const inTurn = reached.pipe(Effect.andThen(turn), Effect.andThen(effect))
+    // A fiber that has just yielded does not yield again between passing its turn on and beginning the host function.
+    const begin = Effect.suspend(() => {
+      turn.pass()
+      return effect
+    })
+    const inTurn = reached.pipe(Effect.andThen(turn.await), Effect.andThen(Effect.yieldNow), Effect.andThen(begin))
     const fiber = yield* Effect.forkDetach(inTurn, { startImmediately: true })
     yield* Scope.addFinalizerExit(own, (exit) => Exit.isSuccess(exit) ? Fiber.await(fiber) : Fiber.interrupt(fiber))
     // An observer is called wherever the fiber was interrupted. A layer around the runtime may take its time to release the event.
     fiber.addObserver(() => {
-      Effect.runFork(turn)
+      Effect.runFork(Effect.andThen(turn.await, Effect.sync(turn.pass)))
       Effect.runFork(Scope.close(own, Exit.void))
     })
     return fiber
@@ -540,15 +545,14 @@ const launchInTurn = <A, E, R>(
 const lastTurns = new WeakMap<StreamRef, Latch.Latch>()
 
 /**
- * Takes the next turn among the host functions of a stream. The effect waits for those before, and then lets the next one begin: to be
- * run before the host function, and again when its fiber has ended, in case it never began.
+ * Takes the next turn among the host functions of a stream. `await` waits for those before; `pass` lets the next one begin, and must be called
+ * when the fiber has ended too, in case its host function never began.
  */
-const takeTurn = (stream: StreamRef): Effect.Effect<void> => {
+const takeTurn = (stream: StreamRef): { readonly await: Effect.Effect<void>; readonly pass: () => void } => {
   const before = lastTurns.get(stream)
   const own = Latch.makeUnsafe()
   lastTurns.set(stream, own)
-  const pass = Effect.asVoid(own.open)
-  return before === undefined ? pass : Effect.andThen(before.await, pass)
+  return { await: before === undefined ? Effect.void : before.await, pass: () => void own.openUnsafe() }
 }
 
 const makeEvent = (stream: CudaStream): Effect.Effect<EventImpl, CudaError, Scope.Scope> =>
