@@ -1522,12 +1522,17 @@ EXPORT Status cuLaunchHostFunc(Handle stream_handle, HostFunction function, void
 
 /* ---- Libraries and kernels, read from PTX text. ---- */
 
+/* True if the stream has more to do than to call a host function, which takes microseconds unless the machine is busy. */
+static bool has_work(const Stream *stream) {
+  return stream->head != NULL && !(at_host_function(stream) && stream->head->next == NULL);
+}
+
 /* True while a stream of the device has work: the driver waits for it before it loads or unloads code. */
 static bool is_busy(int device) {
   bool busy = false;
   EACH(Stream, stream, STREAM) {
     Context *context = find(CONTEXT, stream->context);
-    busy = busy || (context != NULL && context->device == device && stream->head != NULL);
+    busy = busy || (context != NULL && context->device == device && has_work(stream));
   }
   return busy;
 }
