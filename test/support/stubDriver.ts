@@ -176,11 +176,6 @@ export class StubDriver {
     this.#control.fail(name, status, after, times)
   }
 
-  /** Makes one driver call, whichever function it is, return a status without doing its work, after the next `after` calls. */
-  failCall(status: number, after: number): void {
-    this.#control.fail("*", status, after, 1)
-  }
-
   /** Injected failures that have not happened yet. */
   get failuresLeft(): number {
     return this.#control.failuresLeft()

@@ -297,8 +297,7 @@ static Handle current(void) { return depth == 0 ? 0 : stack[depth - 1]; }
 
 static int injected(const char *name) {
   for (Failure *failure = stub.failures; failure != NULL; failure = failure->next) {
-    bool meant = strcmp(failure->name, "*") == 0 || strcmp(failure->name, name) == 0;
-    if (!meant || failure->times == 0) continue;
+    if (strcmp(failure->name, name) != 0 || failure->times == 0) continue;
     if (failure->after > 0) {
       failure->after--;
       continue;
@@ -1973,7 +1972,7 @@ EXPORT void stub_log_clear(void) {
   pthread_mutex_unlock(&lock);
 }
 
-/* Makes a function ("*": any) return a status without doing its work: `times` calls (-1: all) after the next `after` calls. */
+/* Makes a function return a status without doing its work: `times` calls (-1: all) after the next `after` calls. */
 EXPORT void stub_fail(const char *name, int status, int after, int times) {
   pthread_mutex_lock(&lock);
   Failure *failure = calloc(1, sizeof(Failure));
