@@ -12,12 +12,14 @@ import * as CudaStream from "effect-cuda/CudaStream"
 import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import type { SimulatedControlService } from "effect-cuda/SimulatedRuntime"
 import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
+import { elapsed, started } from "./support/fibers.ts"
 
 /** A machine with enough engines. */
 const machine = { devices: [{ concurrentKernels: 1_000_000 }], recordTimeline: true }
@@ -92,13 +94,20 @@ interface Line {
   isOpen: boolean
 }
 
+/** What a program should do: when its work starts, and which fork a step joins, or which point it waits for. */
+interface Promised {
+  readonly works: ReadonlyArray<Expected>
+  readonly targets: ReadonlyMap<Step, Step>
+}
+
 /** The promise: what each piece of work comes after, found by walking the tree, without streams. */
-const promise = (program: Program): ReadonlyArray<Expected> => {
+const promise = (program: Program): Promised => {
   const works: Array<Expected> = []
-  const handles: Array<{ readonly line: Line; readonly from: Line; isJoined: boolean }> = []
+  const targets = new Map<Step, Step>()
+  const handles: Array<{ readonly step: Step; readonly line: Line; readonly from: Line; isJoined: boolean }> = []
   /** Last in, first out. A fork inside the effect of another was made when that effect began, so before it. */
   const closing: typeof handles = []
-  const points: Array<ReadonlySet<number>> = []
+  const points: Array<{ readonly step: Step; readonly frontier: ReadonlySet<number> }> = []
   const lineFrom = (line: Line): Line => ({ frontier: line.frontier, around: line, isOpen: true })
   const join = (line: Line, others: Iterable<number>) => {
     line.frontier = new Set([...line.frontier, ...others])
@@ -120,15 +129,19 @@ const promise = (program: Program): ReadonlyArray<Expected> => {
           join(line, branch.frontier)
         }
       } else if (step.op === "fork") {
-        const handle = { line: lineFrom(line), from: line, isJoined: false }
+        const handle = { step, line: lineFrom(line), from: line, isJoined: false }
         handles.push(handle)
         run(step.body, handle.line)
         closing.unshift(handle)
-      } else if (step.op === "point") points.push(line.frontier)
-      else if (step.op === "after" && points.length > 0) join(line, points[step.which % points.length]!)
-      else if (step.op === "join") {
+      } else if (step.op === "point") points.push({ step, frontier: line.frontier })
+      else if (step.op === "after" && points.length > 0) {
+        const point = points[step.which % points.length]!
+        targets.set(step, point.step)
+        join(line, point.frontier)
+      } else if (step.op === "join") {
         const handle = reachable(handles, step.which, line)
         if (handle === undefined) continue
+        targets.set(step, handle.step)
         join(line, handle.line.frontier)
         handle.isJoined = true
       }
@@ -143,7 +156,7 @@ const promise = (program: Program): ReadonlyArray<Expected> => {
     handle.line.isOpen = false
   }
   works.push({ duration: lastDuration, after: root.frontier })
-  return works
+  return { works, targets }
 }
 
 /** A branch cannot join itself or one that it runs in: their effects have not ended. */
@@ -166,42 +179,57 @@ interface Machine {
   readonly control: SimulatedControlService
 }
 
-/** Runs the tree as a program. Which branch joins which is decided as in the promise. */
-const execute = (program: Program, { control }: Machine) => {
-  const handles: Array<{ readonly line: Line; readonly branch: CudaBranch.CudaBranch<void, CudaError> }> = []
-  const points: Array<CudaDependency.CudaDependency> = []
+/** Runs the tree as a program. A step waits for its target to be made, since fibers may come to it first. */
+const execute = (program: Program, targets: Promised["targets"], { control }: Machine) => {
+  const forks = new Latches<CudaBranch.CudaBranch<void, CudaError>>()
+  const points = new Latches<CudaDependency.CudaDependency>()
   const launch = (duration: number) =>
     Effect.flatMap(CudaStream.current(), (stream) => control.launch(stream, { duration: `${duration} nanos` }))
-  const lineIn = (around: Line): Line => ({ frontier: new Set(), around, isOpen: true })
-  const run = (steps: Program, line: Line): Effect.Effect<void, CudaError, CudaRuntime | Scope.Scope> =>
-    Effect.forEach(steps, (step) => perform(step, line), { discard: true })
-  const perform = (step: Step, line: Line): Effect.Effect<unknown, CudaError, CudaRuntime | Scope.Scope> =>
+  const run = (steps: Program): Effect.Effect<void, CudaError, CudaRuntime | Scope.Scope> =>
+    Effect.forEach(steps, perform, { discard: true })
+  const perform = (step: Step): Effect.Effect<unknown, CudaError, CudaRuntime | Scope.Scope> =>
     Effect.gen(function*() {
       if (step.op === "work") return yield* launch(step.duration)
       if (step.op === "all") {
         const { branches, streams } = step
-        return yield* CudaBranch.forEach(branches, (branch) => run(branch, lineIn(line)), { streams, discard: true })
+        return yield* CudaBranch.forEach(branches, run, { streams, discard: true })
       }
-      if (step.op === "fork") {
-        const inner = lineIn(line)
-        const place = handles.push({ line: inner, branch: never }) - 1
-        handles[place] = { line: inner, branch: yield* CudaBranch.fork(run(step.body, inner)) }
-        return
+      if (step.op === "fork") return yield* forks.open(step, yield* CudaBranch.fork(run(step.body)))
+      if (step.op === "point") {
+        return yield* points.open(step, yield* CudaDependency.make([yield* CudaStream.current()]))
       }
-      if (step.op === "point") return points.push(yield* CudaDependency.make([yield* CudaStream.current()]))
-      if (step.op === "after") {
-        if (points.length > 0) yield* CudaDependency.wait(points[step.which % points.length]!)
-        return
-      }
-      const handle = reachable(handles, step.which, line)
-      if (handle !== undefined) yield* CudaBranch.join(handle.branch)
+      const target = targets.get(step)
+      if (target === undefined) return undefined
+      if (step.op === "join") return yield* CudaBranch.join(yield* forks.await(target))
+      return yield* CudaDependency.wait(yield* points.await(target))
     })
-  const root: Line = { frontier: new Set(), around: undefined, isOpen: true }
-  return Effect.andThen(Effect.scoped(run(program, root)), launch(lastDuration))
+  const whole = Effect.gen(function*() {
+    yield* run(program)
+    // Closing the scope interrupts a branch that has not ended.
+    for (const fork of forks.all) yield* Fiber.join((yield* Deferred.await(fork)).fiber)
+  })
+  return Effect.andThen(Effect.scoped(whole), launch(lastDuration))
 }
 
-/** A placeholder for a handle: nothing can join a branch that it runs in. */
-const never: CudaBranch.CudaBranch<void, CudaError> = Object.create(null)
+/** What steps make for others. */
+class Latches<A> {
+  readonly #made = new Map<Step, Deferred.Deferred<A>>()
+  /** Those of steps that have begun, and of more while one waits for these. */
+  get all(): Iterable<Deferred.Deferred<A>> {
+    return this.#made.values()
+  }
+  #of(step: Step): Deferred.Deferred<A> {
+    const made = this.#made.get(step) ?? Deferred.makeUnsafe()
+    this.#made.set(step, made)
+    return made
+  }
+  open(step: Step, value: A): Effect.Effect<unknown> {
+    return Deferred.succeed(this.#of(step), value)
+  }
+  await(step: Step): Effect.Effect<A> {
+    return Deferred.await(this.#of(step))
+  }
+}
 
 const onMachine = <A, E>(body: (machine: Machine) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>) =>
   Effect.gen(function*() {
@@ -219,9 +247,9 @@ describe("random programs of branches, forks, joins and dependencies", () => {
           const program = read(words)
           const before = yield* made.runtime.liveResources
           const stream = yield* CudaStream.make()
-          yield* CudaStream.withStream(execute(program, made), stream)
+          const { targets, works: expected } = promise(program)
+          yield* CudaStream.withStream(execute(program, targets, made), stream)
           yield* TestClock.adjust("1 second")
-          const expected = promise(program)
           const timeline = yield* made.control.timeline
           const observed = new Map(
             timeline.filter(({ kind }) => kind === "work").map(({ end, start }) => [end - start, start])
@@ -308,9 +336,12 @@ describe("calls that fail", () => {
           (current) => control.launch(current, { duration: "1 milli" })
         )
         for (const concurrency of [1, 2]) {
-          const exit = yield* CudaBranch.forEach([1, 2], (n) => n === 1 ? launch : Effect.die("defect"), {
-            concurrency
-          }).pipe(CudaStream.withStream(stream), Effect.exit)
+          const launched = yield* Deferred.make<void>()
+          const bodies = [
+            Effect.andThen(launch, Deferred.succeed(launched, undefined)),
+            Effect.andThen(Deferred.await(launched), Effect.die("defect"))
+          ]
+          const exit = yield* CudaBranch.all(bodies, { concurrency }).pipe(CudaStream.withStream(stream), Effect.exit)
           assert.isTrue(Exit.isFailure(exit) && Cause.hasDies(exit.cause))
           assert.isFalse(yield* CudaStream.query(stream))
           yield* TestClock.adjust("1 milli")
@@ -367,8 +398,8 @@ describe("the streams of branches", () => {
           yield* launch("0b")
         })
         const all = CudaBranch.all([two, launch("1"), launch("2")], { streams: 1, concurrency: "unbounded" })
-        const fiber = yield* Effect.forkChild(all, { startImmediately: true })
-        yield* TestClock.adjust(100)
+        const fiber = yield* started(all)
+        yield* elapsed(100)
         yield* Fiber.join(fiber)
         yield* CudaStream.synchronize(yield* CudaStream.current())
         assert.deepStrictEqual(order, ["0a", "0b", "1", "2"])
@@ -381,8 +412,8 @@ describe("the streams of branches", () => {
         const slow = Effect.andThen(launchHere(control, 100), Effect.sleep(50))
         const quick = Effect.andThen(launchHere(control, 1), Effect.sleep(2))
         const all = CudaBranch.all([slow, quick, quick], { streams: 2, concurrency: 2 })
-        const fiber = yield* Effect.forkChild(all, { startImmediately: true })
-        yield* TestClock.adjust(200)
+        const fiber = yield* started(all)
+        yield* elapsed(200)
         yield* Fiber.join(fiber)
         const works = (yield* control.timeline).filter(({ kind }) => kind === "work")
         assert.deepStrictEqual(works.map(({ end, start }) => [start / 1e6, end / 1e6]), [[0, 1], [2, 3], [0, 100]])

@@ -18,6 +18,7 @@ import { Ordering, Track, Work } from "../src/layers/shared/ordering.ts"
 import type { Markers } from "../src/layers/shared/ordering.ts"
 import { StreamResource } from "../src/layers/shared/resources.ts"
 import { failsWith, refuses } from "./support/assertions.ts"
+import { started } from "./support/fibers.ts"
 import { graph, schedule } from "./support/reference.ts"
 import type { Instruction, Node } from "./support/reference.ts"
 
@@ -577,10 +578,7 @@ describe("an access", () => {
         const failed = yield* Effect.flip(CudaMemory.access(failing, { writes: [buffer], stream: first }))
         assert.strictEqual(failed, "no")
         const hanging = Effect.andThen(work(first, 10), Effect.never)
-        const fiber = yield* Effect.forkChild(CudaMemory.access(hanging, { writes: [other], stream: first }), {
-          startImmediately: true
-        })
-        yield* Fiber.interrupt(fiber)
+        yield* Fiber.interrupt(yield* started(CudaMemory.access(hanging, { writes: [other], stream: first })))
         yield* CudaMemory.access(work(second, 1), { reads: [buffer], stream: second })
         yield* CudaMemory.access(work(second, 1), { reads: [other], stream: second })
         assert.deepStrictEqual(yield* timesOf(second), [[10, 11], [20, 21]])

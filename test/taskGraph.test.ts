@@ -21,6 +21,7 @@ import * as TestClock from "effect/testing/TestClock"
 import { makePlan } from "../src/internal/taskGraph/plan.ts"
 import type { Dependencies, Plan } from "../src/internal/taskGraph/plan.ts"
 import { failsWith, refuses } from "./support/assertions.ts"
+import { elapsed, started } from "./support/fibers.ts"
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false
 
@@ -521,8 +522,8 @@ describe("random graphs", () => {
             Number(task.name.slice(5))
           )
           yield* launch(machine, beforeAll)
-          const running = yield* Effect.forkChild(CudaTaskGraph.run(graph, { concurrency }), { startImmediately: true })
-          yield* TestClock.adjust("1 second")
+          const running = yield* started(CudaTaskGraph.run(graph, { concurrency }))
+          yield* elapsed(tasks.reduce((sum, { pause }) => sum + pause, 0))
           const results = yield* Fiber.join(running)
           yield* launch(machine, afterAll)
           yield* TestClock.adjust("1 second")
@@ -609,8 +610,7 @@ describe.each([1, 2, "unbounded"] as const)("with concurrency %s, runs", (concur
       onMachine((machine) =>
         Effect.gen(function*() {
           const graph = net(machine, (at) => at === name ? Effect.never : Effect.void)
-          const run = yield* Effect.forkChild(CudaTaskGraph.run(graph, { concurrency }), { startImmediately: true })
-          yield* Effect.yieldNow
+          const run = yield* started(CudaTaskGraph.run(graph, { concurrency }))
           assert.isUndefined(run.pollUnsafe())
           yield* Fiber.interrupt(run)
           assert.isAtLeast(yield* leftBehind(machine), concurrency === 1 ? names.indexOf(name) + 1 : 1)
@@ -744,8 +744,8 @@ describe("runs", () => {
         )
         for (const [concurrency, millis] of [[undefined, 60], [1, 60], [2, 30], [3, 30], ["unbounded", 30]] as const) {
           most = 0
-          const run = yield* Effect.forkChild(CudaTaskGraph.run(graph, { concurrency }), { startImmediately: true })
-          yield* TestClock.adjust(millis - 1)
+          const run = yield* started(CudaTaskGraph.run(graph, { concurrency }))
+          yield* elapsed(millis - 1)
           assert.isUndefined(run.pollUnsafe())
           yield* TestClock.adjust(1)
           yield* Fiber.join(run)
@@ -905,8 +905,8 @@ describe("an uninterruptible run", () => {
       )
       for (const concurrency of [2, "unbounded"] as const) {
         const run = Effect.uninterruptible(CudaTaskGraph.run(graph, { concurrency }))
-        const fiber = yield* Effect.forkChild(Effect.provideService(run, CudaRuntime, runtime))
-        yield* TestClock.adjust(20)
+        const fiber = yield* started(Effect.provideService(run, CudaRuntime, runtime))
+        yield* elapsed(20)
         const exit = fiber.pollUnsafe()
         assert.isTrue(exit !== undefined && Exit.isFailure(exit) && Cause.hasFails(exit.cause))
       }

@@ -10,6 +10,7 @@ import * as CudaStream from "effect-cuda/CudaStream"
 import * as CudaTaskGraph from "effect-cuda/CudaTaskGraph"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import { leavesNothing, refuses } from "../support/assertions.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
@@ -178,14 +179,21 @@ export const taskGraphContract = (rig: Rig): void =>
         Effect.gen(function*() {
           for (const concurrency of [1, "unbounded"] as const) {
             const { a, b, host } = yield* makeBuffers
+            const [one, another] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+            const enqueue = (buffer: CudaMemory.DeviceBuffer, value: number, done: typeof one) =>
+              Effect.gen(function*() {
+                yield* busyHere(40)
+                yield* CudaMemory.fill(buffer, value)
+                yield* Deferred.succeed(done, undefined)
+              })
             const graph = CudaTaskGraph.empty.pipe(
-              CudaTaskGraph.add("on one", Effect.andThen(busyHere(40), CudaMemory.fill(a, 4))),
-              CudaTaskGraph.add(
-                "on another",
-                Effect.andThen(Effect.andThen(busyHere(40), CudaMemory.fill(b, 5)), Effect.never)
-              )
+              CudaTaskGraph.add("on one", enqueue(a, 4, one)),
+              CudaTaskGraph.add("on another", Effect.andThen(enqueue(b, 5, another), Effect.never))
             )
-            yield* Effect.timeoutOption(CudaTaskGraph.run(graph, { concurrency }), 5)
+            const run = yield* Effect.forkChild(CudaTaskGraph.run(graph, { concurrency }))
+            yield* Deferred.await(one)
+            yield* Deferred.await(another)
+            yield* Fiber.interrupt(run)
             yield* holds(host, a, 4)
             yield* holds(host, b, 5)
             assert.strictEqual((yield* CudaStream.current()).id, stream.id)

@@ -11,19 +11,13 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Metric from "effect/Metric"
 import * as Scope from "effect/Scope"
+import { settled } from "./fibers.ts"
 import { pause, until } from "./stubDriver.ts"
 import type { StubDriver } from "./stubDriver.ts"
 
-/** Runs the event loop this many times; a fiber that can run continues in each turn. */
-const turns = (count: number): Effect.Effect<void> =>
-  Effect.callback<void>((resume) => {
-    const turn = (left: number): void => void (left === 0 ? resume(Effect.void) : setImmediate(turn, left - 1))
-    turn(count)
-  })
-
-/** Forks an effect and runs the event loop until it waits or is done, on a busy machine and with fibers that yield often too. */
+/** Forks an effect and runs the event loop until it waits or is done. */
 export const begin = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<Fiber.Fiber<A, E>, never, R> =>
-  Effect.tap(Effect.forkChild(effect), () => Effect.andThen(turns(300), pause(2)))
+  Effect.tap(Effect.forkChild(effect), () => Effect.andThen(settled, pause(2)))
 
 export const isPending = <A, E>(fiber: Fiber.Fiber<A, E>): boolean => fiber.pollUnsafe() === undefined
 
