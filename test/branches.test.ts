@@ -19,7 +19,7 @@ import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
-import { elapsed, started } from "./support/fibers.ts"
+import { started } from "./support/fibers.ts"
 
 /** A machine with enough engines. */
 const machine = { devices: [{ concurrentKernels: 1_000_000 }], recordTimeline: true }
@@ -399,7 +399,7 @@ describe("the streams of branches", () => {
         })
         const all = CudaBranch.all([two, launch("1"), launch("2")], { streams: 1, concurrency: "unbounded" })
         const fiber = yield* started(all)
-        yield* elapsed(100)
+        yield* TestClock.adjust(100)
         yield* Fiber.join(fiber)
         yield* CudaStream.synchronize(yield* CudaStream.current())
         assert.deepStrictEqual(order, ["0a", "0b", "1", "2"])
@@ -413,7 +413,7 @@ describe("the streams of branches", () => {
         const quick = Effect.andThen(launchHere(control, 1), Effect.sleep(2))
         const all = CudaBranch.all([slow, quick, quick], { streams: 2, concurrency: 2 })
         const fiber = yield* started(all)
-        yield* elapsed(200)
+        yield* TestClock.adjust(200)
         yield* Fiber.join(fiber)
         const works = (yield* control.timeline).filter(({ kind }) => kind === "work")
         assert.deepStrictEqual(works.map(({ end, start }) => [start / 1e6, end / 1e6]), [[0, 1], [2, 3], [0, 100]])

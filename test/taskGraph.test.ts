@@ -21,7 +21,7 @@ import * as TestClock from "effect/testing/TestClock"
 import { makePlan } from "../src/internal/taskGraph/plan.ts"
 import type { Dependencies, Plan } from "../src/internal/taskGraph/plan.ts"
 import { failsWith, refuses } from "./support/assertions.ts"
-import { elapsed, started } from "./support/fibers.ts"
+import { started } from "./support/fibers.ts"
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false
 
@@ -523,7 +523,7 @@ describe("random graphs", () => {
           )
           yield* launch(machine, beforeAll)
           const running = yield* started(CudaTaskGraph.run(graph, { concurrency }))
-          yield* elapsed(tasks.reduce((sum, { pause }) => sum + pause, 0))
+          yield* TestClock.adjust("1 second")
           const results = yield* Fiber.join(running)
           yield* launch(machine, afterAll)
           yield* TestClock.adjust("1 second")
@@ -745,7 +745,7 @@ describe("runs", () => {
         for (const [concurrency, millis] of [[undefined, 60], [1, 60], [2, 30], [3, 30], ["unbounded", 30]] as const) {
           most = 0
           const run = yield* started(CudaTaskGraph.run(graph, { concurrency }))
-          yield* elapsed(millis - 1)
+          yield* TestClock.adjust(millis - 1)
           assert.isUndefined(run.pollUnsafe())
           yield* TestClock.adjust(1)
           yield* Fiber.join(run)
@@ -906,7 +906,7 @@ describe("an uninterruptible run", () => {
       for (const concurrency of [2, "unbounded"] as const) {
         const run = Effect.uninterruptible(CudaTaskGraph.run(graph, { concurrency }))
         const fiber = yield* started(Effect.provideService(run, CudaRuntime, runtime))
-        yield* elapsed(20)
+        yield* TestClock.adjust(20)
         const exit = fiber.pollUnsafe()
         assert.isTrue(exit !== undefined && Exit.isFailure(exit) && Cause.hasFails(exit.cause))
       }

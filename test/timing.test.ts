@@ -23,6 +23,7 @@ import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
 import { failsWith } from "./support/assertions.ts"
+import { started } from "./support/fibers.ts"
 
 interface Machine {
   readonly control: SimulatedControlService
@@ -67,7 +68,7 @@ const inSinglePrecision = (runtime: CudaRuntimeService): CudaRuntimeService => (
 /** Runs an effect to its end while the clock advances. */
 const during = <A, E, R>(effect: Effect.Effect<A, E, R>, millis: number) =>
   Effect.gen(function*() {
-    const fiber = yield* Effect.forkChild(effect, { startImmediately: true })
+    const fiber = yield* started(effect)
     yield* TestClock.adjust(millis)
     return yield* Fiber.join(fiber)
   })
@@ -326,7 +327,7 @@ describe("timeline", () => {
         const region = CudaTiming.region(control.launch(stream, { duration: 50 }), "long")
         const failing = CudaTiming.timeline(Effect.andThen(region, Effect.fail("no")))
         assert.strictEqual(yield* Effect.flip(failing), "no")
-        const fiber = yield* Effect.forkChild(CudaTiming.timeline(region), { startImmediately: true })
+        const fiber = yield* started(CudaTiming.timeline(region))
         const exit = yield* Effect.andThen(Fiber.interrupt(fiber), Fiber.await(fiber))
         assert.isTrue(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause))
         assert.isFalse(yield* CudaStream.query(stream))
@@ -512,7 +513,7 @@ describe("withSpan", () => {
         const { exit, spans: [span] } = yield* traced(Effect.flip(failing))
         assert.deepStrictEqual(exit, Exit.succeed("no"))
         assert.deepStrictEqual(Object.fromEntries(span!.attributes), { "cuda.device": 0, "cuda.stream": stream.id })
-        const fiber = yield* Effect.forkChild(CudaTiming.withSpan(work(50), "waiting"), { startImmediately: true })
+        const fiber = yield* started(CudaTiming.withSpan(work(50), "waiting"))
         yield* Fiber.interrupt(fiber)
         assert.isFalse(yield* CudaStream.query(stream))
       })
