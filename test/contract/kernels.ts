@@ -173,7 +173,7 @@ export const kernelContract = (rig: Rig): void =>
         const { enqueue } = yield* Busy
         const stream = yield* CudaStream.make()
         const [to, from] = yield* Effect.all([buffer(4), buffer(4)])
-        yield* enqueue(stream, 2)
+        yield* enqueue(stream, 30)
         yield* CudaStream.withStream(
           Effect.gen(function*() {
             yield* CudaKernel.launch(put, one, [to, 0x40000000]) // 2
