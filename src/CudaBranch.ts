@@ -498,9 +498,9 @@ const leasing = <A, E, R>(
   use: (leased: Leased<CudaStream>) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   const { outOfRange, priority } = options
-  const device = deviceIndexOf(options.device) ?? origin.device
-  if (device === origin.device && priority === undefined) {
-    const pool = streamPools.get(runtime, origin.device, origin.priority)
+  const device = deviceIndexOf(options.device) ?? origin.deviceIndex
+  if (device === origin.deviceIndex && priority === undefined) {
+    const pool = streamPools.get(runtime, origin.deviceIndex, origin.priority)
     const leased = pool.tryLease(runtime, count, origin)
     return leased === undefined
       ? Effect.flatMap(pool.lease(runtime, count, origin).pipe(named(operation)), use)

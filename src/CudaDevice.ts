@@ -129,7 +129,8 @@ export const withDevice: {
   <A, E, R>(self: Effect.Effect<A, E, R>, device: DeviceInput): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
     Effect.flatMap(
       Effect.flatMap(resolveDevice(device), get).pipe(named("CudaDevice.withDevice")),
-      ({ index }) => Effect.updateService(self, CurrentPlace, (outer) => ({ device: index, stream: undefined, outer }))
+      ({ index }) =>
+        Effect.updateService(self, CurrentPlace, (outer) => ({ deviceIndex: index, stream: undefined, outer }))
     )
 )
 

@@ -323,7 +323,7 @@ export type CudaErrorReason =
 export interface FaultOrigin {
   /** The operation that first reported the fault. The cause may be work enqueued earlier. */
   readonly operation: string
-  readonly device: number
+  readonly deviceIndex: number
   readonly status: StatusInfo
   /** When it was reported, in milliseconds since the Unix epoch. */
   readonly at: number
@@ -344,7 +344,7 @@ export interface CudaErrorFields {
   /** The handle or the arguments, printed. */
   readonly subject?: string | undefined
   /** The device index. */
-  readonly device?: number | undefined
+  readonly deviceIndex?: number | undefined
   /** The log of the driver's JIT compiler, for code that it could not compile. */
   readonly log?: string | undefined
   /** The requested, free and total memory, for an allocation that failed with `OutOfMemory`. */
@@ -652,5 +652,5 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
 const explainOrigin = (origin: FaultOrigin | undefined): string => {
   if (origin === undefined) return ""
   return ` The contexts of this process were lost earlier: ${origin.operation} failed with ${origin.status.name} on ` +
-    `device ${origin.device} at ${new Date(origin.at).toISOString()}.`
+    `device ${origin.deviceIndex} at ${new Date(origin.at).toISOString()}.`
 }

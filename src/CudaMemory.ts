@@ -1251,7 +1251,7 @@ const bytesOfArray = (array: unknown): Uint8Array | undefined => {
 
 const makePinnedLane = (
   runtime: CudaRuntimeService,
-  device: number,
+  deviceIndex: number,
   byteLength: number
 ): Effect.Effect<PinnedLane, CudaError, Scope.Scope> =>
   Effect.gen(function*() {
@@ -1260,7 +1260,7 @@ const makePinnedLane = (
       (memory) => released(runtime.memoryFree(memory))
     )
     const event = yield* Effect.acquireRelease(
-      runtime.eventCreate(device, eventFlags.disableTiming),
+      runtime.eventCreate(deviceIndex, eventFlags.disableTiming),
       (made) => released(runtime.eventDestroy(made))
     )
     return { host, event, range: (piece) => ({ memory: host, offset: 0, byteLength: piece.byteLength }) }

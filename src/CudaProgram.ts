@@ -229,7 +229,7 @@ export const compile = (
       const compiled = runtime.programCompile({
         source,
         name,
-        device,
+        deviceIndex: device,
         target: options.target,
         architecture: options.architecture,
         options: options.options ?? [],

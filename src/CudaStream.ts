@@ -190,7 +190,7 @@ export const make = (
   makeScoped(options.device, {
     create: (runtime, device) =>
       runtime.streamCreate({
-        device,
+        deviceIndex: device,
         priority: options.priority ?? "low",
         outOfRange: options.outOfRange,
         nonBlocking: options.nonBlocking ?? true
@@ -218,7 +218,7 @@ export const make = (
 export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.withFiber((fiber) => {
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
-    const device = deviceIndexOf(options.device) ?? fiber.getRef(CurrentPlace).device
+    const device = deviceIndexOf(options.device) ?? fiber.getRef(CurrentPlace).deviceIndex
     return streamPools.takeMade(runtime, device, options) ??
       Effect.flatMap(streamPools.resolve(runtime, options), (pool) => pool.take(runtime)).pipe(
         named("CudaStream.fromPool")

@@ -534,7 +534,7 @@ function runGraph<E, R>(
     const layout = layoutOf(self, mostStreams(options))
     return Effect.uninterruptibleMask((restore) =>
       atOrigin(operation, ({ origin, place, runtime }) => {
-        const pool = streamPools.get(runtime, origin.device, origin.priority)
+        const pool = streamPools.get(runtime, origin.deviceIndex, origin.priority)
         return Effect.flatMap(ours(pool.lease(runtime, layout.plan.streams - 1, origin)), (leased) => {
           const begun = new Run(self, layout, { runtime, origin, place, leased })
           const all = concurrency === 1 ? begun.inTurn : begun.sideBySide(concurrency)
@@ -678,7 +678,7 @@ class Run<E, R> {
     const spare = this.#spare.pop()
     if (spare !== undefined) return Effect.succeed(spare)
     const { origin, runtime } = this.#around
-    return Effect.map(runtime.eventCreate(origin.device, eventFlags.disableTiming), (event) => {
+    return Effect.map(runtime.eventCreate(origin.deviceIndex, eventFlags.disableTiming), (event) => {
       this.#events.push(event)
       return event
     })

@@ -271,8 +271,8 @@ export const timeline = <A, E, R>(
     const clock = yield* Clock.Clock
     const startTime = clock.currentTimeNanosUnsafe()
     const recorder = new Recorder(yield* CudaRuntime, clock, scope)
-    const { device } = yield* CurrentPlace
-    const first = yield* recorder.device(device)
+    const { deviceIndex } = yield* CurrentPlace
+    const first = yield* recorder.device(deviceIndex)
     yield* first.anchored.pipe(named("CudaTiming.timeline"))
     const result = yield* Effect.ensuring(Effect.provideService(self, CurrentRecorder, recorder), recorder.close)
     yield* recorder.drain.pipe(named("CudaTiming.timeline"))
@@ -425,8 +425,8 @@ const begin = (
       undefined,
       stream,
       Effect.fnUntraced(function*(ref) {
-        const start = yield* Scope.provide(makeTimed(runtime, ref.device), scope)
-        const end = yield* Scope.provide(makeTimed(runtime, ref.device), scope)
+        const start = yield* Scope.provide(makeTimed(runtime, ref.deviceIndex), scope)
+        const end = yield* Scope.provide(makeTimed(runtime, ref.deviceIndex), scope)
         yield* runtime.eventRecord(start, ref)
         return { runtime, stream: ref, start, end }
       })
@@ -450,13 +450,13 @@ const measured = <A, E, R>(
     const missing = (error: CudaError) => Effect.sync(() => span.attribute("cuda.error", error.message))
     const bracket = yield* Effect.catch(begin("CudaTiming.withSpan", stream, scope), missing)
     if (bracket === undefined) return yield* self
-    const { runtime, start, stream: { device, id } } = bracket
-    span.attribute("cuda.device", device)
+    const { runtime, start, stream: { deviceIndex, id } } = bracket
+    span.attribute("cuda.device", deviceIndex)
     span.attribute("cuda.stream", id)
     const result = yield* self
     const measure = Effect.gen(function*() {
       const millis = yield* reach(bracket)
-      const { event, hostTime } = yield* Scope.provide(align(runtime, device, clock), scope)
+      const { event, hostTime } = yield* Scope.provide(align(runtime, deviceIndex, clock), scope)
       const sinceStart = yield* runtime.eventElapsedTime(start, event)
       span.attribute("cuda.start_ms", Number(hostTime - began) / 1e6 - sinceStart)
       span.attribute("cuda.duration_ms", millis)
@@ -470,7 +470,7 @@ const toTimeline = (recorder: Recorder, startTime: bigint): Timeline => ({
     .toSorted((a, b) => a.start - b.start || b.duration - a.duration)
     .map(({ attributes, duration, name, start, stream }) => ({
       name,
-      deviceIndex: stream.device,
+      deviceIndex: stream.deviceIndex,
       streamId: stream.id,
       start: Duration.millis(start),
       duration: Duration.millis(duration),

@@ -18,7 +18,7 @@ const fail = (reason: CudaErrorReason) =>
     operation: "CudaEvent.record",
     call: "cuEventRecord",
     subject: "event 7",
-    device: 0,
+    deviceIndex: 0,
     reason
   })
 
@@ -126,7 +126,7 @@ describe("CudaError", () => {
   it("explains what follows from a lost context", () => {
     const lost = CudaError.reasonFromStatus(700)
     assert(lost._tag === "IllegalAddress")
-    const origin = { operation: "CudaStream.synchronize", device: 1, status: lost, at: 0 }
+    const origin = { operation: "CudaStream.synchronize", deviceIndex: 1, status: lost, at: 0 }
     const { message } = new CudaError.CudaError({ operation: "CudaEvent.make", reason: lost, origin })
     assert.include(message, "CudaStream.synchronize failed with CUDA_ERROR_ILLEGAL_ADDRESS on device 1 at 1970")
   })

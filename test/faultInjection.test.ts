@@ -68,7 +68,7 @@ const suite = (name: string, run: Run) => {
         ])
         const error = yield* failureOf(CudaStream.query(stream))
         assert.deepStrictEqual(
-          [error.operation, error.reason._tag, error.call, error.subject, error.device, error.origin],
+          [error.operation, error.reason._tag, error.call, error.subject, error.deviceIndex, error.origin],
           ["CudaStream.query", "MapFailed", "cuStreamQuery", String(stream.ref), 0, undefined]
         )
         yield* CudaStream.synchronize(stream)

@@ -51,7 +51,7 @@ interface Item {
 }
 
 class FakeMarker implements Marker {
-  readonly device = 0
+  readonly deviceIndex = 0
   readonly item: Item | undefined
   isReleased = false
   constructor(item: Item | undefined) {
@@ -125,7 +125,7 @@ const fakeStream = () => {
   const id = ++streamIds
   const handle = id as StreamHandle
   return new Track(
-    new StreamResource(fakeOwner, { handle, id, device: 0, priority: 0, nonBlocking: true, origin: "owned" })
+    new StreamResource(fakeOwner, { handle, id, deviceIndex: 0, priority: 0, nonBlocking: true, origin: "owned" })
   )
 }
 

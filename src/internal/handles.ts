@@ -76,11 +76,11 @@ export abstract class ResourceHandle<out Ref> extends Handle {
 }
 
 /** A handle of a resource on one device. */
-export abstract class DeviceHandle<out Ref extends { readonly device: number }> extends ResourceHandle<Ref> {
+export abstract class DeviceHandle<out Ref extends { readonly deviceIndex: number }> extends ResourceHandle<Ref> {
   get deviceIndex(): number {
-    return this.ref.device
+    return this.ref.deviceIndex
   }
   get device(): DeviceProperties {
-    return this.runtime.devices[this.ref.device]!
+    return this.runtime.devices[this.ref.deviceIndex]!
   }
 }

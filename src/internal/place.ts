@@ -23,7 +23,7 @@ export type DeviceLike = number | DeviceProperties
 
 /** A region's device, its stream if it sets one, and the region around it. */
 export interface Place {
-  readonly device: number
+  readonly deviceIndex: number
   readonly stream: AnyStream | undefined
   readonly outer: Place | undefined
   /** The lease of a stream that the region holds only while it runs. */
@@ -31,12 +31,12 @@ export interface Place {
 }
 
 export const CurrentPlace = Context.Reference<Place>("effect-cuda/CurrentPlace", {
-  defaultValue: () => ({ device: 0, stream: undefined, outer: undefined })
+  defaultValue: () => ({ deviceIndex: 0, stream: undefined, outer: undefined })
 })
 
 /** The place of a region on a stream. */
 export const onStreamOf = (stream: AnyStream, outer: Place, lease?: Place["lease"]): Place => ({
-  device: stream.deviceIndex,
+  deviceIndex: stream.deviceIndex,
   stream,
   outer,
   lease
@@ -52,9 +52,9 @@ export const openPlace = (place: Place): Place => {
 const isGone = (stream: AnyStream | undefined): boolean => stream !== undefined && stream.ref.state !== "live"
 
 /** The stream that the innermost region set on a device; undefined means the default stream. */
-const regionStream = (place: Place, device: number): AnyStream | undefined => {
+const regionStream = (place: Place, deviceIndex: number): AnyStream | undefined => {
   for (let at: Place | undefined = place; at !== undefined; at = at.outer) {
-    if (at.device === device && at.stream !== undefined) return at.stream
+    if (at.deviceIndex === deviceIndex && at.stream !== undefined) return at.stream
   }
   return undefined
 }
@@ -67,10 +67,10 @@ export const withCurrent = <A, E, R>(
   operation: string,
   runtime: CudaRuntimeService,
   place: Place,
-  device: number,
+  deviceIndex: number,
   use: (stream: AnyStream | undefined) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  const current = regionStream(place, device)
+  const current = regionStream(place, deviceIndex)
   return current !== undefined && isForeign(current, runtime)
     ? refuseForeign(operation, current)
     : use(current)
@@ -78,7 +78,7 @@ export const withCurrent = <A, E, R>(
 
 /** The given device's index, or that of the current device. */
 export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
-  Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device))
+  Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).deviceIndex))
 
 /** The index of a device, if one was given. A value that is not a device stays what it is, for the runtime to refuse. */
 export const deviceIndexOf = (device: DeviceLike | undefined): number | undefined =>
@@ -88,7 +88,7 @@ export const deviceIndexOf = (device: DeviceLike | undefined): number | undefine
 export const onStream = <A, E, R>(
   operation: string,
   runtime: CudaRuntimeService,
-  device: number | undefined,
+  deviceIndex: number | undefined,
   stream: AnyStream | undefined,
   use: (stream: StreamRef) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
@@ -97,7 +97,7 @@ export const onStream = <A, E, R>(
   }
   const wrong = wrongHandleOf(runtime)
   if (wrong !== undefined) return wrong.refuse(operation)
-  return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, device))
+  return Effect.withFiber((fiber) => streamOf(operation, runtime, fiber.getRef(CurrentPlace), use, deviceIndex))
 }
 
 /** Runs an operation on the current stream of a device at a place, by default the place's own device. */
@@ -106,7 +106,7 @@ export const streamOf = <A, E, R>(
   runtime: CudaRuntimeService,
   place: Place,
   use: (stream: StreamRef) => Effect.Effect<A, E, R>,
-  device = place.device
+  device = place.deviceIndex
 ): Effect.Effect<A, E | CudaError, R> => {
   const current = regionStream(place, device)
   if (current === undefined) return Effect.flatMap(runtime.streamDefault(device, "legacy"), use)
@@ -134,8 +134,8 @@ export const atOrigin = <A, E, R>(
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const place = fiber.getRef(CurrentPlace)
     const begin = (origin: StreamRef) => body({ runtime, origin, place, fiber, context })
-    return withCurrent(operation, runtime, place, place.device, (current) =>
+    return withCurrent(operation, runtime, place, place.deviceIndex, (current) =>
       current === undefined
-        ? Effect.flatMap(runtime.streamDefault(place.device, "legacy").pipe(named(operation)), begin)
+        ? Effect.flatMap(runtime.streamDefault(place.deviceIndex, "legacy").pipe(named(operation)), begin)
         : begin(current.ref))
   })

@@ -14,7 +14,7 @@ import type { DeviceLike } from "./place.ts"
 
 /** How a kind of resource is created, destroyed, and wrapped as a handle. */
 export interface Kind<Ref, Handle> {
-  readonly create: (runtime: CudaRuntimeService, device: number, fiber: AnyFiber) => Effect.Effect<Ref, CudaError>
+  readonly create: (runtime: CudaRuntimeService, deviceIndex: number, fiber: AnyFiber) => Effect.Effect<Ref, CudaError>
   /** A release that waits does so in the context in which the resource was created. */
   readonly destroy: (
     runtime: CudaRuntimeService,
@@ -39,7 +39,7 @@ export const makeScoped = <Ref, Handle>(
     const { context } = fiber
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const scope = Context.getUnsafe(context, Scope.Scope)
-    const index = deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).device
+    const index = deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).deviceIndex
     return Effect.uninterruptible(
       Effect.flatMap(
         create(runtime, index, fiber),

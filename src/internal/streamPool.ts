@@ -47,7 +47,7 @@ export class Leased<out Stream extends AnyStream> {
  */
 class StreamPool<Stream extends AnyStream> {
   readonly #wrap: Wrap<Stream>
-  readonly #device: number
+  readonly deviceIndex: number
   readonly #priority: number
   readonly #refs: Array<StreamRef | undefined> = Array.from({ length: poolSize }, () => undefined)
   /** The handle last given out for each slot. If only one runtime asks, a stream has only one handle. */
@@ -58,9 +58,9 @@ class StreamPool<Stream extends AnyStream> {
   #nextRequest = 0
   #nextLease = poolSize - 1
 
-  constructor(wrap: Wrap<Stream>, device: number, priority: number) {
+  constructor(wrap: Wrap<Stream>, deviceIndex: number, priority: number) {
     this.#wrap = wrap
-    this.#device = device
+    this.deviceIndex = deviceIndex
     this.#priority = priority
   }
 
@@ -136,7 +136,7 @@ class StreamPool<Stream extends AnyStream> {
       const known = this.#refs[slot]
       if (known !== undefined) return Effect.succeed(this.#handle(runtime, slot, known))
       return Effect.map(
-        runtime.streamCreate({ device: this.#device, priority: this.#priority, nonBlocking: true }),
+        runtime.streamCreate({ deviceIndex: this.deviceIndex, priority: this.#priority, nonBlocking: true }),
         (ref) => this.#handle(runtime, slot, this.#refs[slot] = ref)
       )
     })
@@ -171,11 +171,11 @@ export class StreamPools<Stream extends AnyStream> {
   }
 
   /** The pool of a device and priority. */
-  get(runtime: CudaRuntimeService, device: number, priority: number): StreamPool<Stream> {
-    const { byPriority } = this.#of(runtime)[device]!
+  get(runtime: CudaRuntimeService, deviceIndex: number, priority: number): StreamPool<Stream> {
+    const { byPriority } = this.#of(runtime)[deviceIndex]!
     const known = byPriority.get(priority)
     if (known !== undefined) return known
-    const made = new StreamPool(this.#wrap, device, priority)
+    const made = new StreamPool(this.#wrap, deviceIndex, priority)
     byPriority.set(priority, made)
     return made
   }
@@ -193,8 +193,8 @@ export class StreamPools<Stream extends AnyStream> {
   }
 
   /** The next stream of a pool, if nothing has to be created or queried first. */
-  takeMade(runtime: CudaRuntimeService, device: number, options: PoolOptions): Effect.Effect<Stream> | undefined {
-    const ofDevice = Number.isInteger(device) ? this.#of(runtime)[device] : undefined
+  takeMade(runtime: CudaRuntimeService, deviceIndex: number, options: PoolOptions): Effect.Effect<Stream> | undefined {
+    const ofDevice = Number.isInteger(deviceIndex) ? this.#of(runtime)[deviceIndex] : undefined
     if (ofDevice?.range === undefined) return undefined
     const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
     return made && Effect.succeed(made)

@@ -141,7 +141,7 @@ export interface SimulatedOptions {
   /** How many devices, or what each is like; 1 by default. */
   readonly devices?: number | ReadonlyArray<SimulatedDeviceOptions> | undefined
   /** Whether a device reaches another one's memory; true by default. */
-  readonly peerAccess?: boolean | ((device: number, peer: number) => boolean) | undefined
+  readonly peerAccess?: boolean | ((deviceIndex: number, peer: number) => boolean) | undefined
   /** CUDA version of the driver: 13000, the default, is 13.0. */
   readonly driverVersion?: number | undefined
   /** Bytes of pinned host memory there are; unlimited by default. */
@@ -161,7 +161,7 @@ export interface SimulatedOptions {
  * @since 0.1.0
  */
 export interface TimelineEntry {
-  readonly device: number
+  readonly deviceIndex: number
   /** The stream's id; -1 for releases of memory, which are on a stream of the runtime's own. */
   readonly streamId: number
   readonly kind:
@@ -213,7 +213,7 @@ export interface SimulatedControlService extends FaultInjectionService {
    * Ends the contexts of the runtime at once, as a fault on this device does: pending work never runs, and every later call
    * fails, on every device.
    */
-  readonly lose: (device: number, status: StatusTag) => Effect.Effect<void, CudaError>
+  readonly lose: (deviceIndex: number, status: StatusTag) => Effect.Effect<void, CudaError>
   /** The content of a device buffer at this moment, not a copy: what `run` reads and writes. */
   readonly bytes: (
     memory: DeviceMemoryRef | { readonly ref: DeviceMemoryRef }

@@ -132,7 +132,7 @@ export const lifetimeContract = (rig: Rig): void => {
         const context = yield* Scope.provide(Layer.build(Layer.fresh(rig.layer)), scope)
         const runtime = Context.get(context, CudaRuntime.CudaRuntime)
         const begun: ReadonlyArray<Effect.Effect<unknown, CudaError>> = [
-          runtime.streamCreate({ device: 0, priority: "low", nonBlocking: true }),
+          runtime.streamCreate({ deviceIndex: 0, priority: "low", nonBlocking: true }),
           runtime.hostAllocate(1 << 26)
         ]
         const fibers = yield* Effect.forEach(

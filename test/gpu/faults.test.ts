@@ -45,7 +45,7 @@ describe.skipIf(gpu === undefined)("a faulting kernel", () => {
           const late = yield* Effect.flip(CudaStream.query(other))
           assert.isTrue(late.isSticky)
           assert.isFalse(late.isRetryable)
-          assert.strictEqual(late.origin?.device, 0)
+          assert.strictEqual(late.origin?.deviceIndex, 0)
           assert.include(late.message, "contexts of this process were lost earlier")
           yield* failsWith(CudaEvent.record(event, other), "IllegalAddress")
           yield* failsWith(CudaMemory.copy(device, host, other), "IllegalAddress")
@@ -67,7 +67,7 @@ describe.skipIf(gpu === undefined)("a faulting kernel", () => {
       Effect.gen(function*() {
         const error = yield* Effect.flip(CudaStream.make({ device: 1 }))
         assert.strictEqual(error.reason._tag, "IllegalAddress")
-        assert.strictEqual(error.origin?.device, 0)
+        assert.strictEqual(error.origin?.deviceIndex, 0)
         assert.strictEqual(yield* CudaDevice.attribute("warpSize", 1), 32)
       }))
   })

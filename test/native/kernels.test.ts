@@ -470,7 +470,7 @@ describe("a launch", () => {
       const error = yield* Effect.flip(CudaKernel.launch(put, { grid: [2, 3], block: 64 }, [to, 1], stream))
       assert.strictEqual(error.reason._tag, "LaunchOutOfResources")
       assert.include(error.message, `kernel put on ${stream.ref}, grid 2×3×1, block 64×1×1, 0 bytes of shared memory`)
-      assert.strictEqual(error.device, 0)
+      assert.strictEqual(error.deviceIndex, 0)
     })))
 })
 

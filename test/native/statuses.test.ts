@@ -935,8 +935,8 @@ describe("a sticky fault", () => {
         yield* failureOf(CudaStream.query(here))
         stub.fail("cuStreamQuery", 719)
         const other = yield* failureOf(CudaStream.query(there))
-        assert.strictEqual(other.device, 1)
-        assert.deepStrictEqual([other.origin?.device, other.origin?.status.code], [0, 700])
+        assert.strictEqual(other.deviceIndex, 1)
+        assert.deepStrictEqual([other.origin?.deviceIndex, other.origin?.status.code], [0, 700])
       }),
       { prepare: () => void (stub.devices = 2) }
     )))

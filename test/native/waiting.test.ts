@@ -892,7 +892,7 @@ describe("the release of the runtime", () => {
       for (const begun of ["streamCreate", "hostAllocate"] as const) {
         const { close, runtime } = yield* openRuntime()
         const use: Effect.Effect<unknown, CudaError> = begun === "streamCreate"
-          ? runtime.streamCreate({ device: 0, priority: "low", nonBlocking: true })
+          ? runtime.streamCreate({ deviceIndex: 0, priority: "low", nonBlocking: true })
           : runtime.hostAllocate(16 * segment)
         if (begun === "hostAllocate") yield* runtime.devicePriorityRange(0)
         const fiber = yield* Effect.forkDetach(Effect.exit(use), { startImmediately: true })
@@ -1008,7 +1008,7 @@ describe("the release of the runtime", () => {
       const first = yield* openRuntime()
       const second = yield* Scope.make()
       const other = yield* Scope.provide(NativeRuntime.make({ libraryPath: stub.path }), second)
-      const stream = yield* other.streamCreate({ device: 0, priority: 0, nonBlocking: true })
+      const stream = yield* other.streamCreate({ deviceIndex: 0, priority: 0, nonBlocking: true })
       yield* first.use(CudaStream.make())
       assert.strictEqual(stub.live.contexts, 2)
       yield* first.close

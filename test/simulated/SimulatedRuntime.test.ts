@@ -20,7 +20,7 @@ const operationCalls = Object.fromEntries(Object.values(table).map(({ call, name
 >
 
 const nonBlocking = (runtime: CudaRuntimeService, device = 0) =>
-  runtime.streamCreate({ device, priority: 0, nonBlocking: true })
+  runtime.streamCreate({ deviceIndex: device, priority: 0, nonBlocking: true })
 
 const start = (options?: SimulatedOptions) =>
   Effect.gen(function*() {
@@ -310,7 +310,7 @@ describe("faults", () => {
 const emptyKernel: CompileRequest = {
   source: "__global__ void empty() {}",
   name: "empty.cu",
-  device: 0,
+  deviceIndex: 0,
   target: undefined,
   architecture: undefined,
   options: [],
@@ -475,10 +475,10 @@ describe("the timeline", () => {
       yield* runtime.memoryFill({ memory, offset: 0, byteLength: 2000 }, 7, 8, second)
       yield* TestClock.adjust(1)
       assert.deepStrictEqual(yield* control.timeline, [
-        { device: 0, streamId: stream.id, kind: "work", bytes: 0, start: 0, end: 3000 },
-        { device: 0, streamId: stream.id, kind: "record", bytes: 0, start: 3000, end: 3000 },
-        { device: 0, streamId: second.id, kind: "wait", bytes: 0, start: 0, end: 3000 },
-        { device: 0, streamId: second.id, kind: "fill", bytes: 2000, start: 3000, end: 3001 }
+        { deviceIndex: 0, streamId: stream.id, kind: "work", bytes: 0, start: 0, end: 3000 },
+        { deviceIndex: 0, streamId: stream.id, kind: "record", bytes: 0, start: 3000, end: 3000 },
+        { deviceIndex: 0, streamId: second.id, kind: "wait", bytes: 0, start: 0, end: 3000 },
+        { deviceIndex: 0, streamId: second.id, kind: "fill", bytes: 2000, start: 3000, end: 3001 }
       ])
       assert.strictEqual(yield* control.now, 1e6)
     }))

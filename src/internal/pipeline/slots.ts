@@ -54,10 +54,10 @@ export const makeSlots = (
 ): Effect.Effect<ReadonlyArray<Slot>, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
     const origin = yield* current(options.device)
-    const { deviceIndex: device, runtime } = origin
-    const memory = yield* Effect.replicateEffect(makeMemory(options, device), options.slots)
+    const { deviceIndex, runtime } = origin
+    const memory = yield* Effect.replicateEffect(makeMemory(options, deviceIndex), options.slots)
     const { outOfRange, priority = origin.priority } = options
-    const stream = makeStream({ device, priority, outOfRange })
+    const stream = makeStream({ device: deviceIndex, priority, outOfRange })
     const streams: Streams = { uploads: yield* stream, work: yield* stream, downloads: yield* stream }
     // Work waits for uploads, and downloads for work.
     yield* waitStream(streams.uploads, origin)
@@ -66,15 +66,15 @@ export const makeSlots = (
 
 const makeMemory = (
   { inputBytes, outputBytes }: SlotOptions,
-  device: number
+  deviceIndex: number
 ): Effect.Effect<Memory, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
     return {
       outgoing: yield* allocateHost(inputBytes),
-      input: yield* allocate(inputBytes, { device }),
-      output: yield* allocate(outputBytes, { device }),
+      input: yield* allocate(inputBytes, { device: deviceIndex }),
+      output: yield* allocate(outputBytes, { device: deviceIndex }),
       returned: yield* allocateHost(outputBytes),
-      downloaded: yield* makeEvent({ device })
+      downloaded: yield* makeEvent({ device: deviceIndex })
     }
   })
 

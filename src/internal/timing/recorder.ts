@@ -28,9 +28,9 @@ export const CurrentRecorder = Context.Reference<Recorder | undefined>("effect-c
 /** Makes an event with timing that lives as long as the scope. */
 export const makeTimed = (
   runtime: CudaRuntimeService,
-  device: number
+  deviceIndex: number
 ): Effect.Effect<EventRef, CudaError, Scope.Scope> =>
-  Effect.acquireRelease(runtime.eventCreate(device, 0), (event) => released(runtime.eventDestroy(event)))
+  Effect.acquireRelease(runtime.eventCreate(deviceIndex, 0), (event) => released(runtime.eventDestroy(event)))
 
 /** When an event happened by the host's monotonic clock, in nanoseconds, and the largest error of that. */
 export interface Aligned {
@@ -51,15 +51,15 @@ const mostQueries = 50
  */
 export const align = (
   runtime: CudaRuntimeService,
-  device: number,
+  deviceIndex: number,
   clock: Clock.Clock
 ): Effect.Effect<Aligned, CudaError, Scope.Scope> =>
   Effect.acquireUseRelease(
-    runtime.streamCreate({ device, priority: "high", nonBlocking: true }),
+    runtime.streamCreate({ deviceIndex, priority: "high", nonBlocking: true }),
     Effect.fnUntraced(function*(stream) {
-      let best = yield* alignOnce(runtime, yield* makeTimed(runtime, device), stream, clock)
+      let best = yield* alignOnce(runtime, yield* makeTimed(runtime, deviceIndex), stream, clock)
       if (best.uncertainty <= goodUncertainty) return best
-      let spare = yield* makeTimed(runtime, device)
+      let spare = yield* makeTimed(runtime, deviceIndex)
       for (let round = 1; round < mostRounds && best.uncertainty > goodUncertainty; round++) {
         const next: Aligned = yield* alignOnce(runtime, spare, stream, clock)
         spare = next.event
@@ -360,7 +360,7 @@ export class Recorder {
       this.runtime,
       undefined,
       stream,
-      (ref) => Effect.flatMap(this.device(ref.device), (device) => device.begin(name, ref, attributes))
+      (ref) => Effect.flatMap(this.device(ref.deviceIndex), (device) => device.begin(name, ref, attributes))
     )
     return Effect.orElseSucceed(begin, () => undefined)
   }

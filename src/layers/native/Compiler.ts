@@ -169,18 +169,18 @@ const chooseGoal = (goal: Goal, { architectures }: NvrtcLibrary): Goal | undefin
   return { ...goal, target: "ptx", architecture: Math.max(...older) }
 }
 
-const refuseGoal = ({ device, goal }: CompileTask, { architectures, version }: NvrtcLibrary) =>
+const refuseGoal = ({ deviceIndex, goal }: CompileTask, { architectures, version }: NvrtcLibrary) =>
   refuseArgument(
     compileOperation,
     "architecture",
-    goal.given.architecture ? architectureName(goal) : `that of device ${device} (${architectureName(goal)})`,
+    goal.given.architecture ? architectureName(goal) : `that of device ${deviceIndex} (${architectureName(goal)})`,
     `one that NVRTC ${version.major}.${version.minor} supports: ${architectures.join(", ")}`
   )
 
 const fail = (task: CompileTask, reason: CudaErrorReason, call?: string): Effect.Effect<never, CudaError> =>
   Effect.suspend(() =>
     Effect.fail(
-      new CudaError({ operation: compileOperation, reason, call, subject: task.name, device: task.device })
+      new CudaError({ operation: compileOperation, reason, call, subject: task.name, deviceIndex: task.deviceIndex })
     )
   )
 

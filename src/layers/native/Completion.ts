@@ -97,7 +97,7 @@ export class Completion {
     const free = lane.sides.find((side) => side.order <= order)
     if (free !== undefined) return free
     if (lane.sides.length >= most) return undefined
-    const stream = this.#deviceOf(lane.device).makeStream()
+    const stream = this.#deviceOf(lane.deviceIndex).makeStream()
     if (stream === undefined) return undefined
     const side = { stream, order }
     lane.sides.push(side)
@@ -116,14 +116,14 @@ export class Completion {
    * Stops querying the events of a device until the returned function is called. Required during stream capture, which
    * a query would invalidate.
    */
-  pause(device: number): () => void {
+  pause(deviceIndex: number): () => void {
     let isOver = false
-    this.#paused.set(device, this.#pauses(device) + 1)
+    this.#paused.set(deviceIndex, this.#pauses(deviceIndex) + 1)
     return () => {
       if (isOver) return
       isOver = true
-      this.#paused.set(device, this.#pauses(device) - 1)
-      if (this.#pauses(device) === 0) this.#onWake()
+      this.#paused.set(deviceIndex, this.#pauses(deviceIndex) - 1)
+      if (this.#pauses(deviceIndex) === 0) this.#onWake()
     }
   }
 
@@ -132,8 +132,8 @@ export class Completion {
     this.#ask("wake", Number.POSITIVE_INFINITY)
   }
 
-  #pauses(device: number): number {
-    return this.#paused.get(device) ?? 0
+  #pauses(deviceIndex: number): number {
+    return this.#paused.get(deviceIndex) ?? 0
   }
 
   /** No wait may begin after this. */
@@ -221,7 +221,7 @@ export class Completion {
   }
 
   #askLane(lane: Lane): void {
-    if (this.#pauses(lane.device) > 0) return
+    if (this.#pauses(lane.deviceIndex) > 0) return
     while (lane.head !== undefined && this.#endsLeft > 0) {
       const first = lane.head
       const status = this.#calls.cuEventQuery(first.event)
@@ -257,17 +257,19 @@ export class Completion {
   /** A fault ends all waits of the device. Any other status ends the waits of this point only. */
   #fail(point: Point, status: number): void {
     if (!reasonFromStatus(status).isSticky) return this.#end(point, status)
-    const { device } = point.lane
+    const { deviceIndex } = point.lane
     this.#sawFault = true
     for (const lane of this.#lanes) {
-      while (lane.device === device && lane.head !== undefined && this.#endsLeft > 0) this.#end(lane.head, status)
+      while (lane.deviceIndex === deviceIndex && lane.head !== undefined && this.#endsLeft > 0) {
+        this.#end(lane.head, status)
+      }
     }
   }
 
   /** Asks the GPU to wake the event loop when the lane's first wait has finished. Returns false if it cannot. */
   #arm(lane: Lane): boolean {
     const first = lane.head
-    if (this.#waker === undefined || first?.wakeUp !== true || this.#pauses(lane.device) > 0) return false
+    if (this.#waker === undefined || first?.wakeUp !== true || this.#pauses(lane.deviceIndex) > 0) return false
     if (lane.armed === first.order) return true
     const side = this.sideFor(lane, first.order, mostSides)
     if (side === undefined) return false

@@ -92,7 +92,7 @@ export class Driver {
   record(event: CUevent, stream: NativeStream): number {
     stream.records++
     if (!stream.needsContext) return this.answer("cuEventRecord", this.calls.cuEventRecord(event, stream.handle))
-    return this.inContextOf(stream.device, "cuEventRecord", () => this.calls.cuEventRecord(event, stream.handle))
+    return this.inContextOf(stream.deviceIndex, "cuEventRecord", () => this.calls.cuEventRecord(event, stream.handle))
   }
 
   /** Makes a stream wait for an event. */
@@ -101,7 +101,7 @@ export class Driver {
       return this.answer("cuStreamWaitEvent", this.calls.cuStreamWaitEvent(stream.handle, event, 0))
     }
     return this.inContextOf(
-      stream.device,
+      stream.deviceIndex,
       "cuStreamWaitEvent",
       () => this.calls.cuStreamWaitEvent(stream.handle, event, 0)
     )

@@ -42,7 +42,7 @@ export interface SideStream {
 
 /** The records of one stream that have waits, in order. */
 export class Lane {
-  readonly device: number
+  readonly deviceIndex: number
   /** True if the lane keeps a side stream between waits. */
   readonly isLasting: boolean
   head: Point | undefined
@@ -55,8 +55,8 @@ export class Lane {
   isSlow = false
   /** The record that will wake the event loop. */
   armed = -1
-  constructor(device: number, isLasting: boolean) {
-    this.device = device
+  constructor(deviceIndex: number, isLasting: boolean) {
+    this.deviceIndex = deviceIndex
     this.isLasting = isLasting
   }
 

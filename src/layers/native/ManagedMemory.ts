@@ -26,8 +26,8 @@ export class NativeManagedMemory extends ManagedMemoryResource {
   readonly blockBytes: number
   readonly #library: DriverLibrary
   #bytes: Uint8Array<ArrayBuffer> | undefined
-  constructor(owner: Owner, library: DriverLibrary, block: ManagedBlock, byteLength: number, device: number) {
-    super(owner, block.address, byteLength, device)
+  constructor(owner: Owner, library: DriverLibrary, block: ManagedBlock, byteLength: number, deviceIndex: number) {
+    super(owner, block.address, byteLength, deviceIndex)
     this.blockBytes = block.byteLength
     this.#library = library
   }
@@ -90,21 +90,21 @@ export class ManagedMemory {
   }
 
   /** Allocates memory, in `taken`, of what is kept if anything there is large enough and not twice as large. */
-  take(device: number, byteLength: number): number {
-    const fit = this.#driver.isLost ? undefined : this.#fitting(device, byteLength)
+  take(deviceIndex: number, byteLength: number): number {
+    const fit = this.#driver.isLost ? undefined : this.#fitting(deviceIndex, byteLength)
     if (fit !== undefined) {
       this.taken = fit
       return success
     }
     const call = () => this.#driver.calls.cuMemAllocManaged(this.#out.words, byteLength, attachGlobal)
-    const status = this.#driver.inContextOf(device, "cuMemAllocManaged", call)
+    const status = this.#driver.inContextOf(deviceIndex, "cuMemAllocManaged", call)
     if (status === success) this.taken = { address: this.#out.value, byteLength }
     return status
   }
 
   /** The smallest that serves, taken out of what is kept. */
-  #fitting(device: number, byteLength: number): Block | undefined {
-    const { blocks } = this.#of(device)
+  #fitting(deviceIndex: number, byteLength: number): Block | undefined {
+    const { blocks } = this.#of(deviceIndex)
     let best: Block | undefined
     for (const block of blocks) {
       const serves = block.isReusable && block.byteLength >= byteLength && block.byteLength <= 2 * byteLength
@@ -118,24 +118,24 @@ export class ManagedMemory {
   give(memory: NativeManagedMemory): void {
     const view = memory.takeView()
     if (view === undefined) return this.#keep(memory)
-    this.#of(memory.device).seen++
+    this.#of(memory.deviceIndex).seen++
     seen.add(this)
     // Of memory that was transferred, the buffer that sees it is not known, so that it is never freed.
     if (view.byteLength > 0) this.#collected.register(view, memory)
   }
 
   #unseen(memory: NativeManagedMemory): void {
-    const kept = this.#of(memory.device)
+    const kept = this.#of(memory.deviceIndex)
     kept.seen--
     if (Array.from(this.#kept.values()).every(({ seen }) => seen === 0)) seen.delete(this)
     this.#keep(memory)
     if (kept.release === undefined) return
-    this.#freeAll(memory.device, kept)
+    this.#freeAll(memory.deviceIndex, kept)
     if (kept.seen === 0) kept.release()
   }
 
-  #keep({ address, blockBytes, device, isAdvised }: NativeManagedMemory): void {
-    this.#of(device).blocks.push({ address, byteLength: blockBytes, isReusable: !isAdvised })
+  #keep({ address, blockBytes, deviceIndex, isAdvised }: NativeManagedMemory): void {
+    this.#of(deviceIndex).blocks.push({ address, byteLength: blockBytes, isReusable: !isAdvised })
     if (this.#timer === undefined && !this.#isStopped) this.#timer = setTimeout(this.#freeLater, 0).unref()
   }
 
@@ -155,9 +155,9 @@ export class ManagedMemory {
     return Array.from(this.#kept.values()).some(({ blocks }) => blocks.length > 0)
   }
 
-  #freeAll(device: number, kept: Kept): void {
+  #freeAll(deviceIndex: number, kept: Kept): void {
     for (const { address } of kept.blocks.splice(0)) {
-      const status = this.#driver.inContextOf(device, "cuMemFree", () => this.#driver.calls.cuMemFree_v2(address))
+      const status = this.#driver.inContextOf(deviceIndex, "cuMemFree", () => this.#driver.calls.cuMemFree_v2(address))
       this.#driver.warn("cuMemFree", status, address)
     }
   }
@@ -169,19 +169,19 @@ export class ManagedMemory {
   }
 
   /** Frees what is left of a device, after its last work. True if JavaScript still sees some of it: `release` comes after that. */
-  close(device: number, release: () => void): boolean {
-    const kept = this.#of(device)
-    this.#freeAll(device, kept)
+  close(deviceIndex: number, release: () => void): boolean {
+    const kept = this.#of(deviceIndex)
+    this.#freeAll(deviceIndex, kept)
     if (kept.seen === 0) return false
     kept.release = release
     return true
   }
 
-  #of(device: number): Kept {
-    const known = this.#kept.get(device)
+  #of(deviceIndex: number): Kept {
+    const known = this.#kept.get(deviceIndex)
     if (known !== undefined) return known
     const kept = new Kept()
-    this.#kept.set(device, kept)
+    this.#kept.set(deviceIndex, kept)
     return kept
   }
 }

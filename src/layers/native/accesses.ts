@@ -15,13 +15,13 @@ import { laneOf, nativeStream, policyOf } from "./streams.ts"
 
 /** A recycled event, recorded on a stream. */
 class NativeMarker implements Marker {
-  readonly device: number
+  readonly deviceIndex: number
   readonly stream: NativeStream
   readonly event: CUevent
   /** The position of the record among the records of the stream. */
   readonly order: number
   constructor(stream: NativeStream, event: CUevent) {
-    this.device = stream.device
+    this.deviceIndex = stream.deviceIndex
     this.stream = stream
     this.event = event
     this.order = stream.records
@@ -43,7 +43,7 @@ export class NativeMarkers implements MarkerBackend {
 
   record(resource: StreamResource): number {
     const stream = nativeStream(resource)
-    const device = this.#driver.device(stream.device)
+    const device = this.#driver.device(stream.deviceIndex)
     const event = device.takeMarker()
     if (event === undefined) return this.#driver.madeBy(device)
     const status = this.#driver.record(event, stream)
@@ -61,7 +61,7 @@ export class NativeMarkers implements MarkerBackend {
   }
 
   release(marker: Marker): void {
-    this.#driver.device(marker.device).giveMarker(nativeMarker(marker).event)
+    this.#driver.device(marker.deviceIndex).giveMarker(nativeMarker(marker).event)
   }
 
   watch(resource: Marker, onDone: OnDone, options: WaitOptions = {}): Cancel {

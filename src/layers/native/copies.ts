@@ -27,19 +27,19 @@ export class NativeCopies implements CopyBackend {
   copy(transfer: Transfer, resource: StreamResource): number {
     const stream = nativeStream(resource)
     if (!stream.needsContext) return this.#copy(transfer, stream)
-    return this.#driver.inContextOf(stream.device, "", () => this.#copy(transfer, stream))
+    return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#copy(transfer, stream))
   }
 
   copyRows(transfer: RowsTransfer, resource: StreamResource): number {
     const stream = nativeStream(resource)
     if (!stream.needsContext) return this.#copyRows(transfer, stream)
-    return this.#driver.inContextOf(stream.device, "", () => this.#copyRows(transfer, stream))
+    return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#copyRows(transfer, stream))
   }
 
   /** Batches need a current context on every stream; other copies only on default streams. */
   copyBatch(transfers: ReadonlyArray<Transfer>, resource: StreamResource): number {
     const stream = nativeStream(resource)
-    return this.#driver.inContextOf(stream.device, "", () => this.#copyBatch(transfers, stream))
+    return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#copyBatch(transfers, stream))
   }
 
   fill(
@@ -53,7 +53,7 @@ export class NativeCopies implements CopyBackend {
     const stream = nativeStream(resource)
     const to = offsetBy(memory.address, offset)
     if (!stream.needsContext) return this.#fill(to, value, bits, count, stream)
-    return this.#driver.inContextOf(stream.device, "", () => this.#fill(to, value, bits, count, stream))
+    return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#fill(to, value, bits, count, stream))
   }
 
   #fill(to: CUdeviceptr, value: number, bits: 8 | 16 | 32, count: number, { handle }: NativeStream): number {
@@ -99,8 +99,8 @@ export class NativeCopies implements CopyBackend {
     if (!arePeers(to, from)) {
       return this.#driver.answer("cuMemcpyDtoDAsync", calls.cuMemcpyDtoDAsync_v2(target, source, bytes, handle))
     }
-    const toContext = this.#driver.device(to.device).context
-    const fromContext = this.#driver.device(from.device).context
+    const toContext = this.#driver.device(to.deviceIndex).context
+    const fromContext = this.#driver.device(from.deviceIndex).context
     return this.#driver.answer(
       "cuMemcpyPeerAsync",
       calls.cuMemcpyPeerAsync(target, toContext, source, fromContext, bytes, handle)
@@ -177,7 +177,8 @@ export class NativeCopies implements CopyBackend {
 
 /** Whether the buffers are on different devices. Managed memory is on every device. */
 const arePeers = (to: AnyMemoryResource, from: AnyMemoryResource): boolean =>
-  to.kind === "device" && from.kind === "device" && to.device !== from.device && !to.isManaged && !from.isManaged
+  to.kind === "device" && from.kind === "device" && to.deviceIndex !== from.deviceIndex && !to.isManaged &&
+  !from.isManaged
 
 /** Whether the bytes lie within one segment, so that the copy need not be split. */
 const isInOneSegment = (memory: AnyMemoryResource, offset: number, byteLength: number): boolean =>

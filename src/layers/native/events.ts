@@ -34,27 +34,27 @@ export class NativeEvents implements EventBackend {
     this.#elapsedTime = driver.calls.cuEventElapsedTime_v2 ?? driver.calls.cuEventElapsedTime
   }
 
-  create(device: number, flags: number): number {
-    const kept = this.#driver.isLost ? undefined : this.#driver.device(device).takeEvent(flags)
+  create(deviceIndex: number, flags: number): number {
+    const kept = this.#driver.isLost ? undefined : this.#driver.device(deviceIndex).takeEvent(flags)
     if (kept !== undefined) {
-      this.created = new NativeEvent(this.#driver.owner, { handle: kept, device, flags })
+      this.created = new NativeEvent(this.#driver.owner, { handle: kept, deviceIndex, flags })
       return success
     }
     const call = () => this.#driver.calls.cuEventCreate(this.#out.words, flags)
-    return this.#adopt(this.#driver.inContextOf(device, "cuEventCreate", call), device, flags)
+    return this.#adopt(this.#driver.inContextOf(deviceIndex, "cuEventCreate", call), deviceIndex, flags)
   }
 
-  fromIpcHandle(device: number, handle: Uint8Array): number {
+  fromIpcHandle(deviceIndex: number, handle: Uint8Array): number {
     const call = () => this.#driver.calls.cuIpcOpenEventHandle(this.#out.words, handle)
-    const status = this.#driver.inContextOf(device, "cuIpcOpenEventHandle", call)
-    const adopted = this.#adopt(status, device, eventFlags.interprocess | eventFlags.disableTiming)
+    const status = this.#driver.inContextOf(deviceIndex, "cuIpcOpenEventHandle", call)
+    const adopted = this.#adopt(status, deviceIndex, eventFlags.interprocess | eventFlags.disableTiming)
     if (adopted === success) this.created!.recorded = true
     return adopted
   }
 
-  #adopt(status: number, device: number, flags: number): number {
+  #adopt(status: number, deviceIndex: number, flags: number): number {
     if (status === success) {
-      this.created = new NativeEvent(this.#driver.owner, { handle: this.#out.value, device, flags })
+      this.created = new NativeEvent(this.#driver.owner, { handle: this.#out.value, deviceIndex, flags })
     }
     return status
   }
@@ -70,7 +70,7 @@ export class NativeEvents implements EventBackend {
       event.point.release = () => warn("cuEventDestroy", calls.cuEventDestroy_v2(event.own), event.own)
       return success
     }
-    const device = this.#driver.device(event.device)
+    const device = this.#driver.device(event.deviceIndex)
     if (event.isAsNew && device.hasRoomFor(event.flags)) {
       device.keepEvent(event.flags, event.own)
       return success
@@ -100,7 +100,7 @@ export class NativeEvents implements EventBackend {
   #keepRecord(event: NativeEvent, point: Point): number {
     const { lane, order } = point
     const { calls } = this.#driver
-    const device = this.#driver.device(lane.device)
+    const device = this.#driver.device(lane.deviceIndex)
     const side = this.#completion.sideFor(lane, order)
     if (side === undefined) return this.#driver.madeBy(device)
     const marker = device.takeMarker()
@@ -133,7 +133,7 @@ export class NativeEvents implements EventBackend {
 
   ipcHandle(event: EventResource, into: Uint8Array): number {
     const call = () => this.#driver.calls.cuIpcGetEventHandle(into, event.own)
-    return this.#driver.inContextOf(event.device, "cuIpcGetEventHandle", call)
+    return this.#driver.inContextOf(event.deviceIndex, "cuIpcGetEventHandle", call)
   }
 
   watch(resource: EventResource, onDone: OnDone, options: WaitOptions = {}): Cancel {
@@ -153,7 +153,7 @@ export class NativeEvents implements EventBackend {
 const pointOf = (event: NativeEvent): Point => {
   const stream = event.recordedOn
   const isShared = (event.flags & eventFlags.interprocess) !== 0
-  const lane = stream === undefined || isShared ? new Lane(event.device, false) : laneOf(stream)
+  const lane = stream === undefined || isShared ? new Lane(event.deviceIndex, false) : laneOf(stream)
   return new Point(lane, event.recordNumber, event.own, () => {
     event.point = undefined
   })

@@ -43,8 +43,8 @@ export class NativeKernels implements KernelBackend {
     return success
   }
 
-  load(code: KernelCode, device: number): number {
-    return this.#driver.inContextOf(device, "", () => {
+  load(code: KernelCode, deviceIndex: number): number {
+    return this.#driver.inContextOf(deviceIndex, "", () => {
       const status = this.#driver.calls.cuKernelGetFunction(this.#out.words, code.handle)
       if (status !== success) return this.#driver.answer("cuKernelGetFunction", status)
       return code.parameters === undefined ? this.#readParameters(code) : success
@@ -67,38 +67,38 @@ export class NativeKernels implements KernelBackend {
     return success
   }
 
-  attribute(code: KernelCode, attribute: KernelAttribute, device: number): number {
+  attribute(code: KernelCode, attribute: KernelAttribute, deviceIndex: number): number {
     const status = this.#driver.calls.cuKernelGetAttribute(
       this.#integer,
       kernelAttributes[attribute],
       code.handle,
-      this.#devices.handleOf(device)
+      this.#devices.handleOf(deviceIndex)
     )
     this.value = this.#integer[0]!
     return this.#driver.answer("cuKernelGetAttribute", status)
   }
 
-  setAttribute(code: KernelCode, attribute: KernelAttribute, value: number, device: number): number {
+  setAttribute(code: KernelCode, attribute: KernelAttribute, value: number, deviceIndex: number): number {
     const { calls } = this.#driver
-    const handle = this.#devices.handleOf(device)
+    const handle = this.#devices.handleOf(deviceIndex)
     const status = calls.cuKernelSetAttribute(kernelAttributes[attribute], value, code.handle, handle)
     return this.#driver.answer("cuKernelSetAttribute", status)
   }
 
-  activeBlocks({ handle }: KernelCode, threads: number, sharedBytes: number, device: number): number {
+  activeBlocks({ handle }: KernelCode, threads: number, sharedBytes: number, deviceIndex: number): number {
     const { calls } = this.#driver
     return this.#read(
-      device,
+      deviceIndex,
       "cuOccupancyMaxActiveBlocksPerMultiprocessor",
       (out) => calls.cuOccupancyMaxActiveBlocksPerMultiprocessor(out, handle, threads, sharedBytes)
     )
   }
 
-  bestBlock({ handle }: KernelCode, sharedBytes: number, maxThreads: number, device: number): number {
+  bestBlock({ handle }: KernelCode, sharedBytes: number, maxThreads: number, deviceIndex: number): number {
     const { calls } = this.#driver
     const noSizeFunction = nullHandle<HostPointer>()
     const status = this.#read(
-      device,
+      deviceIndex,
       "cuOccupancyMaxPotentialBlockSize",
       (out) => calls.cuOccupancyMaxPotentialBlockSize(this.#grid, out, handle, noSizeFunction, sharedBytes, maxThreads)
     )
@@ -106,29 +106,29 @@ export class NativeKernels implements KernelBackend {
     return status
   }
 
-  activeClusters({ handle }: KernelCode, shape: LaunchShape, device: number): number {
+  activeClusters({ handle }: KernelCode, shape: LaunchShape, deviceIndex: number): number {
     const { calls } = this.#driver
     this.#block.write(shape, nullHandle())
     return this.#read(
-      device,
+      deviceIndex,
       "cuOccupancyMaxActiveClusters",
       (out) => calls.cuOccupancyMaxActiveClusters(out, handle, this.#block.address)
     )
   }
 
-  maxCluster({ handle }: KernelCode, shape: LaunchShape, device: number): number {
+  maxCluster({ handle }: KernelCode, shape: LaunchShape, deviceIndex: number): number {
     const { calls } = this.#driver
     this.#block.write(shape, nullHandle())
     return this.#read(
-      device,
+      deviceIndex,
       "cuOccupancyMaxPotentialClusterSize",
       (out) => calls.cuOccupancyMaxPotentialClusterSize(out, handle, this.#block.address)
     )
   }
 
   /** Reads a number, with the device's context current. */
-  #read(device: number, name: string, ask: (out: Int32Array) => number): number {
-    const status = this.#driver.inContextOf(device, name, () => ask(this.#integer))
+  #read(deviceIndex: number, name: string, ask: (out: Int32Array) => number): number {
+    const status = this.#driver.inContextOf(deviceIndex, name, () => ask(this.#integer))
     this.value = this.#integer[0]!
     return status
   }
@@ -144,7 +144,7 @@ export class NativeKernels implements KernelBackend {
   launch({ handle, table }: KernelResource, shape: LaunchShape, resource: StreamResource): number {
     const stream = nativeStream(resource)
     if (!stream.needsContext) return this.#launch(handle, table, shape, stream.handle)
-    return this.#driver.inContextOf(stream.device, "", () => this.#launch(handle, table, shape, stream.handle))
+    return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#launch(handle, table, shape, stream.handle))
   }
 
   #launch(kernel: CUkernel, table: HostPointer, shape: LaunchShape, stream: CUstream): number {

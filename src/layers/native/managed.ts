@@ -33,14 +33,14 @@ export class NativeManaged implements ManagedBackend {
     this.#memory = memory
   }
 
-  allocate(device: number, byteLength: number): number {
-    const asked = this.#devices.attribute(device, "concurrentManagedAccess")
+  allocate(deviceIndex: number, byteLength: number): number {
+    const asked = this.#devices.attribute(deviceIndex, "concurrentManagedAccess")
     if (asked !== success) return asked
     if (this.#devices.value === 0) return this.#driver.answer("cuMemAllocManaged", statuses.NotSupported.code)
-    const status = this.#memory.take(device, byteLength)
+    const status = this.#memory.take(deviceIndex, byteLength)
     if (status !== success) return status
     const { library, owner } = this.#driver
-    this.allocated = new NativeManagedMemory(owner, library, this.#memory.taken, byteLength, device)
+    this.allocated = new NativeManagedMemory(owner, library, this.#memory.taken, byteLength, deviceIndex)
     return success
   }
 
@@ -61,7 +61,7 @@ export class NativeManaged implements ManagedBackend {
     const place = placeOf(location)
     const call = () => prefetch(offsetBy(memory.address, offset), byteLength, place, 0, stream.handle)
     return stream.needsContext
-      ? this.#driver.inContextOf(stream.device, "cuMemPrefetchAsync", call)
+      ? this.#driver.inContextOf(stream.deviceIndex, "cuMemPrefetchAsync", call)
       : this.#driver.answer("cuMemPrefetchAsync", call())
   }
 
@@ -77,6 +77,6 @@ export class NativeManaged implements ManagedBackend {
     if (memory instanceof NativeManagedMemory) memory.isAdvised = true
     const place = placeOf(location)
     const call = () => advise(offsetBy(memory.address, offset), byteLength, memoryAdvice[advice], place)
-    return this.#driver.inContextOf(memory.device, "cuMemAdvise", call)
+    return this.#driver.inContextOf(memory.deviceIndex, "cuMemAdvise", call)
   }
 }

@@ -53,7 +53,7 @@ export class NativeMemory implements MemoryBackend {
   }
 
   free(memory: DeviceMemoryResource): number {
-    const device = this.#driver.device(memory.device)
+    const device = this.#driver.device(memory.deviceIndex)
     if (memory instanceof NativeManagedMemory) return this.#freeManaged(device, memory)
     const { soleUser } = memory
     if (soleUser !== undefined) return this.#freeOn(device, nativeStream(soleUser), memory)
@@ -84,13 +84,13 @@ export class NativeMemory implements MemoryBackend {
     device.freedOn.add(stream)
     const call = () => this.#driver.calls.cuMemFreeAsync(memory.address, stream.handle)
     return stream.needsContext
-      ? this.#driver.inContextOf(stream.device, "cuMemFreeAsync", call)
+      ? this.#driver.inContextOf(stream.deviceIndex, "cuMemFreeAsync", call)
       : this.#driver.answer("cuMemFreeAsync", call())
   }
 
   /** Makes later releases on a device wait for the current work of a stream. */
   #orderReleases(device: NativeDevice, user: NativeStream): number {
-    const owner = this.#driver.device(user.device)
+    const owner = this.#driver.device(user.deviceIndex)
     const marker = owner.takeMarker()
     if (marker === undefined) return this.#driver.madeBy(owner)
     const recorded = this.#driver.record(marker, user)

@@ -40,12 +40,12 @@ export class NativeModules implements ModuleBackend {
     return this.#driver.answer("cuLibraryUnload", this.#loader.unload(module.handle))
   }
 
-  findGlobal(module: ModuleResource, name: string, device: number): number {
+  findGlobal(module: ModuleResource, name: string, deviceIndex: number): number {
     const { calls, owner } = this.#driver
     const call = () => calls.cuLibraryGetGlobal(this.#address.words, this.#bytes.words, module.handle, name)
-    const status = this.#driver.inContextOf(device, "cuLibraryGetGlobal", call)
+    const status = this.#driver.inContextOf(deviceIndex, "cuLibraryGetGlobal", call)
     if (status === success) {
-      this.global = new DeviceMemoryResource(owner, this.#address.value, this.#bytes.value, device)
+      this.global = new DeviceMemoryResource(owner, this.#address.value, this.#bytes.value, deviceIndex)
     }
     return status
   }

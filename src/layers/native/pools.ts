@@ -60,14 +60,14 @@ export class NativePools implements PoolBackend {
   }
 
   /** The driver only accepts 0, which resets the high-water mark to the current value. */
-  resetHighWater({ device, handle }: MemoryPoolResource): number {
-    const status = this.#driver.device(device).setPool(handle, "reservedHigh", 0n) ||
-      this.#driver.device(device).setPool(handle, "usedHigh", 0n)
+  resetHighWater({ deviceIndex, handle }: MemoryPoolResource): number {
+    const status = this.#driver.device(deviceIndex).setPool(handle, "reservedHigh", 0n) ||
+      this.#driver.device(deviceIndex).setPool(handle, "usedHigh", 0n)
     return this.#driver.answer("cuMemPoolSetAttribute", status)
   }
 
-  setReleaseThreshold({ device, handle }: MemoryPoolResource, bytes: number): number {
-    const status = this.#driver.device(device).setPool(handle, "releaseThreshold", bytesOrAll(bytes))
+  setReleaseThreshold({ deviceIndex, handle }: MemoryPoolResource, bytes: number): number {
+    const status = this.#driver.device(deviceIndex).setPool(handle, "releaseThreshold", bytesOrAll(bytes))
     return this.#driver.answer("cuMemPoolSetAttribute", status)
   }
 
@@ -77,7 +77,7 @@ export class NativePools implements PoolBackend {
    */
   trim(pool: MemoryPoolResource, keepBytes: number): number {
     const { calls } = this.#driver
-    const { releases } = this.#driver.device(pool.device)
+    const { releases } = this.#driver.device(pool.deviceIndex)
     if (this.#driver.answer("cuStreamQuery", calls.cuStreamQuery(releases)) === success) {
       const status = calls.cuStreamSynchronize(releases)
       if (status !== success) return this.#driver.answer("cuStreamSynchronize", status)

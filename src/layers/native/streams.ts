@@ -22,7 +22,7 @@ export const nativeStream = (stream: StreamResource): NativeStream => stream as 
  * destroyed.
  */
 export const laneOf = (stream: NativeStream): Lane =>
-  stream.lane ??= new Lane(stream.device, stream.origin !== "foreign")
+  stream.lane ??= new Lane(stream.deviceIndex, stream.origin !== "foreign")
 
 /** The policy of a wait, where it overrides the runtime's. */
 export const policyOf = (options: WaitOptions, blocking: boolean): Partial<WaitPolicy> => ({
@@ -47,11 +47,11 @@ export class NativeStreams implements StreamBackend {
     this.#completion = completion
   }
 
-  create(device: number, priority: number, nonBlocking: boolean): number {
+  create(deviceIndex: number, priority: number, nonBlocking: boolean): number {
     const { calls } = this.#driver
     const flags = nonBlocking ? streamFlags.nonBlocking : streamFlags.default
     const status = this.#driver.inContextOf(
-      device,
+      deviceIndex,
       "cuStreamCreateWithPriority",
       () => calls.cuStreamCreateWithPriority(this.#handle.words, flags, priority)
     )
@@ -62,20 +62,20 @@ export class NativeStreams implements StreamBackend {
       calls.cuStreamDestroy_v2(handle)
       return this.#driver.answer("cuStreamGetId", identified)
     }
-    this.#keep({ handle, id: this.#word.value, device, priority, nonBlocking, origin: "owned" })
+    this.#keep({ handle, id: this.#word.value, deviceIndex, priority, nonBlocking, origin: "owned" })
     return success
   }
 
-  defaultOf(device: number, mode: "legacy" | "perThread"): number {
+  defaultOf(deviceIndex: number, mode: "legacy" | "perThread"): number {
     const handle = defaultStreamHandles[mode]
     const status = this.#driver.inContextOf(
-      device,
+      deviceIndex,
       "cuStreamGetId",
       () => this.#driver.calls.cuStreamGetId(handle, this.#word.words)
     )
     if (status !== success) return status
     const id = mode === "legacy" ? 0 : this.#word.value
-    this.#keep({ handle, id, device, priority: 0, nonBlocking: false, origin: "default" })
+    this.#keep({ handle, id, deviceIndex, priority: 0, nonBlocking: false, origin: "default" })
     return success
   }
 
@@ -84,12 +84,12 @@ export class NativeStreams implements StreamBackend {
     this.#streams.add(this.created)
   }
 
-  fromHandle(device: number, number: number): number {
+  fromHandle(deviceIndex: number, number: number): number {
     const { calls } = this.#driver
     const handle = number as CUstream
     const status = calls.cuStreamGetCtx(handle, this.#word.words)
     if (status !== success) return this.#driver.answer("cuStreamGetCtx", status)
-    if (this.#word.value !== this.#driver.device(device).context) {
+    if (this.#word.value !== this.#driver.device(deviceIndex).context) {
       return this.#driver.answer("cuStreamGetCtx", statuses.InvalidContext.code)
     }
     const id = calls.cuStreamGetId(handle, this.#word.words)
@@ -101,7 +101,7 @@ export class NativeStreams implements StreamBackend {
     this.created = new NativeStream(this.#driver.owner, {
       handle,
       id: this.#word.value,
-      device,
+      deviceIndex,
       priority: this.#integer[0]!,
       nonBlocking: (this.#flags[0]! & streamFlags.nonBlocking) !== 0,
       origin: "foreign"
@@ -112,7 +112,7 @@ export class NativeStreams implements StreamBackend {
   destroy(resource: StreamResource): number {
     const stream = nativeStream(resource)
     this.#streams.delete(stream)
-    this.#driver.device(stream.device).freedOn.delete(stream)
+    this.#driver.device(stream.deviceIndex).freedOn.delete(stream)
     if (stream.lane !== undefined) this.#completion.forget(stream.lane)
     return this.#driver.answer("cuStreamDestroy", this.#driver.calls.cuStreamDestroy_v2(stream.handle))
   }
@@ -121,7 +121,7 @@ export class NativeStreams implements StreamBackend {
     const stream = nativeStream(resource)
     const { calls } = this.#driver
     if (!stream.needsContext) return this.#driver.answer("cuStreamQuery", calls.cuStreamQuery(stream.handle))
-    return this.#driver.inContextOf(stream.device, "cuStreamQuery", () => calls.cuStreamQuery(stream.handle))
+    return this.#driver.inContextOf(stream.deviceIndex, "cuStreamQuery", () => calls.cuStreamQuery(stream.handle))
   }
 
   waitEvent(stream: StreamResource, event: EventResource): number {
@@ -129,7 +129,7 @@ export class NativeStreams implements StreamBackend {
   }
 
   fork(from: StreamResource, branches: ReadonlyArray<StreamResource>): number {
-    const device = this.#driver.device(from.device)
+    const device = this.#driver.device(from.deviceIndex)
     const marker = device.takeMarker()
     if (marker === undefined) return this.#driver.madeBy(device)
     let status = this.#driver.record(marker, nativeStream(from))
@@ -141,10 +141,10 @@ export class NativeStreams implements StreamBackend {
   }
 
   /** Watches for the streams of a device with pending work. */
-  busyOn(device: number): Array<Watch> {
+  busyOn(deviceIndex: number): Array<Watch> {
     const busy: Array<Watch> = []
     for (const stream of this.#streams) {
-      if (stream.device !== device || this.query(stream) !== notReady) continue
+      if (stream.deviceIndex !== deviceIndex || this.query(stream) !== notReady) continue
       busy.push((onDone, options) => this.watch(stream, onDone, options))
     }
     return busy
@@ -152,7 +152,7 @@ export class NativeStreams implements StreamBackend {
 
   watch(resource: StreamResource, onDone: OnDone, options: WaitOptions = {}): Cancel {
     const stream = nativeStream(resource)
-    const device = this.#driver.device(stream.device)
+    const device = this.#driver.device(stream.deviceIndex)
     const marker = device.takeMarker()
     const status = marker === undefined ? this.#driver.madeBy(device) : this.#driver.record(marker, stream)
     if (marker !== undefined && status === success) {
@@ -165,7 +165,7 @@ export class NativeStreams implements StreamBackend {
 
   /** Watches a recycled marker, and returns it when the watch ends. */
   watchMarker(lane: Lane, order: number, marker: CUevent, policy: Partial<WaitPolicy>, onDone: OnDone): Cancel {
-    const point = new Point(lane, order, marker, () => this.#driver.device(lane.device).giveMarker(marker))
+    const point = new Point(lane, order, marker, () => this.#driver.device(lane.deviceIndex).giveMarker(marker))
     return this.#completion.watch(point, policy, onDone)
   }
 }

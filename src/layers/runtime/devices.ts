@@ -56,19 +56,19 @@ export interface PriorityRange {
  */
 export interface DeviceOperations {
   /** Reads an attribute (`cuDeviceGetAttribute`). */
-  readonly deviceAttribute: (device: number, attribute: DeviceAttribute) => Effect.Effect<number, CudaError>
+  readonly deviceAttribute: (deviceIndex: number, attribute: DeviceAttribute) => Effect.Effect<number, CudaError>
   /** Reads free and total memory (`cuMemGetInfo`). */
-  readonly deviceMemoryInfo: (device: number) => Effect.Effect<MemoryInfo, CudaError>
+  readonly deviceMemoryInfo: (deviceIndex: number) => Effect.Effect<MemoryInfo, CudaError>
   /** Reads the range of stream priorities (`cuCtxGetStreamPriorityRange`). */
-  readonly devicePriorityRange: (device: number) => Effect.Effect<PriorityRange, CudaError>
+  readonly devicePriorityRange: (deviceIndex: number) => Effect.Effect<PriorityRange, CudaError>
   /** Whether a device can access the memory of another (`cuDeviceCanAccessPeer`). */
-  readonly deviceCanAccessPeer: (device: number, peer: number) => Effect.Effect<boolean, CudaError>
+  readonly deviceCanAccessPeer: (deviceIndex: number, peer: number) => Effect.Effect<boolean, CudaError>
   /** Reads an attribute of the link between two devices (`cuDeviceGetP2PAttribute`). */
   readonly devicePeerAttribute: (
-    device: number,
+    deviceIndex: number,
     peer: number,
     attribute: PeerAttribute
   ) => Effect.Effect<number, CudaError>
   /** Waits for the work on every stream of the device that this runtime created or was given. */
-  readonly deviceSynchronize: (device: number) => Effect.Effect<void, CudaError>
+  readonly deviceSynchronize: (deviceIndex: number) => Effect.Effect<void, CudaError>
 }

@@ -25,7 +25,7 @@ export type EventHandle = CUevent
  */
 export interface EventRef {
   readonly handle: EventHandle
-  readonly device: number
+  readonly deviceIndex: number
   /** `CUevent_flags`: 1 is blocking sync, 2 disables timing, 4 is interprocess. */
   readonly flags: number
   readonly state: ResourceState
@@ -39,7 +39,7 @@ export interface EventRef {
  */
 export interface EventOperations {
   /** Creates an event (`cuEventCreate`). */
-  readonly eventCreate: (device: number, flags: number) => Effect.Effect<EventRef, CudaError>
+  readonly eventCreate: (deviceIndex: number, flags: number) => Effect.Effect<EventRef, CudaError>
   /** Destroys an event (`cuEventDestroy`) once nothing waits for it any longer. */
   readonly eventDestroy: (event: EventRef) => Effect.Effect<void, CudaError>
   /** Records an event on a stream (`cuEventRecord`). */
@@ -53,5 +53,5 @@ export interface EventOperations {
   /** Reads the 64-byte handle of an interprocess event (`cuIpcGetEventHandle`). */
   readonly eventIpcHandle: (event: EventRef) => Effect.Effect<Uint8Array<ArrayBuffer>, CudaError>
   /** Opens an event of another process (`cuIpcOpenEventHandle`). */
-  readonly eventFromIpcHandle: (device: number, handle: Uint8Array) => Effect.Effect<EventRef, CudaError>
+  readonly eventFromIpcHandle: (deviceIndex: number, handle: Uint8Array) => Effect.Effect<EventRef, CudaError>
 }

@@ -148,46 +148,46 @@ export interface KernelOperations {
     module: ModuleRef,
     name: string,
     parameters: ReadonlyArray<ParameterKind>,
-    device: number
+    deviceIndex: number
   ) => Effect.Effect<KernelRef, CudaError>
   /** Reads an attribute (`cuKernelGetAttribute`). */
   readonly kernelAttribute: (
     kernel: KernelRef,
     attribute: KernelAttribute,
-    device: number
+    deviceIndex: number
   ) => Effect.Effect<number, CudaError>
   /** Sets an attribute (`cuKernelSetAttribute`). */
   readonly kernelSetAttribute: (
     kernel: KernelRef,
     attribute: SettableKernelAttribute,
     value: number,
-    device: number
+    deviceIndex: number
   ) => Effect.Effect<void, CudaError>
   /** The most blocks that one multiprocessor runs at once (`cuOccupancyMaxActiveBlocksPerMultiprocessor`). */
   readonly kernelActiveBlocks: (
     kernel: KernelRef,
     threads: number,
     sharedBytes: number,
-    device: number
+    deviceIndex: number
   ) => Effect.Effect<number, CudaError>
   /** Suggests a block size of at most `maxThreads` (`cuOccupancyMaxPotentialBlockSize`). */
   readonly kernelBestBlock: (
     kernel: KernelRef,
     sharedBytes: number,
     maxThreads: number,
-    device: number
+    deviceIndex: number
   ) => Effect.Effect<BlockSuggestion, CudaError>
   /** The most clusters that the device runs at once (`cuOccupancyMaxActiveClusters`). */
   readonly kernelActiveClusters: (
     kernel: KernelRef,
     config: LaunchConfig,
-    device: number
+    deviceIndex: number
   ) => Effect.Effect<number, CudaError>
   /** The largest cluster that the device can run (`cuOccupancyMaxPotentialClusterSize`). */
   readonly kernelMaxCluster: (
     kernel: KernelRef,
     config: LaunchConfig,
-    device: number
+    deviceIndex: number
   ) => Effect.Effect<number, CudaError>
   /**
    * Launches a kernel on a stream, and so on the stream's device (`cuLaunchKernelEx`). The first launch on a device

@@ -38,7 +38,7 @@ export type MemoryLocation = "host" | number
 export interface ManagedOperations {
   /** Allocates managed memory, which every stream of every device can use immediately (`cuMemAllocManaged`). */
   readonly managedAllocate: (
-    device: number,
+    deviceIndex: number,
     byteLength: number,
     options?: MemoryOptions
   ) => Effect.Effect<ManagedMemoryRef, CudaError>

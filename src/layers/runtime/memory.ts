@@ -34,7 +34,7 @@ export interface DeviceMemoryRef {
   /** Whether it is managed memory, whose pages migrate between the host and the devices. */
   readonly isManaged: boolean
   /** The device it was allocated on. */
-  readonly device: number
+  readonly deviceIndex: number
   readonly state: ResourceState
 }
 
@@ -94,7 +94,7 @@ export interface DeviceMemoryOptions extends MemoryOptions {
 export interface MemoryOperations {
   /** Allocates device memory (`cuMemAllocFromPoolAsync`). Every stream can use it when the effect ends. */
   readonly memoryAllocate: (
-    device: number,
+    deviceIndex: number,
     byteLength: number,
     options?: DeviceMemoryOptions
   ) => Effect.Effect<DeviceMemoryRef, CudaError>
@@ -102,7 +102,7 @@ export interface MemoryOperations {
    * Waits for the releases enqueued so far, then makes every pool of the device return its unused memory
    * (`cuMemPoolTrimTo`).
    */
-  readonly memoryReclaim: (device: number) => Effect.Effect<void, CudaError>
+  readonly memoryReclaim: (deviceIndex: number) => Effect.Effect<void, CudaError>
   /** Refuses new uses, and releases the memory once all work that uses it has finished. Does not wait for that. */
   readonly memoryFree: (memory: MemoryRef) => Effect.Effect<void, CudaError>
 }

@@ -55,5 +55,9 @@ export interface ModuleOperations {
    * The device memory of a global variable (`cuLibraryGetGlobal`). It lives as long as the module, and is never
    * released separately.
    */
-  readonly moduleGlobal: (module: ModuleRef, name: string, device: number) => Effect.Effect<DeviceMemoryRef, CudaError>
+  readonly moduleGlobal: (
+    module: ModuleRef,
+    name: string,
+    deviceIndex: number
+  ) => Effect.Effect<DeviceMemoryRef, CudaError>
 }

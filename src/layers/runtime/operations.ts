@@ -13,7 +13,7 @@ import type { MemoryRef } from "./memory.ts"
 import { inBytes } from "./words.ts"
 
 /** The device that an operation concerns, and the subject on it. */
-type About = readonly [device: number, subject: unknown]
+type About = readonly [deviceIndex: number, subject: unknown]
 
 type AnyOperation = (...args: ReadonlyArray<never>) => Effect.Effect<unknown, CudaError>
 
@@ -27,9 +27,9 @@ export type OperationMember = {
   [M in keyof CudaRuntimeService]: CudaRuntimeService[M] extends AnyOperation ? M : never
 }[keyof CudaRuntimeService]
 
-const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memory.device : 0
+const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memory.deviceIndex : 0
 
-const onDevice = (device: number): About => [device, `device ${device}`]
+const onDevice = (deviceIndex: number): About => [deviceIndex, `device ${deviceIndex}`]
 
 const rows = {
   deviceAttribute: ["CudaDevice.attribute", "cuDeviceGetAttribute", (device, name) => [device, name], "contextFree"],
@@ -49,28 +49,28 @@ const rows = {
   ],
   deviceSynchronize: ["CudaDevice.synchronize", "cuStreamQuery", onDevice],
 
-  streamCreate: ["CudaStream.make", "cuStreamCreateWithPriority", ({ device }) => onDevice(device)],
+  streamCreate: ["CudaStream.make", "cuStreamCreateWithPriority", ({ deviceIndex }) => onDevice(deviceIndex)],
   streamDefault: ["CudaStream.defaultStream", "cuStreamGetId", onDevice],
   streamFromHandle: [
     "CudaStream.fromHandle",
     "cuStreamGetId",
     (device, handle) => [device, `handle 0x${handle.toString(16)}`]
   ],
-  streamDestroy: ["CudaStream.release", "cuStreamDestroy", (stream) => [stream.device, stream], "release"],
-  streamQuery: ["CudaStream.query", "cuStreamQuery", (stream) => [stream.device, stream]],
-  streamSynchronize: ["CudaStream.synchronize", "cuStreamQuery", (stream) => [stream.device, stream]],
-  streamWaitEvent: ["CudaStream.waitEvent", "cuStreamWaitEvent", (stream) => [stream.device, stream]],
-  streamWaitStream: ["CudaStream.waitStream", "cuStreamWaitEvent", (stream) => [stream.device, stream]],
-  streamFork: ["CudaBranch.fork", "cuStreamWaitEvent", (from) => [from.device, from]],
-  streamJoin: ["CudaBranch.join", "cuStreamWaitEvent", (into) => [into.device, into]],
+  streamDestroy: ["CudaStream.release", "cuStreamDestroy", (stream) => [stream.deviceIndex, stream], "release"],
+  streamQuery: ["CudaStream.query", "cuStreamQuery", (stream) => [stream.deviceIndex, stream]],
+  streamSynchronize: ["CudaStream.synchronize", "cuStreamQuery", (stream) => [stream.deviceIndex, stream]],
+  streamWaitEvent: ["CudaStream.waitEvent", "cuStreamWaitEvent", (stream) => [stream.deviceIndex, stream]],
+  streamWaitStream: ["CudaStream.waitStream", "cuStreamWaitEvent", (stream) => [stream.deviceIndex, stream]],
+  streamFork: ["CudaBranch.fork", "cuStreamWaitEvent", (from) => [from.deviceIndex, from]],
+  streamJoin: ["CudaBranch.join", "cuStreamWaitEvent", (into) => [into.deviceIndex, into]],
 
   eventCreate: ["CudaEvent.make", "cuEventCreate", onDevice],
-  eventDestroy: ["CudaEvent.release", "cuEventDestroy", (event) => [event.device, event], "release"],
-  eventRecord: ["CudaEvent.record", "cuEventRecord", (event) => [event.device, event]],
-  eventQuery: ["CudaEvent.query", "cuEventQuery", (event) => [event.device, event]],
-  eventSynchronize: ["CudaEvent.synchronize", "cuEventQuery", (event) => [event.device, event]],
-  eventElapsedTime: ["CudaEvent.elapsedTime", "cuEventElapsedTime", (_, end) => [end.device, end]],
-  eventIpcHandle: ["CudaEvent.ipcHandle", "cuIpcGetEventHandle", (event) => [event.device, event]],
+  eventDestroy: ["CudaEvent.release", "cuEventDestroy", (event) => [event.deviceIndex, event], "release"],
+  eventRecord: ["CudaEvent.record", "cuEventRecord", (event) => [event.deviceIndex, event]],
+  eventQuery: ["CudaEvent.query", "cuEventQuery", (event) => [event.deviceIndex, event]],
+  eventSynchronize: ["CudaEvent.synchronize", "cuEventQuery", (event) => [event.deviceIndex, event]],
+  eventElapsedTime: ["CudaEvent.elapsedTime", "cuEventElapsedTime", (_, end) => [end.deviceIndex, end]],
+  eventIpcHandle: ["CudaEvent.ipcHandle", "cuIpcGetEventHandle", (event) => [event.deviceIndex, event]],
   eventFromIpcHandle: ["CudaEvent.fromIpcHandle", "cuIpcOpenEventHandle", onDevice],
 
   memoryAllocate: [
@@ -86,27 +86,31 @@ const rows = {
   hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, inBytes(bytes)]],
   memoryReclaim: ["CudaMemory.reclaim", "cuMemPoolTrimTo", onDevice],
   memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory], "release"],
-  memoryCopy: ["CudaMemory.copy", "cuMemcpyAsync", (_, __, stream) => [stream.device, stream]],
-  memoryCopy2D: ["CudaMemory.copy2D", "cuMemcpy2DAsync", (_, __, ___, stream) => [stream.device, stream]],
-  memoryCopyBatch: ["CudaMemory.copyBatch", "cuMemcpyBatchAsync", (_, stream) => [stream.device, stream]],
-  memoryFill: ["CudaMemory.fill", "cuMemsetD8Async", (_, __, ___, stream) => [stream.device, stream]],
-  memoryPrefetch: ["CudaMemory.prefetch", "cuMemPrefetchAsync", ({ memory }, _, stream) => [stream.device, memory]],
+  memoryCopy: ["CudaMemory.copy", "cuMemcpyAsync", (_, __, stream) => [stream.deviceIndex, stream]],
+  memoryCopy2D: ["CudaMemory.copy2D", "cuMemcpy2DAsync", (_, __, ___, stream) => [stream.deviceIndex, stream]],
+  memoryCopyBatch: ["CudaMemory.copyBatch", "cuMemcpyBatchAsync", (_, stream) => [stream.deviceIndex, stream]],
+  memoryFill: ["CudaMemory.fill", "cuMemsetD8Async", (_, __, ___, stream) => [stream.deviceIndex, stream]],
+  memoryPrefetch: [
+    "CudaMemory.prefetch",
+    "cuMemPrefetchAsync",
+    ({ memory }, _, stream) => [stream.deviceIndex, memory]
+  ],
   memoryAdvise: ["CudaMemory.advise", "cuMemAdvise", ({ memory }) => [deviceOf(memory), memory]],
-  memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.device, stream]],
-  memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.device, stream], "release"],
+  memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.deviceIndex, stream]],
+  memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.deviceIndex, stream], "release"],
   memorySynchronize: ["CudaMemory.synchronize", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],
   poolOfDevice: ["CudaMemoryPool.ofDevice", "cuMemPoolCreate", onDevice],
-  poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.device, pool], "release"],
-  poolStatistics: ["CudaMemoryPool.statistics", "cuMemPoolGetAttribute", (pool) => [pool.device, pool]],
-  poolResetHighWater: ["CudaMemoryPool.resetHighWater", "cuMemPoolSetAttribute", (pool) => [pool.device, pool]],
+  poolDestroy: ["CudaMemoryPool.release", "cuMemPoolDestroy", (pool) => [pool.deviceIndex, pool], "release"],
+  poolStatistics: ["CudaMemoryPool.statistics", "cuMemPoolGetAttribute", (pool) => [pool.deviceIndex, pool]],
+  poolResetHighWater: ["CudaMemoryPool.resetHighWater", "cuMemPoolSetAttribute", (pool) => [pool.deviceIndex, pool]],
   poolSetReleaseThreshold: [
     "CudaMemoryPool.setReleaseThreshold",
     "cuMemPoolSetAttribute",
-    (pool) => [pool.device, pool]
+    (pool) => [pool.deviceIndex, pool]
   ],
-  poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.device, pool]],
+  poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.deviceIndex, pool]],
 
   moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${inBytes(image.byteLength)}`]],
   moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module], "release"],
@@ -134,9 +138,14 @@ const rows = {
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
     (kernel, _, device) => [device, kernel.name]
   ],
-  kernelLaunch: ["CudaKernel.launch", "cuLaunchKernelEx", (_, __, ___, stream) => [stream.device, stream]],
+  kernelLaunch: ["CudaKernel.launch", "cuLaunchKernelEx", (_, __, ___, stream) => [stream.deviceIndex, stream]],
 
-  programCompile: ["CudaProgram.compile", "nvrtcCompileProgram", ({ device, name }) => [device, name], "contextFree"]
+  programCompile: [
+    "CudaProgram.compile",
+    "nvrtcCompileProgram",
+    ({ deviceIndex, name }) => [deviceIndex, name],
+    "contextFree"
+  ]
 } as const satisfies {
   readonly [M in OperationMember]: readonly [
     name: string,

@@ -16,7 +16,7 @@ import type { ResourceState } from "./resources.ts"
  */
 export interface MemoryPoolRef {
   readonly handle: CUmemoryPool
-  readonly device: number
+  readonly deviceIndex: number
   /** The pool's owner: a scope (`owned`), or the runtime. */
   readonly origin: "owned" | "runtime"
   readonly state: ResourceState
@@ -69,9 +69,9 @@ export interface MemoryPoolStatistics {
  */
 export interface PoolOperations {
   /** Creates a pool (`cuMemPoolCreate`). */
-  readonly poolCreate: (device: number, options: MemoryPoolOptions) => Effect.Effect<MemoryPoolRef, CudaError>
+  readonly poolCreate: (deviceIndex: number, options: MemoryPoolOptions) => Effect.Effect<MemoryPoolRef, CudaError>
   /** The pool that the runtime allocates from by default. */
-  readonly poolOfDevice: (device: number) => Effect.Effect<MemoryPoolRef, CudaError>
+  readonly poolOfDevice: (deviceIndex: number) => Effect.Effect<MemoryPoolRef, CudaError>
   /** Refuses new allocations, and destroys the pool (`cuMemPoolDestroy`). Existing allocations remain valid. */
   readonly poolDestroy: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
   /** Reads the statistics (`cuMemPoolGetAttribute`). */

@@ -30,7 +30,7 @@ export interface CompileRequest {
   /** The file name of the source, for messages. */
   readonly name: string
   /** The device to compile for, unless an architecture is given. */
-  readonly device: number
+  readonly deviceIndex: number
   /** Default: a CUBIN, or PTX if the compiler is older than the device. */
   readonly target: "cubin" | "ptx" | undefined
   readonly architecture: Architecture | undefined

@@ -35,7 +35,7 @@ export type Priority = number | "high" | "low"
  * @since 0.1.0
  */
 export interface StreamOptions {
-  readonly device: number
+  readonly deviceIndex: number
   readonly priority: Priority
   /** How to treat a number outside the device's range: fail (the default), or clamp it to the range. */
   readonly outOfRange?: "fail" | "clamp" | undefined
@@ -70,7 +70,7 @@ export interface StreamRef {
   readonly handle: StreamHandle
   /** The driver's stream id; 0 for a legacy default stream. Unlike handles, ids are never reused. */
   readonly id: number
-  readonly device: number
+  readonly deviceIndex: number
   readonly priority: number
   /** False if the stream synchronizes with the legacy default stream. */
   readonly nonBlocking: boolean
@@ -90,11 +90,11 @@ export interface StreamOperations {
   readonly streamCreate: (options: StreamOptions) => Effect.Effect<StreamRef, CudaError>
   /** The default stream of a device's primary context. */
   readonly streamDefault: (
-    device: number,
+    deviceIndex: number,
     mode: "legacy" | "perThread"
   ) => Effect.Effect<StreamRef, CudaError>
   /** Wraps a stream that other code creates and destroys. */
-  readonly streamFromHandle: (device: number, handle: number) => Effect.Effect<StreamRef, CudaError>
+  readonly streamFromHandle: (deviceIndex: number, handle: number) => Effect.Effect<StreamRef, CudaError>
   /**
    * Refuses new work, drains the stream, then destroys it (`cuStreamDestroy`). Does nothing for a stream that is not
    * owned.

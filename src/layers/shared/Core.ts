@@ -56,26 +56,30 @@ export class Core {
   }
 
   /** The failure for a status that the backend has just returned. */
-  fail(operation: string, status: number, subject: { readonly device: number }): Effect.Effect<never, CudaError> {
-    return Effect.fail(this.error(operation, status, subject.device, String(subject)))
+  fail(operation: string, status: number, subject: { readonly deviceIndex: number }): Effect.Effect<never, CudaError> {
+    return Effect.fail(this.error(operation, status, subject.deviceIndex, String(subject)))
   }
 
   /** The failure for a status of a call on a device that has not produced a resource. */
-  failOn(operation: string, status: number, device: number, subject: string): Effect.Effect<never, CudaError> {
-    return Effect.fail(this.error(operation, status, device, subject))
+  failOn(operation: string, status: number, deviceIndex: number, subject: string): Effect.Effect<never, CudaError> {
+    return Effect.fail(this.error(operation, status, deviceIndex, subject))
   }
 
-  error(operation: string, status: number, device: number, subject: string, call?: string): CudaError {
+  error(operation: string, status: number, deviceIndex: number, subject: string, call?: string): CudaError {
     return fromStatus(this.backend, this.origins, status, {
       operation,
-      device,
+      deviceIndex,
       subject,
       ...(call === undefined ? {} : { call })
     })
   }
 
   /** The answer to a query: true for 0, false for "not ready", a failure for any other status. */
-  answer(operation: string, status: number, subject: { readonly device: number }): Effect.Effect<boolean, CudaError> {
+  answer(
+    operation: string,
+    status: number,
+    subject: { readonly deviceIndex: number }
+  ): Effect.Effect<boolean, CudaError> {
     if (status === success) return succeedTrue
     return status === notReady ? succeedFalse : this.fail(operation, status, subject)
   }
@@ -83,45 +87,45 @@ export class Core {
   /** Runs a driver call on a device: checks the device index, and opens the device on first use. */
   onDevice<A>(
     operation: string,
-    device: number,
+    deviceIndex: number,
     call: () => Effect.Effect<A, CudaError>
   ): Effect.Effect<A, CudaError> {
-    return Effect.suspend(() => this.whenOpen(operation, device, call))
+    return Effect.suspend(() => this.whenOpen(operation, deviceIndex, call))
   }
 
   /** Like `onDevice`, for use inside an effect that is being evaluated. */
   whenOpen<A>(
     operation: string,
-    device: number,
+    deviceIndex: number,
     call: () => Effect.Effect<A, CudaError>
   ): Effect.Effect<A, CudaError> {
-    const refused = this.refuseDevice(operation, "device", device)
+    const refused = this.refuseDevice(operation, "device", deviceIndex)
     if (refused !== undefined) return refused
-    if (this.#opened[device] === true) return call()
-    const opened = this.#open(operation, device)
-    return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", device) ?? call())
+    if (this.#opened[deviceIndex] === true) return call()
+    const opened = this.#open(operation, deviceIndex)
+    return Effect.flatMap(opened, () => this.refuseDevice(operation, "device", deviceIndex) ?? call())
   }
 
   /** Fails for an index that has no device, and after the runtime was released. */
-  refuseDevice(operation: string, argument: string, device: number): Effect.Effect<never, CudaError> | undefined {
+  refuseDevice(operation: string, argument: string, deviceIndex: number): Effect.Effect<never, CudaError> | undefined {
     if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
     const count = this.backend.devices.all.length
-    if (Number.isInteger(device) && device >= 0 && device < count) return undefined
-    return refuseArgument(operation, argument, device, `a device index from 0 to ${count - 1}`)
+    if (Number.isInteger(deviceIndex) && deviceIndex >= 0 && deviceIndex < count) return undefined
+    return refuseArgument(operation, argument, deviceIndex, `a device index from 0 to ${count - 1}`)
   }
 
-  #open(operation: string, device: number): Effect.Effect<void, CudaError> {
+  #open(operation: string, deviceIndex: number): Effect.Effect<void, CudaError> {
     const open = Effect.suspend((): Effect.Effect<void, CudaError> => {
-      if (this.#opened[device] === true) return Effect.void
+      if (this.#opened[deviceIndex] === true) return Effect.void
       if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
-      return Effect.mapBoth(this.backend.devices.open(device), {
+      return Effect.mapBoth(this.backend.devices.open(deviceIndex), {
         onSuccess: () => {
-          this.#opened[device] = true
+          this.#opened[deviceIndex] = true
         },
-        onFailure: ({ call, status }) => this.error(operation, status, device, `device ${device}`, call)
+        onFailure: ({ call, status }) => this.error(operation, status, deviceIndex, `device ${deviceIndex}`, call)
       })
     })
-    return Effect.uninterruptible(this.#opening[device]!.withPermit(open))
+    return Effect.uninterruptible(this.#opening[deviceIndex]!.withPermit(open))
   }
 
   /** Waits for devices being opened and memory being pinned. Nothing new starts once `closed` is set. */
@@ -138,7 +142,7 @@ export class Core {
    */
   wait(
     operation: string,
-    device: number,
+    deviceIndex: number,
     subject: string,
     watch: Watch,
     refuseGone: () => Effect.Effect<never, CudaError> | undefined = () => undefined
@@ -160,7 +164,10 @@ export class Core {
         }
         this.waits.add(abandon)
         cancel = watch((status, stage) => {
-          end(status === success ? Effect.void : Effect.fail(this.error(operation, status, device, subject)), stage)
+          end(
+            status === success ? Effect.void : Effect.fail(this.error(operation, status, deviceIndex, subject)),
+            stage
+          )
         }, fiber.getRef(CurrentWaitOptions))
         if (this.waits.has(abandon)) measured = measureWait(fiber.context, fiber.getRef(Clock.Clock))
         return Effect.sync(() => {

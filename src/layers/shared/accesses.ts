@@ -20,7 +20,7 @@ import type { Cancel, OnDone, Watch } from "./waits.ts"
 
 /** A point in a stream, recorded to order buffers. Each backend has its own kind. */
 export interface Marker {
-  readonly device: number
+  readonly deviceIndex: number
 }
 
 export interface MarkerBackend {
@@ -88,7 +88,7 @@ const trackOf = (core: Core, stream: StreamResource): Track => {
   if (stream.track !== undefined) return stream.track
   if (stream.origin !== "foreign") return stream.track = new Track(stream)
   for (const owned of core.streams) {
-    if (owned.id === stream.id && owned.device === stream.device) return stream.track = trackOf(core, owned)
+    if (owned.id === stream.id && owned.deviceIndex === stream.deviceIndex) return stream.track = trackOf(core, owned)
   }
   return stream.track = new Track(stream)
 }
@@ -131,7 +131,7 @@ const begin = (
 
 /** Suspends until the accesses that must end first have ended. */
 const awaitTurn = (core: Core, access: Access, stream: StreamResource): Effect.Effect<void, CudaError> =>
-  core.wait(accessOperation, stream.device, `earlier accesses, on ${stream}`, (onDone) => {
+  core.wait(accessOperation, stream.deviceIndex, `earlier accesses, on ${stream}`, (onDone) => {
     if (!access.isBlocked) onDone(success)
     access.onTurn = () => onDone(success)
     return () => {
@@ -184,8 +184,8 @@ const synchronize = (core: Core, range: MemoryRange): Effect.Effect<void, CudaEr
   const refused = refuseRange(operation, "buffer", range)
   if (refused !== undefined) return refused
   const part = { ordering, from: range.offset, to: range.offset + range.byteLength, writes: true }
-  const device = memory.kind === "device" ? memory.device : 0
-  return core.wait(operation, device, String(memory), (onDone, options) => {
+  const deviceIndex = memory.kind === "device" ? memory.deviceIndex : 0
+  return core.wait(operation, deviceIndex, String(memory), (onDone, options) => {
     const marks = marksOfPart(part, core.backend.markers)
     if (typeof marks !== "number") return watchMarks(core, marks)(onDone, options)
     onDone(marks)

@@ -18,7 +18,7 @@ import type { AnyMemoryResource, Owner } from "./resources.ts"
 export interface Reach {
   readonly owner: Owner
   /** Whether kernels on a device can access pinned memory by its host address. */
-  readonly reachesHost: (device: number) => boolean
+  readonly reachesHost: (deviceIndex: number) => boolean
 }
 
 /** The memory behind a pointer argument of the current launch; undefined for null and for raw addresses. */
@@ -61,10 +61,10 @@ export class Arguments {
    * Writes the arguments of a launch on a device. Returns false if one does not match its parameter; `explain` tells
    * which.
    */
-  pack(values: ReadonlyArray<unknown>, device: number): boolean {
+  pack(values: ReadonlyArray<unknown>, deviceIndex: number): boolean {
     const writers = this.#writers
     if (!Array.isArray(values) || values.length !== writers.length) return false
-    this.#device = device
+    this.#device = deviceIndex
     for (let index = 0; index < writers.length; index++) {
       if (!writers[index]!(values[index])) return false
     }
@@ -116,7 +116,7 @@ export class Arguments {
 
   #reaches(memory: AnyMemoryResource): boolean {
     if (memory.kind === "host") return this.#reach.reachesHost(this.#device)
-    return memory.device === this.#device || memory.isManaged
+    return memory.deviceIndex === this.#device || memory.isManaged
   }
 
   #structWriter({ fields, offsets }: StructKind, offset: number): Writer {
@@ -190,7 +190,7 @@ export class Arguments {
       return refuseArgument(operation, path, memory, "device memory: kernels on this device cannot access host memory")
     }
     const resources = [String(memory), `the kernel on device ${this.#device}`] as const
-    return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [memory.device, this.#device] })
+    return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [memory.deviceIndex, this.#device] })
   }
 
   #explainStruct(operation: string, path: string, { fields }: StructKind, value: unknown): Refusal {

@@ -98,7 +98,7 @@ const copy = (
   return core.failOn(
     operation,
     status,
-    stream.device,
+    stream.deviceIndex,
     `${inBytes(transfer.byteLength)} from ${from} to ${to} on ${stream}`
   )
 }
@@ -147,7 +147,7 @@ const copyRows = (
   )
   if (status === success) return Effect.void
   const what = `${counted(height, "row")} of ${inBytes(width)} from ${fromMemory} to ${toMemory} on ${stream}`
-  return core.failOn(operation, status, stream.device, what)
+  return core.failOn(operation, status, stream.deviceIndex, what)
 }
 
 const copyBatch = (
@@ -179,7 +179,7 @@ const copyBatch = (
   )
   if (status === success) return Effect.void
   const what = `${copies.length === 1 ? "1 copy" : `${copies.length} copies`} on ${stream}`
-  return core.failOn(operation, status, stream.device, what)
+  return core.failOn(operation, status, stream.deviceIndex, what)
 }
 
 const fill = (
@@ -264,7 +264,7 @@ const refusePlacement = (
 
 /** Managed memory is accessible from every device. */
 const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
-  memory.device === stream.device || memory.isManaged
+  memory.deviceIndex === stream.deviceIndex || memory.isManaged
 
 /** Exclusive upper limit and size of a fill value, by its width in bits. */
 const widths = {

@@ -19,16 +19,16 @@ export interface DeviceBackend {
   /** The value read by `memoryInfo`. */
   readonly memoryInfoResult: MemoryInfo
   /** Makes a device usable. Runs once per device, off the JS thread if it can take long. */
-  readonly open: (device: number) => Effect.Effect<void, DriverFailure>
-  readonly priorityRange: (device: number) => PriorityRange
-  readonly attribute: (device: number, attribute: DeviceAttribute) => number
-  readonly memoryInfo: (device: number) => number
-  readonly canAccessPeer: (device: number, peer: number) => number
-  readonly peerAttribute: (device: number, peer: number, attribute: PeerAttribute) => number
+  readonly open: (deviceIndex: number) => Effect.Effect<void, DriverFailure>
+  readonly priorityRange: (deviceIndex: number) => PriorityRange
+  readonly attribute: (deviceIndex: number, attribute: DeviceAttribute) => number
+  readonly memoryInfo: (deviceIndex: number) => number
+  readonly canAccessPeer: (deviceIndex: number, peer: number) => number
+  readonly peerAttribute: (deviceIndex: number, peer: number, attribute: PeerAttribute) => number
   /** True if the device has no pending work, so that calls that wait for an idle device return immediately. */
-  readonly isIdle: (device: number) => boolean
+  readonly isIdle: (deviceIndex: number) => boolean
   /** Reports when a device is idle, in the same turn of the event loop that observes it. */
-  readonly watchIdle: (device: number, onDone: OnDone) => Cancel
+  readonly watchIdle: (deviceIndex: number, onDone: OnDone) => Cancel
 }
 
 export const deviceOperations = (core: Core): DeviceOperations => ({
@@ -73,7 +73,9 @@ export const deviceOperations = (core: Core): DeviceOperations => ({
   },
   deviceSynchronize: (device) =>
     core.onDevice("CudaDevice.synchronize", device, () => {
-      const streams = [...core.streams, ...core.defaultStreams.values()].filter((stream) => stream.device === device)
+      const streams = [...core.streams, ...core.defaultStreams.values()].filter((stream) =>
+        stream.deviceIndex === device
+      )
       return core.wait(
         "CudaDevice.synchronize",
         device,

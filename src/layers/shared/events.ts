@@ -19,13 +19,13 @@ export interface EventBackend {
   readonly created: EventResource | undefined
   /** The value read by `elapsedTime`. */
   readonly milliseconds: number
-  readonly create: (device: number, flags: number) => number
+  readonly create: (deviceIndex: number, flags: number) => number
   readonly destroy: (event: EventResource) => number
   readonly record: (event: EventResource, stream: StreamResource) => number
   readonly query: (event: EventResource) => number
   readonly elapsedTime: (start: EventResource, end: EventResource) => number
   readonly ipcHandle: (event: EventResource, into: Uint8Array) => number
-  readonly fromIpcHandle: (device: number, handle: Uint8Array) => number
+  readonly fromIpcHandle: (deviceIndex: number, handle: Uint8Array) => number
   /** Reports when the event's current record has finished. */
   readonly watch: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
@@ -34,7 +34,7 @@ export const eventOperations = (core: Core): EventOperations => {
   const { backend } = core
   const { events } = backend
   return {
-    eventCreate: operation((device: number, flags: number) => create(core, device, flags)),
+    eventCreate: operation((deviceIndex: number, flags: number) => create(core, deviceIndex, flags)),
     eventDestroy: operation((ref: EventRef) => {
       const event = ownEvent(ref)
       if (event.owner !== backend) return refuseResource("CudaEvent.release", backend, event)
@@ -50,7 +50,7 @@ export const eventOperations = (core: Core): EventOperations => {
       if (unusable(backend, event) || unusable(backend, stream)) {
         return refuseResource("CudaEvent.record", backend, event, stream)
       }
-      if (event.device !== stream.device) return refuseDevices("CudaEvent.record", event, stream)
+      if (event.deviceIndex !== stream.deviceIndex) return refuseDevices("CudaEvent.record", event, stream)
       const status = events.record(event, stream)
       if (status !== success) return core.fail("CudaEvent.record", status, event)
       event.recorded = true
@@ -69,7 +69,7 @@ export const eventOperations = (core: Core): EventOperations => {
       if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)
       return core.wait(
         "CudaEvent.synchronize",
-        event.device,
+        event.deviceIndex,
         String(event),
         (onDone, options) => events.watch(event, onDone, options),
         () => event.state === "live" ? undefined : refuseResource("CudaEvent.synchronize", backend, event)
@@ -93,25 +93,25 @@ export const eventOperations = (core: Core): EventOperations => {
   }
 }
 
-const create = (core: Core, device: number, flags: number) =>
-  core.whenOpen("CudaEvent.make", device, () => {
+const create = (core: Core, deviceIndex: number, flags: number) =>
+  core.whenOpen("CudaEvent.make", deviceIndex, () => {
     const interprocess = (flags & eventFlags.interprocess) !== 0
     if (interprocess && (flags & eventFlags.disableTiming) === 0) {
       return refuseArgument("CudaEvent.make", "timing", true, "false: interprocess events cannot record times")
     }
-    return adopt(core, "CudaEvent.make", device, core.backend.events.create(device, flags))
+    return adopt(core, "CudaEvent.make", deviceIndex, core.backend.events.create(deviceIndex, flags))
   })
 
-const fromIpcHandle = (core: Core, device: number, handle: Uint8Array) =>
-  core.onDevice("CudaEvent.fromIpcHandle", device, () => {
+const fromIpcHandle = (core: Core, deviceIndex: number, handle: Uint8Array) =>
+  core.onDevice("CudaEvent.fromIpcHandle", deviceIndex, () => {
     if (!(handle instanceof Uint8Array) || handle.byteLength !== ipcHandleSize) {
       return refuseArgument("CudaEvent.fromIpcHandle", "handle", handle, `a Uint8Array of ${ipcHandleSize} bytes`)
     }
-    return adopt(core, "CudaEvent.fromIpcHandle", device, core.backend.events.fromIpcHandle(device, handle))
+    return adopt(core, "CudaEvent.fromIpcHandle", deviceIndex, core.backend.events.fromIpcHandle(deviceIndex, handle))
   })
 
-const adopt = (core: Core, operation: string, device: number, status: number) => {
-  if (status !== success) return core.failOn(operation, status, device, `device ${device}`)
+const adopt = (core: Core, operation: string, deviceIndex: number, status: number) => {
+  if (status !== success) return core.failOn(operation, status, deviceIndex, `device ${deviceIndex}`)
   const event = core.backend.events.created!
   core.events.add(event)
   return Effect.succeed(event)
@@ -126,7 +126,8 @@ const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effe
   if (unusable(core.backend, start) || unusable(core.backend, end)) {
     return refuseResource(operation, core.backend, start, end)
   }
-  const isMeant = start.hasTiming && end.hasTiming && start.recorded && end.recorded && start.device === end.device
+  const isMeant = start.hasTiming && end.hasTiming && start.recorded && end.recorded &&
+    start.deviceIndex === end.deviceIndex
   const status = isMeant ? core.backend.events.elapsedTime(start, end) : notReady
   return status === success
     ? Effect.succeed(core.backend.events.milliseconds)
@@ -151,7 +152,7 @@ const explainElapsed = (
     if (queried === notReady) return refuse(operation, { _tag: "NotFinished", resource: String(event) })
     if (queried !== success) return core.fail(operation, queried, event)
   }
-  if (start.device !== end.device) return refuseDevices(operation, start, end)
+  if (start.deviceIndex !== end.deviceIndex) return refuseDevices(operation, start, end)
   // Both have finished since the first call.
   const again = core.backend.events.elapsedTime(start, end)
   return again === success ? Effect.succeed(core.backend.events.milliseconds) : core.fail(operation, again, end)

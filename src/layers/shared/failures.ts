@@ -19,15 +19,20 @@ export const fromStatus = (
   backend: Backend,
   origins: FaultOrigins,
   status: number,
-  context: { readonly operation: string; readonly device: number; readonly subject: string; readonly call?: string }
+  context: {
+    readonly operation: string
+    readonly deviceIndex: number
+    readonly subject: string
+    readonly call?: string
+  }
 ): CudaError => {
   if (status === neverFinishes) return stuck(backend, context)
   const call = context.call ?? backend.call
   const reason = reasonOf(backend, status)
   const origin = reason.isSticky ? origins.first : undefined
   if (reason.isSticky) {
-    const { device, operation } = context
-    origins.first ??= { operation, device, status: reason, at: Date.now() }
+    const { deviceIndex, operation } = context
+    origins.first ??= { operation, deviceIndex, status: reason, at: Date.now() }
   }
   return new CudaError({
     ...context,
@@ -40,7 +45,7 @@ export const fromStatus = (
 
 const stuck = (
   backend: Backend,
-  context: { readonly operation: string; readonly device: number; readonly subject: string }
+  context: { readonly operation: string; readonly deviceIndex: number; readonly subject: string }
 ): CudaError =>
   new CudaError({
     ...context,
@@ -105,11 +110,11 @@ const refuseGivenAway = (operation: string, memory: Resource): Effect.Effect<nev
 /** Refuses two resources that are on different devices. */
 export const refuseDevices = (
   operation: string,
-  first: Resource & { readonly device: number },
-  second: Resource & { readonly device: number }
+  first: Resource & { readonly deviceIndex: number },
+  second: Resource & { readonly deviceIndex: number }
 ): Effect.Effect<never, CudaError> =>
   refuse(operation, {
     _tag: "DeviceMismatch",
     resources: [String(first), String(second)],
-    devices: [first.device, second.device]
+    devices: [first.deviceIndex, second.deviceIndex]
   })

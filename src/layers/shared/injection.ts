@@ -94,7 +94,7 @@ const refuseFailure = (caller: string, operation: OperationName, status: StatusT
 const names: ReadonlySet<string> = new Set(Object.values(operations).map(({ name }) => name))
 
 /** Destroys the context of a device with a status. */
-type EndContext = (device: number, status: number) => void
+type EndContext = (deviceIndex: number, status: number) => void
 
 /** By identity, how to destroy the contexts of runtimes that support it. */
 const endContexts = new WeakMap<CudaRuntimeService["identity"], EndContext>()
@@ -136,14 +136,14 @@ const meet = (
   if (tag === undefined) return run()
   const { code, isSticky } = statuses[tag]
   const reason = reasonFromStatus(code)
-  const device = operation.deviceOf(args)
+  const deviceIndex = operation.deviceOf(args)
   if (isSticky && endContext !== undefined) {
     // The operation reports the lost context. One that needs no context fails with the injected status.
-    endContext(device, code)
+    endContext(deviceIndex, code)
     return Effect.andThen(run(), Effect.suspend(() => Effect.fail(errorOf(operation, args, reason))))
   }
   const failed = fail(operation, args, run, reason)
-  if (isSticky) injection.lose({ operation: operation.name, device, status: reason, at: Date.now() })
+  if (isSticky) injection.lose({ operation: operation.name, deviceIndex, status: reason, at: Date.now() })
   return failed
 }
 
@@ -164,4 +164,4 @@ const errorOf = (
   reason: Reason,
   origin?: FaultOrigin
 ): CudaError =>
-  new CudaError({ operation: name, reason, call, subject: describe(args), device: deviceOf(args), origin })
+  new CudaError({ operation: name, reason, call, subject: describe(args), deviceIndex: deviceOf(args), origin })

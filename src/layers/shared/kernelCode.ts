@@ -15,26 +15,26 @@ export const bring = (
   core: Core,
   operation: string,
   code: KernelCode,
-  device: number
+  deviceIndex: number
 ): Effect.Effect<void, CudaError> =>
-  core.onDevice(operation, device, () => {
+  core.onDevice(operation, deviceIndex, () => {
     if (isGone(core.backend, code.module)) return refuseModule(core, operation, code.module)
-    if (code.on[device] !== undefined) return Effect.void
-    const subject = `${code} on device ${device}`
-    const loadOnce = () => code.on[device] === undefined ? load(core, code, device) : success
-    return whenIdle(core, operation, code.module, device, subject, loadOnce)
+    if (code.on[deviceIndex] !== undefined) return Effect.void
+    const subject = `${code} on device ${deviceIndex}`
+    const loadOnce = () => code.on[deviceIndex] === undefined ? load(core, code, deviceIndex) : success
+    return whenIdle(core, operation, code.module, deviceIndex, subject, loadOnce)
   })
 
 /** Loads a kernel's code into a device, and reads the limits of the kernel and of the device. */
-const load = (core: Core, code: KernelCode, device: number): number => {
+const load = (core: Core, code: KernelCode, deviceIndex: number): number => {
   const { backend } = core
-  let status = backend.kernels.load(code, device)
+  let status = backend.kernels.load(code, deviceIndex)
   const kernelSays = (attribute: KernelAttribute): number => {
-    if (status === success) status = backend.kernels.attribute(code, attribute, device)
+    if (status === success) status = backend.kernels.attribute(code, attribute, deviceIndex)
     return backend.kernels.value
   }
   const deviceSays = (attribute: DeviceAttribute): number => {
-    if (status === success) status = backend.devices.attribute(device, attribute)
+    if (status === success) status = backend.devices.attribute(deviceIndex, attribute)
     return backend.devices.value
   }
   const there: CodeOnDevice = {
@@ -43,7 +43,7 @@ const load = (core: Core, code: KernelCode, device: number): number => {
     dynamicShared: kernelSays("maxDynamicSharedSizeBytes"),
     limits: readLimits(deviceSays)
   }
-  if (status === success) code.on[device] = there
+  if (status === success) code.on[deviceIndex] = there
   return status
 }
 
@@ -61,10 +61,10 @@ export const withCode = <A>(
   core: Core,
   operation: string,
   { code }: KernelResource,
-  device: number,
+  deviceIndex: number,
   call: (there: CodeOnDevice) => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> =>
   Effect.flatMap(
-    bring(core, operation, code, device),
-    () => isGone(core.backend, code.module) ? refuseModule(core, operation, code.module) : call(code.on[device]!)
+    bring(core, operation, code, deviceIndex),
+    () => isGone(core.backend, code.module) ? refuseModule(core, operation, code.module) : call(code.on[deviceIndex]!)
   )

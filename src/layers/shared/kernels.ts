@@ -36,13 +36,13 @@ export interface KernelBackend {
   readonly blockSuggestion: BlockSuggestion
   readonly find: (module: ModuleResource, name: string) => number
   /** Loads a kernel's code into a device, after all work running there. */
-  readonly load: (code: KernelCode, device: number) => number
-  readonly attribute: (code: KernelCode, attribute: KernelAttribute, device: number) => number
-  readonly setAttribute: (code: KernelCode, attribute: KernelAttribute, value: number, device: number) => number
-  readonly activeBlocks: (code: KernelCode, threads: number, sharedBytes: number, device: number) => number
-  readonly bestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, device: number) => number
-  readonly activeClusters: (code: KernelCode, shape: LaunchShape, device: number) => number
-  readonly maxCluster: (code: KernelCode, shape: LaunchShape, device: number) => number
+  readonly load: (code: KernelCode, deviceIndex: number) => number
+  readonly attribute: (code: KernelCode, attribute: KernelAttribute, deviceIndex: number) => number
+  readonly setAttribute: (code: KernelCode, attribute: KernelAttribute, value: number, deviceIndex: number) => number
+  readonly activeBlocks: (code: KernelCode, threads: number, sharedBytes: number, deviceIndex: number) => number
+  readonly bestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, deviceIndex: number) => number
+  readonly activeClusters: (code: KernelCode, shape: LaunchShape, deviceIndex: number) => number
+  readonly maxCluster: (code: KernelCode, shape: LaunchShape, deviceIndex: number) => number
   /** Where `launch` reads the arguments from. Valid as long as they live. */
   readonly argumentTable: (args: Arguments) => HostPointer
   /** Launches with the arguments packed last. */
@@ -67,17 +67,17 @@ const get = (
   module: ModuleResource,
   name: string,
   parameters: ReadonlyArray<ParameterKind>,
-  device: number
+  deviceIndex: number
 ) => {
   const operation = "CudaKernel.get"
-  return core.onDevice(operation, device, (): Effect.Effect<KernelResource, CudaError> => {
+  return core.onDevice(operation, deviceIndex, (): Effect.Effect<KernelResource, CudaError> => {
     const { backend } = core
     if (isGone(backend, module)) return refuseModule(core, operation, module)
     const refused = refuseName(operation, name)
     if (refused !== undefined) return refused
     const code = module.codes.get(name) ?? find(core, module, name)
-    if (typeof code === "number") return core.failOn(operation, code, device, `kernel ${name} of ${module}`)
-    return Effect.flatMap(bring(core, operation, code, device), () => {
+    if (typeof code === "number") return core.failOn(operation, code, deviceIndex, `kernel ${name} of ${module}`)
+    return Effect.flatMap(bring(core, operation, code, deviceIndex), () => {
       const mismatch = refuseParameters(operation, code, parameters)
       if (mismatch !== undefined) return mismatch
       const args = new Arguments(parameters, reach)
@@ -132,15 +132,15 @@ const kinds: ReadonlySet<unknown> = new Set([...Object.keys(scalarSizes), "point
 
 const isKind = (value: unknown): boolean => Predicate.hasProperty(value, "kind") && kinds.has(value.kind)
 
-const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, device: number) => {
+const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, deviceIndex: number) => {
   const operation = "CudaKernel.attribute"
-  return withCode(core, operation, kernel, device, () => {
+  return withCode(core, operation, kernel, deviceIndex, () => {
     if (!Object.hasOwn(kernelAttributes, attribute)) {
       return refuseArgument(operation, "attribute", attribute, "the name of a kernel attribute")
     }
-    const status = core.backend.kernels.attribute(kernel.code, attribute, device)
+    const status = core.backend.kernels.attribute(kernel.code, attribute, deviceIndex)
     if (status === success) return Effect.succeed(core.backend.kernels.value)
-    return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
+    return core.failOn(operation, status, deviceIndex, `${attribute} of ${kernel.code}`)
   })
 }
 
@@ -149,17 +149,17 @@ const setAttribute = (
   kernel: KernelResource,
   attribute: SettableKernelAttribute,
   value: number,
-  device: number
+  deviceIndex: number
 ) => {
   const operation = "CudaKernel.setAttribute"
-  return withCode(core, operation, kernel, device, (there): Effect.Effect<void, CudaError> => {
+  return withCode(core, operation, kernel, deviceIndex, (there): Effect.Effect<void, CudaError> => {
     if (!settableKernelAttributes.includes(attribute)) {
       return refuseArgument(operation, "attribute", attribute, "the name of a settable kernel attribute")
     }
     const refused = refuseValue(operation, attribute, value, there)
     if (refused !== undefined) return refused
-    const status = core.backend.kernels.setAttribute(kernel.code, attribute, value, device)
-    if (status !== success) return core.failOn(operation, status, device, `${attribute} of ${kernel.code}`)
+    const status = core.backend.kernels.setAttribute(kernel.code, attribute, value, deviceIndex)
+    if (status !== success) return core.failOn(operation, status, deviceIndex, `${attribute} of ${kernel.code}`)
     if (attribute === "maxDynamicSharedSizeBytes") there.dynamicShared = value
     return Effect.void
   })

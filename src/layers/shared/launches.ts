@@ -39,23 +39,23 @@ const launch = (
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
   const { arguments: args, code } = kernel
-  const { device } = stream
-  const there = code.on[device]
+  const { deviceIndex } = stream
+  const there = code.on[deviceIndex]
   if (there === undefined) return launchFirst(core, kernel, config, values, stream)
   const unread = refuseConfig(launchOperation, config)
   if (unread !== undefined) return unread
   // Reading runs user code (getters). Read everything first, then check what that code may have changed.
   shape.read(config)
   const own = shape.reads
-  const isPacked = args.pack(values, device)
+  const isPacked = args.pack(values, deviceIndex)
   const refused = own === shape.reads ? refuseTarget(core, kernel, stream) : refuseReentry()
-  const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, device))
+  const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, deviceIndex))
   const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
   args.forget()
   if (status === success) return Effect.void
   if (unfit !== undefined) return unfit
   if (status === notPacked) return args.explain(launchOperation, values)
-  return core.failOn(launchOperation, status, device, `${code} on ${stream}, ${shape}`)
+  return core.failOn(launchOperation, status, deviceIndex, `${code} on ${stream}, ${shape}`)
 }
 
 /** Launches a kernel on a device that does not have its code yet. */
@@ -68,7 +68,7 @@ const launchFirst = (
 ): Effect.Effect<void, CudaError> =>
   refuseTarget(core, kernel, stream) ??
     Effect.andThen(
-      bring(core, launchOperation, kernel.code, stream.device),
+      bring(core, launchOperation, kernel.code, stream.deviceIndex),
       Effect.suspend(() => launch(core, kernel, config, values, stream))
     )
 
@@ -107,12 +107,12 @@ const pointsToMemory = (slot: PointerSlot): slot is PointerSlot & { memory: AnyM
   slot.memory !== undefined
 
 /** Refuses an invalid launch; for a valid one, raises the kernel's dynamic shared memory limit if needed. */
-export const allow = (core: Core, operation: string, code: KernelCode, there: CodeOnDevice, device: number) => {
+export const allow = (core: Core, operation: string, code: KernelCode, there: CodeOnDevice, deviceIndex: number) => {
   const refused = refuseShape(operation, shape, there)
   if (refused !== undefined || shape.sharedBytes <= there.dynamicShared) return refused
   const most = there.limits.sharedBytes - there.staticShared
-  const status = core.backend.kernels.setAttribute(code, "maxDynamicSharedSizeBytes", most, device)
-  if (status !== success) return core.failOn(operation, status, device, `${code} with ${shape}`)
+  const status = core.backend.kernels.setAttribute(code, "maxDynamicSharedSizeBytes", most, deviceIndex)
+  if (status !== success) return core.failOn(operation, status, deviceIndex, `${code} with ${shape}`)
   there.dynamicShared = most
   return undefined
 }

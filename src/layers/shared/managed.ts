@@ -21,7 +21,7 @@ import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 export interface ManagedBackend {
   /** The memory made by `allocate`. */
   readonly allocated: ManagedMemoryResource | undefined
-  readonly allocate: (device: number, byteLength: number) => number
+  readonly allocate: (deviceIndex: number, byteLength: number) => number
   /** The most bytes that one `prefetch` call should move, so that it blocks its thread for about a millisecond. */
   readonly prefetchPiece: (location: MemoryLocation) => number
   readonly prefetch: (
@@ -49,14 +49,14 @@ export const managedOperations = (core: Core): ManagedOperations => ({
   memoryAdvise: (range, advice, location) => Effect.suspend(() => advise(core, range, advice, location))
 })
 
-const allocateManaged = (core: Core, device: number, byteLength: number, options: MemoryOptions) => {
+const allocateManaged = (core: Core, deviceIndex: number, byteLength: number, options: MemoryOptions) => {
   const operation = "CudaMemory.allocateManaged"
   const refused = refuseByteLength(operation, byteLength)
   if (refused !== undefined) return refused
-  const status = core.backend.managed.allocate(device, byteLength)
+  const status = core.backend.managed.allocate(deviceIndex, byteLength)
   if (status !== success) {
-    const subject = `${inBytes(byteLength)} of managed memory of device ${device}`
-    return Effect.fail(allocationError(core, operation, status, device, subject, byteLength))
+    const subject = `${inBytes(byteLength)} of managed memory of device ${deviceIndex}`
+    return Effect.fail(allocationError(core, operation, status, deviceIndex, subject, byteLength))
   }
   const memory = withOptions(core.backend.managed.allocated!, options)
   core.deviceMemory.add(memory)

@@ -24,7 +24,7 @@ export interface MemoryBackend {
    * `watchAllocation` ends.
    */
   readonly allocate: (
-    device: number,
+    deviceIndex: number,
     byteLength: number,
     pool: MemoryPoolResource | undefined,
     stream: StreamResource | undefined
@@ -32,16 +32,16 @@ export interface MemoryBackend {
   /** Enqueues the release after the work of all streams that used the memory. */
   readonly free: (memory: DeviceMemoryResource) => number
   /** Whether every stream can use the latest allocations of a device. */
-  readonly allocationQuery: (device: number) => number
+  readonly allocationQuery: (deviceIndex: number) => number
   /** Reports when every stream can use the latest allocations of a device. */
-  readonly watchAllocation: (device: number, onDone: OnDone) => Cancel
+  readonly watchAllocation: (deviceIndex: number, onDone: OnDone) => Cancel
   /** Reports when every release enqueued so far on a device has finished. */
-  readonly watchReleases: (device: number, onDone: OnDone) => Cancel
+  readonly watchReleases: (deviceIndex: number, onDone: OnDone) => Cancel
 }
 
 export const memoryOperations = (core: Core): MemoryOperations => ({
-  memoryAllocate: operation((device: number, byteLength: number, options: DeviceMemoryOptions = {}) =>
-    core.whenOpen("CudaMemory.allocate", device, () => allocate(core, device, byteLength, options))
+  memoryAllocate: operation((deviceIndex: number, byteLength: number, options: DeviceMemoryOptions = {}) =>
+    core.whenOpen("CudaMemory.allocate", deviceIndex, () => allocate(core, deviceIndex, byteLength, options))
   ),
   memoryReclaim: (device) =>
     core.onDevice(
@@ -64,19 +64,19 @@ export const withOptions = <Memory extends AnyMemoryResource>(memory: Memory, { 
 
 const allocate = (
   core: Core,
-  device: number,
+  deviceIndex: number,
   byteLength: number,
   options: DeviceMemoryOptions
 ): Effect.Effect<DeviceMemoryResource, CudaError> => {
   const operation = "CudaMemory.allocate"
   const pool = options.pool === undefined ? undefined : ownPool(options.pool)
   const stream = options.stream === undefined ? undefined : ownStream(options.stream)
-  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, device, pool, stream)
+  const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, deviceIndex, pool, stream)
   if (refused !== undefined) return refused
-  const status = core.backend.memory.allocate(device, byteLength, pool, stream)
+  const status = core.backend.memory.allocate(deviceIndex, byteLength, pool, stream)
   if (status !== success) {
-    const subject = `${inBytes(byteLength)} ${pool === undefined ? `on device ${device}` : `of ${pool}`}`
-    return Effect.fail(allocationError(core, operation, status, device, subject, byteLength))
+    const subject = `${inBytes(byteLength)} ${pool === undefined ? `on device ${deviceIndex}` : `of ${pool}`}`
+    return Effect.fail(allocationError(core, operation, status, deviceIndex, subject, byteLength))
   }
   const memory = withOptions(core.backend.memory.allocated!, options)
   core.deviceMemory.add(memory)
@@ -90,12 +90,12 @@ export const allocationError = (
   core: Core,
   operation: string,
   status: number,
-  device: number,
+  deviceIndex: number,
   subject: string,
   requested: number
 ): CudaError => {
-  const error = core.error(operation, status, device, subject)
-  if (error.reason._tag !== "OutOfMemory" || core.backend.devices.memoryInfo(device) !== success) return error
+  const error = core.error(operation, status, deviceIndex, subject)
+  if (error.reason._tag !== "OutOfMemory" || core.backend.devices.memoryInfo(deviceIndex) !== success) return error
   return new CudaError({ ...error, memory: { requested, ...core.backend.devices.memoryInfoResult } })
 }
 
@@ -103,16 +103,16 @@ export const allocationError = (
 const refusePlace = (
   core: Core,
   operation: string,
-  device: number,
+  deviceIndex: number,
   pool: MemoryPoolResource | undefined,
   stream: StreamResource | undefined
 ): Refusal => {
   for (const part of [pool, stream]) {
     if (part === undefined) continue
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
-    if (part.device === device) continue
-    const resources = [String(part), `memory of device ${device}`] as const
-    return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [part.device, device] })
+    if (part.deviceIndex === deviceIndex) continue
+    const resources = [String(part), `memory of device ${deviceIndex}`] as const
+    return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [part.deviceIndex, deviceIndex] })
   }
   return undefined
 }
@@ -123,15 +123,15 @@ const whenReady = (
   operation: string,
   memory: DeviceMemoryResource
 ): Effect.Effect<DeviceMemoryResource, CudaError> => {
-  const { device } = memory
-  const status = core.backend.memory.allocationQuery(device)
+  const { deviceIndex } = memory
+  const status = core.backend.memory.allocationQuery(deviceIndex)
   if (status === success) return Effect.succeed(memory)
   if (status !== notReady) return Effect.andThen(undo(core, memory), core.fail(operation, status, memory))
   const ready = core.wait(
     operation,
-    device,
+    deviceIndex,
     String(memory),
-    (onDone) => core.backend.memory.watchAllocation(device, onDone)
+    (onDone) => core.backend.memory.watchAllocation(deviceIndex, onDone)
   )
   return Effect.uninterruptible(Effect.as(Effect.onError(ready, () => undo(core, memory)), memory))
 }
@@ -175,26 +175,31 @@ const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaEr
 export const reclaim = (
   core: Core,
   operation: string,
-  device: number,
+  deviceIndex: number,
   pools: () => ReadonlyArray<MemoryPoolResource>,
   keepBytes = 0
 ): Effect.Effect<void, CudaError> =>
   Effect.flatMap(
-    core.wait(operation, device, `device ${device}`, (onDone) => core.backend.memory.watchReleases(device, onDone)),
+    core.wait(operation, deviceIndex, `device ${deviceIndex}`, (onDone) =>
+      core.backend.memory.watchReleases(deviceIndex, onDone)),
     () => {
       for (const pool of pools()) {
-        if (unusable(core.backend, pool)) return refuseResource(operation, core.backend, pool)
+        if (unusable(core.backend, pool)) {
+          return refuseResource(operation, core.backend, pool)
+        }
         const status = core.backend.pools.trim(pool, keepBytes)
-        if (status !== success) return core.fail(operation, status, pool)
+        if (status !== success) {
+          return core.fail(operation, status, pool)
+        }
       }
       return Effect.void
     }
   )
 
 /** All live pools of a device. */
-const poolsOf = (core: Core, device: number): ReadonlyArray<MemoryPoolResource> => [
-  core.backend.pools.ofDevice(device),
-  ...Array.from(core.pools).filter((pool) => pool.device === device)
+const poolsOf = (core: Core, deviceIndex: number): ReadonlyArray<MemoryPoolResource> => [
+  core.backend.pools.ofDevice(deviceIndex),
+  ...Array.from(core.pools).filter((pool) => pool.deviceIndex === deviceIndex)
 ]
 
 export const refuseByteLength = (operation: string, byteLength: number): Refusal =>

@@ -31,7 +31,7 @@ export interface ModuleBackend {
   ) => Effect.Effect<ModuleResource, DriverFailure>
   /** Unloads a module, immediately or once the driver would not block. */
   readonly unload: (module: ModuleResource) => number
-  readonly findGlobal: (module: ModuleResource, name: string, device: number) => number
+  readonly findGlobal: (module: ModuleResource, name: string, deviceIndex: number) => number
 }
 
 export const moduleOperations = (core: Core): ModuleOperations => ({
@@ -116,23 +116,23 @@ export const refuseName = (operation: string, name: string) =>
     ? undefined
     : refuseArgument(operation, "name", name, "a symbol name, without NUL characters")
 
-const variable = (core: Core, module: ModuleResource, name: string, device: number) => {
+const variable = (core: Core, module: ModuleResource, name: string, deviceIndex: number) => {
   const operation = "CudaModule.global"
-  return core.onDevice(operation, device, (): Effect.Effect<DeviceMemoryResource, CudaError> => {
+  return core.onDevice(operation, deviceIndex, (): Effect.Effect<DeviceMemoryResource, CudaError> => {
     if (isGone(core.backend, module)) return refuseModule(core, operation, module)
     const refused = refuseName(operation, name)
     if (refused !== undefined) return refused
-    const key = `${device} ${name}`
+    const key = `${deviceIndex} ${name}`
     const known = module.globals.get(key)
     if (known !== undefined) return Effect.succeed(known)
-    const subject = `variable ${name} of ${module} on device ${device}`
+    const subject = `variable ${name} of ${module} on device ${deviceIndex}`
     const find = (): number => {
-      const status = core.backend.modules.findGlobal(module, name, device)
+      const status = core.backend.modules.findGlobal(module, name, deviceIndex)
       if (status === success) module.globals.set(key, core.backend.modules.global!)
       return status
     }
     return Effect.map(
-      whenIdle(core, operation, module, device, subject, find),
+      whenIdle(core, operation, module, deviceIndex, subject, find),
       () => module.globals.get(key)!
     )
   })
@@ -146,7 +146,7 @@ export const whenIdle = (
   core: Core,
   operation: string,
   module: ModuleResource,
-  device: number,
+  deviceIndex: number,
   subject: string,
   call: () => number
 ): Effect.Effect<void, CudaError> => {
@@ -157,16 +157,16 @@ export const whenIdle = (
     const refused = refuseGone()
     if (refused !== undefined) return refused
     const status = call()
-    return status === success ? Effect.void : core.failOn(operation, status, device, subject)
+    return status === success ? Effect.void : core.failOn(operation, status, deviceIndex, subject)
   })
-  if (backend.devices.isIdle(device) || Duration.isZero(idleTimeout)) return now
+  if (backend.devices.isIdle(deviceIndex) || Duration.isZero(idleTimeout)) return now
   // The call is made in the turn that finds the device idle. A fiber that resumes later may find it busy again.
   const atIdle = core.wait(
     operation,
-    device,
+    deviceIndex,
     subject,
     (onDone) =>
-      backend.devices.watchIdle(device, (status, stage) => {
+      backend.devices.watchIdle(deviceIndex, (status, stage) => {
         onDone(status === success && refuseGone() === undefined ? call() : status, stage)
       })
   )

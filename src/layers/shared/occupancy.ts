@@ -23,10 +23,10 @@ const occupancyOperation = "CudaKernel.occupancy"
 
 export const occupancyOperations = (core: Core): OccupancyOperations => {
   const { backend } = core
-  const answer = (status: number, { code }: KernelResource, device: number): Effect.Effect<number, CudaError> =>
+  const answer = (status: number, { code }: KernelResource, deviceIndex: number): Effect.Effect<number, CudaError> =>
     status === success
       ? Effect.succeed(backend.kernels.value)
-      : core.failOn(occupancyOperation, status, device, String(code))
+      : core.failOn(occupancyOperation, status, deviceIndex, String(code))
   return {
     kernelActiveBlocks: (ref, threads, sharedBytes, device) => {
       const kernel = ownKernel(ref)
@@ -80,14 +80,14 @@ const ofShape = <A>(
   core: Core,
   kernel: KernelResource,
   config: LaunchConfig,
-  device: number,
+  deviceIndex: number,
   ask: () => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> =>
-  withCode(core, occupancyOperation, kernel, device, (there) => {
+  withCode(core, occupancyOperation, kernel, deviceIndex, (there) => {
     const refused = refuseConfig(occupancyOperation, config)
     if (refused !== undefined) return refused
     shape.read(config)
-    return allow(core, occupancyOperation, kernel.code, there, device) ?? ask()
+    return allow(core, occupancyOperation, kernel.code, there, deviceIndex) ?? ask()
   })
 
 const bestBlock = (
@@ -95,7 +95,7 @@ const bestBlock = (
   { code }: KernelResource,
   sharedBytes: number,
   maxThreads: number,
-  device: number
+  deviceIndex: number
 ): Effect.Effect<BlockSuggestion, CudaError> => {
   if (!Number.isInteger(maxThreads) || maxThreads < 0 || maxThreads > 0x7fff_ffff) {
     return refuseArgument(
@@ -105,7 +105,7 @@ const bestBlock = (
       "a whole number, or 0 for no limit"
     )
   }
-  const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, device)
+  const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, deviceIndex)
   if (status === success) return Effect.succeed(core.backend.kernels.blockSuggestion)
-  return core.failOn(occupancyOperation, status, device, String(code))
+  return core.failOn(occupancyOperation, status, deviceIndex, String(code))
 }

@@ -18,9 +18,9 @@ export interface PoolBackend {
   readonly created: MemoryPoolResource | undefined
   /** The values read by `readStatistics`. */
   readonly statistics: MemoryPoolStatistics
-  readonly create: (device: number, options: MemoryPoolOptions) => number
+  readonly create: (deviceIndex: number, options: MemoryPoolOptions) => number
   /** The pool that device memory is allocated from by default. Always the same. */
-  readonly ofDevice: (device: number) => MemoryPoolResource
+  readonly ofDevice: (deviceIndex: number) => MemoryPoolResource
   readonly destroy: (pool: MemoryPoolResource) => number
   readonly readStatistics: (pool: MemoryPoolResource) => number
   readonly resetHighWater: (pool: MemoryPoolResource) => number
@@ -57,7 +57,7 @@ export const poolOperations = (core: Core): PoolOperations => ({
       const pool = ownPool(ref)
       if (unusable(core.backend, pool)) return refuseResource(operation, core.backend, pool)
       return refuseBytes(operation, "keepBytes", keepBytes) ??
-        reclaim(core, operation, pool.device, () => [pool], keepBytes)
+        reclaim(core, operation, pool.deviceIndex, () => [pool], keepBytes)
     })
 })
 
@@ -79,13 +79,13 @@ const askPool = <A>(
 const onPool = (core: Core, operation: string, ref: MemoryPoolRef, call: (pool: MemoryPoolResource) => number) =>
   askPool(core, operation, ref, call, () => {})
 
-const create = (core: Core, operation: string, device: number, options: MemoryPoolOptions) => {
+const create = (core: Core, operation: string, deviceIndex: number, options: MemoryPoolOptions) => {
   const refused = (options.maxBytes === 0 ? refuseArgument(operation, "maxBytes", 0, "more than 0") : undefined) ??
     refuseBytes(operation, "maxBytes", options.maxBytes) ??
     refuseBytes(operation, "releaseThreshold", options.releaseThreshold)
   if (refused !== undefined) return refused
-  const status = core.backend.pools.create(device, options)
-  if (status !== success) return core.failOn(operation, status, device, `a pool of device ${device}`)
+  const status = core.backend.pools.create(deviceIndex, options)
+  if (status !== success) return core.failOn(operation, status, deviceIndex, `a pool of device ${deviceIndex}`)
   const pool = core.backend.pools.created!
   core.pools.add(pool)
   return Effect.succeed(pool)

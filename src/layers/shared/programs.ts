@@ -27,7 +27,7 @@ export interface Goal {
  * anything but strings.
  */
 export interface CompileTask
-  extends Pick<CompileRequest, "source" | "name" | "device" | "options" | "nameExpressions" | "cache">
+  extends Pick<CompileRequest, "source" | "name" | "deviceIndex" | "options" | "nameExpressions" | "cache">
 {
   readonly goal: Goal
   readonly headers: ReadonlyArray<Header>
@@ -46,8 +46,8 @@ export const architectureName = (goal: Pick<Goal, "target" | "architecture" | "s
 export const programOperations = (core: Core): ProgramOperations => ({
   programCompile: (request) =>
     Effect.suspend(() => {
-      const { cache, device, name, source } = request
-      const refused = core.refuseDevice(compileOperation, "device", device) ?? refuseRequest(request)
+      const { cache, deviceIndex, name, source } = request
+      const refused = core.refuseDevice(compileOperation, "device", deviceIndex) ?? refuseRequest(request)
       if (refused !== undefined) return refused
       const options = read("options", () => checkedTexts("options", request.options, isOption, optionExpected))
       if (Effect.isEffect(options)) return options
@@ -58,14 +58,14 @@ export const programOperations = (core: Core): ProgramOperations => ({
       if (Effect.isEffect(expressions)) return expressions
       const headers = read("headers", () => checkedHeaders(request.headers))
       if (Effect.isEffect(headers)) return headers
-      const { computeCapability } = core.backend.devices.all[device]!
+      const { computeCapability } = core.backend.devices.all[deviceIndex]!
       const goal = read("architecture", () => goalOf(request, computeCapability))
       if (Effect.isEffect(goal)) return goal
       const nameExpressions = [...new Set(expressions)]
       return core.backend.programs.compile({
         source: withoutMark(source),
         name,
-        device,
+        deviceIndex,
         goal,
         options,
         headers,

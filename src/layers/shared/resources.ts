@@ -41,24 +41,24 @@ export class StreamResource implements StreamRef {
   readonly owner: Owner
   readonly handle: StreamHandle
   readonly id: number
-  readonly device: number
+  readonly deviceIndex: number
   readonly priority: number
   readonly nonBlocking: boolean
   readonly origin: "owned" | "default" | "foreign"
   constructor(
     owner: Owner,
-    fields: Pick<StreamRef, "handle" | "id" | "device" | "priority" | "nonBlocking" | "origin">
+    fields: Pick<StreamRef, "handle" | "id" | "deviceIndex" | "priority" | "nonBlocking" | "origin">
   ) {
     this.owner = owner
     this.handle = fields.handle
     this.id = fields.id
-    this.device = fields.device
+    this.deviceIndex = fields.deviceIndex
     this.priority = fields.priority
     this.nonBlocking = fields.nonBlocking
     this.origin = fields.origin
   }
   toString(): string {
-    return `stream ${this.id} of device ${this.device}`
+    return `stream ${this.id} of device ${this.deviceIndex}`
   }
 }
 
@@ -72,12 +72,12 @@ export class EventResource implements EventRef {
   readonly owner: Owner
   /** The handle, for use inside the runtime. */
   readonly own: EventHandle
-  readonly device: number
+  readonly deviceIndex: number
   readonly flags: number
-  constructor(owner: Owner, fields: Pick<EventRef, "handle" | "device" | "flags">) {
+  constructor(owner: Owner, fields: Pick<EventRef, "handle" | "deviceIndex" | "flags">) {
     this.owner = owner
     this.own = fields.handle
-    this.device = fields.device
+    this.deviceIndex = fields.deviceIndex
     this.flags = fields.flags
   }
   get handle(): EventHandle {
@@ -88,7 +88,7 @@ export class EventResource implements EventRef {
     return (this.flags & eventFlags.disableTiming) === 0
   }
   toString(): string {
-    return `event 0x${this.own.toString(16)} of device ${this.device}`
+    return `event 0x${this.own.toString(16)} of device ${this.deviceIndex}`
   }
 }
 
@@ -145,13 +145,13 @@ class MemoryResource<Pointer extends Address | HostAddress> {
 
 export class DeviceMemoryResource extends MemoryResource<Address> implements DeviceMemoryRef {
   readonly kind = "device"
-  readonly device: number
+  readonly deviceIndex: number
   readonly isManaged: boolean = false
   /** The stream whose order the allocation follows; undefined if the memory was ready for every stream. */
   allocatedOn: StreamResource | undefined
-  constructor(owner: Owner, address: Address, byteLength: number, device: number) {
+  constructor(owner: Owner, address: Address, byteLength: number, deviceIndex: number) {
     super(owner, address, byteLength)
-    this.device = device
+    this.deviceIndex = deviceIndex
   }
   /** The stream it was allocated on, if that is live and no other stream's work may still use the memory. */
   get soleUser(): StreamResource | undefined {
@@ -160,7 +160,7 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
     return this.pendingUsers.every((user) => user === stream) ? stream : undefined
   }
   override toString(): string {
-    return `buffer of ${inBytes(this.byteLength)} at 0x${this.address.toString(16)} on device ${this.device}`
+    return `buffer of ${inBytes(this.byteLength)} at 0x${this.address.toString(16)} on device ${this.deviceIndex}`
   }
 }
 
@@ -178,17 +178,17 @@ export class MemoryPoolResource implements MemoryPoolRef {
   state: ResourceState = "live"
   readonly owner: Owner
   readonly handle: CUmemoryPool
-  readonly device: number
+  readonly deviceIndex: number
   readonly origin: "owned" | "runtime"
-  constructor(owner: Owner, handle: CUmemoryPool, device: number, origin: "owned" | "runtime") {
+  constructor(owner: Owner, handle: CUmemoryPool, deviceIndex: number, origin: "owned" | "runtime") {
     this.owner = owner
     this.handle = handle
-    this.device = device
+    this.deviceIndex = deviceIndex
     this.origin = origin
   }
   toString(): string {
     const whose = this.origin === "runtime" ? "the runtime's pool" : `pool 0x${this.handle.toString(16)}`
-    return `${whose} of device ${this.device}`
+    return `${whose} of device ${this.deviceIndex}`
   }
 }
 

@@ -18,9 +18,9 @@ import type { Cancel, OnDone } from "./waits.ts"
 export interface StreamBackend {
   /** The stream made by the last call that creates one. */
   readonly created: StreamResource | undefined
-  readonly create: (device: number, priority: number, nonBlocking: boolean) => number
-  readonly defaultOf: (device: number, mode: "legacy" | "perThread") => number
-  readonly fromHandle: (device: number, handle: number) => number
+  readonly create: (deviceIndex: number, priority: number, nonBlocking: boolean) => number
+  readonly defaultOf: (deviceIndex: number, mode: "legacy" | "perThread") => number
+  readonly fromHandle: (deviceIndex: number, handle: number) => number
   readonly destroy: (stream: StreamResource) => number
   readonly query: (stream: StreamResource) => number
   readonly waitEvent: (stream: StreamResource, event: EventResource) => number
@@ -110,8 +110,8 @@ const join = (core: Core, into: StreamResource, branches: ReadonlyArray<StreamRe
 }
 
 const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate"]>[0]) =>
-  core.onDevice("CudaStream.make", options.device, () => {
-    const range = core.backend.devices.priorityRange(options.device)
+  core.onDevice("CudaStream.make", options.deviceIndex, () => {
+    const range = core.backend.devices.priorityRange(options.deviceIndex)
     const { greatest, least } = range
     const priority = resolvePriority(range, options.priority, options.outOfRange)
     if (!Number.isInteger(priority) || priority > least || priority < greatest) {
@@ -122,39 +122,43 @@ const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate
         `an integer from ${greatest} (highest) to ${least}`
       )
     }
-    const status = core.backend.streams.create(options.device, priority, options.nonBlocking)
-    if (status !== success) return core.failOn("CudaStream.make", status, options.device, `device ${options.device}`)
+    const status = core.backend.streams.create(options.deviceIndex, priority, options.nonBlocking)
+    if (status !== success) {
+      return core.failOn("CudaStream.make", status, options.deviceIndex, `device ${options.deviceIndex}`)
+    }
     const stream = core.backend.streams.created!
     core.streams.add(stream)
     return Effect.succeed(stream)
   })
 
-const defaultStream = (core: Core, operation: string, device: number, mode: "legacy" | "perThread") =>
-  core.onDevice(operation, device, () => {
+const defaultStream = (core: Core, operation: string, deviceIndex: number, mode: "legacy" | "perThread") =>
+  core.onDevice(operation, deviceIndex, () => {
     if (!Object.hasOwn(defaultStreamHandles, mode)) {
       return refuseArgument(operation, "mode", mode, `"legacy" or "perThread"`)
     }
-    const key = `${device} ${mode}`
+    const key = `${deviceIndex} ${mode}`
     const known = core.defaultStreams.get(key)
     if (known !== undefined) return Effect.succeed(known)
-    const status = core.backend.streams.defaultOf(device, mode)
-    if (status !== success) return core.failOn(operation, status, device, `device ${device}`)
+    const status = core.backend.streams.defaultOf(deviceIndex, mode)
+    if (status !== success) return core.failOn(operation, status, deviceIndex, `device ${deviceIndex}`)
     const stream = core.backend.streams.created!
     core.defaultStreams.set(key, stream)
     return Effect.succeed(stream)
   })
 
 /** Handles of default streams yield those streams. Wrapping a stream again yields the same resource. */
-const fromHandle = (core: Core, device: number, handle: number): Effect.Effect<StreamResource, CudaError> => {
+const fromHandle = (core: Core, deviceIndex: number, handle: number): Effect.Effect<StreamResource, CudaError> => {
   const operation = "CudaStream.fromHandle"
-  if (handle === 0 || handle === defaultStreamHandles.legacy) return defaultStream(core, operation, device, "legacy")
-  if (handle === defaultStreamHandles.perThread) return defaultStream(core, operation, device, "perThread")
-  return core.onDevice(operation, device, () => {
+  if (handle === 0 || handle === defaultStreamHandles.legacy) {
+    return defaultStream(core, operation, deviceIndex, "legacy")
+  }
+  if (handle === defaultStreamHandles.perThread) return defaultStream(core, operation, deviceIndex, "perThread")
+  return core.onDevice(operation, deviceIndex, () => {
     if (!Number.isSafeInteger(handle) || handle < 0) {
       return refuseArgument(operation, "handle", handle, "the address of a CUstream")
     }
-    const status = core.backend.streams.fromHandle(device, handle)
-    if (status !== success) return core.failOn(operation, status, device, `handle 0x${handle.toString(16)}`)
+    const status = core.backend.streams.fromHandle(deviceIndex, handle)
+    if (status !== success) return core.failOn(operation, status, deviceIndex, `handle 0x${handle.toString(16)}`)
     const made = core.backend.streams.created!
     const key = foreignKey(made)
     const known = core.foreignStreams.get(key)
@@ -170,7 +174,7 @@ const drain = (core: Core, operation: string, stream: StreamResource): Effect.Ef
   if (status !== notReady) return core.fail(operation, status, stream)
   return core.wait(
     operation,
-    stream.device,
+    stream.deviceIndex,
     String(stream),
     (onDone, options) => core.backend.streams.watch(stream, onDone, options),
     // A stream that is being released is drained too.
@@ -200,7 +204,7 @@ const setState = (core: Core, stream: StreamResource, state: ResourceState): voi
   if (wrapper !== undefined) wrapper.state = state
 }
 
-const foreignKey = ({ device, id }: StreamResource): string => `${device} ${id}`
+const foreignKey = ({ deviceIndex, id }: StreamResource): string => `${deviceIndex} ${id}`
 
 const destroy = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {

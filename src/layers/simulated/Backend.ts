@@ -96,8 +96,8 @@ export class SimulatedBackend implements Backend {
   }
 
   /** Ends the context of a device, as a fault does; nothing for a device that does not exist. */
-  endContext(device: number, status: number): void {
-    if (this.devices.all[device] !== undefined) this.driver.lose(device, status)
+  endContext(deviceIndex: number, status: number): void {
+    if (this.devices.all[deviceIndex] !== undefined) this.driver.lose(deviceIndex, status)
   }
 
   /** The content of a device buffer; nothing when the process cannot hold it. */

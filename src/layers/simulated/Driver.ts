@@ -111,9 +111,9 @@ export class SimulatedDriver {
   }
 
   /** Ends a device's context. */
-  lose(device: number, status: number): void {
+  lose(deviceIndex: number, status: number): void {
     this.now()
-    this.model.world.lose(this.device(device), status)
+    this.model.world.lose(this.device(deviceIndex), status)
     this.pacer.arm()
   }
 

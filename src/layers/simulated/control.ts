@@ -61,19 +61,19 @@ const launch = (
       ...(work.run === undefined ? {} : { act: work.run })
     })
     if (status === success) return Effect.void
-    const context = { operation, device: stream.device, subject: String(stream) }
+    const context = { operation, deviceIndex: stream.deviceIndex, subject: String(stream) }
     return Effect.fail(fromStatus(backend, origins, status, context))
   })
 
-const lose = (backend: SimulatedBackend, device: number, status: StatusTag): Effect.Effect<void, CudaError> =>
+const lose = (backend: SimulatedBackend, deviceIndex: number, status: StatusTag): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
     const operation = "SimulatedControl.lose"
     const { all } = backend.devices
-    if (all[device] === undefined) {
-      return refuseArgument(operation, "device", device, `a device index from 0 to ${all.length - 1}`)
+    if (all[deviceIndex] === undefined) {
+      return refuseArgument(operation, "device", deviceIndex, `a device index from 0 to ${all.length - 1}`)
     }
     if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
-    backend.endContext(device, statuses[status].code)
+    backend.endContext(deviceIndex, statuses[status].code)
     return Effect.void
   })
 
@@ -87,7 +87,7 @@ const bytes = (
     if (unusable(backend, memory)) return refuseResource(operation, backend, memory)
     const content = backend.bytesOf(memory)
     if (content !== undefined) return Effect.succeed(content)
-    const context = { operation, device: ref.device, subject: String(memory) }
+    const context = { operation, deviceIndex: ref.deviceIndex, subject: String(memory) }
     return Effect.fail(fromStatus(backend, { first: undefined }, statuses.OutOfMemory.code, context))
   })
 

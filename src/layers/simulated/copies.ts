@@ -33,7 +33,7 @@ export class SimulatedCopies implements CopyBackend {
     const from = memoryPart(transfer.from)
     const status = this.#begin("cuMemcpy2DAsync", part.device, to, from)
     if (status !== success) return status
-    const { maxPitch } = this.#driver.options.devices[stream.device]!.attributes
+    const { maxPitch } = this.#driver.options.devices[stream.deviceIndex]!.attributes
     if (Math.max(transfer.toPitch, transfer.fromPitch) > maxPitch) return statuses.InvalidValue.code
     this.#driver.model.copyRows(part, to, from, transfer)
     return success

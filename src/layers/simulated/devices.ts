@@ -21,46 +21,46 @@ export class SimulatedDevices implements DeviceBackend {
     this.all = driver.options.devices.map(({ properties }) => properties)
   }
 
-  open(device: number): Effect.Effect<void, DriverFailure> {
+  open(deviceIndex: number): Effect.Effect<void, DriverFailure> {
     return Effect.suspend(() => {
-      const status = this.#driver.begin("cuDevicePrimaryCtxRetain", this.#driver.device(device))
+      const status = this.#driver.begin("cuDevicePrimaryCtxRetain", this.#driver.device(deviceIndex))
       if (status !== success) return this.#driver.fail(status)
-      if (this.#driver.options.devices[device]!.attributes.memoryPoolsSupported !== 0) return Effect.void
+      if (this.#driver.options.devices[deviceIndex]!.attributes.memoryPoolsSupported !== 0) return Effect.void
       // Opening a device makes its pool.
       this.#driver.call = "cuMemPoolCreate"
       return this.#driver.fail(statuses.NotSupported.code)
     })
   }
 
-  priorityRange(device: number): PriorityRange {
-    return this.#driver.options.devices[device]!.priorityRange
+  priorityRange(deviceIndex: number): PriorityRange {
+    return this.#driver.options.devices[deviceIndex]!.priorityRange
   }
 
   /** Answered without a context, so a fault does not matter; as on a GPU. */
-  attribute(device: number, attribute: DeviceAttribute): number {
+  attribute(deviceIndex: number, attribute: DeviceAttribute): number {
     this.#driver.call = "cuDeviceGetAttribute"
-    this.value = this.#driver.options.devices[device]!.attributes[attribute]
+    this.value = this.#driver.options.devices[deviceIndex]!.attributes[attribute]
     return success
   }
 
-  memoryInfo(device: number): number {
-    const part = this.#driver.device(device)
+  memoryInfo(deviceIndex: number): number {
+    const part = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuMemGetInfo", part)
     this.memoryInfoResult = { free: part.traits.memory - part.usedMemory, total: part.traits.memory }
     return status
   }
 
   /** Answered without a context, as on a GPU. */
-  canAccessPeer(device: number, peer: number): number {
+  canAccessPeer(deviceIndex: number, peer: number): number {
     this.#driver.call = "cuDeviceCanAccessPeer"
-    this.value = device !== peer && this.#driver.options.peerAccess(device, peer) ? 1 : 0
+    this.value = deviceIndex !== peer && this.#driver.options.peerAccess(deviceIndex, peer) ? 1 : 0
     return success
   }
 
   /** Answered without a context, as on a GPU. Every link is as good as any other. */
-  peerAttribute(device: number, peer: number, attribute: PeerAttribute): number {
+  peerAttribute(deviceIndex: number, peer: number, attribute: PeerAttribute): number {
     this.#driver.call = "cuDeviceGetP2PAttribute"
-    const isReachable = this.#driver.options.peerAccess(device, peer)
+    const isReachable = this.#driver.options.peerAccess(deviceIndex, peer)
     this.value = attribute !== "performanceRank" && isReachable ? 1 : 0
     return success
   }

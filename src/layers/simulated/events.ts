@@ -24,18 +24,18 @@ export class SimulatedEvents implements EventBackend {
     this.#driver = driver
   }
 
-  create(device: number, flags: number): number {
+  create(deviceIndex: number, flags: number): number {
     const { model, owner } = this.#driver
-    const status = this.#driver.begin("cuEventCreate", this.#driver.device(device))
+    const status = this.#driver.begin("cuEventCreate", this.#driver.device(deviceIndex))
     if (status !== success) return status
-    this.created = new SimulatedEvent(owner, new EventState(), model.makeHandle(), device, flags)
+    this.created = new SimulatedEvent(owner, new EventState(), model.makeHandle(), deviceIndex, flags)
     return success
   }
 
   destroy(event: EventResource): number {
     const { sharedAs } = simulatedEvent(event)
     if (sharedAs !== undefined) this.#withdraw(sharedAs.key)
-    return this.#driver.begin("cuEventDestroy", this.#driver.device(event.device))
+    return this.#driver.begin("cuEventDestroy", this.#driver.device(event.deviceIndex))
   }
 
   record(event: EventResource, stream: StreamResource): number {
@@ -46,16 +46,16 @@ export class SimulatedEvents implements EventBackend {
   }
 
   query(event: EventResource): number {
-    const status = this.#driver.begin("cuEventQuery", this.#driver.device(event.device))
+    const status = this.#driver.begin("cuEventQuery", this.#driver.device(event.deviceIndex))
     if (status !== success) return status
     const record = simulatedEvent(event).part.current
     if (record === undefined || record.done) return success
-    return record.device.lost === 0 ? notReady : record.device.lost
+    return record.deviceIndex.lost === 0 ? notReady : record.deviceIndex.lost
   }
 
   elapsedTime(start: EventResource, end: EventResource): number {
-    const status = this.#driver.begin("cuEventElapsedTime", this.#driver.device(end.device)) ||
-      this.#driver.device(start.device).lost
+    const status = this.#driver.begin("cuEventElapsedTime", this.#driver.device(end.deviceIndex)) ||
+      this.#driver.device(start.deviceIndex).lost
     if (status !== success) return status
     const [first, last] = [simulatedEvent(start).part.current, simulatedEvent(end).part.current]
     if (first === undefined || last === undefined || !start.hasTiming || !end.hasTiming) return invalidHandle
@@ -65,7 +65,7 @@ export class SimulatedEvents implements EventBackend {
   }
 
   ipcHandle(event: EventResource, into: Uint8Array): number {
-    const status = this.#driver.begin("cuIpcGetEventHandle", this.#driver.device(event.device))
+    const status = this.#driver.begin("cuIpcGetEventHandle", this.#driver.device(event.deviceIndex))
     if (status !== success) return status
     if ((event.flags & eventFlags.interprocess) === 0) return invalidHandle
     const own = simulatedEvent(event)
@@ -80,9 +80,9 @@ export class SimulatedEvents implements EventBackend {
   }
 
   /** Opens handles of every other simulated runtime of this process that has the same clock. */
-  fromIpcHandle(device: number, handle: Uint8Array): number {
+  fromIpcHandle(deviceIndex: number, handle: Uint8Array): number {
     const { model, owner } = this.#driver
-    const status = this.#driver.begin("cuIpcOpenEventHandle", this.#driver.device(device))
+    const status = this.#driver.begin("cuIpcOpenEventHandle", this.#driver.device(deviceIndex))
     if (status !== success) return status
     const shared = openEvent(handle)
     if (shared === undefined) return invalidHandle
@@ -90,14 +90,14 @@ export class SimulatedEvents implements EventBackend {
     if (shared.owner === owner) return statuses.InvalidContext.code
     if (shared.world !== model.world) return statuses.NotSupported.code
     const flags = eventFlags.disableTiming | eventFlags.interprocess
-    const event = new SimulatedEvent(owner, shared.event, model.makeHandle(), device, flags)
+    const event = new SimulatedEvent(owner, shared.event, model.makeHandle(), deviceIndex, flags)
     event.recorded = true
     this.created = event
     return success
   }
 
   watch(event: EventResource, onDone: OnDone): Cancel {
-    const device = this.#driver.device(event.device)
+    const device = this.#driver.device(event.deviceIndex)
     return this.#driver.watchAfter("cuEventQuery", device, onDone, () => simulatedEvent(event).part.current)
   }
 

@@ -25,13 +25,13 @@ export class SimulatedCode extends KernelCode {
     this.kernel = kernel
   }
 
-  attribute(attribute: KernelAttribute, device: number): number {
-    const set = this.#set.size === 0 ? undefined : this.#set.get(`${device} ${attribute}`)
+  attribute(attribute: KernelAttribute, deviceIndex: number): number {
+    const set = this.#set.size === 0 ? undefined : this.#set.get(`${deviceIndex} ${attribute}`)
     return set ?? this.kernel.attributes?.[attribute] ?? usualAttributes[attribute]
   }
 
-  setAttribute(attribute: KernelAttribute, value: number, device: number): void {
-    this.#set.set(`${device} ${attribute}`, value)
+  setAttribute(attribute: KernelAttribute, value: number, deviceIndex: number): void {
+    this.#set.set(`${deviceIndex} ${attribute}`, value)
   }
 }
 

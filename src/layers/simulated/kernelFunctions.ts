@@ -44,7 +44,7 @@ export interface SimulatedLaunch<Parameters extends ReadonlyArray<ParameterKind>
   /** Blocks of each cluster; 1 without clusters. */
   readonly cluster: Size
   readonly sharedBytes: number
-  readonly device: number
+  readonly deviceIndex: number
   /** A global variable of the kernel's module; a `NotFound` one is a `LaunchFailed` fault. */
   readonly global: (name: string) => SimulatedPointer
   /** Ends the kernel, and as on a device the contexts of the runtime, with a status that does. */
@@ -133,7 +133,7 @@ const decodePointer = (
 export const launchOf = (
   args: ReadonlyArray<KernelValue>,
   shape: LaunchShape,
-  device: number,
+  deviceIndex: number,
   global: (name: string) => SimulatedPointer
 ): SimulatedLaunch => ({
   args,
@@ -141,7 +141,7 @@ export const launchOf = (
   block: { x: shape.blockX, y: shape.blockY, z: shape.blockZ },
   cluster: { x: shape.clusterX, y: shape.clusterY, z: shape.clusterZ },
   sharedBytes: shape.sharedBytes,
-  device,
+  deviceIndex,
   global,
   fault: (status) => {
     throw new KernelFault(status)

@@ -48,51 +48,51 @@ export class SimulatedKernels implements KernelBackend {
     return success
   }
 
-  load(_: KernelCode, device: number): number {
-    return this.#driver.begin("cuKernelGetFunction", this.#driver.device(device))
+  load(_: KernelCode, deviceIndex: number): number {
+    return this.#driver.begin("cuKernelGetFunction", this.#driver.device(deviceIndex))
   }
 
-  attribute(code: KernelCode, attribute: KernelAttribute, device: number): number {
+  attribute(code: KernelCode, attribute: KernelAttribute, deviceIndex: number): number {
     this.#driver.call = "cuKernelGetAttribute"
-    this.value = simulatedCode(code).attribute(attribute, device)
+    this.value = simulatedCode(code).attribute(attribute, deviceIndex)
     return success
   }
 
-  setAttribute(code: KernelCode, attribute: KernelAttribute, value: number, device: number): number {
+  setAttribute(code: KernelCode, attribute: KernelAttribute, value: number, deviceIndex: number): number {
     this.#driver.call = "cuKernelSetAttribute"
-    simulatedCode(code).setAttribute(attribute, value, device)
+    simulatedCode(code).setAttribute(attribute, value, deviceIndex)
     return success
   }
 
-  activeBlocks(code: KernelCode, threads: number, sharedBytes: number, device: number): number {
-    const status = this.#driver.begin("cuOccupancyMaxActiveBlocksPerMultiprocessor", this.#driver.device(device))
-    this.value = activeBlocks(this.#multiprocessor(device), simulatedCode(code), device, threads, sharedBytes)
+  activeBlocks(code: KernelCode, threads: number, sharedBytes: number, deviceIndex: number): number {
+    const status = this.#driver.begin("cuOccupancyMaxActiveBlocksPerMultiprocessor", this.#driver.device(deviceIndex))
+    this.value = activeBlocks(this.#multiprocessor(deviceIndex), simulatedCode(code), deviceIndex, threads, sharedBytes)
     return status
   }
 
-  bestBlock(code: KernelCode, sharedBytes: number, maxThreads: number, device: number): number {
-    const status = this.#driver.begin("cuOccupancyMaxPotentialBlockSize", this.#driver.device(device))
-    const multiprocessor = this.#multiprocessor(device)
-    this.blockSuggestion = bestBlock(multiprocessor, simulatedCode(code), device, sharedBytes, maxThreads)
+  bestBlock(code: KernelCode, sharedBytes: number, maxThreads: number, deviceIndex: number): number {
+    const status = this.#driver.begin("cuOccupancyMaxPotentialBlockSize", this.#driver.device(deviceIndex))
+    const multiprocessor = this.#multiprocessor(deviceIndex)
+    this.blockSuggestion = bestBlock(multiprocessor, simulatedCode(code), deviceIndex, sharedBytes, maxThreads)
     return status
   }
 
-  activeClusters(code: KernelCode, shape: LaunchShape, device: number): number {
-    const status = this.#driver.begin("cuOccupancyMaxActiveClusters", this.#driver.device(device))
+  activeClusters(code: KernelCode, shape: LaunchShape, deviceIndex: number): number {
+    const status = this.#driver.begin("cuOccupancyMaxActiveClusters", this.#driver.device(deviceIndex))
     if (status !== success) return status
     const simulated = simulatedCode(code)
-    if (shape.clusterBlocks > largestCluster(simulated, device)) return statuses.InvalidClusterSize.code
-    this.value = activeClusters(this.#multiprocessor(device), simulated, device, shape)
+    if (shape.clusterBlocks > largestCluster(simulated, deviceIndex)) return statuses.InvalidClusterSize.code
+    this.value = activeClusters(this.#multiprocessor(deviceIndex), simulated, deviceIndex, shape)
     return success
   }
 
-  maxCluster(code: KernelCode, _: LaunchShape, device: number): number {
-    this.value = largestCluster(simulatedCode(code), device)
-    return this.#driver.begin("cuOccupancyMaxPotentialClusterSize", this.#driver.device(device))
+  maxCluster(code: KernelCode, _: LaunchShape, deviceIndex: number): number {
+    this.value = largestCluster(simulatedCode(code), deviceIndex)
+    return this.#driver.begin("cuOccupancyMaxPotentialClusterSize", this.#driver.device(deviceIndex))
   }
 
-  #multiprocessor(device: number) {
-    return multiprocessorOf(this.#driver.options.devices[device]!.attributes)
+  #multiprocessor(deviceIndex: number) {
+    return multiprocessorOf(this.#driver.options.devices[deviceIndex]!.attributes)
   }
 
   /** Kernels find their arguments through the launch itself. */
@@ -105,7 +105,7 @@ export class SimulatedKernels implements KernelBackend {
     const status = this.#driver.begin("cuLaunchKernelEx", part.device)
     if (status !== success) return status
     const simulated = simulatedCode(kernel.code)
-    const unfit = refuseLaunch(this.#multiprocessor(stream.device), simulated, stream.device, shape)
+    const unfit = refuseLaunch(this.#multiprocessor(stream.deviceIndex), simulated, stream.deviceIndex, shape)
     if (unfit !== success) return unfit
     const { arguments: packed, module } = kernel
     const isThere = packed.pointers.every(({ memory }) => memory === undefined || memoryPart(memory).tryTouch())
@@ -116,7 +116,7 @@ export class SimulatedKernels implements KernelBackend {
       packed,
       (address, origin) => this.#addresses.at(address, origin)
     )
-    const launch = launchOf(args, shape, stream.device, (name) => this.#variable(module, name, stream.device))
+    const launch = launchOf(args, shape, stream.deviceIndex, (name) => this.#variable(module, name, stream.deviceIndex))
     const duration = this.#costOf(kernel, definition, launch)
     if (duration === undefined) return part.device.lost
     this.#driver.model.work(part, {
@@ -134,13 +134,13 @@ export class SimulatedKernels implements KernelBackend {
         duration = costOf(definition, launch)
       })
     } catch {
-      this.#driver.lose(launch.device, statuses.LaunchFailed.code)
+      this.#driver.lose(launch.deviceIndex, statuses.LaunchFailed.code)
     }
     return duration
   }
 
-  #variable(module: ModuleResource, name: string, device: number): Pointer {
-    const memory = this.#modules.variable(module, name, device)
+  #variable(module: ModuleResource, name: string, deviceIndex: number): Pointer {
+    const memory = this.#modules.variable(module, name, deviceIndex)
     if (memory === undefined) {
       throw new KernelFault("LaunchFailed", `there is no global variable ${name}. ${this.#modules.describeGlobals()}`)
     }

@@ -20,15 +20,15 @@ export class SimulatedManaged implements ManagedBackend {
     this.#addresses = addresses
   }
 
-  allocate(device: number, byteLength: number): number {
+  allocate(deviceIndex: number, byteLength: number): number {
     const { model, options, owner } = this.#driver
-    const part = this.#driver.device(device)
+    const part = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuMemAllocManaged", part)
     if (status !== success) return status
-    if (options.devices[device]!.attributes.concurrentManagedAccess === 0) return statuses.NotSupported.code
+    if (options.devices[deviceIndex]!.attributes.concurrentManagedAccess === 0) return statuses.NotSupported.code
     if (!model.reserve(part, part.managed, byteLength)) return statuses.OutOfMemory.code
     const storage = new Storage(part, byteLength, part.managed)
-    const memory = new SimulatedManagedMemory(owner, storage, model.makeAddress(byteLength), device)
+    const memory = new SimulatedManagedMemory(owner, storage, model.makeAddress(byteLength), deviceIndex)
     this.#addresses.add(memory)
     this.allocated = memory
     return success
@@ -54,6 +54,6 @@ export class SimulatedManaged implements ManagedBackend {
 
   /** Advice changes nothing that a program could see here. */
   advise(memory: ManagedMemoryResource): number {
-    return this.#driver.begin("cuMemAdvise", this.#driver.device(memory.device))
+    return this.#driver.begin("cuMemAdvise", this.#driver.device(memory.deviceIndex))
   }
 }

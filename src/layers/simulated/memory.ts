@@ -25,20 +25,20 @@ export class SimulatedMemory implements MemoryBackend {
   }
 
   allocate(
-    device: number,
+    deviceIndex: number,
     byteLength: number,
     pool: MemoryPoolResource | undefined,
     stream: StreamResource | undefined
   ): number {
     const { model, owner } = this.#driver
-    const part = this.#driver.device(device)
+    const part = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuMemAllocFromPoolAsync", part)
     if (status !== success) return status
-    const from = poolPart(pool ?? this.#pools.ofDevice(device))
+    const from = poolPart(pool ?? this.#pools.ofDevice(deviceIndex))
     const among = stream && streamPart(stream)
     if (!model.reserve(part, from, byteLength, among)) return statuses.OutOfMemory.code
     const address = model.makeAddress(byteLength)
-    const memory = new SimulatedDeviceMemory(owner, new Storage(part, byteLength, from), address, device)
+    const memory = new SimulatedDeviceMemory(owner, new Storage(part, byteLength, from), address, deviceIndex)
     if (among !== undefined) model.allocation(among, byteLength)
     this.#addresses.add(memory)
     this.allocated = memory
@@ -47,7 +47,7 @@ export class SimulatedMemory implements MemoryBackend {
 
   free(memory: DeviceMemoryResource): number {
     const { model } = this.#driver
-    const part = this.#driver.device(memory.device)
+    const part = this.#driver.device(memory.deviceIndex)
     this.#addresses.forget(memory)
     const status = this.#driver.begin("cuMemFreeAsync", part)
     if (status !== success) return status
@@ -57,18 +57,18 @@ export class SimulatedMemory implements MemoryBackend {
     return success
   }
 
-  allocationQuery(device: number): number {
-    return this.#driver.begin("cuStreamQuery", this.#driver.device(device))
+  allocationQuery(deviceIndex: number): number {
+    return this.#driver.begin("cuStreamQuery", this.#driver.device(deviceIndex))
   }
 
-  watchAllocation(device: number, onDone: OnDone): Cancel {
-    onDone(this.allocationQuery(device))
+  watchAllocation(deviceIndex: number, onDone: OnDone): Cancel {
+    onDone(this.allocationQuery(deviceIndex))
     return noCancel
   }
 
-  watchReleases(device: number, onDone: OnDone): Cancel {
+  watchReleases(deviceIndex: number, onDone: OnDone): Cancel {
     const { model } = this.#driver
-    const part = this.#driver.device(device)
+    const part = this.#driver.device(deviceIndex)
     return this.#driver.watchAfter("cuStreamQuery", part, onDone, () => {
       model.gatherReleases(part)
       return model.world.record(part.releases, true)

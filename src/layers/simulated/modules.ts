@@ -48,10 +48,10 @@ export class SimulatedModules implements ModuleBackend {
     return status
   }
 
-  findGlobal(module: ModuleResource, name: string, device: number): number {
-    const status = this.#driver.begin("cuLibraryGetGlobal", this.#driver.device(device))
+  findGlobal(module: ModuleResource, name: string, deviceIndex: number): number {
+    const status = this.#driver.begin("cuLibraryGetGlobal", this.#driver.device(deviceIndex))
     if (status !== success) return status
-    const memory = this.variable(module, name, device)
+    const memory = this.variable(module, name, deviceIndex)
     if (memory === undefined) {
       this.#driver.missing = this.describeGlobals()
       return statuses.NotFound.code
@@ -66,15 +66,15 @@ export class SimulatedModules implements ModuleBackend {
   }
 
   /** A module's variable on a device, made when it is first asked for; nothing where there is none of that name. */
-  variable(module: ModuleResource, name: string, device: number): SimulatedDeviceMemory | undefined {
+  variable(module: ModuleResource, name: string, deviceIndex: number): SimulatedDeviceMemory | undefined {
     const { model, options, owner } = this.#driver
-    const key = `${device} ${name}`
+    const key = `${deviceIndex} ${name}`
     const made = this.#variables.get(module)
     const initial = options.globals.get(name)
     if (made === undefined || initial === undefined || made.has(key)) return made?.get(key)
-    const storage = new Storage(this.#driver.device(device), initial.byteLength)
+    const storage = new Storage(this.#driver.device(deviceIndex), initial.byteLength)
     storage.touch().set(initial)
-    const memory = new SimulatedDeviceMemory(owner, storage, model.makeAddress(initial.byteLength), device)
+    const memory = new SimulatedDeviceMemory(owner, storage, model.makeAddress(initial.byteLength), deviceIndex)
     made.set(key, memory)
     this.#addresses.add(memory)
     return memory

@@ -23,13 +23,13 @@ const reservedShared = 1024
 export const activeBlocks = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
-  device: number,
+  deviceIndex: number,
   threads: number,
   sharedBytes: number
 ): number => {
   const warps = Math.ceil(threads / multiprocessor.warp) * multiprocessor.warp
-  const registers = Math.max(1, code.attribute("numRegs", device)) * warps
-  const shared = sharedBytes + code.attribute("sharedSizeBytes", device) + reservedShared
+  const registers = Math.max(1, code.attribute("numRegs", deviceIndex)) * warps
+  const shared = sharedBytes + code.attribute("sharedSizeBytes", deviceIndex) + reservedShared
   return Math.floor(Math.min(
     multiprocessor.blocks,
     multiprocessor.threads / warps,
@@ -42,15 +42,15 @@ export const activeBlocks = (
 export const bestBlock = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
-  device: number,
+  deviceIndex: number,
   sharedBytes: number,
   maxThreads: number
 ): { readonly block: number; readonly minGrid: number } => {
-  const own = code.attribute("maxThreadsPerBlock", device)
+  const own = code.attribute("maxThreadsPerBlock", deviceIndex)
   const most = maxThreads === 0 ? own : Math.min(own, maxThreads)
-  let best = { block: most, blocks: activeBlocks(multiprocessor, code, device, most, sharedBytes) }
+  let best = { block: most, blocks: activeBlocks(multiprocessor, code, deviceIndex, most, sharedBytes) }
   for (let block = most - most % multiprocessor.warp; block > 0; block -= multiprocessor.warp) {
-    const blocks = activeBlocks(multiprocessor, code, device, block, sharedBytes)
+    const blocks = activeBlocks(multiprocessor, code, deviceIndex, block, sharedBytes)
     if (blocks * block > best.blocks * best.block) best = { block, blocks }
   }
   return { block: best.block, minGrid: Math.max(1, best.blocks * multiprocessor.count) }
@@ -60,10 +60,10 @@ export const bestBlock = (
 export const activeClusters = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
-  device: number,
+  deviceIndex: number,
   shape: LaunchShape
 ): number => {
-  const blocks = activeBlocks(multiprocessor, code, device, shape.threads, shape.sharedBytes)
+  const blocks = activeBlocks(multiprocessor, code, deviceIndex, shape.threads, shape.sharedBytes)
   return Math.floor(blocks * multiprocessor.count / shape.clusterBlocks)
 }
 
@@ -71,21 +71,21 @@ export const activeClusters = (
 const portableCluster = 8
 
 /** The most blocks of a cluster of a kernel. */
-export const largestCluster = (code: SimulatedCode, device: number): number =>
-  code.attribute("nonPortableClusterSizeAllowed", device) === 0 ? portableCluster : 2 * portableCluster
+export const largestCluster = (code: SimulatedCode, deviceIndex: number): number =>
+  code.attribute("nonPortableClusterSizeAllowed", deviceIndex) === 0 ? portableCluster : 2 * portableCluster
 
 /** The status of a launch for which a device has too little, though each of its sizes is allowed; 0 for one that it can make. */
 export const refuseLaunch = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
-  device: number,
+  deviceIndex: number,
   shape: LaunchShape
 ): number => {
-  const atOnce = activeBlocks(multiprocessor, code, device, shape.threads, shape.sharedBytes)
+  const atOnce = activeBlocks(multiprocessor, code, deviceIndex, shape.threads, shape.sharedBytes)
   if (atOnce === 0) return statuses.LaunchOutOfResources.code
   if (shape.isPlain) return success
   const clusters = Math.floor(atOnce * multiprocessor.count / shape.clusterBlocks)
-  if (shape.clusterBlocks > largestCluster(code, device) || clusters === 0) return statuses.InvalidClusterSize.code
+  if (shape.clusterBlocks > largestCluster(code, deviceIndex) || clusters === 0) return statuses.InvalidClusterSize.code
   const fits = !shape.cooperative || shape.blocks <= clusters * shape.clusterBlocks
   return fits ? success : statuses.CooperativeLaunchTooLarge.code
 }

@@ -16,7 +16,7 @@ import type { DeviceTraits } from "./model/parts.ts"
 export interface ResolvedOptions {
   readonly devices: ReadonlyArray<ResolvedDevice>
   readonly driverVersion: number
-  readonly peerAccess: (device: number, peer: number) => boolean
+  readonly peerAccess: (deviceIndex: number, peer: number) => boolean
   /** Bytes of pinned memory there are. */
   readonly hostMemory: number
   readonly recordTimeline: boolean

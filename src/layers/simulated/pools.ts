@@ -21,34 +21,34 @@ export class SimulatedPools implements PoolBackend {
     this.#driver = driver
   }
 
-  create(device: number, options: MemoryPoolOptions): number {
+  create(deviceIndex: number, options: MemoryPoolOptions): number {
     const { model, owner } = this.#driver
-    const status = this.#driver.begin("cuMemPoolCreate", this.#driver.device(device))
+    const status = this.#driver.begin("cuMemPoolCreate", this.#driver.device(deviceIndex))
     if (status !== success) return status
     const part = new Pool(options.maxBytes, options.releaseThreshold)
-    this.created = new SimulatedPool(owner, part, model.makeHandle(), device, "owned")
+    this.created = new SimulatedPool(owner, part, model.makeHandle(), deviceIndex, "owned")
     return success
   }
 
-  ofDevice(device: number): MemoryPoolResource {
-    return this.#ofDevices[device] ??= new SimulatedPool(
+  ofDevice(deviceIndex: number): MemoryPoolResource {
+    return this.#ofDevices[deviceIndex] ??= new SimulatedPool(
       this.#driver.owner,
-      this.#driver.device(device).pool,
+      this.#driver.device(deviceIndex).pool,
       nullHandle(),
-      device,
+      deviceIndex,
       "runtime"
     )
   }
 
   destroy(pool: MemoryPoolResource): number {
-    const device = this.#driver.device(pool.device)
+    const device = this.#driver.device(pool.deviceIndex)
     const status = this.#driver.begin("cuMemPoolDestroy", device)
     if (status === success) this.#driver.model.dropPool(device, poolPart(pool))
     return status
   }
 
   readStatistics(pool: MemoryPoolResource): number {
-    const status = this.#driver.begin("cuMemPoolGetAttribute", this.#driver.device(pool.device))
+    const status = this.#driver.begin("cuMemPoolGetAttribute", this.#driver.device(pool.deviceIndex))
     const { reserved, reservedHigh, used, usedHigh } = poolPart(pool)
     this.statistics = {
       reservedBytes: reserved,
@@ -60,19 +60,19 @@ export class SimulatedPools implements PoolBackend {
   }
 
   resetHighWater(pool: MemoryPoolResource): number {
-    const status = this.#driver.begin("cuMemPoolSetAttribute", this.#driver.device(pool.device))
+    const status = this.#driver.begin("cuMemPoolSetAttribute", this.#driver.device(pool.deviceIndex))
     if (status === success) poolPart(pool).resetHigh()
     return status
   }
 
   setReleaseThreshold(pool: MemoryPoolResource, bytes: number): number {
-    const status = this.#driver.begin("cuMemPoolSetAttribute", this.#driver.device(pool.device))
+    const status = this.#driver.begin("cuMemPoolSetAttribute", this.#driver.device(pool.deviceIndex))
     if (status === success) poolPart(pool).threshold = bytes
     return status
   }
 
   trim(pool: MemoryPoolResource, keepBytes: number): number {
-    const device = this.#driver.device(pool.device)
+    const device = this.#driver.device(pool.deviceIndex)
     const status = this.#driver.begin("cuMemPoolTrimTo", device)
     if (status === success) this.#driver.model.trim(device, poolPart(pool), keepBytes)
     return status

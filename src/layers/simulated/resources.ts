@@ -21,7 +21,7 @@ export class SimulatedStream extends StreamResource {
     super(owner, {
       handle: part.handle as StreamHandle,
       id: part.id,
-      device: part.device.ordinal,
+      deviceIndex: part.device.ordinal,
       priority: part.priority,
       nonBlocking: part.nonBlocking,
       origin
@@ -34,16 +34,16 @@ export class SimulatedEvent extends EventResource {
   readonly part: EventState
   /** The key of its interprocess handle, once asked for. */
   sharedAs: { readonly key: string; readonly handle: Uint8Array } | undefined
-  constructor(owner: Owner, part: EventState, handle: number, device: number, flags: number) {
-    super(owner, { handle: handle as EventHandle, device, flags })
+  constructor(owner: Owner, part: EventState, handle: number, deviceIndex: number, flags: number) {
+    super(owner, { handle: handle as EventHandle, deviceIndex, flags })
     this.part = part
   }
 }
 
 export class SimulatedDeviceMemory extends DeviceMemoryResource {
   readonly part: Storage
-  constructor(owner: Owner, part: Storage, address: number, device: number) {
-    super(owner, address as Address, part.byteLength, device)
+  constructor(owner: Owner, part: Storage, address: number, deviceIndex: number) {
+    super(owner, address as Address, part.byteLength, deviceIndex)
     this.part = part
   }
 }
@@ -58,8 +58,8 @@ export class SimulatedHostMemory extends HostMemoryResource {
 
 export class SimulatedManagedMemory extends ManagedMemoryResource {
   readonly part: Storage
-  constructor(owner: Owner, part: Storage, address: number, device: number) {
-    super(owner, address as Address, part.byteLength, device)
+  constructor(owner: Owner, part: Storage, address: number, deviceIndex: number) {
+    super(owner, address as Address, part.byteLength, deviceIndex)
     this.part = part
   }
   override get isGivenAway(): boolean {
@@ -74,8 +74,8 @@ const nothing = new Uint8Array(0)
 
 export class SimulatedPool extends MemoryPoolResource {
   readonly part: Pool
-  constructor(owner: Owner, part: Pool, handle: CUmemoryPool, device: number, origin: "owned" | "runtime") {
-    super(owner, handle, device, origin)
+  constructor(owner: Owner, part: Pool, handle: CUmemoryPool, deviceIndex: number, origin: "owned" | "runtime") {
+    super(owner, handle, deviceIndex, origin)
     this.part = part
   }
 }

@@ -16,24 +16,24 @@ export class SimulatedStreams implements StreamBackend {
     this.#driver = driver
   }
 
-  create(device: number, priority: number, nonBlocking: boolean): number {
+  create(deviceIndex: number, priority: number, nonBlocking: boolean): number {
     const { model, owner } = this.#driver
-    const part = this.#driver.device(device)
+    const part = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuStreamCreateWithPriority", part)
     if (status !== success) return status
     this.created = new SimulatedStream(owner, model.createStream(part, priority, nonBlocking), "owned")
     return success
   }
 
-  defaultOf(device: number, mode: "legacy" | "perThread"): number {
-    const part = this.#driver.device(device)
+  defaultOf(deviceIndex: number, mode: "legacy" | "perThread"): number {
+    const part = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuStreamGetId", part)
     if (status === success) this.created = new SimulatedStream(this.#driver.owner, part[mode], "default")
     return status
   }
 
-  fromHandle(device: number, handle: number): number {
-    const own = this.#driver.device(device)
+  fromHandle(deviceIndex: number, handle: number): number {
+    const own = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuStreamGetCtx", own)
     if (status !== success) return status
     const part = this.#driver.model.findStream(own, handle)
@@ -59,7 +59,7 @@ export class SimulatedStreams implements StreamBackend {
 
   waitEvent(stream: StreamResource, event: EventResource): number {
     const part = streamPart(stream)
-    const status = this.#driver.begin("cuStreamWaitEvent", part.device) || this.#driver.device(event.device).lost
+    const status = this.#driver.begin("cuStreamWaitEvent", part.device) || this.#driver.device(event.deviceIndex).lost
     if (status === success) this.#driver.model.waitEvent(part, simulatedEvent(event).part)
     return status
   }

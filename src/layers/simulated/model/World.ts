@@ -77,11 +77,11 @@ export class World {
   watch(record: EventRecord, home: WatcherHome, internal: boolean, onDone: (status: number) => void): Watcher {
     const watcher = new Watcher(record, onDone, home, internal)
     if (record.done) decide(watcher, 0)
-    else if (record.device.lost !== 0) decide(watcher, record.device.lost)
+    else if (record.deviceIndex.lost !== 0) decide(watcher, record.deviceIndex.lost)
     else {
       record.watchers ??= new Set()
       record.watchers.add(watcher)
-      record.device.watchers.add(watcher)
+      record.deviceIndex.watchers.add(watcher)
       if (!internal) home.waiting.add(watcher)
     }
     return watcher
@@ -266,7 +266,7 @@ export class World {
 const endsFirst = (a: Operation, b: Operation): boolean => a.end === b.end ? a.sequence < b.sequence : a.end < b.end
 
 const entry = (operation: Operation, end: number): TimelineEntry => ({
-  device: operation.stream.device.ordinal,
+  deviceIndex: operation.stream.device.ordinal,
   streamId: operation.stream.id,
   kind: operation.kind,
   bytes: operation.bytes,
@@ -317,5 +317,5 @@ export const decide = (watcher: Watcher, status: number): void => {
 
 const forget = (watcher: Watcher): void => {
   watcher.home.waiting.delete(watcher)
-  watcher.record.device.watchers.delete(watcher)
+  watcher.record.deviceIndex.watchers.delete(watcher)
 }

@@ -105,7 +105,7 @@ export class Group {
 export class EventRecord {
   /** The stream it was made on; forgotten once done. */
   stream: Stream | undefined
-  readonly device: Device
+  readonly deviceIndex: Device
   done = false
   /** When it was done, in nanoseconds. */
   time = 0
@@ -115,7 +115,7 @@ export class EventRecord {
 
   constructor(stream: Stream) {
     this.stream = stream
-    this.device = stream.device
+    this.deviceIndex = stream.device
   }
 }
 
@@ -295,7 +295,7 @@ export class Pool {
 
 /** An operation that is done. Times are in nanoseconds. */
 export interface TimelineEntry {
-  readonly device: number
+  readonly deviceIndex: number
   readonly streamId: number
   readonly kind: OperationKind
   readonly bytes: number
