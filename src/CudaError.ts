@@ -101,7 +101,7 @@ export interface DeviceMismatch {
   readonly _tag: "DeviceMismatch"
   /** The two resources. */
   readonly resources: readonly [string, string]
-  readonly devices: readonly [number, number]
+  readonly deviceIndices: readonly [number, number]
 }
 
 /**

@@ -47,7 +47,7 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   [{ _tag: "InvalidArgument", argument: "priority", value: "100", expected: "an integer" }, ["priority", "100"]],
   [{ _tag: "ResourceReleased", resource: "stream 7" }, ["stream 7", "released"]],
   [{ _tag: "ForeignResource", resource: "stream 7" }, ["stream 7", "another runtime"]],
-  [{ _tag: "DeviceMismatch", resources: ["event 1", "stream 7"], devices: [0, 1] }, ["event 1", "stream 7"]],
+  [{ _tag: "DeviceMismatch", resources: ["event 1", "stream 7"], deviceIndices: [0, 1] }, ["event 1", "stream 7"]],
   [{ _tag: "TimingDisabled", resource: "event 1" }, ["event 1", "timing: true"]],
   [{ _tag: "NotRecorded", resource: "event 1" }, ["event 1", "never recorded"]],
   [{ _tag: "NotFinished", resource: "event 1" }, ["event 1", "not finished"]],

@@ -106,10 +106,10 @@ export const streamOf = <A, E, R>(
   runtime: CudaRuntimeService,
   place: Place,
   use: (stream: StreamRef) => Effect.Effect<A, E, R>,
-  device = place.deviceIndex
+  deviceIndex = place.deviceIndex
 ): Effect.Effect<A, E | CudaError, R> => {
-  const current = regionStream(place, device)
-  if (current === undefined) return Effect.flatMap(runtime.streamDefault(device, "legacy"), use)
+  const current = regionStream(place, deviceIndex)
+  if (current === undefined) return Effect.flatMap(runtime.streamDefault(deviceIndex, "legacy"), use)
   return isForeign(current, runtime) ? refuseForeign(operation, current) : use(current.ref)
 }
 

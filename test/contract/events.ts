@@ -143,7 +143,7 @@ export const eventContract = (rig: Rig): void =>
         const [near, far] = [yield* CudaStream.make({ device: 0 }), yield* CudaStream.make({ device: 1 })]
         const event = yield* CudaEvent.make({ device: 1 })
         const reason = yield* failsWith(CudaEvent.record(event, near), "DeviceMismatch")
-        assert.deepStrictEqual(reason.devices, [1, 0])
+        assert.deepStrictEqual(reason.deviceIndices, [1, 0])
         const [start, end] = [yield* timed, yield* CudaEvent.make({ timing: true, device: 1 })]
         yield* CudaEvent.record(start, near)
         yield* CudaEvent.record(end, far)

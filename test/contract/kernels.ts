@@ -377,7 +377,7 @@ export const kernelContract = (rig: Rig): void =>
           yield* CudaKernel.launch(put, one, [there, 9], stream)
           assert.deepStrictEqual(yield* wordsOf(there, stream), [9])
           const reason = yield* failsWith(CudaKernel.launch(put, one, [here, 9], stream), "DeviceMismatch")
-          assert.deepStrictEqual(reason.devices, [0, 1])
+          assert.deepStrictEqual(reason.deviceIndices, [0, 1])
           yield* CudaKernel.launch(put, one, [there, 10]).pipe(CudaDevice.withDevice(1))
           assert.deepStrictEqual(yield* wordsOf(there), [10])
         }))

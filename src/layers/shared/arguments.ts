@@ -190,7 +190,7 @@ export class Arguments {
       return refuseArgument(operation, path, memory, "device memory: kernels on this device cannot access host memory")
     }
     const resources = [String(memory), `the kernel on device ${this.#device}`] as const
-    return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [memory.deviceIndex, this.#device] })
+    return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices: [memory.deviceIndex, this.#device] })
   }
 
   #explainStruct(operation: string, path: string, { fields }: StructKind, value: unknown): Refusal {

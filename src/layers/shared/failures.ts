@@ -116,5 +116,5 @@ export const refuseDevices = (
   refuse(operation, {
     _tag: "DeviceMismatch",
     resources: [String(first), String(second)],
-    devices: [first.deviceIndex, second.deviceIndex]
+    deviceIndices: [first.deviceIndex, second.deviceIndex]
   })

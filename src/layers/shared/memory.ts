@@ -112,7 +112,7 @@ const refusePlace = (
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
     if (part.deviceIndex === deviceIndex) continue
     const resources = [String(part), `memory of device ${deviceIndex}`] as const
-    return refuse(operation, { _tag: "DeviceMismatch", resources, devices: [part.deviceIndex, deviceIndex] })
+    return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices: [part.deviceIndex, deviceIndex] })
   }
   return undefined
 }

@@ -13,7 +13,7 @@ class SimulatedMarker implements Marker {
   readonly deviceIndex: number
   readonly record: EventRecord
   constructor(record: EventRecord) {
-    this.deviceIndex = record.deviceIndex.ordinal
+    this.deviceIndex = record.device.ordinal
     this.record = record
   }
 }
@@ -36,14 +36,14 @@ export class SimulatedMarkers implements MarkerBackend {
   wait(stream: StreamResource, marker: Marker): number {
     const part = streamPart(stream)
     const record = recordOf(marker)
-    const status = this.#driver.begin("cuStreamWaitEvent", part.device) || record.deviceIndex.lost
+    const status = this.#driver.begin("cuStreamWaitEvent", part.device) || record.device.lost
     if (status === success) this.#driver.model.world.wait(part, record, false)
     return status
   }
 
   query(marker: Marker): number {
     const record = recordOf(marker)
-    const status = this.#driver.begin("cuEventQuery", record.deviceIndex)
+    const status = this.#driver.begin("cuEventQuery", record.device)
     if (status !== success) return status
     return record.done ? success : notReady
   }
@@ -53,7 +53,7 @@ export class SimulatedMarkers implements MarkerBackend {
 
   watch(marker: Marker, onDone: OnDone): Cancel {
     const record = recordOf(marker)
-    return this.#driver.watchAfter("cuEventQuery", record.deviceIndex, onDone, () => record)
+    return this.#driver.watchAfter("cuEventQuery", record.device, onDone, () => record)
   }
 }
 

@@ -50,7 +50,7 @@ export class SimulatedEvents implements EventBackend {
     if (status !== success) return status
     const record = simulatedEvent(event).part.current
     if (record === undefined || record.done) return success
-    return record.deviceIndex.lost === 0 ? notReady : record.deviceIndex.lost
+    return record.device.lost === 0 ? notReady : record.device.lost
   }
 
   elapsedTime(start: EventResource, end: EventResource): number {

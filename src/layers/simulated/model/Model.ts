@@ -235,8 +235,8 @@ export class Model implements WatcherHome {
 
   /** Tells at once about a record that is decided. */
   watchRecord(record: EventRecord, onDone: (status: number) => void): Watcher | undefined {
-    if (!record.done && record.deviceIndex.lost === 0) return this.world.watch(record, this, false, onDone)
-    onDone(record.done ? 0 : record.deviceIndex.lost)
+    if (!record.done && record.device.lost === 0) return this.world.watch(record, this, false, onDone)
+    onDone(record.done ? 0 : record.device.lost)
     return undefined
   }
 
@@ -273,7 +273,7 @@ export class Model implements WatcherHome {
 export const becauseOf = (record: EventRecord): string => {
   const { stream } = record
   if (record.done || stream === undefined) return "nothing holds it back"
-  if (record.deviceIndex.lost !== 0) return `device ${record.deviceIndex.ordinal} has lost its context`
+  if (record.device.lost !== 0) return `device ${record.device.ordinal} has lost its context`
   return holdOf(stream, new Set())
 }
 
@@ -293,7 +293,7 @@ const holdOf = (stream: Stream, seen: Set<Stream>): string => {
 
 const holdOfWait = (stream: Stream, record: EventRecord, seen: Set<Stream>): string => {
   const waits = `${stream} waits for an event recorded on ${record.stream}`
-  if (record.deviceIndex.lost !== 0) return `${waits}, whose device has lost its context`
+  if (record.device.lost !== 0) return `${waits}, whose device has lost its context`
   return record.stream === undefined ? waits : `${waits}, and ${holdOf(record.stream, seen)}`
 }
 

@@ -77,11 +77,11 @@ export class World {
   watch(record: EventRecord, home: WatcherHome, internal: boolean, onDone: (status: number) => void): Watcher {
     const watcher = new Watcher(record, onDone, home, internal)
     if (record.done) decide(watcher, 0)
-    else if (record.deviceIndex.lost !== 0) decide(watcher, record.deviceIndex.lost)
+    else if (record.device.lost !== 0) decide(watcher, record.device.lost)
     else {
       record.watchers ??= new Set()
       record.watchers.add(watcher)
-      record.deviceIndex.watchers.add(watcher)
+      record.device.watchers.add(watcher)
       if (!internal) home.waiting.add(watcher)
     }
     return watcher
@@ -317,5 +317,5 @@ export const decide = (watcher: Watcher, status: number): void => {
 
 const forget = (watcher: Watcher): void => {
   watcher.home.waiting.delete(watcher)
-  watcher.record.deviceIndex.watchers.delete(watcher)
+  watcher.record.device.watchers.delete(watcher)
 }

@@ -105,7 +105,7 @@ export class Group {
 export class EventRecord {
   /** The stream it was made on; forgotten once done. */
   stream: Stream | undefined
-  readonly deviceIndex: Device
+  readonly device: Device
   done = false
   /** When it was done, in nanoseconds. */
   time = 0
@@ -115,7 +115,7 @@ export class EventRecord {
 
   constructor(stream: Stream) {
     this.stream = stream
-    this.deviceIndex = stream.device
+    this.device = stream.device
   }
 }
 
