@@ -21,6 +21,7 @@ import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import { streamPools } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
+import { refuseForced } from "./internal/given.ts"
 import { Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
 import { isWhole, refuseConcurrency, wholeStreams } from "./internal/numbers.ts"
 import { atOrigin, CurrentPlace, deviceIndexOf, onStream, onStreamOf, openPlace, streamOf } from "./internal/place.ts"
@@ -303,8 +304,9 @@ const start = <A, E, R>(
  * @category forks
  * @since 0.1.0
  */
-export const join = <A, E>(self: CudaBranch<A, E>, stream?: CudaStream): Effect.Effect<A, E | CudaError> =>
-  Effect.flatMap(Fiber.await(self.fiber), (exit) => {
+export const join = <A, E>(self: CudaBranch<A, E>, stream?: CudaStream): Effect.Effect<A, E | CudaError> => {
+  if (!isCudaBranch(self)) return refuseForced("CudaBranch.join", "branch", self, "a branch")
+  return Effect.flatMap(Fiber.await(self.fiber), (exit) => {
     const { runtime } = self.stream
     const wait = onStream(
       "CudaBranch.join",
@@ -321,6 +323,7 @@ export const join = <A, E>(self: CudaBranch<A, E>, stream?: CudaStream): Effect.
     )
     return Effect.andThen(Exit.isSuccess(exit) ? joined : Effect.ignore(joined), exit)
   })
+}
 
 class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   readonly [TypeId] = TypeId
@@ -498,7 +501,7 @@ const leasing = <A, E, R>(
   use: (leased: Leased<CudaStream>) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
   const { outOfRange, priority } = options
-  const device = deviceIndexOf(options.device) ?? origin.deviceIndex
+  const device = deviceIndexOf(options.device, origin.deviceIndex)
   if (device === origin.deviceIndex && priority === undefined) {
     const pool = streamPools.get(runtime, origin.deviceIndex, origin.priority)
     const leased = pool.tryLease(runtime, count, origin)

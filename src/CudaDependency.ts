@@ -15,7 +15,8 @@ import { isCudaEvent, query as queryEvent, synchronize as synchronizeEvent } fro
 import type { CudaEvent } from "./CudaEvent.ts"
 import { isCudaStream, recordEvent } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { countOf, Handle, named, oneLine } from "./internal/handles.ts"
+import { eitherForm, refuseForced } from "./internal/given.ts"
+import { countOf, Handle, named, oneLine, refuseArgument } from "./internal/handles.ts"
 import { onStream } from "./internal/place.ts"
 
 const TypeId = "~effect-cuda/CudaDependency"
@@ -75,10 +76,17 @@ export const isCudaDependency = (u: unknown): u is CudaDependency => Predicate.h
  * @since 0.1.0
  */
 export const make = (sources: Iterable<Source>): Effect.Effect<CudaDependency, CudaError, Scope.Scope> => {
-  const once = new Set(sources)
+  const list = Predicate.isIterable(sources) ? Array.from(sources) : undefined
+  if (list === undefined) {
+    return refuseArgument("CudaDependency.make", "sources", sources, `an iterable of ${sourceKinds}`)
+  }
+  const wrong = list.findIndex((source) => !isSource(source))
+  if (wrong >= 0) {
+    return refuseArgument("CudaDependency.make", `sources[${wrong}]`, list[wrong], `one of ${sourceKinds}`)
+  }
   return Effect.gen(function*() {
     const events = new Set<CudaEvent>()
-    for (const source of once) {
+    for (const source of new Set(list)) {
       if (isCudaStream(source)) events.add(yield* recordEvent(source))
       else if (isCudaEvent(source)) events.add(source)
       else for (const event of source.events) events.add(event)
@@ -86,6 +94,10 @@ export const make = (sources: Iterable<Source>): Effect.Effect<CudaDependency, C
     return new DependencyImpl(Array.from(events))
   }).pipe(named("CudaDependency.make"))
 }
+
+const sourceKinds = "streams, events and dependencies"
+
+const isSource = (u: unknown): u is Source => isCudaStream(u) || isCudaEvent(u) || isCudaDependency(u)
 
 /**
  * Makes later work on a stream, by default the current one, start after every point of the dependency (one `cuStreamWaitEvent` per
@@ -104,12 +116,17 @@ function waitOperation() {
   function operation(stream?: CudaStream): (self: CudaDependency) => Effect.Effect<void, CudaError>
   function operation(first?: CudaDependency | CudaStream, second?: CudaStream) {
     if (isCudaDependency(first)) return waitOn(first, second)
-    return (self: CudaDependency) => waitOn(self, first)
+    if (second === undefined && (first === undefined || isCudaStream(first))) {
+      return (self: CudaDependency) => waitOn(self, first)
+    }
+    return eitherForm(refuseArgument("CudaDependency.wait", "dependency", first, "a dependency, or only a stream"))
   }
   return operation
 }
 
-const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Effect.Effect<void, CudaError> => {
+const waitOn = (self: CudaDependency, stream: CudaStream | undefined): Effect.Effect<void, CudaError> => {
+  if (!isCudaDependency(self)) return refuseForced("CudaDependency.wait", "dependency", self, "a dependency")
+  const { events } = self
   const [first] = events
   if (first === undefined) return Effect.void
   const { runtime } = first
@@ -130,9 +147,11 @@ const waitOn = ({ events }: CudaDependency, stream: CudaStream | undefined): Eff
  * @since 0.1.0
  */
 export const synchronize = (self: CudaDependency): Effect.Effect<void, CudaError> =>
-  Effect.forEach(self.events, synchronizeEvent, { discard: true, concurrency: "unbounded" }).pipe(
-    named("CudaDependency.synchronize")
-  )
+  isCudaDependency(self)
+    ? Effect.forEach(self.events, synchronizeEvent, { discard: true, concurrency: "unbounded" }).pipe(
+      named("CudaDependency.synchronize")
+    )
+    : refuseForced("CudaDependency.synchronize", "dependency", self, "a dependency")
 
 /**
  * Returns whether every point of the dependency is reached. Does not wait.
@@ -142,6 +161,7 @@ export const synchronize = (self: CudaDependency): Effect.Effect<void, CudaError
  */
 export const query = (self: CudaDependency): Effect.Effect<boolean, CudaError> =>
   Effect.suspend(() => {
+    if (!isCudaDependency(self)) return refuseForced("CudaDependency.query", "dependency", self, "a dependency")
     let index = 0
     let isReached = true
     return Effect.map(

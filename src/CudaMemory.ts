@@ -805,7 +805,7 @@ export const prefetch: {
 const isLocation = (u: unknown): boolean => u === "host" || typeof u === "number" || Predicate.hasProperty(u, "index")
 
 const placeOf = (location: Location): MemoryLocation =>
-  location === "host" ? location : deviceIndexOf(location) ?? Number.NaN
+  location === "host" ? location : deviceIndexOf(location, Number.NaN)
 
 /**
  * Advice to the driver about how managed memory will be used (`CUmem_advise`).

@@ -218,7 +218,7 @@ export const make = (
 export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.withFiber((fiber) => {
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
-    const device = deviceIndexOf(options.device) ?? fiber.getRef(CurrentPlace).deviceIndex
+    const device = deviceIndexOf(options.device, fiber.getRef(CurrentPlace).deviceIndex)
     return streamPools.takeMade(runtime, device, options) ??
       Effect.flatMap(streamPools.resolve(runtime, options), (pool) => pool.take(runtime)).pipe(
         named("CudaStream.fromPool")

@@ -20,6 +20,7 @@ import { eventFlags } from "./cuda/flags.ts"
 import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import { streamPools } from "./CudaStream.ts"
+import { refuseForced } from "./internal/given.ts"
 import { countOf, Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
 import { isWhole, refuseConcurrency, wholeStreams } from "./internal/numbers.ts"
 import { atOrigin, CurrentPlace, onStreamOf } from "./internal/place.ts"
@@ -418,7 +419,10 @@ export const run: {
     self: CudaTaskGraph<Results, E, R>,
     options?: RunOptions
   ): Effect.Effect<Results, E | CudaError, R | CudaRuntime>
-} = dual((args) => isCudaTaskGraph(args[0]), runGraph)
+} = dual((args) => args.length > 1 || !isRunOptions(args[0]), runGraph)
+
+/** Whether a single argument is the options of the data-last form. Anything else stands for the graph. */
+const isRunOptions = (u: unknown): boolean => u === undefined || (Predicate.isObject(u) && !(u instanceof Handle))
 
 /**
  * Draws a graph as a Mermaid flowchart: a box with the tasks of each stream, an arrow where a task follows another on the same
@@ -525,6 +529,7 @@ function runGraph<E, R>(
   options: RunOptions = {}
 ): Effect.Effect<Readonly<Record<string, unknown>>, E | CudaError, R | CudaRuntime> {
   return Effect.suspend(() => {
+    if (!isCudaTaskGraph(self)) return refuseForced(operation, "graph", self, "a task graph")
     const { concurrency = 1 } = options
     const refused = refuseLayout(operation, self, options)
     if (refused !== undefined) return Effect.fail(refused)

@@ -4,6 +4,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
+  CudaBranch,
   CudaDependency,
   CudaDevice,
   CudaError,
@@ -12,16 +13,20 @@ import {
   CudaMemory,
   CudaMemoryPool,
   CudaModule,
+  CudaPipeline,
   CudaProgram,
   CudaRuntime,
   CudaStream,
+  CudaTaskGraph,
   CudaTiming,
   FaultInjection,
   SimulatedRuntime
 } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { inspect } from "node:util"
 import { failsWith, refuses } from "./support/assertions.ts"
 import { program, signatures, simulatedKernels } from "./support/kernels.ts"
@@ -43,10 +48,13 @@ const makeGiven = Effect.gen(function*() {
   const module = yield* CudaModule.load(yield* program)
   const kernel = yield* CudaKernel.get(module, "put", signatures.put)
   const dependency = yield* CudaDependency.make([event])
+  const branch = yield* CudaBranch.fork(Effect.void)
+  const graph = CudaTaskGraph.add(CudaTaskGraph.empty, "nothing", Effect.void)
   const of = yield* CudaDevice.current
   // The driver is asked for the default stream once.
   yield* CudaStream.current()
-  return { stream, event, start, end, device, other, host, managed, pool, module, kernel, dependency, of }
+  const memory = { device, other, host, managed, pool }
+  return { stream, event, start, end, ...memory, module, kernel, dependency, branch, graph, of }
 })
 
 type Given = Effect.Success<typeof makeGiven>
@@ -59,7 +67,6 @@ interface Call {
   /** The name of the argument in the failure. */
   readonly argument: string
   readonly call: (wrong: Forced, given: Given) => Effect.Effect<unknown, CudaError.CudaError, Runtime | Scope.Scope>
-  /** Whether it allocates before the argument is looked at. */
 }
 
 const primitives: ReadonlyArray<unknown> = [null, 0, 1, -1, Number.NaN, 10n, "", "x", true, false, Symbol("no")]
@@ -162,7 +169,8 @@ const optionalStreams: ReadonlyArray<Call> = [
     argument: "stream",
 
     call: (wrong) => CudaTiming.timed(Effect.void, { stream: wrong })
-  }
+  },
+  { name: "CudaBranch.join", argument: "stream", call: (wrong, { branch }) => CudaBranch.join(branch, wrong) }
 ]
 
 const events: ReadonlyArray<Call> = [
@@ -212,6 +220,39 @@ const pools: ReadonlyArray<Call> = [
     call: (wrong) => CudaMemoryPool.setReleaseThreshold(wrong, 1)
   },
   { name: "CudaMemoryPool.trim", argument: "pool", call: (wrong) => CudaMemoryPool.trim(wrong) }
+]
+
+const dependencies: ReadonlyArray<Call> = [
+  { name: "CudaDependency.query", argument: "dependency", call: (wrong) => CudaDependency.query(wrong) },
+  { name: "CudaDependency.synchronize", argument: "dependency", call: (wrong) => CudaDependency.synchronize(wrong) },
+  {
+    name: "CudaDependency.wait on a stream",
+    argument: "dependency",
+    call: (wrong, { stream }) => CudaDependency.wait(wrong, stream)
+  },
+  {
+    name: "CudaDependency.wait on the current stream, data last",
+    argument: "dependency",
+    call: (wrong) => CudaDependency.wait()(wrong)
+  },
+  {
+    name: "CudaDependency.wait, data last",
+    argument: "dependency",
+    call: (wrong, { stream }) => CudaDependency.wait(stream)(wrong)
+  }
+]
+
+const graphs: ReadonlyArray<Call> = [
+  {
+    name: "CudaTaskGraph.run with options",
+    argument: "graph",
+    call: (wrong) => CudaTaskGraph.run(wrong as CudaTaskGraph.CudaTaskGraph<unknown>, {})
+  },
+  {
+    name: "CudaTaskGraph.run, data last",
+    argument: "graph",
+    call: (wrong) => CudaTaskGraph.run()(wrong as CudaTaskGraph.CudaTaskGraph<unknown>)
+  }
 ]
 
 const modules: ReadonlyArray<Call> = [
@@ -405,6 +446,25 @@ const devices: ReadonlyArray<Call> = [
     name: "CudaProgram.compile",
     argument: "device",
     call: (wrong) => CudaProgram.compile("__global__ void f() {}", { device: wrong })
+  },
+  { name: "CudaBranch.all", argument: "device", call: (wrong) => CudaBranch.all([Effect.void], { device: wrong }) },
+  {
+    name: "CudaBranch.forEach",
+    argument: "device",
+    call: (wrong) => CudaBranch.forEach([1], () => Effect.void, { device: wrong })
+  },
+  { name: "CudaBranch.fork", argument: "device", call: (wrong) => CudaBranch.fork(Effect.void, { device: wrong }) },
+  {
+    name: "CudaPipeline.through",
+    argument: "device",
+    call: (wrong) =>
+      Stream.runDrain(CudaPipeline.through(Stream.make(new Uint8Array(8)), {
+        inputBytes: 8,
+        fill: CudaPipeline.copyIn,
+        work: () => Effect.void,
+        take: CudaPipeline.copyOut,
+        device: wrong
+      }))
   }
 ]
 
@@ -441,6 +501,34 @@ const tables: ReadonlyArray<{
     }],
     wrong: (given) => wrongValues(given, "pool")
   },
+  {
+    what: "a dependency",
+    calls: dependencies,
+    wrong: (given) => [undefined, ...wrongValues(given, "dependency")]
+  },
+  {
+    what: "what a dependency is made from",
+    calls: [{ name: "CudaDependency.make", argument: "sources", call: (wrong) => CudaDependency.make(wrong) }],
+    wrong: (given) => [
+      undefined,
+      ...wrongValues(given).filter((u) => !Predicate.isIterable(u))
+    ]
+  },
+  {
+    what: "one of those that a dependency is made from",
+    calls: [{
+      name: "CudaDependency.make",
+      argument: "sources[1]",
+      call: (wrong, { event }) => CudaDependency.make([event, wrong])
+    }],
+    wrong: (given) => [undefined, ...wrongValues(given, "stream", "event", "start", "end", "dependency")]
+  },
+  {
+    what: "a branch",
+    calls: [{ name: "CudaBranch.join", argument: "branch", call: (wrong) => CudaBranch.join(wrong) }],
+    wrong: (given) => [undefined, ...wrongValues(given, "branch")]
+  },
+  { what: "a task graph", calls: graphs, wrong: (given) => [undefined, ...wrongValues(given, "graph")] },
   { what: "a module", calls: modules, wrong: (given) => [undefined, ...wrongValues(given, "module")] },
   { what: "a kernel", calls: kernels, wrong: (given) => [undefined, ...wrongValues(given, "kernel")] },
   {
@@ -679,12 +767,17 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
     ))
 
   it.live("an argument that fits neither form of an operation is refused by both", () =>
-    withGiven(({ event }) =>
+    withGiven(({ dependency, event }) =>
       Effect.gen(function*() {
         for (const wrong of neither) {
           yield* refuses(CudaEvent.record(wrong as Forced), "event")
           yield* refuses(event.pipe(CudaEvent.record(wrong as CudaStream.CudaStream)), "event")
           yield* refuses(event.pipe(CudaEvent.wait(wrong as CudaStream.CudaStream)), "event")
+          yield* refuses(CudaDependency.wait(wrong as Forced), "dependency")
+          yield* refuses(dependency.pipe(CudaDependency.wait(wrong as CudaStream.CudaStream)), "dependency")
+        }
+        for (const wrong of [...primitives, event, dependency]) {
+          yield* refuses(CudaTaskGraph.run(wrong as CudaTaskGraph.CudaTaskGraph<unknown>), "graph")
         }
       })
     ))

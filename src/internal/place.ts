@@ -78,11 +78,13 @@ export const withCurrent = <A, E, R>(
 
 /** The given device's index, or that of the current device. */
 export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
-  Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).deviceIndex))
+  Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device, fiber.getRef(CurrentPlace).deviceIndex)))
 
-/** The index of a device, if one was given. A value that is not a device stays what it is, for the runtime to refuse. */
-export const deviceIndexOf = (device: DeviceLike | undefined): number | undefined =>
-  device === null ? Number.NaN : typeof device === "object" ? device.index ?? device : device
+/** The index of the given device, or another one by default. A value that is not a device stays what it is, for the runtime to refuse. */
+export const deviceIndexOf = (device: DeviceLike | undefined, otherwise: number): number => {
+  if (device === undefined) return otherwise
+  return typeof device === "object" ? device?.index ?? device : device
+}
 
 /** Runs an operation on the given stream, or on the current stream of a device, by default the current device. */
 export const onStream = <A, E, R>(

@@ -39,7 +39,7 @@ export const makeScoped = <Ref, Handle>(
     const { context } = fiber
     const runtime = Context.getUnsafe(context, CudaRuntime)
     const scope = Context.getUnsafe(context, Scope.Scope)
-    const index = deviceIndexOf(device) ?? fiber.getRef(CurrentPlace).deviceIndex
+    const index = deviceIndexOf(device, fiber.getRef(CurrentPlace).deviceIndex)
     return Effect.uninterruptible(
       Effect.flatMap(
         create(runtime, index, fiber),
