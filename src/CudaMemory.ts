@@ -19,6 +19,7 @@ import type { CudaError } from "./CudaError.ts"
 import type { MemoryPool } from "./CudaMemoryPool.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
+import { bytesOf } from "./internal/bytes.ts"
 import { rangeOf, refOfPool, refOfStream, runtimeOfPart, runtimeOfPool } from "./internal/given.ts"
 import {
   DeviceHandle,
@@ -1094,11 +1095,11 @@ const uploadTo = (destination: unknown, source: unknown, stream: CudaStream | un
     destination,
     source,
     stream,
-    Effect.fnUntraced(function*({ bytesOf, lanes, pieces, runtime, stream }) {
+    Effect.fnUntraced(function*({ bytesAt, lanes, pieces, runtime, stream }) {
       for (const [index, piece] of pieces.entries()) {
         const lane = lanes[index % 2]!
         if (index >= 2) yield* runtime.eventSynchronize(lane.event)
-        lane.host.bytes.set(yield* bytesOf(piece))
+        lane.host.bytes.set(yield* bytesAt(piece))
         yield* runtime.memoryCopy(piece.device, lane.range(piece), stream)
         yield* runtime.eventRecord(lane.event, stream)
       }
@@ -1144,7 +1145,7 @@ const downloadTo = (destination: unknown, source: unknown, stream: CudaStream | 
     source,
     destination,
     stream,
-    Effect.fnUntraced(function*({ bytesOf, lanes, pieces, runtime, stream }) {
+    Effect.fnUntraced(function*({ bytesAt, lanes, pieces, runtime, stream }) {
       const start = (index: number) => {
         const piece = pieces[index]!
         const lane = lanes[index % 2]!
@@ -1158,7 +1159,7 @@ const downloadTo = (destination: unknown, source: unknown, stream: CudaStream | 
         if (index + 1 < pieces.length) yield* start(index + 1)
         const lane = lanes[index % 2]!
         yield* runtime.eventSynchronize(lane.event)
-        const target = yield* bytesOf(piece)
+        const target = yield* bytesAt(piece)
         target.set(lane.host.bytes.subarray(0, piece.byteLength))
       }
     })
@@ -1186,7 +1187,7 @@ interface Pieces {
   readonly stream: StreamRef
   readonly pieces: ReadonlyArray<Piece>
   /** The array's bytes of a piece; fails if the array has changed its length. */
-  readonly bytesOf: (piece: Piece) => Effect.Effect<Uint8Array, CudaError>
+  readonly bytesAt: (piece: Piece) => Effect.Effect<Uint8Array, CudaError>
   /** Two, so that the CPU copies one piece while the GPU copies another; one for a single piece. */
   readonly lanes: ReadonlyArray<PinnedLane>
 }
@@ -1205,12 +1206,12 @@ const withPieces = (
     }
     const { deviceIndex, runtime } = device.buffer
     const { byteLength } = device
-    const bytes = bytesOfArray(array)
+    const bytes = ArrayBuffer.isView(array) ? bytesOf(array) : undefined
     if (bytes?.byteLength !== byteLength) {
       const expected = `an array of ${byteLength} bytes, as the device memory has (CudaMemory.slice takes a part of it)`
       return refuseArgument(operation, "array", array, expected)
     }
-    const bytesOf = ({ byteLength, offset }: Piece) => {
+    const bytesAt = ({ byteLength, offset }: Piece) => {
       const part = bytes.byteLength === device.byteLength ? bytes.subarray(offset, offset + byteLength) : undefined
       return part === undefined
         ? refuseArgument(
@@ -1227,7 +1228,7 @@ const withPieces = (
       const size = Math.min(byteLength, pieceSize)
       return Effect.scoped(Effect.flatMap(
         Effect.forEach(pieces.slice(0, 2), () => makePinnedLane(runtime, deviceIndex, size)),
-        (lanes) => use({ runtime, stream: ref, bytesOf, pieces, lanes })
+        (lanes) => use({ runtime, stream: ref, bytesAt, pieces, lanes })
       ))
     })
   }).pipe(named(operation))
@@ -1238,16 +1239,6 @@ const piecesOf = (device: Slice): ReadonlyArray<Piece> =>
     const byteLength = Math.min(pieceSize, device.byteLength - offset)
     return { offset, byteLength, device: rangeOf(slice(device, offset, byteLength)) }
   })
-
-/** Returns undefined for a value that is not an array, and for an array whose memory was detached. */
-const bytesOfArray = (array: unknown): Uint8Array | undefined => {
-  if (!ArrayBuffer.isView(array)) return undefined
-  try {
-    return new Uint8Array(array.buffer, array.byteOffset, array.byteLength)
-  } catch {
-    return undefined
-  }
-}
 
 const makePinnedLane = (
   runtime: CudaRuntimeService,

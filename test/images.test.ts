@@ -5,6 +5,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { CudaProgram } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import { recognize } from "../src/internal/images.ts"
+import { resizable } from "./support/arrays.ts"
 import { failsWith, refuses } from "./support/assertions.ts"
 import { within } from "./support/clock.ts"
 
@@ -142,11 +143,3 @@ describe("bytes", () => {
       }))
   }
 })
-
-/** A resizable buffer, which the library of this version of ECMAScript does not declare. */
-const resizable = (byteLength: number, maxByteLength: number) => {
-  const buffer: unknown = Reflect.construct(ArrayBuffer, [byteLength, { maxByteLength }])
-  assert(buffer instanceof ArrayBuffer && "resize" in buffer && typeof buffer.resize === "function")
-  const { resize } = buffer
-  return { buffer, resize: (to: number): void => void resize.call(buffer, to) }
-}

@@ -20,6 +20,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { makeBytes, wrapEvery } from "./demo/support.ts"
+import { cutOff, detached, resizable } from "./support/arrays.ts"
 import { nothingHeld, refuses } from "./support/assertions.ts"
 import { started } from "./support/fibers.ts"
 import { withEveryYield } from "./support/yields.ts"
@@ -353,28 +354,6 @@ describe("schedulers", () => {
 })
 
 describe("copies", () => {
-  /** Detaches an array, as if its memory was moved to another thread. */
-  const detached = <A extends ArrayBufferView>(array: A): A => {
-    structuredClone(array.buffer, { transfer: [array.buffer as ArrayBuffer] })
-    return array
-  }
-
-  /** A buffer that can shrink. */
-  const resizable = (byteLength: number) => {
-    const buffer: ArrayBuffer = Reflect.construct(ArrayBuffer, [byteLength, { maxByteLength: byteLength }])
-    return { buffer, resize: (length: number) => Reflect.apply(Reflect.get(buffer, "resize"), buffer, [length]) }
-  }
-
-  /** An array that is out of the bounds of its shrunk buffer. */
-  const cutOff = <A extends ArrayBufferView>(
-    Type: new(buffer: ArrayBuffer, offset: number, length: number) => A
-  ): A => {
-    const { buffer, resize } = resizable(64)
-    const array = new Type(buffer, 16, 4)
-    resize(17)
-    return array
-  }
-
   const gone = () => [
     detached(new Uint8Array(8)),
     detached(new Float64Array(8)),

@@ -6,6 +6,7 @@ import { CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
 import { constants } from "node:buffer"
+import { cutOff, detached } from "../support/arrays.ts"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { giveAway, transferIfAllowed } from "../support/giveAway.ts"
 import type { Rig } from "../support/Rig.ts"
@@ -147,6 +148,16 @@ export const memoryContract = (rig: Rig): void =>
         words.fill(0x01020304)
         assert.strictEqual(host.bytes[4], 4)
         assert.strictEqual(CudaMemory.view(CudaMemory.slice(host, 8, 16), Float64Array).length, 2)
+      })))
+
+    it.effect("an array whose memory is gone is not taken for an empty one", () =>
+      leavesNothing(Effect.gen(function*() {
+        const nothing = CudaMemory.slice(yield* CudaMemory.allocate(64), 0, 0)
+        for (const array of [detached(new Uint8Array(8)), cutOff(Uint8Array), cutOff(Float32Array), cutOff(DataView)]) {
+          yield* refuses(CudaMemory.upload(nothing, array), "array")
+          yield* refuses(CudaMemory.download(array, nothing), "array")
+        }
+        yield* CudaMemory.upload(nothing, new Uint8Array(0))
       })))
 
     it.effect("a detached array is rejected", () =>

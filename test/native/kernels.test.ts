@@ -135,10 +135,8 @@ describe("loading a module", () => {
       stub.reset()
       const { close, use } = yield* openRuntime(stub)
       stub.holdsLoads = true
-      const fiber = yield* Effect.forkDetach(use(loaded()))
-      yield* pause(5)
-      const closing = yield* Effect.forkDetach(close)
-      yield* pause(5)
+      const fiber = yield* begin(use(loaded()))
+      const closing = yield* begin(close)
       assert.isTrue(isPending(closing))
       stub.holdsLoads = false
       yield* Fiber.join(closing)

@@ -1,6 +1,6 @@
 /**
  * Has every fiber of a test file yield after a few operations instead of 2,048, so that interruption and other fibers come between any
- * two steps. `npm run test:yielding` runs the native tests like this.
+ * two steps. `npm run test:yielding` runs all tests like this.
  */
 import { MaxOpsBeforeYield } from "effect/Scheduler"
 

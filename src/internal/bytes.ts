@@ -1,7 +1,7 @@
 /**
  * Bytes of arrays whose memory may be gone: moved to another thread, or cut off when its buffer was resized.
  */
-import type { HostArray } from "../../CudaMemory.ts"
+import type { HostArray } from "../CudaMemory.ts"
 
 /** The bytes of an array, or `undefined` if its memory is gone. */
 export const bytesOf = (array: HostArray): Uint8Array | undefined => {
