@@ -84,9 +84,9 @@ const copy = (
   if (unusableMemory(backend, to) || unusableMemory(backend, from) || unusable(backend, stream)) {
     return refuseResource(operation, backend, to, from, stream)
   }
-  const refused = refuseCopy(operation, toRange, fromRange, stream)
+  const refused = refuseCopy(operation, to, from, toRange, fromRange, stream)
   if (refused !== undefined) return refused
-  const transfer = transferOf(toRange, fromRange)
+  const transfer = transferOf(to, from, toRange, fromRange)
   if (transfer.byteLength === 0) return Effect.void
   const used = to.usedOn(stream) || from.usedOn(stream)
   const status = used !== success
@@ -103,12 +103,17 @@ const copy = (
   )
 }
 
-const transferOf = (to: MemoryRange, from: MemoryRange): Transfer => ({
-  to: ownMemory(to.memory),
-  toOffset: to.offset,
-  from: ownMemory(from.memory),
-  fromOffset: from.offset,
-  byteLength: to.byteLength
+const transferOf = (
+  to: AnyMemoryResource,
+  from: AnyMemoryResource,
+  toRange: MemoryRange,
+  fromRange: MemoryRange
+): Transfer => ({
+  to,
+  toOffset: toRange.offset,
+  from,
+  fromOffset: fromRange.offset,
+  byteLength: toRange.byteLength
 })
 
 const copyRows = (
@@ -158,24 +163,26 @@ const copyBatch = (
   const operation = "CudaMemory.copyBatch"
   const { backend } = core
   if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
+  const copies: Array<Transfer> = []
   for (const [index, { from, to }] of transfers.entries()) {
     const [toMemory, fromMemory] = [ownMemory(to.memory), ownMemory(from.memory)]
     if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory)) {
       return refuseResource(operation, backend, toMemory, fromMemory)
     }
-    const refused = refuseCopy(operation, to, from, stream, index)
+    const refused = refuseCopy(operation, toMemory, fromMemory, to, from, stream, index)
     if (refused !== undefined) return refused
+    if (to.byteLength > 0) copies.push(transferOf(toMemory, fromMemory, to, from))
   }
   const refused = refuseDependence(operation, transfers)
   if (refused !== undefined) return refused
-  const copies = transfers.filter(({ to }) => to.byteLength > 0)
   if (copies.length === 0) return Effect.void
+  const used = transfers.filter(({ to }) => to.byteLength > 0)
   const status = enqueueUsing(
     core,
     stream,
-    copies.map(({ from }) => from),
-    copies.map(({ to }) => to),
-    () => backend.copies.copyBatch(copies.map(({ from, to }) => transferOf(to, from)), stream)
+    used.map(({ from }) => from),
+    used.map(({ to }) => to),
+    () => backend.copies.copyBatch(copies, stream)
   )
   if (status === success) return Effect.void
   const what = `${copies.length === 1 ? "1 copy" : `${copies.length} copies`} on ${stream}`
@@ -219,17 +226,17 @@ const fill = (
 /** Checks a copy between live buffers; `index` is its position in a batch. */
 const refuseCopy = (
   operation: string,
+  to: AnyMemoryResource,
+  from: AnyMemoryResource,
   toRange: MemoryRange,
   fromRange: MemoryRange,
   stream: StreamResource,
   index?: number
-): Refusal => {
-  const [to, from] = [ownMemory(toRange.memory), ownMemory(fromRange.memory)]
-  return refuseRange(operation, "destination", toRange, index) ??
+): Refusal =>
+  refuseRange(operation, "destination", toRange, index) ??
     refuseRange(operation, "source", fromRange, index) ?? refuseLengths(operation, toRange, fromRange, index) ??
     refuseHosts(operation, to, from, index) ?? refuseOverlap(operation, toRange, fromRange, index) ??
     refusePlacement(operation, to, from, stream)
-}
 
 const refuseLengths = (operation: string, to: MemoryRange, from: MemoryRange, index?: number): Refusal => {
   if (to.byteLength === from.byteLength) return undefined
