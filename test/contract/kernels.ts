@@ -471,6 +471,7 @@ export const kernelContract = (rig: Rig): void =>
           const config = { grid: 16, block: 32, cluster: 16 }
           const reason = yield* failsWith(CudaKernel.launch(clusters, config, [to]), "InvalidClusterSize")
           assert.strictEqual(reason.code, 912)
+          yield* failsWith(CudaKernel.activeClusters(clusters, config), "InvalidClusterSize")
           assert.strictEqual(yield* CudaKernel.maxClusterSize(clusters, config), 8)
           yield* CudaKernel.setAttribute(clusters, "nonPortableClusterSizeAllowed", 1)
           if ((yield* CudaKernel.maxClusterSize(clusters, config)) < 16) {
@@ -478,6 +479,25 @@ export const kernelContract = (rig: Rig): void =>
           }
           yield* CudaKernel.launch(clusters, config, [to])
           assert.deepStrictEqual(yield* wordsOf(to), [16, 1, 1])
+        }))
+      }))
+
+    it.effect("cooperative launches of clusters are as large as the device runs at once, and no larger", (context) =>
+      Effect.gen(function*() {
+        const kernels = yield* clusterProgram
+        if ((yield* CudaDevice.attribute("clusterLaunch")) === 0) {
+          return context.skip()
+        }
+        yield* leavesNothing(Effect.gen(function*() {
+          const clusters = yield* CudaKernel.get(yield* CudaModule.load(kernels), "clusters", signatures.clusters)
+          const to = yield* buffer(12)
+          const config = { grid: 4, block: 1024, cluster: 4 }
+          const most = (yield* CudaKernel.activeClusters(clusters, config)) * config.cluster
+          const launch = (grid: number) =>
+            CudaKernel.launch(clusters, { ...config, grid, cooperative: true }, [to])
+          yield* launch(most)
+          assert.deepStrictEqual(yield* wordsOf(to), [4, 1, 1])
+          yield* failsWith(launch(most + config.cluster), "CooperativeLaunchTooLarge")
         }))
       }))
 
@@ -495,8 +515,7 @@ export const kernelContract = (rig: Rig): void =>
           assert.deepStrictEqual(yield* wordsOf(to), [4, 2, 1])
           assert.isAtLeast(yield* CudaKernel.activeClusters(clusters, config), 1)
           assert.isAtLeast(yield* CudaKernel.maxClusterSize(clusters, config), 8)
-          const launch = (config: CudaKernel.LaunchConfig) =>
-            CudaKernel.launch(clusters, config, [to])
+          const launch = (config: CudaKernel.LaunchConfig) => CudaKernel.launch(clusters, config, [to])
           yield* refuses(launch({ grid: 9, block: 32, cluster: 4 }), "grid.x")
           yield* refuses(launch({ grid: 8, block: 32, cluster: 0 }), "cluster.x")
           yield* refuses(launch({ grid: 64, block: 32, cluster: 32 }), "cluster.x")

@@ -3,9 +3,9 @@
  * afterwards the process cannot use the GPU.
  */
 import { assert, describe, layer } from "@effect/vitest"
-import { CudaKernel, CudaMemory, CudaModule, CudaRuntime, CudaStream } from "effect-cuda"
+import { CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaProgram, CudaRuntime, CudaStream } from "effect-cuda"
 import * as Effect from "effect/Effect"
-import { failsWith } from "../support/assertions.ts"
+import { failsWith, refuses } from "../support/assertions.ts"
 import { gpu, nativeRig } from "../support/gpu.ts"
 import { program, signatures } from "../support/kernels.ts"
 import { Busy } from "../support/Rig.ts"
@@ -18,6 +18,27 @@ const busyMillis = 500
  * at the same time.
  */
 const noticed = busyMillis / 2
+
+/** A kernel whose threads need so many registers that a multiprocessor does not have enough for 1,024 of them. */
+const hungry = (() => {
+  const registers = Array.from({ length: 220 }, (_, index) => `%r${index + 1}`)
+  return CudaProgram.fromBytes(
+    `.version 7.0
+.target sm_70
+.address_size 64
+.visible .entry hungry(.param .u64 to)
+{
+  .reg .u64 %to;
+  .reg .u32 %r<${registers.length + 1}>;
+  ld.param.u64 %to, [to];
+${registers.map((name, index) => `  ld.volatile.global.u32 ${name}, [%to+${4 * index}];`).join("\n")}
+  bar.sync 0;
+${registers.map((name, index) => `  st.volatile.global.u32 [%to+${4 * index}], ${name};`).join("\n")}
+  ret;
+}`,
+    { name: "hungry.ptx" }
+  )
+})()
 
 const loaded = (idleTimeout: number) => Effect.flatMap(program, (made) => CudaModule.load(made, { idleTimeout }))
 
@@ -67,6 +88,19 @@ describe.skipIf(gpu === undefined)("kernels on a busy GPU", () => {
         const words = new Uint32Array(1)
         yield* CudaMemory.download(words, to, stream)
         assert.strictEqual(words[0], 7)
+      }))
+
+    it.effect("a block that needs more registers than there are is refused before the driver is called", () =>
+      Effect.gen(function*() {
+        const kernel = yield* CudaKernel.get(yield* CudaModule.load(yield* hungry), "hungry", [CudaParameter.output])
+        const stream = yield* CudaStream.make()
+        const to = yield* CudaMemory.allocate(4 * 220)
+        const launch = (block: number) => CudaKernel.launch(kernel, { grid: 1, block }, [to], stream)
+        const most = yield* CudaKernel.attribute(kernel, "maxThreadsPerBlock")
+        assert.isBelow(most, 512)
+        yield* refuses(launch(most + 1), "block")
+        yield* launch(most)
+        yield* CudaStream.synchronize(stream)
       }))
 
     it.effect("a faulting kernel fails every later operation with its reason, and its scope closes", () =>
