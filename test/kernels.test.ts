@@ -370,7 +370,7 @@ describe("kernels of simulated devices", () => {
     "seeing what is not aligned": [({ args: [to] }) => to.view(Float64Array, 1), "MisalignedAddress"],
     "an assertion": [({ assert }) => assert(false), "Assert"],
     "a time limit": [({ fault }) => fault("LaunchTimeout"), "LaunchTimeout"],
-    "a status that ends nothing": [({ fault }) => fault("OutOfMemory"), "LaunchFailed"],
+    "a status that is not sticky": [({ fault }) => fault("OutOfMemory"), "LaunchFailed"],
     "a variable that is not there": [({ global }) => global("missing"), "LaunchFailed"],
     "a value that does not fit": [({ args: [to] }) => to.store("u8", 0, 256), "LaunchFailed"],
     "an exception": [() => {
@@ -425,7 +425,7 @@ describe("kernels of simulated devices", () => {
         "IllegalAddress: load of bytes 4 to 8 of global variable counter, whose buffer spans bytes 0 to 4."
       ],
       [({ assert }) => assert(false), "Assert."],
-      [({ fault }) => fault("OutOfMemory"), "LaunchFailed: OutOfMemory is not a status that ends the contexts."]
+      [({ fault }) => fault("OutOfMemory"), "LaunchFailed: OutOfMemory is not a sticky status."]
     ]
     for (const [run, says] of accesses) {
       it.effect(`say where: ${says}`, () => {
@@ -504,7 +504,7 @@ describe("kernels of simulated devices", () => {
         [() => {
           throw mistake
         }, "The cost of kernel faulty threw RangeError: a mistake."],
-        [() => -1, "The cost of kernel faulty threw RangeError: expected a duration from 0."]
+        [() => -1, "The cost of kernel faulty threw RangeError: expected a non-negative duration."]
       ]
       return Effect.forEach(costs, ([cost, says]) => {
         const faulty = SimulatedRuntime.kernel({ parameters: [], cost, run: () => {} })
