@@ -472,7 +472,7 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
  * const checked = (count: number) =>
  *   Number.isInteger(count)
  *     ? Effect.succeed(count)
- *     : Effect.fail(CudaError.invalidArgument("Scores.sum", "count", count, "a whole number"))
+ *     : Effect.fail(CudaError.invalidArgument("Scores.sum", "count", count, "an integer"))
  * ```
  *
  * @category constructors

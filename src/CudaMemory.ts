@@ -513,13 +513,13 @@ export function slice(
 ): <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>) => Slice<Buffer>
 export function slice(first: Slice | number, second?: number, third?: number) {
   if (typeof first === "number" && third === undefined) return (self: Slice) => part(self, first, second)
-  // A number with two more arguments is not a buffer, which the operation that uses the part refuses.
+  // Data first with a number instead of a buffer: the operation that uses the slice refuses it.
   return typeof first === "number"
     ? { buffer: first, offset: second, byteLength: third }
     : part(first, second ?? 0, third)
 }
 
-/** A value that is not a slice becomes the buffer, for the operation that uses the part to refuse. */
+/** If `self` is not a slice, it becomes the buffer, and the operation that uses the slice refuses it. */
 const part = (self: Slice, offset: number, byteLength = self?.byteLength - offset): Slice => ({
   buffer: self?.buffer ?? self,
   offset: self?.offset + offset,
@@ -599,7 +599,7 @@ export function copy(first: Slice, second?: Slice | CudaStream, third?: CudaStre
   return refuseArgument("CudaMemory.copy", "source", second, "a buffer or a part of one")
 }
 
-/** Whether arguments end as in the data-last form: with a stream, or without anything. */
+/** Whether the arguments are those of the data-last form, which ends with a stream or with nothing. */
 const isDataLast = (stream: unknown, next?: unknown): stream is CudaStream | undefined =>
   next === undefined && (stream === undefined || isCudaStream(stream))
 
@@ -837,7 +837,12 @@ export const advise: {
   const range = rangeOf(self)
   const runtime = runtimeOfPart(self)
   if (typeof advice !== "object" || advice === null) {
-    return refuseArgument("CudaMemory.advise", "advice", advice, "an advice about managed memory")
+    return refuseArgument(
+      "CudaMemory.advise",
+      "advice",
+      advice,
+      "an object with one kind of advice, for example { readMostly: true }"
+    )
   }
   if ("readMostly" in advice) {
     return runtime.memoryAdvise(range, advice.readMostly ? "setReadMostly" : "unsetReadMostly", "host")

@@ -109,7 +109,7 @@ const roundTrip = (name: ScalarName, value: unknown) => {
 describe("numbers as bytes", () => {
   const integers = ["i8", "u8", "i16", "u16", "i32", "u32"] as const
 
-  it("keep whole numbers that fit, and refuse others", () => {
+  it("keep integers that fit, and refuse others", () => {
     for (const name of integers) {
       const bits = 8 * scalarSizes[name]
       const [least, most] = name.startsWith("u") ? [0, 2 ** bits - 1] : [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]
@@ -120,7 +120,7 @@ describe("numbers as bytes", () => {
     }
   })
 
-  it("take 64 bits as bigints and as whole numbers, alike", () => {
+  it("take 64 bits as bigints and as integers, alike", () => {
     for (const value of [0, 1, -1, 2 ** 32, -(2 ** 32), 2 ** 32 - 1, -(2 ** 40) - 7, ...safe]) {
       assert.strictEqual(roundTrip("i64", value), BigInt(value))
       assert.strictEqual(roundTrip("i64", BigInt(value)), BigInt(value))

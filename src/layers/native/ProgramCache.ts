@@ -28,7 +28,7 @@ const unfinishedAfter = 3_600_000
 /** Prune once per this many writes. */
 const writesPerPrune = 16
 
-/** In bytes. Larger files are neither written nor read: no compiler's output comes near. */
+/** In bytes. Larger files are neither written nor read. Compiler output is far smaller. */
 const largestFile = 256 * 1024 ** 2
 
 /** Does not follow a link, and does not wait for the other end of a FIFO. Windows has neither flag. */
@@ -139,7 +139,7 @@ export class ProgramCache {
   }
 }
 
-/** Of a folder with other things in it, only plain files are the cache's. */
+/** The folder may contain other entries; only plain files belong to the cache. */
 const describe = async (path: string) => {
   try {
     const stats = await lstat(path)

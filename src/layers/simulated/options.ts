@@ -17,7 +17,7 @@ export interface ResolvedOptions {
   readonly devices: ReadonlyArray<ResolvedDevice>
   readonly driverVersion: number
   readonly peerAccess: (deviceIndex: number, peer: number) => boolean
-  /** Bytes of pinned memory there are. */
+  /** Limit on pinned host memory, in bytes. */
   readonly hostMemory: number
   readonly recordTimeline: boolean
   readonly kernels: ReadonlyMap<string, SimulatedKernel>
