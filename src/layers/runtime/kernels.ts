@@ -71,7 +71,7 @@ export type KernelArgument<Kind extends ParameterKind = ParameterKind> = Kind ex
   : never
 
 /**
- * The argument type of a number or boolean. 64-bit integers are a `bigint` or an integer.
+ * The argument type of a number or boolean. For a 64-bit integer: a `bigint`, or an integer `number`.
  *
  * @category models
  * @since 0.1.0
