@@ -57,7 +57,7 @@ export interface BranchOptions {
   readonly device?: DeviceInput | undefined
   /** Default: the priority of the current stream, or the nearest one that the device supports. */
   readonly priority?: Priority | undefined
-  /** Whether a number outside the device's range fails or means the nearest supported priority. Default `"clamp"`. */
+  /** How to treat a number outside the device's range: fail, or use the nearest supported priority. Default: `"clamp"`. */
   readonly outOfRange?: "fail" | "clamp" | undefined
 }
 
@@ -96,7 +96,7 @@ export type AllReturn<Result> = Effect.Effect<
 >
 
 /**
- * Returns `true` for forked branches.
+ * Returns `true` if a value is a forked branch.
  *
  * @category guards
  * @since 0.1.0

@@ -417,7 +417,7 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
 }
 
 /**
- * Tests whether a value is a `CudaError`, including one from another copy of the library.
+ * Returns `true` if a value is a `CudaError`, including one from another copy of the library.
  *
  * @category guards
  * @since 0.1.0

@@ -64,7 +64,7 @@ export interface OutputBytes {
  * @since 0.1.0
  */
 export interface SizeOptions extends PriorityOptions {
-  /** The most elements in progress at the same time, from 1 to 1,024. Each slot has its own memory. Default 3. */
+  /** The most elements in progress at the same time, from 1 to 1,024. Each slot has its own memory. Default: 3. */
   readonly slots?: number | undefined
   /** The largest input of an element, in bytes, at least 1. */
   readonly inputBytes: number

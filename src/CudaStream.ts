@@ -73,7 +73,7 @@ export interface PriorityOptions {
   /** Default: `"low"`, the driver's own default. */
   readonly priority?: Priority | undefined
   /**
-   * What happens to a number outside the device's range: the operation fails, or uses the nearest valid priority. Default: `"fail"`
+   * How to treat a number outside the device's range: fail, or use the nearest supported priority. Default: `"fail"`
    * for `make`, `"clamp"` for pooled streams.
    */
   readonly outOfRange?: "fail" | "clamp" | undefined
@@ -91,7 +91,7 @@ export interface MakeOptions extends PriorityOptions {
 }
 
 /**
- * Returns true if a value is a stream.
+ * Returns `true` if a value is a stream.
  *
  * @category guards
  * @since 0.1.0

@@ -87,7 +87,7 @@ export interface StreamOptions {
  */
 export interface RunOptions extends StreamOptions {
   /**
-   * How many effects of tasks run at the same time, each as soon as those it depends on have ended: an integer of at least 1, or
+   * How many effects of tasks run at the same time, each as soon as its dependencies have ended: an integer of at least 1, or
    * `"unbounded"`. By default they run one after the other, since the work runs concurrently on the GPU anyway. Raise it if tasks
    * wait for something on the host.
    */
@@ -101,7 +101,7 @@ export interface RunOptions extends StreamOptions {
  * @since 0.1.0
  */
 export interface DiagramOptions extends StreamOptions {
-  /** True to also show dependencies that are implied by others. Default false. */
+  /** True to also show dependencies that are implied by others. Default: false. */
   readonly includeImplied?: boolean | undefined
 }
 
@@ -136,7 +136,7 @@ export type ResultsOf<Results, After extends ReadonlyArray<keyof Results>> = num
   : { readonly [Name in After[number]]: Results[Name] }
 
 /**
- * Returns `true` for task graphs.
+ * Returns `true` if a value is a task graph.
  *
  * @category guards
  * @since 0.1.0
