@@ -25,7 +25,7 @@ import { isSelfContained } from "./selfContained.ts"
 export interface CompilerPolicy {
   /** NVRTC's library. Default: searches the usual places. */
   readonly path: string | undefined
-  /** Whether to cache programs whose own options do not say. */
+  /** Whether to cache programs that do not specify it in their own options. */
   readonly cache: boolean
   /** The folder of the cache; undefined disables the cache. */
   readonly folder: string | undefined

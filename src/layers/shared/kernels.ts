@@ -181,7 +181,7 @@ const refuseValue = (
     : refuseArgument(operation, "value", value, `an integer from 0 to ${most}`)
 }
 
-/** Which memory kernels can access on this runtime. Each device is asked once. */
+/** Which memory kernels can access on this runtime. Queries each device once. */
 const makeReach = ({ backend }: Core): Reach => {
   const known: Array<boolean | undefined> = []
   return {

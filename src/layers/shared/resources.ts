@@ -221,7 +221,7 @@ export interface WrongHandle {
 /** Owns the stand-ins. No runtime has this identity. */
 const nobody: Owner = { kind: "simulated" }
 
-/** Stands in for a handle of the wrong kind. It is unusable everywhere, and refused with the value that was given. */
+/** Makes a stand-in for a handle of the wrong kind. It is unusable everywhere, and refused with the original value. */
 export const wrongHandle = <Kind extends object>(prototype: Kind, wrong: WrongHandle): Kind =>
   Object.assign(Object.create(prototype), { owner: nobody, state: "released", wrong })
 
