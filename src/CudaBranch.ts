@@ -1,6 +1,6 @@
 /**
  * Branches: effects whose work runs concurrently on the GPU, each on its own stream. A branch starts after the work that the
- * current stream holds, and the current stream waits for its end.
+ * current stream holds, and joining it makes the current stream wait for its work.
  *
  * Branches are ordered by events and waits between streams: the host waits only where the effect of a branch does. Depends on the
  * `CudaRuntime` interface and on what the modules share.
@@ -57,7 +57,7 @@ export interface BranchOptions {
   readonly device?: DeviceInput | undefined
   /** Default: the priority of the current stream, or the nearest one that the device supports. */
   readonly priority?: Priority | undefined
-  /** Whether a number outside the device's range fails or means the nearest supported priority. Default `"clamp"`. */
+  /** How to treat a number outside the device's range: fail, or use the nearest supported priority. Default: `"clamp"`. */
   readonly outOfRange?: "fail" | "clamp" | undefined
 }
 
@@ -74,7 +74,7 @@ export interface AllOptions extends BranchOptions {
    */
   readonly streams?: number | undefined
   /**
-   * How many branches enqueue at the same time, as in `Effect.all`: a whole number, at least 1, or `"unbounded"`, but never more
+   * How many branches enqueue at the same time, as in `Effect.all`: an integer of at least 1, or `"unbounded"`, but never more
    * than one per stream. By default they enqueue one after the other, since their work runs concurrently on the GPU anyway. Raise
    * it if branches wait for something on the host.
    */
@@ -96,7 +96,7 @@ export type AllReturn<Result> = Effect.Effect<
 >
 
 /**
- * Returns `true` for forked branches.
+ * Returns `true` if a value is a forked branch.
  *
  * @category guards
  * @since 0.1.0
@@ -114,7 +114,7 @@ export const isCudaBranch = (u: unknown): u is CudaBranch<unknown, unknown> => P
  *
  * Forking costs one `cuEventRecord`, plus a `cuStreamWaitEvent` per stream. Joining costs one of each per stream.
  *
- * Fails with `InvalidArgument` if `streams` is not a whole number of at least 1, or `concurrency` is neither that nor
+ * Fails with `InvalidArgument` if `streams` is not an integer of at least 1, or `concurrency` is neither that nor
  * `"unbounded"`.
  *
  * **Gotchas**
@@ -278,7 +278,7 @@ const start = <A, E, R>(
     Effect.onError(() => Effect.sync(() => leased.giveBack())),
     Effect.andThen(Effect.forkDetach(placed, { startImmediately: true })),
     Effect.flatMap((fiber) => {
-      // A scope of its own, so that it can leave the one around it before that closes.
+      // A separate scope, so that a join can remove the branch from the surrounding scope before that closes.
       const own = Scope.forkUnsafe(Context.getUnsafe(context, Scope.Scope))
       const branch = new BranchImpl(runtime, fiber, leased, place, own)
       const release = Effect.provideContext(branch.release, context)
@@ -350,7 +350,7 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
   get stream(): CudaStream {
     return this.#leased.streams[0]!
   }
-  /** Leaves the scope around the branch, and returns its stream: the branch has ended, and was joined. */
+  /** Removes the joined branch from the surrounding scope, and returns its stream to the pool. */
   get leave(): Effect.Effect<void> {
     this.joined = true
     return Scope.close(this.#own, Exit.void)
@@ -360,7 +360,7 @@ class BranchImpl<A, E> extends Handle implements CudaBranch<A, E> {
       Effect.ensuring(Effect.sync(() => this.#leased.giveBack()))
     )
   }
-  /** A stream that was released need not wait: its release drained it. */
+  /** Joins the branch into the stream it was forked from, unless that stream was released, which drained it. */
   #joinBack(): Effect.Effect<void, CudaError> {
     if (this.joined) return Effect.void
     return streamOf(
@@ -391,7 +391,7 @@ const branching = <A, E, R>(
   options: AllOptions
 ): Effect.Effect<Array<A> | void, E | CudaError, R | CudaRuntime> => {
   const { streams: most = branches } = options
-  // Without branches there may be no streams either.
+  // Without branches, 0 streams are valid too.
   if (!isWhole(most, Math.min(1, branches))) return refuseArgument(operation, "streams", most, wholeStreams)
   const refused = refuseConcurrency(operation, options.concurrency)
   if (refused !== undefined) return refused
@@ -417,7 +417,7 @@ class Run {
   readonly #operation: string
   readonly #at: Origin
   readonly #leased: Leased<CudaStream>
-  /** Streams come into use in order, so these are the first ones. */
+  /** The number of streams used so far. They are used in order. */
   #used = 0
   constructor(operation: string, at: Origin, leased: Leased<CudaStream>) {
     this.#operation = operation
@@ -431,7 +431,7 @@ class Run {
     return onStreamOf(streams[slot]!, this.#at.place, this.#leased)
   }
 
-  /** Runs one branch after the other in this fiber. It is called often, so there is a single region whose place changes. */
+  /** Runs one branch after another in this fiber. For speed, changes the place of a single region instead of nesting regions. */
   inTurn<A, E, R>(
     branches: number,
     effectOf: (index: number) => Effect.Effect<A, E, R>,
@@ -464,7 +464,7 @@ class Run {
       Array.from({ length: branches }, (_, index) => index),
       (index) =>
         Effect.suspend(() => {
-          // There is one for each branch that runs at the same time.
+          // There are as many slots as branches that run concurrently.
           const slot = free.shift()!
           const placed = Effect.provideService(effectOf(index), CurrentPlace, this.#begin(slot))
           return Effect.ensuring(placed, Effect.sync(() => free.push(slot)))
@@ -473,7 +473,7 @@ class Run {
     )
   }
 
-  /** Restores the region and joins the streams of branches that began. A failure of a branch takes precedence over one of the join. */
+  /** Restores the region, and joins the streams of branches that began. A branch's failure takes precedence over that of the join. */
   end(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void, CudaError> {
     const { context, fiber, origin, runtime } = this.#at
     fiber.setContext(context)
@@ -492,7 +492,7 @@ class Run {
 
 const noStep = () => {}
 
-/** Leases streams. The user of the streams gives them back. */
+/** Leases streams for `use`, which must give them back. */
 const leasing = <A, E, R>(
   operation: string,
   { origin, runtime }: Origin,

@@ -42,7 +42,7 @@ export interface CudaDependency extends Pipeable, Inspectable {
 export type Source = CudaEvent | CudaStream | CudaDependency
 
 /**
- * Returns `true` for dependencies.
+ * Returns `true` if a value is a dependency.
  *
  * @category guards
  * @since 0.1.0

@@ -236,7 +236,8 @@ export const peerAttribute = (
  *
  * **Gotchas**
  *
- * Covers the streams that this library created and the default streams that the program requested, but no streams of other libraries.
+ * Covers the streams that this library created and the default streams that the program requested, but not the streams of other
+ * libraries.
  *
  * @category waiting
  * @since 0.1.0

@@ -417,7 +417,7 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
 }
 
 /**
- * Tests whether a value is a `CudaError`, including one from another copy of the library.
+ * Returns `true` if a value is a `CudaError`, including one from another copy of the library.
  *
  * @category guards
  * @since 0.1.0
@@ -472,7 +472,7 @@ const byCode: ReadonlyMap<number, StatusReason> = new Map(
  * const checked = (count: number) =>
  *   Number.isInteger(count)
  *     ? Effect.succeed(count)
- *     : Effect.fail(CudaError.invalidArgument("Scores.sum", "count", count, "a whole number"))
+ *     : Effect.fail(CudaError.invalidArgument("Scores.sum", "count", count, "an integer"))
  * ```
  *
  * @category constructors

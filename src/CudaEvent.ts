@@ -109,7 +109,7 @@ export interface StreamOperation {
 }
 
 /**
- * Returns true if a value is an event.
+ * Returns `true` if a value is an event.
  *
  * @category guards
  * @since 0.1.0
@@ -117,7 +117,7 @@ export interface StreamOperation {
 export const isCudaEvent = (u: unknown): u is CudaEvent => Predicate.hasProperty(u, TypeId)
 
 /**
- * Returns true if a value is an event that records times.
+ * Returns `true` if a value is an event that records times.
  *
  * @category guards
  * @since 0.1.0

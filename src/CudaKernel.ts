@@ -91,7 +91,7 @@ export interface CudaKernel<out Parameters extends ReadonlyArray<ParameterKind> 
 }
 
 /**
- * Returns true if a value is a kernel.
+ * Returns `true` if a value is a kernel.
  *
  * @category guards
  * @since 0.1.0
@@ -187,7 +187,7 @@ export const get = <const Parameters extends ReadonlyArray<ParameterKind>>(
  *
  * **Gotchas**
  *
- * A fault in a kernel is reported by later operations, and ends the contexts of the process.
+ * Later operations report a fault in a kernel. A fault destroys the contexts of the process.
  *
  * **Example** (Launching clusters of two blocks with 64 KiB of shared memory each)
  *

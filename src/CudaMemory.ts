@@ -161,7 +161,7 @@ export interface TypedArrayConstructor<A> {
 }
 
 /**
- * Returns true if a value is a device buffer, managed buffer or host buffer.
+ * Returns `true` if a value is a device buffer, managed buffer or host buffer.
  *
  * @category guards
  * @since 0.1.0
@@ -169,7 +169,7 @@ export interface TypedArrayConstructor<A> {
 export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicate.hasProperty(u, TypeId)
 
 /**
- * Returns true if a value is a managed buffer.
+ * Returns `true` if a value is a managed buffer.
  *
  * @category guards
  * @since 0.1.0
@@ -433,7 +433,7 @@ export const allocateManaged = (
  * Release the runtime before its worker thread ends. The pinned memory of a terminated worker stays pinned until the process ends; so does
  * that of a worker that exits or throws while a device is busy.
  *
- * Pinning memory for the first time takes about half a second per GiB, on a pool thread and in slices of about a millisecond on the JS
+ * Pinning new memory takes about half a second per GiB, partly on a pool thread and partly in slices of about a millisecond on the JS
  * thread. Released memory is kept and reused immediately.
  *
  * @category constructors
@@ -513,13 +513,13 @@ export function slice(
 ): <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>) => Slice<Buffer>
 export function slice(first: Slice | number, second?: number, third?: number) {
   if (typeof first === "number" && third === undefined) return (self: Slice) => part(self, first, second)
-  // A number with two more arguments is not a buffer, which the operation that uses the part refuses.
+  // Data first with a number instead of a buffer: the operation that uses the slice refuses it.
   return typeof first === "number"
     ? { buffer: first, offset: second, byteLength: third }
     : part(first, second ?? 0, third)
 }
 
-/** A value that is not a slice becomes the buffer, for the operation that uses the part to refuse. */
+/** If `self` is not a slice, it becomes the buffer, and the operation that uses the slice refuses it. */
 const part = (self: Slice, offset: number, byteLength = self?.byteLength - offset): Slice => ({
   buffer: self?.buffer ?? self,
   offset: self?.offset + offset,
@@ -599,7 +599,7 @@ export function copy(first: Slice, second?: Slice | CudaStream, third?: CudaStre
   return refuseArgument("CudaMemory.copy", "source", second, "a buffer or a part of one")
 }
 
-/** Whether arguments end as in the data-last form: with a stream, or without anything. */
+/** Whether the arguments are those of the data-last form, which ends with a stream or with nothing. */
 const isDataLast = (stream: unknown, next?: unknown): stream is CudaStream | undefined =>
   next === undefined && (stream === undefined || isCudaStream(stream))
 
@@ -837,7 +837,12 @@ export const advise: {
   const range = rangeOf(self)
   const runtime = runtimeOfPart(self)
   if (typeof advice !== "object" || advice === null) {
-    return refuseArgument("CudaMemory.advise", "advice", advice, "an advice about managed memory")
+    return refuseArgument(
+      "CudaMemory.advise",
+      "advice",
+      advice,
+      "an object with one kind of advice, for example { readMostly: true }"
+    )
   }
   if ("readMostly" in advice) {
     return runtime.memoryAdvise(range, advice.readMostly ? "setReadMostly" : "unsetReadMostly", "host")
@@ -961,12 +966,12 @@ export interface AccessOptions {
  *
  * While the effect runs, a conflicting copy or fill on another stream is ordered after the work that the effect has enqueued so far and
  * before the rest. Of two conflicting accesses on different streams, the later one suspends its fiber until the earlier one has ended. An
- * access nested in another one does not wait for the outer one, also in a fiber that the outer effect forks.
+ * access nested in another one does not wait for the outer one, even in a fiber that the outer effect forks.
  *
  * **Gotchas**
  *
- * Enqueue all of the work on that one stream, and before the effect ends. A nested access that waits for an access of another fiber, while
- * that one waits for the outer access, waits forever: list all memory in one access instead.
+ * Enqueue all work on that one stream, before the effect ends. If a nested access waits for an access of another fiber, and that one waits
+ * for the outer access, both wait forever: list all memory in one access instead.
  *
  * **Example** (Launching a kernel from other native code)
  *

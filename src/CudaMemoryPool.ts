@@ -81,7 +81,7 @@ export type {
 }
 
 /**
- * Returns true if a value is a memory pool.
+ * Returns `true` if a value is a memory pool.
  *
  * @category guards
  * @since 0.1.0

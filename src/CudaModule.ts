@@ -44,7 +44,7 @@ export interface CudaModule extends Pipeable, Inspectable {
 }
 
 /**
- * Returns true if a value is a module.
+ * Returns `true` if a value is a module.
  *
  * @category guards
  * @since 0.1.0

@@ -193,15 +193,15 @@ const pointerKind = <Nullable extends boolean>(
  *
  * **Details**
  *
- * The memory lives until the kernel is done, even if its buffer is released earlier. For an ordered buffer, the given part is what is
- * ordered: the launch waits for conflicting uses on other streams, as a copy does.
+ * The memory lives until the kernel is done, even if its buffer is released earlier. For an ordered buffer, the launch waits for
+ * conflicting uses of the given part on other streams, as a copy does.
  *
  * Device memory must be on the stream's device. Kernels also accept pinned memory on devices that access it by its host address
  * (`CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM`).
  *
  * **Gotchas**
  *
- * A part determines where the pointer points and what is ordered; nothing prevents the kernel from accessing memory outside it.
+ * A part only determines the pointer's address and which bytes are ordered. The kernel can still access memory outside it.
  *
  * @category pointers
  * @since 0.1.0
@@ -249,7 +249,7 @@ export const address = (value: number): RawAddress => ({ address: value as Addre
  *
  * **Details**
  *
- * Set `align` for types with an alignment of their own, such as `float4` (16 bytes). Throws a `RangeError` if there are no fields, if a
+ * Set `align` for types with a larger alignment than that of their fields, such as `float4` (16 bytes). Throws a `RangeError` if there are no fields, if a
  * field's name is a number (JavaScript would move it to the front), or if the alignment is not a power of two.
  *
  * **Example** (`struct Range { unsigned first; double scale; }`)

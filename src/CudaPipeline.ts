@@ -64,7 +64,7 @@ export interface OutputBytes {
  * @since 0.1.0
  */
 export interface SizeOptions extends PriorityOptions {
-  /** The most elements in progress at the same time, from 1 to 1,024. Each slot has its own memory. Default 3. */
+  /** The most elements in progress at the same time, from 1 to 1,024. Each slot has its own memory. Default: 3. */
   readonly slots?: number | undefined
   /** The largest input of an element, in bytes, at least 1. */
   readonly inputBytes: number
@@ -118,7 +118,7 @@ export interface ThroughOptions<In, Out, E1, R1, E2, R2, E3, R3> extends SizeOpt
  * elements before it. However the stream ends, running `fill`, `work` and `take` effects are interrupted and awaited, then the GPU
  * finishes the work it was given, and then the memory is released. A source without elements allocates nothing.
  *
- * Fails with `InvalidArgument` if `slots` is not a whole number from 1 to 1,024, if a size is not a positive whole number, or if
+ * Fails with `InvalidArgument` if `slots` is not an integer from 1 to 1,024, if a size is not a positive integer, or if
  * `fill` or `work` returns a number of bytes that does not fit. Inside `CudaTiming.timeline`, the three steps of every element are
  * the regions `upload`, `work` and `download`, with the attribute `index`.
  *
@@ -264,17 +264,17 @@ const resolve = (
   { device, inputBytes, outOfRange, outputBytes = inputBytes, pollFor = "1 millis", priority, slots = 3 }: SizeOptions
 ): Effect.Effect<SlotOptions, CudaError> => {
   if (!isWhole(slots, 1, mostSlots)) {
-    return refuseArgument(operation, "slots", slots, `a whole number from 1 to ${mostSlots}`)
+    return refuseArgument(operation, "slots", slots, `an integer from 1 to ${mostSlots}`)
   }
   for (const [argument, value] of Object.entries({ inputBytes, outputBytes })) {
-    if (!isWhole(value, 1)) return refuseArgument(operation, argument, value, "a positive whole number of bytes")
+    if (!isWhole(value, 1)) return refuseArgument(operation, argument, value, "a positive integer")
   }
   if (Option.isNone(Duration.fromInput(pollFor))) return refuseArgument(operation, "pollFor", pollFor, "a duration")
   return Effect.succeed({ slots, inputBytes, outputBytes, device, pollFor, priority, outOfRange })
 }
 
 const refuseResult = (callback: "fill" | "work", byteLength: number, room: number) =>
-  refuseArgument(operation, `the result of ${callback}`, byteLength, `a whole number of bytes from 0 to ${room}`)
+  refuseArgument(operation, `the result of ${callback}`, byteLength, `an integer from 0 to ${room}`)
 
 /**
  * Says how many bytes of an element's output to download, as the result of `work`. Without it, the whole output is downloaded.

@@ -91,7 +91,7 @@ export interface CompileOptions {
   readonly headers?: Readonly<Record<string, string>> | undefined
   /** C++ names of kernels and variables to instantiate, such as `add<float>`; see `loweredName`. */
   readonly nameExpressions?: ReadonlyArray<string> | undefined
-  /** Whether to use the cache on disk. Default: as configured for the runtime's layer, which uses it unless told otherwise. */
+  /** Whether to use the cache on disk. Default: the setting of the runtime's layer, which enables it unless configured otherwise. */
   readonly cache?: boolean | undefined
 }
 
@@ -151,7 +151,7 @@ class ProgramImpl extends Handle implements CudaProgram {
 }
 
 /**
- * Returns true if a value is a program.
+ * Returns `true` if a value is a program.
  *
  * @category guards
  * @since 0.1.0
@@ -184,8 +184,8 @@ export const isCudaProgram = (u: unknown): u is CudaProgram => Predicate.hasProp
  *
  * **Gotchas**
  *
- * NVRTC needs more stack than koffi provides for calls off the JS thread. Creating the native runtime arranges for that, unless something
- * else in the process loaded a library with koffi first.
+ * NVRTC needs a larger stack than koffi provides for calls off the JS thread. Creating the native runtime configures that, unless other
+ * code in the process has loaded a library with koffi before.
  *
  * **Example** (Compiling a template for the current device)
  *
@@ -284,7 +284,7 @@ export const fromBytes = (
       : refuseArgument(operation, "bytes", copy.problem, "PTX, a CUBIN or a fatbin")
   })
 
-/** Copies the bytes, so that nobody else can change or detach them, or says why that is not possible. */
+/** Copies the bytes, so that later changes have no effect, or describes why they cannot be copied. */
 const copyOf = (bytes: Uint8Array | string): Uint8Array<ArrayBuffer> | { readonly problem: string } => {
   try {
     if (typeof bytes === "string") return new TextEncoder().encode(bytes)

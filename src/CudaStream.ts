@@ -73,7 +73,7 @@ export interface PriorityOptions {
   /** Default: `"low"`, the driver's own default. */
   readonly priority?: Priority | undefined
   /**
-   * What happens to a number outside the device's range: the operation fails, or uses the nearest valid priority. Default: `"fail"`
+   * How to treat a number outside the device's range: fail, or use the nearest supported priority. Default: `"fail"`
    * for `make`, `"clamp"` for pooled streams.
    */
   readonly outOfRange?: "fail" | "clamp" | undefined
@@ -91,7 +91,7 @@ export interface MakeOptions extends PriorityOptions {
 }
 
 /**
- * Returns true if a value is a stream.
+ * Returns `true` if a value is a stream.
  *
  * @category guards
  * @since 0.1.0
@@ -461,7 +461,7 @@ export function recordEvent(
  * so the effect may use CUDA, wait for this stream or others, and take as long as it needs without causing a deadlock. To enqueue work
  * after the effect, first wait for it with `Fiber.join`. Behind it are `cuEventRecord` and a wait for that event.
  *
- * Effects launched on one stream begin in launch order. A stream wrapped with `fromHandle` keeps an order of its own.
+ * Effects launched on one stream begin in launch order. Effects launched through a wrapper (`fromHandle`) are ordered separately.
  *
  * If the scope closes with success, it waits for the effect; otherwise it interrupts the effect. If a fault ends the device's context,
  * the effect does not run, and the fiber fails with the reason.
@@ -516,7 +516,7 @@ const launchInTurn = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope> =>
   Effect.uninterruptible(Effect.gen(function*() {
-    // The event and the fiber have a scope of their own, which closes when the fiber ends.
+    // The event and the fiber have a separate scope, which closes when the fiber ends.
     const own = yield* Scope.fork(yield* Effect.scope)
     const event = yield* recordEvent(self).pipe(
       named("CudaStream.launchHostFunction"),
@@ -533,7 +533,7 @@ const launchInTurn = <A, E, R>(
     const inTurn = reached.pipe(Effect.andThen(turn.await), Effect.andThen(Effect.yieldNow), Effect.andThen(begin))
     const fiber = yield* Effect.forkDetach(inTurn, { startImmediately: true })
     yield* Scope.addFinalizerExit(own, (exit) => Exit.isSuccess(exit) ? Fiber.await(fiber) : Fiber.interrupt(fiber))
-    // An observer is called wherever the fiber was interrupted. A layer around the runtime may take its time to release the event.
+    // An observer is called no matter where the fiber was interrupted. Releasing the event may suspend in a layer around the runtime.
     fiber.addObserver(() => {
       Effect.runFork(Effect.andThen(turn.await, Effect.sync(turn.pass)))
       Effect.runFork(Scope.close(own, Exit.void))
@@ -541,12 +541,12 @@ const launchInTurn = <A, E, R>(
     return fiber
   }))
 
-/** The latch of the last turn taken on each stream: open once its host function has begun, or never will. */
+/** The latch of the last turn taken on each stream. Opens when its host function has begun, or can no longer begin. */
 const lastTurns = new WeakMap<StreamRef, Latch.Latch>()
 
 /**
- * Takes the next turn among the host functions of a stream. `await` waits for those before; `pass` lets the next one begin, and must be called
- * when the fiber has ended too, in case its host function never began.
+ * Takes the next turn among the host functions of a stream. `await` waits for the earlier ones, and `pass` lets the next one begin.
+ * Call `pass` also when the fiber ends, in case its host function never began.
  */
 const takeTurn = (stream: StreamRef): { readonly await: Effect.Effect<void>; readonly pass: () => void } => {
   const before = lastTurns.get(stream)

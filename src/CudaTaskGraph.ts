@@ -87,7 +87,7 @@ export interface StreamOptions {
  */
 export interface RunOptions extends StreamOptions {
   /**
-   * How many effects of tasks run at the same time, each as soon as those it depends on have ended: a whole number, at least 1, or
+   * How many effects of tasks run at the same time, each as soon as its dependencies have ended: an integer of at least 1, or
    * `"unbounded"`. By default they run one after the other, since the work runs concurrently on the GPU anyway. Raise it if tasks
    * wait for something on the host.
    */
@@ -101,7 +101,7 @@ export interface RunOptions extends StreamOptions {
  * @since 0.1.0
  */
 export interface DiagramOptions extends StreamOptions {
-  /** True to also show dependencies that are implied by others. Default false. */
+  /** True to also show dependencies that are implied by others. Default: false. */
   readonly includeImplied?: boolean | undefined
 }
 
@@ -136,7 +136,7 @@ export type ResultsOf<Results, After extends ReadonlyArray<keyof Results>> = num
   : { readonly [Name in After[number]]: Results[Name] }
 
 /**
- * Returns `true` for task graphs.
+ * Returns `true` if a value is a task graph.
  *
  * @category guards
  * @since 0.1.0
@@ -144,10 +144,10 @@ export type ResultsOf<Results, After extends ReadonlyArray<keyof Results>> = num
 export const isCudaTaskGraph = (u: unknown): u is CudaTaskGraph<unknown, unknown, unknown> =>
   Predicate.hasProperty(u, TypeId)
 
-/** Tasks that graphs share which were made from each other: each graph is the first so many of them. */
+/** A list of tasks, shared by graphs that extend each other. Each graph consists of a prefix of the list. */
 interface TaskList<E, R> {
   readonly tasks: Array<Task<unknown, E, R>>
-  /** The number of each task by name. */
+  /** The index of each task by name. */
   readonly numbers: Map<string, number>
 }
 
@@ -173,7 +173,7 @@ class GraphImpl<E, R> extends Handle implements CudaTaskGraph<never, E, R> {
     const number = this.#list.numbers.get(name)
     return number !== undefined && number < this.#count
   }
-  /** Extends the shared list, unless another graph has: so adding tasks one after the other copies none of them. */
+  /** Extends the shared list, or a copy if another graph already has. So adding tasks one after another copies nothing. */
   with(task: Task<unknown, E, R>): GraphImpl<E, R> {
     const isLatest = this.#list.tasks.length === this.#count
     const list = isLatest ? this.#list : listOf(this.#list.tasks.slice(0, this.#count))
@@ -375,7 +375,7 @@ const dependenciesOf = (
  * needs one `cuEventRecord`. The plan is computed once per graph and reused by later runs.
  *
  * The first failure ends the run, as in `Effect.all`. All work that was enqueued is joined nevertheless: later work on the current
- * stream starts after it. Fails with `InvalidArgument` if `streams` is not a whole number of at least 1, if `concurrency` is neither
+ * stream starts after it. Fails with `InvalidArgument` if `streams` is not an integer of at least 1, if `concurrency` is neither
  * that nor `"unbounded"`, and if the graph has more than 65,536 tasks.
  *
  * **Gotchas**
@@ -429,7 +429,7 @@ const isRunOptions = (u: unknown): boolean => u === undefined || (Predicate.isOb
  * stream, and a dotted arrow where a stream waits for another. Dependencies that are implied by others are omitted unless
  * `includeImplied` is true.
  *
- * Throws the `CudaError` that `run` fails with if `streams` is not a whole number of at least 1, or the graph has more than 65,536
+ * Throws the `CudaError` that `run` fails with if `streams` is not an integer of at least 1, or the graph has more than 65,536
  * tasks.
  *
  * **Example** (A diagram for a README)
@@ -553,7 +553,7 @@ function runGraph<E, R>(
 
 const operation = "CudaTaskGraph.run"
 
-/** Names the run in failures of the operations that it asks of the runtime. */
+/** Makes the failures of the run's driver calls name `run`. */
 const ours = named(operation)
 
 interface Surroundings {
@@ -569,16 +569,16 @@ class Run<E, R> {
   readonly #dependencies: Dependencies
   readonly #plan: Plan
   readonly #around: Surroundings
-  /** By their numbers in the plan. */
+  /** By stream number in the plan. */
   readonly #streams: ReadonlyArray<StreamRef>
   readonly #places: ReadonlyArray<Place>
   readonly #isBegun: Array<boolean>
   readonly #results: Array<unknown> = []
-  /** The event at the end of each task's work, while there are tasks that have yet to wait for it. */
+  /** The event recorded after each task's work, as long as other tasks still have to wait for it. */
   readonly #records: Array<EventRef> = []
   readonly #waiters: Array<number>
   readonly #events: Array<EventRef> = []
-  /** Events that no task will wait for again. A wait that is already enqueued keeps the record it was made for. */
+  /** Events that no task will wait for again and that can be recorded again. Waits already enqueued keep their record. */
   readonly #spare: Array<EventRef> = []
 
   constructor(graph: CudaTaskGraph<unknown, E, R>, { dependencies, plan }: Layout, around: Surroundings) {
@@ -617,12 +617,12 @@ class Run<E, R> {
       const needed = before === undefined ? waits[task]! : [before, ...waits[task]!]
       const ready = Effect.forEach(needed, (other) => ended[other]!.await, { discard: true })
       const performed = Effect.andThen(this.#perform(task), ended[task]!.open)
-      // Even in an uninterruptible run: after a failure, the tasks that this one waits for may never end.
+      // Interruptible even in an uninterruptible run: after a failure, the tasks that this one waits for may never end.
       return Effect.andThen(Effect.interruptible(ready), permits.withPermit(performed))
     }, { concurrency: "unbounded", discard: true })
   }
 
-  /** Joins what was enqueued, even if the run failed. */
+  /** Joins the work that was enqueued, even if the run failed. */
   end(isWhole: boolean): Effect.Effect<void, CudaError> {
     const { leased, origin, runtime } = this.#around
     const { joins } = this.#plan

@@ -98,7 +98,7 @@ export interface Timeline {
  * @since 0.1.0
  */
 export interface SvgOptions {
-  /** The width in pixels, from 1 to 100,000. Default 1000. */
+  /** The width in pixels, from 1 to 100,000. Default: 1000. */
   readonly width?: number | undefined
   /** A heading. Default: none. */
   readonly title?: string | undefined
@@ -138,7 +138,7 @@ export interface TimedOptions {
  *
  * **Gotchas**
  *
- * Suspends the fiber until the GPU gets there, so later work is enqueued late. `region` measures without waiting.
+ * Suspends the fiber until the GPU reaches the second event, which delays later work. `region` measures without waiting.
  *
  * **Example** (How long a fill takes)
  *
@@ -243,7 +243,7 @@ export const region: {
  * Between the host and a device, and between devices, times are initially off by about ten microseconds (`TimelineDevice.uncertainty`
  * is the upper limit), and by more with every second, because their clocks drift apart.
  *
- * A region begins and ends when the stream gets there, which may be long after the host did.
+ * A region begins and ends when the stream reaches its events, which may be long after the host enqueued them.
  *
  * **Example** (A program's timeline as a file for Perfetto)
  *

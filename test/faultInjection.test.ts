@@ -1,5 +1,5 @@
 /**
- * Fault injection: the same on every runtime, the native one on the stub driver; and what a simulated runtime does besides.
+ * Fault injection: the same on every runtime (the native one on the stub driver), and the additional effects on a simulated one.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
@@ -34,7 +34,7 @@ const failureOf = <A, R>(effect: Effect.Effect<A, CudaError, R>): Effect.Effect<
 
 const reasonOf = ({ operation, reason }: CudaError) => [operation, reason._tag]
 
-/** Something of every kind that is released. */
+/** Acquires one resource of every kind that has a release. */
 const makeAll = Effect.gen(function*() {
   const stream = yield* CudaStream.make()
   const event = yield* CudaEvent.make()
@@ -57,7 +57,7 @@ const suite = (name: string, run: Run) => {
   const test = (what: string, body: Body) => it.live(what, () => run(injecting(body)))
 
   describe(`failures on ${name}`, () => {
-    test("are met as often as asked, in order, and then the operation works", (faults) =>
+    test("occur as often as requested, in order, and then the operation works", (faults) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         yield* faults.failNext("CudaStream.query", "MapFailed", 2)
@@ -79,7 +79,7 @@ const suite = (name: string, run: Run) => {
         assert.deepStrictEqual(yield* faults.pending, [])
       }))
 
-    test("belong to evaluations: an effect that was made before meets them", (faults) =>
+    test("affect evaluations, even of effects created before the injection", (faults) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const query = CudaStream.query(stream)
@@ -88,7 +88,7 @@ const suite = (name: string, run: Run) => {
         assert.isTrue(yield* query)
       }))
 
-    test("are not met by the runtime inside, whose handles are the same", (faults) =>
+    test("do not affect the runtime inside, whose handles are the same", (faults) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         const { injection, runtime } = yield* FaultInjection.make(yield* CudaRuntime)
@@ -98,7 +98,7 @@ const suite = (name: string, run: Run) => {
         assert.deepStrictEqual([yield* injection.pending, yield* faults.pending], [[], []])
       }))
 
-    test("without end last until they are cleared, and are pending until the first", (faults) =>
+    test("without a limit last until they are cleared, and are pending until the first", (faults) =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         yield* faults.failNext("CudaStream.query", "MapFailed", Infinity)
@@ -115,7 +115,7 @@ const suite = (name: string, run: Run) => {
         yield* CudaEvent.make()
       }))
 
-    test("of allocations reach the program past the second attempts of the module", (faults) =>
+    test("of allocations reach the program after the module's retries", (faults) =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make()
         const allocations = [
@@ -138,7 +138,7 @@ const suite = (name: string, run: Run) => {
         }
       }))
 
-    test("that make no sense are refused by argument", (faults) =>
+    test("with invalid arguments are rejected by name", (faults) =>
       Effect.gen(function*() {
         const name: string = "CudaStream.nothing"
         const status: string = "NoSuchStatus"
@@ -162,7 +162,7 @@ const suite = (name: string, run: Run) => {
         }
       }))
 
-    test("of the end of an access do not hold up the next one", (faults) =>
+    test("of the end of an access do not block the next one", (faults) =>
       Effect.gen(function*() {
         const buffer = yield* CudaMemory.allocate(16, { ordered: true })
         const [first, second] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -208,7 +208,7 @@ const suite = (name: string, run: Run) => {
         assert.strictEqual(yield* CudaDevice.attribute("warpSize"), warpSize)
       }))
 
-    test("do not keep anything from being released", (faults) =>
+    test("do not prevent releases", (faults) =>
       Effect.gen(function*() {
         const runtime = yield* CudaRuntime
         yield* Effect.scoped(
@@ -223,7 +223,7 @@ const suite = (name: string, run: Run) => {
       }))
 
     for (const release of releases) {
-      test(`of ${release} release, and fail what follows`, (faults) =>
+      test(`of ${release} still release, and fail later operations`, (faults) =>
         Effect.gen(function*() {
           const runtime = yield* CudaRuntime
           yield* faults.failNext(release, "EccUncorrectable")
@@ -239,7 +239,7 @@ const suite = (name: string, run: Run) => {
 const simulated = SimulatedRuntime.layer()
 const onSimulated: Run = (program) => program.pipe(Effect.scoped, Effect.provide(Layer.fresh(simulated)))
 
-/** A runtime that injected faults cannot end the contexts of, like one on a GPU. */
+/** A runtime whose contexts injected faults cannot destroy, like one on a GPU. */
 const onAnother: Run = (program) =>
   Effect.flatMap(CudaRuntime, (runtime) => Effect.provideService(program, CudaRuntime, { ...runtime, identity: {} }))
     .pipe(onSimulated)
@@ -251,7 +251,7 @@ const stub = openStub()
 suite("the native runtime", (program) => onStub(stub, program))
 
 describe("faults on a simulated runtime", () => {
-  it.live("end its contexts: pending work is dropped, and waits fail", () =>
+  it.live("destroy its contexts: pending work is dropped, and waits fail", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedRuntime.SimulatedControl
       const faults = yield* FaultInjection.FaultInjection
@@ -268,7 +268,7 @@ describe("faults on a simulated runtime", () => {
       Effect.provide(Layer.provideMerge(FaultInjection.layer, Layer.fresh(simulated)))
     ))
 
-  it.live("and failures are injected by its control in the same way", () =>
+  it.live("and failures can also be injected through its control", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedRuntime.SimulatedControl
       yield* control.failNext("CudaMemory.allocate", "OutOfMemory", Infinity)

@@ -1,6 +1,6 @@
 /**
- * Runtimes and the layers around them: a runtime that wraps another one keeps its identity, and the two work together. What belongs
- * to a runtime of another identity is refused where it would be used.
+ * Layers around a runtime: a wrapped runtime keeps its identity, and works together with the one inside. Resources and regions of a
+ * runtime with another identity are rejected.
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
@@ -33,9 +33,9 @@ const kernels = {
 
 interface Pair {
   readonly inner: CudaRuntimeService
-  /** A layer around `inner`, as anyone would write it. */
+  /** A layer around `inner`, written without `around`. */
   readonly wrapped: CudaRuntimeService
-  /** The streams that fills of the layer went to. */
+  /** The streams of the fills that the layer saw. */
   readonly filled: Array<StreamRef>
   readonly onInner: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, Exclude<R, CudaRuntime>>
   readonly onWrapped: <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, Exclude<R, CudaRuntime>>
@@ -58,7 +58,7 @@ const withPair = <A, E>(body: (pair: Pair) => Effect.Effect<A, E, Scope.Scope>) 
   }).pipe(Effect.scoped)
 
 describe("a layer around a runtime", () => {
-  it.live("uses the regions of the runtime inside, which uses its", () =>
+  it.live("shares regions with the runtime inside, in both directions", () =>
     withPair(({ filled, onInner, onWrapped }) =>
       Effect.gen(function*() {
         const stream = yield* onInner(CudaStream.make())
@@ -92,7 +92,7 @@ describe("a layer around a runtime", () => {
       })
     ))
 
-  it.live("shares the pooled streams, each with handles of its own", () =>
+  it.live("shares the pooled streams, with separate handles", () =>
     withPair(({ inner, onInner, onWrapped, wrapped }) =>
       Effect.gen(function*() {
         const take = (index: number) =>
@@ -160,7 +160,7 @@ describe("a region of another runtime", () => {
     readonly other: CudaRuntimeService
   }
 
-  /** A stream of one runtime that is current, while effects ask for another runtime. */
+  /** Makes a stream of one runtime current, for effects on another runtime. */
   const meeting = <A, E>(body: (meeting: Meeting) => Effect.Effect<A, E, CudaRuntime | Scope.Scope>) =>
     withPair(({ onInner }) =>
       Effect.gen(function*() {
@@ -178,7 +178,7 @@ describe("a region of another runtime", () => {
       assert.strictEqual(error.operation, operation)
     })
 
-  it.live("is not passed over by operations: they fail, and name its stream", () =>
+  it.live("is not ignored: operations fail, and name its stream", () =>
     meeting((at) =>
       Effect.gen(function*() {
         const [buffer, host] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocateHost(64)]
@@ -208,7 +208,7 @@ describe("a region of another runtime", () => {
       })
     ))
 
-  it.live("is not where branches, graphs and measurements begin", () =>
+  it.live("makes branches, graphs and measurements fail", () =>
     meeting((at) =>
       Effect.gen(function*() {
         const branch = yield* CudaBranch.fork(Effect.void)
@@ -231,7 +231,7 @@ describe("a region of another runtime", () => {
       })
     ))
 
-  it.live("gives way to a stream that is given, to a region within it, and to other devices", () =>
+  it.live("does not affect explicit streams, inner regions, and other devices", () =>
     meeting(({ other, stream }) =>
       Effect.gen(function*() {
         const buffer = yield* CudaMemory.allocate(64)

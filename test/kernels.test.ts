@@ -1,6 +1,6 @@
 /**
- * Kernels, as far as one runtime is enough to see it: what does not compile, how arguments become bytes, and kernels of the
- * simulated devices: what they find, what they cost, and how they end in faults.
+ * Kernels: types, the conversion of arguments to bytes, and kernels of simulated devices: their arguments, their cost, and their
+ * faults.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaProgram, CudaStream } from "effect-cuda"
@@ -40,7 +40,7 @@ interface Given {
 
 const config = { grid: 1, block: 1 }
 
-/** What compiles. */
+/** Launches that must compile. */
 export const accepted = ({ device, host, kernel, module, stream }: Given) => {
   const part = CudaMemory.slice(device, 8)
   const operations: ReadonlyArray<Effect.Effect<void, CudaError>> = [
@@ -61,21 +61,21 @@ export const accepted = ({ device, host, kernel, module, stream }: Given) => {
   return { operations, kernels }
 }
 
-/** What does not. */
+/** Launches that must not compile. */
 export const refused = ({ device, kernel, stream }: Given) => {
   const rest = [1n, true, { x: 1, to: device }, [1]] as const
   return [
     // @ts-expect-error an argument is missing
     CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: device }]),
-    // @ts-expect-error an argument is too many
+    // @ts-expect-error there is one argument too many
     CudaKernel.launch(kernel, config, [device, null, 1, ...rest, 1]),
-    // @ts-expect-error a pointer is no number
+    // @ts-expect-error a pointer is not a number
     CudaKernel.launch(kernel, config, [1, null, 1, ...rest]),
     // @ts-expect-error this pointer is not nullable
     CudaKernel.launch(kernel, config, [null, null, 1, ...rest]),
-    // @ts-expect-error 32 bits are a number
+    // @ts-expect-error 32-bit integers are numbers
     CudaKernel.launch(kernel, config, [device, null, 1n, ...rest]),
-    // @ts-expect-error a number is no truth value
+    // @ts-expect-error a number is not a boolean
     CudaKernel.launch(kernel, config, [device, null, 1, 1n, 1, { x: 1, to: device }, [1]]),
     // @ts-expect-error a field is missing
     CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1 }, [1]]),
@@ -85,7 +85,7 @@ export const refused = ({ device, kernel, stream }: Given) => {
     CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: device }, [true]]),
     // @ts-expect-error an array is not an element
     CudaKernel.launch(kernel, config, [device, null, 1, 1n, true, { x: 1, to: device }, 1]),
-    // @ts-expect-error the address of a buffer alone is no argument
+    // @ts-expect-error the address of a buffer is not an argument
     CudaKernel.launch(kernel, config, [device.address, null, 1, ...rest]),
     // @ts-expect-error a launch has a grid and blocks
     CudaKernel.launch(kernel, { grid: 1 }, [device, null, 1, ...rest]),
@@ -93,9 +93,9 @@ export const refused = ({ device, kernel, stream }: Given) => {
     CudaParameter.nullable(CudaParameter.i32),
     // @ts-expect-error not every attribute can be set
     CudaKernel.setAttribute(kernel, "numRegs", 1),
-    // @ts-expect-error clusters are counted of a launch with clusters
+    // @ts-expect-error counting clusters needs a launch with clusters
     CudaKernel.activeClusters(kernel, config),
-    // @ts-expect-error a stream is no argument
+    // @ts-expect-error a stream is not an argument
     CudaKernel.launch(kernel, config, [stream, null, 1, ...rest])
   ]
 }
@@ -109,7 +109,7 @@ const roundTrip = (name: ScalarName, value: unknown) => {
 describe("numbers as bytes", () => {
   const integers = ["i8", "u8", "i16", "u16", "i32", "u32"] as const
 
-  it("keep whole numbers that fit, and refuse others", () => {
+  it("accept integers in range, and reject others", () => {
     for (const name of integers) {
       const bits = 8 * scalarSizes[name]
       const [least, most] = name.startsWith("u") ? [0, 2 ** bits - 1] : [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]
@@ -120,7 +120,7 @@ describe("numbers as bytes", () => {
     }
   })
 
-  it("take 64 bits as bigints and as whole numbers, alike", () => {
+  it("accept 64-bit integers as bigint and as number", () => {
     for (const value of [0, 1, -1, 2 ** 32, -(2 ** 32), 2 ** 32 - 1, -(2 ** 40) - 7, ...safe]) {
       assert.strictEqual(roundTrip("i64", value), BigInt(value))
       assert.strictEqual(roundTrip("i64", BigInt(value)), BigInt(value))
@@ -143,7 +143,7 @@ describe("numbers as bytes", () => {
       return scalarReaders[name](view, 0)
     })
 
-    it(`${name}: every value of 16 bits comes back as it was`, () => {
+    it(`${name}: every 16-bit value survives a round trip`, () => {
       for (const [bits, value] of all.entries()) {
         const view = new DataView(new ArrayBuffer(2))
         assert.isTrue(scalarWriters[name](view, 0)(value))
@@ -153,7 +153,7 @@ describe("numbers as bytes", () => {
       }
     })
 
-    it(`${name}: other numbers become the nearest, and of two as near the even one`, () => {
+    it(`${name}: other numbers are rounded to nearest, ties to even`, () => {
       const finite = all.slice(0, 0x8000).filter(Number.isFinite)
       const largest = finite.at(-1)!
       for (let index = 0; index + 1 < finite.length; index += 7) {
@@ -185,7 +185,7 @@ describe("layouts", () => {
     "void *": CudaParameter.pointer
   }
 
-  /** A type of C with the kind that stands for it. */
+  /** A C type with its kind. */
   interface Type {
     readonly declare: (name: string) => string
     readonly kind: ParameterKind
@@ -205,7 +205,7 @@ describe("layouts", () => {
     kind: CudaParameter.array(element.kind, length)
   })
 
-  /** Whole numbers from 0 that look random, the same in every run. */
+  /** A reproducible sequence of pseudorandom non-negative integers. */
   const makeRandom = () => {
     let state = 12345
     return (below: number): number => {
@@ -222,7 +222,7 @@ describe("layouts", () => {
     return choice === 2 ? structOf(typesOf(1 + random(6), depth - 1), 1) : scalars[random(scalars.length)]!
   }
 
-  it("of structs and arrays are those of the C compiler", () => {
+  it("of structs and arrays match the C compiler's", () => {
     const types = Array.from({ length: 200 }, () => {
       const fields = typesOf(1 + random(8), 2)
       return { fields, type: structOf(fields, random(4) === 0 ? 16 : 1) }
@@ -247,7 +247,7 @@ describe("layouts", () => {
     }
   })
 
-  it("that cannot be are refused", () => {
+  it("that are invalid are rejected", () => {
     assert.throws(() => CudaParameter.struct({}), RangeError)
     assert.throws(() => CudaParameter.struct({ 1: CudaParameter.i8, a: CudaParameter.i8 }), RangeError)
     assert.throws(() => CudaParameter.struct({ a: CudaParameter.i8 }, { align: 3 }), RangeError)
@@ -258,7 +258,7 @@ describe("layouts", () => {
   })
 })
 
-/** Runs a program on a simulated device with these kernels, in the test's time. */
+/** Runs a program on a simulated device with these kernels, with the test's clock. */
 const simulated = (
   kernels: Readonly<Record<string, SimulatedRuntime.SimulatedKernel>>,
   options: SimulatedRuntime.SimulatedOptions = {}
@@ -295,7 +295,7 @@ describe("kernels of simulated devices", () => {
       assert.strictEqual((yield* control.bytes(to))[0], 7)
     })))
 
-  it.effect("have costs that depend on the launch, and hang for ever where they say so", () => {
+  it.effect("may have costs that depend on the launch, and hang with an infinite cost", () => {
     const sized = SimulatedRuntime.kernel({
       parameters: [],
       cost: ({ block, grid }) => grid.x * block.x * 10 ** 3,
@@ -315,7 +315,7 @@ describe("kernels of simulated devices", () => {
     }))
   })
 
-  it.effect("find the arguments of their own launch, whatever is launched after it", () => {
+  it.effect("receive the arguments of their own launch, despite later launches", () => {
     const seen: Array<unknown> = []
     const record = CudaParameter.struct({ at: pointer, n: u32 })
     const look = SimulatedRuntime.kernel({
@@ -338,7 +338,7 @@ describe("kernels of simulated devices", () => {
     }))
   })
 
-  it.effect("reach the whole buffer from a part of it, and addresses that the program computes", () => {
+  it.effect("can access the whole buffer through a slice, and addresses that the program computes", () => {
     const sum = SimulatedRuntime.kernel({
       parameters: [pointer, input],
       cost: 0,
@@ -364,14 +364,14 @@ describe("kernels of simulated devices", () => {
   const faults: Readonly<
     Record<string, readonly [SimulatedRuntime.SimulatedKernel<[CudaParameter.PointerKind<false>]>["run"], string]>
   > = {
-    "reading behind the buffer": [({ args: [to] }) => to.load("u32", 4), "IllegalAddress"],
+    "reading beyond the buffer": [({ args: [to] }) => to.load("u32", 4), "IllegalAddress"],
     "writing before the buffer": [({ args: [to] }) => to.store("u8", -1, 0), "IllegalAddress"],
-    "seeing more than there is": [({ args: [to] }) => to.view(Uint8Array, 17), "IllegalAddress"],
-    "seeing what is not aligned": [({ args: [to] }) => to.view(Float64Array, 1), "MisalignedAddress"],
+    "a view beyond the buffer": [({ args: [to] }) => to.view(Uint8Array, 17), "IllegalAddress"],
+    "a view that is not aligned": [({ args: [to] }) => to.view(Float64Array, 1), "MisalignedAddress"],
     "an assertion": [({ assert }) => assert(false), "Assert"],
     "a time limit": [({ fault }) => fault("LaunchTimeout"), "LaunchTimeout"],
-    "a status that ends nothing": [({ fault }) => fault("OutOfMemory"), "LaunchFailed"],
-    "a variable that is not there": [({ global }) => global("missing"), "LaunchFailed"],
+    "a status that is not sticky": [({ fault }) => fault("OutOfMemory"), "LaunchFailed"],
+    "a missing variable": [({ global }) => global("missing"), "LaunchFailed"],
     "a value that does not fit": [({ args: [to] }) => to.store("u8", 0, 256), "LaunchFailed"],
     "an exception": [() => {
       throw new Error("a mistake")
@@ -425,10 +425,10 @@ describe("kernels of simulated devices", () => {
         "IllegalAddress: load of bytes 4 to 8 of global variable counter, whose buffer spans bytes 0 to 4."
       ],
       [({ assert }) => assert(false), "Assert."],
-      [({ fault }) => fault("OutOfMemory"), "LaunchFailed: OutOfMemory is not a status that ends the contexts."]
+      [({ fault }) => fault("OutOfMemory"), "LaunchFailed: OutOfMemory is not a sticky status."]
     ]
     for (const [run, says] of accesses) {
-      it.effect(`say where: ${says}`, () => {
+      it.effect(`report the access: ${says}`, () => {
         const faulty = SimulatedRuntime.kernel({ parameters: to, cost: 0, run })
         return simulated({ faulty }, { globals: { counter: 4 } })(Effect.gen(function*() {
           const kernel = yield* get("faulty", to)
@@ -444,7 +444,7 @@ describe("kernels of simulated devices", () => {
       })
     }
 
-    it.effect("say which part of a struct or an array led there, and what address the program computed", () => {
+    it.effect("name the struct field or array element of the pointer, and the computed address", () => {
       const record = CudaParameter.struct({ n: u32, at: pointer })
       const seen: Array<string> = []
       const reach = SimulatedRuntime.kernel({
@@ -476,7 +476,7 @@ describe("kernels of simulated devices", () => {
       }))
     })
 
-    it.effect("by an exception keep it as the cause of all failures that follow", () => {
+    it.effect("by an exception have it as the cause of all later failures", () => {
       const faulty = SimulatedRuntime.kernel({
         parameters: [],
         cost: 0,
@@ -499,12 +499,12 @@ describe("kernels of simulated devices", () => {
       }))
     })
 
-    it.effect("in what they cost fail the launch", () => {
+    it.effect("while computing the cost fail the launch", () => {
       const costs: ReadonlyArray<readonly [() => number, says: string]> = [
         [() => {
           throw mistake
         }, "The cost of kernel faulty threw RangeError: a mistake."],
-        [() => -1, "The cost of kernel faulty threw RangeError: expected a duration from 0."]
+        [() => -1, "The cost of kernel faulty threw RangeError: expected a non-negative duration."]
       ]
       return Effect.forEach(costs, ([cost, says]) => {
         const faulty = SimulatedRuntime.kernel({ parameters: [], cost, run: () => {} })
@@ -519,7 +519,7 @@ describe("kernels of simulated devices", () => {
       })
     })
 
-    it.effect("by a value that is not of its kind say which", () => {
+    it.effect("by storing a value of the wrong kind name the element", () => {
       const faulty = SimulatedRuntime.kernel({
         parameters: to,
         cost: 0,
@@ -535,7 +535,7 @@ describe("kernels of simulated devices", () => {
     })
 
     for (const thrown of ["a text", undefined, Object.create(null)]) {
-      it.effect(`by throwing ${typeof thrown} keep that too`, () =>
+      it.effect(`by throwing a ${typeof thrown} have that as the cause`, () =>
         simulated({})(Effect.gen(function*() {
           const control = yield* SimulatedRuntime.SimulatedControl
           const stream = yield* CudaStream.make()
@@ -552,7 +552,7 @@ describe("kernels of simulated devices", () => {
         })))
     }
 
-    it.effect("that the control injects blame no kernel", () =>
+    it.effect("injected through the control do not blame a kernel", () =>
       simulated({})(Effect.gen(function*() {
         const control = yield* SimulatedRuntime.SimulatedControl
         const stream = yield* CudaStream.make()
@@ -562,7 +562,7 @@ describe("kernels of simulated devices", () => {
       })))
   })
 
-  it.effect("have parameters of kinds, which are compared", () => {
+  it.effect("have parameter kinds, which are compared with the declared ones", () => {
     const { array, f32, f64, i32, output, struct, u64 } = CudaParameter
     const vector = struct({ x: f32, y: f32 })
     const typed = SimulatedRuntime.kernel({
@@ -593,7 +593,7 @@ describe("kernels of simulated devices", () => {
     }))
   })
 
-  it.effect("that find null in place of a pointer that cannot be null fault when they follow it", () => {
+  it.effect("fault when they dereference null for a pointer that is not nullable", () => {
     const follow = SimulatedRuntime.kernel({
       parameters: [pointer],
       cost: 0,
@@ -609,7 +609,7 @@ describe("kernels of simulated devices", () => {
     }))
   })
 
-  it.effect("are not launched where one block takes more than a multiprocessor has", () => {
+  it.effect("are not launched if a block exceeds the resources of a multiprocessor", () => {
     const many = SimulatedRuntime.kernel({ parameters: [], attributes: { numRegs: 255 }, cost: 0, run: () => {} })
     return simulated({ many })(Effect.gen(function*() {
       const kernel = yield* get("many", [])
@@ -619,7 +619,7 @@ describe("kernels of simulated devices", () => {
     }))
   })
 
-  it.effect("are launched in clusters and cooperatively as far as the device has room", () => {
+  it.effect("are launched in clusters and cooperatively within the limits of the device", () => {
     const multiprocessorCount = 4
     const wide = SimulatedRuntime.kernel({ parameters: [], cost: 0, run: () => {} })
     return simulated({ wide }, { devices: [{ attributes: { multiprocessorCount } }] })(Effect.gen(function*() {
@@ -653,7 +653,7 @@ describe("kernels of simulated devices", () => {
     }))
   })
 
-  it.effect("that are not registered are not found, in words that say where they come from", () =>
+  it.effect("that are not registered are not found, with a list of the registered ones", () =>
     simulated({ store, "scale<float>": store }, { globals: { counter: 4 } })(Effect.gen(function*() {
       const missing = yield* Effect.flip(get("add", []))
       assert.include(
@@ -670,7 +670,7 @@ describe("kernels of simulated devices", () => {
       )
     })))
 
-  it.effect("that are many are not all listed, and none are said to be none", () =>
+  it.effect("are listed in failures, up to a limit", () =>
     Effect.gen(function*() {
       const many = Object.fromEntries(Array.from({ length: 23 }, (_, index) => [`kernel${index}`, store]))
       const crowded = yield* simulated(many)(Effect.flip(get("add", [])))
@@ -679,7 +679,7 @@ describe("kernels of simulated devices", () => {
       assert.include(empty.message, "its modules have no kernels. Add others")
     }))
 
-  it.effect("that nobody registered are not found, and neither are variables", () =>
+  it.effect("are rejected if they are not registered or have other parameters", () =>
     simulated({ store })(Effect.gen(function*() {
       const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
       yield* failsWith(CudaKernel.get(module, "add", []), "NotFound")
@@ -708,7 +708,7 @@ describe("kernels of simulated devices", () => {
       assert.deepStrictEqual(work.map(({ end, start }) => end - start), [3e6])
     })))
 
-  it.effect("that cannot be are refused when the machine is made", () =>
+  it.effect("with invalid options are rejected when the runtime is created", () =>
     Effect.gen(function*() {
       const make = (options: SimulatedRuntime.SimulatedOptions) => Effect.scoped(SimulatedRuntime.make(options))
       yield* refuses(make({ kernels: { wrong: { ...store, cost: -1 } } }), "kernels.wrong.cost")
@@ -717,7 +717,7 @@ describe("kernels of simulated devices", () => {
 })
 
 describe("handles", () => {
-  it.effect("say what they are", () =>
+  it.effect("have details as JSON, and guards", () =>
     simulated({ nothing: SimulatedRuntime.kernel({ parameters: [CudaParameter.u32], cost: 0, run: () => {} }) })(
       Effect.gen(function*() {
         const kernel = yield* get("nothing", [CudaParameter.u32])

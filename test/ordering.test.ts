@@ -1,6 +1,6 @@
 /**
- * Buffers that order themselves: on random programs, the order that their waits make is exactly the order that the uses
- * require, and no wait is one that others imply. First the structure alone, then whole programs in virtual time.
+ * Ordered buffers on random programs: their waits produce exactly the required order of uses, and no wait is implied by others.
+ * First the data structure alone, then whole programs in virtual time.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
@@ -24,7 +24,7 @@ import type { Instruction, Node } from "./support/reference.ts"
 
 const between = (minimum: number, maximum: number) => Schema.Int.check(Schema.isBetween({ minimum, maximum }))
 
-// The structure alone
+// The data structure alone
 
 const Bytes = Schema.Struct({
   buffer: between(0, 1),
@@ -36,14 +36,14 @@ const Bytes = Schema.Struct({
 const Step = Schema.Struct({
   stream: between(0, 3),
   bytes: Schema.Array(Bytes).check(Schema.isMinLength(1), Schema.isMaxLength(3)),
-  /** What happens after it: the work of its stream ends, or the stream is released too. */
+  /** What happens afterwards: the stream's work ends, or the stream is also released. */
   after: Schema.Literals(["nothing", "nothing", "finish", "release"]),
   fails: Schema.Literals(["nothing", "nothing", "nothing", "record", "wait"])
 })
 
 interface Step extends Schema.Schema.Type<typeof Step> {}
 
-/** Something in a stream: work, or a wait for something of another stream; and all that comes before it. */
+/** An operation on a stream, work or a wait for another stream, and everything that comes before it. */
 interface Item {
   readonly work: number | undefined
   readonly before: ReadonlySet<Item>
@@ -59,7 +59,7 @@ class FakeMarker implements Marker {
   }
 }
 
-/** Keeps what comes before what, and finds markers that are used after their release. */
+/** Keeps track of the order of operations, and detects markers that are used after their release. */
 class FakeMarkers implements Markers {
   made: FakeMarker | undefined
   readonly all: Array<FakeMarker> = []
@@ -108,7 +108,7 @@ class FakeMarkers implements Markers {
     fake(marker).isReleased = true
   }
 
-  /** Ends what a stream holds, and so all that comes before. */
+  /** Ends the work of a stream, and so everything before it. */
   finish(stream: StreamResource): void {
     const last = this.last.get(stream)
     if (last === undefined) return
@@ -133,7 +133,7 @@ interface Done {
   readonly step: Step
   readonly track: Track
   readonly item: Item
-  /** The work that had ended when it was enqueued. */
+  /** The work that had already ended when this work was enqueued. */
   readonly finished: ReadonlySet<number>
 }
 
@@ -144,7 +144,7 @@ const clash = (one: Step, other: Step): boolean =>
     )
   )
 
-/** No wait of one piece of work is for what its stream came after anyway, or another of its waits is for. */
+/** Asserts that no wait is implied by the stream's own order or by another wait of the same work. */
 const assertNeeded = (waits: FakeMarkers["waits"]): void => {
   const [first] = waits
   for (const wait of waits) {
@@ -159,7 +159,7 @@ const assertNeeded = (waits: FakeMarkers["waits"]): void => {
   }
 }
 
-/** Runs steps; those that cannot be enqueued are left out of what was done. */
+/** Runs steps, and returns the work that could be enqueued. */
 const runSteps = (steps: ReadonlyArray<Step>) => {
   const markers = new FakeMarkers()
   const orderings = [new Ordering(), new Ordering()]
@@ -193,7 +193,7 @@ const runSteps = (steps: ReadonlyArray<Step>) => {
   return { done, markers, orderings }
 }
 
-/** The work that each piece of work must come after: what it conflicts with, what its stream holds, and so on. */
+/** The work that each piece of work must come after: conflicting uses and earlier work on its stream, transitively. */
 const required = (done: ReadonlyArray<Done>): ReadonlyArray<ReadonlySet<number>> => {
   const all: Array<Set<number>> = []
   for (const [index, { step, track }] of done.entries()) {
@@ -218,7 +218,7 @@ const assertClosed = ({ markers, orderings }: ReturnType<typeof runSteps>): void
 const Steps = Schema.Array(Step).check(Schema.isMaxLength(60))
 
 describe("uses of ordered bytes", () => {
-  it.prop("come after exactly what they must, and no wait is implied", [Steps], ([drawn]) => {
+  it.prop("come after exactly the uses that they must, and no wait is implied", [Steps], ([drawn]) => {
     const result = runSteps(drawn.map((step) => ({ ...step, after: "nothing", fails: "nothing" })))
     const { done, markers } = result
     const expected = required(done)
@@ -229,7 +229,7 @@ describe("uses of ordered bytes", () => {
     assertClosed(result)
   }, { arbitrary: { runs: 500, size: 60 } })
 
-  it.prop("need not come after what has ended, and streams come and go", [Steps], ([drawn]) => {
+  it.prop("need not come after finished work, while streams come and go", [Steps], ([drawn]) => {
     const result = runSteps(drawn.map((step) => ({ ...step, fails: "nothing" })))
     const expected = required(result.done)
     for (const [index, one] of result.done.entries()) {
@@ -242,7 +242,7 @@ describe("uses of ordered bytes", () => {
     assertClosed(result)
   }, { arbitrary: { runs: 500, size: 60 } })
 
-  it.prop("keep the order where marks and waits fail", [Steps], ([drawn]) => {
+  it.prop("stay in order when marks and waits fail", [Steps], ([drawn]) => {
     const result = runSteps(drawn)
     const expected = required(result.done)
     for (const [index, one] of result.done.entries()) {
@@ -261,7 +261,7 @@ describe("uses of ordered bytes", () => {
     fails: "nothing"
   })
 
-  it("that are done are forgotten, however many bytes they are spread over", () => {
+  it("that have finished are forgotten, however many bytes they cover", () => {
     const { markers, orderings } = runSteps(
       Array.from({ length: 1500 }, (_, index) => ({ ...single(index, index % 4, index % 3 === 0), after: "finish" }))
     )
@@ -269,13 +269,13 @@ describe("uses of ordered bytes", () => {
     assert.isBelow(markers.queries, 3 * 1500)
   })
 
-  it("that are not done are all kept, and asked about ever more rarely", () => {
+  it("that are unfinished are all kept, and queried less and less often", () => {
     const { markers, orderings } = runSteps(Array.from({ length: 2048 }, (_, index) => single(index, index % 4, true)))
     assert.strictEqual(orderings[0]!.uses.length, 2048)
     assert.isBelow(markers.queries, 4 * 2048)
   })
 
-  it("that streams repeat are one each, whatever their number", () => {
+  it("that a stream repeats are kept once per stream", () => {
     const { markers, orderings } = runSteps(
       Array.from({ length: 1500 }, (_, index) => single(3, index % 4, index % 50 === 0))
     )
@@ -283,7 +283,7 @@ describe("uses of ordered bytes", () => {
     assert.isAtMost(markers.all.filter(({ isReleased }) => !isReleased).length, 8)
   })
 
-  it("do not keep the streams that are gone in memory", () => {
+  it("do not keep released streams in memory", () => {
     const markers = new FakeMarkers()
     const ordering = new Ordering()
     let track = fakeStream()
@@ -308,7 +308,7 @@ describe("uses of ordered bytes", () => {
 
 // Programs in virtual time
 
-/** One byte takes a millisecond on every link, and everything else nothing. */
+/** One byte takes a millisecond on every link, and nothing else takes time. */
 const slow = {
   hostBandwidth: 1000,
   deviceBandwidth: 1000,
@@ -365,7 +365,7 @@ const meet = (
     others.some((b) => a.buffer === b.buffer && a.offset < b.offset + b.length && b.offset < a.offset + a.length)
   )
 
-/** What must be done before each operation: what its stream's order says, and every earlier one it conflicts with. */
+/** What must finish before each operation: earlier operations on its stream, and all earlier ones that conflict with it. */
 const orderedGraph = (program: ReadonlyArray<Operation>): ReadonlyArray<Node> =>
   graph(program, streamKinds).map((node) => {
     const later = program[node.index]!
@@ -383,10 +383,10 @@ const durationOf = (program: ReadonlyArray<Operation>) => (instruction: Instruct
   return op === "work" ? value : length
 }
 
-/** What work does: every byte of its target becomes the one it reads plus one, mixed with its value. */
+/** The effect of work: every byte of its target becomes the byte it reads plus one, mixed with its value. */
 const mixed = (byte: number, value: number): number => (byte * 3 + value) & 255
 
-/** The contents after the operations one after the other. */
+/** The contents after running the operations one after another. */
 const sequential = (program: ReadonlyArray<Operation>): ReadonlyArray<ReadonlyArray<number>> => {
   const buffers = Array.from({ length: bufferCount }, () => new Uint8Array(bufferSize))
   for (const { from, fromOffset, length, op, to, toOffset, value } of program) {
@@ -414,7 +414,7 @@ const makeStreams = Effect.forEach(
   ({ blocking, legacy }) => legacy ? CudaStream.defaultStream() : CudaStream.make({ nonBlocking: !blocking })
 )
 
-/** Work on a stream that the library does not know. */
+/** Work on a stream that was not enqueued through the library. */
 const launch = (
   operation: Operation,
   stream: CudaStream.CudaStream,
@@ -461,7 +461,7 @@ const execute = (program: ReadonlyArray<Operation>) =>
 
 describe("random programs on ordered buffers", () => {
   it.effect.prop(
-    "start exactly when their conflicts allow, and mean what they say in order",
+    "start exactly when their conflicts allow, with the same results as in sequence",
     [Operations],
     ([drawn]) =>
       Effect.gen(function*() {
@@ -488,7 +488,7 @@ describe("random programs on ordered buffers", () => {
   )
 })
 
-// Accesses, and what is left when something fails
+// Accesses, and failures
 
 /** Two streams and two ordered buffers of 64 bytes on a device where nothing takes time but work. */
 const setting = Effect.gen(function*() {
@@ -498,7 +498,7 @@ const setting = Effect.gen(function*() {
     CudaMemory.allocate(64, { ordered: true }),
     CudaMemory.allocate(64, { ordered: true })
   ])
-  /** Work of so many milliseconds. */
+  /** Enqueues work that takes this many milliseconds. */
   const work = (stream: CudaStream.CudaStream, duration: number) => control.launch(stream, { duration })
   /** When the work on a stream started and ended, in milliseconds. */
   const timesOf = (stream: CudaStream.CudaStream) =>
@@ -522,10 +522,10 @@ type Setting = Effect.Success<typeof setting>
 /** Runs a test in its own world: time starts at 0. */
 const inSetting = <A>(test: (setting: Setting) => Program<A>) =>
   onSlowDevice(Effect.flatMap(setting, (made) =>
-    // Releases wait for what a test has left.
+    // Releases wait for the work that a test has left.
     Effect.ensuring(test(made), TestClock.adjust("1 hour"))))
 
-/** An access that lasts until it is let go, and then enqueues work. */
+/** An access that lasts until it is told to end, and then enqueues work. */
 const held = (
   { work }: Setting,
   stream: CudaStream.CudaStream,
@@ -546,7 +546,7 @@ const held = (
   })
 
 describe("an access", () => {
-  it.effect("orders what its effect enqueues among the other uses", () =>
+  it.effect("orders the work of its effect among the other uses", () =>
     inSetting(({ buffer, first, second, third, timesOf, work }) =>
       Effect.gen(function*() {
         const writes = { writes: [buffer] }
@@ -561,7 +561,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("uses the current stream where none is named, in both forms", () =>
+  it.effect("uses the current stream by default, in both forms", () =>
     inSetting(({ buffer, first, second, timesOf, work }) =>
       Effect.gen(function*() {
         const use = CudaMemory.access({ writes: [buffer] })
@@ -571,7 +571,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("marks what was enqueued, however it ends", () =>
+  it.effect("marks the enqueued work, however it ends", () =>
     inSetting(({ buffer, first, other, second, timesOf, work }) =>
       Effect.gen(function*() {
         const failing = Effect.andThen(work(first, 10), Effect.fail("no" as const))
@@ -585,7 +585,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("waits for one that conflicts on another stream to end, and those behind it in turn", () =>
+  it.effect("waits for a conflicting one on another stream to end, and later ones wait in turn", () =>
     inSetting((setting) =>
       Effect.gen(function*() {
         const { buffer, first, second, third, timesOf } = setting
@@ -609,7 +609,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("waits for none on its own stream, of other bytes, or that reads what it reads", () =>
+  it.effect("does not wait for accesses on its own stream, of other bytes, or that only read the same bytes", () =>
     inSetting((setting) =>
       Effect.gen(function*() {
         const { buffer, first, second, third } = setting
@@ -625,7 +625,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("can be interrupted while it waits, which lets those behind it go", () =>
+  it.effect("can be interrupted while it waits, which unblocks later ones", () =>
     inSetting((setting) =>
       Effect.gen(function*() {
         const { buffer, first, second, third } = setting
@@ -643,7 +643,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("fails when its buffer is gone after the wait", () =>
+  it.effect("fails if its buffer was released during the wait", () =>
     inSetting((setting) =>
       Effect.gen(function*() {
         const { first, second } = setting
@@ -657,7 +657,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("goes on inside another one, on whatever stream", () =>
+  it.effect("proceeds inside another one, on any stream", () =>
     inSetting((setting) =>
       Effect.gen(function*() {
         const { buffer, first, second, third, timesOf, work } = setting
@@ -681,7 +681,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("inside another one may outlast it, and those behind wait for both", () =>
+  it.effect("inside another one may outlast it, and later ones wait for both", () =>
     inSetting((setting) =>
       Effect.gen(function*() {
         const { buffer, first, second, third } = setting
@@ -702,7 +702,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("lets copies and fills in between, after what it has enqueued and before the rest", () =>
+  it.effect("lets copies and fills in between, after the work enqueued so far and before the rest", () =>
     inSetting(({ buffer, control, first, second, timesOf, work }) =>
       Effect.gen(function*() {
         const effect = Effect.gen(function*() {
@@ -717,7 +717,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("refuses what is no part of a buffer, by name", () =>
+  it.effect("rejects anything but parts of buffers, by name", () =>
     inSetting(({ buffer, first }) =>
       Effect.gen(function*() {
         const outside = CudaMemory.slice(buffer, 60, 8)
@@ -730,7 +730,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("of nothing, or of buffers that do not order themselves, orders nothing", () =>
+  it.effect("of no buffers, or of unordered ones, orders nothing", () =>
     inSetting(({ buffer, countOf, first, second, timesOf, work }) =>
       Effect.gen(function*() {
         const plain = yield* CudaMemory.allocate(64)
@@ -743,7 +743,7 @@ describe("an access", () => {
       })
     ))
 
-  it.effect("is one time of work: an access that goes on cannot be begun again", () =>
+  it.effect("cannot begin again while it is in progress", () =>
     inSetting(({ buffer, first }) =>
       Effect.gen(function*() {
         const writes = [{ memory: buffer.ref, offset: 0, byteLength: 8 }]
@@ -757,7 +757,7 @@ describe("an access", () => {
 })
 
 describe("synchronize", () => {
-  it.effect("ends with the uses so far, not with what else is on their streams", () =>
+  it.effect("ends with the uses so far, regardless of other work on their streams", () =>
     inSetting(({ buffer, first, second, work }) =>
       Effect.gen(function*() {
         yield* CudaMemory.access(work(first, 10), { reads: [CudaMemory.slice(buffer, 0, 32)], stream: first })
@@ -780,7 +780,7 @@ describe("synchronize", () => {
       })
     ))
 
-  it.effect("waits for what an access in progress has enqueued", () =>
+  it.effect("waits for the work that an access in progress has enqueued", () =>
     inSetting(({ buffer, first, work }) =>
       Effect.gen(function*() {
         const fiber = yield* CudaMemory.access(
@@ -793,7 +793,7 @@ describe("synchronize", () => {
       })
     ))
 
-  it.effect("is given up by interruption", () =>
+  it.effect("is interruptible", () =>
     inSetting(({ buffer, first, work }) =>
       Effect.gen(function*() {
         yield* CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })
@@ -804,7 +804,7 @@ describe("synchronize", () => {
       })
     ))
 
-  it.effect("refuses a buffer that does not order itself, and ranges outside of it", () =>
+  it.effect("rejects unordered buffers, and ranges outside the buffer", () =>
     inSetting(({ buffer }) =>
       Effect.gen(function*() {
         yield* refuses(CudaMemory.synchronize(yield* CudaMemory.allocate(8)), "buffer")
@@ -814,8 +814,8 @@ describe("synchronize", () => {
     ))
 })
 
-describe("which buffers order themselves", () => {
-  it.effect("options say, and else the innermost region", () =>
+describe("which buffers are ordered", () => {
+  it.effect("is set by the option, otherwise by the innermost region", () =>
     inSetting(() =>
       Effect.gen(function*() {
         const made = (options?: CudaMemory.BufferOptions) =>
@@ -833,7 +833,7 @@ describe("which buffers order themselves", () => {
       })
     ))
 
-  it.effect("the pinned memory of uploads and downloads never is", () =>
+  it.effect("never includes the pinned memory of uploads and downloads", () =>
     inSetting(({ countOf }) =>
       Effect.gen(function*() {
         const plain = yield* CudaMemory.allocate(8, { ordered: false })
@@ -868,7 +868,7 @@ describe("failures", () => {
       })
     ))
 
-  it.effect("of the device fail every use, and what waits", () =>
+  it.effect("of the device fail every use and every wait", () =>
     inSetting(({ buffer, control, first, second, work }) =>
       Effect.gen(function*() {
         yield* CudaMemory.access(work(first, 10), { writes: [buffer], stream: first })

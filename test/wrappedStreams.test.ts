@@ -52,7 +52,7 @@ describe.each(rigs)("on %s", (name, runtime, prepare) => {
       })
     ))
 
-  it.live("wrapped streams are garbage-collected once the program lets go of them", () =>
+  it.live("wrapped streams are garbage-collected once the program drops them", () =>
     run((makeHandle) =>
       Effect.gen(function*() {
         const handles = yield* Effect.forEach(Array.from({ length: count }), () => makeHandle)
@@ -64,7 +64,7 @@ describe.each(rigs)("on %s", (name, runtime, prepare) => {
         })
         const wrapped = yield* Effect.forEach(handles, wrap)
         const left = () => wrapped.filter((ref) => ref.deref() !== undefined).length
-        // What the last calls of a function were given may stay on the stack.
+        // The arguments of the last calls may stay on the stack.
         yield* untilCollected("the wrapped streams are gone", () => left() <= 2)
         const again = yield* Effect.forEach(handles, (handle) => CudaStream.fromHandle(handle))
         assert.strictEqual(new Set(again.map(({ ref }) => ref)).size, count)
@@ -93,7 +93,7 @@ describe("a map that holds its values weakly", () => {
         map.set("key", {})
       }
       set()
-      // In the turn that collects the first value, its clean-up is still to come.
+      // In the turn that collects the first value, its finalizer has not run yet.
       yield* untilCollected("the first value is gone", () => {
         if (map.get("key") !== undefined) return false
         map.set("key", second)

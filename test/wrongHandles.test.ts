@@ -507,7 +507,7 @@ const tables: ReadonlyArray<{
     wrong: (given) => [undefined, ...wrongValues(given, "dependency")]
   },
   {
-    what: "what a dependency is made from",
+    what: "the sources of a dependency",
     calls: [{ name: "CudaDependency.make", argument: "sources", call: (wrong) => CudaDependency.make(wrong) }],
     wrong: (given) => [
       undefined,
@@ -515,7 +515,7 @@ const tables: ReadonlyArray<{
     ]
   },
   {
-    what: "one of those that a dependency is made from",
+    what: "a source of a dependency",
     calls: [{
       name: "CudaDependency.make",
       argument: "sources[1]",
@@ -628,7 +628,7 @@ const tables: ReadonlyArray<{
     wrong: (given) => wrongValues(given).filter((u) => !Array.isArray(u))
   },
   {
-    what: "an advice",
+    what: "advice",
     calls: [{
       name: "CudaMemory.advise",
       argument: "advice",

@@ -132,7 +132,7 @@ describe.each(
       }).pipe(Effect.provide(runtime)))
   })
 
-  it.live("an interrupted host function lets those behind it on its stream begin", () =>
+  it.live("an interrupted host function lets later ones on its stream begin", () =>
     Effect.gen(function*() {
       const stream = yield* CudaStream.make()
       const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber.id))

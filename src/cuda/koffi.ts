@@ -1,18 +1,18 @@
 /**
- * What loading a library with koffi takes, whichever library it is. Nothing native is loaded before `importKoffi` is called.
- * No Effect here.
+ * Loads koffi itself, with the helpers for loading any library through it. Nothing native is loaded before `importKoffi` is
+ * called. No Effect here.
  *
  * @since 0.1.0
  */
 import type Koffi from "koffi"
 
-/** A place that was tried, and what is wrong with it. */
+/** A location that was tried, and why it failed. */
 export interface Tried {
   readonly path: string
   readonly problem: string
 }
 
-/** Loads koffi, or says why it cannot be used. A bundle can hold a copy without its native part, or without anything. */
+/** Loads koffi, or returns the problem with it. A bundle may contain koffi without its native part, or an empty module. */
 export const importKoffi = async (): Promise<typeof Koffi | Tried> => {
   try {
     const { default: koffi }: { readonly default?: typeof Koffi } = await import("koffi")
@@ -23,10 +23,10 @@ export const importKoffi = async (): Promise<typeof Koffi | Tried> => {
   }
 }
 
-/** Where koffi is, as far as a failure tells. */
+/** How failures refer to koffi. */
 export const koffiPath = "the koffi package"
 
-/** `RTLD_NOW | RTLD_NODELETE` of Linux: a library that is opened so is never unloaded. */
+/** `RTLD_NOW | RTLD_NODELETE` on Linux: the library is never unloaded. */
 export const keepFlags = 0x2 | 0x1000
 
 export const messageOf = (error: unknown): string => error instanceof Error ? error.message : String(error)

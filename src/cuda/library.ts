@@ -1,6 +1,6 @@
 /**
- * Where the driver's library is on each platform, and loading it with koffi. Nothing native is loaded before `load` is
- * called. No Effect here.
+ * Finds the driver library on each platform, and loads it with koffi. Nothing native is loaded before `load` is called.
+ * No Effect here.
  *
  * @since 0.1.0
  */
@@ -15,17 +15,17 @@ import type { HostPointer } from "./handles.ts"
 import { importKoffi, keepFlags, messageOf } from "./koffi.ts"
 import type { Tried } from "./koffi.ts"
 
-/** The most bytes that an `ArrayBuffer` over memory can have, and a typed array on it: 4 GiB in Node.js 20. */
+/** Maximum size of an `ArrayBuffer` over memory, and of a typed array on it, in bytes: 4 GiB in Node.js 20. */
 export const mostViewBytes = constants.MAX_LENGTH
 
-/** Memory of the system, outside of every heap: it outlives the thread that asked for it. */
+/** Maps pages outside every heap. They outlive the thread that mapped them. */
 export interface Pages {
-  /** The address of memory that is 0 everywhere, or undefined when there is not so much. */
+  /** The address of zeroed memory; undefined if the system is out of memory. */
   readonly map: (byteLength: number) => HostPointer | undefined
   readonly unmap: (address: HostPointer, byteLength: number) => void
 }
 
-/** Fills memory; lets pages be touched off the JS thread. */
+/** Fills memory on a pool thread, which also touches its pages. */
 export type Memset = (
   address: number,
   value: number,
@@ -39,25 +39,25 @@ export interface DriverLibrary {
   readonly calls: DriverFunctions
   /** The C string at an address. */
   readonly readText: (address: number) => string
-  /** The address of the memory of a buffer. */
+  /** The address of a buffer's memory. */
   readonly addressOf: (buffer: ArrayBuffer) => HostPointer
   /**
-   * Memory at an address, as a buffer that must not be reachable any more when the memory goes. Throws a `RangeError` for more
-   * bytes than `mostViewBytes`, with which koffi would end the process.
+   * Memory at an address as a buffer, which must be unreachable before the memory is freed. Throws a `RangeError` beyond
+   * `mostViewBytes`, where koffi would crash the process.
    */
   readonly viewOf: (address: number, byteLength: number) => ArrayBuffer
-  /** The C library's `memset` on a thread of the pool, where the platform has one under a name known here. */
+  /** The C library's `memset` on a pool thread; undefined if it was not found on this platform. */
   readonly memset: Memset | undefined
-  /** Undefined on a platform where it is not known how to ask for pages. */
+  /** Undefined on platforms where mapping pages is not supported. */
   readonly pages: Pages | undefined
   /**
-   * Asks the system for large pages behind an address instead of those that are there, on Linux (`madvise`). What was in them
-   * is 0 then. Only a wish: what becomes of it is not said.
+   * Asks Linux to back a range with large pages (`madvise`). Discards its contents: the range is zeroed. The system may ignore the
+   * request.
    */
   readonly wantLargePages: ((address: number, byteLength: number) => void) | undefined
 }
 
-/** How loading ended. */
+/** The result of loading. */
 export type LoadResult =
   | { readonly _tag: "Loaded"; readonly library: DriverLibrary }
   | { readonly _tag: "NotFound"; readonly searched: ReadonlyArray<Tried> }
@@ -65,13 +65,13 @@ export type LoadResult =
   | {
     readonly _tag: "FunctionMissing"
     readonly functionName: DriverFunctionName
-    /** CUDA version of the driver, as far as it says; it may lack the function because it is too old. */
+    /** CUDA version of the driver, if known. The function may be missing because the driver is too old. */
     readonly driverVersion: number | undefined
   }
 
 /**
- * The places to look for the driver's library, in order. The bare name comes first, except under WSL, where the
- * distribution may hold a driver of its own that cannot work there.
+ * The locations of the driver library to try, in order. The bare name comes first, except under WSL, where the distribution
+ * may contain a driver that does not work there.
  */
 export const candidates = (
   platform: NodeJS.Platform,
@@ -96,10 +96,10 @@ export const candidates = (
   ]
 }
 
-/** Libraries stay loaded and bound for the life of the process. */
+/** Libraries stay loaded and bound for the lifetime of the process. */
 const loaded = new Map<string, DriverLibrary>()
 
-/** Loads the first library of the list that the system accepts, and binds every function of the table. */
+/** Loads the first driver library in the list that can be loaded, and binds every function of the table. */
 export const load = async (paths: ReadonlyArray<string>): Promise<LoadResult> => {
   const koffi = await importKoffi()
   if ("problem" in koffi) return { _tag: "KoffiNotLoaded", problem: koffi.problem }
@@ -144,7 +144,7 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
   }
   const bound: DriverLibrary = {
     path,
-    // A copy is laid out for quick access, which what was added to one by one is not.
+    // A spread copy has fast properties in V8. An object that grew property by property does not.
     calls: { ...calls } as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
     addressOf: (buffer) => Number(koffi.address(buffer)) as HostPointer,
@@ -161,7 +161,7 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
   return { _tag: "Loaded", library: bound }
 }
 
-/** Nothing for a function that this driver lacks. */
+/** Undefined for a function that this driver lacks. */
 const bindOptional = (library: LibraryHandle, functionName: string, parameters: Array<string>) => {
   try {
     return library.func(functionName, "int", parameters)
@@ -170,13 +170,13 @@ const bindOptional = (library: LibraryHandle, functionName: string, parameters: 
   }
 }
 
-/** The driver's own threads go on when the thread that loaded it ends and koffi lets go of the library. */
+/** Keeps the library loaded: koffi closes it when the thread that loaded it ends, but the driver's threads keep running. */
 const keepLoaded = (koffi: typeof Koffi, path: string): void => {
   if (process.platform !== "linux") return
   try {
     koffi.load(null).func("dlopen", "uintptr_t", ["str", "int"])(path, keepFlags)
   } catch {
-    // Without dlopen there is nothing to hold on to; the library is loaded all the same.
+    // Without dlopen, the library cannot be kept open, but it is loaded and works.
   }
 }
 
@@ -193,9 +193,9 @@ const readVersion = (library: LibraryHandle): number | undefined => {
 const openIpc = "cuIpcOpenEventHandle"
 
 /**
- * `CUipcEventHandle`, 64 bytes that are passed by value, as what the calling convention makes of it. koffi would read a struct
- * property by property, and ends the process when the thread is being terminated meanwhile. The System V ABI of x86-64 puts the
- * bytes on the stack, where the arguments begin that no register is left for; the other ABIs pass the address of a copy.
+ * Passes `CUipcEventHandle`, a struct of 64 bytes by value, in the form that the calling convention gives it. Does not use a koffi
+ * struct, because koffi would read it property by property and crash the process if the thread is terminated meanwhile. The System V
+ * ABI of x86-64 copies the bytes to the stack, where arguments go once all registers are used; other ABIs pass the address of a copy.
  */
 const bindOpenIpc = (library: LibraryHandle): DriverFunctions[typeof openIpc] => {
   if (process.arch !== "x64" || process.platform === "win32") return library.func(openIpc, "int", ["void *", "void *"])
@@ -214,9 +214,9 @@ const findMemset = (koffi: typeof Koffi): Memset | undefined => {
   }
 }
 
-/** `PROT_READ | PROT_WRITE`, and `MAP_PRIVATE | MAP_ANONYMOUS` of Linux. */
+/** `PROT_READ | PROT_WRITE`, and `MAP_PRIVATE | MAP_ANONYMOUS` on Linux. */
 const mapFlags = { access: 0x1 | 0x2, kind: 0x2 | 0x20 }
-/** `MEM_COMMIT | MEM_RESERVE`, `PAGE_READWRITE`, and `MEM_RELEASE` of Windows. */
+/** `MEM_COMMIT | MEM_RESERVE`, `PAGE_READWRITE`, and `MEM_RELEASE` on Windows. */
 const allocationFlags = { kind: 0x1000 | 0x2000, access: 0x4, release: 0x8000 }
 
 const findPages = (koffi: typeof Koffi): Pages | undefined => {
@@ -234,7 +234,7 @@ const unixPages = (koffi: typeof Koffi): Pages => {
   return {
     map: (byteLength) => {
       const address: unknown = mmap(0, byteLength, mapFlags.access, mapFlags.kind, -1, 0)
-      // A failure is the highest address there is, which is no safe integer.
+      // MAP_FAILED is the highest address, which koffi returns as a bigint because it exceeds the safe integers.
       return typeof address === "number" ? address as HostPointer : undefined
     },
     unmap: munmap
@@ -254,7 +254,7 @@ const windowsPages = (koffi: typeof Koffi): Pages => {
   }
 }
 
-/** `MADV_DONTNEED` and `MADV_HUGEPAGE` of Linux. */
+/** `MADV_DONTNEED` and `MADV_HUGEPAGE` on Linux. */
 const advice = { drop: 4, largePages: 14 }
 
 const findAdvise = (koffi: typeof Koffi): DriverLibrary["wantLargePages"] => {

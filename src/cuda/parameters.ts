@@ -206,12 +206,12 @@ export const scalarWriters: { readonly [Name in ScalarName]: MakeWriter } = {
 
 /** The accepted values of each type, in words. */
 export const scalarWords: { readonly [Name in ScalarName]: string } = {
-  i8: "a whole number from -128 to 127",
-  u8: "a whole number from 0 to 255",
-  i16: "a whole number from -32768 to 32767",
-  u16: "a whole number from 0 to 65535",
-  i32: "a whole number from -2147483648 to 2147483647",
-  u32: "a whole number from 0 to 4294967295",
+  i8: "an integer from -128 to 127",
+  u8: "an integer from 0 to 255",
+  i16: "an integer from -32768 to 32767",
+  u16: "an integer from 0 to 65535",
+  i32: "an integer from -2147483648 to 2147483647",
+  u32: "an integer from 0 to 4294967295",
   i64: "a 64-bit bigint, or a safe integer",
   u64: "an unsigned 64-bit bigint, or a safe integer of at least 0",
   f16: "a number",

@@ -1,9 +1,9 @@
 /**
- * Handles as operations are given them, which may be anything once the types are bypassed.
+ * Reads the reference and the runtime of a handle that was passed to an operation, which may be any value if the types are bypassed.
  *
- * A reference is taken by `refOf…`: a value that is not a handle goes down as it is, and the runtime refuses it by name. The runtime is
- * taken by `runtimeOf…`: for a value without one, a stand-in refuses every operation. Each kind has its own pair of functions, so
- * that each meets objects of few shapes: one pair for all kinds would take 9 ns more per call.
+ * `refOf…` returns the reference. A value that is not a handle is passed on unchanged, and the runtime refuses it by name. `runtimeOf…`
+ * returns the runtime, or a stand-in that refuses every operation. Each kind of handle has its own pair of functions, so that each
+ * sees objects of few shapes: one pair for all kinds would cost 9 ns more per call.
  */
 import * as Effect from "effect/Effect"
 import * as Effectable from "effect/Effectable"
@@ -65,16 +65,16 @@ export const runtimeOfPart = (part: GivenPart): CudaRuntimeService => {
     : runtime
 }
 
-/** Whether a value is a stream, for modules that streams depend on. */
+/** Whether a value is a stream, for modules that `CudaStream` imports. */
 export const isStream = (value: unknown): boolean => Predicate.hasProperty(value, "~effect-cuda/CudaStream")
 
-/** The value that a runtime stands in for, if it does. */
+/** The wrong value that a stand-in runtime represents; undefined for a real runtime. */
 export const wrongHandleOf = ({ identity }: CudaRuntimeService): WrongHandle | undefined =>
   identity instanceof WrongHandle ? identity : undefined
 
 /**
- * Refuses a value that is not of its type. No type of a correct program leaves anything to refuse, so the failure is in no type
- * either.
+ * Refuses a value that only reaches this point if the types were bypassed. Therefore the failure does not appear in the operation's
+ * type.
  */
 export function refuseForced(operation: string, argument: string, given: never, expected: string): Effect.Effect<never>
 export function refuseForced(
@@ -87,8 +87,8 @@ export function refuseForced(
 }
 
 /**
- * A failure as either form of an operation: the effect of the data-first form, and the function of the data-last one. For an argument
- * that does not tell which form was meant.
+ * A failure that works as both forms of an operation: as the effect of the data-first form, and as the function of the data-last form.
+ * For arguments that do not tell which form was meant.
  */
 export const eitherForm = <E>(failure: Effect.Effect<never, E>): Effect.Effect<never, E> & (() => typeof failure) =>
   Object.setPrototypeOf(() => failure, Effectable.Prototype({ label: "Refused", evaluate: () => failure }))

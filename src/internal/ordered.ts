@@ -1,5 +1,5 @@
 /**
- * What a region sets for ordered buffers: whether buffers allocated in it are ordered, and the access that it is part of.
+ * The settings of a region for ordered buffers: whether buffers allocated in it are ordered, and the enclosing access.
  */
 import * as Context from "effect/Context"
 import type { MemoryAccess } from "../layers/CudaRuntime.ts"

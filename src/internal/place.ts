@@ -26,7 +26,7 @@ export interface Place {
   readonly deviceIndex: number
   readonly stream: AnyStream | undefined
   readonly outer: Place | undefined
-  /** The lease of a stream that the region holds only while it runs. */
+  /** The lease of the stream, if the region holds it only while it runs. */
   readonly lease?: { readonly isOver: boolean } | undefined
 }
 
@@ -61,7 +61,7 @@ const regionStream = (place: Place, deviceIndex: number): AnyStream | undefined 
 
 /**
  * Passes the current stream of a device to an operation, or undefined for the default stream. Refuses a region's stream of another
- * runtime, because the operation would otherwise run on a stream that nobody asked for.
+ * runtime, because the operation would otherwise silently run on the default stream.
  */
 export const withCurrent = <A, E, R>(
   operation: string,
@@ -80,7 +80,7 @@ export const withCurrent = <A, E, R>(
 export const resolveDevice = (device: DeviceLike | undefined): Effect.Effect<number> =>
   Effect.withFiber((fiber) => Effect.succeed(deviceIndexOf(device, fiber.getRef(CurrentPlace).deviceIndex)))
 
-/** The index of the given device, or another one by default. A value that is not a device stays what it is, for the runtime to refuse. */
+/** The index of the given device, or another one by default. A value that is not a device is passed on unchanged, and the runtime refuses it. */
 export const deviceIndexOf = (device: DeviceLike | undefined, otherwise: number): number => {
   if (device === undefined) return otherwise
   return typeof device === "object" ? device?.index ?? device : device

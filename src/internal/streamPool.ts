@@ -42,7 +42,7 @@ export class Leased<out Stream extends AnyStream> {
 }
 
 /**
- * The streams of one device and priority, shared by a runtime and the layers around it. Each of them gets handles of its own, so that a
+ * The streams of one device and priority, shared by a runtime and the layers around it. Each of them gets separate handles, so that a
  * layer also sees the operations on pooled streams.
  */
 class StreamPool<Stream extends AnyStream> {

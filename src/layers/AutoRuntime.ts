@@ -33,8 +33,8 @@ export interface AutoOptions {
  * `EFFECT_CUDA_RUNTIME` in the configuration overrides the choice: `native` never simulates, and `simulated` never
  * looks for a GPU. Any other value fails with `InvalidArgument`.
  *
- * Any other failure of the native runtime is a failure of this layer. It does not hide a GPU that does not work, a
- * library path (`libraryPath`, `EFFECT_CUDA_LIBRARY`) that does not exist, or a missing koffi.
+ * Any other failure of the native runtime is a failure of this layer, so it does not hide a broken GPU, a wrong library
+ * path (`libraryPath`, `EFFECT_CUDA_LIBRARY`), or a missing koffi.
  *
  * @category layers
  * @since 0.1.0

@@ -1,5 +1,5 @@
 /**
- * The only access to a GPU: a service with one member per CUDA operation. Every module of this library depends on it.
+ * The service behind every module of this library, with one member per CUDA operation. There is no other access to a GPU.
  *
  * Programs use the modules (`CudaStream`, `CudaEvent`, `CudaMemory`, …). Use this interface to implement another
  * runtime, or a layer around one that observes, checks or changes what programs do. Depends only on the failures and on

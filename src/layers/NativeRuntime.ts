@@ -32,7 +32,7 @@ export interface NativeOptions {
   readonly nvrtcPath?: string | undefined
   /** The on-disk cache of compiled programs. */
   readonly programCache?: {
-    /** Whether to cache programs that do not specify it in their own options. Default true. */
+    /** Whether to cache programs that do not specify it in their own options. Default: true. */
     readonly enabled?: boolean | undefined
     /**
      * The folder. It must belong to the user and be writable by no one else; otherwise it is not used at all. It is
@@ -41,7 +41,7 @@ export interface NativeOptions {
      */
     readonly folder?: string | undefined
     /**
-     * Approximate size limit in bytes. The least recently used programs are removed from time to time. Default 512 MiB.
+     * Approximate size limit in bytes. The least recently used programs are removed from time to time. Default: 512 MiB.
      */
     readonly maxBytes?: number | undefined
   } | undefined
@@ -57,7 +57,7 @@ export interface NativeOptions {
      * memory.
      */
     readonly maxBytes?: number | undefined
-    /** Maximum size of released memory kept for reuse, in bytes. Default 1 GiB. */
+    /** Maximum size of released memory kept for reuse, in bytes. Default: 1 GiB. */
     readonly keepBytes?: number | undefined
   } | undefined
 }

@@ -1,10 +1,10 @@
 /**
  * Simulated GPUs, in process and in `Clock` time: for tests, for examples, and for machines without a GPU.
  *
- * Streams, events, copy engines, compute and memory are a discrete-event model. Data really moves, copies take their
- * size by the bandwidth, kernels are functions with a duration, and every answer is the driver's. With `TestClock` a
- * test steps the GPUs through virtual time and looks at every moment in between. Depends on the shared runtime and the
- * model.
+ * A discrete-event model of streams, events, copy engines, compute and memory. Copies move real bytes and take time
+ * according to the bandwidth, kernels are TypeScript functions with a cost in virtual time, and operations answer as
+ * the driver does. With `TestClock`, a test steps the GPUs through virtual time and observes any moment. Depends on the
+ * shared runtime and the model.
  *
  * @since 0.1.0
  */
@@ -32,36 +32,36 @@ import type { SimulatedPointer } from "./simulated/pointers.ts"
 
 export type {
   /**
-   * What a kernel finds in place of a parameter.
+   * The value that a kernel function receives for a parameter.
    *
    * @category models
    * @since 0.1.0
    */
   KernelValue,
   /**
-   * An operation as a program and its failures name it.
+   * The name of an operation in programs and failures, such as `CudaEvent.record`.
    *
    * @category models
    * @since 0.1.0
    */
   OperationName,
   /**
-   * A kernel of simulated devices.
+   * A kernel of simulated devices, as a TypeScript function.
    *
-   * @see {@link kernel} for one whose arguments are typed
+   * @see {@link kernel} for typed arguments
    * @category models
    * @since 0.1.0
    */
   SimulatedKernel,
   /**
-   * A launch of a kernel, as the kernel sees it.
+   * A launch, as the kernel function sees it.
    *
    * @category models
    * @since 0.1.0
    */
   SimulatedLaunch,
   /**
-   * Memory as a kernel sees it, from where its argument points to.
+   * Memory behind a pointer argument, as the kernel function sees it.
    *
    * @category models
    * @since 0.1.0
@@ -70,12 +70,13 @@ export type {
 }
 
 /**
- * Types a kernel of simulated devices: the arguments of `run` follow from its parameters.
+ * Defines a kernel of simulated devices whose arguments are typed by its parameters.
  *
  * **Details**
  *
- * `run` does the work of the whole grid, at the end of the launch's virtual time. `load` and `store` of a pointer end the
- * kernel in a fault outside the buffer, as a device does; `view` is faster, and an ordinary typed array.
+ * `run` does the work of the whole grid at once, when the virtual time of the launch has passed. A pointer's `load` and
+ * `store` fault outside the buffer, as on a device. Its `view` is faster, but an ordinary typed array, which returns
+ * `undefined` beyond its end.
  *
  * **Example** (A kernel that adds)
  *
@@ -102,32 +103,32 @@ export const kernel = <const Parameters extends ReadonlyArray<ParameterKind>>(
 ): SimulatedKernel<Parameters> => definition
 
 /**
- * Options for a simulated device. The defaults describe a data centre GPU with little memory.
+ * Options for a simulated device. The defaults describe a data center GPU with little memory.
  *
  * @category options
  * @since 0.1.0
  */
 export interface SimulatedDeviceOptions {
   readonly name?: string | undefined
-  /** Memory in bytes; 16 GiB by default. Takes memory of the process only where it is touched. */
+  /** Memory in bytes. Default: 16 GiB. A buffer takes up memory of the process only once it is used. */
   readonly memory?: number | undefined
-  /** 9.0 by default. */
+  /** Default: 9.0. */
   readonly computeCapability?: { readonly major: number; readonly minor: number } | undefined
-  /** 2 by default: one for uploads and peer copies, one for downloads. With 1 they take turns. */
+  /** Default: 2, one for uploads and peer copies and one for downloads. With 1, they take turns. */
   readonly copyEngines?: number | undefined
-  /** Bytes per second between host and device, each way; 50e9 by default. */
+  /** Bytes per second between the host and the device, in each direction. Default: 50e9. */
   readonly hostBandwidth?: number | undefined
-  /** Bytes per second of fills and of copies within the device; 2e12 by default. */
+  /** Bytes per second of fills and of copies within the device. Default: 2e12. */
   readonly deviceBandwidth?: number | undefined
-  /** Bytes per second between devices; 200e9 by default. */
+  /** Bytes per second between devices. Default: 200e9. */
   readonly peerBandwidth?: number | undefined
-  /** What every copy takes besides its size by the bandwidth; 5 µs by default. */
+  /** The fixed time of every copy, in addition to its transfer time. Default: 5 µs. */
   readonly copyLatency?: Duration.Input | undefined
-  /** From 0 to -5 by default. */
+  /** Default: from 0 (lowest) to -5 (highest). */
   readonly priorityRange?: PriorityRange | undefined
-  /** How much work, fills and copies within the device run at once; 128 by default. */
+  /** How many kernels, fills and copies within the device run concurrently. Default: 128. */
   readonly concurrentKernels?: number | undefined
-  /** Answers that differ from the default device's. */
+  /** Attributes that differ from those of the default device. */
   readonly attributes?: { readonly [A in DeviceAttribute]?: number } | undefined
 }
 
@@ -138,31 +139,31 @@ export interface SimulatedDeviceOptions {
  * @since 0.1.0
  */
 export interface SimulatedOptions {
-  /** How many devices, or what each is like; 1 by default. */
+  /** The number of devices, or the options of each. Default: 1. */
   readonly devices?: number | ReadonlyArray<SimulatedDeviceOptions> | undefined
-  /** Whether a device reaches another one's memory; true by default. */
+  /** Whether a device can access the memory of a peer. Default: true. */
   readonly peerAccess?: boolean | ((deviceIndex: number, peer: number) => boolean) | undefined
-  /** CUDA version of the driver: 13000, the default, is 13.0. */
+  /** CUDA version of the driver. Default: 13000, which is CUDA 13.0. */
   readonly driverVersion?: number | undefined
-  /** Bytes of pinned host memory there are; unlimited by default. */
+  /** Limit on pinned host memory, in bytes. Default: no limit. */
   readonly hostMemory?: number | undefined
-  /** The kernels that every module has, by name: what a GPU finds in an image. */
+  /** The kernels of every module, by name, in place of those in an image. */
   readonly kernels?: Readonly<Record<string, SimulatedKernel>> | undefined
-  /** The global variables that every module has, by name: their bytes at first, or how many. Each module has its own. */
+  /** The global variables of every module, by name: initial bytes, or a size in bytes. Each module has its own copies. */
   readonly globals?: Readonly<Record<string, Uint8Array | number>> | undefined
-  /** Keeps every operation for `timeline`; off by default, since it grows for as long as the runtime lives. */
+  /** Whether to record every operation for `timeline`, which grows as long as the runtime lives. Default: false. */
   readonly recordTimeline?: boolean | undefined
 }
 
 /**
- * An operation that a simulated device has done. Times are nanoseconds of virtual time.
+ * An operation that a simulated device has completed. Times are in nanoseconds of virtual time.
  *
  * @category models
  * @since 0.1.0
  */
 export interface TimelineEntry {
   readonly deviceIndex: number
-  /** The stream's id; -1 for releases of memory, which are on a stream of the runtime's own. */
+  /** The stream's id; -1 for releases of memory on an internal stream of the runtime. */
   readonly streamId: number
   readonly kind:
     | "hostToDevice"
@@ -182,26 +183,26 @@ export interface TimelineEntry {
 }
 
 /**
- * Work of a simulated device.
+ * Work for a simulated device.
  *
  * @category models
  * @since 0.1.0
  */
 export interface Work {
-  /** Virtual time it takes; infinite for a kernel that hangs. */
+  /** How long it takes in virtual time. Infinite for work that hangs. */
   readonly duration: Duration.Input
   /**
-   * What it does, at its end. When it throws, the work ends in a `LaunchFailed` fault, and the failures that follow have what it
-   * threw as their `cause`.
+   * Runs when the work ends. If it throws, the work ends in a `LaunchFailed` fault, and the failures that follow have the thrown
+   * value as their `cause`.
    */
   readonly run?: (() => void) | undefined
-  /** The fault it ends in: a status that ends the contexts. */
+  /** The fault that the work ends in: a sticky status. */
   readonly fault?: StatusTag | undefined
 }
 
 /**
- * Steers the simulated devices. `failNext`, `clear` and `pending` inject failures as `FaultInjection` does; an injected fault
- * ends the contexts.
+ * Controls the simulated devices of a runtime. `failNext`, `clear` and `pending` inject failures as `FaultInjection` does; an
+ * injected fault destroys the contexts.
  *
  * @category models
  * @since 0.1.0
@@ -210,25 +211,25 @@ export interface SimulatedControlService extends FaultInjectionService {
   /** Enqueues work on a stream. */
   readonly launch: (stream: StreamRef | { readonly ref: StreamRef }, work: Work) => Effect.Effect<void, CudaError>
   /**
-   * Ends the contexts of the runtime at once, as a fault on this device does: pending work never runs, and every later call
-   * fails, on every device.
+   * Destroys the contexts of the runtime immediately, like a fault on this device: pending work never runs, and every later
+   * call fails, on every device.
    */
   readonly lose: (deviceIndex: number, status: StatusTag) => Effect.Effect<void, CudaError>
-  /** The content of a device buffer at this moment, not a copy: what `run` reads and writes. */
+  /** The current contents of a device buffer: not a copy, but the bytes that kernels and `run` read and write. */
   readonly bytes: (
     memory: DeviceMemoryRef | { readonly ref: DeviceMemoryRef }
   ) => Effect.Effect<Uint8Array<ArrayBuffer>, CudaError>
-  /** What was done so far, in the order of ending; empty without `recordTimeline`. */
+  /** The operations completed so far, in order of completion. Empty without `recordTimeline`. */
   readonly timeline: Effect.Effect<ReadonlyArray<TimelineEntry>>
-  /** Nanoseconds of virtual time since the first simulated runtime of this clock was made. */
+  /** Nanoseconds of virtual time since the first simulated runtime with this clock was made. */
   readonly now: Effect.Effect<number>
-  /** How many operations are enqueued and not done, on all simulated devices of this clock. */
+  /** The number of operations that are enqueued and not yet complete, on all simulated devices with this clock. */
   readonly pendingOperations: Effect.Effect<number>
 }
 
 /**
- * Steers the simulated devices of the runtime it is provided with: launches work, makes calls fail, ends contexts, and
- * shows what was done.
+ * Controls the simulated devices of the runtime it is provided with: enqueues work, injects failures, destroys contexts,
+ * and reports what ran when.
  *
  * **Example** (Work of 3 ms, stepped through)
  *
@@ -257,16 +258,19 @@ export class SimulatedControl extends Context.Service<SimulatedControl, Simulate
 ) {}
 
 /**
- * Makes a simulated machine, and what steers it. Fails with `InvalidArgument` for options that cannot be meant.
+ * Creates a simulated runtime and its control. They live as long as the scope.
  *
- * Virtual time is the `Clock` that is current here. The scope releases the runtime: what is left is drained first.
+ * **Details**
+ *
+ * Virtual time is that of the `Clock` in the context. When the scope closes, the remaining streams are drained first. Fails with
+ * `InvalidArgument` if an option is invalid.
  *
  * **Gotchas**
  *
- * Draining waits in virtual time like everything else: with `TestClock`, let work finish before its stream is released.
+ * Draining waits in virtual time as well: with `TestClock`, let work finish before its stream is released.
  *
- * Data moves when an operation of the runtime, or a wait, lets virtual time pass: after `TestClock.adjust`, query or
- * synchronize before looking into memory.
+ * The devices catch up with the clock only during operations and waits of the runtime: after `TestClock.adjust`, query or
+ * synchronize before reading memory.
  *
  * **Example** (A machine without a layer)
  *
@@ -302,17 +306,18 @@ export const make = (
   })
 
 /**
- * Provides `CudaRuntime` on simulated devices, and `SimulatedControl` to steer them.
+ * Provides `CudaRuntime` on simulated devices, and `SimulatedControl` to control them.
  *
  * **Details**
  *
- * Interprocess events can be opened by every other simulated runtime of the process that has the same `Clock`, as if each
- * runtime were a process. A handle of the runtime itself is `InvalidContext`, one of another clock `NotSupported`, one of
- * another process `InvalidHandle`.
+ * Every other simulated runtime with the same `Clock` can open the interprocess events of this one, as if each runtime
+ * were a process. Opening a handle fails with `InvalidContext` in the runtime that made it, with `NotSupported` if the
+ * clocks differ, and with `InvalidHandle` if it is from another process.
  *
  * **Gotchas**
  *
- * A wait that can never end, for work that hangs, fails once nothing else is running: a GPU would wait for ever.
+ * A wait that can never end, such as for work that hangs, fails with `NeverFinishes` once nothing else is running. A GPU
+ * would wait forever.
  *
  * **Example** (A program without a GPU)
  *

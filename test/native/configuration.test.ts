@@ -40,7 +40,7 @@ describe("a ConfigProvider that fails", () => {
       }))
   }
 
-  it.live("is not asked for what the options say", () =>
+  it.live("is not asked for values that the options set", () =>
     make({ nvrtcPath: "libnvrtc.so", programCache: { folder: makeFolder() } }))
 })
 

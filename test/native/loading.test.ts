@@ -244,10 +244,10 @@ describe("koffi that cannot be loaded", () => {
   const kinds: ReadonlyArray<readonly [string, string, RegExp]> = [
     ["its native part is missing", `throw new Error("no native part here")`, /no native part here/],
     ["a bundle left it empty", "export default {}", /without its functions/],
-    ["a bundle left nothing of it", "export const nothing = 0", /./]
+    ["a bundle left none of its exports", "export const nothing = 0", /./]
   ]
   for (const [why, source, words] of kinds) {
-    it(`because ${why} is a failure with a reason of its own, and no reason to simulate`, async () => {
+    it(`because ${why} fails with KoffiNotLoaded, also in AutoRuntime`, async () => {
       const { exit, output } = await reasons(source)
       const lines = output.trim().split("\n")
       assert.deepStrictEqual(

@@ -1,6 +1,6 @@
 /**
- * Contexts that a fault has ended: whichever call meets the fault first, nothing that is kept for reuse is handed out after it. A new
- * event asks the driver, which says that the context is lost.
+ * Contexts lost to a fault: whichever call reports the fault first, no object kept for reuse is handed out afterwards. Creating a new
+ * event calls the driver, which reports that the context is lost.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaDevice, CudaEvent, CudaKernel, CudaMemory, CudaMemoryPool, CudaModule, CudaStream } from "effect-cuda"
@@ -23,7 +23,7 @@ const module = Effect.flatMap(program, (made) => CudaModule.load(made))
 const timed = CudaEvent.make({ timing: true })
 const bytes = 256
 
-/** What the operations work with; all of it is there before the fault. */
+/** The resources that the operations use, created before the fault. */
 const prepare = Effect.gen(function*() {
   const stream = yield* CudaStream.make()
   const loaded = yield* module
@@ -59,7 +59,7 @@ type Meet = (made: Prepared, arm: Effect.Effect<void>) => Program<unknown>
 
 const one = { grid: 1, block: 1 }
 
-/** Releases something while the fault is there: `arm` comes between making it and releasing it. */
+/** Releases a resource after the fault: `arm` is called between its creation and its release. */
 const releasing = (make: Run) => (made: Prepared, arm: Effect.Effect<void>) =>
   Effect.gen(function*() {
     const scope = yield* Scope.make()
@@ -68,7 +68,7 @@ const releasing = (make: Run) => (made: Prepared, arm: Effect.Effect<void>) =>
     yield* Scope.close(scope, Exit.void)
   })
 
-/** Waits for work that is pending, and meets the fault while it waits. */
+/** Waits for pending work, and encounters the fault while waiting. */
 const waiting = (wait: Run) => (made: Prepared, arm: Effect.Effect<void>) =>
   Effect.gen(function*() {
     stub.work(made.stream)
@@ -82,7 +82,7 @@ const waiting = (wait: Run) => (made: Prepared, arm: Effect.Effect<void>) =>
     yield* exit
   })
 
-/** Has the GPU wake a wait that is not polled for. */
+/** Makes the GPU wake a wait that does not poll. */
 const waking: Meet = (made, arm) =>
   Effect.gen(function*() {
     stub.work(made.stream)
@@ -94,7 +94,7 @@ const waking: Meet = (made, arm) =>
     stub.finishAll()
   })
 
-/** Releases an event while a fiber waits for it: the end of the wait destroys it. */
+/** Releases an event while a fiber waits for it, so the end of the wait destroys it. */
 const lateRelease: Meet = (made, arm) =>
   Effect.gen(function*() {
     stub.work(made.stream)
@@ -110,7 +110,7 @@ const lateRelease: Meet = (made, arm) =>
     yield* Fiber.join(fiber)
   })
 
-/** Frees managed memory in an idle moment after its release. */
+/** Frees released managed memory once the devices are idle. */
 const lateManaged: Meet = (_, arm) =>
   Effect.gen(function*() {
     yield* arm
@@ -233,7 +233,7 @@ const meetings: ReadonlyArray<readonly [what: string, fails: StubFunctionName, m
   ["the release of a module", "cuLibraryUnload", releasing(() => module)]
 ]
 
-/** How often the driver is asked for an event after this. */
+/** How many events the driver is asked to create after this. */
 const eventsMadeAfter = (meet: Meet, arm: Effect.Effect<void>) =>
   Effect.gen(function*() {
     stub.reset()
@@ -241,7 +241,7 @@ const eventsMadeAfter = (meet: Meet, arm: Effect.Effect<void>) =>
     const { result } = yield* logged(
       Effect.gen(function*() {
         const made = yield* prepare
-        // An event that is kept: nothing of it is pending, and nobody has it.
+        // An event that is kept for reuse, because it is complete and its handle was not exposed.
         yield* Effect.scoped(CudaEvent.make())
         yield* Effect.exit(meet(made, arm))
         assert.strictEqual(stub.failuresLeft, 0, "the fault was not met")
@@ -251,7 +251,7 @@ const eventsMadeAfter = (meet: Meet, arm: Effect.Effect<void>) =>
       }).pipe(
         Effect.onError(() => Effect.sync(() => stub.letGo())),
         Effect.scoped,
-        // Waits poll for as long as the test runs, so that only the wait that is meant asks.
+        // Waits poll for as long as the test runs, so that no other wait makes the call.
         Effect.provide(stubLayer(stub, { wait: { pollFor: "1 minute" } }))
       )
     )
@@ -259,13 +259,13 @@ const eventsMadeAfter = (meet: Meet, arm: Effect.Effect<void>) =>
   })
 
 describe("a fault", () => {
-  it.live("that did not happen leaves kept events to be used again", () =>
+  it.live("that did not happen lets kept events be reused", () =>
     Effect.gen(function*() {
       assert.strictEqual(yield* eventsMadeAfter(first((made) => CudaStream.query(made.stream)), Effect.void), 0)
     }))
 
   for (const [what, fails, meet] of meetings) {
-    it.live(`that ${what} meets first (${fails}) is not hidden by a kept event`, () =>
+    it.live(`first reported by ${what} (${fails}) is not hidden by a kept event`, () =>
       Effect.gen(function*() {
         const arm = Effect.sync(() => stub.fail(fails, statuses.IllegalAddress.code))
         assert.strictEqual(yield* eventsMadeAfter(meet, arm), 1)
@@ -273,14 +273,14 @@ describe("a fault", () => {
   }
 })
 
-describe("memory that is kept", () => {
+describe("kept memory", () => {
   const kept: ReadonlyArray<readonly [what: string, allocate: Program<unknown>, makes: StubFunctionName]> = [
     ["pinned", CudaMemory.allocateHost(bytes), "cuMemHostRegister_v2"],
     ["managed", CudaMemory.allocateManaged(bytes), "cuMemAllocManaged"]
   ]
   for (const [what, allocate, makes] of kept) {
     for (const isLost of [false, true]) {
-      it.live(`${what}, is ${isLost ? "not " : ""}used again ${isLost ? "after" : "without"} a fault`, () =>
+      it.live(`${what}: is ${isLost ? "not " : ""}reused ${isLost ? "after" : "without"} a fault`, () =>
         Effect.gen(function*() {
           stub.reset()
           const used = Effect.gen(function*() {

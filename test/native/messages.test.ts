@@ -33,12 +33,12 @@ describe("a message", () => {
         )
         assert.strictEqual(
           yield* at(10, -1),
-          "CudaMemory.copy: destination.byteLength is -1; expected a whole number from 0 to 6, " +
+          "CudaMemory.copy: destination.byteLength is -1; expected an integer from 0 to 6, " +
             "for a range at offset 10 of a buffer of 16 bytes."
         )
         assert.strictEqual(
           yield* at(17, 0),
-          "CudaMemory.copy: destination.offset is 17; expected a whole number from 0 to 16, the size of the buffer."
+          "CudaMemory.copy: destination.offset is 17; expected an integer from 0 to 16, the size of the buffer."
         )
       })
     ))
@@ -67,7 +67,7 @@ describe("a message", () => {
         assert.match(yield* launched(to), /: arguments is 1 value; expected 2 values, one per parameter\.$/)
         assert.match(
           yield* launched(to, 1.5),
-          /: arguments\[1\] is 1\.5; expected a whole number from 0 to \d+ \(u32\)\.$/
+          /: arguments\[1\] is 1\.5; expected an integer from 0 to \d+ \(u32\)\.$/
         )
         assert.match(yield* launched(to, "1"), /: arguments\[1\] is "1"; expected/)
         assert.match(

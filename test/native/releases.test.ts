@@ -1,6 +1,6 @@
 /**
- * Releases when a call of the driver fails once, as it does while a system comes up: what waits for streams tries again, names no
- * handle that is gone by then, and gives everything back.
+ * Releases when a driver call fails once, as it may while a system starts: a release that waits for streams tries again, uses no
+ * destroyed handle, and releases everything.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
@@ -18,7 +18,7 @@ const stub = openStub()
 const transient = statuses.SystemNotReady.code
 const mebi = 1024 ** 2
 
-/** Memory whose release waits for streams on the host, and how one sees that it was given back. */
+/** Memory whose release waits for streams on the host, and how to tell that it was released. */
 const memories: ReadonlyArray<{
   readonly what: string
   readonly allocate: Effect.Effect<
@@ -31,7 +31,7 @@ const memories: ReadonlyArray<{
   {
     what: "pinned memory",
     allocate: CudaMemory.allocateHost(mebi),
-    // It is kept for the next of its size.
+    // It is kept for the next allocation of its size.
     isBack: Effect.map(
       Effect.andThen(CudaMemory.allocateHost(mebi), Effect.sync(() => stub.calls("cuMemHostRegister_v2"))),
       (calls) => calls.length === 0
@@ -47,7 +47,7 @@ const memories: ReadonlyArray<{
 
 describe("a release that waits for streams", () => {
   for (const { allocate, isBack, what } of memories) {
-    it.live(`of ${what} tries again without the streams that are gone by then`, () =>
+    it.live(`of ${what} tries again without the streams destroyed meanwhile`, () =>
       onStub(
         stub,
         Effect.gen(function*() {
@@ -68,7 +68,7 @@ describe("a release that waits for streams", () => {
         { prepare: () => void (stub.pending = "copies") }
       ))
 
-    it.live(`of ${what} tries again until the streams that are left are done`, () =>
+    it.live(`of ${what} tries again until the remaining streams are done`, () =>
       onStub(
         stub,
         Effect.gen(function*() {
@@ -91,7 +91,7 @@ describe("a release that waits for streams", () => {
   }
 })
 
-/** The call that gives something back, and what is left when it fails. */
+/** The call that releases each kind of resource, and what remains if it fails. */
 const givingBack: Readonly<Partial<Record<StubFunctionName, keyof DriverLive>>> = {
   cuStreamDestroy_v2: "streams",
   cuEventDestroy_v2: "events",
@@ -141,14 +141,14 @@ const ran = (prepare: () => void) =>
     return (yield* logged(Effect.exit(letGo.pipe(Effect.scoped, Effect.provide(stubLayer(stub)))))).lines
   })
 
-/** Asserts that a failed call left nothing but what it would have given back, and said so. */
+/** Asserts that a failed call left only what it would have released, and that this was logged. */
 const assertLeft = (name: StubFunctionName, what: string, lines: ReadonlyArray<string>): void => {
   assert.isUndefined(stub.misuse, `${what}: ${stub.misuse}`)
   const left = Object.entries(stub.live).filter(([, count]) => count > 0)
   const expected = givingBack[name]
   if (expected !== undefined) assert.deepStrictEqual(left, [[expected, 1]], what)
   else if (name !== "cuCtxPushCurrent_v2") assert.deepStrictEqual(left, [], what)
-  // A context that cannot be entered keeps what would be given back in it.
+  // If a context cannot be entered, what would have been released in it remains.
   else assert.isAtMost(left.reduce((sum, [, count]) => sum + count, 0), 1, what)
   if (left.length > 0) assert.include(lines.join("\n"), `(${transient})`, `${what}: nothing says what is left`)
   // A context that was just pushed can always be popped, on a real driver.
@@ -156,7 +156,7 @@ const assertLeft = (name: StubFunctionName, what: string, lines: ReadonlyArray<s
 }
 
 describe("a program of which one call fails once", () => {
-  it.live("names no handle that is gone, and leaves nothing, whichever call it is", () =>
+  it.live("uses no destroyed handle, and leaves nothing behind, whichever call it is", () =>
     Effect.gen(function*() {
       yield* ran(() => {})
       const failures: Partial<Record<StubFunctionName, number>> = {}

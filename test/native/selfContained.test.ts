@@ -1,5 +1,5 @@
 /**
- * Which programs depend only on what they are given, and may be cached.
+ * Which programs depend only on their request, and so may be cached.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { Job } from "../../src/layers/native/nvrtcProgram.ts"

@@ -1,5 +1,5 @@
 /**
- * Worker threads that end with a runtime that is not released, and calls off the JS thread by the hundred.
+ * Worker threads that end without releasing their runtime, and hundreds of concurrent calls off the JS thread.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { constants } from "node:buffer"
@@ -9,7 +9,7 @@ import { openStub } from "../support/stubDriver.ts"
 const stub = openStub()
 const path = JSON.stringify(stub.path)
 
-/** What every program begins with; its worker threads run the same file. */
+/** The beginning of every program. Its worker threads run the same file. */
 const prelude = `
   import koffi from "koffi"
   import { setTimeout as sleep } from "node:timers/promises"
@@ -38,7 +38,7 @@ const prelude = `
   const layer = NativeRuntime.layer({ libraryPath: ${path}, wait: { pollFor: 0 } })
   const run = (program) => Effect.runPromise(Effect.provide(Effect.scoped(program), layer))
 
-  /** Pinned memory there and back, with a copy of each direction. */
+  /** Copies pinned memory to the device and back. */
   const roundTrip = Effect.gen(function*() {
     const stream = yield* CudaStream.make()
     const [up, down] = [yield* CudaMemory.allocateHost(3_000_000), yield* CudaMemory.allocateHost(3_000_000)]
@@ -56,7 +56,7 @@ const prelude = `
     return down.bytes.every((byte) => byte === 7)
   })
 
-  /** Starts a worker, and ends it once it has said that it is ready, if it does not end before. */
+  /** Starts a worker, and ends it once it is ready, unless it ends first. */
   const endWorker = async (task, delay = 0) => {
     const worker = new Worker(new URL(import.meta.url), { workerData: task })
     worker.on("error", () => {})
@@ -84,7 +84,7 @@ const ends = ["terminate", "exit", "throw"] as const
 
 describe("a worker that ends without releasing its pinned memory", () => {
   for (const how of ends) {
-    it(`by ${how}, while copies run: they harm nobody, and others can pin memory`, async () => {
+    it(`by ${how}, while copies run: they corrupt nothing, and others can pin memory`, async () => {
       const result = await run(`
         if (!isMainThread) {
           await run(Effect.andThen(roundTrip, Effect.promise(leave)))
@@ -116,7 +116,7 @@ describe("a worker that ends without releasing its pinned memory", () => {
   }
 })
 
-/** What workers do over and over while they are terminated; each says once that it has begun. */
+/** What workers repeat while they are terminated. Each reports once that it has begun. */
 const loops = {
   "moves managed memory": `
     const stream = yield* CudaStream.make()
@@ -148,7 +148,7 @@ const loops = {
 }
 
 describe("a worker that is terminated", () => {
-  it("right after it released its runtime ends alone", async () => {
+  it("right after it released its runtime does not crash the process", async () => {
     const result = await run(`
       if (!isMainThread) {
         await run(CudaStream.make())
@@ -162,7 +162,7 @@ describe("a worker that is terminated", () => {
   })
 
   for (const [what, loop] of Object.entries(loops)) {
-    it(`while it ${what} ends alone`, async () => {
+    it(`while it ${what} does not crash the process`, async () => {
       const result = await run(`
         if (!isMainThread) {
           let rounds = 0
@@ -179,7 +179,7 @@ describe("a worker that is terminated", () => {
 })
 
 describe("calls with structs by value", () => {
-  it("need no struct of koffi, which ends the process with a thread that is terminated meanwhile", async () => {
+  it("do not use a koffi struct, which crashes the process if the thread is terminated meanwhile", async () => {
     const result = await run(`
       koffi.struct = () => { throw new Error("a struct") }
       await run(Effect.gen(function*() {
@@ -197,8 +197,8 @@ describe("calls with structs by value", () => {
   })
 })
 
-describe("pinned memory that the program gave away", () => {
-  it("is there for the copies that run, whoever collects it", async () => {
+describe("pinned memory that the program transferred", () => {
+  it("stays valid for running copies, even if it is garbage-collected", async () => {
     const result = await run(`
       import { setFlagsFromString } from "node:v8"
       import { runInNewContext } from "node:vm"
@@ -227,7 +227,7 @@ describe("pinned memory that the program gave away", () => {
 })
 
 describe("managed memory", () => {
-  it("of more bytes than an array can show throws where it is looked at, and goes on", async () => {
+  it("larger than an array can be throws when it is viewed, and remains usable", async () => {
     const byteLength = 2 ** 32 + 1
     const result = await run(`
       library.func("stub_set_memory", "void", ["uint64_t"])(2 ** 34)
@@ -244,7 +244,7 @@ describe("managed memory", () => {
   })
 })
 
-/** Calls off the JS thread, each of many at once. */
+/** Calls off the JS thread, made many at a time. */
 const calls = {
   loads: "load",
   allocations: "CudaMemory.allocateHost(1000)"
@@ -258,7 +258,7 @@ describe("very many calls off the JS thread", () => {
         const all = Array.from({ length: 400 }, () => ${call})
         const exits = await run(Effect.gen(function*() {
           yield* CudaStream.make()
-          // All threads of the pool have something to do first.
+          // All pool threads are busy at first.
           for (let count = 0; count < 4; count++) usleep.async(100_000, () => {})
           return yield* Effect.all(all.map(Effect.exit), { concurrency: "unbounded" })
         }))
@@ -290,7 +290,7 @@ describe("very many calls off the JS thread", () => {
     })
   }
 
-  it("loads that are given up before their turn are not made", async () => {
+  it("loads that are interrupted before their turn are not made", async () => {
     const result = await run(`
       const hold = library.func("stub_hold_loads", "void", ["int"])
       const calls = library.func("stub_calls", "double", [])

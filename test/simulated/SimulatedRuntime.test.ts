@@ -498,7 +498,7 @@ describe("options", () => {
       ({ reason }) => reason._tag === "InvalidArgument" ? reason.argument : reason._tag
     )
 
-  it.effect("that cannot be meant are refused by name", () =>
+  it.effect("that are invalid are rejected by name", () =>
     Effect.gen(function*() {
       assert.strictEqual(yield* refused({ devices: 0 }), "devices")
       assert.strictEqual(yield* refused({ devices: [] }), "devices")
@@ -533,7 +533,7 @@ describe("options", () => {
       assert.deepStrictEqual(yield* runtime.devicePriorityRange(0), { least: 0, greatest: -5 })
     }))
 
-  it.effect("say what a device lacks, which then answers as a GPU without it", () =>
+  it.effect("can disable features, and the device then answers like a GPU without them", () =>
     Effect.gen(function*() {
       const unpooled = yield* SimulatedRuntime.make({ devices: [{ attributes: { memoryPoolsSupported: 0 } }] })
       const error = yield* Effect.flip(nonBlocking(unpooled.runtime))

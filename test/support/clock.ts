@@ -3,7 +3,7 @@
  */
 import { assert } from "@effect/vitest"
 
-/** Runs a function and asserts that it took fewer milliseconds of processor time, which other processes do not add to. */
+/** Runs a function, and asserts a limit on its CPU time in milliseconds, which other processes do not affect. */
 export const within = (milliseconds: number, run: () => void, what?: string): void => {
   const begun = process.cpuUsage()
   run()

@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 
-/** Runs the event loop so many times that every fiber waits or has ended, unless it runs long. */
+/** Runs enough turns of the event loop for every fiber to wait or end, unless it runs long. */
 export const settled: Effect.Effect<void> = Effect.callback((resume) => {
   const turn = (left: number): void => void (left === 0 ? resume(Effect.void) : setImmediate(turn, left - 1))
   turn(1000)

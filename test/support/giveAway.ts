@@ -1,14 +1,14 @@
 /**
- * Ways in which a program gives the memory of an `ArrayBuffer` away.
+ * Ways in which a program can transfer the memory of an `ArrayBuffer`.
  */
 import { ReadableStream } from "node:stream/web"
 
-/** Hands the buffer to a stream of bytes, which every version of Node.js lets it have, whatever its mark is. */
+/** Passes the buffer to a byte stream, which transfers it in every version of Node.js, even if it is marked as untransferable. */
 export const giveAway = (buffer: ArrayBuffer): void => {
   new ReadableStream({ type: "bytes", start: (controller) => controller.enqueue(new Uint8Array(buffer)) })
 }
 
-/** Transfers the buffer; from Node.js 22 on, pinned memory refuses that. True if it is gone. */
+/** Transfers the buffer with `structuredClone`, which pinned memory prevents from Node.js 22 on. Returns true if it was transferred. */
 export const transferIfAllowed = (buffer: ArrayBuffer): boolean => {
   try {
     structuredClone(buffer, { transfer: [buffer] })

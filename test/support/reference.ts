@@ -91,7 +91,7 @@ const conflict = (a: Instruction, b: Instruction): boolean => {
 }
 
 /**
- * The byte that fills each buffer at the end, or nothing for buffers with races. Enqueue order is one of the orders that the
+ * The byte that fills each buffer at the end; undefined for buffers with races. Enqueue order is one of the orders that the
  * graph allows, and without races all of them give the same content.
  */
 export const contents = (nodes: ReadonlyArray<Node>, buffers: number): ReadonlyArray<number | undefined> => {

@@ -4,7 +4,7 @@
  */
 import { MaxOpsBeforeYield } from "effect/Scheduler"
 
-/** Fewer would starve effects that have to make progress between two yields. */
+/** With fewer, effects that must make progress between two yields would starve. */
 const operations = 5
 
 void Object.assign(MaxOpsBeforeYield, { defaultValue: () => operations, "~effect/Context/defaultValue": operations })

@@ -16,7 +16,7 @@ import { CurrentWaitOptions } from "../../layers/CudaRuntime.ts"
 import type { CudaRuntime, CudaRuntimeService, MemoryRange } from "../../layers/CudaRuntime.ts"
 import { named } from "../handles.ts"
 
-/** The operation that failures name: what the program called. */
+/** The operation named in failures. */
 export const operation = "CudaPipeline.through"
 
 export interface SlotOptions extends PriorityOptions {
@@ -86,7 +86,7 @@ export class Slot {
   readonly #orderWork: Effect.Effect<void, CudaError>
   readonly #orderDownload: Effect.Effect<void, CudaError>
   readonly #record: Effect.Effect<void, CudaError>
-  /** Ends when the download has. */
+  /** Waits for the end of the download. */
   readonly whenDownloaded: Effect.Effect<void, CudaError>
 
   // Effects that are the same for every element are made once.
@@ -136,16 +136,16 @@ export class Turnstile {
     this.#waiting = Array.from({ length: places }, () => undefined)
   }
 
-  /** Ends when all elements before this one have left. */
+  /** Waits until all earlier elements have left. */
   enter(index: number): Effect.Effect<void> {
     return Effect.callback((resume) => {
-      // Asked here, in the step that registers: a fiber may yield before it, and the element before this one leave meanwhile.
+      // Checked in the step that registers the callback: the fiber may yield before it, and the earlier element may leave meanwhile.
       if (index === this.#next) return resume(Effect.void)
       this.#waiting[index % this.#waiting.length] = () => resume(Effect.void)
     })
   }
 
-  /** Lets the next one in. */
+  /** Lets the next element in. */
   leave(): void {
     const place = ++this.#next % this.#waiting.length
     const enter = this.#waiting[place]

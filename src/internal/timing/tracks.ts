@@ -66,7 +66,7 @@ export const layTracks = (operation: string, { regions }: DrawnTimeline): Readon
     .flatMap(layStream)
 }
 
-/** 30,000 years. Far beyond, two times of a region can no longer be told apart. */
+/** In seconds: 30,000 years. Far beyond that, numbers can no longer distinguish the start of a region from its end. */
 const mostMillis = 1e15
 
 const isMeasurable = (time: Duration.Duration): boolean => Math.abs(Duration.toMillis(time)) < mostMillis

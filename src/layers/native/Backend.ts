@@ -1,5 +1,5 @@
 /**
- * The backend on the driver API, on each device's primary context: its parts, put together, and their end.
+ * The backend on the driver API, in each device's primary context. Composed of one part per capability, and closes them in order.
  */
 import * as Effect from "effect/Effect"
 import type { CUdevice } from "../../cuda/handles.ts"
@@ -37,7 +37,7 @@ export interface NativePolicy {
   readonly pinned: PinnedPolicy
 }
 
-/** What a native backend is made of. */
+/** The dependencies of the native backend. */
 export interface NativeSetup {
   readonly library: DriverLibrary
   readonly driverVersion: number
@@ -139,11 +139,11 @@ export class NativeBackend implements Backend {
   #closeDevice(device: NativeDevice): Effect.Effect<void> {
     return Effect.callback((resume) => {
       const entered = device.enter()
-      // Also when that failed: handles carry their context.
+      // Even if entering failed, because handles carry their context.
       device.tearDown(this.#driver.warn)
       if (entered === success) device.leave()
       this.pools.close(device.index)
-      // Managed memory that JavaScript still sees keeps its context.
+      // The context must live as long as JavaScript has views of managed memory.
       const isSeen = this.#managedMemory.close(device.index, () => this.devices.close(device, () => {}))
       if (isSeen) return resume(Effect.void)
       this.devices.close(device, () => resume(Effect.void))

@@ -25,9 +25,9 @@ import { isSelfContained } from "./selfContained.ts"
 export interface CompilerPolicy {
   /** NVRTC's library. Default: searches the usual places. */
   readonly path: string | undefined
-  /** Whether programs are cached that do not say so themselves. */
+  /** Whether to cache programs that do not specify it in their own options. */
   readonly cache: boolean
-  /** The folder of the cache. Without one, nothing is cached. */
+  /** The folder of the cache; undefined disables the cache. */
   readonly folder: string | undefined
   readonly maxBytes: number
 }
@@ -140,7 +140,7 @@ export class Compiler {
   }
 }
 
-/** Where an option leaves no PTX, NVRTC returns an empty string: nothing but its NUL character. */
+/** If an option suppresses PTX, NVRTC returns an empty string: a single NUL character. */
 const isEmpty = (image: Uint8Array): boolean => image.byteLength === 0 || image[0] === 0
 
 /**

@@ -3,9 +3,9 @@
  *
  * The waits of one stream form a lane, in the order of the records they wait for. A stream finishes in order, so only
  * the first wait of each lane is queried. There are three stages. Lanes are polled once per turn of the event loop for
- * a short while after a wait begins. Then the GPU is asked to wake the loop when the first wait of a lane has finished.
- * A slow timer queries as well, because a GPU that has failed wakes nobody. A fault found on a device ends all of the
- * device's waits.
+ * a short while after a wait begins. Then the GPU wakes the loop when the first wait of a lane has finished.
+ * A slow timer queries as well, because a GPU that has failed does not wake the loop. A fault found on a device ends all of
+ * the device's waits.
  */
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import { notReady, success } from "../../cuda/status.ts"

@@ -57,7 +57,7 @@ export class NativeDevice {
   readonly context: CUcontext
   priorities: PriorityRange = { least: 0, greatest: 0 }
   pool = nullHandle<CUmemoryPool>()
-  /** Used for allocations only. It never waits for other work, so new memory is ready immediately. */
+  /** Used for allocations only. It never waits for other work, so new memory is ready at once. */
   allocations = nullHandle<CUstream>()
   /** Used for frees only. It waits for the work on each buffer first. */
   releases = nullHandle<CUstream>()

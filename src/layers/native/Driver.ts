@@ -1,9 +1,9 @@
 /**
- * The driver as the parts of the native backend share it: its functions, the devices that are open, which call a status came from, and
- * whether the contexts are lost.
+ * The driver, as shared by the parts of the native backend: its functions, the open devices, the call that the last status came from,
+ * and whether the contexts are lost.
  *
- * Calls that only need a handle are made as they are, since the handle carries its context. The rest are made in the context of their
- * device (`inContextOf`), which restores whatever other native code made current.
+ * Calls with a handle need no current context, since the handle carries one. All other calls run in the context of their device
+ * (`inContextOf`), which then restores the context that other native code made current.
  */
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { CUevent } from "../../cuda/handles.ts"
@@ -19,13 +19,13 @@ export class Driver {
   readonly owner: Owner
   readonly library: DriverLibrary
   readonly calls: DriverFunctions
-  /** Reports the failure of a release, which no program hears of. */
+  /** Logs the failure of a release, which has no caller to fail to. */
   readonly warn: Warn
-  /** By index; undefined until a device is first used. */
+  /** By device index; undefined until the device is first used. */
   readonly opened: Array<NativeDevice | undefined>
   /** The call that the last status came from. */
   call = ""
-  /** True once a fault has ended the contexts of the process. Objects that are kept for reuse would hide that. */
+  /** True once a fault has destroyed the contexts of the process. Objects kept for reuse must not be used then, since they would hide it. */
   isLost = false
 
   constructor(owner: Owner, library: DriverLibrary, deviceCount: number, warn: Warn) {
@@ -39,7 +39,7 @@ export class Driver {
     this.opened = Array.from({ length: deviceCount }, () => undefined)
   }
 
-  /** Notes which call a status came from, and whether it ends the contexts. */
+  /** Notes the call that a status came from, and whether the contexts are lost. Returns the status. */
   answer(call: string, status: number): number {
     if (status === success) return status
     this.call = call
@@ -47,12 +47,12 @@ export class Driver {
     return status
   }
 
-  /** Notes whether a status ends the contexts, for calls whose name nobody asks for. */
+  /** Notes whether the contexts are lost, for calls that are not named in failures. */
   note(status: number): void {
     if (status !== success && status !== notReady && reasonFromStatus(status).isSticky) this.isLost = true
   }
 
-  /** Only for open devices: the shared operations open a device before they hand out anything of it. */
+  /** An open device. The shared operations open a device before they create anything on it. */
   device(index: number): NativeDevice {
     return this.opened[index]!
   }
@@ -61,7 +61,7 @@ export class Driver {
     return describeStatus(this.library, status)
   }
 
-  /** Makes a call with a device's context current. Pass "" as the name of a call that notes its name itself. */
+  /** Makes a call with a device's context current. Pass "" as the name if the call itself notes its name with `answer`. */
   inContextOf(index: number, name: string, call: () => number): number {
     const device = this.device(index)
     const entered = device.enter()
@@ -71,7 +71,7 @@ export class Driver {
     return name === "" ? status : this.answer(name, status)
   }
 
-  /** Makes a call in any open context: host memory belongs to all of them. */
+  /** Makes a call in any open context, for host memory, which belongs to all of them. */
   inFirstContext(name: string, call: () => number): DriverFailure | undefined {
     const device = this.opened.find((opened) => opened !== undefined)
     if (device === undefined) return undefined
@@ -107,7 +107,7 @@ export class Driver {
     )
   }
 
-  /** The status of the device's last attempt to make something of its own. */
+  /** The status of the device's last attempt to create an internal stream, event or pool. */
   madeBy(device: NativeDevice): number {
     return this.answer(device.made.call, device.made.status)
   }

@@ -16,7 +16,7 @@ export class Point {
   readonly order: number
   /** The event to query, or a marker after the record if the program has since recorded the event again. */
   event: CUevent
-  /** Called when nothing waits any longer. */
+  /** Called when the last wait has ended or was cancelled. */
   release: () => void
   readonly watches = new Set<Watch>()
   /** When the first of the waits began, in milliseconds. */
@@ -53,7 +53,7 @@ export class Lane {
   pollUntil = 0
   /** True if the last wait took so long that the next one should not poll. */
   isSlow = false
-  /** The record that will wake the event loop. */
+  /** The record whose completion will wake the event loop. */
   armed = -1
   constructor(deviceIndex: number, isLasting: boolean) {
     this.deviceIndex = deviceIndex

@@ -1,11 +1,11 @@
 /**
- * Managed memory on the native runtime, and what JavaScript sees of it.
+ * Managed memory of the native runtime, and its views in JavaScript.
  *
- * The driver frees it only while its device has no work, and would hold up the thread until then. So what is released is kept for
- * allocations of about the same size, and freed at a moment when the devices are idle.
+ * The driver frees managed memory only while the device is idle, and blocks the thread until then. So released memory is
+ * kept for allocations of similar size, and freed when the devices are idle.
  *
- * The host's view is a buffer over the memory itself, which nothing can take from JavaScript again. So memory that was looked
- * at is given back once its view has been collected; what is still seen then stays what it is, and keeps the device's context.
+ * The host's view is a buffer over the memory itself, which cannot be revoked. So memory with a view is kept or freed only
+ * once the view has been garbage-collected. If that happens after the runtime was released, the device's context lives until then.
  */
 import { attachGlobal } from "../../cuda/flags.ts"
 import { nullHandle } from "../../cuda/handles.ts"
@@ -20,9 +20,9 @@ import type { Driver } from "./Driver.ts"
 const nothing = new Uint8Array(0)
 
 export class NativeManagedMemory extends ManagedMemoryResource {
-  /** Whether the driver was told how it will be used, which the next user knows nothing of. */
+  /** Whether the driver was given advice, which must not affect the next allocation that reuses the memory. */
   isAdvised = false
-  /** How many bytes the driver allocated. */
+  /** The size of the driver's allocation in bytes. */
   readonly blockBytes: number
   readonly #library: DriverLibrary
   #bytes: Uint8Array<ArrayBuffer> | undefined
@@ -38,7 +38,7 @@ export class NativeManagedMemory extends ManagedMemoryResource {
   override get isGivenAway(): boolean {
     return this.#bytes?.byteLength === 0
   }
-  /** The buffer that JavaScript may still see, which this lets go of; none when nobody looked. */
+  /** Returns the buffer that JavaScript may still hold, and drops it. Undefined if the memory was never viewed. */
   takeView(): ArrayBuffer | undefined {
     const buffer = this.#bytes?.buffer
     this.#bytes = undefined
@@ -52,31 +52,31 @@ export interface ManagedBlock {
   readonly byteLength: number
 }
 
-/** Memory that nobody uses. */
+/** Unused memory. */
 interface Block extends ManagedBlock {
   readonly isReusable: boolean
 }
 
-/** What is kept of a device's managed memory. */
+/** The released managed memory of a device. */
 class Kept {
   readonly blocks: Array<Block> = []
-  /** How much released memory JavaScript may still see. */
+  /** The number of released buffers with a view that has not been collected. */
   seen = 0
-  /** Releases the device's context; set once the runtime is done with the device. */
+  /** Releases the device's context. Set when the runtime closes the device. */
   release: (() => void) | undefined
 }
 
-/** Those of which JavaScript still sees something. A registry that nothing refers to is collected, and then tells nobody. */
+/** Instances with views in JavaScript. Keeps their finalization registries reachable, which otherwise never call back. */
 const seen = new Set<ManagedMemory>()
 
-/** How long memory waits before it is looked again whether its device is idle, in milliseconds. */
+/** Delay before the next check for idle devices, in milliseconds. */
 const retryDelay = 10
 
 export class ManagedMemory {
-  /** What was allocated last. */
+  /** The last allocation. */
   taken: ManagedBlock = { address: nullHandle(), byteLength: 0 }
   readonly #driver: Driver
-  /** Whether no device has work: those others may use the memory too. */
+  /** Whether all devices are idle, since any device may use the memory. */
   readonly #isIdle: () => boolean
   readonly #kept = new Map<number, Kept>()
   readonly #out = new Out<CUdeviceptr>()
@@ -89,7 +89,7 @@ export class ManagedMemory {
     this.#isIdle = isIdle
   }
 
-  /** Allocates memory, in `taken`, of what is kept if anything there is large enough and not twice as large. */
+  /** Allocates memory into `taken`. Reuses a kept block that is large enough and at most twice as large. */
   take(deviceIndex: number, byteLength: number): number {
     const fit = this.#driver.isLost ? undefined : this.#fitting(deviceIndex, byteLength)
     if (fit !== undefined) {
@@ -102,7 +102,7 @@ export class ManagedMemory {
     return status
   }
 
-  /** The smallest that serves, taken out of what is kept. */
+  /** Removes and returns the smallest kept block that fits. */
   #fitting(deviceIndex: number, byteLength: number): Block | undefined {
     const { blocks } = this.#of(deviceIndex)
     let best: Block | undefined
@@ -114,13 +114,13 @@ export class ManagedMemory {
     return best
   }
 
-  /** Takes memory back whose users are done. */
+  /** Takes back memory that no work uses any longer. */
   give(memory: NativeManagedMemory): void {
     const view = memory.takeView()
     if (view === undefined) return this.#keep(memory)
     this.#of(memory.deviceIndex).seen++
     seen.add(this)
-    // Of memory that was transferred, the buffer that sees it is not known, so that it is never freed.
+    // Transferred memory is never freed, because the buffer that now holds it is unknown.
     if (view.byteLength > 0) this.#collected.register(view, memory)
   }
 
@@ -139,7 +139,7 @@ export class ManagedMemory {
     if (this.#timer === undefined && !this.#isStopped) this.#timer = setTimeout(this.#freeLater, 0).unref()
   }
 
-  /** Frees what is kept, unless that would wait. */
+  /** Frees all kept blocks, unless that would block. */
   freeIfIdle(): void {
     if (!this.#isKept || !this.#isIdle()) return
     for (const [device, kept] of this.#kept) this.#freeAll(device, kept)
@@ -162,13 +162,13 @@ export class ManagedMemory {
     }
   }
 
-  /** Looks for idle moments no more: the devices are being closed, one after the other. */
+  /** Stops checking for idle devices. Called before the devices are closed, one after the other. */
   stop(): void {
     this.#isStopped = true
     clearTimeout(this.#timer)
   }
 
-  /** Frees what is left of a device, after its last work. True if JavaScript still sees some of it: `release` comes after that. */
+  /** Frees the kept blocks of a device after its last work. Returns true if views remain; `release` is called when they are gone. */
   close(deviceIndex: number, release: () => void): boolean {
     const kept = this.#of(deviceIndex)
     this.#freeAll(deviceIndex, kept)

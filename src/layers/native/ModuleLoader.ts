@@ -1,12 +1,12 @@
 /**
- * Images of code, loaded on a pool thread and unloaded while that waits for nothing.
+ * Loads code images on a pool thread, and unloads them when that does not block.
  *
- * Loading needs no context and holds no lock of one, so that the JS thread goes on, whatever the driver has to compile. It
- * answers 0 for every image; what is wrong with one is said when its first kernel is asked for, so that is done at once. A
- * load cannot be stopped: what was given up meanwhile is unloaded when it ends.
+ * Loading needs no context and holds no context lock, so the JS thread continues while the driver compiles. The driver
+ * returns success for any image and reports its problem only when a kernel is looked up, so the loader looks one up
+ * immediately. A load cannot be stopped: after an interruption, it finishes and its result is unloaded.
  *
- * Unloading waits in the driver until every device is idle, as loading code into a device does. So a module that is released
- * while one is busy is kept until there is a moment when none is, at the latest until the runtime is released.
+ * Unloading blocks in the driver until every device is idle, like loading code into a device. So a module that is released
+ * while a device is busy is unloaded when all devices are idle, or at the latest when the runtime is released.
  */
 import * as Effect from "effect/Effect"
 import { inTurn } from "../../cuda/asyncCalls.ts"
@@ -24,16 +24,16 @@ import type { DriverFailure } from "../shared/waits.ts"
 import { Out } from "./Device.ts"
 import type { Warn } from "./Device.ts"
 
-/** Bytes for what the driver's compiler says of PTX. */
+/** Size of the JIT compiler's log in bytes. */
 const logSize = 16 * 1024
 
-/** The name of no kernel: blanks are in no symbol. */
+/** A name that no kernel can have. */
 const noKernel = " "
 
-/** How long a module that could not be unloaded is left alone, in milliseconds. */
+/** Delay before the next attempt to unload while a device is busy, in milliseconds. */
 const retryDelay = 50
 
-/** A load in progress, with what the driver reads and writes meanwhile. */
+/** A load in progress, with the memory that the driver reads and writes meanwhile. */
 class Loading {
   isAbandoned = false
   readonly image: Uint8Array
@@ -47,7 +47,7 @@ class Loading {
     this.values = BigUint64Array.of(BigInt(driver.addressOf(this.log.buffer)), BigInt(logSize))
   }
 
-  /** What the compiler said, if it said anything. */
+  /** The compiler's log; undefined if it is empty. */
   get said(): string | undefined {
     const text = new TextDecoder().decode(this.log.subarray(0, this.log.indexOf(0))).trim()
     return text === "" ? undefined : text
@@ -58,13 +58,13 @@ export class ModuleLoader {
   readonly #library: DriverLibrary
   readonly #owner: Owner
   readonly #warn: Warn
-  /** True when no work of this runtime is on a device, so that unloading has nothing to wait for. */
+  /** True if no device has work of this runtime, so that unloading does not block. */
   readonly #isIdle: () => boolean
   readonly #loading = new Set<Loading>()
   readonly #retired: Array<CUlibrary> = []
   readonly #found = new Out<CUkernel>()
   #timer: NodeJS.Timeout | undefined
-  /** Called when the last load has ended; the runtime is being released. */
+  /** Set while the runtime is being released: called when the last load has ended. */
   #onQuiet: (() => void) | undefined
 
   constructor(library: DriverLibrary, owner: Owner, isIdle: () => boolean, warn: Warn) {
@@ -108,7 +108,7 @@ export class ModuleLoader {
     if (this.#loading.size === 0) this.#onQuiet?.()
   }
 
-  /** Nothing for a library that can be used. */
+  /** The failure of a load, or undefined for a usable library. Unloads a library that nothing will use. */
   #check(loading: Loading, loaded: number): DriverFailure | undefined {
     if (loaded !== success) return { call: "cuLibraryLoadData", status: loaded, log: loading.said }
     const library = loading.library.value
@@ -122,7 +122,7 @@ export class ModuleLoader {
     return { call: "cuLibraryGetKernel", status, log: loading.said }
   }
 
-  /** Unloads a library, if that waits for nothing; else as soon as it does. */
+  /** Unloads a library now if that does not block, and otherwise later. */
   unload(library: CUlibrary): number {
     if (this.#isIdle()) return this.#library.calls.cuLibraryUnload(library)
     this.#retire(library)
@@ -138,7 +138,7 @@ export class ModuleLoader {
     this.#timer ??= setTimeout(this.#unloadSome, delay).unref()
   }
 
-  /** Unloads one library, if no device has work, and comes back for the next. */
+  /** Unloads one library if no device has work, and schedules the next. */
   readonly #unloadSome = (): void => {
     this.#timer = undefined
     const isIdle = this.#isIdle()
@@ -152,7 +152,7 @@ export class ModuleLoader {
     this.#warn("cuLibraryUnload", this.#library.calls.cuLibraryUnload(library), library)
   }
 
-  /** Waits for the loads in progress and unloads what is left; after the last work has ended. */
+  /** Waits for the loads in progress, and unloads the remaining libraries. Call after all work has ended. */
   readonly close: Effect.Effect<void> = Effect.callback((resume) => {
     this.#onQuiet = () => {
       clearTimeout(this.#timer)
@@ -163,7 +163,7 @@ export class ModuleLoader {
   })
 }
 
-/** A copy of an image that nobody changes, with the NUL character that PTX ends with; other images know their length. */
+/** A private copy of an image, followed by the NUL character that must end PTX. Other images contain their length. */
 const withEnd = (image: Uint8Array): Uint8Array => {
   const copy = new Uint8Array(image.byteLength + 1)
   copy.set(image)

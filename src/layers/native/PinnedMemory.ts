@@ -1,14 +1,17 @@
 /**
- * Pinned host memory that neither comes nor goes at the cost of the event loop.
+ * Pinned host memory, allocated and released without blocking the event loop.
  *
- * The driver holds its context's lock while it pins or unpins, and unpinning waits for a device that is busy, so a call on
- * any other thread would still stop the JS thread at its next driver call. Blocks are therefore pages of the system that are
- * touched on a pool thread and then pinned in short segments with turns of the event loop between them; released
- * blocks are kept for reuse; and kept blocks are unpinned segment by segment, while no device has work.
+ * The driver holds its context lock while it pins or unpins, and unpinning also waits for a busy device. Making these calls
+ * on another thread would not help: the next driver call of the JS thread would wait for the lock. Instead:
  *
- * JavaScript sees a block through an ArrayBuffer that is detached at its release, so that no view dangles. The pages belong to
- * nobody's heap: those of a worker that ends before its runtime is released stay where they are, and pinned, while a device may
- * still use them. A worker that is terminated has no last word, so its pages stay until the process ends.
+ * - A new block is mapped, its pages are touched on a pool thread, and it is pinned in segments, with a turn of the event
+ *   loop after each.
+ * - A released block is kept for reuse.
+ * - Kept blocks beyond the limit are unpinned segment by segment, while no device has work.
+ *
+ * JavaScript accesses a block through an `ArrayBuffer`, which is detached at release, so no view dangles. The pages are
+ * outside every heap. If a worker ends before its runtime is released, they stay mapped and pinned as long as a device may
+ * use them. A terminated worker runs no cleanup, so its pages stay until the process ends.
  */
 import * as Effect from "effect/Effect"
 import { isMainThread } from "node:worker_threads"
@@ -23,36 +26,36 @@ import { guarded, movable, moved } from "../shared/buffers.ts"
 import type { DriverFailure } from "../shared/waits.ts"
 import type { Warn } from "./Device.ts"
 
-/** The most the driver pins at a time: about a millisecond of work. A copy is enqueued in pieces of a segment at most. */
+/** Bytes pinned per call, which takes about a millisecond. A copy that crosses segments is enqueued in pieces. */
 export const segmentSize = 16 * 1024 * 1024
 
 const pageSize = 4096
-/** Copies of memory in large pages are some percent faster; blocks of this size and more start at one. */
+/** Copies from large pages are a few percent faster, so blocks of at least this size are aligned to one. */
 const largePageSize = 2 * 1024 * 1024
 const smallestBlock = 64 * 1024
 const trimDelay = 50
 
-/** How much pinned memory there may be, in bytes. */
+/** Limits on pinned memory, in bytes. */
 export interface PinnedPolicy {
-  /** Pinned at most, in use and kept. */
+  /** In use and kept together. */
   readonly maxBytes: number
-  /** Kept at most for reuse. */
+  /** Kept for reuse. */
   readonly keepBytes: number
 }
 
-/** Pages of the system, pinned from the first to the last. */
+/** A contiguous range of pages, pinned from the start. */
 export class Block {
   readonly address: HostPointer
   readonly size: number
-  /** All of the block, for JavaScript. Empty once the program transferred it. */
+  /** The whole block, for JavaScript. Empty once the program has transferred it. */
   buffer: ArrayBuffer
-  /** How many bytes are pinned, from the first on. */
+  /** The number of bytes pinned so far, from the start. */
   pinned = 0
-  /** A pool thread writes to it. */
+  /** True while a pool thread writes to it. */
   isTouched = false
-  /** The driver would not unpin it. */
+  /** True if unpinning failed. */
   isStuck = false
-  /** The pages to give back, which include those before the block. */
+  /** The mapping to free, which may begin before the block. */
   readonly mapping: Mapping
 
   constructor(mapping: Mapping, address: HostPointer, size: number, buffer: ArrayBuffer) {
@@ -62,12 +65,12 @@ export class Block {
     this.buffer = buffer
   }
 
-  /** Whether the program transferred the buffer, so that somebody may see the memory for ever. */
+  /** True if the program has transferred the buffer, so that something may access the memory indefinitely. */
   get isGivenAway(): boolean {
     return this.buffer.byteLength === 0
   }
 
-  /** Takes the memory from every view of it. */
+  /** Detaches every view of the memory. */
   detach(): void {
     if (!this.isGivenAway) this.buffer = moved(this.buffer)
   }
@@ -78,7 +81,7 @@ interface Mapping {
   readonly byteLength: number
 }
 
-/** What the runtimes of a worker have pinned, for its end. */
+/** The pinned memory of this worker's runtimes, to clean up when the worker exits. */
 const ofWorker = new Set<PinnedMemory>()
 const abandonAll = () => {
   for (const pinned of ofWorker) pinned.abandon()
@@ -87,10 +90,10 @@ const abandonAll = () => {
 export class PinnedMemory {
   readonly #library: DriverLibrary
   readonly #policy: PinnedPolicy
-  /** Runs a call with a context current, and says how it failed. */
+  /** Makes a call with a context current, and returns its failure if it failed. */
   readonly #inContext: (name: string, call: () => number) => DriverFailure | undefined
   readonly #warn: Warn
-  /** True when no work of this runtime is on a device, so that unpinning has nothing to wait for. */
+  /** True if no device has work of this runtime, so that unpinning does not block. */
   readonly #isIdle: () => boolean
   readonly #blocks = new Set<Block>()
   readonly #retired: Array<Block> = []
@@ -117,8 +120,8 @@ export class PinnedMemory {
   }
 
   /**
-   * A block of at least this many bytes; its contents are whatever was there. A block that was kept hides that the contexts are lost:
-   * `mayReuse` is false then.
+   * Takes or allocates a block of at least this size, with undefined contents. `mayReuse` is false once the contexts are lost,
+   * because reusing a block would hide that.
    */
   take(byteLength: number, mayReuse: boolean): Effect.Effect<Block, DriverFailure> {
     return Effect.suspend(() => {
@@ -130,7 +133,7 @@ export class PinnedMemory {
     })
   }
 
-  /** Keeps a block that nothing uses any more, unless the program gave it away: somebody may see that for ever. */
+  /** Keeps an unused block for reuse, unless the program has transferred it and may still access it. */
   give(block: Block): void {
     if (block.isGivenAway) return this.#retire(block)
     const same = this.#kept.get(block.size)
@@ -140,7 +143,7 @@ export class PinnedMemory {
     if (this.#keptBytes > this.#policy.keepBytes) this.#scheduleTrim(trimDelay)
   }
 
-  /** Unpins everything that is kept; after the last work has ended. */
+  /** Unpins all kept blocks. Call after all work has ended. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     clearTimeout(this.#trim)
     for (const block of [...this.#kept.values()].flat()) this.#retired.push(block)
@@ -154,8 +157,8 @@ export class PinnedMemory {
   })
 
   /**
-   * Gives back what it can while its worker ends, if no device has work that may use it and that would be waited for. There are
-   * no turns of the event loop any more.
+   * Unpins and frees as many blocks as possible while the worker exits, if no device has work. Synchronous, because the event loop
+   * has stopped.
    */
   abandon(): void {
     if (!this.#isIdle()) return
@@ -184,7 +187,7 @@ export class PinnedMemory {
     return Effect.as(Effect.onError(each, () => Effect.sync(() => this.#retire(block))), block)
   }
 
-  /** Pages that begin where large ones do, if there may be some. */
+  /** Maps pages for a block, aligned to large pages if it is large enough. */
   #map(size: number): Block | undefined {
     const { pages } = this.#library
     if (pages === undefined || size > mostViewBytes) return undefined
@@ -203,7 +206,7 @@ export class PinnedMemory {
     }
   }
 
-  /** Gives the pages back, unless somebody may see them, or the driver take others at the same address for them. */
+  /** Unmaps the pages, unless JavaScript may still access them or they are still pinned. */
   #letGo(block: Block): void {
     this.#blocks.delete(block)
     const { address, byteLength } = block.mapping
@@ -225,7 +228,7 @@ export class PinnedMemory {
     })
   }
 
-  /** Has the system provide the pages, on a pool thread; without that the driver does, more slowly. */
+  /** Makes the system provide the pages, on a pool thread. Otherwise the driver does that while it pins, more slowly. */
   #touch(block: Block, offset: number, byteLength: number): Effect.Effect<void> {
     const { memset } = this.#library
     if (memset === undefined) return nextTurn
@@ -238,7 +241,7 @@ export class PinnedMemory {
     })
   }
 
-  /** Unpins kept blocks until a new one fits under the limit. */
+  /** Reuses a larger kept block, or unpins kept blocks until a new one fits under the limit. */
   #makeRoom(size: number): Effect.Effect<Block, DriverFailure> {
     const larger = [...this.#kept].filter(([kept, blocks]) => kept > size && blocks.length > 0).map(([kept]) => kept)
     if (larger.length > 0) return this.take(Math.min(...larger), true)
@@ -248,7 +251,7 @@ export class PinnedMemory {
     return Effect.andThen(nextTurn, Effect.suspend(() => this.#pin(size)))
   }
 
-  /** Has a block unpinned, from its end, as soon as that waits for nothing. */
+  /** Schedules a block to be unpinned, from its end, when that does not block. */
   #retire(block: Block): void {
     this.#retired.push(block)
     this.#scheduleTrim(0)
@@ -258,7 +261,7 @@ export class PinnedMemory {
     this.#trim ??= setTimeout(this.#trimSome, delay).unref()
   }
 
-  /** Unpins one segment, if no device has work, and comes back for the next. */
+  /** Unpins one segment if no device has work, and schedules the next. */
   readonly #trimSome = (): void => {
     this.#trim = undefined
     const idle = this.#isIdle()
@@ -296,7 +299,7 @@ export class PinnedMemory {
   }
 }
 
-/** The limit, or what the system has; no call of the driver said so. */
+/** Beyond the limit, or out of memory on the host. Not the status of a driver call. */
 const noMemory: DriverFailure = { call: "", status: statuses.OutOfMemory.code }
 
 const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
@@ -304,7 +307,7 @@ const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
   return Effect.sync(() => clearImmediate(immediate))
 })
 
-/** Sizes come in steps of an eighth of a power of two, so that blocks fit again at the cost of 12.5 % at most. */
+/** Rounds up in steps of an eighth of a power of two, so that blocks can be reused. Wastes at most 12.5 %. */
 const blockSize = (byteLength: number): number => {
   if (byteLength <= smallestBlock) return smallestBlock
   const step = Math.max(pageSize, 2 ** (Math.ceil(Math.log2(byteLength)) - 4))

@@ -28,7 +28,7 @@ const unfinishedAfter = 3_600_000
 /** Prune once per this many writes. */
 const writesPerPrune = 16
 
-/** In bytes. Larger files are neither written nor read: no compiler's output comes near. */
+/** In bytes. Larger files are neither written nor read. Compiler output is far smaller. */
 const largestFile = 256 * 1024 ** 2
 
 /** Does not follow a link, and does not wait for the other end of a FIFO. Windows has neither flag. */
@@ -38,7 +38,7 @@ const newLine = 10
 
 /**
  * The cache folder of the platform and user. Relative paths in the environment are ignored, as the XDG specification
- * demands: they would name a different folder, perhaps someone else's, after each change of directory.
+ * requires: after a change of directory they would name a different folder, perhaps another user's.
  */
 export const cacheFolder = (
   environment: Readonly<Record<string, string | undefined>>,
@@ -139,7 +139,7 @@ export class ProgramCache {
   }
 }
 
-/** Of a folder with other things in it, only plain files are the cache's. */
+/** The folder may contain other entries; only plain files belong to the cache. */
 const describe = async (path: string) => {
   try {
     const stats = await lstat(path)
@@ -184,7 +184,7 @@ const readBytes = async (file: FileHandle, size: number): Promise<Buffer> => {
 /** Writable for the group or for everyone. */
 const writableForOthers = 0o022
 
-/** Windows has no such owners and modes: there, the folder's access list protects it. */
+/** Windows has no owners and modes of this kind. There, the access control list protects the folder. */
 const checkPrivate = ({ mode, uid }: Stats, what: string): void => {
   const own = process.geteuid?.()
   if (own === undefined) return

@@ -1,16 +1,16 @@
 /**
- * Lets a thread of the driver wake the event loop, with no thread and no CPU of ours.
+ * Lets the driver's threads wake the event loop, without a thread or polling.
  *
- * The driver's host function is the C library's own `fflush`, so no code of ours runs on the driver's thread. Its stream is
- * the writing end of a pipe, with one byte always buffered; Node.js reads the other end, and knows by itself when a thread
- * that is on its way out can be told nothing more. (A libuv handle of ours on the loop aborts the process when a worker
- * thread ends with it open.) The stream lives as long as the process, so a host function may come at any time, also after
- * the thread that waited is gone; of a worker that is terminated its descriptor does too.
+ * The host function given to the driver is the C library's `fflush`, so no JavaScript and no native code of this library
+ * runs on the driver's threads. It flushes a C stream over the write end of a pipe, which always has one byte buffered.
+ * Node.js reads the other end, and closes it safely when a worker ends. (A raw libuv handle that is still open when a worker
+ * ends would abort the process.) The C stream is never freed, so a host function may run at any time, even after the
+ * thread that waited has ended. The write descriptor is closed when a worker exits, but not when it is terminated.
  *
- * No wake-up is lost: the byte that was read is replaced before anyone looks what has ended, so a host function either
- * finds a byte to send, or ran early enough to be seen.
+ * No wake-up is lost: the byte is replaced before the waits are checked. A host function that finds no byte to send ran
+ * before that, so the check sees the work it reports.
  *
- * There is one waker per thread. It keeps no process alive.
+ * There is one waker per thread. It does not keep the process alive.
  */
 import type Koffi from "koffi"
 import { Socket } from "node:net"
@@ -18,14 +18,14 @@ import { isMainThread } from "node:worker_threads"
 import type { CUhostFn, HostPointer } from "../../cuda/handles.ts"
 
 export interface Waker {
-  /** The address of `fflush`, and of the stream to flush: what `cuLaunchHostFunc` is given. */
+  /** The arguments of `cuLaunchHostFunc`: the address of `fflush`, and the C stream to flush. */
   readonly send: CUhostFn
   readonly handle: HostPointer
-  /** Has a function called on every wake-up, until the returned one is. Wake-ups that come together are one. */
+  /** Calls a function on every wake-up until the returned function is called. Concurrent wake-ups may be merged into one. */
   readonly subscribe: (onWake: () => void) => () => void
 }
 
-/** The waker of this thread, or undefined on a platform without one: then waits use timers. */
+/** The waker of this thread; undefined on platforms without one, where waits use timers. */
 export const wakerOfThread = (): Promise<Waker | undefined> => opened ??= open()
 
 let opened: Promise<Waker | undefined> | undefined
@@ -38,7 +38,7 @@ const open = async (): Promise<Waker | undefined> => {
   }
 }
 
-/** `O_CLOEXEC | O_NONBLOCK` of Linux: not inherited by other programs, and never a reason to wait. */
+/** `O_CLOEXEC | O_NONBLOCK` on Linux: not inherited by child processes, and never blocks. */
 const pipeFlags = 0o2000000 | 0o4000
 
 const make = (koffi: typeof Koffi): Waker | undefined => {
@@ -51,8 +51,8 @@ const make = (koffi: typeof Koffi): Waker | undefined => {
   const flush = c.func("fflush", "int", ["uintptr_t"])
   const close = c.func("close", "int", ["int"])
   put(0, stream)
-  // With its byte sent, the stream has nothing left to flush whoever may still ask, so its descriptor can go. What this calls is
-  // bound before: koffi ends the process when it binds while the thread is being terminated.
+  // Once its byte is sent, later flushes of the stream do nothing, so the descriptor can be closed. The functions are bound in advance,
+  // because koffi crashes the process if it binds one while the thread is being terminated.
   const retire = () => {
     flush(stream)
     close(ends[1])

@@ -1,5 +1,5 @@
 /**
- * Parses the compiler's log into diagnostics. Takes time linear in the log and the sources, however the log looks.
+ * Parses the compiler's log into diagnostics. Takes time linear in the size of the log and the sources, whatever the log contains.
  */
 import type { Diagnostic } from "../../CudaError.ts"
 
@@ -11,7 +11,7 @@ const kind = String.raw`((?:catastrophic |fatal |internal )?error|warning|remark
 /** `kernels.cu(12): error #20: …`, possibly with a column, or `kernels.cu:12:5: error: …`. */
 const placed = new RegExp(String.raw`^${place}\s*: ${kind}\s*: (.*)$`)
 
-/** `nvrtc: error: …`, `ptxas fatal   : …`: messages without a place. */
+/** `nvrtc: error: …`, `ptxas fatal   : …`: messages without a source location. */
 const tool = /^(?:nvrtc|ptxas|nvlink|libnvvm)/i
 
 const severityBefore = /(?:error|fatal|warning)$/i

@@ -23,7 +23,7 @@ export class NativeMemory implements MemoryBackend {
   readonly #driver: Driver
   readonly #streams: NativeStreams
   readonly #releases: Releases
-  /** Set by the backend, because it depends on idle detection, which depends on this. */
+  /** Set by the backend after construction, because `ManagedMemory` depends on idle detection, which depends on this part. */
   managed: ManagedMemory | undefined
   readonly #out = new Out<CUdeviceptr>()
 

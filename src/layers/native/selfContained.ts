@@ -8,10 +8,10 @@
 import { isFileOption } from "../../cuda/nvrtc.ts"
 import type { Job } from "./nvrtcProgram.ts"
 
-/** Macros and directives whose result depends on files or on the time, wherever the word stands. */
+/** Macros and directives whose result depends on files or on the time, anywhere in the source. */
 const volatile = /\b(?:__has_include|__has_include_next|__has_embed|__TIME__|__DATE__|__TIMESTAMP__)\b/
 
-/** Text of which compilers disagree about whether the next line continues the line. */
+/** Text after which compilers disagree on whether the next line continues the current one. */
 const ambiguousSplice = /\?\?\/|\\[^\S\n]+\n/
 
 const directive = /include_next\b|include\b|import\b|embed\b/g

@@ -24,7 +24,7 @@ export const nativeStream = (stream: StreamResource): NativeStream => stream as 
 export const laneOf = (stream: NativeStream): Lane =>
   stream.lane ??= new Lane(stream.deviceIndex, stream.origin !== "foreign")
 
-/** The policy of a wait, where it overrides the runtime's. */
+/** The parts of a wait's policy that override the runtime's. */
 export const policyOf = (options: WaitOptions, blocking: boolean): Partial<WaitPolicy> => ({
   ...(options.pollFor === undefined ? undefined : { pollFor: Duration.toMillis(options.pollFor) }),
   ...(blocking ? { pollFor: 0 } : undefined),

@@ -18,7 +18,7 @@ export interface MemoryAccess {
   readonly stream: StreamRef
   readonly reads: ReadonlyArray<MemoryRange>
   readonly writes: ReadonlyArray<MemoryRange>
-  /** The access that encloses this one. This one may begin while it is open, whatever memory the two use. */
+  /** The enclosing access, if any. This access may begin while that one is open, whatever memory the two use. */
   readonly outer: MemoryAccess | undefined
 }
 

@@ -69,6 +69,6 @@ export interface DeviceOperations {
     peer: number,
     attribute: PeerAttribute
   ) => Effect.Effect<number, CudaError>
-  /** Waits for the work on every stream of the device that this runtime created or was given. */
+  /** Waits for the work on the streams of the device that this runtime created, and on the default streams it was asked for. */
   readonly deviceSynchronize: (deviceIndex: number) => Effect.Effect<void, CudaError>
 }

@@ -71,7 +71,7 @@ export type KernelArgument<Kind extends ParameterKind = ParameterKind> = Kind ex
   : never
 
 /**
- * The argument type of a number or boolean. 64-bit integers are a `bigint` or a whole number.
+ * The argument type of a number or boolean. For a 64-bit integer: a `bigint`, or an integer `number`.
  *
  * @category models
  * @since 0.1.0
@@ -107,15 +107,15 @@ export interface LaunchConfig {
   readonly grid: Dimensions
   /** Size of each block, in threads. */
   readonly block: Dimensions
-  /** Bytes of dynamic shared memory per block. Default 0. */
+  /** Bytes of dynamic shared memory per block. Default: 0. */
   readonly sharedBytes?: number | undefined
   /** Size of each cluster, in blocks. Default: no clusters. */
   readonly cluster?: Dimensions | undefined
-  /** Whether all blocks run at the same time, so that they can synchronize with each other. Default false. */
+  /** Whether all blocks run at the same time, so that they can synchronize with each other. Default: false. */
   readonly cooperative?: boolean | undefined
   /**
    * Whether the kernel may begin before the preceding kernel on its stream has ended (programmatic dependent launch).
-   * The kernel then synchronizes with it in device code. Default false.
+   * The kernel then synchronizes with it in device code. Default: false.
    */
   readonly programmatic?: boolean | undefined
 }

@@ -65,7 +65,7 @@ export interface MemoryRange {
  * @since 0.1.0
  */
 export interface MemoryOptions {
-  /** Whether uses on different streams are ordered automatically. Default false. */
+  /** Whether uses on different streams are ordered automatically. Default: false. */
   readonly ordered?: boolean | undefined
 }
 

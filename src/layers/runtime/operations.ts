@@ -301,8 +301,8 @@ export class WrongHandle {
 }
 
 /**
- * Makes a runtime that refuses every operation, which stands in for the runtime of a value that is not a handle. Its
- * identity is the wrong handle.
+ * Makes a runtime that refuses every operation, as a stand-in for the runtime of a value that is not a handle. Its
+ * identity is that value, as a `WrongHandle`.
  *
  * @internal
  */

@@ -11,8 +11,8 @@ import type { EventRef } from "./events.ts"
 import type { ResourceState } from "./resources.ts"
 
 /**
- * A `CUstream` as a number. 1 is the legacy default stream, and 2 the per-thread default stream. No handle means
- * "none".
+ * A `CUstream` as a number. 1 is the legacy default stream, and 2 the per-thread default stream. No value
+ * stands for the absence of a stream.
  *
  * @category models
  * @since 0.1.0
@@ -74,7 +74,7 @@ export interface StreamRef {
   readonly priority: number
   /** False if the stream synchronizes with the legacy default stream. */
   readonly nonBlocking: boolean
-  /** Whether the runtime destroys the stream: `owned`, or not. */
+  /** Who created the stream. The runtime destroys only `owned` streams. */
   readonly origin: "owned" | "default" | "foreign"
   readonly state: ResourceState
 }

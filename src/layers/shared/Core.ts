@@ -44,7 +44,7 @@ export class Core {
   /** Held while memory is being pinned, which spans many turns of the event loop. */
   readonly pinning = Semaphore.makeUnsafe(mostPins)
   closed = false
-  /** True from the moment the outstanding waits were abandoned: the backend is being closed and watches nothing more. */
+  /** True once the pending waits have been failed: the backend is closing, and no wait may begin. */
   ended = false
   readonly #opened: Array<boolean>
   readonly #opening: ReadonlyArray<Semaphore.Semaphore>
@@ -137,8 +137,8 @@ export class Core {
   )
 
   /**
-   * Suspends the fiber until the watch ends. Interruption cancels the watch. The fiber may yield before the watch begins, and what it
-   * waits for may be released in between, so `refuseGone` checks again.
+   * Suspends the fiber until the watch ends. Interruption cancels the watch. The fiber may yield before the watch begins, and the
+   * resource may be released meanwhile, so `refuseGone` checks again.
    */
   wait(
     operation: string,

@@ -115,7 +115,14 @@ const begin = (
 ): Effect.Effect<void, CudaError> => {
   const refused = refuseAccess(core, access)
   if (refused !== undefined) return refused
-  if (accesses.has(access)) return refuseDescribed(accessOperation, "access", "one that has already begun", "a new one")
+  if (accesses.has(access)) {
+    return refuseDescribed(
+      accessOperation,
+      "access",
+      "an access that has already begun",
+      "an access that has not begun"
+    )
+  }
   const stream = ownStream(access.stream)
   const parts = partsOf(access.reads, access.writes)
   const own = new Access(trackOf(core, stream), parts, openOf(accesses, access.outer))

@@ -58,7 +58,7 @@ export class Arguments {
   }
 
   /**
-   * Writes the arguments of a launch on a device. Returns false if one does not match its parameter; `explain` tells
+   * Writes the arguments of a launch on a device. Returns false if one does not match its parameter; `explain` says
    * which.
    */
   pack(values: ReadonlyArray<unknown>, deviceIndex: number): boolean {

@@ -285,7 +285,7 @@ const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 
   if (width === undefined) return refuseArgument(operation, "bits", bits, "8, 16 or 32")
   const { bytes, limit } = width
   if (!Number.isInteger(value) || value < 0 || value >= limit) {
-    return refuseArgument(operation, "value", value, `a whole number from 0 to ${limit - 1}`)
+    return refuseArgument(operation, "value", value, `an integer from 0 to ${limit - 1}`)
   }
   if (range.offset % bytes !== 0) {
     return refuseArgument(operation, "destination.offset", range.offset, `a multiple of ${bytes}`)

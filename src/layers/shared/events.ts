@@ -118,7 +118,7 @@ const adopt = (core: Core, operation: string, deviceIndex: number, status: numbe
 }
 
 /**
- * Asks the driver first, which usually returns a time. Its status does not distinguish the possible failures, so they
+ * Calls the driver first, which usually returns a time. Its status does not distinguish the possible failures, so they
  * are told apart afterwards, in this order.
  */
 const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effect.Effect<number, CudaError> => {

@@ -172,16 +172,16 @@ const refuseValue = (
   { limits, staticShared }: CodeOnDevice
 ) => {
   if (!Number.isInteger(value) || Math.abs(value) > 0x7fff_ffff) {
-    return refuseArgument(operation, "value", value, "a whole number that fits in 32 bits")
+    return refuseArgument(operation, "value", value, "an integer that fits in 32 bits")
   }
   if (attribute !== "maxDynamicSharedSizeBytes") return undefined
   const most = limits.sharedBytes - staticShared
   return value >= 0 && value <= most
     ? undefined
-    : refuseArgument(operation, "value", value, `a whole number from 0 to ${most}`)
+    : refuseArgument(operation, "value", value, `an integer from 0 to ${most}`)
 }
 
-/** Which memory kernels can access on this runtime. Each device is asked once. */
+/** Which memory kernels can access on this runtime. Queries each device once. */
 const makeReach = ({ backend }: Core): Reach => {
   const known: Array<boolean | undefined> = []
   return {

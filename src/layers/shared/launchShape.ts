@@ -134,7 +134,7 @@ const refuseSizes = (
     const size = sizes[index]!
     const most = limits[index]!
     if (!isSize(size, most)) {
-      return refuseArgument(operation, `${name}.${axis}`, size, `a whole number from 1 to ${most}`)
+      return refuseArgument(operation, `${name}.${axis}`, size, `an integer from 1 to ${most}`)
     }
   }
   return undefined
@@ -149,7 +149,7 @@ const refuseShared = (operation: string, { sharedBytes }: LaunchShape, { limits,
   const most = limits.sharedBytes - staticShared
   if (Number.isInteger(sharedBytes) && sharedBytes >= 0 && sharedBytes <= most) return undefined
   const own = staticShared === 0 ? "" : ` in addition to the kernel's ${inBytes(staticShared)} of static shared memory`
-  return refuseArgument(operation, "sharedBytes", sharedBytes, `a whole number from 0 to ${most}${own}`)
+  return refuseArgument(operation, "sharedBytes", sharedBytes, `an integer from 0 to ${most}${own}`)
 }
 
 const refuseCluster = (operation: string, shape: LaunchShape, { limits }: CodeOnDevice) => {

@@ -134,7 +134,7 @@ const advise = (
 ): Effect.Effect<void, CudaError> => {
   const operation = "CudaMemory.advise"
   if (!Object.hasOwn(memoryAdvice, advice)) {
-    return refuseArgument(operation, "advice", advice, "the name of an advice")
+    return refuseArgument(operation, "advice", advice, "the name of a kind of advice")
   }
   const refused = refuse(core, operation, range, location)
   if (refused !== undefined) return refused

@@ -205,4 +205,4 @@ const poolsOf = (core: Core, deviceIndex: number): ReadonlyArray<MemoryPoolResou
 export const refuseByteLength = (operation: string, byteLength: number): Refusal =>
   Number.isSafeInteger(byteLength) && byteLength > 0
     ? undefined
-    : refuseArgument(operation, "byteLength", byteLength, "a positive whole number of bytes below 2^53")
+    : refuseArgument(operation, "byteLength", byteLength, "a positive integer below 2^53")

@@ -102,7 +102,7 @@ const bestBlock = (
       occupancyOperation,
       "maxThreads",
       maxThreads,
-      "a whole number, or 0 for no limit"
+      "a non-negative integer, where 0 means no limit"
     )
   }
   const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, deviceIndex)

@@ -1,5 +1,5 @@
 /**
- * Effects that make one driver call, for frequent operations.
+ * Effects that make a single driver call, for frequent operations.
  *
  * Such an effect is an object that holds the arguments of the call. Evaluating it costs about half as much as
  * `Effect.suspend` with a closure.

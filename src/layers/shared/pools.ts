@@ -91,11 +91,11 @@ const create = (core: Core, operation: string, deviceIndex: number, options: Mem
   return Effect.succeed(pool)
 }
 
-/** `Infinity` stands for a number that no device reaches. */
+/** Refuses anything but a non-negative integer or `Infinity`, which means no limit. */
 const refuseBytes = (operation: string, argument: string, bytes: number): Refusal =>
   (Number.isSafeInteger(bytes) && bytes >= 0) || bytes === Number.POSITIVE_INFINITY
     ? undefined
-    : refuseArgument(operation, argument, bytes, "a whole number of bytes from 0, or Infinity")
+    : refuseArgument(operation, argument, bytes, "a non-negative integer, or Infinity")
 
 const destroy = (core: Core, operation: string, pool: MemoryPoolResource): Effect.Effect<void, CudaError> => {
   if (pool.owner !== core.backend) return refuseResource(operation, core.backend, pool)

@@ -18,7 +18,7 @@ export const nameAt = (name: string, index: number | undefined): string =>
 export const refuseRange = (operation: string, name: string, range: MemoryRange, index?: number): Refusal => {
   const { byteLength, memory, offset } = range
   if (!Number.isSafeInteger(offset) || offset < 0 || offset > memory.byteLength) {
-    const expected = `a whole number from 0 to ${memory.byteLength}, the size of the buffer`
+    const expected = `an integer from 0 to ${memory.byteLength}, the size of the buffer`
     return refuseArgument(operation, nameAt(`${name}.offset`, index), offset, expected)
   }
   const room = memory.byteLength - offset
@@ -26,7 +26,7 @@ export const refuseRange = (operation: string, name: string, range: MemoryRange,
     const size = inBytes(memory.byteLength)
     const expected = Number.isSafeInteger(byteLength) && byteLength > room
       ? `at most ${room}: bytes ${offset} to ${offset + byteLength} do not fit in a buffer of ${size}`
-      : `a whole number from 0 to ${room}, for a range at offset ${offset} of a buffer of ${size}`
+      : `an integer from 0 to ${room}, for a range at offset ${offset} of a buffer of ${size}`
     return refuseArgument(operation, nameAt(`${name}.byteLength`, index), byteLength, expected)
   }
   return undefined

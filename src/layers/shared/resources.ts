@@ -213,15 +213,15 @@ export type Resource = StreamResource | EventResource | AnyMemoryResource | Memo
 /** A value of the wrong kind that was passed as a handle, past the types. */
 export interface WrongHandle {
   readonly given: unknown
-  /** The usual name of the argument, and what it should be. */
+  /** The usual name of the argument, and the expected value in words. */
   readonly argument: string
   readonly expected: string
 }
 
-/** Owns nothing a program can hold. */
+/** Owns the stand-ins. No runtime has this identity. */
 const nobody: Owner = { kind: "simulated" }
 
-/** Stands in for a handle of the wrong kind. It is unusable everywhere, and refused with the value that was given. */
+/** Makes a stand-in for a handle of the wrong kind. It is unusable everywhere, and refused with the original value. */
 export const wrongHandle = <Kind extends object>(prototype: Kind, wrong: WrongHandle): Kind =>
   Object.assign(Object.create(prototype), { owner: nobody, state: "released", wrong })
 
@@ -231,8 +231,8 @@ export const wrongOf = (resource: object): WrongHandle | undefined =>
 
 /**
  * The resource behind a reference. Every operation asks `unusable` first, which finds released references and those of
- * other runtimes. Anything else becomes a stand-in that `unusable` finds too, so that the driver is never given a
- * foreign pointer.
+ * other runtimes. Any other value becomes a stand-in, which `unusable` finds as well, so the driver never receives a foreign
+ * pointer.
  */
 export const ownStream = (ref: StreamRef): StreamResource => {
   const own = ref as StreamResource | undefined

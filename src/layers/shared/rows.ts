@@ -25,8 +25,8 @@ export const refuseRows = (
   width: number,
   height: number
 ): Refusal => {
-  if (!isCount(width)) return refuseArgument(operation, "size.width", width, "a whole number of bytes from 0")
-  if (!isCount(height)) return refuseArgument(operation, "size.height", height, "a whole number of rows from 0")
+  if (!isCount(width)) return refuseArgument(operation, "size.width", width, "a non-negative integer")
+  if (!isCount(height)) return refuseArgument(operation, "size.height", height, "a non-negative integer")
   return refuseEnd(operation, "destination", to, width, height) ??
     refuseEnd(operation, "source", from, width, height) ?? refuseOverlap(operation, to, from, width, height)
 }
@@ -36,7 +36,7 @@ const isCount = (value: number): boolean => Number.isSafeInteger(value) && value
 const refuseEnd = (operation: string, name: string, rows: MemoryRows, width: number, height: number): Refusal => {
   const { byteLength, pitch } = rows
   if (!Number.isSafeInteger(pitch) || pitch < width || pitch > mostPitch) {
-    const expected = `a whole number from ${width}, the width, to ${mostPitch}`
+    const expected = `an integer from ${width}, the width, to ${mostPitch}`
     return refuseArgument(operation, `${name}.pitch`, pitch, expected)
   }
   const refused = refuseRange(operation, name, rows)

@@ -1,5 +1,5 @@
 /**
- * Waits, as the backend and the shared operations see them. A watch can be cancelled, and reports its end once.
+ * Waits, as shared by the backend and the shared operations. A watch can be cancelled, and reports its end exactly once unless it is.
  */
 import { success } from "../../cuda/status.ts"
 import type { WaitOptions } from "../CudaRuntime.ts"

@@ -1,5 +1,5 @@
 /**
- * The simulated devices as a `Backend`: its parts, put together.
+ * The backend on simulated devices, composed of one part per capability.
  */
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
@@ -25,7 +25,7 @@ import { SimulatedPrograms } from "./programs.ts"
 import { memoryPart, streamPart } from "./resources.ts"
 import { SimulatedStreams } from "./streams.ts"
 
-/** Work that a program enqueues through the control; its duration is in nanoseconds. */
+/** Work enqueued through `SimulatedControl`. The duration is in nanoseconds. */
 export interface EnqueuedWork {
   readonly duration: number
   readonly act?: () => void
@@ -95,12 +95,12 @@ export class SimulatedBackend implements Backend {
     return success
   }
 
-  /** Ends the context of a device, as a fault does; nothing for a device that does not exist. */
+  /** Destroys the context of a device, like a fault. Does nothing for a device that does not exist. */
   endContext(deviceIndex: number, status: number): void {
     if (this.devices.all[deviceIndex] !== undefined) this.driver.lose(deviceIndex, status)
   }
 
-  /** The content of a device buffer; nothing when the process cannot hold it. */
+  /** The contents of a device buffer; undefined if the process has no memory for them. */
   bytesOf(memory: AnyMemoryResource): Uint8Array<ArrayBuffer> | undefined {
     this.driver.now()
     const part = memoryPart(memory)

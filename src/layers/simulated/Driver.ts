@@ -1,6 +1,6 @@
 /**
- * What the parts of the simulated backend share: the devices in virtual time, the call that was made last, and the watches
- * that the pacer ends. Every call of a part begins here, so that virtual time has passed up to now before it answers.
+ * The state shared by the parts of the simulated backend: the devices in virtual time, the last call, and the watches that
+ * the pacer ends. Every call of a part begins here, which first advances virtual time to the present.
  */
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
@@ -18,16 +18,16 @@ import type { ClockedWorld } from "./model/worlds.ts"
 import type { ResolvedOptions } from "./options.ts"
 
 export class SimulatedDriver {
-  /** Whose resources the parts make. */
+  /** The owner of the resources that the parts create. */
   readonly owner: Owner
   readonly options: ResolvedOptions
   readonly model: Model
   readonly pacer: Pacer
   /** The driver call that the last status came from. */
   call = ""
-  /** Why the wait that ended last can never end. */
+  /** Why the last wait that failed with `neverFinishes` can never end. */
   because = ""
-  /** Why the symbol that was looked for last was not found. */
+  /** Why the last symbol lookup failed. */
   missing = ""
   #fault: (Explanation & { readonly status: number }) | undefined
   readonly #world: ClockedWorld
@@ -43,14 +43,14 @@ export class SimulatedDriver {
     this.pacer = new Pacer(this.model, clock, this.#world, context, this.#explain)
   }
 
-  /** Lets virtual time pass up to now, and returns that time in nanoseconds. */
+  /** Advances virtual time to the present, and returns it in nanoseconds. */
   now(): number {
     const { world } = this.#world
     world.advance(this.#world.now())
     return world.now
   }
 
-  /** Begins a call of the driver that touches a device: 0, or the fault that ended the device's context. */
+  /** Begins a driver call on a device. Returns 0, or the fault that destroyed the device's context. */
   begin(call: string, device: Device): number {
     this.call = call
     this.#world.world.advance(this.#world.now())
@@ -61,7 +61,7 @@ export class SimulatedDriver {
     return this.model.devices[ordinal]!
   }
 
-  /** Reports when a record is done. */
+  /** Reports when a record is complete. */
   watch(record: EventRecord, onDone: OnDone): Cancel {
     const watcher = this.model.watchRecord(record, onDone)
     if (watcher === undefined) return noCancel
@@ -72,7 +72,7 @@ export class SimulatedDriver {
     }
   }
 
-  /** Begins a call, and reports when the record that it asks for is done; a fault, or no record, is reported immediately. */
+  /** Begins a call, and reports when its record is complete. Reports immediately after a fault, or if there is no record. */
   watchAfter(call: string, device: Device, onDone: OnDone, recordOf: () => EventRecord | undefined): Cancel {
     const status = this.begin(call, device)
     const record = status === success ? recordOf() : undefined
@@ -81,7 +81,7 @@ export class SimulatedDriver {
     return noCancel
   }
 
-  /** Runs code of the program that a device works with. What it throws ends the contexts, and explains the failures after that. */
+  /** Runs the program's code for a device. If it throws, the error explains the failures after the fault that follows. */
   runCode(what: string, code: () => void): void {
     try {
       code()
@@ -96,7 +96,7 @@ export class SimulatedDriver {
     }
   }
 
-  /** What is known beyond a status that a call just returned. */
+  /** Additional information about the status that a call just returned. */
   explain(status: number): Explanation | undefined {
     if (status === statuses.NotFound.code) return { detail: this.missing }
     if (this.#fault?.status !== status) return undefined
@@ -104,26 +104,26 @@ export class SimulatedDriver {
     return { cause, detail }
   }
 
-  /** Tells those whose wait is over, without waiting for the next turn of the event loop. */
+  /** Ends the waits that are over, without waiting for the next turn of the event loop. */
   settle(): void {
     this.now()
     this.model.tell(this.#explain)
   }
 
-  /** Ends a device's context. */
+  /** Destroys the context of a device. */
   lose(deviceIndex: number, status: number): void {
     this.now()
     this.model.world.lose(this.device(deviceIndex), status)
     this.pacer.arm()
   }
 
-  /** The failure of an asynchronous call that was begun. */
+  /** The failure of the asynchronous call in progress. */
   fail(status: number): Effect.Effect<never, DriverFailure> {
     return Effect.fail({ call: this.call, status })
   }
 }
 
-/** Whatever was thrown, in words. */
+/** Prints any thrown value. */
 const print = (thrown: unknown): string => {
   try {
     return String(thrown)

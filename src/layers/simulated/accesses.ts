@@ -1,5 +1,5 @@
 /**
- * Markers in the work of simulated streams.
+ * Markers on simulated streams.
  */
 import { notReady, success } from "../../cuda/status.ts"
 import type { Marker, MarkerBackend } from "../shared/accesses.ts"
@@ -48,7 +48,7 @@ export class SimulatedMarkers implements MarkerBackend {
     return record.done ? success : notReady
   }
 
-  /** A record belongs to nobody. */
+  /** Records need no release. */
   release(): void {}
 
   watch(marker: Marker, onDone: OnDone): Cancel {
@@ -57,5 +57,5 @@ export class SimulatedMarkers implements MarkerBackend {
   }
 }
 
-/** Every marker of a simulated runtime is one of these. */
+/** Narrows a marker. All markers of a simulated runtime are simulated. */
 const recordOf = (marker: Marker): EventRecord => (marker as SimulatedMarker).record

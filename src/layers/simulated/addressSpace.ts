@@ -1,5 +1,5 @@
 /**
- * Every buffer of a simulated runtime by its address, for pointers that a program computes.
+ * The buffers of a simulated runtime by address, to resolve pointers that a program computes.
  */
 import type { AnyMemoryResource } from "../shared/resources.ts"
 import { Pointer } from "./pointers.ts"
@@ -16,7 +16,7 @@ export class AddressSpace {
     this.#memories.delete(memory)
   }
 
-  /** A pointer from an address to the end of the buffer that it is in. */
+  /** A pointer from an address to the end of the buffer that contains it. */
   at(address: number, origin: string): Pointer {
     for (const memory of this.#memories) {
       const offset = address - memory.address

@@ -1,5 +1,5 @@
 /**
- * How tests steer simulated devices: the implementation of `SimulatedControl`.
+ * The implementation of `SimulatedControl`, with which tests control simulated devices.
  */
 import * as Effect from "effect/Effect"
 import { statuses, success } from "../../cuda/status.ts"
@@ -46,13 +46,13 @@ const launch = (
     const stream = ownStream(ref)
     if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
     const duration = nanoseconds(work.duration)
-    if (duration === undefined) return refuseArgument(operation, "duration", work.duration, "a duration from 0")
+    if (duration === undefined) return refuseArgument(operation, "duration", work.duration, "a non-negative duration")
     if (work.fault !== undefined && !isSticky(work.fault)) {
       return refuseArgument(
         operation,
         "fault",
         work.fault,
-        "a status that ends the context, for example IllegalAddress"
+        "the tag of a sticky status, for example IllegalAddress"
       )
     }
     const status = backend.launch(stream, {
@@ -72,7 +72,7 @@ const lose = (backend: SimulatedBackend, deviceIndex: number, status: StatusTag)
     if (all[deviceIndex] === undefined) {
       return refuseArgument(operation, "device", deviceIndex, `a device index from 0 to ${all.length - 1}`)
     }
-    if (!isSticky(status)) return refuseArgument(operation, "status", status, "a status that ends the context")
+    if (!isSticky(status)) return refuseArgument(operation, "status", status, "the tag of a sticky status")
     backend.endContext(deviceIndex, statuses[status].code)
     return Effect.void
   })

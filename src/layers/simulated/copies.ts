@@ -39,7 +39,7 @@ export class SimulatedCopies implements CopyBackend {
     return success
   }
 
-  /** One after the other, which is one of the orders that the driver may choose. */
+  /** Copies one after another, one of the orders that the driver may choose. */
   copyBatch(transfers: ReadonlyArray<Transfer>, stream: StreamResource): number {
     for (const transfer of transfers) {
       const status = this.copy(transfer, stream)
@@ -64,7 +64,7 @@ export class SimulatedCopies implements CopyBackend {
     return status
   }
 
-  /** Begins a call that touches memory, which takes memory of the process. */
+  /** Begins a call that uses memory, and allocates the memory of the process behind it. */
   #begin(call: string, device: Device, to: Storage, from: Storage): number {
     const status = this.#driver.begin(call, device) || to.lost || from.lost
     if (status !== success) return status

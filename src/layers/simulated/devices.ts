@@ -1,5 +1,5 @@
 /**
- * Simulated devices: what they answer about themselves.
+ * Simulated devices: properties, attributes and links.
  */
 import * as Effect from "effect/Effect"
 import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
@@ -26,7 +26,7 @@ export class SimulatedDevices implements DeviceBackend {
       const status = this.#driver.begin("cuDevicePrimaryCtxRetain", this.#driver.device(deviceIndex))
       if (status !== success) return this.#driver.fail(status)
       if (this.#driver.options.devices[deviceIndex]!.attributes.memoryPoolsSupported !== 0) return Effect.void
-      // Opening a device makes its pool.
+      // Opening a device creates its pool.
       this.#driver.call = "cuMemPoolCreate"
       return this.#driver.fail(statuses.NotSupported.code)
     })
@@ -36,7 +36,7 @@ export class SimulatedDevices implements DeviceBackend {
     return this.#driver.options.devices[deviceIndex]!.priorityRange
   }
 
-  /** Answered without a context, so a fault does not matter; as on a GPU. */
+  /** Needs no context, so it also works after a fault, as on a GPU. */
   attribute(deviceIndex: number, attribute: DeviceAttribute): number {
     this.#driver.call = "cuDeviceGetAttribute"
     this.value = this.#driver.options.devices[deviceIndex]!.attributes[attribute]
@@ -50,14 +50,14 @@ export class SimulatedDevices implements DeviceBackend {
     return status
   }
 
-  /** Answered without a context, as on a GPU. */
+  /** Needs no context, as on a GPU. */
   canAccessPeer(deviceIndex: number, peer: number): number {
     this.#driver.call = "cuDeviceCanAccessPeer"
     this.value = deviceIndex !== peer && this.#driver.options.peerAccess(deviceIndex, peer) ? 1 : 0
     return success
   }
 
-  /** Answered without a context, as on a GPU. Every link is as good as any other. */
+  /** Needs no context, as on a GPU. All links perform equally. */
   peerAttribute(deviceIndex: number, peer: number, attribute: PeerAttribute): number {
     this.#driver.call = "cuDeviceGetP2PAttribute"
     const isReachable = this.#driver.options.peerAccess(deviceIndex, peer)
@@ -65,7 +65,7 @@ export class SimulatedDevices implements DeviceBackend {
     return success
   }
 
-  /** Loading code takes no time here, and waits for nothing. */
+  /** Always true: here, loading code takes no time and never blocks. */
   isIdle(): boolean {
     return true
   }

@@ -1,10 +1,10 @@
 /**
- * Durations of virtual time, as programs give them.
+ * Durations of virtual time.
  */
 import * as Duration from "effect/Duration"
 import * as Option from "effect/Option"
 
-/** Whole nanoseconds, or infinite; nothing for what is not a duration from 0. */
+/** Whole nanoseconds, or infinity; undefined for anything but a non-negative duration. */
 export const nanoseconds = (input: Duration.Input): number | undefined => {
   const duration = Option.getOrUndefined(Duration.fromInput(input))
   if (duration === undefined || Duration.isNegative(duration)) return undefined

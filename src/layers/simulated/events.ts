@@ -17,7 +17,7 @@ export class SimulatedEvents implements EventBackend {
   created: EventResource | undefined
   milliseconds = 0
   readonly #driver: SimulatedDriver
-  /** The keys of the handles for other processes. */
+  /** The keys of the exported interprocess handles. */
   readonly #exported = new Set<string>()
 
   constructor(driver: SimulatedDriver) {
@@ -79,14 +79,14 @@ export class SimulatedEvents implements EventBackend {
     return success
   }
 
-  /** Opens handles of every other simulated runtime of this process that has the same clock. */
+  /** Opens the handle of any other simulated runtime in this process with the same clock. */
   fromIpcHandle(deviceIndex: number, handle: Uint8Array): number {
     const { model, owner } = this.#driver
     const status = this.#driver.begin("cuIpcOpenEventHandle", this.#driver.device(deviceIndex))
     if (status !== success) return status
     const shared = openEvent(handle)
     if (shared === undefined) return invalidHandle
-    // A process cannot open its own event. Here, each runtime is a process.
+    // A process cannot open its own event. Here, each runtime stands for a process.
     if (shared.owner === owner) return statuses.InvalidContext.code
     if (shared.world !== model.world) return statuses.NotSupported.code
     const flags = eventFlags.disableTiming | eventFlags.interprocess
@@ -101,7 +101,7 @@ export class SimulatedEvents implements EventBackend {
     return this.#driver.watchAfter("cuEventQuery", device, onDone, () => simulatedEvent(event).part.current)
   }
 
-  /** No handle opens anything any more. */
+  /** Invalidates all exported handles. */
   close(): void {
     for (const key of this.#exported) withdrawEvent(key)
     this.#exported.clear()

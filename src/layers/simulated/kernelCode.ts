@@ -1,5 +1,5 @@
 /**
- * Kernels as the simulated driver knows them.
+ * Kernels of simulated devices, with their attributes.
  */
 import { kernelAttributes } from "../../cuda/flags.ts"
 import type { KernelAttribute } from "../../cuda/flags.ts"
@@ -9,7 +9,7 @@ import { KernelCode } from "../shared/moduleResources.ts"
 import type { ModuleResource } from "../shared/moduleResources.ts"
 import type { SimulatedKernel } from "./kernelFunctions.ts"
 
-/** A kernel as the simulated driver knows it. */
+/** A kernel as the simulated driver knows it: its function and its attributes on each device. */
 export class SimulatedCode extends KernelCode {
   readonly kernel: SimulatedKernel
   readonly #set = new Map<string, number>()
@@ -49,5 +49,5 @@ const usualAttributes: { readonly [A in KernelAttribute]: number } = {
   preferredSharedMemoryCarveout: -1
 }
 
-/** Every kernel of a simulated runtime is one of these. */
+/** Narrows a kernel. All kernels of a simulated runtime are simulated. */
 export const simulatedCode = (code: KernelCode): SimulatedCode => code as SimulatedCode

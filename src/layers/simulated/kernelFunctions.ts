@@ -1,6 +1,5 @@
 /**
- * Kernels of simulated devices as TypeScript functions: what they are given, what they cost, and their arguments as they
- * find them.
+ * Kernels of simulated devices as TypeScript functions: their types, their cost, and the decoding of their arguments.
  */
 import type * as Duration from "effect/Duration"
 import type { KernelAttribute } from "../../cuda/flags.ts"
@@ -21,7 +20,7 @@ import { KernelFault, Pointer } from "./pointers.ts"
 import type { SimulatedPointer } from "./pointers.ts"
 import { memoryPart } from "./resources.ts"
 
-/** What a kernel finds in place of a parameter. */
+/** The value that a kernel function receives for a parameter. */
 export type KernelValue<Kind extends ParameterKind = ParameterKind> = Kind extends ScalarKind<infer Name>
   ? ScalarValues[Name]
   : Kind extends PointerKind<infer Nullable> ? SimulatedPointer | (Nullable extends false ? never : null)
@@ -36,20 +35,20 @@ export interface Size {
   readonly z: number
 }
 
-/** A launch of a kernel. */
+/** A launch, as the kernel function sees it. */
 export interface SimulatedLaunch<Parameters extends ReadonlyArray<ParameterKind> = ReadonlyArray<ParameterKind>> {
   readonly args: { readonly [Index in keyof Parameters]: KernelValue<Parameters[Index]> }
   readonly grid: Size
   readonly block: Size
-  /** Blocks of each cluster; 1 without clusters. */
+  /** Blocks per cluster; 1 in each dimension without clusters. */
   readonly cluster: Size
   readonly sharedBytes: number
   readonly deviceIndex: number
-  /** A global variable of the kernel's module; a `NotFound` one is a `LaunchFailed` fault. */
+  /** Gets a global variable of the kernel's module. If there is none, the kernel ends in a `LaunchFailed` fault. */
   readonly global: (name: string) => SimulatedPointer
-  /** Ends the kernel, and as on a device the contexts of the runtime, with a status that does. */
+  /** Ends the kernel in a fault with a sticky status, which destroys the runtime's contexts, as on a GPU. */
   readonly fault: (status: StatusTag) => never
-  /** Ends the kernel with an `Assert` fault unless the condition holds. */
+  /** Ends the kernel in an `Assert` fault unless the condition holds. */
   readonly assert: (condition: boolean) => void
 }
 
@@ -57,34 +56,34 @@ export interface SimulatedLaunch<Parameters extends ReadonlyArray<ParameterKind>
 export interface SimulatedKernel<Parameters extends ReadonlyArray<ParameterKind> = ReadonlyArray<ParameterKind>> {
   readonly parameters: Parameters
   /**
-   * Virtual time that a launch takes; 5 µs by default, infinite for one that hangs. A function that throws, or returns anything
-   * but a duration, makes the launch fail with `LaunchFailed` and ends the contexts.
+   * The virtual time of a launch. Infinite for a kernel that hangs. Default: 5 µs. If a function throws or does not return a
+   * duration, the launch fails with `LaunchFailed` and the contexts are destroyed.
    */
   readonly cost?: Duration.Input | ((launch: SimulatedLaunch) => Duration.Input) | undefined
-  /** Answers that differ from those of a kernel of 1024 threads at most and 32 registers. */
+  /** Attributes that differ from those of a kernel with at most 1024 threads per block and 32 registers. */
   readonly attributes?: { readonly [A in KernelAttribute]?: number } | undefined
   /**
-   * What it does, at its end: for the whole grid at once. When it throws, it ends in a `LaunchFailed` fault, and the failures that
-   * follow have what it threw as their `cause`.
+   * Does the work of the whole grid, when the launch ends. If it throws, the launch ends in a `LaunchFailed` fault, and the
+   * failures that follow have the thrown value as their `cause`.
    */
   run(launch: SimulatedLaunch<Parameters>): void
 }
 
 const usualCost = 5000
 
-/** Nanoseconds that a launch takes. Throws for a cost that is no duration. */
+/** The duration of a launch in nanoseconds. Throws if the cost is not a valid duration. */
 export const costOf = ({ cost }: SimulatedKernel, launch: SimulatedLaunch): number => {
   const nanos = cost === undefined ? usualCost : nanoseconds(typeof cost === "function" ? cost(launch) : cost)
-  if (nanos === undefined) throw new RangeError("expected a duration from 0")
+  if (nanos === undefined) throw new RangeError("expected a non-negative duration")
   return nanos
 }
 
-/** What is at an address that no buffer was given for; `origin` says which argument it is. */
+/** Resolves an address that was passed without a buffer. `origin` names the argument. */
 export type Resolve = (address: number, origin: string) => Pointer
 
 /**
- * The arguments that are packed now, as the kernel is to find them: under the names that the kernel gives the fields of structs, since
- * those of the program mean nothing to it.
+ * Decodes the packed arguments for the kernel function. Struct fields have the names in the kernel's declaration, which may differ
+ * from those in the program.
  */
 export const decodeAll = (
   kinds: ReadonlyArray<ParameterKind>,
@@ -129,7 +128,7 @@ const decodePointer = (
   return address === 0 && nullable ? null : resolve(address, origin)
 }
 
-/** A launch as the kernel is told of it. */
+/** Describes a launch to the kernel function. */
 export const launchOf = (
   args: ReadonlyArray<KernelValue>,
   shape: LaunchShape,

@@ -1,6 +1,5 @@
 /**
- * Kernels of simulated devices: found by name among those that the runtime was told of, and launched as work that runs their
- * functions.
+ * Kernels of simulated devices: looked up by name among the runtime's options, and launched as work that calls their functions.
  */
 import type { KernelAttribute } from "../../cuda/flags.ts"
 import { nullHandle } from "../../cuda/handles.ts"
@@ -95,7 +94,7 @@ export class SimulatedKernels implements KernelBackend {
     return multiprocessorOf(this.#driver.options.devices[deviceIndex]!.attributes)
   }
 
-  /** Kernels find their arguments through the launch itself. */
+  /** Unused: a launch decodes its arguments directly. */
   argumentTable(): HostPointer {
     return nullHandle()
   }
@@ -126,7 +125,7 @@ export class SimulatedKernels implements KernelBackend {
     return success
   }
 
-  /** What a launch costs; nothing when finding that out failed, which ends the contexts as a failure of the kernel does. */
+  /** The cost of a launch in nanoseconds; undefined if computing it failed, which destroys the contexts like a failing kernel. */
   #costOf({ name }: KernelResource, definition: SimulatedKernel, launch: SimulatedLaunch): number | undefined {
     let duration: number | undefined
     try {

@@ -1,5 +1,5 @@
 /**
- * Managed memory of simulated devices: every byte is everywhere, and moving pages takes its time.
+ * Managed memory of simulated devices. The host and all devices share the bytes; prefetching only takes virtual time.
  */
 import { statuses, success } from "../../cuda/status.ts"
 import type { MemoryLocation } from "../CudaRuntime.ts"
@@ -34,7 +34,7 @@ export class SimulatedManaged implements ManagedBackend {
     return success
   }
 
-  /** However much it is, moving it holds no thread. */
+  /** No limit, since prefetching never blocks the thread here. */
   prefetchPiece(): number {
     return Number.POSITIVE_INFINITY
   }
@@ -52,7 +52,7 @@ export class SimulatedManaged implements ManagedBackend {
     return status
   }
 
-  /** Advice changes nothing that a program could see here. */
+  /** Advice has no observable effect here. */
   advise(memory: ManagedMemoryResource): number {
     return this.#driver.begin("cuMemAdvise", this.#driver.device(memory.deviceIndex))
   }

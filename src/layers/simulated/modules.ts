@@ -1,5 +1,5 @@
 /**
- * Modules of a simulated runtime: every image is accepted, and has the global variables that the runtime was told of.
+ * Modules of a simulated runtime. Every image is accepted, and contains the kernels and global variables in the runtime's options.
  */
 import * as Effect from "effect/Effect"
 import { statuses, success } from "../../cuda/status.ts"
@@ -17,7 +17,7 @@ export class SimulatedModules implements ModuleBackend {
   global: DeviceMemoryResource | undefined
   readonly #driver: SimulatedDriver
   readonly #addresses: AddressSpace
-  /** The variables of each module that were asked for, by device and name. */
+  /** The variables created so far for each module, by device and name. */
   readonly #variables = new Map<ModuleResource, Map<string, SimulatedDeviceMemory>>()
 
   constructor(driver: SimulatedDriver, addresses: AddressSpace) {
@@ -60,12 +60,12 @@ export class SimulatedModules implements ModuleBackend {
     return success
   }
 
-  /** Which global variables there are. */
+  /** Lists the global variables, for messages. */
   describeGlobals(): string {
     return describeSymbols("globals", [...this.#driver.options.globals.keys()])
   }
 
-  /** A module's variable on a device, made when it is first asked for; nothing where there is none of that name. */
+  /** A module's variable on a device, created on first use; undefined if the options have no variable of that name. */
   variable(module: ModuleResource, name: string, deviceIndex: number): SimulatedDeviceMemory | undefined {
     const { model, options, owner } = this.#driver
     const key = `${deviceIndex} ${name}`
@@ -81,10 +81,10 @@ export class SimulatedModules implements ModuleBackend {
   }
 }
 
-/** How many names a failure lists. */
+/** Maximum number of names in a message. */
 const mostNames = 20
 
-/** What a simulated device has in place of the symbols of an image, for the failure of one that was not found. */
+/** Lists the symbols of simulated modules, for the failure of a lookup. */
 export const describeSymbols = (option: "kernels" | "globals", names: ReadonlyArray<string>): string => {
   const what = option === "kernels" ? "kernels" : "global variables"
   const more = names.length > mostNames ? ` and ${names.length - mostNames} more` : ""

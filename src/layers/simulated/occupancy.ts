@@ -1,12 +1,12 @@
 /**
- * How many blocks of a kernel a simulated device runs at once.
+ * Occupancy of simulated devices: how many blocks and clusters of a kernel run concurrently.
  */
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { LaunchShape } from "../shared/launchShape.ts"
 import type { SimulatedCode } from "./kernelCode.ts"
 
-/** What a multiprocessor has for blocks. */
+/** The resources of a multiprocessor. */
 export interface Multiprocessor {
   readonly count: number
   readonly threads: number
@@ -16,10 +16,10 @@ export interface Multiprocessor {
   readonly warp: number
 }
 
-/** Shared memory that a block takes besides its own. */
+/** Shared memory that the system reserves per block, in bytes. */
 const reservedShared = 1024
 
-/** How many blocks of a kernel run on a multiprocessor at once. */
+/** How many blocks of a kernel a multiprocessor runs concurrently. */
 export const activeBlocks = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
@@ -38,7 +38,7 @@ export const activeBlocks = (
   ))
 }
 
-/** The largest block of those that keep the most threads busy. */
+/** The largest of the block sizes that keep the most threads busy. */
 export const bestBlock = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
@@ -56,7 +56,7 @@ export const bestBlock = (
   return { block: best.block, minGrid: Math.max(1, best.blocks * multiprocessor.count) }
 }
 
-/** How many clusters of a launch run on a device at once. */
+/** How many clusters of a launch a device runs concurrently. */
 export const activeClusters = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
@@ -67,14 +67,14 @@ export const activeClusters = (
   return Math.floor(blocks * multiprocessor.count / shape.clusterBlocks)
 }
 
-/** The most blocks of a cluster that every device with clusters promises. */
+/** The portable cluster size: the maximum that every device with clusters supports, in blocks. */
 const portableCluster = 8
 
-/** The most blocks of a cluster of a kernel. */
+/** The maximum cluster size of a kernel, in blocks. */
 export const largestCluster = (code: SimulatedCode, deviceIndex: number): number =>
   code.attribute("nonPortableClusterSizeAllowed", deviceIndex) === 0 ? portableCluster : 2 * portableCluster
 
-/** The status of a launch for which a device has too little, though each of its sizes is allowed; 0 for one that it can make. */
+/** The status of a launch whose sizes are valid but exceed the resources of the device; 0 for a launch that fits. */
 export const refuseLaunch = (
   multiprocessor: Multiprocessor,
   code: SimulatedCode,
@@ -90,7 +90,7 @@ export const refuseLaunch = (
   return fits ? success : statuses.CooperativeLaunchTooLarge.code
 }
 
-/** What a device says of its multiprocessors. */
+/** The resources of a device's multiprocessors, from its attributes. */
 export const multiprocessorOf = (attributes: { readonly [A in DeviceAttribute]: number }): Multiprocessor => ({
   count: attributes.multiprocessorCount,
   threads: attributes.maxThreadsPerMultiprocessor,

@@ -1,5 +1,5 @@
 /**
- * The options of a simulated runtime: their defaults, and what is refused.
+ * The options of a simulated runtime: defaults and validation.
  */
 import * as Effect from "effect/Effect"
 import { deviceAttributes } from "../../cuda/flags.ts"
@@ -12,20 +12,20 @@ import { nanoseconds } from "./durations.ts"
 import type { SimulatedKernel } from "./kernelFunctions.ts"
 import type { DeviceTraits } from "./model/parts.ts"
 
-/** The machine as its runtime needs it. */
+/** The options of the machine, with defaults filled in. */
 export interface ResolvedOptions {
   readonly devices: ReadonlyArray<ResolvedDevice>
   readonly driverVersion: number
   readonly peerAccess: (deviceIndex: number, peer: number) => boolean
-  /** Bytes of pinned memory there are. */
+  /** Limit on pinned host memory, in bytes. */
   readonly hostMemory: number
   readonly recordTimeline: boolean
   readonly kernels: ReadonlyMap<string, SimulatedKernel>
-  /** The global variables of every module: how they begin. */
+  /** The initial bytes of the global variables of every module. */
   readonly globals: ReadonlyMap<string, Uint8Array>
 }
 
-/** A device as its runtime needs it. */
+/** The options of a device, with defaults filled in. */
 export interface ResolvedDevice {
   readonly properties: DeviceProperties
   readonly traits: DeviceTraits
@@ -33,19 +33,19 @@ export interface ResolvedDevice {
   readonly attributes: { readonly [A in DeviceAttribute]: number }
 }
 
-/** The options of a device, with the latency of its copies in nanoseconds. */
+/** The options of a device, with the copy latency in nanoseconds. */
 interface DeviceFields extends Omit<SimulatedDeviceOptions, "copyLatency"> {
   readonly copyLatency?: number | undefined
 }
 
-/** An option that is not valid. */
+/** An invalid option. */
 interface RefusedOption {
   readonly argument: string
   readonly value: unknown
   readonly expected: string
 }
 
-/** The options with their defaults, or the failure for the first one that is not valid. */
+/** Fills in defaults, or fails with the first invalid option. */
 export const resolve = (options: SimulatedOptions): Effect.Effect<ResolvedOptions, CudaError> =>
   Effect.suspend(() => {
     const { peerAccess = true } = options
@@ -66,7 +66,7 @@ export const resolve = (options: SimulatedOptions): Effect.Effect<ResolvedOption
     })
   })
 
-/** The options of each device; nothing when there would be none, or no number of them. */
+/** The options of each device; undefined for an invalid number of devices or an empty array. */
 const deviceFields = (
   devices: number | ReadonlyArray<SimulatedDeviceOptions>
 ): ReadonlyArray<DeviceFields> | undefined => {
@@ -85,7 +85,7 @@ const deviceFields = (
 const refusedDevices = (devices: unknown): RefusedOption => ({
   argument: "devices",
   value: devices,
-  expected: "a number of devices from 1 to 1024, or what each of at least one is like"
+  expected: "a number of devices from 1 to 1024, or an array with the options of at least one device"
 })
 
 const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
@@ -94,7 +94,7 @@ const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceF
     return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
   }
   if (hostMemory !== undefined && !(hostMemory >= 0)) {
-    return { argument: "hostMemory", value: hostMemory, expected: "a number of bytes from 0" }
+    return { argument: "hostMemory", value: hostMemory, expected: "a non-negative number of bytes" }
   }
   for (const [ordinal, device] of devices.entries()) {
     const refused = refuseDevice(device, ordinal)
@@ -106,11 +106,11 @@ const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceF
 const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
   for (const [name, { cost }] of Object.entries(kernels)) {
     if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
-    return { argument: `kernels.${name}.cost`, value: cost, expected: "a duration from 0" }
+    return { argument: `kernels.${name}.cost`, value: cost, expected: "a non-negative duration" }
   }
   for (const [name, initial] of Object.entries(globals)) {
     if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
-    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many" }
+    return { argument: `globals.${name}`, value: initial, expected: "a Uint8Array, or a positive size in bytes" }
   }
   return undefined
 }
@@ -144,16 +144,16 @@ const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDevice =>
   }
 }
 
-/** The first thing wrong with the options of a device. */
+/** The first invalid option of a device. */
 const refuseDevice = (fields: DeviceFields, ordinal: number): RefusedOption | undefined =>
   refuseAll(`devices[${ordinal}]`, fields, [
-    ["memory", isBytes, "a whole number of bytes above 0"],
-    ["copyEngines", isCount, "a whole number above 0"],
-    ["concurrentKernels", isCount, "a whole number above 0"],
-    ["hostBandwidth", isRate, "bytes per second above 0"],
-    ["deviceBandwidth", isRate, "bytes per second above 0"],
-    ["peerBandwidth", isRate, "bytes per second above 0"],
-    ["copyLatency", isCountOrZero, "nanoseconds, a whole number from 0"]
+    ["memory", isBytes, "a positive integer"],
+    ["copyEngines", isCount, "a positive integer"],
+    ["concurrentKernels", isCount, "a positive integer"],
+    ["hostBandwidth", isRate, "a positive number"],
+    ["deviceBandwidth", isRate, "a positive number"],
+    ["peerBandwidth", isRate, "a positive number"],
+    ["copyLatency", isCountOrZero, "a finite, non-negative duration"]
   ]) ?? refusePriorities(fields, ordinal)
 
 const refusePriorities = ({ priorityRange }: DeviceFields, ordinal: number): RefusedOption | undefined => {
@@ -163,7 +163,7 @@ const refusePriorities = ({ priorityRange }: DeviceFields, ordinal: number): Ref
   return {
     argument: `devices[${ordinal}].priorityRange`,
     value: priorityRange,
-    expected: "integers with greatest <= 0 <= least, since a lower number is a higher priority"
+    expected: "integers with greatest <= 0 <= least, since lower numbers have higher priority"
   }
 }
 
@@ -199,7 +199,7 @@ const absent = Object.fromEntries(Object.keys(deviceAttributes).map((name) => [n
   readonly [A in DeviceAttribute]: number
 }
 
-/** What a data centre GPU answers; attributes that are not named are 0. */
+/** The attributes of a data center GPU. Attributes not listed are 0. */
 const typicalAttributes: { readonly [A in DeviceAttribute]: number } = {
   ...absent,
   maxThreadsPerBlock: 1024,

@@ -15,40 +15,40 @@ export interface ArrayConstructor<A> {
   new(buffer: ArrayBuffer, byteOffset: number, length: number): A
 }
 
-/** Memory as a kernel sees it, from where its argument points to. */
+/** Memory behind a pointer argument, as the kernel function sees it. */
 export interface SimulatedPointer {
   readonly address: number
-  /** Bytes of the buffer, or the part of one, that the launch was given. */
+  /** Size in bytes of the buffer or slice that was passed to the launch. */
   readonly byteLength: number
   /**
-   * The memory as a typed array: by default as many whole elements as the launch was given. What does not start at a multiple
-   * of the element's size is a `MisalignedAddress` fault, what ends outside the buffer an `IllegalAddress` fault. The array
-   * itself is an ordinary one: what it is asked beyond its end is `undefined`.
+   * Views the memory as a typed array, by default with as many whole elements as fit in `byteLength`. Faults with
+   * `MisalignedAddress` if the address is not a multiple of the element size, and with `IllegalAddress` if the view ends outside
+   * the buffer. The array itself is an ordinary one: beyond its end, it returns `undefined`.
    */
   readonly view: <A>(Type: ArrayConstructor<A>, length?: number) => A
-  /** Reads one element, in elements from the pointer; one outside the buffer is an `IllegalAddress` fault. */
+  /** Reads an element. The index counts elements from the pointer. Faults with `IllegalAddress` outside the buffer. */
   readonly load: <Name extends ScalarName>(kind: Name, index: number) => ScalarValues[Name]
-  /** Writes one element; one outside the buffer is an `IllegalAddress` fault. */
+  /** Writes an element. Faults with `IllegalAddress` outside the buffer. */
   readonly store: <Name extends ScalarName>(kind: Name, index: number, value: ScalarArgument<Name>) => void
 }
 
-/** Thrown by a kernel that ends in a fault; says what led to it. */
+/** Thrown to end a kernel in a fault. The message tells the cause. */
 export class KernelFault extends Fault {
   constructor(tag: StatusTag, because?: string) {
     const isFault = Object.hasOwn(statuses, tag) && statuses[tag].isSticky
     const ends = isFault ? tag : "LaunchFailed"
-    const why = isFault ? because : `${tag} is not a status that ends the contexts`
+    const why = isFault ? because : `${tag} is not a sticky status`
     super(statuses[ends].code, why === undefined ? ends : `${ends}: ${why}`)
   }
 }
 
-/** Memory of the simulation from an offset on; no memory at all for an address that is nowhere. */
+/** Simulated memory from an offset on, or an address without memory. */
 export class Pointer implements SimulatedPointer {
   readonly address: number
   readonly byteLength: number
   readonly #storage: Storage | undefined
   readonly #offset: number
-  /** Where the kernel has the pointer from, for example `arguments[0]`. */
+  /** The source of the pointer, for example `arguments[0]`. */
   readonly #origin: string
 
   constructor(storage: Storage | undefined, offset: number, byteLength: number, address: number, origin: string) {
@@ -81,7 +81,7 @@ export class Pointer implements SimulatedPointer {
     return { view: new DataView(bytes.buffer), at: bytes.byteOffset + this.#offset + index * size }
   }
 
-  /** The whole memory, once a part of it is known to be there and aligned. */
+  /** Checks that a range is inside the buffer and aligned, and returns the whole memory. */
   #reach(access: Access, from: number, byteLength: number, align: number): Uint8Array<ArrayBuffer> {
     const start = this.#offset + from
     const storage = this.#storage
@@ -103,5 +103,5 @@ export class Pointer implements SimulatedPointer {
   }
 }
 
-/** What a kernel does with memory. */
+/** How a kernel accesses memory. */
 type Access = "view" | "load" | "store"

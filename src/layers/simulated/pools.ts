@@ -14,7 +14,7 @@ export class SimulatedPools implements PoolBackend {
   created: MemoryPoolResource | undefined
   statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
   readonly #driver: SimulatedDriver
-  /** The runtime's pools of the devices, as far as they were asked for. */
+  /** The runtime's pools, by device, if a program asked for them. */
   readonly #ofDevices: Array<SimulatedPool | undefined> = []
 
   constructor(driver: SimulatedDriver) {
@@ -78,7 +78,7 @@ export class SimulatedPools implements PoolBackend {
     return status
   }
 
-  /** The pools of the devices end with the runtime. */
+  /** The runtime's pools are released with the runtime. */
   close(): void {
     for (const pool of this.#ofDevices) if (pool !== undefined) pool.state = "released"
   }

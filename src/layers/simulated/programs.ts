@@ -1,6 +1,6 @@
 /**
- * Compiling on a simulated runtime: simulated devices run no machine code, so a program becomes an image without content.
- * Its kernels are functions, found by the names that the source gives them.
+ * Compiling on a simulated runtime. Simulated devices run no machine code, so the image is empty. Kernels are functions, looked up
+ * by the names in the source.
  */
 import * as Effect from "effect/Effect"
 import type { CompiledProgram } from "../CudaRuntime.ts"

@@ -1,5 +1,5 @@
 /**
- * The resources of a simulated runtime: the shared ones, each with its part of the model.
+ * The resources of a simulated runtime: those of the shared operations, each with its counterpart in the model.
  */
 import type { CUmemoryPool } from "../../cuda/handles.ts"
 import type { Address, EventHandle, HostAddress, StreamHandle } from "../CudaRuntime.ts"
@@ -32,7 +32,7 @@ export class SimulatedStream extends StreamResource {
 
 export class SimulatedEvent extends EventResource {
   readonly part: EventState
-  /** The key of its interprocess handle, once asked for. */
+  /** The key of its interprocess handle, if it was exported. */
   sharedAs: { readonly key: string; readonly handle: Uint8Array } | undefined
   constructor(owner: Owner, part: EventState, handle: number, deviceIndex: number, flags: number) {
     super(owner, { handle: handle as EventHandle, deviceIndex, flags })
@@ -80,7 +80,7 @@ export class SimulatedPool extends MemoryPoolResource {
   }
 }
 
-/** Every resource of a simulated runtime is one of these, so these narrow without looking. */
+/** Narrow a resource without a check. All resources of a simulated runtime are simulated. */
 export const streamPart = (stream: StreamResource): Stream => (stream as SimulatedStream).part
 export const simulatedEvent = (event: EventResource): SimulatedEvent => event as SimulatedEvent
 export const memoryPart = (memory: AnyMemoryResource): Storage =>

@@ -1,5 +1,5 @@
 /**
- * A binary heap: the smallest item first.
+ * A binary heap, smallest item first.
  */
 export class Heap<A> {
   readonly #items: Array<A> = []

@@ -1,8 +1,8 @@
 /**
- * The simulated devices of one runtime, as plain functions over a `World`: what is made, enqueued, watched and lost.
+ * The simulated devices of one runtime: creates objects, enqueues operations, and watches records, as plain functions over a
+ * `World`.
  *
- * Nothing here knows Effect. Whoever calls lets time pass first (`world.advance`), and looks at `lost` where a fault
- * must be answered.
+ * Does not depend on Effect. Callers first advance time (`world.advance`), and check `lost` where a fault must be reported.
  */
 import type { RowsTransfer } from "../../shared/copies.ts"
 import { neverFinishes } from "../../shared/waits.ts"
@@ -12,11 +12,11 @@ import type { Storage } from "./Storage.ts"
 import { decide } from "./World.ts"
 import type { World } from "./World.ts"
 
-/** Fake addresses of handles start here, those of memory far above. */
+/** Handles are fake addresses from here on. Memory has addresses far above. */
 const firstHandle = 2 ** 20
 const firstAddress = 2 ** 40
 
-/** The first id of a stream that is no default one. */
+/** The first id of a stream other than the default streams. */
 const firstStreamId = 16
 
 export class Model implements WatcherHome {
@@ -43,14 +43,14 @@ export class Model implements WatcherHome {
     }
   }
 
-  /** An address that stands for an object of the driver, of the kind that is asked for. */
+  /** A fake address as the handle of a driver object. */
   makeHandle<Handle extends number>(): Handle {
     const handle = this.#nextHandle
     this.#nextHandle += 16
     return handle as Handle
   }
 
-  /** An address with room for so many bytes, aligned like an allocation of the driver. */
+  /** A fake address for an allocation, aligned as the driver aligns them. */
   makeAddress(byteLength: number): number {
     const address = this.#nextAddress
     this.#nextAddress += Math.ceil(byteLength / 256) * 256
@@ -64,13 +64,13 @@ export class Model implements WatcherHome {
     return stream
   }
 
-  /** The stream of a handle, on whichever device; 0 means the device's legacy default stream, as in C. */
+  /** Finds a stream by its handle, on any device. 0 and 1 are the given device's legacy default stream, as in C. */
   findStream(device: Device, handle: number): Stream | undefined {
     if (handle <= device.legacy.handle) return device.legacy
     return handle === device.perThread.handle ? device.perThread : this.#streams.get(handle)
   }
 
-  /** Ends the handle; work that is pending goes on. */
+  /** Destroys the handle. Pending work continues. */
   destroyStream(stream: Stream): void {
     stream.destroyed = true
     this.#streams.delete(stream.handle)
@@ -87,7 +87,7 @@ export class Model implements WatcherHome {
     if (event.current !== undefined) this.world.wait(stream, event.current, false)
   }
 
-  /** What is enqueued on the branches from now on starts after what a stream holds now. */
+  /** Makes later work on the branches start after the work that a stream holds now. */
   fork(from: Stream, branches: ReadonlyArray<Stream>): void {
     const point = this.world.record(from, false)
     for (const branch of branches) this.world.wait(branch, point, false)
@@ -103,7 +103,7 @@ export class Model implements WatcherHome {
     this.#move(stream, to, from, rows.width * rows.height, () => moveRows(to.touch(), from.touch(), rows))
   }
 
-  /** A copy of so many bytes, which takes memory of the process already when it is enqueued. */
+  /** Enqueues a copy. Allocates the memory of the process immediately, so that running the copy cannot fail. */
   #move(stream: Stream, to: Storage, from: Storage, bytes: number, act: () => void): void {
     const kind = copyKind(to, from)
     const { traits } = stream.device
@@ -114,7 +114,7 @@ export class Model implements WatcherHome {
     this.world.enqueue(new Operation({ kind, stream, bytes, engine, duration, act }))
   }
 
-  /** Moves pages: what that takes, since every byte is everywhere anyway. */
+  /** Enqueues a prefetch, which only takes time, because the host and all devices share the bytes. */
   prefetch(stream: Stream, bytes: number, toHost: boolean): void {
     const { device } = stream
     this.world.enqueue(
@@ -128,7 +128,7 @@ export class Model implements WatcherHome {
     )
   }
 
-  /** An allocation among the work of a stream. */
+  /** Enqueues a stream-ordered allocation. */
   allocation(stream: Stream, bytes: number): void {
     this.world.enqueue(new Operation({ kind: "allocate", stream, bytes }))
   }
@@ -149,12 +149,12 @@ export class Model implements WatcherHome {
     )
   }
 
-  /** Work of a duration in nanoseconds; infinite for work that hangs. */
+  /** Enqueues work. The duration is in nanoseconds; infinite for work that hangs. */
   work(stream: Stream, work: { readonly duration: number; readonly act?: () => void; readonly fault?: number }): void {
     this.world.enqueue(new Operation({ kind: "work", stream, engine: stream.device.compute, ...work }))
   }
 
-  /** Counts an allocation; false when it does not fit. */
+  /** Reserves memory for an allocation. Returns false if it does not fit. */
   reserve(device: Device, pool: Pool, byteLength: number, stream?: Stream): boolean {
     const fresh = pool.fresh(byteLength, stream)
     const missing = pool.missing(fresh)
@@ -164,20 +164,20 @@ export class Model implements WatcherHome {
     return true
   }
 
-  /** Gives back what a pool holds and does not use, beyond some bytes. */
+  /** Returns a pool's unused memory to the device, until it holds at most `keep` bytes. */
   trim(device: Device, pool: Pool, keep: number): void {
     const reserved = Math.max(pool.used, Math.min(pool.reserved, keep))
     device.usedMemory -= pool.reserved - reserved
     pool.reserved = reserved
   }
 
-  /** The pool keeps nothing any more; what is allocated goes back when it is released. */
+  /** Destroys a pool: returns its unused memory now, and allocated memory when it is released. */
   dropPool(device: Device, pool: Pool): void {
     pool.threshold = 0
     this.trim(device, pool, 0)
   }
 
-  /** Gives device memory back once the work enqueued on its users is done, and every release before this one. */
+  /** Frees device memory after the work enqueued on its users, and after all earlier releases. */
   release(device: Device, storage: Storage, users: ReadonlyArray<Stream>): void {
     const { releases } = device
     const unused = new EventRecord(releases)
@@ -187,7 +187,7 @@ export class Model implements WatcherHome {
     this.world.enqueue(new Operation({ kind: "release", stream: releases, bytes: storage.byteLength, act }))
   }
 
-  /** Gives device memory back among the work of the stream that it was allocated on. */
+  /** Frees device memory in the order of the stream that it was allocated on. */
   releaseOn(device: Device, storage: Storage, stream: Stream): void {
     device.freedOn.add(stream)
     storage.pool?.releaseOn(stream, storage.byteLength)
@@ -202,13 +202,13 @@ export class Model implements WatcherHome {
     storage.drop()
   }
 
-  /** Has the device's releases come after those that streams hold. */
+  /** Makes later releases of the device wait for the stream-ordered releases so far. */
   gatherReleases(device: Device): void {
     for (const stream of device.freedOn) this.world.wait(device.releases, this.world.record(stream, true), true)
     device.freedOn.clear()
   }
 
-  /** Gives host memory back once the work enqueued on its users is done. */
+  /** Frees host memory after the work enqueued on its users. */
   releaseHost(storage: Storage, users: ReadonlyArray<Stream>): void {
     this.#afterUsers(users, () => {
       this.usedHostMemory -= storage.byteLength
@@ -216,7 +216,7 @@ export class Model implements WatcherHome {
     })
   }
 
-  /** Runs when what the streams hold now is done, or can never run because its device is lost. */
+  /** Calls `run` when the current work of the streams has ended, or can never run because its device is lost. */
   #afterUsers(users: ReadonlyArray<Stream>, run: () => void): void {
     const busy = users.filter((stream) => stream.device.lost === 0 && !stream.idle)
     let remaining = busy.length
@@ -228,25 +228,25 @@ export class Model implements WatcherHome {
     }
   }
 
-  /** Watches what a stream holds now. */
+  /** Watches the current work of a stream. */
   watchStream(stream: Stream, onDone: (status: number) => void): Watcher | undefined {
     return this.watchRecord(this.world.record(stream, true), onDone)
   }
 
-  /** Tells at once about a record that is decided. */
+  /** Watches a record. Reports immediately if it is complete or its device is lost. */
   watchRecord(record: EventRecord, onDone: (status: number) => void): Watcher | undefined {
     if (!record.done && record.device.lost === 0) return this.world.watch(record, this, false, onDone)
     onDone(record.done ? 0 : record.device.lost)
     return undefined
   }
 
-  /** Decides the waits that can never end: those left when nothing runs that could end. */
+  /** Ends the waits that can never finish: those pending while no running operation will end. */
   decideHopeless(): void {
     if (this.waiting.size === 0 || this.world.nextTime() !== Infinity) return
     for (const watcher of this.waiting) decide(watcher, neverFinishes)
   }
 
-  /** Tells those who wait, in order; `because` comes first where a wait never ends. */
+  /** Calls the watchers of decided waits, in order. Calls `because` first for a wait that can never end. */
   tell(because: (text: string) => void): void {
     if (this.#telling) return
     this.#telling = true
@@ -260,7 +260,7 @@ export class Model implements WatcherHome {
     this.#telling = false
   }
 
-  /** Drops everything that is pending. */
+  /** Drops all pending work. */
   close(status: number): void {
     for (const device of this.devices) this.world.lose(device, status)
     this.waiting.clear()
@@ -269,7 +269,7 @@ export class Model implements WatcherHome {
   }
 }
 
-/** Why a record that is not done will never be. */
+/** Explains why an incomplete record will never complete. */
 export const becauseOf = (record: EventRecord): string => {
   const { stream } = record
   if (record.done || stream === undefined) return "nothing holds it back"

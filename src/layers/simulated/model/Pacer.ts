@@ -1,6 +1,6 @@
 /**
- * The one timer of a simulated runtime: a fiber that exists only while somebody waits, sleeps until the next operation
- * ends, lets the world go on to there, and tells those whose wait is over.
+ * The timer of a simulated runtime: a fiber that exists only while there are waits. It sleeps until the next operation ends,
+ * advances the world to that time, and ends the waits that are over.
  */
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
@@ -10,7 +10,7 @@ import type * as Fiber from "effect/Fiber"
 import type { Model } from "./Model.ts"
 import type { ClockedWorld } from "./worlds.ts"
 
-/** A sleep may end this many nanoseconds early: clocks that count in fractions of milliseconds round. */
+/** How early a sleep may end, in nanoseconds. Clocks with fractional milliseconds round. */
 const tolerance = 1000
 
 export class Pacer {
@@ -19,7 +19,7 @@ export class Pacer {
   readonly #world: ClockedWorld
   readonly #fork: (effect: Effect.Effect<void>) => Fiber.Fiber<void>
   readonly #because: (text: string) => void
-  /** When the fiber will wake; infinite without one. */
+  /** When the fiber will wake; infinite without a fiber. */
   #due = Infinity
   #fiber: Fiber.Fiber<void> | undefined
   #firing = false
@@ -40,7 +40,7 @@ export class Pacer {
     model.wake = () => this.arm()
   }
 
-  /** Sees to it that the fiber wakes in time for those who wait now. */
+  /** Makes the fiber wake in time for the current waits. */
   arm(): void {
     if (this.#firing || this.#stopped) return
     const due = this.#nextDue()
@@ -50,7 +50,7 @@ export class Pacer {
     this.#fiber = this.#fork(this.#run)
   }
 
-  /** Ends the fiber when nobody waits any more, so that it keeps no process alive. */
+  /** Ends the fiber once there are no waits, so that it does not keep the process alive. */
   relax(): void {
     if (this.#firing || this.#model.waiting.size > 0 || this.#model.decided.length > 0) return
     this.#due = Infinity

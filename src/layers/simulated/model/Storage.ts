@@ -1,14 +1,14 @@
 /**
- * Memory of the simulation: an ArrayBuffer that comes into being when something first touches it.
+ * Simulated memory: an `ArrayBuffer`, allocated on first use.
  */
 import { guarded, moved } from "../../shared/buffers.ts"
 import type { Device, Pool } from "./parts.ts"
 
 export class Storage {
-  /** Nothing for memory of the host. */
+  /** Undefined for host memory. */
   readonly device: Device | undefined
   readonly byteLength: number
-  /** What it was taken from; nothing for memory of the host and for variables of modules. */
+  /** The pool it was allocated from; undefined for host memory and for global variables. */
   readonly pool: Pool | undefined
   #bytes: Uint8Array<ArrayBuffer> | undefined
   #wasGivenAway = false
@@ -20,8 +20,8 @@ export class Storage {
   }
 
   /**
-   * The bytes, all 0 at first. Throws a RangeError when the process cannot hold so many. What a program gave away by transferring
-   * its buffer is replaced by memory that nobody sees, for the work that is still enqueued.
+   * The bytes, initially 0. Throws a `RangeError` if the process cannot allocate them. If the program has transferred the buffer,
+   * allocates a new one for the work that is still enqueued.
    */
   touch(): Uint8Array<ArrayBuffer> {
     if (this.#bytes === undefined || this.#isGone) {
@@ -31,7 +31,7 @@ export class Storage {
     return this.#bytes
   }
 
-  /** Whether a program transferred the buffer. */
+  /** Whether the program has transferred the buffer. */
   get isGivenAway(): boolean {
     return this.#wasGivenAway || this.#isGone
   }
@@ -40,7 +40,7 @@ export class Storage {
     return this.#bytes !== undefined && this.#bytes.byteLength < this.byteLength
   }
 
-  /** Makes sure that the bytes are there; false when the process cannot hold them. */
+  /** Allocates the bytes. Returns false if the process cannot. */
   tryTouch(): boolean {
     if (this.#bytes !== undefined) return true
     try {
@@ -51,12 +51,12 @@ export class Storage {
     }
   }
 
-  /** 0, or the fault that ended the context that the memory was in. */
+  /** 0, or the status of the fault that destroyed the memory's context. */
   get lost(): number {
     return this.device === undefined ? 0 : this.device.lost
   }
 
-  /** Takes the memory from every view of it that is out there; the simulation keeps the content. */
+  /** Detaches every view that the program holds. The simulation keeps the contents. */
   detach(): void {
     if (this.#bytes === undefined || this.#isGone) return
     this.#bytes = new Uint8Array(moved(this.#bytes.buffer))

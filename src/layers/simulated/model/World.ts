@@ -1,21 +1,21 @@
 /**
- * Virtual time: starts and ends the operations of devices in order. Everything that shares a clock shares a world, so
- * that runtimes can wait for each other's events.
+ * Virtual time: starts and ends the operations of devices in order. All runtimes with the same clock share a world, so
+ * they can wait for each other's events.
  *
- * A step handles everything of one moment: operations that end, streams that go on because of that, and then engines
- * that start what is ready, so that the choice among competitors sees all of them. An operation costs O(log n).
+ * A step handles one moment: first the operations that end, then the streams that continue because of that, and then the
+ * engines, so that they choose among all operations that are ready. An operation costs O(log n).
  */
 import { Heap } from "./Heap.ts"
 import { EventRecord, Fault, Group, Operation, Watcher } from "./parts.ts"
 import type { Device, Engine, Stream, TimelineEntry, WatcherHome } from "./parts.ts"
 
-/** The status of work whose own code failed: `LaunchFailed`. */
+/** `LaunchFailed`, the status of work whose code threw. */
 const launchFailed = 719
 
 export class World {
   /** Nanoseconds since the world began. */
   now = 0
-  /** Operations enqueued and not done. */
+  /** The number of operations enqueued and not yet complete. */
   pending = 0
   readonly #ends = new Heap<Operation>(endsFirst)
   #goOn: Array<Stream> = []
@@ -23,7 +23,7 @@ export class World {
   #sequence = 0
   #stepping = false
 
-  /** Lets time pass, and everything happen that happens until then. */
+  /** Advances time, and handles everything that happens until then. */
   advance(to: number): void {
     if (this.#stepping) return
     for (;;) {
@@ -35,7 +35,7 @@ export class World {
     if (to > this.now) this.now = to
   }
 
-  /** When the next running operation ends; infinite when nothing will ever happen by itself. */
+  /** When the next running operation ends; infinite if none will. */
   nextTime(): number {
     for (;;) {
       const next = this.#ends.peek()
@@ -60,7 +60,7 @@ export class World {
     }
   }
 
-  /** Makes a record of the stream's work so far. */
+  /** Records the stream's work so far. */
   record(stream: Stream, internal: boolean): EventRecord {
     const record = new EventRecord(stream)
     if (stream.idle && (internal || stream.device.timeline === undefined)) this.finishRecord(record)
@@ -94,14 +94,14 @@ export class World {
     watcher.record.watchers?.delete(watcher)
   }
 
-  /** Ends the context of a device, and as on a GPU those of all the process has: what is pending there never runs. */
+  /** Destroys the contexts of a device and of all its siblings, as on a GPU. Pending work never runs. */
   lose(device: Device, status: number): void {
     if (device.lost !== 0) return
     for (const sibling of device.siblings) this.#end(sibling, status)
     this.#step()
   }
 
-  /** What is pending never runs, and those who wait for it are told. */
+  /** Drops a device's pending work, and ends the waits for it. */
   #end(device: Device, status: number): void {
     device.lost = status
     for (const stream of device.streams) this.#drop(stream)
@@ -118,7 +118,7 @@ export class World {
     stream.head = stream.tail = undefined
   }
 
-  /** Handles the present moment until nothing more happens in it. */
+  /** Handles the current moment until nothing more happens in it. */
   #step(): void {
     if (this.#stepping) return
     this.#stepping = true
@@ -142,7 +142,7 @@ export class World {
     }
   }
 
-  /** Takes the operations at the head that take no time; stops at one that waits, or that needs an engine. */
+  /** Completes the operations at the head that take no time. Stops at one that must wait or needs an engine. */
   #drive(stream: Stream): void {
     for (let operation = stream.head; operation !== undefined; operation = stream.head) {
       if (operation.state === "running") return
@@ -167,7 +167,7 @@ export class World {
     }
   }
 
-  /** True when the head is held back by the legacy default stream's order; its stream is called again after that. */
+  /** Returns true if the order around the legacy default stream holds the operation back. Its stream is driven again afterwards. */
   #mustWait(operation: Operation): boolean {
     const { gate } = operation
     if (gate !== undefined && !gate.complete) {
@@ -247,7 +247,7 @@ export class World {
     group.parked.length = 0
   }
 
-  /** Ends a record now. Outside of a step, streams that waited for it go on with the next one. */
+  /** Completes a record now. Outside a step, streams that wait for it continue in the next one. */
   finishRecord(record: EventRecord): void {
     record.done = true
     record.time = this.now
@@ -274,7 +274,7 @@ const entry = (operation: Operation, end: number): TimelineEntry => ({
   end
 })
 
-/** Does what the operation is for; the status of the fault it ends in, or 0. */
+/** Runs the operation's action. Returns the status of the fault that it ends in, or 0. */
 const run = (operation: Operation): number => {
   try {
     operation.act?.()
@@ -284,7 +284,7 @@ const run = (operation: Operation): number => {
   }
 }
 
-/** Puts an operation in its device's order around the legacy default stream. */
+/** Adds an operation to its device's order around the legacy default stream. */
 const join = (operation: Operation): void => {
   const { device, legacy } = operation.stream
   let { group } = device
@@ -303,7 +303,7 @@ const join = (operation: Operation): void => {
   operation.gate = group.gate
 }
 
-/** Settles how a wait ended; those outside the world are told after the step. */
+/** Ends a wait with a status. Calls internal watchers now, and leaves the others to be called after the step. */
 export const decide = (watcher: Watcher, status: number): void => {
   if (watcher.status !== undefined) return
   watcher.status = status

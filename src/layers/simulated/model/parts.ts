@@ -1,9 +1,9 @@
 /**
- * What the simulated devices are made of: streams, the operations in them, engines, and the records of events.
+ * The parts of simulated devices: streams, operations, engines, pools, and event records.
  */
 import { Heap } from "./Heap.ts"
 
-/** Thrown by what an operation does: ends the operation in a fault of this status. */
+/** Thrown by the action of an operation to end it in a fault with this status. */
 export class Fault extends Error {
   readonly status: number
   constructor(status: number, message: string) {
@@ -12,7 +12,7 @@ export class Fault extends Error {
   }
 }
 
-/** What an operation does. */
+/** The kind of an operation. */
 export type OperationKind =
   | "hostToDevice"
   | "deviceToHost"
@@ -26,30 +26,30 @@ export type OperationKind =
   | "wait"
   | "release"
 
-/** An operation of a stream, from when it is enqueued to when it is done. */
+/** An operation on a stream, from enqueuing to completion. */
 export class Operation {
   readonly kind: OperationKind
   readonly stream: Stream
-  /** Nanoseconds it takes once started. */
+  /** Nanoseconds from start to end. */
   readonly duration: number
   readonly bytes: number
-  /** What it runs on; nothing for records, waits and releases. */
+  /** The engine that it runs on; undefined for records, waits and releases. */
   readonly engine: Engine | undefined
-  /** What a record ends, or what a wait waits for. */
+  /** The record that it completes, or that it waits for. */
   readonly record: EventRecord | undefined
-  /** What it does at its end. */
+  /** Called when it ends. */
   readonly act: (() => void) | undefined
-  /** The status its end leaves the device with: 0, or a fault. */
+  /** The status of the fault that it ends in; 0 for none. */
   readonly fault: number
-  /** Kept out of the timeline: the runtime's own bookkeeping. */
+  /** True for the runtime's bookkeeping, which the timeline omits. */
   readonly internal: boolean
   next: Operation | undefined
   group: Group | undefined
-  /** The operations on the other side of the legacy default stream that come first. */
+  /** The preceding group in the order around the legacy default stream, which must complete first. */
   gate: Group | undefined
-  /** Order of enqueueing, then of starting. */
+  /** The position in the order of enqueuing; once running, in the order of starting. */
   sequence = 0
-  /** When it came to the head of its stream with nothing left to wait for; when it started; when it ends. */
+  /** When it became ready at the head of its stream, when it started, and when it ends. */
   ready = 0
   start = 0
   end = 0
@@ -79,14 +79,14 @@ export class Operation {
 }
 
 /**
- * Neighbours in a device's order around its legacy default stream: either operations of that stream, or operations of
- * the blocking streams. A group starts when the one before it is complete: what CUDA promises in both directions.
+ * Consecutive operations in a device's order around its legacy default stream: either on that stream, or on blocking
+ * streams. A group starts when the one before it is complete, which is CUDA's guarantee in both directions.
  */
 export class Group {
   legacy: boolean
   gate: Group | undefined
   pending = 0
-  /** True once an operation of the other side follows: no more will join. */
+  /** True once a group of the other kind follows: no more operations will join. */
   closed = false
   readonly parked: Array<Stream> = []
 
@@ -95,21 +95,21 @@ export class Group {
     this.gate = gate
   }
 
-  /** True once all of it is done, and with it all before it. */
+  /** True once all of its operations have completed, and therefore all earlier groups. */
   get complete(): boolean {
     return this.closed && this.pending === 0
   }
 }
 
-/** One record of an event. Recording the event again makes another one. */
+/** One record of an event. Recording the event again makes a new record. */
 export class EventRecord {
-  /** The stream it was made on; forgotten once done. */
+  /** The stream of the record; dropped on completion. */
   stream: Stream | undefined
   readonly device: Device
   done = false
-  /** When it was done, in nanoseconds. */
+  /** When it completed, in nanoseconds. */
   time = 0
-  /** Streams whose head waits for it. */
+  /** Streams whose first operation waits for it. */
   parked: Array<Stream> | undefined
   watchers: Set<Watcher> | undefined
 
@@ -119,20 +119,20 @@ export class EventRecord {
   }
 }
 
-/** An event: what it was last recorded as. Shared by everything that opened it. */
+/** An event, with its latest record. Shared by all runtimes that have opened it. */
 export class EventState {
   current: EventRecord | undefined
 }
 
-/** Somebody who is told how a record ends. */
+/** A callback for the end of a record. */
 export class Watcher {
   readonly record: EventRecord
   readonly onDone: (status: number, stage?: "clock") => void
-  /** Takes part in the order of time: told within the step that ends the record, not after it. */
+  /** True for the runtime's bookkeeping: called within the step that ends the record, not after it. */
   readonly internal: boolean
   readonly home: WatcherHome
   status: number | undefined
-  /** Nobody waits any more. */
+  /** True if the wait was cancelled. */
   cancelled = false
 
   constructor(
@@ -148,15 +148,15 @@ export class Watcher {
   }
 }
 
-/** Where the watchers of one runtime are kept: those that wait, and those that were decided but not told yet. */
+/** The watchers of one runtime: those that wait, and those whose wait has ended but that were not yet called. */
 export interface WatcherHome {
   readonly waiting: Set<Watcher>
   readonly decided: Array<Watcher>
-  /** Called when one is decided: somebody should tell it soon, but not within the call. */
+  /** Called when a wait has ended, to schedule the call of its watcher. */
   wake: () => void
 }
 
-/** A queue of operations, each started after the one before it is done. */
+/** A queue of operations. Each starts after the previous one has completed. */
 export class Stream {
   readonly device: Device
   readonly id: number
@@ -166,7 +166,7 @@ export class Stream {
   readonly legacy: boolean
   head: Operation | undefined
   tail: Operation | undefined
-  /** Its work goes on, but no more comes. */
+  /** True once destroyed: pending work continues, but no more is enqueued. */
   destroyed = false
 
   constructor(
@@ -181,12 +181,12 @@ export class Stream {
     this.legacy = fields.legacy ?? false
   }
 
-  /** True while a query of it answers "not ready": the legacy default stream speaks for the blocking streams too. */
+  /** True while a query returns "not ready". The legacy default stream includes the work of blocking streams. */
   get busy(): boolean {
     return this.legacy ? this.device.group.pending > 0 : this.head !== undefined
   }
 
-  /** True when an operation enqueued now has nothing of this stream's order to wait for. */
+  /** True if an operation enqueued now would not have to wait for earlier work. */
   get idle(): boolean {
     if (this.tail !== undefined) return false
     if (this.nonBlocking) return true
@@ -200,12 +200,12 @@ export class Stream {
   }
 }
 
-/** Something that runs a bounded number of operations at once. */
+/** An engine, which runs a limited number of operations concurrently. */
 export class Engine {
   readonly name: string
   readonly slots: number
   busy = 0
-  /** Asked to start what it can at the end of the present step. */
+  /** True if it may start operations at the end of the current step. */
   dirty = false
   readonly queue = new Heap<Operation>(goesFirst)
 
@@ -215,24 +215,24 @@ export class Engine {
   }
 }
 
-/** The higher priority, then the earlier ready, then the earlier enqueued. */
+/** Orders by priority, then by when operations became ready, then by when they were enqueued. */
 const goesFirst = (a: Operation, b: Operation): boolean => {
   if (a.stream.priority !== b.stream.priority) return a.stream.priority < b.stream.priority
   return a.ready === b.ready ? a.sequence < b.sequence : a.ready < b.ready
 }
 
-/** Bytes that were released among the work of a stream: what that stream may take already, and what it has taken. */
+/** Bytes released in the order of a stream: how many its later allocations may reuse, and how many they have reused. */
 interface Released {
   free: number
   taken: number
 }
 
-/** A pool of device memory: what it holds, and how much of that is in use. */
+/** A pool of device memory, with its reserved and used bytes. */
 export class Pool {
   readonly most: number
-  /** How many unused bytes it keeps. */
+  /** The number of unused bytes that it keeps. */
   threshold: number
-  /** What is released counts as used until the release is done. */
+  /** Memory counts as used until its release has completed. */
   used = 0
   usedHigh = 0
   reserved = 0
@@ -244,13 +244,13 @@ export class Pool {
     this.threshold = threshold
   }
 
-  /** Bytes of an allocation that are not those of an earlier release on its stream. */
+  /** Bytes of an allocation that earlier releases on its stream do not provide. */
   fresh(bytes: number, stream: Stream | undefined): number {
     const released = stream && this.#released.get(stream)
     return bytes - Math.min(bytes, released?.free ?? 0)
   }
 
-  /** Bytes that the pool lacks for so many fresh ones. */
+  /** Bytes that the pool must reserve in addition for this many fresh bytes. */
   missing(fresh: number): number {
     return Math.max(0, this.used + fresh - this.reserved)
   }
@@ -268,14 +268,14 @@ export class Pool {
     this.reservedHigh = Math.max(this.reservedHigh, this.reserved)
   }
 
-  /** Notes a release that was enqueued on a stream, for the allocations that follow there. */
+  /** Notes a release enqueued on a stream, for later allocations on that stream. */
   releaseOn(stream: Stream, bytes: number): void {
     const released = this.#released.get(stream)
     if (released === undefined) this.#released.set(stream, { free: bytes, taken: 0 })
     else released.free += bytes
   }
 
-  /** A release is done. Of one on a stream, what the stream has taken already stays in use. */
+  /** Completes a release. Bytes that later allocations on the stream already reuse stay in use. */
   giveBack(bytes: number, stream?: Stream): void {
     const released = stream && this.#released.get(stream)
     const taken = Math.min(bytes, released?.taken ?? 0)
@@ -293,7 +293,7 @@ export class Pool {
   }
 }
 
-/** An operation that is done. Times are in nanoseconds. */
+/** A completed operation. Times are in nanoseconds. */
 export interface TimelineEntry {
   readonly deviceIndex: number
   readonly streamId: number
@@ -303,7 +303,7 @@ export interface TimelineEntry {
   readonly end: number
 }
 
-/** What a device can do. Bandwidths are in bytes per second, times in nanoseconds. */
+/** The capabilities of a device. Bandwidths are in bytes per second, times in nanoseconds. */
 export interface DeviceTraits {
   readonly memory: number
   readonly copyEngines: number
@@ -322,24 +322,24 @@ export class Device {
   readonly compute: Engine
   readonly legacy: Stream
   readonly perThread: Stream
-  /** Orders the release of memory after the work that uses it. */
+  /** An internal stream that orders releases of memory after the work that uses it. */
   readonly releases: Stream
   readonly streams = new Set<Stream>()
   readonly watchers = new Set<Watcher>()
   /** The devices of the same runtime, itself included. */
   siblings: ReadonlyArray<Device> = [this]
   group = new Group(false, undefined)
-  /** What memory comes from by itself. It keeps what is unused, as long as nothing else needs it. */
+  /** The default pool. Keeps all unused memory. */
   readonly pool = new Pool(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY)
-  /** Managed memory, of which none is kept. */
+  /** Managed memory. Keeps no unused memory. */
   readonly managed = new Pool(Number.POSITIVE_INFINITY, 0)
-  /** Memory that pools hold. */
+  /** Memory reserved by all pools, in bytes. */
   usedMemory = 0
-  /** The streams on which memory was released that was allocated there, since the releases were last waited for. */
+  /** Streams with stream-ordered releases since `gatherReleases` was last called. */
   readonly freedOn = new Set<Stream>()
-  /** What was done when, for those who keep it. */
+  /** The completed operations, if they are recorded. */
   timeline: Array<TimelineEntry> | undefined
-  /** 0, or the fault that ended its context. */
+  /** 0, or the status of the fault that destroyed its context. */
   lost = 0
 
   constructor(ordinal: number, traits: DeviceTraits) {

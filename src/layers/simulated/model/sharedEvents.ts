@@ -1,12 +1,12 @@
 /**
- * The interprocess events of this process: what their handles open, for every simulated runtime in it.
+ * The exported interprocess events of all simulated runtimes in this process, by handle.
  */
 import { ipcHandleSize } from "../../../cuda/flags.ts"
 import type { Owner } from "../../shared/resources.ts"
 import type { EventState } from "./parts.ts"
 import type { World } from "./World.ts"
 
-/** An event that a handle stands for, the world its records happen in, and the runtime that made it. */
+/** An exported event, the world of its records, and the runtime that created it. */
 export interface SharedEvent {
   readonly event: EventState
   readonly world: World
@@ -15,11 +15,11 @@ export interface SharedEvent {
 
 const shared = new Map<string, SharedEvent>()
 
-/** Tells this process's handles from those of another one. */
+/** Distinguishes the handles of this process from those of others. */
 const processMark = crypto.getRandomValues(new Uint8Array(16))
 let exported = 0
 
-/** Writes a new handle for an event, and keeps the event reachable by it; the key ends that. */
+/** Exports an event: writes a new handle for it, and returns the key for `withdrawEvent`. */
 export const exportEvent = (event: SharedEvent, into: Uint8Array): string => {
   into.fill(0)
   into.set(new TextEncoder().encode("effect-cuda event"), 0)
@@ -30,7 +30,7 @@ export const exportEvent = (event: SharedEvent, into: Uint8Array): string => {
   return key
 }
 
-/** What a handle of this process stands for, while the event it was made from lives. */
+/** The event of a handle; undefined if it was withdrawn or belongs to another process. */
 export const openEvent = (handle: Uint8Array): SharedEvent | undefined => shared.get(keyOf(handle))
 
 export const withdrawEvent = (key: string): void => {

@@ -1,10 +1,10 @@
 /**
- * Which world a runtime lives in: one per clock, so that runtimes of one clock can wait for each other's events.
+ * The worlds, one per clock, so that runtimes with the same clock can wait for each other's events.
  */
 import type * as Clock from "effect/Clock"
 import { World } from "./World.ts"
 
-/** A world, and how its time is read from its clock. */
+/** A world, with its present time according to its clock. */
 export interface ClockedWorld {
   readonly world: World
   /** Nanoseconds since the world began. */
