@@ -552,6 +552,24 @@ describe("kernels of simulated devices", () => {
         })))
     }
 
+    it.effect("by returning a promise, since nobody waits for it", () => {
+      const faulty = SimulatedRuntime.kernel({
+        parameters: [],
+        cost: 0,
+        run: async () => {
+          throw mistake
+        }
+      })
+      return simulated({ faulty })(Effect.gen(function*() {
+        const kernel = yield* get("faulty", [])
+        const stream = yield* CudaStream.make()
+        yield* CudaKernel.launch(kernel, config, [], stream)
+        const error = yield* Effect.flip(CudaStream.query(stream))
+        assert.strictEqual(error.reason._tag, "LaunchFailed")
+        assert.include(error.message, "Kernel faulty threw TypeError: it returned a promise")
+      }))
+    })
+
     it.effect("that the control injects blame no kernel", () =>
       simulated({})(Effect.gen(function*() {
         const control = yield* SimulatedRuntime.SimulatedControl

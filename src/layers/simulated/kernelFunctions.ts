@@ -64,8 +64,8 @@ export interface SimulatedKernel<Parameters extends ReadonlyArray<ParameterKind>
   /** Answers that differ from those of a kernel of 1024 threads at most and 32 registers. */
   readonly attributes?: { readonly [A in KernelAttribute]?: number } | undefined
   /**
-   * What it does, at its end: for the whole grid at once. When it throws, it ends in a `LaunchFailed` fault, and the failures that
-   * follow have what it threw as their `cause`.
+   * What it does, at its end: for the whole grid at once, synchronously. When it throws, or returns a promise, it ends in a
+   * `LaunchFailed` fault, and the failures that follow have what it threw as their `cause`.
    */
   run(launch: SimulatedLaunch<Parameters>): void
 }
