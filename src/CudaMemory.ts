@@ -552,7 +552,8 @@ export const rows: {
  * **Details**
  *
  * Throws a `RangeError`, as a typed array's constructor does, if the part is not inside the buffer or does not start at a multiple of the
- * element size, and a `CudaError` with `InvalidArgument` for a value that is not pinned or managed memory.
+ * element size, and a `CudaError` with `InvalidArgument` for a value that is not pinned or managed memory, or whose
+ * `ArrayBuffer` was transferred.
  *
  * **Gotchas**
  *
@@ -566,6 +567,10 @@ export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: Ty
   const bytes = self?.buffer?.bytes
   if (bytes === undefined) throw invalidArgument("CudaMemory.view", "buffer", self, "pinned or managed memory")
   const { buffer, byteOffset, byteLength } = bytes
+  // Live memory has bytes until the program transfers them.
+  if (byteLength === 0 && self.buffer.ref.state === "live") {
+    throw invalidArgument("CudaMemory.view", "buffer", self.buffer, "a buffer whose ArrayBuffer was not transferred")
+  }
   if (byteLength === 0) return new Type(buffer, 0, 0)
   const end = self.offset + self.byteLength
   const isInside = Number.isInteger(self.offset) && self.offset >= 0 && self.byteLength >= 0 && end <= byteLength

@@ -281,14 +281,24 @@ export const fromBytes = (
     const copy = copyOf(bytes)
     return copy instanceof Uint8Array
       ? fromImage(operation, "bytes", name, copy)
-      : refuseArgument(operation, "bytes", copy.problem, "PTX, a CUBIN or a fatbin")
+      : Effect.fail(
+        new CudaError({
+          operation,
+          reason: {
+            _tag: "InvalidArgument",
+            argument: "bytes",
+            value: copy.problem,
+            expected: "PTX, a CUBIN or a fatbin"
+          }
+        })
+      )
   })
 
 /** Copies the bytes, so that later changes have no effect, or describes why they cannot be copied. */
 const copyOf = (bytes: Uint8Array | string): Uint8Array<ArrayBuffer> | { readonly problem: string } => {
   try {
     if (typeof bytes === "string") return new TextEncoder().encode(bytes)
-    if (!isUint8Array(bytes)) return { problem: bytes === null ? "null" : `of type ${typeof bytes}` }
+    if (!isUint8Array(bytes)) return { problem: bytes === null ? "null" : `a value of type ${typeof bytes}` }
     return new Uint8Array(bytes)
   } catch (cause) {
     return { problem: `an array that cannot be copied (${problemOf(cause).problem})` }

@@ -13,8 +13,7 @@ import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
 import * as Scope from "effect/Scope"
 import type { ParentSpan, Span, SpanOptions as TracerSpanOptions } from "effect/Tracer"
-import { invalidArgument } from "./CudaError.ts"
-import type { CudaError } from "./CudaError.ts"
+import { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { countOf, named } from "./internal/handles.ts"
 import { CurrentPlace, onStream } from "./internal/place.ts"
@@ -401,7 +400,8 @@ const inOneString = (operation: string, { regions }: Timeline, write: (operation
   } catch (error) {
     if (!(error instanceof RangeError)) throw error
     const expected = "regions whose text fits into one string"
-    throw invalidArgument(operation, "regions", countOf(regions.length, "region"), expected)
+    const value = countOf(regions.length, "region")
+    throw new CudaError({ operation, reason: { _tag: "InvalidArgument", argument: "regions", value, expected } })
   }
 }
 

@@ -96,6 +96,12 @@ describe("a huge image", () => {
 })
 
 describe("bytes", () => {
+  it.effect("of another type are refused by it", () =>
+    Effect.gen(function*() {
+      const reason = yield* failsWith(CudaProgram.fromBytes(5 as never), "InvalidArgument")
+      assert.strictEqual(reason.value, "a value of type number")
+    }))
+
   it.effect("of a detached buffer are refused", () =>
     Effect.gen(function*() {
       const bytes = bytesOf(header)
@@ -104,7 +110,7 @@ describe("bytes", () => {
       for (const detached of [bytes, part]) {
         const reason = yield* failsWith(CudaProgram.fromBytes(detached), "InvalidArgument")
         assert.strictEqual(reason.argument, "bytes")
-        assert.match(reason.value, /cannot be copied \(.*detached/)
+        assert.match(reason.value, /^an array that cannot be copied \(.*detached/)
       }
     }))
 

@@ -552,6 +552,24 @@ describe("kernels of simulated devices", () => {
         })))
     }
 
+    it.effect("include a returned promise, because nothing awaits it", () => {
+      const faulty = SimulatedRuntime.kernel({
+        parameters: [],
+        cost: 0,
+        run: async () => {
+          throw mistake
+        }
+      })
+      return simulated({ faulty })(Effect.gen(function*() {
+        const kernel = yield* get("faulty", [])
+        const stream = yield* CudaStream.make()
+        yield* CudaKernel.launch(kernel, config, [], stream)
+        const error = yield* Effect.flip(CudaStream.query(stream))
+        assert.strictEqual(error.reason._tag, "LaunchFailed")
+        assert.include(error.message, "Kernel faulty threw TypeError: it returned a promise")
+      }))
+    })
+
     it.effect("injected through the control do not blame a kernel", () =>
       simulated({})(Effect.gen(function*() {
         const control = yield* SimulatedRuntime.SimulatedControl
@@ -714,6 +732,57 @@ describe("kernels of simulated devices", () => {
       yield* refuses(make({ kernels: { wrong: { ...store, cost: -1 } } }), "kernels.wrong.cost")
       yield* refuses(make({ globals: { wrong: 0 } }), "globals.wrong")
     }))
+})
+
+describe("parameter kinds", () => {
+  const anything = [CudaParameter.i32] as const
+  const large = [CudaParameter.array(CudaParameter.i8, 2 ** 31)] as const
+  const runtime = SimulatedRuntime.layer({
+    devices: [{ memory: 2 ** 20 }],
+    kernels: {
+      anything: SimulatedRuntime.kernel({ parameters: anything, run: () => {} }),
+      large: SimulatedRuntime.kernel({ parameters: large, run: () => {} })
+    }
+  })
+  const { i32 } = CudaParameter
+  const pair = CudaParameter.struct({ x: i32, y: i32 })
+
+  it.effect("whose layout is wrong are refused", () =>
+    Effect.gen(function*() {
+      const module = yield* CudaModule.load(yield* program)
+      const wrong: ReadonlyArray<unknown> = [
+        undefined,
+        { kind: "toString", size: 4, align: 4 },
+        { kind: "i32" },
+        { ...i32, align: Number.NaN },
+        { ...i32, align: 0 },
+        { ...i32, align: -4 },
+        { ...i32, size: 8 },
+        { ...CudaParameter.pointer, size: 4 },
+        { kind: "struct", size: 4, align: 4 },
+        { ...pair, size: 2 ** 40 },
+        { ...pair, align: 3 },
+        { ...pair, offsets: { x: 0, y: 2 ** 20 } },
+        { ...pair, fields: { x: i32, y: undefined } },
+        { kind: "array", size: 4, align: 4 },
+        { ...CudaParameter.array(i32, 2), length: 2 ** 40 },
+        { ...CudaParameter.array(i32, 2), length: Number.NaN },
+        { ...CudaParameter.array(i32, 2), element: CudaParameter.f64 }
+      ]
+      for (const kind of wrong) {
+        yield* refuses(CudaKernel.get(module, "anything", [kind] as never), "parameters")
+      }
+      const hole: ReadonlyArray<never> = Object.assign([], { length: 1 })
+      yield* refuses(CudaKernel.get(module, "anything", hole), "parameters")
+      yield* CudaKernel.get(module, "anything", structuredClone(anything))
+    }).pipe(Effect.scoped, Effect.provide(runtime)))
+
+  it.effect("larger than any kernel accepts are refused before anything is made for them", () =>
+    Effect.gen(function*() {
+      const module = yield* CudaModule.load(yield* program)
+      const { value } = yield* failsWith(CudaKernel.get(module, "large", large), "InvalidArgument")
+      assert.strictEqual(value, "2147483648 bytes")
+    }).pipe(Effect.scoped, Effect.provide(runtime)))
 })
 
 describe("handles", () => {

@@ -17,7 +17,8 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
-import { refuses } from "./support/assertions.ts"
+import { failsWith, refuses } from "./support/assertions.ts"
+import { giveAway } from "./support/giveAway.ts"
 import { assertReleased, openStub, stubLayer } from "./support/stubDriver.ts"
 
 const stub = openStub()
@@ -237,6 +238,51 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
         })
       )
   )
+
+  it.live("memory that is given away while the launch is read is not used", () =>
+    withGiven((given) =>
+      Effect.gen(function*() {
+        const { pair, stream } = given
+        const host = yield* CudaMemory.allocateHost(4096)
+        const slice = {
+          buffer: host,
+          offset: 0,
+          get byteLength() {
+            giveAway(host.bytes.buffer)
+            return 64
+          }
+        }
+        yield* refuses(
+          CudaKernel.launch(pair, { grid: 2, block: 32 }, [slice, { left: 1, right: 2 }, 3], stream),
+          "buffer"
+        )
+        yield* refuses(
+          CudaKernel.launch(pair, { grid: 2, block: 32 }, [host, { left: 1, right: 2 }, 3], stream),
+          "buffer"
+        )
+        assert.deepStrictEqual(yield* given.launches, [])
+      })
+    ))
+
+  it.live("unloading the module while a question about occupancy is read asks nothing", () =>
+    withGiven(() =>
+      Effect.gen(function*() {
+        for (const ask of [CudaKernel.maxClusterSize, CudaKernel.activeClusters]) {
+          const scope = yield* Scope.make()
+          const module = yield* Scope.provide(CudaModule.load(yield* program), scope)
+          const kernel = yield* CudaKernel.get(module, "pair", parameters)
+          const config = {
+            get grid() {
+              Effect.runSync(Scope.close(scope, Exit.void))
+              return 2
+            },
+            block: 32,
+            cluster: 2
+          }
+          yield* failsWith(ask(kernel, config), "ResourceReleased")
+        }
+      })
+    ))
 
   it.live("a launch succeeds after one that was refused", () =>
     withGiven((given) =>

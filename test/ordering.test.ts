@@ -14,7 +14,7 @@ import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import type { Marker } from "../src/layers/shared/accesses.ts"
-import { Ordering, Track, Work } from "../src/layers/shared/ordering.ts"
+import { Access, Ordering, Track, Work } from "../src/layers/shared/ordering.ts"
 import type { Markers } from "../src/layers/shared/ordering.ts"
 import { StreamResource } from "../src/layers/shared/resources.ts"
 import { failsWith, refuses } from "./support/assertions.ts"
@@ -458,6 +458,19 @@ const execute = (program: ReadonlyArray<Operation>) =>
     )
     return { contents, streams, timeline: yield* control.timeline }
   }).pipe(CudaMemory.withOrdering())
+
+describe("accesses in a queue", () => {
+  it("are looked through once for one that an outer access would wait for", () => {
+    const queue = new Ordering()
+    const partOf = (ordering: Ordering) => [{ ordering, from: 0, to: 1, writes: true }]
+    // Each waits for all before it, so that the paths between them are exponentially many.
+    for (let length = 0; length < 30; length++) void new Access(fakeStream(), partOf(queue), new Set())
+    const outer = new Access(fakeStream(), partOf(new Ordering()), new Set())
+    const begun = performance.now()
+    assert.isTrue(new Access(fakeStream(), partOf(queue), new Set([outer])).isBlocked)
+    assert.isBelow(performance.now() - begun, 1000)
+  })
+})
 
 describe("random programs on ordered buffers", () => {
   it.effect.prop(

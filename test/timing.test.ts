@@ -814,6 +814,7 @@ describe("exports", () => {
     const text = "x".repeat(2 ** 28)
     const timeline = timelineOf([["a", 0, 7, 0, 1], ["b", 0, 7, 1, 1]], { text })
     assert.strictEqual(refusal(() => CudaTiming.toTraceJson(timeline)), "CudaTiming.toTraceJson regions")
+    assert.throws(() => CudaTiming.toTraceJson(timeline), "regions is 2 regions;")
   })
 
   const count = 300_000

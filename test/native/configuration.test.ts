@@ -45,7 +45,7 @@ describe("a ConfigProvider that fails", () => {
 })
 
 describe("the folder of the cache", () => {
-  for (const folder of ["", "a\0b"]) {
+  for (const folder of ["", "a\0b", 5 as never, [] as never]) {
     it.live(`is rejected as ${JSON.stringify(folder)}`, () =>
       refuses(onStub(stub, Effect.void, { programCache: { folder } }), "folder"))
   }

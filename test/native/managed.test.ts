@@ -12,7 +12,7 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { failsWith } from "../support/assertions.ts"
 import { garbageCollected, untilCollected } from "../support/garbage.ts"
-import { giveAway } from "../support/giveAway.ts"
+import { giveAway, viewing } from "../support/giveAway.ts"
 import {
   assertReleased,
   copyStub,
@@ -447,6 +447,8 @@ describe("a JavaScript view of managed memory", () => {
           giveAway(managed.bytes.buffer)
           const refused = yield* failsWith(CudaMemory.prefetch(managed, "host", stream), "InvalidArgument")
           assert.include(refused.value, "was transferred")
+          const thrown = yield* failsWith(viewing(managed), "InvalidArgument")
+          assert.strictEqual(thrown.argument, "buffer")
         }))
         yield* garbageCollected
         assert.deepStrictEqual(frees(), [])

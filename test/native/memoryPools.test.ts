@@ -12,7 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as References from "effect/References"
 import type * as Scope from "effect/Scope"
-import { failsWith } from "../support/assertions.ts"
+import { failsWith, refuses } from "../support/assertions.ts"
 import { untilCollected } from "../support/garbage.ts"
 import { openStub, stubLayer, until } from "../support/stubDriver.ts"
 import { poolProperties, tracing, within } from "../support/tracing.ts"
@@ -71,6 +71,20 @@ describe("a pool", () => {
         })
       ))
   }
+
+  it.live("refuses reuse settings that are not true or false before it makes a pool", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        for (
+          const name of ["reuseFollowEventDependencies", "reuseAllowOpportunistic", "reuseAllowInternalDependencies"]
+        ) {
+          for (const value of [Number.NaN, 0.5, 1, "yes", {}]) {
+            const { lines } = yield* callsOf(refuses(CudaMemoryPool.make({ [name]: value }), name))
+            assert.deepStrictEqual(lines, [])
+          }
+        }
+      })
+    ))
 
   it.live("belongs to its device, and is destroyed with its scope", () =>
     opened(

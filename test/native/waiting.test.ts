@@ -7,7 +7,7 @@ import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaMemory from "effect-cuda/CudaMemory"
-import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import { CudaRuntime, CurrentWaitOptions } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
@@ -17,7 +17,8 @@ import * as Scope from "effect/Scope"
 import { constants } from "node:buffer"
 import { readFile } from "node:fs/promises"
 import { fileURLToPath } from "node:url"
-import { giveAway } from "../support/giveAway.ts"
+import { refuses } from "../support/assertions.ts"
+import { giveAway, viewing } from "../support/giveAway.ts"
 import { runChild } from "../support/stub/child.ts"
 import {
   assertQuiet,
@@ -242,6 +243,26 @@ describe("a wait", () => {
         yield* succeeds(first)
       })
     ))
+})
+
+describe("wait options that are no duration", () => {
+  for (const pollFor of ["soon", null, [1], true]) {
+    it.live(`are refused as ${JSON.stringify(pollFor)}, and nothing is left waiting`, () =>
+      onStub(
+        stub,
+        Effect.gen(function*() {
+          const runtime = yield* CudaRuntime
+          const stream = yield* CudaStream.make()
+          stub.work(stream)
+          const wait = Effect.provideService(CudaStream.synchronize(stream), CurrentWaitOptions, {
+            pollFor: pollFor as never
+          })
+          yield* refuses(wait, "pollFor")
+          assert.strictEqual((yield* runtime.liveResources).waits, 0)
+          stub.finish(stream)
+        })
+      ))
+  }
 })
 
 describe("interrupting waits", () => {
@@ -764,6 +785,7 @@ describe("pinned memory", () => {
           assert.strictEqual(error.reason._tag, "InvalidArgument")
           assert.include(error.message, "whose ArrayBuffer was transferred")
         }
+        yield* refuses(viewing(host), "buffer")
       })
     ))
 

@@ -1,10 +1,13 @@
 /**
- * Waits whose fiber yields after checking a resource and before the wait begins, while another fiber releases the resource.
+ * Fibers that yield after checking something and before acting on it: waits, while another fiber releases what they wait for, and
+ * code that is loaded, while another fiber makes the device busy.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaKernel from "effect-cuda/CudaKernel"
+import * as CudaModule from "effect-cuda/CudaModule"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as Effect from "effect/Effect"
@@ -12,7 +15,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { MaxOpsBeforeYield } from "effect/References"
 import * as Scope from "effect/Scope"
-import { assertReleased, onStub, openStub } from "../support/stubDriver.ts"
+import { program, signatures } from "../support/kernels.ts"
+import { assertReleased, onStub, openStub, pause } from "../support/stubDriver.ts"
 import { openRuntime } from "../support/waits.ts"
 import { withEveryYield } from "../support/yields.ts"
 
@@ -75,5 +79,37 @@ describe("a wait whose fiber yields while the resource is released", () => {
         yield* endsWell(fiber)
         assertReleased(stub)
       }).pipe(Effect.provideService(MaxOpsBeforeYield, 2048))
+    ))
+})
+
+describe("loading code for an idle device, whose fiber yields while the device becomes busy", () => {
+  const mostTurns = 16
+
+  it.live("never calls the driver while the device is busy", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const load = (operations: number, turns: number) =>
+          Effect.gen(function*() {
+            const module = yield* CudaModule.load(yield* program)
+            const kernel = Effect.suspend(() => CudaKernel.get(module, "put", signatures.put))
+            const fiber = yield* Effect.forkChild(Effect.provideService(kernel, MaxOpsBeforeYield, operations))
+            for (let turn = 0; turn < turns; turn++) yield* Effect.yieldNow
+            stub.work(stream)
+            yield* pause(1)
+            stub.finish(stream)
+            yield* Fiber.join(fiber)
+            yield* CudaStream.synchronize(stream)
+            assert.strictEqual(stub.blocked, 0, `after ${turns} turns`)
+          }).pipe(Effect.scoped)
+        yield* withEveryYield((operations) =>
+          Effect.forEach(
+            Array.from({ length: mostTurns }, (_, turns) => turns),
+            (turns) => load(operations, turns),
+            { discard: true }
+          ).pipe(Effect.provideService(MaxOpsBeforeYield, 2048))
+        )
+      })
     ))
 })

@@ -510,6 +510,33 @@ describe("options", () => {
       const priorityRange = { least: -1, greatest: 0 }
       assert.strictEqual(yield* refused({ devices: [{ priorityRange }] }), "devices[0].priorityRange")
       assert.strictEqual(yield* refused({ hostMemory: -1 }), "hostMemory")
+      assert.strictEqual(yield* refused({ devices: "2" as never }), "devices")
+      const computeCapability = { major: NaN, minor: 0 }
+      assert.strictEqual(yield* refused({ devices: [{ computeCapability }] }), "devices[0].computeCapability")
+      assert.strictEqual(yield* refused({ globals: { large: 2 ** 50 } }), "globals.large")
+    }))
+
+  it.effect("with attributes that a device or a kernel cannot have are refused by name", () =>
+    Effect.gen(function*() {
+      for (const value of [NaN, Infinity, 0.5, -(2 ** 31) - 1, 2 ** 31, 2 ** 53]) {
+        const attributes = { multiprocessorCount: value }
+        assert.strictEqual(
+          yield* refused({ devices: [{ attributes }] }),
+          "devices[0].attributes.multiprocessorCount"
+        )
+        const kernel = SimulatedRuntime.kernel({ parameters: [], attributes: { numRegs: value }, run: () => {} })
+        assert.strictEqual(yield* refused({ kernels: { kernel } }), "kernels.kernel.attributes.numRegs")
+      }
+      // `bestBlock` counts with these.
+      for (const warpSize of [-32, 0, 2 ** 31 - 1]) {
+        assert.strictEqual(
+          yield* refused({ devices: [{ attributes: { warpSize } }] }),
+          "devices[0].attributes.warpSize"
+        )
+      }
+      const attributes = { maxThreadsPerBlock: 2 ** 31 - 1 }
+      const kernel = SimulatedRuntime.kernel({ parameters: [], attributes, run: () => {} })
+      assert.strictEqual(yield* refused({ kernels: { kernel } }), "kernels.kernel.attributes.maxThreadsPerBlock")
     }))
 
   it.effect("describe the devices", () =>
@@ -578,6 +605,13 @@ describe("arguments of the control", () => {
         "InvalidArgument"
       )
       assert.strictEqual(yield* reasonOf(control.lose(1, "LaunchFailed")), "InvalidArgument")
+      for (const device of ["length", "__proto__", 0.5]) {
+        assert.strictEqual(yield* reasonOf(control.lose(device as never, "LaunchFailed")), "InvalidArgument")
+      }
+      for (const given of [5, null, "x", {}]) {
+        assert.strictEqual(yield* reasonOf(control.launch(given as never, { duration: 1 })), "InvalidArgument")
+        assert.strictEqual(yield* reasonOf(control.bytes(given as never)), "InvalidArgument")
+      }
       assert.strictEqual(yield* reasonOf(control.lose(0, "OutOfMemory")), "InvalidArgument")
       assert.strictEqual(yield* reasonOf(control.failNext("CudaEvent.record", "MapFailed", 0)), "InvalidArgument")
     }))

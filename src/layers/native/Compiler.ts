@@ -12,7 +12,7 @@ import type { NvrtcLibrary } from "../../cuda/nvrtcLibrary.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { CudaErrorReason } from "../../CudaError.ts"
 import type { CompiledProgram } from "../CudaRuntime.ts"
-import { refuseArgument } from "../shared/failures.ts"
+import { refuseDescribed } from "../shared/failures.ts"
 import { architectureName, compileOperation } from "../shared/programs.ts"
 import type { CompileTask, Goal } from "../shared/programs.ts"
 import { parseLog } from "./diagnostics.ts"
@@ -169,13 +169,15 @@ const chooseGoal = (goal: Goal, { architectures }: NvrtcLibrary): Goal | undefin
   return { ...goal, target: "ptx", architecture: Math.max(...older) }
 }
 
-const refuseGoal = ({ deviceIndex, goal }: CompileTask, { architectures, version }: NvrtcLibrary) =>
-  refuseArgument(
+const refuseGoal = ({ deviceIndex, goal }: CompileTask, { architectures, version }: NvrtcLibrary) => {
+  const name = architectureName(goal)
+  return refuseDescribed(
     compileOperation,
     "architecture",
-    goal.given.architecture ? architectureName(goal) : `that of device ${deviceIndex} (${architectureName(goal)})`,
+    goal.given.architecture ? JSON.stringify(name) : `that of device ${deviceIndex} (${name})`,
     `one that NVRTC ${version.major}.${version.minor} supports: ${architectures.join(", ")}`
   )
+}
 
 const fail = (task: CompileTask, reason: CudaErrorReason, call?: string): Effect.Effect<never, CudaError> =>
   Effect.suspend(() =>

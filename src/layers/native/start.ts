@@ -104,7 +104,7 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
     return yield* invalidArgument(operation, "maxBytes", maxBytes, "a number of at least 0")
   }
   const { folder } = programCache
-  if (folder === "" || folder?.includes("\0")) {
+  if (folder !== undefined && (typeof folder !== "string" || folder === "" || folder.includes("\0"))) {
     return yield* invalidArgument(operation, "folder", folder, "the path of a folder")
   }
   const path = nvrtcPath ?? (yield* variable("EFFECT_CUDA_NVRTC"))

@@ -3,11 +3,14 @@
  * opened devices.
  */
 import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Semaphore from "effect/Semaphore"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { CurrentWaitOptions } from "../CudaRuntime.ts"
+import type { WaitOptions } from "../CudaRuntime.ts"
 import type { Backend } from "./Backend.ts"
 import { fromStatus, refuse, refuseArgument } from "./failures.ts"
 import type { FaultOrigins } from "./failures.ts"
@@ -149,8 +152,10 @@ export class Core {
   ): Effect.Effect<void, CudaError> {
     return Effect.withFiber((fiber) =>
       Effect.callback((resume) => {
-        const gone = refuseGone() ?? (this.ended ? this.#refuseWait(operation, subject) : undefined)
-        if (gone !== undefined) return resume(gone)
+        const options = fiber.getRef(CurrentWaitOptions)
+        const refused = refuseGone() ?? (this.ended ? this.#refuseWait(operation, subject) : undefined) ??
+          refusePollFor(operation, options)
+        if (refused !== undefined) return resume(refused)
         let cancel: Cancel = noCancel
         let measured: MeasuredWait | undefined
         const end = (result: Effect.Effect<void, CudaError>, stage?: WaitStage) => {
@@ -168,7 +173,7 @@ export class Core {
             status === success ? Effect.void : Effect.fail(this.error(operation, status, deviceIndex, subject)),
             stage
           )
-        }, fiber.getRef(CurrentWaitOptions))
+        }, options)
         if (this.waits.has(abandon)) measured = measureWait(fiber.context, fiber.getRef(Clock.Clock))
         return Effect.sync(() => {
           if (this.waits.delete(abandon)) measured?.("interrupted")
@@ -182,6 +187,11 @@ export class Core {
     return refuse(operation, { _tag: "ResourceReleased", resource: `the runtime that waited for ${subject}` })
   }
 }
+
+const refusePollFor = (operation: string, { pollFor }: WaitOptions): Effect.Effect<never, CudaError> | undefined =>
+  pollFor === undefined || Option.isSome(Duration.fromInput(pollFor))
+    ? undefined
+    : refuseArgument(operation, "pollFor", pollFor, "a duration")
 
 const noCancel: Cancel = () => {}
 const succeedTrue = Effect.succeed(true)

@@ -2,11 +2,10 @@
  * Kernels: lookup, code loading and attributes, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
-import * as Predicate from "effect/Predicate"
 import { kernelAttributes, settableKernelAttributes } from "../../cuda/flags.ts"
 import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.ts"
 import type { HostPointer } from "../../cuda/handles.ts"
-import { scalarSizes } from "../../cuda/parameters.ts"
+import { layOut } from "../../cuda/parameters.ts"
 import type { ParameterKind } from "../../cuda/parameters.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -24,7 +23,7 @@ import { isGone, KernelResource, ownKernel, ownModule } from "./moduleResources.
 import type { CodeOnDevice, KernelCode, ModuleResource, ParameterInfo } from "./moduleResources.ts"
 import { refuseModule, refuseName } from "./modules.ts"
 import { occupancyOperations } from "./occupancy.ts"
-import { differenceOf } from "./parameterKinds.ts"
+import { differenceOf, isKind } from "./parameterKinds.ts"
 import type { StreamResource } from "./resources.ts"
 
 export interface KernelBackend {
@@ -95,10 +94,18 @@ const find = (core: Core, module: ModuleResource, name: string): KernelCode | nu
   return code
 }
 
+/** The maximum that a kernel accepts on any device. */
+const mostParameterBytes = 32_764
+
 /** Checks the size and the kind of each declared parameter, as far as they are known. */
 const refuseParameters = (operation: string, code: KernelCode, parameters: ReadonlyArray<ParameterKind>) => {
-  if (!Array.isArray(parameters) || !parameters.every(isKind)) {
+  // Unlike `every`, a spread also visits the holes of an array.
+  if (!Array.isArray(parameters) || ![...parameters].every(isKind)) {
     return refuseArgument(operation, "parameters", parameters, "an array of parameter kinds (CudaParameter)")
+  }
+  const { size } = layOut(parameters)
+  if (size > mostParameterBytes) {
+    return refuseDescribed(operation, "parameters", inBytes(size), `at most ${inBytes(mostParameterBytes)}`)
   }
   const known = code.parameters
   if (known === undefined) return undefined
@@ -127,10 +134,6 @@ const refuseParameter = (
   const found = known.kind && differenceOf(given, known.kind, name)
   return found && refuseDescribed(operation, found.path, found.given, `${found.expected}, as ${code} declares`)
 }
-
-const kinds: ReadonlySet<unknown> = new Set([...Object.keys(scalarSizes), "pointer", "struct", "array"])
-
-const isKind = (value: unknown): boolean => Predicate.hasProperty(value, "kind") && kinds.has(value.kind)
 
 const readAttribute = (core: Core, kernel: KernelResource, attribute: KernelAttribute, deviceIndex: number) => {
   const operation = "CudaKernel.attribute"

@@ -16,7 +16,7 @@ import { isGone, ownKernel } from "./moduleResources.ts"
 import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
 import { operation } from "./operation.ts"
-import { ownStream, unusable } from "./resources.ts"
+import { ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
 /** The shape of the current launch. Launches never interleave, since each runs within one turn of the event loop. */
@@ -90,8 +90,8 @@ const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): nu
   let isOrdered = false
   for (const { memory } of pointers) {
     if (memory === undefined) continue
-    // A getter of a later argument has released it.
-    if (memory.state !== "live") return notPacked
+    // A getter of a later argument has released it, or given it away.
+    if (unusableMemory(backend, memory)) return notPacked
     const used = memory.usedOn(stream)
     if (used !== success) return used
     isOrdered ||= memory.ordering !== undefined

@@ -153,13 +153,14 @@ export const whenIdle = (
   const { backend } = core
   const { idleTimeout } = module.options
   const refuseGone = () => isGone(backend, module) ? refuseModule(core, operation, module) : undefined
-  const now = Effect.suspend((): Effect.Effect<void, CudaError> => {
+  const now = (): Effect.Effect<void, CudaError> => {
     const refused = refuseGone()
     if (refused !== undefined) return refused
     const status = call()
     return status === success ? Effect.void : core.failOn(operation, status, deviceIndex, subject)
-  })
-  if (backend.devices.isIdle(deviceIndex) || Duration.isZero(idleTimeout)) return now
+  }
+  // Called, not returned as an effect: a fiber may yield before an effect begins, and other fibers make the device busy.
+  if (backend.devices.isIdle(deviceIndex) || Duration.isZero(idleTimeout)) return now()
   // The call is made in the turn that finds the device idle. A fiber that resumes later may find it busy again.
   const atIdle = core.wait(
     operation,
@@ -174,6 +175,6 @@ export const whenIdle = (
   if (!Duration.isFinite(idleTimeout)) return checked
   return Effect.flatMap(
     Effect.timeoutOption(checked, idleTimeout),
-    Option.match({ onNone: () => now, onSome: () => Effect.void })
+    Option.match({ onNone: now, onSome: () => Effect.void })
   )
 }

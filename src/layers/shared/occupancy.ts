@@ -11,8 +11,9 @@ import { refuseArgument } from "./failures.ts"
 import { withCode } from "./kernelCode.ts"
 import { allow, shape } from "./launches.ts"
 import { refuseConfig } from "./launchShape.ts"
-import { ownKernel } from "./moduleResources.ts"
+import { isGone, ownKernel } from "./moduleResources.ts"
 import type { KernelResource } from "./moduleResources.ts"
+import { refuseModule } from "./modules.ts"
 
 type OccupancyOperations = Pick<
   KernelOperations,
@@ -84,9 +85,12 @@ const ofShape = <A>(
   ask: () => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> =>
   withCode(core, occupancyOperation, kernel, deviceIndex, (there) => {
-    const refused = refuseConfig(occupancyOperation, config)
-    if (refused !== undefined) return refused
+    const unread = refuseConfig(occupancyOperation, config)
+    if (unread !== undefined) return unread
     shape.read(config)
+    // Reading runs user code (getters), which may have unloaded the module.
+    const { module } = kernel.code
+    if (isGone(core.backend, module)) return refuseModule(core, occupancyOperation, module)
     return allow(core, occupancyOperation, kernel.code, there, deviceIndex) ?? ask()
   })
 

@@ -348,8 +348,13 @@ export class Access {
       )
   }
 
+  /** Visits each blocker once: accesses that wait for all earlier ones have exponentially many paths between them. */
   #waitsForAny(accesses: ReadonlySet<Access>): boolean {
-    for (const blocker of this.#blockers) if (accesses.has(blocker) || blocker.#waitsForAny(accesses)) return true
+    const waitedFor = new Set(this.#blockers)
+    for (const blocker of waitedFor) {
+      if (accesses.has(blocker)) return true
+      for (const next of blocker.#blockers) waitedFor.add(next)
+    }
     return false
   }
 

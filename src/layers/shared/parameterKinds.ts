@@ -2,8 +2,50 @@
  * Compares declared parameters with those of a kernel whose kinds are known. The driver only checks sizes, so a wrong
  * kind of the same size would go unnoticed, and the kernel would compute with wrong values.
  */
-import type { ArrayKind, ParameterKind, PointerKind, StructKind } from "../../cuda/parameters.ts"
+import * as Predicate from "effect/Predicate"
+import { alignUp, layOut, pointerSize, scalarSizes } from "../../cuda/parameters.ts"
+import type { ArrayKind, ParameterKind, PointerKind, ScalarName, StructKind } from "../../cuda/parameters.ts"
 import { counted, inBytes } from "../runtime/words.ts"
+
+/** Whether a value is a kind as `CudaParameter` makes it: what it says about its layout is right. */
+export const isKind = (value: unknown): value is ParameterKind => {
+  if (!Predicate.hasProperty(value, "kind")) return false
+  const { kind } = value
+  if (kind === "pointer") return hasLayout(value, pointerSize, pointerSize)
+  if (kind === "struct") return isStruct(value)
+  if (kind === "array") return isArray(value)
+  return Predicate.isString(kind) && isScalarName(kind) && hasLayout(value, scalarSizes[kind], scalarSizes[kind])
+}
+
+const isScalarName = (name: string): name is ScalarName => Object.hasOwn(scalarSizes, name)
+
+const hasLayout = (value: object, size: number, align: number): boolean =>
+  Predicate.hasProperty(value, "size") && value.size === size && Predicate.hasProperty(value, "align") &&
+  value.align === align
+
+/** A struct may be aligned to more than its fields. */
+const isStruct = (value: object): boolean => {
+  if (!Predicate.hasProperty(value, "fields") || !Predicate.isObject(value.fields)) return false
+  const fields: ReadonlyArray<readonly [string, unknown]> = Object.entries(value.fields)
+  const kinds = fields.map(([, field]) => field)
+  if (kinds.length === 0 || !kinds.every(isKind)) return false
+  const { align, offsets, size } = layOut(kinds)
+  const own = Predicate.hasProperty(value, "align") ? Number(value.align) : Number.NaN
+  return own >= align && Number.isInteger(Math.log2(own)) && hasLayout(value, alignUp(size, own), own) &&
+    fields.every(([name], at) => offsetOf(value, name) === offsets[at])
+}
+
+const offsetOf = (value: object, name: string): unknown =>
+  Predicate.hasProperty(value, "offsets") && Predicate.hasProperty(value.offsets, name)
+    ? value.offsets[name]
+    : undefined
+
+const isArray = (value: object): boolean => {
+  if (!Predicate.hasProperty(value, "element") || !isKind(value.element)) return false
+  const { align, size } = value.element
+  const length = Predicate.hasProperty(value, "length") ? Number(value.length) : Number.NaN
+  return Number.isSafeInteger(length) && length >= 1 && hasLayout(value, size * length, align)
+}
 
 /** Where two kinds differ, and how. */
 export interface KindDifference {

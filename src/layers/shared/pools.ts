@@ -82,7 +82,7 @@ const onPool = (core: Core, operation: string, ref: MemoryPoolRef, call: (pool: 
 const create = (core: Core, operation: string, deviceIndex: number, options: MemoryPoolOptions) => {
   const refused = (options.maxBytes === 0 ? refuseArgument(operation, "maxBytes", 0, "more than 0") : undefined) ??
     refuseBytes(operation, "maxBytes", options.maxBytes) ??
-    refuseBytes(operation, "releaseThreshold", options.releaseThreshold)
+    refuseBytes(operation, "releaseThreshold", options.releaseThreshold) ?? refuseSwitches(operation, options)
   if (refused !== undefined) return refused
   const status = core.backend.pools.create(deviceIndex, options)
   if (status !== success) return core.failOn(operation, status, deviceIndex, `a pool of device ${deviceIndex}`)
@@ -96,6 +96,17 @@ const refuseBytes = (operation: string, argument: string, bytes: number): Refusa
   (Number.isSafeInteger(bytes) && bytes >= 0) || bytes === Number.POSITIVE_INFINITY
     ? undefined
     : refuseArgument(operation, argument, bytes, "a non-negative integer, or Infinity")
+
+const switches = [
+  "reuseFollowEventDependencies",
+  "reuseAllowOpportunistic",
+  "reuseAllowInternalDependencies"
+] as const
+
+const refuseSwitches = (operation: string, options: MemoryPoolOptions): Refusal => {
+  const wrong = switches.find((name) => typeof options[name] !== "boolean")
+  return wrong && refuseArgument(operation, wrong, options[wrong], "true or false")
+}
 
 const destroy = (core: Core, operation: string, pool: MemoryPoolResource): Effect.Effect<void, CudaError> => {
   if (pool.owner !== core.backend) return refuseResource(operation, core.backend, pool)

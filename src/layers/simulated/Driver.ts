@@ -5,6 +5,7 @@
 import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import { statuses, success } from "../../cuda/status.ts"
 import type { Explanation } from "../shared/Backend.ts"
 import type { Owner } from "../shared/resources.ts"
@@ -82,9 +83,9 @@ export class SimulatedDriver {
   }
 
   /** Runs the program's code for a device. If it throws, the error explains the failures after the fault that follows. */
-  runCode(what: string, code: () => void): void {
+  runCode(what: string, code: () => unknown): void {
     try {
-      code()
+      refusePromise(code())
     } catch (error) {
       const isFault = error instanceof Fault
       this.#fault = {
@@ -121,6 +122,13 @@ export class SimulatedDriver {
   fail(status: number): Effect.Effect<never, DriverFailure> {
     return Effect.fail({ call: this.call, status })
   }
+}
+
+/** TypeScript accepts an async function where no result is expected. Its later failure would be lost, or end the process. */
+const refusePromise = (result: unknown): void => {
+  if (!Predicate.isPromiseLike(result)) return
+  result.then(undefined, () => {})
+  throw new TypeError("it returned a promise; code of a simulated device must be synchronous")
 }
 
 /** Prints any thrown value. */

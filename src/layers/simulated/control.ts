@@ -20,9 +20,9 @@ export const makeControl = (backend: SimulatedBackend, injection: Injection): Si
   const origins: FaultOrigins = { first: undefined }
   return {
     ...injectionService(injection, "SimulatedControl"),
-    launch: (target, work) => launch(backend, origins, "ref" in target ? target.ref : target, work),
+    launch: (target, work) => launch(backend, origins, refOf(target), work),
     lose: (device, status) => lose(backend, device, status),
-    bytes: (target) => bytes(backend, "ref" in target ? target.ref : target),
+    bytes: (target) => bytes(backend, refOf(target)),
     timeline: Effect.sync(() => {
       driver.now()
       return driver.model.timeline?.slice() ?? []
@@ -34,6 +34,10 @@ export const makeControl = (backend: SimulatedBackend, injection: Injection): Si
     })
   }
 }
+
+/** The reference of a handle. Anything else is what it is, and the operation refuses it by name. */
+const refOf = <Ref extends object>(target: Ref | { readonly ref: Ref }): Ref =>
+  typeof target === "object" && target !== null && "ref" in target ? target.ref : target
 
 const launch = (
   backend: SimulatedBackend,
@@ -69,7 +73,7 @@ const lose = (backend: SimulatedBackend, deviceIndex: number, status: StatusTag)
   Effect.suspend(() => {
     const operation = "SimulatedControl.lose"
     const { all } = backend.devices
-    if (all[deviceIndex] === undefined) {
+    if (!Number.isInteger(deviceIndex) || all[deviceIndex] === undefined) {
       return refuseArgument(operation, "device", deviceIndex, `a device index from 0 to ${all.length - 1}`)
     }
     if (!isSticky(status)) return refuseArgument(operation, "status", status, "the tag of a sticky status")

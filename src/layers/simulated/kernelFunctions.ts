@@ -63,8 +63,8 @@ export interface SimulatedKernel<Parameters extends ReadonlyArray<ParameterKind>
   /** Attributes that differ from those of a kernel with at most 1024 threads per block and 32 registers. */
   readonly attributes?: { readonly [A in KernelAttribute]?: number } | undefined
   /**
-   * Does the work of the whole grid, when the launch ends. If it throws, the launch ends in a `LaunchFailed` fault, and the
-   * failures that follow have the thrown value as their `cause`.
+   * Does the work of the whole grid, when the launch ends, synchronously. If it throws or returns a promise, the launch ends in a
+   * `LaunchFailed` fault, and the failures that follow have the thrown value as their `cause`.
    */
   run(launch: SimulatedLaunch<Parameters>): void
 }

@@ -2,6 +2,7 @@
  * The options of a simulated runtime: defaults and validation.
  */
 import * as Effect from "effect/Effect"
+import { constants } from "node:buffer"
 import { deviceAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -75,8 +76,9 @@ const deviceFields = (
       ? Array.from({ length: devices }, () => ({}))
       : undefined
   }
-  if (devices.length === 0) return undefined
-  return devices.map((device) => ({
+  if (!Array.isArray(devices) || devices.length === 0) return undefined
+  const list: ReadonlyArray<SimulatedDeviceOptions> = devices
+  return list.map((device) => ({
     ...device,
     copyLatency: device.copyLatency === undefined ? undefined : nanoseconds(device.copyLatency) ?? NaN
   }))
@@ -104,13 +106,16 @@ const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceF
 }
 
 const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): RefusedOption | undefined => {
-  for (const [name, { cost }] of Object.entries(kernels)) {
+  for (const [name, { attributes, cost }] of Object.entries(kernels)) {
+    const refused = refuseAttributes(`kernels.${name}`, attributes)
+    if (refused !== undefined) return refused
     if (cost === undefined || typeof cost === "function" || nanoseconds(cost) !== undefined) continue
     return { argument: `kernels.${name}.cost`, value: cost, expected: "a non-negative duration" }
   }
   for (const [name, initial] of Object.entries(globals)) {
-    if (typeof initial !== "number" || (Number.isSafeInteger(initial) && initial > 0)) continue
-    return { argument: `globals.${name}`, value: initial, expected: "a Uint8Array, or a positive size in bytes" }
+    if (typeof initial !== "number" || (isCount(initial) && initial <= constants.MAX_LENGTH)) continue
+    const expected = "a Uint8Array, or a positive size in bytes that an array can have"
+    return { argument: `globals.${name}`, value: initial, expected }
   }
   return undefined
 }
@@ -154,7 +159,8 @@ const refuseDevice = (fields: DeviceFields, ordinal: number): RefusedOption | un
     ["deviceBandwidth", isRate, "a positive number"],
     ["peerBandwidth", isRate, "a positive number"],
     ["copyLatency", isCountOrZero, "a finite, non-negative duration"]
-  ]) ?? refusePriorities(fields, ordinal)
+  ]) ?? refusePriorities(fields, ordinal) ?? refuseCapability(fields, ordinal) ??
+    refuseAttributes(`devices[${ordinal}]`, fields.attributes)
 
 const refusePriorities = ({ priorityRange }: DeviceFields, ordinal: number): RefusedOption | undefined => {
   if (priorityRange === undefined) return undefined
@@ -165,6 +171,33 @@ const refusePriorities = ({ priorityRange }: DeviceFields, ordinal: number): Ref
     value: priorityRange,
     expected: "integers with greatest <= 0 <= least, since lower numbers have higher priority"
   }
+}
+
+const refuseCapability = ({ computeCapability }: DeviceFields, ordinal: number): RefusedOption | undefined =>
+  computeCapability === undefined || (isCount(computeCapability.major) && isCountOrZero(computeCapability.minor))
+    ? undefined
+    : {
+      argument: `devices[${ordinal}].computeCapability`,
+      value: computeCapability,
+      expected: "a compute capability, for example { major: 9, minor: 0 }"
+    }
+
+/** Smaller ranges than that of a C integer, for attributes that the simulation counts with. */
+const attributeRanges: { readonly [name: string]: readonly [least: number, most: number] } = {
+  warpSize: [1, 1024],
+  maxThreadsPerBlock: [1, 65_536]
+}
+
+const refuseAttributes = (
+  where: string,
+  attributes: { readonly [name: string]: number | undefined } | undefined = {}
+): RefusedOption | undefined => {
+  for (const [name, value] of Object.entries(attributes)) {
+    const [least, most] = attributeRanges[name] ?? [-0x8000_0000, 0x7fff_ffff]
+    if (value === undefined || (Number.isInteger(value) && value >= least && value <= most)) continue
+    return { argument: `${where}.attributes.${name}`, value, expected: `an integer from ${least} to ${most}` }
+  }
+  return undefined
 }
 
 const refuseAll = (
