@@ -2,7 +2,6 @@
  * The options of a simulated runtime: their defaults, and what is refused.
  */
 import * as Effect from "effect/Effect"
-import { constants } from "node:buffer"
 import { deviceAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -113,10 +112,19 @@ const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): Refuse
     return { argument: `kernels.${name}.cost`, value: cost, expected: "a duration from 0" }
   }
   for (const [name, initial] of Object.entries(globals)) {
-    if (typeof initial !== "number" || (isCount(initial) && initial <= constants.MAX_LENGTH)) continue
-    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many, as many as an array can have" }
+    if (typeof initial !== "number" || canAllocate(initial)) continue
+    return { argument: `globals.${name}`, value: initial, expected: "bytes, or how many that an array can hold" }
   }
   return undefined
+}
+
+/** Tried, because the longest array differs by version of Node.js, and memory may not suffice for it. */
+const canAllocate = (byteLength: number): boolean => {
+  try {
+    return isCount(byteLength) && new Uint8Array(byteLength).byteLength === byteLength
+  } catch {
+    return false
+  }
 }
 
 const bytesOf = (initial: Uint8Array | number): Uint8Array =>
