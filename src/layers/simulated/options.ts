@@ -2,7 +2,6 @@
  * The options of a simulated runtime: defaults and validation.
  */
 import * as Effect from "effect/Effect"
-import { constants } from "node:buffer"
 import { deviceAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -113,11 +112,20 @@ const refuseSymbols = ({ globals = {}, kernels = {} }: SimulatedOptions): Refuse
     return { argument: `kernels.${name}.cost`, value: cost, expected: "a non-negative duration" }
   }
   for (const [name, initial] of Object.entries(globals)) {
-    if (typeof initial !== "number" || (isCount(initial) && initial <= constants.MAX_LENGTH)) continue
+    if (typeof initial !== "number" || canAllocate(initial)) continue
     const expected = "a Uint8Array, or a positive size in bytes that an array can have"
     return { argument: `globals.${name}`, value: initial, expected }
   }
   return undefined
+}
+
+/** Tried, because the longest array differs by version of Node.js, and memory may not suffice for it. */
+const canAllocate = (byteLength: number): boolean => {
+  try {
+    return isCount(byteLength) && new Uint8Array(byteLength).byteLength === byteLength
+  } catch {
+    return false
+  }
 }
 
 const bytesOf = (initial: Uint8Array | number): Uint8Array =>
