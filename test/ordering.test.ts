@@ -261,6 +261,26 @@ describe("uses of ordered bytes", () => {
     fails: "nothing"
   })
 
+  it("are waited for if a later mark of another stream covers them, and that stream's own use is covered too", () => {
+    const step = (stream: number, ...bytes: Step["bytes"]): Step => ({
+      stream,
+      bytes,
+      after: "nothing",
+      fails: "nothing"
+    })
+    const bytes = (from: number, length: number, writes: boolean) => ({ buffer: 0, from, length, writes })
+    const { done } = runSteps([
+      { ...step(2, bytes(3, 2, false), bytes(7, 2, false)), fails: "record" },
+      step(3, bytes(0, 2, false), bytes(6, 1, true)),
+      // Marks the second use of the first step, but not the first one.
+      step(1, bytes(8, 6, true)),
+      step(2, bytes(1, 3, true)),
+      // Marks the first use, after the wait for stream 3.
+      step(0, bytes(4, 1, true), bytes(6, 6, false))
+    ])
+    assert.includeMembers([...observed(done[4]!)], [0, 1, 2])
+  })
+
   it("that have finished are forgotten, however many bytes they cover", () => {
     const { markers, orderings } = runSteps(
       Array.from({ length: 1500 }, (_, index) => ({ ...single(index, index % 4, index % 3 === 0), after: "finish" }))

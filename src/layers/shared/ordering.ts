@@ -240,16 +240,21 @@ const markRest = (uses: ReadonlyArray<Use>, latest: Map<Track, Mark>, markers: M
   return success
 }
 
-/** Releases a stream's mark if another mark covers all of the stream's uses. */
+/**
+ * Releases the marks without which the others cover all uses. Of all streams, because a mark that is newer than its stream's uses
+ * may be what covers those of another stream.
+ */
 const dropImplied = (uses: ReadonlyArray<Use>, latest: Map<Track, Mark>): void => {
   for (const mark of latest.values()) {
-    const own = uses.filter((use) => use.track === mark.track)
     const others = Array.from(latest.values()).filter((other) => other !== mark)
-    if (!others.some((other) => own.every((use) => other.implies(use)))) continue
+    if (!uses.every((use) => others.some((other) => covers(other, use)))) continue
     mark.release()
     latest.delete(mark.track)
   }
 }
+
+/** The latest mark of a stream is after all of its uses so far, even open ones. */
+const covers = (mark: Mark, use: Use): boolean => mark.track === use.track || mark.implies(use)
 
 /** The marks after all uses of a part so far; see `marksOf`. */
 export const marksOfPart = (part: Part, markers: Markers): ReadonlyArray<Mark> | number =>
