@@ -374,6 +374,20 @@ describe("the streams of branches", () => {
       })
     ))
 
+  it.effect("are used again once every other had its turn, so that branches do not wait for earlier ones", () =>
+    onMachine(() =>
+      Effect.gen(function*() {
+        const used = new Set<number>()
+        for (let time = 0; time < 16; time++) {
+          const [first] = yield* CudaBranch.all([CudaStream.current()])
+          const forked = yield* CudaBranch.fork(Effect.void)
+          yield* CudaBranch.join(forked)
+          used.add(first.id).add(forked.stream.id)
+        }
+        assert.strictEqual(used.size, 32)
+      })
+    ))
+
   it.effect("do not affect the turn of requests to the pool", () =>
     onMachine(() =>
       Effect.gen(function*() {

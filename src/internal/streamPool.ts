@@ -84,6 +84,7 @@ class StreamPool<Stream extends AnyStream> {
 
   /** Leases streams if all of them already exist. */
   tryLease(runtime: CudaRuntimeService, count: number, origin: StreamRef): Leased<Stream> | undefined {
+    const turn = this.#nextLease
     const slots = this.#choose(count, origin)
     const streams: Array<Stream> = []
     for (const slot of slots) {
@@ -92,6 +93,7 @@ class StreamPool<Stream extends AnyStream> {
     }
     if (streams.length === count) return new Leased(streams, () => this.#free(slots))
     this.#free(slots)
+    this.#nextLease = turn
     return undefined
   }
 
