@@ -3,15 +3,18 @@
  * destroyed handle, and releases everything.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
+import { CudaEvent, CudaMemory, CudaMemoryPool, CudaStream } from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { statuses } from "../../src/cuda/status.ts"
+import { failsWith } from "../support/assertions.ts"
 import { logged, onStub, openStub, pause, stubLayer, until } from "../support/stubDriver.ts"
 import type { DriverLive, StubFunctionName } from "../support/stubDriver.ts"
+import { begin } from "../support/waits.ts"
 
 const stub = openStub()
 
@@ -88,6 +91,72 @@ describe("a release that waits for streams", () => {
         }),
         { prepare: () => void (stub.pending = "copies") }
       ))
+  }
+})
+
+/** Operations that release what the runtime made for them, or what they made before a later step failed. */
+const cleanUps: ReadonlyArray<{
+  readonly what: string
+  readonly program: Effect.Effect<unknown, CudaError, CudaRuntime | Scope.Scope>
+  readonly releasedBy: StubFunctionName
+  readonly left: Partial<DriverLive>
+}> = [
+  {
+    what: "the stream of a wake-up",
+    program: Effect.gen(function*() {
+      const stream = yield* CudaStream.make()
+      stub.work(stream)
+      const waiting = yield* begin(CudaStream.synchronize(stream))
+      yield* until("the wake-up is enqueued", () => stub.calls("cuLaunchHostFunc").length > 0)
+      stub.finishAll()
+      yield* Fiber.join(waiting)
+      stub.fail("cuStreamDestroy_v2", transient)
+    }),
+    releasedBy: "cuStreamDestroy_v2",
+    left: { streams: 1 }
+  },
+  {
+    what: "a stream without an id",
+    program: Effect.gen(function*() {
+      yield* CudaStream.make()
+      stub.fail("cuStreamGetId", transient)
+      stub.fail("cuStreamDestroy_v2", transient)
+      yield* failsWith(CudaStream.make(), "SystemNotReady")
+    }),
+    releasedBy: "cuStreamDestroy_v2",
+    left: { streams: 1 }
+  },
+  {
+    what: "a pool that cannot be set up",
+    program: Effect.gen(function*() {
+      yield* CudaStream.make()
+      stub.fail("cuMemPoolSetAttribute", transient)
+      stub.fail("cuMemPoolDestroy", transient)
+      yield* failsWith(CudaMemoryPool.make({ releaseThreshold: 1 }), "SystemNotReady")
+    }),
+    releasedBy: "cuMemPoolDestroy",
+    left: { pools: 1 }
+  },
+  {
+    what: "the context of a device that cannot be set up",
+    program: Effect.gen(function*() {
+      stub.fail("cuCtxGetStreamPriorityRange", transient)
+      stub.fail("cuDevicePrimaryCtxRelease_v2", transient)
+      yield* failsWith(CudaStream.make(), "SystemNotReady")
+    }),
+    releasedBy: "cuDevicePrimaryCtxRelease_v2",
+    left: { contexts: 1 }
+  }
+]
+
+describe("a failed clean-up is logged", () => {
+  for (const { left, program, releasedBy, what } of cleanUps) {
+    it.live(what, () =>
+      Effect.gen(function*() {
+        const { lines } = yield* logged(onStub(stub, program, { left }))
+        const call = releasedBy.replace(/_v2$/, "")
+        assert.isTrue(lines.some((line) => line.includes(call) && line.includes(`(${transient})`)), lines.join("\n"))
+      }))
   }
 })
 

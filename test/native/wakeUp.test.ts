@@ -651,6 +651,7 @@ describe("pausing a device's queries", () => {
         { ...policy, ...options },
         waker,
         (ordinal) => devices[ordinal]!,
+        () => {},
         () => {}
       )
       /** Starts a wait for pending work on a device; returns how often it ended, and how to finish the work. */

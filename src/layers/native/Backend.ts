@@ -79,7 +79,8 @@ export class NativeBackend implements Backend {
       policy.wait,
       waker,
       (index) => driver.device(index),
-      (call, status) => void driver.answer(call, status)
+      (call, status) => void driver.answer(call, status),
+      driver.warn
     )
     this.streams = new NativeStreams(driver, completion)
     this.events = new NativeEvents(driver, completion)

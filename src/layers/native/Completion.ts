@@ -11,7 +11,7 @@ import type { DriverFunctions } from "../../cuda/functions.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import { reasonFromStatus } from "../../CudaError.ts"
 import type { Cancel, OnDone, WaitStage } from "../shared/waits.ts"
-import type { NativeDevice } from "./Device.ts"
+import type { NativeDevice, Warn } from "./Device.ts"
 import type { Lane, Point, SideStream, Watch } from "./Lane.ts"
 import type { Waker } from "./Waker.ts"
 
@@ -42,6 +42,7 @@ export class Completion {
   readonly #waker: Waker | undefined
   readonly #deviceOf: (ordinal: number) => NativeDevice
   readonly #onFailure: (call: string, status: number) => void
+  readonly #warn: Warn
   readonly #unsubscribe: () => void
   /** The lanes with pending waits. */
   readonly #lanes = new Set<Lane>()
@@ -62,13 +63,15 @@ export class Completion {
     policy: WaitPolicy,
     waker: Waker | undefined,
     deviceOf: (ordinal: number) => NativeDevice,
-    onFailure: (call: string, status: number) => void
+    onFailure: (call: string, status: number) => void,
+    warn: Warn
   ) {
     this.#calls = calls
     this.#policy = policy
     this.#waker = waker
     this.#deviceOf = deviceOf
     this.#onFailure = onFailure
+    this.#warn = warn
     this.#unsubscribe = waker?.subscribe(this.#onWake) ?? (() => {})
   }
 
@@ -108,7 +111,9 @@ export class Completion {
   /** Destroys the side streams of a lane, except for `keep` of them. */
   forget(lane: Lane, keep = 0): void {
     if (lane.sides.length <= keep) return
-    for (const side of lane.sides.splice(keep)) this.#calls.cuStreamDestroy_v2(side.stream)
+    for (const { stream } of lane.sides.splice(keep)) {
+      this.#warn("cuStreamDestroy", this.#calls.cuStreamDestroy_v2(stream), stream)
+    }
     if (keep === 0) this.#sided.delete(lane)
   }
 

@@ -57,7 +57,7 @@ export class NativeDevices implements DeviceBackend {
           opened[index] = device
           return resume(Effect.void)
         }
-        calls.cuDevicePrimaryCtxRelease_v2(handle)
+        warn("cuDevicePrimaryCtxRelease", calls.cuDevicePrimaryCtxRelease_v2(handle), handle)
         resume(Effect.fail(this.#driver.failure(call, status)))
       })
     })

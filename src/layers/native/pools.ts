@@ -24,13 +24,14 @@ export class NativePools implements PoolBackend {
   }
 
   create(index: number, options: MemoryPoolOptions): number {
+    const { calls, warn } = this.#driver
     const device = this.#driver.device(index)
     const handle = device.makePool(poolProperties(index, bytesOrNoLimit(options.maxBytes)))
     if (handle === undefined) return this.#driver.madeBy(device)
     for (const [name, value] of settingsOf(options)) {
       const status = device.setPool(handle, name, value)
       if (status === success) continue
-      this.#driver.calls.cuMemPoolDestroy(handle)
+      warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(handle), handle)
       return this.#driver.answer("cuMemPoolSetAttribute", status)
     }
     this.created = new MemoryPoolResource(this.#driver.owner, handle, index, "owned")

@@ -59,7 +59,7 @@ export class NativeStreams implements StreamBackend {
     const handle = this.#handle.value
     const identified = calls.cuStreamGetId(handle, this.#word.words)
     if (identified !== success) {
-      calls.cuStreamDestroy_v2(handle)
+      this.#driver.warn("cuStreamDestroy", calls.cuStreamDestroy_v2(handle), handle)
       return this.#driver.answer("cuStreamGetId", identified)
     }
     this.#keep({ handle, id: this.#word.value, deviceIndex, priority, nonBlocking, origin: "owned" })
