@@ -18,6 +18,7 @@ import { constants } from "node:buffer"
 import { readFile } from "node:fs/promises"
 import { fileURLToPath } from "node:url"
 import { refuses } from "../support/assertions.ts"
+import { settled } from "../support/fibers.ts"
 import { giveAway, viewing } from "../support/giveAway.ts"
 import { runChild } from "../support/stub/child.ts"
 import {
@@ -746,8 +747,11 @@ describe("pinned memory", () => {
         }))
         const second = yield* CudaMemory.allocateHost(1000)
         assert.notStrictEqual(second.address, first)
+        stub.clear()
         stub.finish(stream)
-        yield* pause(3)
+        yield* until("the copies are known to be done", () =>
+          stub.calls("cuEventQuery").some(({ status }) => status === 0))
+        yield* settled
         const third = yield* CudaMemory.allocateHost(1000)
         assert.strictEqual(third.address, first)
       })
