@@ -285,14 +285,18 @@ describe("kept memory", () => {
           stub.reset()
           const used = Effect.gen(function*() {
             const stream = yield* CudaStream.make()
+            // Memory is not freed while a stream works.
+            stub.work(stream)
             yield* Effect.scoped(allocate)
             if (isLost) {
-              stub.fail("cuStreamQuery", statuses.IllegalAddress.code)
-              yield* Effect.flip(CudaStream.query(stream))
+              stub.fail("cuEventRecord", statuses.IllegalAddress.code)
+              yield* Effect.flip(CudaStream.recordEvent(stream))
             }
             stub.clear()
             yield* Effect.scoped(allocate)
-            return stub.calls(makes).length
+            const made = stub.calls(makes).length
+            stub.finish(stream)
+            return made
           })
           const { result } = yield* logged(Effect.provide(Effect.scoped(used), stubLayer(stub)))
           assert.strictEqual(result, isLost ? 1 : 0)
