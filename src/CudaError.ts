@@ -187,6 +187,36 @@ export interface FunctionMissing {
 }
 
 /**
+ * The operation cannot be part of a recorded graph, or crosses the border of a recording.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface CannotRecord {
+  readonly _tag: "CannotRecord"
+  /** Why, and what to do instead. */
+  readonly because: string
+  /** The innermost span or named function around the operation, and where it is in the source. */
+  readonly frame: string | undefined
+}
+
+/**
+ * The driver cannot run a graph, or cannot update one to another.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface GraphRefused {
+  readonly _tag: "GraphRefused"
+  /** The graph. */
+  readonly resource: string
+  /** What the driver says about it. */
+  readonly because: string
+  /** The index of the node concerned, if the driver names one. */
+  readonly nodeIndex: number | undefined
+}
+
+/**
  * The simulated device detected that a wait can never end, because nothing it waits for is running or can start.
  *
  * @category reasons
@@ -307,6 +337,8 @@ export type CudaErrorReason =
   | KoffiNotLoaded
   | DriverTooOld
   | FunctionMissing
+  | CannotRecord
+  | GraphRefused
   | NeverFinishes
   | CompilationFailed
   | InvalidCompileOption
@@ -632,6 +664,12 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       } is required. Update the NVIDIA driver.`
     case "FunctionMissing":
       return `the driver library has no function ${reason.functionName}. Update the NVIDIA driver.`
+    case "CannotRecord":
+      return `this cannot be recorded${reason.frame === undefined ? "" : `, in ${reason.frame}`}: ${reason.because}.`
+    case "GraphRefused":
+      return `the driver refused the ${reason.resource}${
+        reason.nodeIndex === undefined ? "" : ` at node ${reason.nodeIndex}`
+      }: ${reason.because}.`
     case "NeverFinishes":
       return `${reason.resource} can never finish: ${reason.because}.`
     case "CompilationFailed":

@@ -226,7 +226,8 @@ class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
   }
 }
 
-class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements HostBuffer {
+/** @internal */
+export class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements HostBuffer {
   readonly [TypeId] = TypeId
   readonly kind = "host"
   readonly offset = 0

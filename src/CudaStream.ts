@@ -22,6 +22,7 @@ import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import { eventFlags, streamFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
+import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import { EventImpl } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
@@ -47,7 +48,10 @@ export interface CudaStream extends Pipeable, Inspectable, Equatable {
   readonly ref: StreamRef
   /** The driver's id (`cuStreamGetId`): unique in the process and never reused. 0 for a legacy default stream. */
   readonly id: number
-  /** The `CUstream`, for other native code: 1 for the legacy default stream, 2 for the per-thread default stream. */
+  /**
+   * The `CUstream`, for other native code: 1 for the legacy default stream, 2 for the per-thread default stream. Throws a
+   * `CudaError` for a stream of a recording, which has none.
+   */
   readonly handle: number
   readonly deviceIndex: number
   readonly device: CudaDevice
@@ -111,7 +115,9 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
     return this.ref.id
   }
   get handle(): number {
-    return this.ref.handle
+    if (!this.ref.isRecording) return this.ref.handle
+    const expected = "a stream of the driver: streams of a recording have no handle"
+    throw invalidArgument("CudaStream.handle", "stream", this, expected)
   }
   get priority(): number {
     return this.ref.priority
@@ -146,8 +152,9 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
     )
   }
   toJSON() {
-    const { deviceIndex, handle, id, isNonBlocking, origin, priority } = this
-    return { _id: "CudaStream", id, deviceIndex, priority, isNonBlocking, origin, handle, state: this.ref.state }
+    const { deviceIndex, id, isNonBlocking, origin, priority } = this
+    const { handle, state } = this.ref
+    return { _id: "CudaStream", id, deviceIndex, priority, isNonBlocking, origin, handle, state }
   }
 }
 

@@ -149,3 +149,70 @@ EXPORT Status cuLaunchHostFunc(UNUSED Handle stream, void (*function)(void *), v
   function(data);
   return SUCCESS;
 }
+
+/* ---- Graphs, which do nothing. ---- */
+
+EXPORT Status cuGraphCreate(Handle *out, UNUSED unsigned flags) { return make_handle(out); }
+
+EXPORT Status cuGraphDestroy(UNUSED Handle graph) { return SUCCESS; }
+
+EXPORT Status cuGraphAddKernelNode_v2(Handle *out, UNUSED Handle graph, UNUSED const Handle *before, UNUSED size_t count,
+                                      UNUSED const void *params) {
+  return make_handle(out);
+}
+
+EXPORT Status cuGraphAddMemcpyNode(Handle *out, UNUSED Handle graph, UNUSED const Handle *before, UNUSED size_t count,
+                                   UNUSED const void *params, UNUSED Handle context) {
+  return make_handle(out);
+}
+
+EXPORT Status cuGraphAddMemsetNode(Handle *out, UNUSED Handle graph, UNUSED const Handle *before, UNUSED size_t count,
+                                   UNUSED const void *params, UNUSED Handle context) {
+  return make_handle(out);
+}
+
+EXPORT Status cuGraphAddEventRecordNode(Handle *out, UNUSED Handle graph, UNUSED const Handle *before,
+                                        UNUSED size_t count, UNUSED Handle event) {
+  return make_handle(out);
+}
+
+EXPORT Status cuGraphAddEmptyNode(Handle *out, UNUSED Handle graph, UNUSED const Handle *before, UNUSED size_t count) {
+  return make_handle(out);
+}
+
+EXPORT Status cuGraphAddDependencies_v2(UNUSED Handle graph, UNUSED const Handle *from, UNUSED const Handle *to,
+                                        UNUSED const void *edges, UNUSED size_t count) {
+  return SUCCESS;
+}
+
+EXPORT Status cuGraphKernelNodeSetAttribute(UNUSED Handle node, UNUSED int attribute, UNUSED const void *value) {
+  return SUCCESS;
+}
+
+EXPORT Status cuGraphInstantiateWithParams(Handle *out, UNUSED Handle graph, UNUSED uint64_t *params) {
+  return make_handle(out);
+}
+
+EXPORT Status cuGraphExecDestroy(UNUSED Handle exec) { return SUCCESS; }
+
+EXPORT Status cuGraphExecKernelNodeSetParams_v2(UNUSED Handle exec, UNUSED Handle node, UNUSED const void *params) {
+  return SUCCESS;
+}
+
+EXPORT Status cuGraphExecMemcpyNodeSetParams(UNUSED Handle exec, UNUSED Handle node, UNUSED const void *params,
+                                             UNUSED Handle context) {
+  return SUCCESS;
+}
+
+EXPORT Status cuGraphExecMemsetNodeSetParams(UNUSED Handle exec, UNUSED Handle node, UNUSED const void *params,
+                                             UNUSED Handle context) {
+  return SUCCESS;
+}
+
+EXPORT Status cuGraphNodeSetEnabled(UNUSED Handle exec, UNUSED Handle node, UNUSED unsigned enabled) { return SUCCESS; }
+
+EXPORT Status cuGraphExecUpdate_v2(UNUSED Handle exec, UNUSED Handle graph, UNUSED void *result) { return SUCCESS; }
+
+EXPORT Status cuGraphUpload(UNUSED Handle exec, UNUSED Handle stream) { return SUCCESS; }
+
+EXPORT Status cuGraphLaunch(UNUSED Handle exec, UNUSED Handle stream) { return SUCCESS; }

@@ -75,7 +75,21 @@ export const copyInStreamOrder = 1
 export const jitOptions = { errorLogBuffer: 5, errorLogBufferSize: 6 } as const
 
 /** `CUlaunchAttributeID`. */
-export const launchAttributes = { cooperative: 2, clusterDimension: 4, programmaticStreamSerialization: 6 } as const
+export const launchAttributes = {
+  cooperative: 2,
+  clusterDimension: 4,
+  programmaticStreamSerialization: 6,
+  priority: 8
+} as const
+
+/** Launches use the priorities of the nodes, not that of the stream (`CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY`). */
+export const graphUsesNodePriority = 8
+
+/**
+ * `CUgraphEdgeData` of an edge that ends when the kernel before it lets its dependents start
+ * (`CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC`, `CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC`).
+ */
+export const programmaticEdge = { fromPort: 1, toPort: 0, type: 1 } as const
 
 /** Kernel attributes (`CUfunction_attribute`) by name. */
 export const kernelAttributes = {

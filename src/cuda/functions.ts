@@ -3,7 +3,7 @@
  * types. The suffixes are part of the ABI: the name without a suffix may be an older version of the call.
  *
  * Handles and addresses are distinct number types (`handles.ts`). Where the driver reads or writes through a pointer,
- * pass a typed array (`void *`). Every function returns a `CUresult`. No Effect here.
+ * pass a typed array (`void *`), or the address of a block that is written often (`HostPointer`). Every function returns a `CUresult`. No Effect here.
  *
  * @since 0.1.0
  */
@@ -14,6 +14,9 @@ import type {
   CUdevice,
   CUdeviceptr,
   CUevent,
+  CUgraph,
+  CUgraphExec,
+  CUgraphNode,
   CUhostFn,
   CUkernel,
   CUlibrary,
@@ -34,6 +37,9 @@ const event = "CUevent"
 const pool = "CUmemoryPool"
 const library = "CUlibrary"
 const kernel = "CUkernel"
+const graph = "CUgraph"
+const graphNode = "CUgraphNode"
+const graphExec = "CUgraphExec"
 const pointer = "CUdeviceptr"
 const host = "HostPointer"
 const hostFunction = "CUhostFn"
@@ -115,7 +121,24 @@ export const driverFunctions = {
   cuOccupancyMaxActiveBlocksPerMultiprocessor: [memory, kernel, int, size],
   cuOccupancyMaxPotentialBlockSize: [memory, memory, kernel, host, size, int],
   cuOccupancyMaxActiveClusters: [memory, kernel, host],
-  cuOccupancyMaxPotentialClusterSize: [memory, kernel, host]
+  cuOccupancyMaxPotentialClusterSize: [memory, kernel, host],
+  cuGraphCreate: [memory, uint],
+  cuGraphDestroy: [graph],
+  cuGraphAddKernelNode_v2: [host, graph, host, size, host],
+  cuGraphAddMemcpyNode: [host, graph, host, size, host, context],
+  cuGraphAddMemsetNode: [host, graph, host, size, host, context],
+  cuGraphAddEventRecordNode: [host, graph, host, size, event],
+  cuGraphAddEmptyNode: [host, graph, host, size],
+  cuGraphKernelNodeSetAttribute: [graphNode, int, host],
+  cuGraphInstantiateWithParams: [memory, graph, memory],
+  cuGraphExecDestroy: [graphExec],
+  cuGraphExecKernelNodeSetParams_v2: [graphExec, graphNode, host],
+  cuGraphExecMemcpyNodeSetParams: [graphExec, graphNode, host, context],
+  cuGraphExecMemsetNodeSetParams: [graphExec, graphNode, host, context],
+  cuGraphNodeSetEnabled: [graphExec, graphNode, uint],
+  cuGraphExecUpdate_v2: [graphExec, graph, memory],
+  cuGraphUpload: [graphExec, stream],
+  cuGraphLaunch: [graphExec, stream]
 } as const
 
 /** Functions that older drivers lack. Their callers fail or do without them. */
@@ -123,6 +146,8 @@ export const optionalDriverFunctions = {
   /** CUDA 12.2. */
   cuMemPrefetchAsync_v2: [pointer, size, location, uint, stream],
   cuMemAdvise_v2: [pointer, size, int, location],
+  /** CUDA 12.3. */
+  cuGraphAddDependencies_v2: [graph, host, host, host, size],
   /** CUDA 12.4. */
   cuKernelGetParamInfo: [kernel, size, memory, memory],
   /** CUDA 12.8. */
@@ -149,6 +174,9 @@ interface ParameterTypes {
   readonly CUmemoryPool: CUmemoryPool
   readonly CUlibrary: CUlibrary
   readonly CUkernel: CUkernel
+  readonly CUgraph: CUgraph
+  readonly CUgraphNode: CUgraphNode
+  readonly CUgraphExec: CUgraphExec
   readonly CUdeviceptr: CUdeviceptr
   readonly HostPointer: HostPointer
   readonly CUhostFn: CUhostFn

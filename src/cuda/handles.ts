@@ -17,6 +17,9 @@ export type CUevent = Handle<"CUevent">
 export type CUmemoryPool = Handle<"CUmemoryPool">
 export type CUlibrary = Handle<"CUlibrary">
 export type CUkernel = Handle<"CUkernel">
+export type CUgraph = Handle<"CUgraph">
+export type CUgraphNode = Handle<"CUgraphNode">
+export type CUgraphExec = Handle<"CUgraphExec">
 /** An address of device or managed memory. */
 export type CUdeviceptr = Handle<"CUdeviceptr">
 /** An address of host memory. */
@@ -33,6 +36,9 @@ export const handleTypes = {
   CUmemoryPool: "uintptr_t",
   CUlibrary: "uintptr_t",
   CUkernel: "uintptr_t",
+  CUgraph: "uintptr_t",
+  CUgraphNode: "uintptr_t",
+  CUgraphExec: "uintptr_t",
   CUdeviceptr: "uintptr_t",
   HostPointer: "uintptr_t",
   CUhostFn: "uintptr_t"

@@ -163,7 +163,7 @@ class DevicePools<Stream extends AnyStream> {
 const priorityOf = (range: PriorityRange, { outOfRange = "clamp", priority = "low" }: PoolOptions): number =>
   resolvePriority(range, priority, outOfRange)
 
-/** The pools of all runtimes. Runtimes with the same identity share them. */
+/** The pools of all runtimes. Runtimes with the same identity share them. Recordings have separate ones. */
 export class StreamPools<Stream extends AnyStream> {
   readonly #wrap: Wrap<Stream>
   readonly #byIdentity = new WeakMap<object, ReadonlyArray<DevicePools<Stream>>>()
@@ -203,10 +203,11 @@ export class StreamPools<Stream extends AnyStream> {
   }
 
   #of(runtime: CudaRuntimeService): ReadonlyArray<DevicePools<Stream>> {
-    const known = this.#byIdentity.get(runtime.identity)
+    const key = runtime.recording ?? runtime.identity
+    const known = this.#byIdentity.get(key)
     if (known !== undefined) return known
     const made = runtime.devices.map(() => new DevicePools<Stream>())
-    this.#byIdentity.set(runtime.identity, made)
+    this.#byIdentity.set(key, made)
     return made
   }
 }

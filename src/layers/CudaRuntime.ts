@@ -13,6 +13,7 @@ import type { AccessOperations } from "./runtime/accesses.ts"
 import type { CopyOperations } from "./runtime/copies.ts"
 import type { DeviceOperations, DeviceProperties } from "./runtime/devices.ts"
 import type { EventOperations } from "./runtime/events.ts"
+import type { GraphOperations, RecordingRef } from "./runtime/graphs.ts"
 import type { KernelOperations } from "./runtime/kernels.ts"
 import type { ManagedOperations } from "./runtime/managed.ts"
 import type { MemoryOperations } from "./runtime/memory.ts"
@@ -26,6 +27,7 @@ export type * from "./runtime/accesses.ts"
 export type * from "./runtime/copies.ts"
 export type * from "./runtime/devices.ts"
 export type * from "./runtime/events.ts"
+export * from "./runtime/graphs.ts"
 export type * from "./runtime/kernels.ts"
 export type * from "./runtime/managed.ts"
 export type * from "./runtime/memory.ts"
@@ -53,6 +55,8 @@ export interface LiveResources {
   readonly hostBuffers: number
   readonly hostBytes: number
   readonly modules: number
+  /** Executable graphs. */
+  readonly graphs: number
   /** Pools created by programs. */
   readonly pools: number
   /** Fibers waiting for the GPU. */
@@ -79,11 +83,14 @@ export interface CudaRuntimeService
     PoolOperations,
     ModuleOperations,
     KernelOperations,
+    GraphOperations,
     ProgramOperations
 {
   readonly kind: "native" | "simulated"
   /** Identifies the runtime that a handle belongs to. A layer around a runtime keeps it. */
   readonly identity: object
+  /** The recording whose streams and memory this runtime makes; undefined outside recordings. */
+  readonly recording: RecordingRef | undefined
   readonly driverVersion: number
   readonly devices: ReadonlyArray<DeviceProperties>
   /** The resources that the runtime currently holds. */

@@ -7,6 +7,8 @@ import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
 import { eventContract } from "./events.ts"
+import { graphProgramContract } from "./graphPrograms.ts"
+import { graphContract } from "./graphs.ts"
 import { hostFunctionContract } from "./hostFunctions.ts"
 import { kernelContract } from "./kernels.ts"
 import { lifetimeContract } from "./lifetimes.ts"
@@ -36,6 +38,8 @@ export const contract = (rig: Rig): void => {
     hostFunctionContract(rig)
     orderingContract(rig)
     kernelContract(rig)
+    graphContract(rig)
+    graphProgramContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

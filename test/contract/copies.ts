@@ -6,18 +6,10 @@ import { CudaMemory, CudaStream } from "effect-cuda"
 import type { DeviceBuffer, HostBuffer, Slice } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { makeRandom } from "../support/random.ts"
 import type { Rig } from "../support/Rig.ts"
 
 const mebi = 2 ** 20
-
-/** Deterministic pseudo-random numbers. */
-const makeRandom = (seed: number) => {
-  let state = seed
-  return (below: number): number => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
-    return Math.floor(state / 2 ** 32 * below)
-  }
-}
 
 /** Copies the rows of one array into another. */
 const moveRows = (

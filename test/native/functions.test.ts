@@ -18,8 +18,11 @@ import { deviceAttributes } from "../../src/cuda/flags.ts"
 import type { DeviceAttribute } from "../../src/cuda/flags.ts"
 import { driverFunctions, optionalDriverFunctions } from "../../src/cuda/functions.ts"
 import type { DriverFunctionName } from "../../src/cuda/functions.ts"
+import { success } from "../../src/cuda/status.ts"
+import { ownEvent, ownStream } from "../../src/layers/shared/resources.ts"
 import { failsWith } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
+import { copy, deviceMemory, fill, graphOf, instanceOf, launch, nativeBackend, record } from "../support/nodeGraphs.ts"
 import { assertReleased, copyStub, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
 import type { StubFunctionName } from "../support/stubDriver.ts"
 import { tracing, within } from "../support/tracing.ts"
@@ -869,6 +872,33 @@ describe("the table", () => {
           source: CudaMemory.slice(from, offset, 32)
         })
         yield* CudaMemory.copyBatch([half(0), half(32)], stream)
+      })
+    ))
+
+  it.live("has the functions of graphs, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const backend = nativeBackend(stream)
+        const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
+        const nothing = yield* CudaKernel.get(module, "nothing", signatures.nothing)
+        const bytes = 5 * segment
+        const [buffer, host] = [yield* CudaMemory.allocate(bytes), yield* CudaMemory.allocateHost(bytes)]
+        const event = ownEvent((yield* CudaEvent.make()).ref)
+        const config = { grid: 1, block: 1, cooperative: true }
+        const graph = graphOf(backend, [
+          [launch(nothing, config, [])],
+          [launch(nothing, config, [], { startsEarly: true }), 0],
+          [fill(deviceMemory(buffer), 1), 1],
+          [copy(buffer, host, bytes), 2],
+          [record(event), 3]
+        ], { events: [event] })
+        const instance = yield* instanceOf(backend, graph)
+        for (const node of graph.nodes) assert.strictEqual(backend.graphs.bind(instance, node), success)
+        assert.strictEqual(backend.graphs.setEnabled(instance, graph.nodes[0]!, false), success)
+        assert.strictEqual(backend.graphs.update(instance, graph, instance.bindings), success)
+        assert.strictEqual(backend.graphs.upload(instance, ownStream(stream.ref)), success)
+        assert.strictEqual(backend.graphs.launch(instance, graph, ownStream(stream.ref)), success)
       })
     ))
 

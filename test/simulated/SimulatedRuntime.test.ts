@@ -351,6 +351,13 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       yield* runtime.moduleLoad(image, options)
     ]
     const kernel = yield* runtime.kernelGet(module, "nothing", [], 0)
+    const recording = yield* runtime.graphRecord({ deviceIndex: 0, parameters: [] })
+    const empty = yield* runtime.graphRecord({ deviceIndex: 0, parameters: [] })
+    const graph = yield* runtime.graphEnd(empty)
+    const [exec, oldExec] = [yield* runtime.graphInstantiate(graph, 1), yield* runtime.graphInstantiate(graph, 1)]
+    const filling = yield* runtime.graphRecord({ deviceIndex: 0, parameters: [] })
+    yield* runtime.memoryFill(range(0), 0, 8, filling.stream)
+    const filler = yield* runtime.graphInstantiate(yield* runtime.graphEnd(filling), 1)
     const access = { stream, reads: [], writes: [], outer: undefined }
     yield* runtime.memoryBegin(access)
     const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
@@ -370,6 +377,15 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaEvent.record": runtime.eventRecord(event, stream),
       "CudaEvent.release": runtime.eventDestroy(oldEvent),
       "CudaEvent.synchronize": runtime.eventSynchronize(event),
+      "CudaGraph.embed": runtime.graphEmbed(graph, [], recording.stream),
+      "CudaGraph.instantiate": runtime.graphInstantiate(graph, 1),
+      "CudaGraph.launch": runtime.graphLaunch(filler, [], stream),
+      "CudaGraph.record": runtime.graphRecord({ deviceIndex: 0, parameters: [] }),
+      "CudaGraph.release": runtime.graphDestroy(oldExec),
+      "CudaGraph.setEnabled": runtime.graphSetEnabled(filler, 0, true),
+      "CudaGraph.update": runtime.graphUpdate(exec, graph),
+      "CudaGraph.updateOrReplace": runtime.graphReplace(exec, graph),
+      "CudaGraph.upload": runtime.graphUpload(exec, stream),
       "CudaKernel.attribute": runtime.kernelAttribute(kernel, "numRegs", 0),
       "CudaKernel.get": runtime.kernelGet(module, "nothing", [], 0),
       "CudaModule.global": runtime.moduleGlobal(module, "counter", 0),
@@ -414,6 +430,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
 
 /** Work that keeps a stream busy until time passes. */
 const takesTime = [
+  "CudaGraph.launch",
   "CudaMemory.copy",
   "CudaMemory.copy2D",
   "CudaMemory.copyBatch",

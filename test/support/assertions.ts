@@ -40,6 +40,7 @@ export const nothingHeld: LiveResources = {
   hostBuffers: 0,
   hostBytes: 0,
   modules: 0,
+  graphs: 0,
   pools: 0,
   waits: 0
 }

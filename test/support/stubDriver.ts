@@ -69,7 +69,9 @@ const liveKinds = [
   "allocations",
   "contexts",
   "busyStreams",
-  "libraries"
+  "libraries",
+  "graphs",
+  "graphExecs"
 ] as const
 
 /** Live resources of the driver; `contexts` counts retains. */
@@ -84,7 +86,9 @@ export const nothingLive: DriverLive = {
   allocations: 0,
   contexts: 0,
   busyStreams: 0,
-  libraries: 0
+  libraries: 0,
+  graphs: 0,
+  graphExecs: 0
 }
 
 const bind = (path: string) => {
@@ -109,6 +113,7 @@ const bind = (path: string) => {
     holdHosts: bound("stub_hold_hosts", "void", ["int"]),
     holdLoads: bound("stub_hold_loads", "void", ["int"]),
     setAttribute: bound("stub_set_attribute", "void", ["int", "int"]),
+    refuseGraph: bound("stub_refuse_graph", "void", ["int", "int"]),
     blocked: bound("stub_blocked", "int", []),
     hostCalls: bound("stub_host_calls", "int", ["int"]),
     live: bound("stub_live", "int", ["int"]),
@@ -242,6 +247,11 @@ export class StubDriver {
   /** The value of an attribute on every device, by attribute number. */
   setAttribute(attribute: number, value: number): void {
     this.#control.setAttribute(attribute, value)
+  }
+
+  /** What a graph call that is made to fail reports: its result code, and the driver's node with this index. */
+  refuseGraph(result: number, nodeIndex = -1): void {
+    this.#control.refuseGraph(result, nodeIndex)
   }
 
   /** How many calls would have blocked in the driver on a busy device. */

@@ -1,6 +1,7 @@
 /**
  * Diagrams of a plan as text: tasks grouped by stream, in order, and waits between streams.
  */
+import { dotText, mermaidText } from "../diagrams.ts"
 import type { Dependencies, Plan } from "./plan.ts"
 
 interface Edge {
@@ -63,17 +64,3 @@ const edgesOf = ({ all, dependencies, plan }: Picture): ReadonlyArray<Edge> =>
     const implied = own.filter((from) => from !== previous && !waits.includes(from))
     return [...edges, ...implied.map((from): Edge => ({ from, to, kind: "implied" }))]
   })
-
-/**
- * Escapes everything that Mermaid may interpret as entities: all characters except letters, digits and spaces, and `_.:/-` within a
- * word. Mermaid accepts no empty text.
- */
-const mermaidText = (text: string): string =>
-  (text || " ")
-    .split(/(\r\n|[\r\n])/)
-    .map((part, index) => index % 2 === 1 ? "<br/>" : part.replace(notPlain, (char) => `#${char.codePointAt(0)};`))
-    .join("")
-
-const notPlain = /[^\p{L}\p{N} _.:/-]|(?<![\p{L}\p{N}])[_.:/-]|[_.:/-](?![\p{L}\p{N}])/gu
-
-const dotText = (text: string): string => text.replace(/[\\"]/g, "\\$&").replace(/\r\n|[\r\n]/g, "\\n")

@@ -17,6 +17,7 @@ import type { NativeDevice, Warn } from "./Device.ts"
 import { NativeDevices } from "./devices.ts"
 import { Driver } from "./Driver.ts"
 import { NativeEvents } from "./events.ts"
+import { NativeGraphs } from "./graphs.ts"
 import { NativeKernels } from "./kernels.ts"
 import { NativeManaged } from "./managed.ts"
 import { ManagedMemory } from "./ManagedMemory.ts"
@@ -62,6 +63,7 @@ export class NativeBackend implements Backend {
   readonly pools: NativePools
   readonly modules: NativeModules
   readonly kernels: NativeKernels
+  readonly graphs: NativeGraphs
   readonly programs: ProgramBackend
   readonly #driver: Driver
   readonly #completion: Completion
@@ -104,6 +106,7 @@ export class NativeBackend implements Backend {
     this.#loader = new ModuleLoader(library, this, areIdle, driver.warn)
     this.modules = new NativeModules(driver, this.#loader)
     this.kernels = new NativeKernels(driver, this.devices)
+    this.graphs = new NativeGraphs(driver, this.events)
   }
 
   get call(): string {

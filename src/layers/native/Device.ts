@@ -22,7 +22,10 @@ export class NativeStream extends StreamResource {
 }
 
 export class NativeEvent extends EventResource {
-  /** The stream and the count of the current record; undefined for an event of another process. */
+  /**
+   * The stream and the count of the current record. No stream for an event of another process, and for a record in a graph that records
+   * several events.
+   */
   recordedOn: NativeStream | undefined
   recordNumber = 0
   /** True if the current record is known to have finished, or there is none. */

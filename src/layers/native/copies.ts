@@ -10,7 +10,7 @@ import type { CopyBackend, RowsTransfer, Transfer } from "../shared/copies.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "../shared/resources.ts"
 import type { NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
-import { segmentSize } from "./PinnedMemory.ts"
+import { arePeers, isInOneSegment, pieceOf, rowOf, rowsOf } from "./pieces.ts"
 import { nativeStream } from "./streams.ts"
 
 export class NativeCopies implements CopyBackend {
@@ -174,42 +174,6 @@ export class NativeCopies implements CopyBackend {
     return success
   }
 }
-
-/** Whether the buffers are on different devices. Managed memory is on every device. */
-const arePeers = (to: AnyMemoryResource, from: AnyMemoryResource): boolean =>
-  to.kind === "device" && from.kind === "device" && to.deviceIndex !== from.deviceIndex && !to.isManaged &&
-  !from.isManaged
-
-/** Whether the bytes lie within one segment, so that the copy need not be split. */
-const isInOneSegment = (memory: AnyMemoryResource, offset: number, byteLength: number): boolean =>
-  byteLength <= roomAt(memory, offset)
-
-/** How many bytes a copy may access from an offset on. */
-const roomAt = (memory: AnyMemoryResource, offset: number): number =>
-  memory.kind === "host" ? segmentSize - offset % segmentSize : Number.POSITIVE_INFINITY
-
-const pieceOf = ({ byteLength, from, fromOffset, to, toOffset }: Transfer, done: number): number =>
-  Math.min(byteLength - done, roomAt(to, toOffset + done), roomAt(from, fromOffset + done))
-
-/** How many rows, starting with `row`, one call can copy. */
-const rowsOf = ({ from, fromOffset, fromPitch, to, toOffset, toPitch, width }: RowsTransfer, row: number): number =>
-  arePeers(to, from)
-    ? 0
-    : Math.min(
-      rowsIn(roomAt(to, toOffset + row * toPitch), toPitch, width),
-      rowsIn(roomAt(from, fromOffset + row * fromPitch), fromPitch, width)
-    )
-
-const rowsIn = (room: number, pitch: number, width: number): number =>
-  room < width ? 0 : Math.floor((room - width) / pitch) + 1
-
-const rowOf = ({ from, fromOffset, fromPitch, to, toOffset, toPitch, width }: RowsTransfer, row: number): Transfer => ({
-  to,
-  toOffset: toOffset + row * toPitch,
-  from,
-  fromOffset: fromOffset + row * fromPitch,
-  byteLength: width
-})
 
 /** The `CUmemcpyAttributes` of all copies of a batch. */
 const inStreamOrder = new Int32Array(6)

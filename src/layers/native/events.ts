@@ -27,6 +27,8 @@ export class NativeEvents implements EventBackend {
   readonly #elapsedTime: DriverFunctions["cuEventElapsedTime"]
   readonly #out = new Out<CUevent>()
   readonly #float = new Float32Array(1)
+  /** Counts the records that are in no lane. */
+  #unordered = 0
 
   constructor(driver: Driver, completion: Completion) {
     this.#driver = driver
@@ -81,16 +83,33 @@ export class NativeEvents implements EventBackend {
   record(resource: EventResource, streamResource: StreamResource): number {
     const event = nativeEvent(resource)
     const stream = nativeStream(streamResource)
-    if (event.point !== undefined) {
-      const kept = this.#keepRecord(event, event.point)
-      if (kept !== success) return kept
-    }
+    const kept = this.beforeRecord(event)
+    if (kept !== success) return kept
     const status = this.#driver.record(event.own, stream)
     if (status !== success) return status
     event.recordedOn = stream
     event.recordNumber = stream.records
     event.isKnownDone = false
     return success
+  }
+
+  /** To be called before an event is recorded again. */
+  beforeRecord(resource: EventResource): number {
+    const event = nativeEvent(resource)
+    return event.point === undefined ? success : this.#keepRecord(event, event.point)
+  }
+
+  /**
+   * Notes that a graph launched on a stream records an event. Graphs finish events in any order, so waits for them belong to the
+   * stream's lane only if the event is the only one of its graph.
+   */
+  noteRecord(resource: EventResource, streamResource: StreamResource, isOnly: boolean): void {
+    const event = nativeEvent(resource)
+    const stream = nativeStream(streamResource)
+    stream.records++
+    event.recordedOn = isOnly ? stream : undefined
+    event.recordNumber = isOnly ? stream.records : ++this.#unordered
+    event.isKnownDone = false
   }
 
   /**

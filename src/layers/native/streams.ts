@@ -79,7 +79,7 @@ export class NativeStreams implements StreamBackend {
     return success
   }
 
-  #keep(fields: Omit<StreamRef, "state">): void {
+  #keep(fields: Omit<StreamRef, "isRecording" | "state">): void {
     this.created = new NativeStream(this.#driver.owner, fields)
     this.#streams.add(this.created)
   }

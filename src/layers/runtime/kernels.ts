@@ -16,6 +16,7 @@ import type {
   StructKind
 } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
+import type { GraphScalarRef } from "./graphs.ts"
 import type { Address, MemoryRef } from "./memory.ts"
 import type { ModuleRef } from "./modules.ts"
 import type { HostAddress } from "./pinned.ts"
@@ -64,7 +65,7 @@ export interface RawAddress {
  * @since 0.1.0
  */
 export type KernelArgument<Kind extends ParameterKind = ParameterKind> = Kind extends ScalarKind<infer Name>
-  ? ScalarArgument<Name>
+  ? ScalarArgument<Name> | GraphScalarRef<Name>
   : Kind extends PointerKind<infer Nullable> ? PointerArgument | RawAddress | (Nullable extends false ? never : null)
   : Kind extends StructKind<infer Fields> ? { readonly [Name in keyof Fields]: KernelArgument<Fields[Name]> }
   : Kind extends ArrayKind<infer Element> ? ArrayLike<KernelArgument<Element>>

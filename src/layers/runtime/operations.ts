@@ -140,6 +140,24 @@ const rows = {
   ],
   kernelLaunch: ["CudaKernel.launch", "cuLaunchKernelEx", (_, __, ___, stream) => [stream.deviceIndex, stream]],
 
+  graphRecord: ["CudaGraph.record", "cuGraphCreate", ({ deviceIndex }) => onDevice(deviceIndex)],
+  graphStream: ["CudaStream.make", "cuStreamCreateWithPriority", (_, { deviceIndex }) => onDevice(deviceIndex)],
+  graphAllocate: [
+    "CudaMemory.allocate",
+    "cuMemAllocFromPoolAsync",
+    (recording, bytes) => [recording.deviceIndex, `${inBytes(bytes)} of a graph`]
+  ],
+  graphEmbed: ["CudaGraph.embed", "cuGraphAddChildGraphNode", (graph) => [graph.deviceIndex, graph]],
+  graphEnd: ["CudaGraph.record", "cuGraphCreate", ({ deviceIndex }) => [deviceIndex, "a recording"]],
+  graphAbandon: ["CudaGraph.record", "cuGraphCreate", ({ deviceIndex }) => [deviceIndex, "a recording"], "release"],
+  graphInstantiate: ["CudaGraph.instantiate", "cuGraphInstantiateWithParams", (graph) => [graph.deviceIndex, graph]],
+  graphDestroy: ["CudaGraph.release", "cuGraphExecDestroy", (exec) => [exec.deviceIndex, exec], "release"],
+  graphUpload: ["CudaGraph.upload", "cuGraphUpload", (_, stream) => [stream.deviceIndex, stream]],
+  graphLaunch: ["CudaGraph.launch", "cuGraphLaunch", (_, __, stream) => [stream.deviceIndex, stream]],
+  graphUpdate: ["CudaGraph.update", "cuGraphExecUpdate", (exec) => [exec.deviceIndex, exec]],
+  graphReplace: ["CudaGraph.updateOrReplace", "cuGraphInstantiateWithParams", (exec) => [exec.deviceIndex, exec]],
+  graphSetEnabled: ["CudaGraph.setEnabled", "cuGraphNodeSetEnabled", (exec) => [exec.deviceIndex, exec]],
+
   programCompile: [
     "CudaProgram.compile",
     "nvrtcCompileProgram",
@@ -314,6 +332,7 @@ export const refusing = (wrong: WrongHandle): CudaRuntimeService => {
     ...members,
     kind: "simulated",
     identity: wrong,
+    recording: undefined,
     driverVersion: 0,
     devices: [],
     liveResources: Effect.succeed(nothingLive)
@@ -328,6 +347,7 @@ const nothingLive: LiveResources = {
   hostBuffers: 0,
   hostBytes: 0,
   modules: 0,
+  graphs: 0,
   pools: 0,
   waits: 0
 }

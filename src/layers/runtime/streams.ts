@@ -76,6 +76,8 @@ export interface StreamRef {
   readonly nonBlocking: boolean
   /** Who created the stream. The runtime destroys only `owned` streams. */
   readonly origin: "owned" | "default" | "foreign"
+  /** Whether it belongs to a recording, and has no handle in the driver. */
+  readonly isRecording: boolean
   readonly state: ResourceState
 }
 

@@ -12,6 +12,7 @@ import type { MarkerBackend } from "./accesses.ts"
 import type { CopyBackend } from "./copies.ts"
 import type { DeviceBackend } from "./devices.ts"
 import type { EventBackend } from "./events.ts"
+import type { GraphBackend } from "./graphNodes.ts"
 import type { KernelBackend } from "./kernels.ts"
 import type { ManagedBackend } from "./managed.ts"
 import type { MemoryBackend } from "./memory.ts"
@@ -48,6 +49,7 @@ export interface Backend extends Owner {
   readonly pools: PoolBackend
   readonly modules: ModuleBackend
   readonly kernels: KernelBackend
+  readonly graphs: GraphBackend
   readonly programs: ProgramBackend
 
   /** Ends the waits whose work has finished, without waiting for the next turn of the event loop. */

@@ -14,6 +14,7 @@ import type { WaitOptions } from "../CudaRuntime.ts"
 import type { Backend } from "./Backend.ts"
 import { fromStatus, refuse, refuseArgument } from "./failures.ts"
 import type { FaultOrigins } from "./failures.ts"
+import type { GraphExecResource } from "./graphNodes.ts"
 import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
 import type { ModuleResource } from "./moduleResources.ts"
@@ -40,6 +41,9 @@ export class Core {
   readonly modules = new Set<ModuleResource>()
   /** Pools created by the program. */
   readonly pools = new Set<MemoryPoolResource>()
+  readonly graphs = new Set<GraphExecResource>()
+  /** The number of recordings in progress. */
+  recordings = 0
   /** Fails every pending wait when the runtime is released. */
   readonly waits = new Set<() => void>()
   /** Streams wrapped by the program. Held weakly. */

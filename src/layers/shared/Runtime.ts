@@ -16,6 +16,7 @@ import { copyOperations } from "./copies.ts"
 import { Core } from "./Core.ts"
 import { deviceOperations } from "./devices.ts"
 import { eventOperations } from "./events.ts"
+import { graphOperations } from "./graphs.ts"
 import { kernelOperations } from "./kernels.ts"
 import { managedOperations } from "./managed.ts"
 import { memoryOperations } from "./memory.ts"
@@ -41,6 +42,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
   CudaRuntime.of({
     kind: core.backend.kind,
     identity: core.backend,
+    recording: undefined,
     driverVersion: core.backend.driverVersion,
     devices: core.backend.devices.all,
     ...deviceOperations(core),
@@ -54,6 +56,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...poolOperations(core),
     ...moduleOperations(core),
     ...kernelOperations(core),
+    ...graphOperations(core),
     ...programOperations(core),
     liveResources: Effect.sync(() => count(core))
   })
@@ -66,6 +69,7 @@ const count = (core: Core): LiveResources => ({
   hostBuffers: core.hostMemory.size,
   hostBytes: sumBytes(core.hostMemory),
   modules: core.modules.size,
+  graphs: core.graphs.size,
   pools: core.pools.size,
   waits: core.waits.size
 })
@@ -84,10 +88,12 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
   Effect.gen(function*() {
     core.closed = true
     yield* core.whenQuiet
-    const { eventDestroy, memoryFree, moduleUnload, poolDestroy, streamDestroy, streamSynchronize } = service
+    const { eventDestroy, graphDestroy, memoryFree, moduleUnload, poolDestroy, streamDestroy, streamSynchronize } =
+      service
     yield* releaseAll("stream", [...core.streams], streamDestroy)
     yield* releaseAll("stream", [...core.defaultStreams.values()], streamSynchronize)
     for (const stream of core.defaultStreams.values()) stream.state = "released"
+    yield* releaseAll("executable graph", [...core.graphs], graphDestroy)
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
     for (const stream of core.foreignStreams.values()) stream.state = "released"
     yield* releaseAll("pool", [...core.pools], poolDestroy)

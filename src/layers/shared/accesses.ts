@@ -13,6 +13,7 @@ import { Access, marksOfPart, Track, Work } from "./ordering.ts"
 import type { Mark, Part } from "./ordering.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
+import { refuseElsewhere, refuseWaiting } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory, useAll } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 import { watchAll } from "./waits.ts"
@@ -56,14 +57,14 @@ export const enqueueOrdered = (
   writes: ReadonlyArray<MemoryRange>,
   call: () => number
 ): number => {
-  const { backend } = core
-  const work = new Work(trackOf(core, stream), partsOf(reads, writes))
-  const begun = work.begin(backend.markers)
+  const { copies, markers } = stream.recording ?? core.backend
+  const work = new Work(trackOf(core, stream), partsOf(stream, reads, writes))
+  const begun = work.begin(markers)
   if (begun !== success) return begun
-  backend.copies.enqueuedPart = false
+  copies.enqueuedPart = false
   const status = call()
-  if (status !== success && !backend.copies.enqueuedPart) return status
-  const marked = work.end(backend.markers)
+  if (status !== success && !copies.enqueuedPart) return status
+  const marked = work.end(markers)
   return status === success ? marked : status
 }
 
@@ -94,15 +95,25 @@ const trackOf = (core: Core, stream: StreamResource): Track => {
 }
 
 /** The ranges in ordered buffers, reads first. */
-const partsOf = (reads: ReadonlyArray<MemoryRange>, writes: ReadonlyArray<MemoryRange>): ReadonlyArray<Part> => {
+const partsOf = (
+  stream: StreamResource,
+  reads: ReadonlyArray<MemoryRange>,
+  writes: ReadonlyArray<MemoryRange>
+): ReadonlyArray<Part> => {
   const parts: Array<Part> = []
-  for (const range of reads) addPart(parts, range, false)
-  for (const range of writes) addPart(parts, range, true)
+  for (const range of reads) addPart(parts, stream, range, false)
+  for (const range of writes) addPart(parts, stream, range, true)
   return parts
 }
 
-const addPart = (parts: Array<Part>, { byteLength, memory, offset }: MemoryRange, writes: boolean): void => {
-  const { ordering } = ownMemory(memory)
+const addPart = (
+  parts: Array<Part>,
+  { recording }: StreamResource,
+  { byteLength, memory, offset }: MemoryRange,
+  writes: boolean
+): void => {
+  const own = ownMemory(memory)
+  const ordering = recording === undefined ? own.ordering : recording.orderingOf(own)
   if (ordering !== undefined && byteLength > 0) parts.push({ ordering, from: offset, to: offset + byteLength, writes })
 }
 
@@ -124,12 +135,13 @@ const begin = (
     )
   }
   const stream = ownStream(access.stream)
-  const parts = partsOf(access.reads, access.writes)
+  const { markers } = stream.recording ?? core.backend
+  const parts = partsOf(stream, access.reads, access.writes)
   const own = new Access(trackOf(core, stream), parts, openOf(accesses, access.outer))
   accesses.set(access, own)
   const start = () => {
     const used = useAll([...access.reads, ...access.writes].map(({ memory }) => ownMemory(memory)), stream)
-    const status = used === success ? own.begin(core.backend.markers) : used
+    const status = used === success ? own.begin(markers) : used
     return status === success ? Effect.void : core.fail(accessOperation, status, stream)
   }
   if (!own.isBlocked) return start()
@@ -165,7 +177,10 @@ const refuseAccess = (core: Core, access: MemoryAccess): Refusal => {
   }
   const named = (ranges: ReadonlyArray<MemoryRange>, name: string) =>
     ranges.map((range, index) => refuseRange(accessOperation, `${name}[${index}]`, range))
-  return [...named(access.reads, "reads"), ...named(access.writes, "writes")].find((refused) => refused !== undefined)
+  return [...named(access.reads, "reads"), ...named(access.writes, "writes")].find((refused) =>
+    refused !== undefined
+  ) ??
+    (core.recordings === 0 ? undefined : refuseElsewhere(accessOperation, stream))
 }
 
 const end = (
@@ -176,8 +191,9 @@ const end = (
   const own = accesses.get(access)
   if (own === undefined) return Effect.void
   accesses.delete(access)
-  const status = own.end(core.backend.markers)
-  return status === success ? Effect.void : core.fail(accessOperation, status, ownStream(access.stream))
+  const stream = ownStream(access.stream)
+  const status = own.end((stream.recording ?? core.backend).markers)
+  return status === success ? Effect.void : core.fail(accessOperation, status, stream)
 }
 
 const synchronize = (core: Core, range: MemoryRange): Effect.Effect<void, CudaError> => {
@@ -185,6 +201,8 @@ const synchronize = (core: Core, range: MemoryRange): Effect.Effect<void, CudaEr
   const memory = ownMemory(range.memory)
   if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   const { ordering } = memory
+  const inside = core.recordings === 0 ? undefined : refuseWaiting(operation)
+  if (inside !== undefined) return inside
   if (ordering === undefined) {
     return refuseArgument(operation, "buffer", memory, "an ordered buffer, allocated with { ordered: true }")
   }

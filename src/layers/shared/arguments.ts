@@ -26,9 +26,14 @@ export class PointerSlot {
   memory: AnyMemoryResource | undefined
   offset = 0
   byteLength = 0
+  readonly reads: boolean
   readonly writes: boolean
-  constructor(writes: boolean) {
-    this.writes = writes
+  /** Where its address is among the bytes of the arguments. */
+  readonly at: number
+  constructor(access: PointerKind["access"], at: number) {
+    this.reads = access !== "write"
+    this.writes = access !== "read"
+    this.at = at
   }
 }
 
@@ -92,7 +97,7 @@ export class Arguments {
   #pointerWriter({ access, nullable }: PointerKind, offset: number): Writer {
     const { view } = this
     const { owner } = this.#reach
-    const slot = new PointerSlot(access !== "read")
+    const slot = new PointerSlot(access, offset)
     this.pointers.push(slot)
     return (value) => {
       slot.memory = undefined

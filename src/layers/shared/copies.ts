@@ -13,6 +13,7 @@ import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
+import { refuseElsewhere } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
@@ -84,16 +85,18 @@ const copy = (
   if (unusableMemory(backend, to) || unusableMemory(backend, from) || unusable(backend, stream)) {
     return refuseResource(operation, backend, to, from, stream)
   }
-  const refused = refuseCopy(operation, to, from, toRange, fromRange, stream)
+  const refused = refuseCopy(operation, to, from, toRange, fromRange, stream) ??
+    (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream))
   if (refused !== undefined) return refused
   const transfer = transferOf(to, from, toRange, fromRange)
   if (transfer.byteLength === 0) return Effect.void
+  const { copies } = stream.recording ?? backend
   const used = to.usedOn(stream) || from.usedOn(stream)
   const status = used !== success
     ? used
     : to.ordering === undefined && from.ordering === undefined
-    ? backend.copies.copy(transfer, stream)
-    : enqueueOrdered(core, stream, [fromRange], [toRange], () => backend.copies.copy(transfer, stream))
+    ? copies.copy(transfer, stream)
+    : enqueueOrdered(core, stream, [fromRange], [toRange], () => copies.copy(transfer, stream))
   if (status === success) return Effect.void
   return core.failOn(
     operation,
@@ -130,7 +133,8 @@ const copyRows = (
     return refuseResource(operation, backend, toMemory, fromMemory, stream)
   }
   const refused = refuseHosts(operation, toMemory, fromMemory) ??
-    refuseRows(operation, to, from, width, height) ?? refusePlacement(operation, toMemory, fromMemory, stream)
+    refuseRows(operation, to, from, width, height) ?? refusePlacement(operation, toMemory, fromMemory, stream) ??
+    (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream))
   if (refused !== undefined) return refused
   if (width === 0 || height === 0) return Effect.void
   const transfer = {
@@ -148,7 +152,7 @@ const copyRows = (
     stream,
     [rowsSpan(from, width, height)],
     [rowsSpan(to, width, height)],
-    () => backend.copies.copyRows(transfer, stream)
+    () => (stream.recording ?? backend).copies.copyRows(transfer, stream)
   )
   if (status === success) return Effect.void
   const what = `${counted(height, "row")} of ${inBytes(width)} from ${fromMemory} to ${toMemory} on ${stream}`
@@ -173,7 +177,8 @@ const copyBatch = (
     if (refused !== undefined) return refused
     if (to.byteLength > 0) copies.push(transferOf(toMemory, fromMemory, to, from))
   }
-  const refused = refuseDependence(operation, transfers)
+  const refused = refuseDependence(operation, transfers) ??
+    (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream))
   if (refused !== undefined) return refused
   if (copies.length === 0) return Effect.void
   const used = transfers.filter(({ to }) => to.byteLength > 0)
@@ -182,7 +187,7 @@ const copyBatch = (
     stream,
     used.map(({ from }) => from),
     used.map(({ to }) => to),
-    () => backend.copies.copyBatch(copies, stream)
+    () => (stream.recording ?? backend).copies.copyBatch(copies, stream)
   )
   if (status === success) return Effect.void
   const what = `${copies.length === 1 ? "1 copy" : `${copies.length} copies`} on ${stream}`
@@ -205,20 +210,22 @@ const fill = (
   const refused = refuseRange(operation, "destination", range) ?? refuseFill(operation, range, value, bits)
   if (refused !== undefined) return refused
   if (!isOn(memory, stream)) return refuseDevices(operation, memory, stream)
+  const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(operation, stream)
+  if (elsewhere !== undefined) return elsewhere
   const count = range.byteLength / widths[bits].bytes
   if (count === 0) return Effect.void
-  const { backend } = core
+  const { copies } = stream.recording ?? core.backend
   const used = memory.usedOn(stream)
   const status = used !== success
     ? used
     : memory.ordering === undefined
-    ? backend.copies.fill(memory, range.offset, value, bits, count, stream)
+    ? copies.fill(memory, range.offset, value, bits, count, stream)
     : enqueueOrdered(
       core,
       stream,
       [],
       [range],
-      () => backend.copies.fill(memory, range.offset, value, bits, count, stream)
+      () => copies.fill(memory, range.offset, value, bits, count, stream)
     )
   return status === success ? Effect.void : core.fail(operation, status, memory)
 }

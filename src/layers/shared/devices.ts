@@ -9,6 +9,7 @@ import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime
 import type { DeviceOperations } from "../runtime/devices.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
+import { refuseWaiting } from "./recordings.ts"
 import { watchAll } from "./waits.ts"
 import type { Cancel, DriverFailure, OnDone, Watch } from "./waits.ts"
 
@@ -73,6 +74,8 @@ export const deviceOperations = (core: Core): DeviceOperations => ({
   },
   deviceSynchronize: (device) =>
     core.onDevice("CudaDevice.synchronize", device, () => {
+      const waits = core.recordings === 0 ? undefined : refuseWaiting("CudaDevice.synchronize")
+      if (waits !== undefined) return waits
       const streams = [...core.streams, ...core.defaultStreams.values()].filter((stream) =>
         stream.deviceIndex === device
       )

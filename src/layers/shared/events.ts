@@ -10,6 +10,7 @@ import type { EventOperations } from "../runtime/events.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
+import { refuseElsewhere, refuseWaiting } from "./recordings.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
@@ -51,19 +52,36 @@ export const eventOperations = (core: Core): EventOperations => {
         return refuseResource("CudaEvent.record", backend, event, stream)
       }
       if (event.deviceIndex !== stream.deviceIndex) return refuseDevices("CudaEvent.record", event, stream)
+      if (core.recordings !== 0) {
+        const refused = refuseElsewhere("CudaEvent.record", stream)
+        if (refused !== undefined) return refused
+        if (stream.recording !== undefined) {
+          stream.recording.record(event, stream)
+          return Effect.void
+        }
+      }
       const status = events.record(event, stream)
       if (status !== success) return core.fail("CudaEvent.record", status, event)
       event.recorded = true
+      event.inside = undefined
       return Effect.void
     }),
     eventQuery: operation((ref: EventRef) => {
       const event = ownEvent(ref)
       if (unusable(backend, event)) return refuseResource("CudaEvent.query", backend, event)
+      if (core.recordings !== 0 || event.inside !== undefined) {
+        const waits = refuseWaiting("CudaEvent.query", event)
+        if (waits !== undefined) return waits
+      }
       return core.answer("CudaEvent.query", events.query(event), event)
     }),
     eventSynchronize: operation((ref: EventRef) => {
       const event = ownEvent(ref)
       if (unusable(backend, event)) return refuseResource("CudaEvent.synchronize", backend, event)
+      if (core.recordings !== 0 || event.inside !== undefined) {
+        const waits = refuseWaiting("CudaEvent.synchronize", event)
+        if (waits !== undefined) return waits
+      }
       const status = events.query(event)
       if (status === success) return Effect.void
       if (status !== notReady) return core.fail("CudaEvent.synchronize", status, event)

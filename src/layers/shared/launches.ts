@@ -10,12 +10,14 @@ import { enqueueOrdered } from "./accesses.ts"
 import type { PointerSlot } from "./arguments.ts"
 import type { Core } from "./Core.ts"
 import { refuseDescribed, refuseResource } from "./failures.ts"
+import type { RecordedScalar } from "./graphNodes.ts"
 import { bring } from "./kernelCode.ts"
 import { fits, LaunchShape, refuseConfig, refuseShape } from "./launchShape.ts"
 import { isGone, ownKernel } from "./moduleResources.ts"
 import type { CodeOnDevice, KernelCode, KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
 import { operation } from "./operation.ts"
+import { refuseElsewhere, takeScalars } from "./recordings.ts"
 import { ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
@@ -47,14 +49,16 @@ const launch = (
   // Reading runs user code (getters). Read everything first, then check what that code may have changed.
   shape.read(config)
   const own = shape.reads
-  const isPacked = args.pack(values, deviceIndex)
+  const taken = stream.recording?.hasScalars === true ? takeScalars(stream.recording, kernel, values) : undefined
+  const given = taken === undefined ? values : taken.values
+  const isPacked = args.pack(given, deviceIndex)
   const refused = own === shape.reads ? refuseTarget(core, kernel, stream) : refuseReentry()
   const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, deviceIndex))
-  const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream) : notPacked
+  const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream, taken?.scalars) : notPacked
   args.forget()
   if (status === success) return Effect.void
   if (unfit !== undefined) return unfit
-  if (status === notPacked) return args.explain(launchOperation, values)
+  if (status === notPacked) return args.explain(launchOperation, given)
   return core.failOn(launchOperation, status, deviceIndex, `${code} on ${stream}, ${shape}`)
 }
 
@@ -75,7 +79,8 @@ const launchFirst = (
 const refuseTarget = (core: Core, { code }: KernelResource, stream: StreamResource) => {
   const { backend } = core
   if (unusable(backend, stream)) return refuseResource(launchOperation, backend, stream)
-  return isGone(backend, code.module) ? refuseModule(core, launchOperation, code.module) : undefined
+  if (isGone(backend, code.module)) return refuseModule(core, launchOperation, code.module)
+  return core.recordings === 0 ? undefined : refuseElsewhere(launchOperation, stream)
 }
 
 const refuseReentry = () =>
@@ -84,7 +89,12 @@ const refuseReentry = () =>
 /** Not a driver status. */
 const notPacked = -1
 
-const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): number => {
+const enqueue = (
+  core: Core,
+  kernel: KernelResource,
+  stream: StreamResource,
+  scalars: ReadonlyArray<RecordedScalar> = noScalars
+): number => {
   const { backend } = core
   const { pointers } = kernel.arguments
   let isOrdered = false
@@ -96,12 +106,20 @@ const enqueue = (core: Core, kernel: KernelResource, stream: StreamResource): nu
     if (used !== success) return used
     isOrdered ||= memory.ordering !== undefined
   }
-  if (!isOrdered) return backend.kernels.launch(kernel, shape, stream)
+  const { recording } = stream
+  if (!isOrdered && recording === undefined) return backend.kernels.launch(kernel, shape, stream)
+  const call = () =>
+    recording === undefined
+      ? backend.kernels.launch(kernel, shape, stream)
+      : recording.launch(kernel, shape, scalars, stream)
+  if (!isOrdered) return call()
   const used = pointers.filter(pointsToMemory)
   const reads = used.filter((slot) => !slot.writes)
   const writes = used.filter((slot) => slot.writes)
-  return enqueueOrdered(core, stream, reads, writes, () => backend.kernels.launch(kernel, shape, stream))
+  return enqueueOrdered(core, stream, reads, writes, call)
 }
+
+const noScalars: ReadonlyArray<RecordedScalar> = []
 
 const pointsToMemory = (slot: PointerSlot): slot is PointerSlot & { memory: AnyMemoryResource } =>
   slot.memory !== undefined

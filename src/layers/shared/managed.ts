@@ -15,6 +15,7 @@ import { refuseArgument, refuseResource } from "./failures.ts"
 import { allocationError, refuseByteLength, withOptions } from "./memory.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
+import { refuseElsewhere, refuseInside, refuseToRecord } from "./recordings.ts"
 import { ManagedMemoryResource, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
@@ -51,7 +52,9 @@ export const managedOperations = (core: Core): ManagedOperations => ({
 
 const allocateManaged = (core: Core, deviceIndex: number, byteLength: number, options: MemoryOptions) => {
   const operation = "CudaMemory.allocateManaged"
-  const refused = refuseByteLength(operation, byteLength)
+  const refused = refuseByteLength(operation, byteLength) ?? (core.recordings === 0
+    ? undefined
+    : refuseInside(operation, "managed memory belongs to no graph. Allocate it outside"))
   if (refused !== undefined) return refused
   const status = core.backend.managed.allocate(deviceIndex, byteLength)
   if (status !== success) {
@@ -115,7 +118,8 @@ const prefetchPiece = (
 ): Effect.Effect<void, CudaError> => {
   const { backend } = core
   const refused = refuse(core, operation, range, location) ??
-    (unusable(backend, stream) ? refuseResource(operation, backend, stream) : undefined)
+    (unusable(backend, stream) ? refuseResource(operation, backend, stream) : undefined) ??
+    (core.recordings === 0 ? undefined : refusePrefetch(operation, stream))
   if (refused !== undefined) return refused
   const memory = ownMemory(range.memory)
   if (!(memory instanceof ManagedMemoryResource)) return refuseKind(operation, memory)
@@ -125,6 +129,12 @@ const prefetchPiece = (
   const status = enqueueUsing(core, stream, [range], [], call)
   return status === success ? Effect.void : core.fail(operation, status, memory)
 }
+
+/** The driver has no node for it. */
+const refusePrefetch = (operation: string, stream: StreamResource) =>
+  stream.recording === undefined
+    ? refuseElsewhere(operation, stream)
+    : refuseToRecord(operation, "graphs cannot prefetch. Prefetch on the stream before the graph is launched")
 
 const advise = (
   core: Core,

@@ -12,6 +12,7 @@ import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { Ordering } from "./ordering.ts"
 import type { Refusal } from "./ranges.ts"
+import { refuseToRecord } from "./recordings.ts"
 import { ownMemory, ownPool, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, MemoryPoolResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
@@ -62,13 +63,13 @@ export const withOptions = <Memory extends AnyMemoryResource>(memory: Memory, { 
   return memory
 }
 
-const allocate = (
+export const allocate = (
   core: Core,
   deviceIndex: number,
   byteLength: number,
-  options: DeviceMemoryOptions
+  options: DeviceMemoryOptions,
+  operation = "CudaMemory.allocate"
 ): Effect.Effect<DeviceMemoryResource, CudaError> => {
-  const operation = "CudaMemory.allocate"
   const pool = options.pool === undefined ? undefined : ownPool(options.pool)
   const stream = options.stream === undefined ? undefined : ownStream(options.stream)
   const refused = refuseByteLength(operation, byteLength) ?? refusePlace(core, operation, deviceIndex, pool, stream)
@@ -110,6 +111,9 @@ const refusePlace = (
   for (const part of [pool, stream]) {
     if (part === undefined) continue
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
+    if ("recording" in part && part.recording !== undefined) {
+      return refuseToRecord(operation, "inside a recording, allocate with the CudaRuntime of its context")
+    }
     if (part.deviceIndex === deviceIndex) continue
     const resources = [String(part), `memory of device ${deviceIndex}`] as const
     return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices: [part.deviceIndex, deviceIndex] })
@@ -160,6 +164,7 @@ const amongWorkOf = (
 const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaError> => {
   memory.state = "released"
   memory.ordering?.close()
+  if (memory.slot !== undefined) return Effect.void
   if (memory.kind === "host") {
     core.hostMemory.delete(memory)
     const status = core.backend.pinned.free(memory)
@@ -202,7 +207,7 @@ const poolsOf = (core: Core, deviceIndex: number): ReadonlyArray<MemoryPoolResou
   ...Array.from(core.pools).filter((pool) => pool.deviceIndex === deviceIndex)
 ]
 
-export const refuseByteLength = (operation: string, byteLength: number): Refusal =>
+export const refuseByteLength = (operation: string, byteLength: number, argument = "byteLength"): Refusal =>
   Number.isSafeInteger(byteLength) && byteLength > 0
     ? undefined
-    : refuseArgument(operation, "byteLength", byteLength, "a positive integer below 2^53")
+    : refuseArgument(operation, argument, byteLength, "a positive integer below 2^53")

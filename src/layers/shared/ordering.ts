@@ -35,9 +35,9 @@ export class Track {
     this.stream = stream
   }
 
-  /** True once the stream is released. It was drained before. */
+  /** True once the stream is released. It was drained before, unless it only records. */
   get isOver(): boolean {
-    return this.stream.state === "released"
+    return this.stream.state === "released" && this.stream.recording === undefined
   }
 
   isAfter({ position, track }: Place): boolean {

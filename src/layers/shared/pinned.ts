@@ -7,6 +7,7 @@ import type { PinnedOperations } from "../runtime/pinned.ts"
 import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuseByteLength, withOptions } from "./memory.ts"
+import { refuseInside } from "./recordings.ts"
 import type { HostMemoryResource } from "./resources.ts"
 import type { DriverFailure } from "./waits.ts"
 
@@ -21,6 +22,7 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
     Effect.uninterruptible(
       core.onDevice("CudaMemory.allocateHost", 0, () =>
         refuseByteLength("CudaMemory.allocateHost", byteLength) ??
+          (core.recordings === 0 ? undefined : refuseInside("CudaMemory.allocateHost", staleHost)) ??
           Effect.mapBoth(core.pinning.withPermit(core.backend.pinned.allocate(byteLength)), {
             onSuccess: (memory) => {
               core.hostMemory.add(memory)
@@ -31,6 +33,10 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
           }))
     )
 })
+
+const staleHost =
+  "host memory that a program fills while it is recorded would be stale at the second launch. Allocate " +
+  "pinned memory outside, and fill it before each launch"
 
 /** A single array must cover all of the memory, so the maximum size of an array applies. */
 const describePinned = (byteLength: number): string => {

@@ -4,7 +4,7 @@
  */
 import { eventFlags } from "../../cuda/flags.ts"
 import type { CUmemoryPool } from "../../cuda/handles.ts"
-import { success } from "../../cuda/status.ts"
+import { statuses, success } from "../../cuda/status.ts"
 import type {
   Address,
   DeviceMemoryRef,
@@ -20,7 +20,9 @@ import type {
   StreamRef
 } from "../CudaRuntime.ts"
 import { inBytes } from "../runtime/words.ts"
+import type { Slot } from "./graphNodes.ts"
 import type { Ordering, Track } from "./ordering.ts"
+import type { Line, RecordedPoint, Recording } from "./Recording.ts"
 
 /** Identifies the runtime that a resource belongs to. */
 export interface Owner {
@@ -38,6 +40,10 @@ export class StreamResource implements StreamRef {
   state: ResourceState = "live"
   /** Its uses of ordered buffers; undefined before the first. */
   track: Track | undefined
+  /** The recording that its work becomes part of; undefined for a stream of the driver. */
+  recording: Recording | undefined
+  /** Its work in the recording. */
+  line: Line | undefined
   readonly owner: Owner
   readonly handle: StreamHandle
   readonly id: number
@@ -57,7 +63,11 @@ export class StreamResource implements StreamRef {
     this.nonBlocking = fields.nonBlocking
     this.origin = fields.origin
   }
+  get isRecording(): boolean {
+    return this.recording !== undefined
+  }
   toString(): string {
+    if (this.isRecording) return `recording stream ${-this.id} of device ${this.deviceIndex}`
     return `stream ${this.id} of device ${this.deviceIndex}`
   }
 }
@@ -69,6 +79,8 @@ export class EventResource implements EventRef {
   recorded = false
   /** True if the program has read the handle, so that other code may use the event without the runtime knowing. */
   isGivenOut = false
+  /** Where it was last recorded in a graph; undefined if a stream of the driver has recorded it since. */
+  inside: RecordedPoint | undefined
   readonly owner: Owner
   /** The handle, for use inside the runtime. */
   readonly own: EventHandle
@@ -102,6 +114,8 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   beforeFirstUse: ((stream: StreamResource) => number) | undefined
   /** Called once the release is enqueued. */
   onRelease: (() => void) | undefined
+  /** Set for a placeholder in a recorded graph. */
+  slot: Slot | undefined
   readonly owner: Owner
   readonly address: Pointer
   readonly byteLength: number
@@ -123,6 +137,8 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   /** Notes a use that is about to be enqueued. Returns the status of what must be enqueued before it. */
   usedOn(stream: StreamResource): number {
     if (this.#lastUser === stream) return success
+    if (stream.recording !== undefined) return stream.recording.accept(this.slot)
+    if (this.slot !== undefined) return statuses.InvalidValue.code
     if (this.beforeFirstUse !== undefined && !this.#users.has(stream)) {
       const status = this.beforeFirstUse(stream)
       if (status !== success) return status
@@ -160,6 +176,7 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
     return this.pendingUsers.every((user) => user === stream) ? stream : undefined
   }
   override toString(): string {
+    if (this.slot !== undefined) return `${this.slot.name} of ${inBytes(this.byteLength)}`
     return `buffer of ${inBytes(this.byteLength)} at 0x${this.address.toString(16)} on device ${this.deviceIndex}`
   }
 }
@@ -195,14 +212,20 @@ export class MemoryPoolResource implements MemoryPoolRef {
 export class HostMemoryResource extends MemoryResource<HostAddress> implements HostMemoryRef {
   readonly kind = "host"
   bytes: Uint8Array<ArrayBuffer>
-  constructor(owner: Owner, address: HostAddress, bytes: Uint8Array<ArrayBuffer>) {
-    super(owner, address, bytes.byteLength)
+  constructor(
+    owner: Owner,
+    address: HostAddress,
+    bytes: Uint8Array<ArrayBuffer>,
+    byteLength: number = bytes.byteLength
+  ) {
+    super(owner, address, byteLength)
     this.bytes = bytes
   }
   override get isGivenAway(): boolean {
-    return this.state === "live" && this.bytes.byteLength === 0
+    return this.state === "live" && this.bytes.byteLength === 0 && this.slot === undefined
   }
   override toString(): string {
+    if (this.slot !== undefined) return `${this.slot.name} of ${inBytes(this.byteLength)}`
     return `pinned buffer of ${inBytes(this.byteLength)} at 0x${this.address.toString(16)}`
   }
 }

@@ -11,6 +11,8 @@ import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
+import { pointOf } from "./Recording.ts"
+import { refuseBorder, refuseEvent, refuseInside, refuseWaiting } from "./recordings.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
@@ -42,17 +44,25 @@ export const streamOperations = (core: Core): StreamOperations => {
         const stream = ownStream(ref)
         if (stream.owner !== backend) return refuseResource("CudaStream.release", backend, stream)
         if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
+        if (stream.recording !== undefined) {
+          stream.state = "released"
+          return Effect.void
+        }
         setState(core, stream, "closing")
         return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
       })),
     streamQuery: operation((ref: StreamRef) => {
       const stream = ownStream(ref)
       if (unusable(backend, stream)) return refuseResource("CudaStream.query", backend, stream)
+      const waits = core.recordings === 0 ? undefined : refuseWaiting("CudaStream.query", stream)
+      if (waits !== undefined) return waits
       return core.answer("CudaStream.query", streams.query(stream), stream)
     }),
     streamSynchronize: operation((ref: StreamRef) => {
       const stream = ownStream(ref)
       if (unusable(backend, stream)) return refuseResource("CudaStream.synchronize", backend, stream)
+      const waits = core.recordings === 0 ? undefined : refuseWaiting("CudaStream.synchronize", stream)
+      if (waits !== undefined) return waits
       return drain(core, "CudaStream.synchronize", stream)
     }),
     streamWaitEvent: operation((ref: StreamRef, eventRef: EventRef) => {
@@ -60,6 +70,14 @@ export const streamOperations = (core: Core): StreamOperations => {
       const event = ownEvent(eventRef)
       if (unusable(backend, stream) || unusable(backend, event)) {
         return refuseResource("CudaStream.waitEvent", backend, stream, event)
+      }
+      if (core.recordings !== 0 || event.inside !== undefined) {
+        const refused = refuseEvent("CudaStream.waitEvent", stream, event)
+        if (refused !== undefined) return refused
+      }
+      if (stream.recording !== undefined) {
+        if (event.inside !== undefined) stream.recording.waitFor([stream], event.inside)
+        return Effect.void
       }
       const status = streams.waitEvent(stream, event)
       return status === success ? Effect.void : core.fail("CudaStream.waitEvent", status, stream)
@@ -70,7 +88,9 @@ export const streamOperations = (core: Core): StreamOperations => {
       if (unusable(backend, stream) || unusable(backend, other)) {
         return refuseResource("CudaStream.waitStream", backend, stream, other)
       }
-      const status = streams.fork(other, [stream])
+      const refused = core.recordings === 0 ? undefined : refuseBorder("CudaStream.waitStream", stream, other)
+      if (refused !== undefined) return refused
+      const status = forkFrom(core, other, [stream])
       return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
     }),
     streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
@@ -88,8 +108,17 @@ const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamRe
   if (unusable(backend, from) || branches.some((branch) => unusable(backend, branch))) {
     return refuseResource(operation, backend, from, ...branches)
   }
-  const status = backend.streams.fork(from, branches)
+  const refused = core.recordings === 0 ? undefined : refuseBorder(operation, from, ...branches)
+  if (refused !== undefined) return refused
+  const status = forkFrom(core, from, branches)
   return status === success ? Effect.void : core.fail(operation, status, from)
+}
+
+/** Makes streams wait for the work of another so far. */
+const forkFrom = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamResource>): number => {
+  if (from.recording === undefined) return core.backend.streams.fork(from, branches)
+  from.recording.waitFor(branches, pointOf(from))
+  return success
 }
 
 const join = (core: Core, into: StreamResource, branches: ReadonlyArray<StreamResource>) => {
@@ -103,7 +132,12 @@ const join = (core: Core, into: StreamResource, branches: ReadonlyArray<StreamRe
       failed ??= refuseResource(operation, backend, branch)
       continue
     }
-    const status = backend.streams.fork(branch, waiting)
+    const refused = core.recordings === 0 ? undefined : refuseBorder(operation, into, branch)
+    if (refused !== undefined) {
+      failed ??= refused
+      continue
+    }
+    const status = forkFrom(core, branch, waiting)
     if (status !== success) failed ??= core.fail(operation, status, branch)
   }
   return failed ?? Effect.void
@@ -133,6 +167,8 @@ const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate
 
 const defaultStream = (core: Core, operation: string, deviceIndex: number, mode: "legacy" | "perThread") =>
   core.onDevice(operation, deviceIndex, () => {
+    const inside = core.recordings === 0 ? undefined : refuseInside(operation, notRecorded)
+    if (inside !== undefined) return inside
     if (!Object.hasOwn(defaultStreamHandles, mode)) {
       return refuseArgument(operation, "mode", mode, `"legacy" or "perThread"`)
     }
@@ -146,6 +182,8 @@ const defaultStream = (core: Core, operation: string, deviceIndex: number, mode:
     return Effect.succeed(stream)
   })
 
+const notRecorded = "default streams, and streams of other code, do not record. Use the current stream, or make one"
+
 /** Handles of default streams yield those streams. Wrapping a stream again yields the same resource. */
 const fromHandle = (core: Core, deviceIndex: number, handle: number): Effect.Effect<StreamResource, CudaError> => {
   const operation = "CudaStream.fromHandle"
@@ -154,6 +192,8 @@ const fromHandle = (core: Core, deviceIndex: number, handle: number): Effect.Eff
   }
   if (handle === defaultStreamHandles.perThread) return defaultStream(core, operation, deviceIndex, "perThread")
   return core.onDevice(operation, deviceIndex, () => {
+    const inside = core.recordings === 0 ? undefined : refuseInside(operation, notRecorded)
+    if (inside !== undefined) return inside
     if (!Number.isSafeInteger(handle) || handle < 0) {
       return refuseArgument(operation, "handle", handle, "the address of a CUstream")
     }

@@ -14,6 +14,7 @@ import { SimulatedCopies } from "./copies.ts"
 import { SimulatedDevices } from "./devices.ts"
 import { SimulatedDriver } from "./Driver.ts"
 import { SimulatedEvents } from "./events.ts"
+import { SimulatedGraphs } from "./graphs.ts"
 import { SimulatedKernels } from "./kernels.ts"
 import { SimulatedManaged } from "./managed.ts"
 import { SimulatedMemory } from "./memory.ts"
@@ -48,6 +49,7 @@ export class SimulatedBackend implements Backend {
   readonly pools: SimulatedPools
   readonly modules: SimulatedModules
   readonly kernels: SimulatedKernels
+  readonly graphs: SimulatedGraphs
   readonly programs = new SimulatedPrograms()
 
   constructor(options: ResolvedOptions, clock: Clock.Clock, context: Context.Context<never>) {
@@ -66,6 +68,7 @@ export class SimulatedBackend implements Backend {
     this.copies = new SimulatedCopies(driver)
     this.modules = new SimulatedModules(driver, addresses)
     this.kernels = new SimulatedKernels(driver, addresses, this.modules)
+    this.graphs = new SimulatedGraphs(driver, this.copies, this.kernels)
   }
 
   get call(): string {

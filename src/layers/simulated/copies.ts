@@ -33,10 +33,15 @@ export class SimulatedCopies implements CopyBackend {
     const from = memoryPart(transfer.from)
     const status = this.#begin("cuMemcpy2DAsync", part.device, to, from)
     if (status !== success) return status
-    const { maxPitch } = this.#driver.options.devices[stream.deviceIndex]!.attributes
-    if (Math.max(transfer.toPitch, transfer.fromPitch) > maxPitch) return statuses.InvalidValue.code
-    this.#driver.model.copyRows(part, to, from, transfer)
-    return success
+    const refused = this.refuseRows(transfer, stream.deviceIndex)
+    if (refused === success) this.#driver.model.copyRows(part, to, from, transfer)
+    return refused
+  }
+
+  /** The status of a 2D copy whose rows are too far apart; 0 for a valid one. */
+  refuseRows({ fromPitch, toPitch }: RowsTransfer, deviceIndex: number): number {
+    const { maxPitch } = this.#driver.options.devices[deviceIndex]!.attributes
+    return Math.max(toPitch, fromPitch) > maxPitch ? statuses.InvalidValue.code : success
   }
 
   /** Copies one after another, one of the orders that the driver may choose. */
@@ -66,8 +71,13 @@ export class SimulatedCopies implements CopyBackend {
 
   /** Begins a call that uses memory, and allocates the memory of the process behind it. */
   #begin(call: string, device: Device, to: Storage, from: Storage): number {
-    const status = this.#driver.begin(call, device) || to.lost || from.lost
-    if (status !== success) return status
-    return to.tryTouch() && from.tryTouch() ? success : statuses.OutOfMemory.code
+    return this.#driver.begin(call, device) || touchBoth(to, from)
   }
+}
+
+/** Allocates the memory of the process behind a copy. */
+export const touchBoth = (to: Storage, from: Storage): number => {
+  const lost = to.lost || from.lost
+  if (lost !== success) return lost
+  return to.tryTouch() && from.tryTouch() ? success : statuses.OutOfMemory.code
 }

@@ -13,8 +13,7 @@ import type {
   StructKind
 } from "../../cuda/parameters.ts"
 import type { StatusTag } from "../../cuda/status.ts"
-import type { Arguments, PointerSlot } from "../shared/arguments.ts"
-import type { LaunchShape } from "../shared/launchShape.ts"
+import type { RecordedPointer, RecordedShape } from "../shared/graphNodes.ts"
 import { nanoseconds } from "./durations.ts"
 import { KernelFault, Pointer } from "./pointers.ts"
 import type { SimulatedPointer } from "./pointers.ts"
@@ -78,6 +77,16 @@ export const costOf = ({ cost }: SimulatedKernel, launch: SimulatedLaunch): numb
   return nanos
 }
 
+/** The arguments of a launch in C layout. */
+export interface PackedArguments {
+  readonly offsets: ReadonlyArray<number>
+  /** All pointers among the arguments, in order. */
+  readonly pointers: ReadonlyArray<PackedPointer>
+  readonly view: DataView
+}
+
+type PackedPointer = Pick<RecordedPointer, "memory" | "offset" | "byteLength">
+
 /** Resolves an address that was passed without a buffer. `origin` names the argument. */
 export type Resolve = (address: number, origin: string) => Pointer
 
@@ -87,7 +96,7 @@ export type Resolve = (address: number, origin: string) => Pointer
  */
 export const decodeAll = (
   kinds: ReadonlyArray<ParameterKind>,
-  { offsets, pointers, view }: Arguments,
+  { offsets, pointers, view }: PackedArguments,
   resolve: Resolve
 ): ReadonlyArray<KernelValue> => {
   const slots = pointers.values()
@@ -117,7 +126,7 @@ export const decodeAll = (
 
 const decodePointer = (
   { nullable }: PointerKind,
-  slot: PointerSlot | undefined,
+  slot: PackedPointer | undefined,
   address: number,
   origin: string,
   resolve: Resolve
@@ -131,7 +140,7 @@ const decodePointer = (
 /** Describes a launch to the kernel function. */
 export const launchOf = (
   args: ReadonlyArray<KernelValue>,
-  shape: LaunchShape,
+  shape: RecordedShape,
   deviceIndex: number,
   global: (name: string) => SimulatedPointer
 ): SimulatedLaunch => ({

@@ -6,6 +6,7 @@ import { nullHandle } from "../../cuda/handles.ts"
 import type { HostPointer } from "../../cuda/handles.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { BlockSuggestion } from "../CudaRuntime.ts"
+import type { RecordedShape } from "../shared/graphNodes.ts"
 import type { KernelBackend } from "../shared/kernels.ts"
 import type { LaunchShape } from "../shared/launchShape.ts"
 import type { KernelCode, KernelResource, ModuleResource } from "../shared/moduleResources.ts"
@@ -14,7 +15,8 @@ import type { AddressSpace } from "./addressSpace.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import { SimulatedCode, simulatedCode } from "./kernelCode.ts"
 import { costOf, decodeAll, launchOf } from "./kernelFunctions.ts"
-import type { SimulatedKernel, SimulatedLaunch } from "./kernelFunctions.ts"
+import type { PackedArguments, SimulatedKernel, SimulatedLaunch } from "./kernelFunctions.ts"
+import type { ModelWork } from "./model/Model.ts"
 import type { SimulatedModules } from "./modules.ts"
 import { describeSymbols } from "./modules.ts"
 import { activeBlocks, activeClusters, bestBlock, largestCluster, multiprocessorOf, refuseLaunch } from "./occupancy.ts"
@@ -25,6 +27,8 @@ export class SimulatedKernels implements KernelBackend {
   code: KernelCode | undefined
   value = 0
   blockSuggestion: BlockSuggestion = { block: 0, minGrid: 0 }
+  /** The work made by `prepare`. */
+  prepared: ModelWork = { duration: 0 }
   readonly #driver: SimulatedDriver
   readonly #addresses: AddressSpace
   readonly #modules: SimulatedModules
@@ -103,25 +107,33 @@ export class SimulatedKernels implements KernelBackend {
     const part = streamPart(stream)
     const status = this.#driver.begin("cuLaunchKernelEx", part.device)
     if (status !== success) return status
-    const simulated = simulatedCode(kernel.code)
-    const unfit = refuseLaunch(this.#multiprocessor(stream.deviceIndex), simulated, stream.deviceIndex, shape)
-    if (unfit !== success) return unfit
-    const { arguments: packed, module } = kernel
+    const refused = this.refuse(kernel.code, shape, stream.deviceIndex) ||
+      this.prepare(kernel, shape, kernel.arguments, stream.deviceIndex)
+    if (refused !== success) return refused
+    this.#driver.model.work(part, this.prepared)
+    return success
+  }
+
+  /** The status of a launch that exceeds the resources of the device; 0 for one that fits. */
+  refuse(code: KernelCode, shape: LaunchShape, deviceIndex: number): number {
+    return refuseLaunch(this.#multiprocessor(deviceIndex), simulatedCode(code), deviceIndex, shape)
+  }
+
+  /** Makes the work of a launch: decodes its arguments, and computes its cost. */
+  prepare(kernel: KernelResource, shape: RecordedShape, packed: PackedArguments, deviceIndex: number): number {
+    const { kernel: definition } = simulatedCode(kernel.code)
     const isThere = packed.pointers.every(({ memory }) => memory === undefined || memoryPart(memory).tryTouch())
     if (!isThere) return statuses.OutOfMemory.code
-    const { kernel: definition } = simulated
     const args = decodeAll(
       definition.parameters,
       packed,
       (address, origin) => this.#addresses.at(address, origin)
     )
-    const launch = launchOf(args, shape, stream.deviceIndex, (name) => this.#variable(module, name, stream.deviceIndex))
+    const launch = launchOf(args, shape, deviceIndex, (name) => this.#variable(kernel.module, name, deviceIndex))
     const duration = this.#costOf(kernel, definition, launch)
-    if (duration === undefined) return part.device.lost
-    this.#driver.model.work(part, {
-      duration,
-      act: () => this.#driver.runCode(`Kernel ${kernel.name}`, () => definition.run(launch))
-    })
+    if (duration === undefined) return this.#driver.device(deviceIndex).lost
+    const act = () => this.#driver.runCode(`Kernel ${kernel.name}`, () => definition.run(launch))
+    this.prepared = { duration, act }
     return success
   }
 

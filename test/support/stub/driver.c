@@ -11,7 +11,10 @@
  * Kernels are read from the text of their PTX (names, parameters, `.maxntid`, global variables) and do nothing, in stream order.
  * A call that waits in the driver for a busy device is counted as blocked.
  *
- * Not modelled: the order between blocking streams and the legacy default stream, graphs, virtual memory.
+ * Graphs keep copies of their nodes' parameters. A launch enqueues the work of the nodes on its stream one after another, in an order
+ * that their dependencies allow.
+ *
+ * Not modelled: the order between blocking streams and the legacy default stream, virtual memory.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -54,12 +57,13 @@ enum {
   NOT_FOUND = 500,
   NOT_READY = 600,
   ALREADY_REGISTERED = 712,
-  NOT_REGISTERED = 713
+  NOT_REGISTERED = 713,
+  UPDATE_FAILURE = 910
 };
 
 /* ---- Objects. A handle is a kind and an index. Indices are never reused, so a stale handle is always detected. ---- */
 
-typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL } Kind;
+typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL, GRAPH, NODE, EXEC } Kind;
 
 typedef struct Record {
   bool done;
@@ -75,6 +79,7 @@ typedef void (*HostFunction)(void *data);
 #define MAX_PARAMETERS 64
 #define MAX_KERNELS 32
 #define MAX_GLOBALS 8
+#define MAX_NODES 2048
 
 typedef struct Op {
   OpKind kind;
@@ -160,6 +165,43 @@ typedef struct {
   int global_count;
 } Library;
 
+typedef enum { KERNEL_NODE, COPY_NODE, FILL_NODE, EMPTY_NODE = 5, RECORD_NODE = 7 } NodeType;
+
+/* A node of a graph, or its copy in an executable graph. */
+typedef struct {
+  bool alive, disabled, done;
+  NodeType type;
+  Handle graph, self;
+  int index;
+  Handle *before;
+  int before_count;
+  Handle kernel, context, event;
+  unsigned grid[3], block[3], shared;
+  /* The bytes of each parameter, and the attributes by id. */
+  uint8_t *parameters[MAX_PARAMETERS];
+  unsigned attributes[16][3];
+  uint8_t *to;
+  const uint8_t *from;
+  int to_type, from_type;
+  uint64_t bytes, rows, to_pitch, from_pitch;
+  uint32_t value;
+  int width;
+} Node;
+
+/* Its nodes are objects of their own. */
+typedef struct {
+  bool alive;
+  Handle nodes[MAX_NODES];
+  int count;
+} Graph;
+
+typedef struct {
+  bool alive;
+  Handle graph;
+  Node *nodes;
+  int count;
+} Exec;
+
 typedef struct Registration {
   uint8_t *address;
   uint64_t bytes;
@@ -180,7 +222,7 @@ typedef struct Failure {
 #define MAX_REMOTES 64
 
 static struct {
-  Table tables[7];
+  Table tables[EXEC + 1];
   Allocation *allocations;
   Registration *registrations;
   Record *records;
@@ -197,6 +239,8 @@ static struct {
   uint64_t calls, misuses;
   char misuse[512];
   bool hosts_held, host_running, loads_held;
+  /* What the next graph call that a test makes fail reports: a result, and the node at an index. */
+  int graph_result, graph_node;
   int host_calls, host_calls_on_main, blocked;
   int attributes[256];
   pthread_t main_thread;
@@ -1893,6 +1937,547 @@ EXPORT Status cuOccupancyMaxPotentialClusterSize(int *size, Handle kernel, const
   return clusters(&call, size, 8, kernel, config);
 }
 
+/* ---- Graphs. ---- */
+
+static Graph *graph_of(Call *call, Handle handle) {
+  Graph *graph = find(GRAPH, handle);
+  if (graph != NULL && graph->alive) return graph;
+  wrong(call, "no such graph", handle);
+  return NULL;
+}
+
+static Node *node_of(Call *call, Handle handle) {
+  Node *node = find(NODE, handle);
+  if (node != NULL && node->alive) return node;
+  wrong(call, "no such graph node", handle);
+  return NULL;
+}
+
+static Exec *exec_of(Call *call, Handle handle) {
+  Exec *exec = find(EXEC, handle);
+  if (exec != NULL && exec->alive) return exec;
+  wrong(call, "no such executable graph", handle);
+  return NULL;
+}
+
+EXPORT Status cuGraphCreate(Handle *out, unsigned flags) {
+  Call call = begin("cuGraphCreate", 0);
+  if (ok(&call) && flags != 0) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    Graph *graph = calloc(1, sizeof(Graph));
+    graph->alive = true;
+    add_wide(&call, *out = make(GRAPH, graph));
+  }
+  add_int(&call, flags);
+  return end(&call);
+}
+
+EXPORT Status cuGraphDestroy(Handle handle) {
+  Call call = begin("cuGraphDestroy", 0);
+  add_wide(&call, handle);
+  Graph *graph = graph_of(&call, handle);
+  if (graph != NULL && gives_back(&call)) {
+    graph->alive = false;
+    for (int i = 0; i < graph->count; i++) ((Node *)find(NODE, graph->nodes[i]))->alive = false;
+  }
+  return end(&call);
+}
+
+/* Logs handles as one text, separated by commas. */
+static void add_handles(Call *call, const Handle *handles, size_t count) {
+  char text[2000] = "";
+  size_t used = 0;
+  for (size_t i = 0; i < count && used < sizeof text - 32; i++) {
+    used += (size_t)sprintf(text + used, i == 0 ? "%llu" : ",%llu", (unsigned long long)handles[i]);
+  }
+  add(call, "\"%s\"", text);
+}
+
+static void depend(Node *node, Handle before) {
+  node->before = realloc(node->before, (size_t)(node->before_count + 1) * sizeof(Handle));
+  node->before[node->before_count++] = before;
+}
+
+static void drop_node(Node *node) {
+  for (int i = 0; i < MAX_PARAMETERS; i++) free(node->parameters[i]);
+  free(node->before);
+}
+
+/* Adds a node that has been read, whose parameters were logged. */
+static Status add_node(Call *call, Handle *out, Handle graph_handle, const Handle *before, size_t count, Node node) {
+  Graph *graph = graph_of(call, graph_handle);
+  for (size_t i = 0; ok(call) && i < count; i++) {
+    Node *other = node_of(call, before[i]);
+    if (other != NULL && other->graph != graph_handle) wrong(call, "a node of another graph", before[i]);
+  }
+  if (ok(call) && graph->count == MAX_NODES) call->status = OUT_OF_MEMORY;
+  if (ok(call)) {
+    Node *made = malloc(sizeof(Node));
+    *made = node;
+    made->alive = true;
+    made->graph = graph_handle;
+    made->index = graph->count;
+    for (size_t i = 0; i < count; i++) depend(made, before[i]);
+    made->self = graph->nodes[graph->count++] = *out = make(NODE, made);
+  }
+  add_wide(call, graph_handle);
+  add_handles(call, before, count);
+  if (ok(call)) add_wide(call, *out);
+  else drop_node(&node);
+  return end(call);
+}
+
+typedef struct {
+  Handle function;
+  unsigned grid[3], block[3], shared;
+  void **parameters, **extra;
+  Handle kernel, context;
+} KernelParams;
+
+static void read_kernel_params(Call *call, const KernelParams *params, Node *node) {
+  node->type = KERNEL_NODE;
+  node->kernel = params->kernel;
+  node->context = params->context;
+  node->shared = params->shared;
+  memcpy(node->grid, params->grid, sizeof node->grid);
+  memcpy(node->block, params->block, sizeof node->block);
+  add_wide(call, params->kernel);
+  for (int i = 0; i < 3; i++) add_int(call, node->grid[i]);
+  for (int i = 0; i < 3; i++) add_int(call, node->block[i]);
+  add_int(call, node->shared);
+  add_wide(call, params->context);
+  Kernel *kernel = kernel_of(call, params->kernel);
+  Context *context = context_of(call, params->context);
+  if (!ok(call)) return;
+  uint64_t blocks = (uint64_t)node->grid[0] * node->grid[1] * node->grid[2];
+  uint64_t threads = (uint64_t)node->block[0] * node->block[1] * node->block[2];
+  bool fits = (int64_t)node->shared <= attribute_of(kernel, 8, context->device);
+  if (blocks == 0 || threads == 0 || threads > (uint64_t)kernel->max_threads || !fits || params->extra != NULL ||
+      params->function != 0) {
+    call->status = INVALID_VALUE;
+    return;
+  }
+  for (int i = 0; i < kernel->count; i++) {
+    add_bytes(call, params->parameters[i], kernel->sizes[i]);
+    node->parameters[i] = malloc((size_t)kernel->sizes[i]);
+    memcpy(node->parameters[i], params->parameters[i], (size_t)kernel->sizes[i]);
+  }
+}
+
+EXPORT Status cuGraphAddKernelNode_v2(Handle *out, Handle graph, const Handle *before, size_t count,
+                                      const KernelParams *params) {
+  Call call = begin("cuGraphAddKernelNode_v2", 0);
+  Node node = {0};
+  read_kernel_params(&call, params, &node);
+  return add_node(&call, out, graph, before, count, node);
+}
+
+typedef struct {
+  uint64_t x, y, z, lod;
+  int type;
+  uint8_t *host, *device;
+  Handle array, reserved;
+  uint64_t pitch, height;
+} CopyEnd;
+
+typedef struct {
+  CopyEnd from, to;
+  uint64_t width, height, depth;
+} CopyParams;
+
+static uint8_t *read_copy_end(Call *call, const CopyEnd *end, uint64_t width, uint64_t height) {
+  uint8_t *address = end->type == 1 ? end->host : end->device;
+  add_int(call, end->type);
+  add_wide(call, (uint64_t)address);
+  add_wide(call, end->pitch);
+  bool plain = end->x == 0 && end->y == 0 && end->z == 0 && end->lod == 0 && end->array == 0 && end->reserved == 0 &&
+               (end->type == 1 ? end->device : end->host) == NULL;
+  if (ok(call) && (!plain || (end->type != 1 && end->type != 2))) call->status = INVALID_VALUE;
+  if (ok(call) && height > 1 && end->pitch < width) call->status = INVALID_VALUE;
+  /* Host memory is checked at the launch. */
+  if (end->type == 2) check_device(call, address, (height - 1) * end->pitch + width);
+  return address;
+}
+
+static void read_copy_params(Call *call, const CopyParams *params, Handle context, Node *node) {
+  node->type = COPY_NODE;
+  node->context = context;
+  node->to_type = params->to.type;
+  node->from_type = params->from.type;
+  node->bytes = params->width;
+  node->rows = params->height;
+  node->to_pitch = params->to.pitch;
+  node->from_pitch = params->from.pitch;
+  bool empty = params->width == 0 || params->height == 0;
+  if (ok(call) && (empty || params->depth != 1)) call->status = INVALID_VALUE;
+  node->to = read_copy_end(call, &params->to, params->width, params->height);
+  node->from = read_copy_end(call, &params->from, params->width, params->height);
+  add_wide(call, params->width);
+  add_wide(call, params->height);
+  add_wide(call, context);
+  context_of(call, context);
+}
+
+EXPORT Status cuGraphAddMemcpyNode(Handle *out, Handle graph, const Handle *before, size_t count,
+                                   const CopyParams *params, Handle context) {
+  Call call = begin("cuGraphAddMemcpyNode", 0);
+  Node node = {0};
+  read_copy_params(&call, params, context, &node);
+  return add_node(&call, out, graph, before, count, node);
+}
+
+typedef struct {
+  uint8_t *to;
+  uint64_t pitch;
+  uint32_t value, size;
+  uint64_t width, height;
+} FillParams;
+
+static void read_fill_params(Call *call, const FillParams *params, Handle context, Node *node) {
+  node->type = FILL_NODE;
+  node->context = context;
+  node->to = params->to;
+  node->value = params->value;
+  node->width = (int)params->size;
+  node->bytes = params->width * params->size;
+  add_wide(call, (uint64_t)params->to);
+  add_wide(call, params->value);
+  add_int(call, params->size);
+  add_wide(call, params->width);
+  add_wide(call, params->height);
+  add_wide(call, context);
+  bool sized = params->size == 1 || params->size == 2 || params->size == 4;
+  bool valid = sized && params->width > 0 && params->height == 1 && (uint64_t)params->to % params->size == 0;
+  if (ok(call) && (!valid || params->value >= 1ull << (8 * params->size))) call->status = INVALID_VALUE;
+  check_device(call, params->to, node->bytes);
+  context_of(call, context);
+}
+
+EXPORT Status cuGraphAddMemsetNode(Handle *out, Handle graph, const Handle *before, size_t count,
+                                   const FillParams *params, Handle context) {
+  Call call = begin("cuGraphAddMemsetNode", 0);
+  Node node = {0};
+  read_fill_params(&call, params, context, &node);
+  return add_node(&call, out, graph, before, count, node);
+}
+
+EXPORT Status cuGraphAddEventRecordNode(Handle *out, Handle graph, const Handle *before, size_t count, Handle event) {
+  Call call = begin("cuGraphAddEventRecordNode", 0);
+  add_wide(&call, event);
+  event_of(&call, event);
+  return add_node(&call, out, graph, before, count, (Node){.type = RECORD_NODE, .event = event});
+}
+
+EXPORT Status cuGraphAddEmptyNode(Handle *out, Handle graph, const Handle *before, size_t count) {
+  Call call = begin("cuGraphAddEmptyNode", 0);
+  return add_node(&call, out, graph, before, count, (Node){.type = EMPTY_NODE});
+}
+
+/* Only programmatic edges are supported: from one kernel node to another. */
+EXPORT Status cuGraphAddDependencies_v2(Handle graph, const Handle *from, const Handle *to, const uint8_t *edges,
+                                        size_t count) {
+  Call call = begin("cuGraphAddDependencies_v2", 0);
+  add_wide(&call, graph);
+  graph_of(&call, graph);
+  for (size_t i = 0; i < count; i++) {
+    add_wide(&call, from[i]);
+    add_wide(&call, to[i]);
+    add_bytes(&call, edges + 8 * i, 8);
+    Node *before = node_of(&call, from[i]), *after = node_of(&call, to[i]);
+    if (!ok(&call)) continue;
+    bool programmatic = edges[8 * i] == 1 && edges[8 * i + 1] == 0 && edges[8 * i + 2] == 1;
+    bool kernels = before->type == KERNEL_NODE && after->type == KERNEL_NODE;
+    if (!programmatic || !kernels || before->graph != graph || after->graph != graph) call.status = INVALID_VALUE;
+    else depend(after, from[i]);
+  }
+  return end(&call);
+}
+
+EXPORT Status cuGraphKernelNodeSetAttribute(Handle handle, int attribute, const unsigned *value) {
+  Call call = begin("cuGraphKernelNodeSetAttribute", 0);
+  add_wide(&call, handle);
+  add_int(&call, attribute);
+  for (int i = 0; i < (attribute == 4 ? 3 : 1); i++) add_int(&call, (int)value[i]);
+  Node *node = node_of(&call, handle);
+  bool known = attribute == 2 || attribute == 4 || attribute == 8;
+  if (ok(&call) && (!known || node->type != KERNEL_NODE)) call.status = INVALID_VALUE;
+  if (ok(&call)) memcpy(node->attributes[attribute], value, sizeof node->attributes[attribute]);
+  return end(&call);
+}
+
+/* A node of an executable graph has its own parameters. */
+static Node copy_node(const Node *node) {
+  Node copied = *node;
+  Kernel *kernel = node->type == KERNEL_NODE ? find(KERNEL, node->kernel) : NULL;
+  for (int i = 0; kernel != NULL && i < kernel->count; i++) {
+    copied.parameters[i] = malloc((size_t)kernel->sizes[i]);
+    memcpy(copied.parameters[i], node->parameters[i], (size_t)kernel->sizes[i]);
+  }
+  copied.before = NULL;
+  copied.before_count = 0;
+  for (int i = 0; i < node->before_count; i++) depend(&copied, node->before[i]);
+  return copied;
+}
+
+static Handle refused_node(const Graph *graph) {
+  return stub.graph_node < 0 || stub.graph_node >= graph->count ? 0 : graph->nodes[stub.graph_node];
+}
+
+EXPORT Status cuGraphInstantiateWithParams(Handle *out, Handle handle, uint64_t *params) {
+  Call call = begin("cuGraphInstantiateWithParams", NEEDS_CONTEXT);
+  add_wide(&call, handle);
+  add_wide(&call, params[0]);
+  Graph *graph = graph_of(&call, handle);
+  if (graph != NULL && !ok(&call)) {
+    params[2] = refused_node(graph);
+    params[3] = (uint64_t)stub.graph_result;
+  }
+  if (ok(&call) && (params[0] & ~8ull) != 0) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    Exec *exec = calloc(1, sizeof(Exec));
+    *exec = (Exec){.alive = true, .graph = handle};
+    exec->nodes = calloc((size_t)graph->count + 1, sizeof(Node));
+    for (exec->count = 0; exec->count < graph->count; exec->count++) {
+      Node *node = find(NODE, graph->nodes[exec->count]);
+      exec->nodes[exec->count] = copy_node(node);
+      if (node->type != KERNEL_NODE) continue;
+      load_code(find(KERNEL, node->kernel), ((Context *)find(CONTEXT, node->context))->device);
+    }
+    add_wide(&call, *out = make(EXEC, exec));
+  }
+  return end(&call);
+}
+
+EXPORT Status cuGraphExecDestroy(Handle handle) {
+  Call call = begin("cuGraphExecDestroy", 0);
+  add_wide(&call, handle);
+  Exec *exec = exec_of(&call, handle);
+  if (exec != NULL && gives_back(&call)) {
+    exec->alive = false;
+    for (int i = 0; i < exec->count; i++) drop_node(&exec->nodes[i]);
+    exec->count = 0;
+  }
+  return end(&call);
+}
+
+/* The copy of a graph's node in an executable graph, which is named by the node of the graph it was made from. */
+static Node *exec_node(Call *call, Handle exec_handle, Handle node_handle) {
+  add_wide(call, exec_handle);
+  add_wide(call, node_handle);
+  Exec *exec = exec_of(call, exec_handle);
+  node_of(call, node_handle);
+  if (!ok(call)) return NULL;
+  int index = ((Node *)find(NODE, node_handle))->index;
+  if (index < exec->count && exec->nodes[index].self == node_handle) return &exec->nodes[index];
+  wrong(call, "a node that the executable graph does not have", node_handle);
+  return NULL;
+}
+
+/* Gives a node other parameters. */
+static void set_params(Node *node, const Node *with) {
+  Node old = *node;
+  *node = *with;
+  node->alive = old.alive;
+  node->disabled = old.disabled;
+  node->graph = old.graph;
+  node->self = old.self;
+  node->index = old.index;
+  node->before = old.before;
+  node->before_count = old.before_count;
+  memcpy(node->attributes, old.attributes, sizeof node->attributes);
+  old.before = NULL;
+  drop_node(&old);
+}
+
+EXPORT Status cuGraphExecKernelNodeSetParams_v2(Handle exec, Handle handle, const KernelParams *params) {
+  Call call = begin("cuGraphExecKernelNodeSetParams_v2", 0);
+  Node *node = exec_node(&call, exec, handle), with = {0};
+  read_kernel_params(&call, params, &with);
+  if (ok(&call) && (node->type != KERNEL_NODE || node->context != with.context)) call.status = INVALID_VALUE;
+  if (ok(&call)) set_params(node, &with);
+  else drop_node(&with);
+  return end(&call);
+}
+
+static bool same_copies(const Node *node, const Node *with) {
+  return node->to_type == with->to_type && node->from_type == with->from_type && node->context == with->context;
+}
+
+/* The driver changes copies of one row only, and not between which kinds of memory they copy. */
+EXPORT Status cuGraphExecMemcpyNodeSetParams(Handle exec, Handle handle, const CopyParams *params, Handle context) {
+  Call call = begin("cuGraphExecMemcpyNodeSetParams", 0);
+  Node *node = exec_node(&call, exec, handle), with = {0};
+  read_copy_params(&call, params, context, &with);
+  if (ok(&call) && (node->type != COPY_NODE || !same_copies(node, &with) || node->rows != 1 || with.rows != 1)) {
+    call.status = INVALID_VALUE;
+  }
+  if (ok(&call)) set_params(node, &with);
+  return end(&call);
+}
+
+EXPORT Status cuGraphExecMemsetNodeSetParams(Handle exec, Handle handle, const FillParams *params, Handle context) {
+  Call call = begin("cuGraphExecMemsetNodeSetParams", 0);
+  Node *node = exec_node(&call, exec, handle), with = {0};
+  read_fill_params(&call, params, context, &with);
+  if (ok(&call) && (node->type != FILL_NODE || node->context != context)) call.status = INVALID_VALUE;
+  if (ok(&call)) set_params(node, &with);
+  return end(&call);
+}
+
+EXPORT Status cuGraphNodeSetEnabled(Handle exec, Handle handle, unsigned enabled) {
+  Call call = begin("cuGraphNodeSetEnabled", 0);
+  Node *node = exec_node(&call, exec, handle);
+  add_int(&call, enabled);
+  if (ok(&call) && node->type > FILL_NODE) call.status = INVALID_VALUE;
+  if (ok(&call)) node->disabled = enabled == 0;
+  return end(&call);
+}
+
+/* Whether a node of another graph depends on the nodes at the same positions. */
+static bool same_edges(const Node *node, const Graph *graph, const Node *with) {
+  if (node->before_count != with->before_count) return false;
+  for (int i = 0; i < node->before_count; i++) {
+    if (graph->nodes[((Node *)find(NODE, node->before[i]))->index] != with->before[i]) return false;
+  }
+  return true;
+}
+
+/* The result of an update for one node: 0, or why it cannot be updated. */
+static int compare(const Node *node, const Graph *graph, const Node *with) {
+  if (node->type != with->type) return 3;
+  if (!same_edges(node, graph, with)) return 2;
+  if (node->type == COPY_NODE && !same_copies(node, with)) return 5;
+  if (node->context != with->context) return 5;
+  return memcmp(node->attributes, with->attributes, sizeof node->attributes) == 0 ? 0 : 8;
+}
+
+typedef struct {
+  int result;
+  Handle node, from;
+} UpdateResult;
+
+static void apply_update(Exec *exec, const Graph *graph) {
+  for (int i = 0; i < graph->count; i++) {
+    Node with = copy_node(find(NODE, graph->nodes[i]));
+    free(with.before);
+    set_params(&exec->nodes[i], &with);
+  }
+}
+
+EXPORT Status cuGraphExecUpdate_v2(Handle handle, Handle graph_handle, UpdateResult *out) {
+  Call call = begin("cuGraphExecUpdate_v2", 0);
+  add_wide(&call, handle);
+  add_wide(&call, graph_handle);
+  Exec *exec = exec_of(&call, handle);
+  Graph *graph = graph_of(&call, graph_handle);
+  *out = (UpdateResult){0};
+  if (graph != NULL && !ok(&call)) *out = (UpdateResult){.result = stub.graph_result, .node = refused_node(graph)};
+  if (ok(&call) && graph->count != exec->count) out->result = 2;
+  for (int i = 0; ok(&call) && out->result == 0 && i < graph->count; i++) {
+    Node *with = find(NODE, graph->nodes[i]);
+    out->result = compare(&exec->nodes[i], graph, with);
+    if (out->result != 0) out->node = graph->nodes[i];
+  }
+  if (ok(&call) && out->result != 0) call.status = UPDATE_FAILURE;
+  if (ok(&call)) apply_update(exec, graph);
+  add_int(&call, out->result);
+  return end(&call);
+}
+
+EXPORT Status cuGraphUpload(Handle handle, Handle stream_handle) {
+  Call call = begin("cuGraphUpload", 0);
+  add_wide(&call, handle);
+  add_wide(&call, stream_handle);
+  exec_of(&call, handle);
+  stream_of(&call, stream_handle);
+  return end(&call);
+}
+
+static void check_end(Call *call, int type, const uint8_t *address, uint64_t bytes) {
+  if (type == 1) check_host(call, address, bytes);
+  else check_device(call, address, bytes);
+}
+
+/* Everything that a node uses must still be there when it is launched. */
+static void check_node(Call *call, const Node *node) {
+  uint64_t later = node->rows > 1 ? node->rows - 1 : 0;
+  if (node->type == RECORD_NODE) event_of(call, node->event);
+  if (node->type == KERNEL_NODE) kernel_of(call, node->kernel);
+  if (node->type == FILL_NODE) check_device(call, node->to, node->bytes);
+  if (node->type == COPY_NODE) check_end(call, node->to_type, node->to, node->bytes + later * node->to_pitch);
+  if (node->type == COPY_NODE) check_end(call, node->from_type, node->from, node->bytes + later * node->from_pitch);
+}
+
+static void enqueue_launch(Stream *stream, const Node *node) {
+  Op *op = enqueue(stream, LAUNCH);
+  const Kernel *kernel = find(KERNEL, node->kernel);
+  for (int i = 0; i < kernel->count; i++) {
+    if (kernel->sizes[i] != 8) continue;
+    const uint8_t *address;
+    memcpy(&address, node->parameters[i], sizeof address);
+    if (allocation_at(address, 0) != NULL) op->touched[i] = address;
+  }
+}
+
+static void enqueue_node(Stream *stream, const Node *node) {
+  if (node->type == EMPTY_NODE || node->disabled) return;
+  if (node->type == KERNEL_NODE) {
+    enqueue_launch(stream, node);
+    return;
+  }
+  if (node->type == RECORD_NODE) {
+    Event *event = find(EVENT, node->event);
+    event->record = make_record();
+    enqueue(stream, RECORD)->record = event->record;
+    return;
+  }
+  Op *op = enqueue(stream, node->type == COPY_NODE ? COPY : FILL);
+  op->to = node->to;
+  op->from = node->from;
+  op->bytes = node->bytes;
+  op->rows = node->type == COPY_NODE ? node->rows : 1;
+  op->to_pitch = node->to_pitch;
+  op->from_pitch = node->from_pitch;
+  op->value = node->value;
+  op->width = node->width;
+}
+
+static bool is_ready(const Exec *exec, const Node *node) {
+  for (int i = 0; i < node->before_count; i++) {
+    if (!exec->nodes[((Node *)find(NODE, node->before[i]))->index].done) return false;
+  }
+  return !node->done;
+}
+
+/* Enqueues the nodes. The last node that is ready comes first, so that programs cannot rely on the order in which they were added. */
+static void enqueue_nodes(Stream *stream, Exec *exec) {
+  for (int i = 0; i < exec->count; i++) exec->nodes[i].done = false;
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (int i = exec->count - 1; i >= 0; i--) {
+      if (!is_ready(exec, &exec->nodes[i])) continue;
+      enqueue_node(stream, &exec->nodes[i]);
+      exec->nodes[i].done = moved = true;
+    }
+  }
+}
+
+EXPORT Status cuGraphLaunch(Handle handle, Handle stream_handle) {
+  Call call = begin("cuGraphLaunch", 0);
+  add_wide(&call, handle);
+  add_wide(&call, stream_handle);
+  Exec *exec = exec_of(&call, handle);
+  Stream *stream = stream_of(&call, stream_handle);
+  for (int i = 0; ok(&call) && i < exec->count; i++) {
+    if (!exec->nodes[i].disabled) check_node(&call, &exec->nodes[i]);
+  }
+  if (ok(&call)) {
+    enqueue_nodes(stream, exec);
+    run_all();
+  }
+  return end(&call);
+}
+
 /* ---- For the tests. ---- */
 
 static void drop_queues(void) {
@@ -1938,6 +2523,8 @@ static void set_defaults(void) {
   stub.hosts_held = false;
   stub.host_calls = stub.host_calls_on_main = stub.blocked = 0;
   stub.loads_held = false;
+  stub.graph_result = 0;
+  stub.graph_node = -1;
   memset(stub.attributes, -1, sizeof stub.attributes);
 }
 
@@ -1947,7 +2534,7 @@ EXPORT void stub_reset(void) {
   while (stub.host_running) pthread_cond_wait(&host_called, &lock);
   drop_queues();
   drop_lists();
-  for (int kind = CONTEXT; kind <= KERNEL; kind++) stub.tables[kind].first = stub.tables[kind].count;
+  for (int kind = CONTEXT; kind <= EXEC; kind++) stub.tables[kind].first = stub.tables[kind].count;
   set_defaults();
   stub.main_thread = pthread_self();
   depth = 0;
@@ -2080,10 +2667,19 @@ EXPORT void stub_hold_loads(int held) {
   pthread_mutex_unlock(&lock);
 }
 
+/* What a graph call that is made to fail reports: a result, and the node at an index (-1: none). */
+EXPORT void stub_refuse_graph(int result, int node) {
+  stub.graph_result = result;
+  stub.graph_node = node;
+}
+
 /* How many calls would have blocked in the driver on a busy device. */
 EXPORT int stub_blocked(void) { return stub.blocked; }
 
-/* Live resources: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work, 7 libraries. */
+/*
+ * Live resources: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work, 7 libraries,
+ * 8 graphs, 9 executable graphs.
+ */
 EXPORT int stub_live(int kind) {
   int count = 0;
   pthread_mutex_lock(&lock);
@@ -2096,6 +2692,8 @@ EXPORT int stub_live(int kind) {
   if (kind == 5) EACH(Context, context, CONTEXT) count += context->retained;
   if (kind == 6) EACH(Stream, stream, STREAM) count += stream->head != NULL;
   if (kind == 7) EACH(Library, library, LIBRARY) count += library->alive;
+  if (kind == 8) EACH(Graph, graph, GRAPH) count += graph->alive;
+  if (kind == 9) EACH(Exec, exec, EXEC) count += exec->alive;
   pthread_mutex_unlock(&lock);
   return count;
 }

@@ -19,6 +19,14 @@ const firstAddress = 2 ** 40
 /** The first id of a stream other than the default streams. */
 const firstStreamId = 16
 
+/** Work that is not a copy. The duration is in nanoseconds; infinite for work that hangs. */
+export interface ModelWork {
+  readonly duration: number
+  readonly act?: () => void
+  readonly fault?: number
+  readonly priority?: number
+}
+
 export class Model implements WatcherHome {
   readonly world: World
   readonly devices: ReadonlyArray<Device>
@@ -62,6 +70,14 @@ export class Model implements WatcherHome {
     device.streams.add(stream)
     this.#streams.set(stream.handle, stream)
     return stream
+  }
+
+  /** Creates a stream without a handle, whose work counts as work of another stream. Ended with `destroyStream`. */
+  createBranch(of: Stream): Stream {
+    const { device, id, priority } = of
+    const branch = new Stream(device, { id, handle: 0, priority, nonBlocking: true, branchOf: of })
+    device.streams.add(branch)
+    return branch
   }
 
   /** Finds a stream by its handle, on any device. 0 and 1 are the given device's legacy default stream, as in C. */
@@ -149,8 +165,8 @@ export class Model implements WatcherHome {
     )
   }
 
-  /** Enqueues work. The duration is in nanoseconds; infinite for work that hangs. */
-  work(stream: Stream, work: { readonly duration: number; readonly act?: () => void; readonly fault?: number }): void {
+  /** Enqueues work. */
+  work(stream: Stream, work: ModelWork): void {
     this.world.enqueue(new Operation({ kind: "work", stream, engine: stream.device.compute, ...work }))
   }
 
@@ -285,14 +301,14 @@ const holdOf = (stream: Stream, seen: Set<Stream>): string => {
     if (head.end === Infinity) return `work on ${stream} never ends`
     return `${stream} waits for ${head.engine?.name} of device ${stream.device.ordinal}, held by work that never ends`
   }
-  if (head.kind === "wait" && head.state === "ready") return holdOfWait(stream, head.record!, seen)
+  if (head.kind === "wait" && head.state === "ready") return holdOfWait(head, head.record!, seen)
   const first = [...stream.device.streams].find((other) => other.head !== undefined && other.head.group === head.gate)
   const order = `${stream} comes after earlier work, by the order of the legacy default stream`
   return first === undefined ? order : `${order}, and ${holdOf(first, seen)}`
 }
 
-const holdOfWait = (stream: Stream, record: EventRecord, seen: Set<Stream>): string => {
-  const waits = `${stream} waits for an event recorded on ${record.stream}`
+const holdOfWait = ({ internal, stream }: Operation, record: EventRecord, seen: Set<Stream>): string => {
+  const waits = `${stream} waits for ${internal ? "" : "an event recorded on "}${record.stream}`
   if (record.device.lost !== 0) return `${waits}, whose device has lost its context`
   return record.stream === undefined ? waits : `${waits}, and ${holdOf(record.stream, seen)}`
 }

@@ -30,6 +30,8 @@ export type OperationKind =
 export class Operation {
   readonly kind: OperationKind
   readonly stream: Stream
+  /** The engine prefers lower numbers. */
+  readonly priority: number
   /** Nanoseconds from start to end. */
   readonly duration: number
   readonly bytes: number
@@ -58,6 +60,8 @@ export class Operation {
   constructor(fields: {
     readonly kind: OperationKind
     readonly stream: Stream
+    /** Default: that of the stream. */
+    readonly priority?: number
     readonly duration?: number
     readonly bytes?: number
     readonly engine?: Engine
@@ -68,6 +72,7 @@ export class Operation {
   }) {
     this.kind = fields.kind
     this.stream = fields.stream
+    this.priority = fields.priority ?? fields.stream.priority
     this.duration = fields.duration ?? 0
     this.bytes = fields.bytes ?? 0
     this.engine = fields.engine
@@ -164,6 +169,8 @@ export class Stream {
   readonly priority: number
   readonly nonBlocking: boolean
   readonly legacy: boolean
+  /** The stream in whose name it runs work of a graph; undefined for a stream of the program. */
+  readonly branchOf: Stream | undefined
   head: Operation | undefined
   tail: Operation | undefined
   /** True once destroyed: pending work continues, but no more is enqueued. */
@@ -171,7 +178,10 @@ export class Stream {
 
   constructor(
     device: Device,
-    fields: Pick<Stream, "id" | "handle" | "priority" | "nonBlocking"> & { readonly legacy?: boolean }
+    fields: Pick<Stream, "id" | "handle" | "priority" | "nonBlocking"> & {
+      readonly legacy?: boolean
+      readonly branchOf?: Stream
+    }
   ) {
     this.device = device
     this.id = fields.id
@@ -179,6 +189,7 @@ export class Stream {
     this.priority = fields.priority
     this.nonBlocking = fields.nonBlocking
     this.legacy = fields.legacy ?? false
+    this.branchOf = fields.branchOf
   }
 
   /** True while a query returns "not ready". The legacy default stream includes the work of blocking streams. */
@@ -195,6 +206,7 @@ export class Stream {
   }
 
   toString(): string {
+    if (this.branchOf !== undefined) return `a branch of ${this.branchOf}`
     if (this.legacy) return `the legacy default stream of device ${this.device.ordinal}`
     return `stream ${this.id} of device ${this.device.ordinal}`
   }
@@ -217,7 +229,7 @@ export class Engine {
 
 /** Orders by priority, then by when operations became ready, then by when they were enqueued. */
 const goesFirst = (a: Operation, b: Operation): boolean => {
-  if (a.stream.priority !== b.stream.priority) return a.stream.priority < b.stream.priority
+  if (a.priority !== b.priority) return a.priority < b.priority
   return a.ready === b.ready ? a.sequence < b.sequence : a.ready < b.ready
 }
 

@@ -1,0 +1,772 @@
+/**
+ * Graphs: programs recorded once and launched many times, with one driver call per launch.
+ *
+ * `record` runs an effect whose operations become the nodes of a graph instead of work on a stream. `instantiate` makes the graph
+ * executable, and `launch` runs all of it. Depends on the `CudaRuntime` interface and on the handles shared by the modules.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import { dual } from "effect/Function"
+import type { Inspectable } from "effect/Inspectable"
+import type { Pipeable } from "effect/Pipeable"
+import * as Predicate from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import type { ScalarKind, ScalarName } from "./cuda/parameters.ts"
+import type { DeviceInput } from "./CudaDevice.ts"
+import type { CudaError } from "./CudaError.ts"
+import { DeviceBufferImpl, HostBufferImpl } from "./CudaMemory.ts"
+import type { BufferOptions, DeviceBuffer, HostBuffer, Slice } from "./CudaMemory.ts"
+import type { CudaStream } from "./CudaStream.ts"
+import { isCudaTaskGraph } from "./CudaTaskGraph.ts"
+import type { CudaTaskGraph } from "./CudaTaskGraph.ts"
+import { rangeOf } from "./internal/given.ts"
+import { dot, mermaid } from "./internal/graph/picture.ts"
+import { recording } from "./internal/graph/recording.ts"
+import type { Body } from "./internal/graph/recording.ts"
+import { recordTasks } from "./internal/graph/tasks.ts"
+import { countOf, Handle, oneLine, refuseArgument, released, unlessLive } from "./internal/handles.ts"
+import { CurrentPlace, deviceIndexOf, onStream } from "./internal/place.ts"
+import { CudaRuntime, CurrentNodeName } from "./layers/CudaRuntime.ts"
+import type {
+  CudaRuntimeService,
+  GraphExecRef,
+  GraphMemoryParameter,
+  GraphNodeRef,
+  GraphPlaceholder,
+  GraphRef,
+  GraphScalarRef,
+  GraphValue,
+  ScalarArgument
+} from "./layers/CudaRuntime.ts"
+
+const TypeId = "~effect-cuda/CudaGraph"
+const ExecTypeId = "~effect-cuda/CudaGraph/Exec"
+
+/**
+ * A parameter of a graph: memory or a number that each launch is given.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export type GraphParameter = GraphMemoryParameter | ScalarKind
+
+/**
+ * The parameters of a graph, by name.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export type GraphParameters = Readonly<Record<string, GraphParameter>>
+
+/**
+ * What stands for the parameters while a graph is recorded: buffers, and numbers that are only known as arguments of launches.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export type Placeholders<Parameters extends GraphParameters> = {
+  readonly [Name in keyof Parameters]: Parameters[Name] extends GraphMemoryParameter<"device"> ? DeviceBuffer
+    : Parameters[Name] extends GraphMemoryParameter<"host"> ? HostBuffer
+    : Parameters[Name] extends ScalarKind<infer Kind> ? GraphScalar<Kind>
+    : never
+}
+
+/**
+ * The values that a launch is given for the parameters.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export type Values<Parameters extends GraphParameters> = {
+  readonly [Name in keyof Parameters]: Parameters[Name] extends GraphMemoryParameter<"device"> ? Slice<DeviceBuffer>
+    : Parameters[Name] extends GraphMemoryParameter<"host"> ? Slice<HostBuffer>
+    : Parameters[Name] extends ScalarKind<infer Kind> ? ScalarArgument<Kind>
+    : never
+}
+
+/**
+ * The values that `embed` is given: those of a launch, or placeholders of the graph that is being recorded.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export type EmbeddedValues<Parameters extends GraphParameters> = {
+  readonly [Name in keyof Parameters]: Parameters[Name] extends ScalarKind<infer Kind>
+    ? ScalarArgument<Kind> | GraphScalar<Kind>
+    : Values<Parameters>[Name]
+}
+
+/**
+ * Stands for a number or a boolean in the arguments of a recorded launch.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export type GraphScalar<Name extends ScalarName = ScalarName> = GraphScalarRef<Name>
+
+/**
+ * A node: one operation of the recorded program, with the bytes that it reads and writes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type GraphNode = GraphNodeRef
+
+/**
+ * A recorded program. It holds nothing in the driver, so it needs no release.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CudaGraph<in out Parameters extends GraphParameters = {}, out A = unknown>
+  extends Pipeable, Inspectable
+{
+  readonly "~effect-cuda/CudaGraph": (_: Parameters) => Parameters
+  readonly runtime: CudaRuntimeService
+  readonly ref: GraphRef
+  readonly deviceIndex: number
+  readonly parameters: Parameters
+  /** The nodes, in the order of recording. */
+  readonly nodes: ReadonlyArray<GraphNode>
+  /** Bytes of memory for the buffers that the program allocated. Each instance has its own. */
+  readonly scratchBytes: number
+  /** The result of the program. */
+  readonly value: A
+}
+
+/**
+ * A graph that can be launched (`CUgraphExec`, one per instance).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CudaGraphExec<in out Parameters extends GraphParameters = {}> extends Pipeable, Inspectable {
+  readonly "~effect-cuda/CudaGraph/Exec": (_: Parameters) => Parameters
+  readonly runtime: CudaRuntimeService
+  readonly ref: GraphExecRef
+  readonly deviceIndex: number
+  /** Launches that can run at the same time. */
+  readonly instances: number
+  /** The nodes of the graph that it was made from, or last updated to. */
+  readonly nodes: ReadonlyArray<GraphNode>
+}
+
+/**
+ * Options for recording a graph.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RecordOptions {
+  /** Default: the current device. */
+  readonly device?: DeviceInput | undefined
+  /**
+   * Whether the graph may write pinned memory that it also reads, so that a launch reads what an earlier one wrote. Default: false,
+   * which fails such a recording.
+   */
+  readonly overwriteInputs?: boolean | undefined
+}
+
+/**
+ * Options for making a graph executable.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface InstantiateOptions {
+  /**
+   * How many launches can run at the same time. An instance runs one launch after another, so launches on different streams only
+   * overlap if there are several instances, which are used in turn. Default: 1.
+   */
+  readonly instances?: number | undefined
+}
+
+/**
+ * Returns `true` if a value is a recorded graph.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isCudaGraph = (u: unknown): u is CudaGraph<GraphParameters> => Predicate.hasProperty(u, TypeId)
+
+/**
+ * Returns `true` if a value is an executable graph.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isCudaGraphExec = (u: unknown): u is CudaGraphExec<GraphParameters> => Predicate.hasProperty(u, ExecTypeId)
+
+class GraphImpl<Parameters extends GraphParameters, A> extends Handle implements CudaGraph<Parameters, A> {
+  readonly [TypeId] = (_: Parameters) => _
+  readonly runtime: CudaRuntimeService
+  readonly ref: GraphRef
+  readonly parameters: Parameters
+  readonly value: A
+  constructor(runtime: CudaRuntimeService, ref: GraphRef, parameters: Parameters, value: A) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+    this.parameters = parameters
+    this.value = value
+  }
+  get deviceIndex(): number {
+    return this.ref.deviceIndex
+  }
+  get nodes(): ReadonlyArray<GraphNode> {
+    return this.ref.nodes
+  }
+  get scratchBytes(): number {
+    return this.ref.scratchBytes
+  }
+  toString(): string {
+    return oneLine("CudaGraph", countOf(this.nodes.length, "node"), `device ${this.deviceIndex}`)
+  }
+  toJSON() {
+    const { deviceIndex, nodes, scratchBytes } = this
+    const parameters = Object.keys(this.parameters)
+    return { _id: "CudaGraph", deviceIndex, nodes: nodes.map(({ name }) => name), parameters, scratchBytes }
+  }
+}
+
+class ExecImpl<Parameters extends GraphParameters> extends Handle implements CudaGraphExec<Parameters> {
+  readonly [ExecTypeId] = (_: Parameters) => _
+  readonly runtime: CudaRuntimeService
+  readonly ref: GraphExecRef
+  constructor(runtime: CudaRuntimeService, ref: GraphExecRef) {
+    super()
+    this.runtime = runtime
+    this.ref = ref
+  }
+  get deviceIndex(): number {
+    return this.ref.deviceIndex
+  }
+  get instances(): number {
+    return this.ref.instances
+  }
+  get nodes(): ReadonlyArray<GraphNode> {
+    return this.ref.graph.nodes
+  }
+  toString(): string {
+    const { instances } = this
+    return oneLine(
+      "CudaGraphExec",
+      countOf(this.nodes.length, "node"),
+      `device ${this.deviceIndex}`,
+      instances > 1 && `${instances} instances`,
+      unlessLive(this.ref)
+    )
+  }
+  toJSON() {
+    const { deviceIndex, instances, nodes } = this
+    return {
+      _id: "CudaGraphExec",
+      deviceIndex,
+      instances,
+      nodes: nodes.map(({ name }) => name),
+      state: this.ref.state
+    }
+  }
+}
+
+/**
+ * Declares device memory as a parameter. Each launch is given a buffer or a part of one, with at least this many bytes.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export const buffer = (byteLength: number, options: BufferOptions = {}): GraphMemoryParameter<"device"> => ({
+  parameter: "device",
+  byteLength,
+  ordered: options.ordered
+})
+
+/**
+ * Declares pinned memory as a parameter. Each launch is given a buffer or a part of one, with at least this many bytes.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export const hostBuffer = (byteLength: number, options: BufferOptions = {}): GraphMemoryParameter<"host"> => ({
+  parameter: "host",
+  byteLength,
+  ordered: options.ordered
+})
+
+/**
+ * Records a program as a graph. The program runs once, and its operations become nodes: copies, fills, launches, and records of events
+ * with timing. Whatever orders its streams becomes edges: events, waits, forks and joins, branches, task graphs and ordered buffers.
+ *
+ * **Details**
+ *
+ * No driver call is made, so nothing that other fibers do can disturb a recording, and the driver sees nothing of a recording that fails.
+ * The graph begins with the work on the current stream inside, and ends when that stream does: join all other streams into it.
+ *
+ * Buffers that the program allocates with `CudaMemory.allocate` belong to the graph. Each instance has memory for them, in which
+ * buffers whose uses never overlap in time share bytes. Buffers from outside are borrowed: once one is released, launches fail with
+ * `ResourceReleased`. Kernels must stay loaded, too.
+ *
+ * An event with timing becomes a node that records it: after each launch, it can be queried, waited for and compared as usual. Other
+ * events only order the work inside.
+ *
+ * Fails with `CannotRecord` for what cannot be part of a graph, which names the operation and the innermost span or `Effect.fn`:
+ *
+ * - waiting for the GPU, queries, and reading results, because nothing runs while a program is recorded
+ * - a stream from outside, and default streams
+ * - an event recorded on the other side of the border
+ * - `upload`, `download` and pinned memory allocated inside, because host data would be stale at the second launch
+ * - timing regions (`CudaTiming`), pipelines, managed memory and prefetches
+ * - streams that are not joined at the end
+ * - a graph that writes pinned memory that it also reads, unless `overwriteInputs` is true
+ *
+ * **Gotchas**
+ *
+ * Loops and conditions of the program run while it is recorded, not at each launch. Do not pass addresses of buffers of the graph as
+ * plain numbers: they are only known at a launch.
+ *
+ * A graph with memory of several devices was not tried on a GPU.
+ *
+ * **Example** (A copy and a fill, launched a hundred times)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const input = yield* CudaMemory.allocate(4096)
+ *   const output = yield* CudaMemory.allocate(4096)
+ *   const graph = yield* CudaGraph.record(Effect.gen(function*() {
+ *     yield* CudaMemory.copy(output, input)
+ *     yield* CudaMemory.fill(input, 0)
+ *   }))
+ *   const exec = yield* CudaGraph.instantiate(graph)
+ *   const stream = yield* CudaStream.make()
+ *   for (let launch = 0; launch < 100; launch++) yield* CudaGraph.launch(exec, stream)
+ *   yield* CudaStream.synchronize(stream)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const record: {
+  (
+    options?: RecordOptions
+  ): <A, E, R>(
+    program: Effect.Effect<A, E, R>
+  ) => Effect.Effect<CudaGraph<{}, A>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>>
+  <A, E, R>(
+    program: Effect.Effect<A, E, R>,
+    options?: RecordOptions
+  ): Effect.Effect<CudaGraph<{}, A>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>>
+} = dual(
+  (args) => Effect.isEffect(args[0]),
+  <A, E, R>(program: Effect.Effect<A, E, R>, options: RecordOptions = {}) => recordBody({}, () => program, options)
+)
+
+/**
+ * Records a program with parameters. `body` gets what stands for each parameter: a buffer for `buffer` and `hostBuffer`, and an argument
+ * of launches for a kind of `CudaParameter`. See `record`.
+ *
+ * **Details**
+ *
+ * Each launch is given the values. Only the nodes that use a changed value are changed, at a fraction of a microsecond each.
+ *
+ * **Gotchas**
+ *
+ * Two parameters are taken for different memory. If a launch gives both the same bytes, the order between their nodes is the one
+ * recorded, which may be none.
+ *
+ * Changing the buffers of a 2D copy makes the instance anew, because the driver cannot change such a node.
+ *
+ * **Example** (A graph with an input and a factor)
+ *
+ * ```ts
+ * import { CudaGraph, CudaKernel, CudaMemory, CudaParameter } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const scale: CudaKernel.CudaKernel<
+ *   [typeof CudaParameter.output, typeof CudaParameter.input, typeof CudaParameter.f32]
+ * >
+ *
+ * const program = Effect.gen(function*() {
+ *   const result = yield* CudaMemory.allocate(4096)
+ *   const graph = yield* CudaGraph.recordWith(
+ *     { input: CudaGraph.buffer(4096), factor: CudaParameter.f32 },
+ *     ({ factor, input }) => CudaKernel.launch(scale, { grid: 4, block: 256 }, [result, input, factor])
+ *   )
+ *   const exec = yield* CudaGraph.instantiate(graph)
+ *   const input = yield* CudaMemory.allocate(4096)
+ *   yield* CudaGraph.launch(exec, { input, factor: 2 })
+ *   yield* CudaGraph.launch(exec, { input, factor: 3 })
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const recordWith = <const Parameters extends GraphParameters, A, E, R>(
+  parameters: Parameters,
+  body: (placeholders: Placeholders<Parameters>) => Effect.Effect<A, E, R>,
+  options: RecordOptions = {}
+): Effect.Effect<CudaGraph<Parameters, A>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>> =>
+  recordBody(parameters, (placeholders, runtime) => {
+    const named = Object.keys(parameters).map((name, index) => [name, wrap(runtime, placeholders[index]!)])
+    return body(Object.fromEntries(named))
+  }, options)
+
+/** The handle of a placeholder; a number has none. */
+const wrap = (runtime: CudaRuntimeService, placeholder: GraphPlaceholder) => {
+  if ("scalar" in placeholder) return placeholder
+  return placeholder.kind === "device"
+    ? new DeviceBufferImpl(runtime, placeholder)
+    : new HostBufferImpl(runtime, placeholder)
+}
+
+const recordBody = <Parameters extends GraphParameters, A, E, R>(
+  parameters: Parameters,
+  body: Body<A, E, R>,
+  { device, overwriteInputs }: RecordOptions
+): Effect.Effect<CudaGraph<Parameters, A>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>> =>
+  Effect.withFiber((fiber) => {
+    const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
+    const place = fiber.getRef(CurrentPlace)
+    const options = {
+      deviceIndex: deviceIndexOf(device, place.deviceIndex),
+      parameters: Object.entries(parameters),
+      overwriteInputs
+    }
+    return Effect.map(
+      recording(runtime, place, options, body),
+      ({ graph, value }) => new GraphImpl(runtime, graph, parameters, value)
+    )
+  })
+
+/**
+ * Records a task graph. Its dependencies become the edges between the nodes of the tasks, without streams in between. Nodes are named
+ * after their tasks, and the result of the recorded graph is that of all tasks.
+ *
+ * **Example** (Two tasks and one after both)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory, CudaTaskGraph } from "effect-cuda"
+ *
+ * declare const left: CudaMemory.DeviceBuffer
+ * declare const right: CudaMemory.DeviceBuffer
+ *
+ * const graph = CudaTaskGraph.empty.pipe(
+ *   CudaTaskGraph.add("left", CudaMemory.fill(left, 1)),
+ *   CudaTaskGraph.add("right", CudaMemory.fill(right, 2)),
+ *   CudaTaskGraph.add("both", ["left", "right"], CudaMemory.copy(left, right)),
+ *   CudaGraph.fromTasks()
+ * )
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromTasks: {
+  (
+    options?: RecordOptions
+  ): <Results, E, R>(
+    tasks: CudaTaskGraph<Results, E, R>
+  ) => Effect.Effect<CudaGraph<{}, Results>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>>
+  <Results, E, R>(
+    tasks: CudaTaskGraph<Results, E, R>,
+    options?: RecordOptions
+  ): Effect.Effect<CudaGraph<{}, Results>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>>
+} = dual(
+  (args) => isCudaTaskGraph(args[0]),
+  <Results, E, R>(tasks: CudaTaskGraph<Results, E, R>, options: RecordOptions = {}) =>
+    recordBody({}, (_, runtime) => recordTasks(runtime, tasks), options)
+)
+
+/**
+ * Names the nodes that an effect records, for diagrams and for `setEnabled`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const named: {
+  (name: string): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, name: string): Effect.Effect<A, E, R>
+} = dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, name: string) => Effect.provideService(self, CurrentNodeName, name)
+)
+
+/**
+ * Records the nodes of another graph, after the work of a stream of the recording so far, by default the current one.
+ *
+ * **Details**
+ *
+ * The nodes become part of the graph that is being recorded, with values for the parameters. Fails with `InvalidArgument` outside
+ * recordings: launch the graph instead.
+ *
+ * **Example** (The same steps twice)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const twice = Effect.gen(function*() {
+ *   const clear = yield* CudaGraph.recordWith({ target: CudaGraph.buffer(4096) }, ({ target }) => CudaMemory.fill(target, 0))
+ *   const [one, other] = [yield* CudaMemory.allocate(4096), yield* CudaMemory.allocate(4096)]
+ *   return yield* CudaGraph.record(Effect.gen(function*() {
+ *     yield* CudaGraph.embed(clear, { target: one })
+ *     yield* CudaGraph.embed(clear, { target: other })
+ *   }))
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export function embed<A>(self: CudaGraph<{}, A>, stream?: CudaStream): Effect.Effect<void, CudaError>
+export function embed<Parameters extends GraphParameters, A>(
+  self: CudaGraph<Parameters, A>,
+  values: EmbeddedValues<Parameters>,
+  stream?: CudaStream
+): Effect.Effect<void, CudaError>
+export function embed(self: CudaGraph<GraphParameters>, first?: object, second?: CudaStream) {
+  const operation = "CudaGraph.embed"
+  if (!isCudaGraph(self)) return refuseArgument(operation, "graph", self, "a recorded graph")
+  const { ref, runtime } = self
+  const { given, stream } = argumentsOf(first, second)
+  const values = valuesOf(ref, given)
+  return onStream(operation, runtime, self.deviceIndex, stream, (own) => runtime.graphEmbed(ref, values, own))
+}
+
+/**
+ * Makes a graph executable (`cuGraphInstantiateWithParams`) for as long as the scope is open.
+ *
+ * **Details**
+ *
+ * Allocates the graph's memory and makes driver calls that take some 50 µs, and about 3 µs per node: do this ahead of the work that
+ * launches the graph. Closing the scope does not wait for launches in progress; the memory of the graph is released after them.
+ *
+ * Fails with `GraphRefused` if the driver cannot run the graph, and with `InvalidArgument` if `instances` is not an integer of at least
+ * 1.
+ *
+ * @category launching
+ * @since 0.1.0
+ */
+export const instantiate: {
+  (
+    options?: InstantiateOptions
+  ): <Parameters extends GraphParameters, A>(
+    self: CudaGraph<Parameters, A>
+  ) => Effect.Effect<CudaGraphExec<Parameters>, CudaError, Scope.Scope>
+  <Parameters extends GraphParameters, A>(
+    self: CudaGraph<Parameters, A>,
+    options?: InstantiateOptions
+  ): Effect.Effect<CudaGraphExec<Parameters>, CudaError, Scope.Scope>
+} = dual(
+  (args) => isCudaGraph(args[0]) || args.length > 1,
+  <Parameters extends GraphParameters, A>(
+    self: CudaGraph<Parameters, A>,
+    { instances = 1 }: InstantiateOptions = {}
+  ): Effect.Effect<CudaGraphExec<Parameters>, CudaError, Scope.Scope> => {
+    if (!isCudaGraph(self)) return refuseArgument("CudaGraph.instantiate", "graph", self, "a recorded graph")
+    const { ref, runtime } = self
+    return Effect.map(
+      Effect.acquireRelease(
+        runtime.graphInstantiate(ref, instances),
+        (exec) => released(runtime.graphDestroy(exec))
+      ),
+      (exec) => new ExecImpl<Parameters>(runtime, exec)
+    )
+  }
+)
+
+/**
+ * Launches a graph on a stream, by default the current one (`cuGraphLaunch`).
+ *
+ * **Details**
+ *
+ * The nodes start after the earlier work of the stream, and later work of the stream starts after all of them. The next launch of the
+ * same instance waits for this one, on whatever stream.
+ *
+ * A graph with parameters is given a value for each. Values are checked like arguments: fails with `InvalidArgument` for memory of the
+ * wrong kind or device, memory that is too small, and numbers that do not fit. Fails with `ResourceReleased` if a buffer, an event or a
+ * module that the graph uses was released.
+ *
+ * @category launching
+ * @since 0.1.0
+ */
+export function launch(self: CudaGraphExec<{}>, stream?: CudaStream): Effect.Effect<void, CudaError>
+export function launch<Parameters extends GraphParameters>(
+  self: CudaGraphExec<Parameters>,
+  values: Values<Parameters>,
+  stream?: CudaStream
+): Effect.Effect<void, CudaError>
+export function launch(self: CudaGraphExec<GraphParameters>, first?: object, second?: CudaStream) {
+  const operation = "CudaGraph.launch"
+  if (!isCudaGraphExec(self)) return refuseArgument(operation, "exec", self, "an executable graph")
+  const { ref, runtime } = self
+  const { given, stream } = argumentsOf(first, second)
+  const values = valuesOf(ref.graph, given)
+  if (stream !== undefined && streamIn(stream)) return runtime.graphLaunch(ref, values, stream.ref)
+  return onStream(operation, runtime, self.deviceIndex, stream, (own) => runtime.graphLaunch(ref, values, own))
+}
+
+const streamIn = (value: unknown): value is CudaStream => Predicate.hasProperty(value, "~effect-cuda/CudaStream")
+
+/** Values come before the stream; a graph without parameters needs none. */
+const argumentsOf = (first: unknown, second: CudaStream | undefined) =>
+  streamIn(first) ? { given: noValues, stream: first } : { given: first ?? noValues, stream: second }
+
+const noValues = {}
+
+const nothing: ReadonlyArray<GraphValue> = []
+
+/** The values in the order of the parameters. A value that is no buffer and no part of one is passed on, and the runtime refuses it. */
+const valuesOf = ({ parameters }: GraphRef, given: unknown): ReadonlyArray<GraphValue> => {
+  if (parameters.length === 0) return nothing
+  return parameters.map(([name]) => {
+    const value: unknown = Predicate.hasProperty(given, name) ? given[name] : undefined
+    return Predicate.hasProperty(value, "buffer") ? rangeOf(value as Slice) : value as GraphValue
+  })
+}
+
+/**
+ * Makes later launches of an executable graph run another one (`cuGraphExecUpdate`), which costs less than instantiating it. Launches
+ * in progress are not affected.
+ *
+ * **Details**
+ *
+ * The graphs must have the same parameters, and the same nodes and edges in the same order: kernels, sizes, addresses and arguments may
+ * differ. Otherwise fails with `GraphRefused`, and the executable graph is unchanged. So does a graph that needs more memory of its own.
+ *
+ * @category launching
+ * @since 0.1.0
+ */
+export const update: {
+  <Parameters extends GraphParameters, A>(
+    graph: CudaGraph<Parameters, A>
+  ): (self: CudaGraphExec<Parameters>) => Effect.Effect<void, CudaError>
+  <Parameters extends GraphParameters, A>(
+    self: CudaGraphExec<Parameters>,
+    graph: CudaGraph<Parameters, A>
+  ): Effect.Effect<void, CudaError>
+} = dual(
+  2,
+  <Parameters extends GraphParameters, A>(
+    self: CudaGraphExec<Parameters>,
+    graph: CudaGraph<Parameters, A>
+  ): Effect.Effect<void, CudaError> => {
+    if (!isCudaGraphExec(self)) return refuseArgument("CudaGraph.update", "exec", self, "an executable graph")
+    return self.runtime.graphUpdate(self.ref, refOf(graph))
+  }
+)
+
+/** The reference of a graph. Another value is passed on, and the runtime refuses it. */
+const refOf = <Parameters extends GraphParameters>(graph: CudaGraph<Parameters>): GraphRef =>
+  Predicate.hasProperty(graph, "ref") ? graph.ref : graph
+
+/**
+ * Makes later launches of an executable graph run another one, instantiated anew if the driver cannot update it. See `update`.
+ *
+ * @category launching
+ * @since 0.1.0
+ */
+export const updateOrReplace: {
+  <Parameters extends GraphParameters, A>(
+    graph: CudaGraph<Parameters, A>
+  ): (self: CudaGraphExec<Parameters>) => Effect.Effect<void, CudaError>
+  <Parameters extends GraphParameters, A>(
+    self: CudaGraphExec<Parameters>,
+    graph: CudaGraph<Parameters, A>
+  ): Effect.Effect<void, CudaError>
+} = dual(
+  2,
+  <Parameters extends GraphParameters, A>(
+    self: CudaGraphExec<Parameters>,
+    graph: CudaGraph<Parameters, A>
+  ): Effect.Effect<void, CudaError> => {
+    if (!isCudaGraphExec(self)) return refuseArgument("CudaGraph.updateOrReplace", "exec", self, "an executable graph")
+    const { ref, runtime } = self
+    return Effect.catchReason(
+      runtime.graphUpdate(ref, refOf(graph)),
+      "CudaError",
+      "GraphRefused",
+      () => runtime.graphReplace(ref, refOf(graph))
+    )
+  }
+)
+
+/**
+ * Enables or disables nodes in later launches (`cuGraphNodeSetEnabled`), given by node, by index, or by name. A disabled node does
+ * nothing and takes its place in the order. Launches in progress are not affected.
+ *
+ * **Details**
+ *
+ * A name stands for all nodes with that name. Fails with `InvalidArgument` if there is none, and for nodes that record events.
+ *
+ * @category launching
+ * @since 0.1.0
+ */
+export const setEnabled: {
+  (
+    node: GraphNode | number | string,
+    enabled: boolean
+  ): <Parameters extends GraphParameters>(self: CudaGraphExec<Parameters>) => Effect.Effect<void, CudaError>
+  <Parameters extends GraphParameters>(
+    self: CudaGraphExec<Parameters>,
+    node: GraphNode | number | string,
+    enabled: boolean
+  ): Effect.Effect<void, CudaError>
+} = dual(
+  3,
+  <Parameters extends GraphParameters>(
+    self: CudaGraphExec<Parameters>,
+    node: GraphNode | number | string,
+    enabled: boolean
+  ): Effect.Effect<void, CudaError> => {
+    const operation = "CudaGraph.setEnabled"
+    if (!isCudaGraphExec(self)) return refuseArgument(operation, "exec", self, "an executable graph")
+    const { ref, runtime } = self
+    if (typeof node !== "string") {
+      const index = typeof node === "number" ? node : node?.index
+      return runtime.graphSetEnabled(ref, index, enabled)
+    }
+    const meant = ref.graph.nodes.filter(({ name }) => name === node)
+    if (meant.length === 0) return refuseArgument(operation, "node", node, "the name of a node")
+    return Effect.forEach(meant, ({ index }) => runtime.graphSetEnabled(ref, index, enabled), { discard: true })
+  }
+)
+
+/**
+ * Moves what an executable graph needs to the device (`cuGraphUpload`), so that the first launch takes no longer than others.
+ *
+ * @category launching
+ * @since 0.1.0
+ */
+export const upload = <Parameters extends GraphParameters>(
+  self: CudaGraphExec<Parameters>,
+  stream?: CudaStream
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaGraph.upload"
+  if (!isCudaGraphExec(self)) return refuseArgument(operation, "exec", self, "an executable graph")
+  const { ref, runtime } = self
+  return onStream(operation, runtime, self.deviceIndex, stream, (own) => runtime.graphUpload(ref, own))
+}
+
+/**
+ * Draws a graph as a Mermaid flowchart: boxes are kernels, slanted boxes copies, rounded ones fills, and hexagons records of events.
+ *
+ * @category diagrams
+ * @since 0.1.0
+ */
+export const toMermaid = <Parameters extends GraphParameters, A>(self: CudaGraph<Parameters, A>): string =>
+  mermaid(self.nodes)
+
+/**
+ * Draws a graph in the DOT language of Graphviz.
+ *
+ * @category diagrams
+ * @since 0.1.0
+ */
+export const toDot = <Parameters extends GraphParameters, A>(self: CudaGraph<Parameters, A>): string => dot(self.nodes)

@@ -1,0 +1,54 @@
+/**
+ * Running a program as a recording: its streams record, and its memory belongs to the graph.
+ */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { CudaError } from "../../CudaError.ts"
+import { StreamImpl } from "../../CudaStream.ts"
+import { CudaRuntime, CurrentRecording } from "../../layers/CudaRuntime.ts"
+import type {
+  CudaRuntimeService,
+  GraphPlaceholder,
+  GraphRef,
+  RecordingRef,
+  RecordOptions
+} from "../../layers/CudaRuntime.ts"
+import { CurrentPlace, onStreamOf } from "../place.ts"
+import type { Place } from "../place.ts"
+
+/** The runtime that a recorded program sees. Its streams and its device memory are those of the recording. */
+const recordingRuntime = (runtime: CudaRuntimeService, recording: RecordingRef): CudaRuntimeService => ({
+  ...runtime,
+  recording,
+  streamCreate: (options) => runtime.graphStream(recording, options),
+  memoryAllocate: (_, byteLength, options) => runtime.graphAllocate(recording, byteLength, options)
+})
+
+/** What a recorded program gets: the placeholders of its parameters, and the runtime of the recording. */
+export type Body<A, E, R> = (
+  placeholders: ReadonlyArray<GraphPlaceholder>,
+  runtime: CudaRuntimeService
+) => Effect.Effect<A, E, R>
+
+/** Records a program. Its scope closes before the graph is made. */
+export const recording = <A, E, R>(
+  runtime: CudaRuntimeService,
+  place: Place,
+  options: RecordOptions,
+  body: Body<A, E, R>
+): Effect.Effect<{ readonly graph: GraphRef; readonly value: A }, E | CudaError, Exclude<R, Scope.Scope>> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(runtime.graphRecord(options), (ref) => {
+      const inside = recordingRuntime(runtime, ref)
+      const program = Effect.scoped(Effect.suspend(() => body(ref.placeholders, inside))).pipe(
+        Effect.provideService(CudaRuntime, inside),
+        Effect.provideService(CurrentPlace, onStreamOf(new StreamImpl(inside, ref.stream), place)),
+        Effect.provideService(CurrentRecording, ref)
+      )
+      const recorded = Effect.flatMap(
+        restore(program),
+        (value) => Effect.map(runtime.graphEnd(ref), (graph) => ({ graph, value }))
+      )
+      return Effect.onError(recorded, () => Effect.ignore(runtime.graphAbandon(ref)))
+    })
+  )

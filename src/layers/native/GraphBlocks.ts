@@ -1,0 +1,186 @@
+/**
+ * The structs of graph nodes, in memory whose address is taken once: a call with an address costs less than one with a typed array.
+ * The driver copies what they contain.
+ */
+import { launchAttributes, memoryTypes, programmaticEdge } from "../../cuda/flags.ts"
+import { nullHandle, offsetBy } from "../../cuda/handles.ts"
+import type { CUcontext, CUdeviceptr, CUgraphNode, HostPointer } from "../../cuda/handles.ts"
+import type { DriverLibrary } from "../../cuda/library.ts"
+import { setAddress, twoTo32 } from "../../cuda/parameters.ts"
+import type { RowsTransfer } from "../shared/copies.ts"
+import type { Bindings, KernelWork, RecordedShape } from "../shared/graphNodes.ts"
+import type { AnyMemoryResource } from "../shared/resources.ts"
+
+/** Memory at a fixed address, in words of 32 bits. */
+class Block {
+  readonly address: HostPointer
+  protected readonly words: Uint32Array<ArrayBuffer>
+  constructor(library: DriverLibrary, words: number) {
+    this.words = new Uint32Array(words)
+    this.address = library.addressOf(this.words.buffer)
+  }
+
+  /** Writes an address or a size: two words. */
+  protected setWide(at: number, value: number): void {
+    this.words[at] = value
+    this.words[at + 1] = value / twoTo32
+  }
+}
+
+/** Word offsets in a `CUDA_MEMCPY3D`: of one end from its start, and of the extent. */
+const end = { type: 8, host: 10, device: 12, pitch: 18, height: 20, words: 22 } as const
+const extent = { width: 44, height: 46, depth: 48, words: 50 } as const
+
+/** `CUDA_MEMCPY3D`. */
+export class CopyBlock extends Block {
+  constructor(library: DriverLibrary) {
+    super(library, extent.words)
+    this.words[extent.depth] = 1
+  }
+
+  write({ from, fromOffset, fromPitch, height, to, toOffset, toPitch, width }: RowsTransfer): void {
+    this.#writeEnd(0, from, fromOffset, fromPitch, height)
+    this.#writeEnd(end.words, to, toOffset, toPitch, height)
+    this.setWide(extent.width, width)
+    this.setWide(extent.height, height)
+  }
+
+  #writeEnd(start: number, memory: AnyMemoryResource, offset: number, pitch: number, height: number): void {
+    const address = memory.address + offset
+    this.words[start + end.type] = memoryTypes[memory.kind]
+    this.setWide(start + end.host, memory.kind === "host" ? address : 0)
+    this.setWide(start + end.device, memory.kind === "host" ? 0 : address)
+    this.setWide(start + end.pitch, pitch)
+    this.setWide(start + end.height, height)
+  }
+}
+
+/** `CUDA_MEMSET_NODE_PARAMS` of one row. */
+export class FillBlock extends Block {
+  constructor(library: DriverLibrary) {
+    super(library, 10)
+    this.setWide(8, 1)
+  }
+
+  write(to: CUdeviceptr, value: number, bits: 8 | 16 | 32, count: number): void {
+    this.setWide(0, to)
+    this.words[4] = value
+    this.words[5] = bits / 8
+    this.setWide(6, count)
+  }
+}
+
+/** `CUlaunchAttributeValue`. */
+export class AttributeBlock extends Block {
+  constructor(library: DriverLibrary) {
+    super(library, 16)
+  }
+
+  write(...values: ReadonlyArray<number>): void {
+    this.words.fill(0)
+    this.words.set(values)
+  }
+}
+
+/** The attributes of a launch that a kernel node has: their ids and values. */
+export const attributesOf = ({ priority, shape }: KernelWork): ReadonlyArray<readonly [number, Array<number>]> => {
+  const attributes: Array<readonly [number, Array<number>]> = []
+  if (shape.cooperative) attributes.push([launchAttributes.cooperative, [1]])
+  if (shape.clustered) attributes.push([launchAttributes.clusterDimension, clusterOf(shape)])
+  if (priority !== 0) attributes.push([launchAttributes.priority, [priority]])
+  return attributes
+}
+
+const clusterOf = ({ clusterX, clusterY, clusterZ }: RecordedShape): Array<number> => [clusterX, clusterY, clusterZ]
+
+/** Where the driver writes a new node, and what the node is connected with. */
+export class EdgeBlock extends Block {
+  constructor(library: DriverLibrary, room: number) {
+    super(library, edgeWords + 2 * room)
+    const bytes = new Uint8Array(this.words.buffer)
+    bytes[8] = programmaticEdge.fromPort
+    bytes[9] = programmaticEdge.toPort
+    bytes[10] = programmaticEdge.type
+  }
+
+  /** How many dependencies fit. */
+  get room(): number {
+    return (this.words.length - edgeWords) / 2
+  }
+
+  /** The new node. */
+  get node(): CUgraphNode {
+    return (this.words[1]! * twoTo32 + this.words[0]!) as CUgraphNode
+  }
+
+  /** The address of the `CUgraphEdgeData` of a programmatic edge. */
+  get edge(): HostPointer {
+    return offsetBy(this.address, 8)
+  }
+
+  get dependencies(): HostPointer {
+    return offsetBy(this.address, 4 * edgeWords)
+  }
+
+  write(dependencies: ReadonlyArray<CUgraphNode>): void {
+    for (let index = 0; index < dependencies.length; index++) {
+      this.setWide(edgeWords + 2 * index, dependencies[index]!)
+    }
+  }
+}
+
+/** The words of an `EdgeBlock` before its dependencies: the new node, and the data of an edge. */
+const edgeWords = 4
+
+/** Byte offsets in a `CUDA_KERNEL_NODE_PARAMS_v2`. */
+const kernelAt = { grid: 8, block: 20, sharedBytes: 32, table: 40, kernel: 56, context: 64, size: 72 } as const
+
+/** `CUDA_KERNEL_NODE_PARAMS_v2`, followed by the arguments and the table of their addresses. */
+export class KernelBlock {
+  address = nullHandle<HostPointer>()
+  readonly #library: DriverLibrary
+  readonly #context: CUcontext
+  #view = new DataView(new ArrayBuffer(0))
+  #arguments = this.#view
+  /** The launch that was written last. */
+  #work: KernelWork | undefined
+
+  constructor(library: DriverLibrary, context: CUcontext) {
+    this.#library = library
+    this.#context = context
+  }
+
+  /** Writes a launch with its arguments as they are bound. If it is the same launch as the last time, writes only these. */
+  write(work: KernelWork, bindings: Bindings): void {
+    if (work !== this.#work) this.#writeLaunch(work)
+    bindings.writeArguments(work, this.#arguments)
+  }
+
+  #writeLaunch(work: KernelWork): void {
+    this.#work = work
+    const { kernel, shape } = work
+    const { offsets } = kernel.arguments
+    const tableAt = kernelAt.size + Math.ceil(work.bytes.byteLength / 8) * 8
+    this.#reserve(tableAt + 8 * offsets.length)
+    const view = this.#view
+    this.#arguments = new DataView(view.buffer, kernelAt.size)
+    write32(view, kernelAt.grid, shape.gridX, shape.gridY, shape.gridZ)
+    write32(view, kernelAt.block, shape.blockX, shape.blockY, shape.blockZ)
+    write32(view, kernelAt.sharedBytes, shape.sharedBytes)
+    setAddress(view, kernelAt.table, offsets.length === 0 ? 0 : this.address + tableAt)
+    setAddress(view, kernelAt.kernel, kernel.handle)
+    setAddress(view, kernelAt.context, this.#context)
+    offsets.forEach((offset, index) => setAddress(view, tableAt + 8 * index, this.address + kernelAt.size + offset))
+  }
+
+  #reserve(bytes: number): void {
+    if (this.#view.byteLength >= bytes) return
+    const buffer = new ArrayBuffer(bytes)
+    this.#view = new DataView(buffer)
+    this.address = this.#library.addressOf(buffer)
+  }
+}
+
+const write32 = (view: DataView, at: number, ...values: ReadonlyArray<number>): void => {
+  values.forEach((value, index) => view.setUint32(at + 4 * index, value, true))
+}

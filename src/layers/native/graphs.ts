@@ -1,0 +1,285 @@
+/**
+ * Graphs on the driver: a graph and its executable copy per instance. The graph is kept, because later calls name its nodes.
+ */
+import { graphUsesNodePriority } from "../../cuda/flags.ts"
+import type { CUcontext, CUgraph, CUgraphExec, CUgraphNode } from "../../cuda/handles.ts"
+import type { DriverLibrary } from "../../cuda/library.ts"
+import { twoTo32 } from "../../cuda/parameters.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import { GraphInstance } from "../shared/graphNodes.ts"
+import type {
+  Bindings,
+  FillWork,
+  GraphBackend,
+  GraphNode,
+  GraphRefusal,
+  GraphResource,
+  KernelWork,
+  NodeWork
+} from "../shared/graphNodes.ts"
+import type { EventResource, StreamResource } from "../shared/resources.ts"
+import { Out } from "./Device.ts"
+import type { NativeStream } from "./Device.ts"
+import type { Driver } from "./Driver.ts"
+import type { NativeEvents } from "./events.ts"
+import { KernelBlock } from "./GraphBlocks.ts"
+import { GraphBuild, GraphMemory, piecesOf, writeFill } from "./GraphBuild.ts"
+import { nativeStream } from "./streams.ts"
+
+class NativeInstance extends GraphInstance {
+  readonly graph: CUgraph
+  readonly exec: CUgraphExec
+  readonly context: CUcontext
+  /** By node, those of the driver's original graph, also after an update. */
+  readonly nodes: ReadonlyArray<ReadonlyArray<CUgraphNode>>
+  /** By node, the launches that were bound. */
+  readonly kernels: Array<KernelBlock | undefined> = []
+  constructor(bindings: Bindings, { handle, nodes }: GraphBuild, exec: CUgraphExec, context: CUcontext) {
+    super(bindings)
+    this.graph = handle
+    this.exec = exec
+    this.context = context
+    this.nodes = nodes
+  }
+
+  /** The block of a kernel node, which is made when the node is first bound. */
+  kernel(library: DriverLibrary, index: number): KernelBlock {
+    return this.kernels[index] ??= new KernelBlock(library, this.context)
+  }
+}
+
+type CopyWork = Extract<NodeWork, { readonly kind: "copy" }>
+
+/** Narrows an instance. All instances of the native runtime are native. */
+const nativeInstance = (instance: GraphInstance): NativeInstance => instance as NativeInstance
+
+/** What the shared operations answer with an instance made anew. */
+const cannotUpdate = statuses.GraphExecUpdateFailure.code
+
+/** Why a graph was not instantiated, by `CUgraphInstantiateResult`. */
+const instantiateProblems: { readonly [result: number]: string } = {
+  2: "its structure is invalid",
+  3: "it contains an operation that graphs do not support",
+  4: "its nodes belong to several contexts",
+  5: "it has a conditional handle without a node"
+}
+
+/** Why a graph was not updated, by `CUgraphExecUpdateResult`. */
+const updateProblems: { readonly [result: number]: string } = {
+  2: "its nodes are connected in another way",
+  3: "a node is of another kind",
+  4: "a node has another kernel",
+  5: "the parameters of a node changed in a way that an update cannot apply",
+  6: "it contains a node that an update cannot change",
+  7: "a node has another kernel, which an update cannot apply",
+  8: "the attributes of a launch changed in a way that an update cannot apply"
+}
+
+/** Word offsets in a `CUDA_GRAPH_INSTANTIATE_PARAMS`. */
+const instantiateAt = { flags: 0, errorNode: 4, result: 6, words: 8 } as const
+
+/** Word offsets in a `CUgraphExecUpdateResultInfo`. */
+const updateAt = { result: 0, errorNode: 2, errorFromNode: 4, words: 6 } as const
+
+export class NativeGraphs implements GraphBackend {
+  made: NativeInstance | undefined
+  refusal: GraphRefusal | undefined
+  readonly #driver: Driver
+  readonly #events: NativeEvents
+  readonly #memory: GraphMemory
+  readonly #exec = new Out<CUgraphExec>()
+  readonly #instantiate = new Uint32Array(instantiateAt.words)
+  readonly #update = new Uint32Array(updateAt.words)
+
+  constructor(driver: Driver, events: NativeEvents) {
+    this.#driver = driver
+    this.#events = events
+    this.#memory = new GraphMemory(driver.library)
+  }
+
+  instantiate(graph: GraphResource, bindings: Bindings): number {
+    return this.#driver.inContextOf(graph.deviceIndex, "", () => {
+      const build = this.#build(graph, bindings)
+      return typeof build === "number" ? build : this.#make(build, graph, bindings)
+    })
+  }
+
+  /** Makes the driver's graph, or returns a status. */
+  #build(graph: GraphResource, bindings: Bindings): GraphBuild | number {
+    this.refusal = undefined
+    const build = new GraphBuild(this.#driver, this.#memory, graph, bindings)
+    const status = build.run()
+    if (status === success) return build
+    if (status === statuses.InvalidValue.code) {
+      this.refusal = { why: "the driver did not accept a node", node: build.nodes.length }
+    }
+    return status
+  }
+
+  #make(build: GraphBuild, graph: GraphResource, bindings: Bindings): number {
+    const { calls } = this.#driver
+    const words = this.#instantiate.fill(0)
+    words[instantiateAt.flags] = graph.nodes.some(hasPriority) ? graphUsesNodePriority : 0
+    const status = calls.cuGraphInstantiateWithParams(this.#exec.words, build.handle, words)
+    if (status !== success) {
+      const why = instantiateProblems[words[instantiateAt.result]!]
+      this.#refuse(why, build.indexOf(nodeAt(words, instantiateAt.errorNode)))
+      build.destroy()
+      return this.#driver.answer("cuGraphInstantiate", status)
+    }
+    this.made = new NativeInstance(bindings, build, this.#exec.value, this.#driver.device(graph.deviceIndex).context)
+    return success
+  }
+
+  #refuse(why: string | undefined, node: number | undefined): void {
+    if (why !== undefined) this.refusal = { why, node }
+    else if (node !== undefined) this.refusal = { why: "the driver did not accept a node", node }
+  }
+
+  destroy(resource: GraphInstance): number {
+    const { exec, graph } = nativeInstance(resource)
+    const { calls } = this.#driver
+    const execStatus = calls.cuGraphExecDestroy(exec)
+    const graphStatus = calls.cuGraphDestroy(graph)
+    return execStatus === success
+      ? this.#driver.answer("cuGraphDestroy", graphStatus)
+      : this.#driver.answer("cuGraphExecDestroy", execStatus)
+  }
+
+  bind(resource: GraphInstance, { index, work }: GraphNode): number {
+    const instance = nativeInstance(resource)
+    switch (work.kind) {
+      case "kernel":
+        return this.#bindKernel(instance, index, work)
+      case "fill":
+        return this.#bindFill(instance, index, work)
+      case "copy":
+        return this.#bindCopy(instance, index, work)
+      case "copy2D":
+        // The driver refuses new parameters of a 2D copy.
+        return this.#driver.answer("cuGraphExecMemcpyNodeSetParams", cannotUpdate)
+      default:
+        return success
+    }
+  }
+
+  #bindKernel(instance: NativeInstance, index: number, work: KernelWork): number {
+    const { calls, library } = this.#driver
+    const block = instance.kernel(library, index)
+    block.write(work, instance.bindings)
+    return this.#driver.answer(
+      "cuGraphExecKernelNodeSetParams",
+      calls.cuGraphExecKernelNodeSetParams_v2(instance.exec, instance.nodes[index]![0]!, block.address)
+    )
+  }
+
+  #bindFill(instance: NativeInstance, index: number, work: FillWork): number {
+    const { calls } = this.#driver
+    const { fill } = this.#memory
+    writeFill(fill, work, instance.bindings)
+    return this.#driver.answer(
+      "cuGraphExecMemsetNodeSetParams",
+      calls.cuGraphExecMemsetNodeSetParams(instance.exec, instance.nodes[index]![0]!, fill.address, instance.context)
+    )
+  }
+
+  #bindCopy(instance: NativeInstance, index: number, work: CopyWork): number {
+    const { calls } = this.#driver
+    const { copy } = this.#memory
+    const nodes = instance.nodes[index]!
+    const pieces = piecesOf(work, instance.bindings)
+    const name = "cuGraphExecMemcpyNodeSetParams"
+    if (pieces.length !== nodes.length) return this.#driver.answer(name, cannotUpdate)
+    for (const [at, piece] of pieces.entries()) {
+      copy.write(piece)
+      const { context, exec } = instance
+      const status = calls.cuGraphExecMemcpyNodeSetParams(exec, nodes[at]!, copy.address, context)
+      if (status !== success) return this.#driver.answer(name, status)
+    }
+    return success
+  }
+
+  update(resource: GraphInstance, graph: GraphResource, bindings: Bindings): number {
+    const instance = nativeInstance(resource)
+    return this.#driver.inContextOf(graph.deviceIndex, "", () => {
+      const build = this.#build(graph, bindings)
+      if (typeof build === "number") return build
+      const status = this.#apply(instance, build)
+      build.destroy()
+      if (status === success) instance.bindings = bindings
+      return this.#driver.answer("cuGraphExecUpdate", status)
+    })
+  }
+
+  /** Updates an instance. The driver pairs the nodes in the order of their creation. */
+  #apply(instance: NativeInstance, build: GraphBuild): number {
+    const differs = build.nodes.findIndex((nodes, index) => nodes.length !== instance.nodes[index]?.length)
+    if (differs >= 0) {
+      const isNew = instance.nodes[differs] === undefined
+      this.#refuse(isNew ? "it has more nodes" : "a copy is split in another way", differs)
+      return cannotUpdate
+    }
+    const words = this.#update.fill(0)
+    const status = this.#driver.calls.cuGraphExecUpdate_v2(instance.exec, build.handle, words)
+    if (status === success) {
+      instance.kernels.length = 0
+      return success
+    }
+    const node = build.indexOf(nodeAt(words, updateAt.errorNode)) ??
+      build.indexOf(nodeAt(words, updateAt.errorFromNode))
+    this.#refuse(updateProblems[words[updateAt.result]!], node)
+    return status
+  }
+
+  setEnabled(resource: GraphInstance, { index }: GraphNode, enabled: boolean): number {
+    const { exec, nodes } = nativeInstance(resource)
+    let first = success
+    for (const node of nodes[index]!) {
+      const status = this.#driver.calls.cuGraphNodeSetEnabled(exec, node, enabled ? 1 : 0)
+      if (first === success) first = status
+    }
+    return this.#driver.answer("cuGraphNodeSetEnabled", first)
+  }
+
+  upload(resource: GraphInstance, streamResource: StreamResource): number {
+    const { calls } = this.#driver
+    const { exec } = nativeInstance(resource)
+    const stream = nativeStream(streamResource)
+    if (!stream.needsContext) return this.#driver.answer("cuGraphUpload", calls.cuGraphUpload(exec, stream.handle))
+    const call = () => calls.cuGraphUpload(exec, stream.handle)
+    return this.#driver.inContextOf(stream.deviceIndex, "cuGraphUpload", call)
+  }
+
+  launch(resource: GraphInstance, { events }: GraphResource, stream: StreamResource): number {
+    if (events.length === 0) return this.#launch(nativeInstance(resource), stream)
+    for (const event of events) {
+      const kept = this.#events.beforeRecord(event)
+      if (kept !== success) return kept
+    }
+    const status = this.#launch(nativeInstance(resource), stream)
+    if (status === success) this.#noteRecords(events, stream)
+    return status
+  }
+
+  #launch({ exec }: NativeInstance, resource: StreamResource): number {
+    const { calls } = this.#driver
+    const stream = nativeStream(resource)
+    return stream.needsContext
+      ? this.#launchInContext(exec, stream)
+      : this.#driver.answer("cuGraphLaunch", calls.cuGraphLaunch(exec, stream.handle))
+  }
+
+  /** A function with a closure allocates whenever it is called, so this one is separate. */
+  #launchInContext(exec: CUgraphExec, { deviceIndex, handle }: NativeStream): number {
+    return this.#driver.inContextOf(deviceIndex, "cuGraphLaunch", () => this.#driver.calls.cuGraphLaunch(exec, handle))
+  }
+
+  #noteRecords(events: ReadonlyArray<EventResource>, resource: StreamResource): void {
+    const stream = nativeStream(resource)
+    for (const event of events) this.#events.noteRecord(event, stream, events.length === 1)
+  }
+}
+
+const hasPriority = ({ work }: GraphNode): boolean => work.kind === "kernel" && work.priority !== 0
+
+const nodeAt = (words: Uint32Array, at: number): CUgraphNode => (words[at + 1]! * twoTo32 + words[at]!) as CUgraphNode

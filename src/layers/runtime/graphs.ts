@@ -1,0 +1,215 @@
+/**
+ * Graphs, in the runtime service: recording a program on streams that record, and replaying it.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type { ScalarKind, ScalarName } from "../../cuda/parameters.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { DeviceMemoryRef, MemoryOptions, MemoryRange, MemoryRef } from "./memory.ts"
+import type { ResourceState } from "./resources.ts"
+import type { StreamOptions, StreamRef } from "./streams.ts"
+
+/**
+ * Memory that every launch of a graph is given.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GraphMemoryParameter<out Kind extends "device" | "host" = "device" | "host"> {
+  readonly parameter: Kind
+  /** The bytes that the graph uses. A launch may be given more. */
+  readonly byteLength: number
+  /** Whether its uses on different streams of the recording are ordered automatically. Default: false. */
+  readonly ordered?: boolean | undefined
+}
+
+/**
+ * What a graph can be given at each launch: device memory, pinned memory, or a number or boolean argument of kernels.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type GraphParameter = GraphMemoryParameter | ScalarKind
+
+/**
+ * Stands for a parameter while a graph is recorded: a reference to memory, or the argument of a launch.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type GraphPlaceholder = MemoryRef | GraphScalarRef
+
+/**
+ * Stands for a number or a boolean in the arguments of a recorded launch.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GraphScalarRef<out Name extends ScalarName = ScalarName> {
+  readonly scalar: Name
+  /** The name of the parameter. */
+  readonly name: string
+}
+
+/**
+ * The value of a parameter: a range of memory, or a number, `bigint` or boolean.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type GraphValue = MemoryRange | number | bigint | boolean
+
+/**
+ * Options for recording a graph.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RecordOptions {
+  readonly deviceIndex: number
+  readonly parameters: ReadonlyArray<readonly [name: string, kind: GraphParameter]>
+  /**
+   * Whether the graph may write pinned memory that it also reads, so that a launch reads what an earlier one wrote.
+   * Default: false.
+   */
+  readonly overwriteInputs?: boolean | undefined
+}
+
+/**
+ * A recording in progress.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RecordingRef {
+  readonly deviceIndex: number
+  /** The stream on which the recorded program starts and ends. */
+  readonly stream: StreamRef
+  /** What stands for each parameter, in order. */
+  readonly placeholders: ReadonlyArray<GraphPlaceholder>
+  readonly state: "recording" | "ended"
+}
+
+/**
+ * A node of a graph: one operation of the recorded program.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GraphNodeRef {
+  /** The position in the order of recording. */
+  readonly index: number
+  readonly kind: "kernel" | "copy" | "copy2D" | "fill" | "record"
+  /** The name given by `CudaGraph.named`, otherwise that of the kernel or of the operation. */
+  readonly name: string
+  /** The operation that was recorded, for example `CudaMemory.copy`. */
+  readonly operation: string
+  /** The innermost span or named function around the operation, and where it is in the source. */
+  readonly frame: string | undefined
+  /** The indices of the nodes that must finish first, without those that follow from others. */
+  readonly dependencies: ReadonlyArray<number>
+  readonly reads: ReadonlyArray<MemoryRange>
+  readonly writes: ReadonlyArray<MemoryRange>
+}
+
+/**
+ * A recorded graph. It holds nothing in the driver.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GraphRef {
+  readonly deviceIndex: number
+  readonly nodes: ReadonlyArray<GraphNodeRef>
+  readonly parameters: ReadonlyArray<readonly [name: string, kind: GraphParameter]>
+  /** Bytes of memory for the buffers allocated in the program. Each instance has its own. */
+  readonly scratchBytes: number
+}
+
+/**
+ * A graph that can be launched.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GraphExecRef {
+  /** The graph it was made from, or last updated to. */
+  readonly graph: GraphRef
+  readonly deviceIndex: number
+  /** Launches that can run at the same time. */
+  readonly instances: number
+  readonly state: ResourceState
+}
+
+/**
+ * Operations that record and replay graphs.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GraphOperations {
+  /** Begins a recording on a device. Makes no driver call. */
+  readonly graphRecord: (options: RecordOptions) => Effect.Effect<RecordingRef, CudaError>
+  /** Creates a stream of a recording. */
+  readonly graphStream: (recording: RecordingRef, options: StreamOptions) => Effect.Effect<StreamRef, CudaError>
+  /** Allocates memory of a graph: every instance has its own, reused where the order of the nodes allows it. */
+  readonly graphAllocate: (
+    recording: RecordingRef,
+    byteLength: number,
+    options?: MemoryOptions
+  ) => Effect.Effect<DeviceMemoryRef, CudaError>
+  /** Records the nodes of another graph, with values for its parameters. */
+  readonly graphEmbed: (
+    graph: GraphRef,
+    values: ReadonlyArray<GraphValue | GraphPlaceholder>,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /** Ends a recording, and checks that its streams are joined. */
+  readonly graphEnd: (recording: RecordingRef) => Effect.Effect<GraphRef, CudaError>
+  /** Ends a recording whose program failed or was interrupted. */
+  readonly graphAbandon: (recording: RecordingRef) => Effect.Effect<void, CudaError>
+  /** Makes a graph executable (`cuGraphInstantiateWithParams`), a number of times. */
+  readonly graphInstantiate: (graph: GraphRef, instances: number) => Effect.Effect<GraphExecRef, CudaError>
+  /** Destroys an executable graph (`cuGraphExecDestroy`). Launches in progress go on. */
+  readonly graphDestroy: (exec: GraphExecRef) => Effect.Effect<void, CudaError>
+  /** Moves what a graph needs to the device ahead of the first launch (`cuGraphUpload`). */
+  readonly graphUpload: (exec: GraphExecRef, stream: StreamRef) => Effect.Effect<void, CudaError>
+  /** Launches a graph with a value for each parameter (`cuGraphLaunch`). */
+  readonly graphLaunch: (
+    exec: GraphExecRef,
+    values: ReadonlyArray<GraphValue>,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /** Makes later launches run another graph with the same nodes and edges (`cuGraphExecUpdate`). */
+  readonly graphUpdate: (exec: GraphExecRef, graph: GraphRef) => Effect.Effect<void, CudaError>
+  /** Makes later launches run another graph, instantiated anew. */
+  readonly graphReplace: (exec: GraphExecRef, graph: GraphRef) => Effect.Effect<void, CudaError>
+  /** Enables or disables a node in later launches (`cuGraphNodeSetEnabled`). */
+  readonly graphSetEnabled: (
+    exec: GraphExecRef,
+    nodeIndex: number,
+    enabled: boolean
+  ) => Effect.Effect<void, CudaError>
+}
+
+/**
+ * The recording that an effect is part of.
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const CurrentRecording = Context.Reference<RecordingRef | undefined>("effect-cuda/CurrentRecording", {
+  defaultValue: () => undefined
+})
+
+/**
+ * The name of the nodes that an effect records.
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const CurrentNodeName = Context.Reference<string | undefined>("effect-cuda/CurrentNodeName", {
+  defaultValue: () => undefined
+})

@@ -1,0 +1,388 @@
+/**
+ * A recording in progress: the work of its streams becomes the nodes of a graph, and what orders the streams becomes
+ * edges. No driver call is made.
+ *
+ * Each stream has a line of nodes, and a vector clock of the nodes of other lines that it is ordered after, so that no
+ * redundant edge is recorded.
+ */
+import * as Fiber from "effect/Fiber"
+import * as References from "effect/References"
+import { eventFlags } from "../../cuda/flags.ts"
+import type { CUstream } from "../../cuda/handles.ts"
+import { notReady, statuses, success } from "../../cuda/status.ts"
+import { CurrentNodeName } from "../CudaRuntime.ts"
+import type { GraphPlaceholder, RecordingRef, RecordOptions } from "../CudaRuntime.ts"
+import type { Marker, MarkerBackend } from "./accesses.ts"
+import type { PointerSlot } from "./arguments.ts"
+import type { CopyBackend, RowsTransfer, Transfer } from "./copies.ts"
+import { devicePlaceholder, GraphNode, GraphScalar, hostPlaceholder, isMemoryParameter } from "./graphNodes.ts"
+import type { NodeRange, NodeWork, RecordedScalar, Slot } from "./graphNodes.ts"
+import type { LaunchShape } from "./launchShape.ts"
+import { withOptions } from "./memory.ts"
+import type { KernelResource } from "./moduleResources.ts"
+import { Ordering } from "./ordering.ts"
+import { StreamResource } from "./resources.ts"
+import type { AnyMemoryResource, DeviceMemoryResource, EventResource, Owner } from "./resources.ts"
+import type { Cancel } from "./waits.ts"
+
+/** By line, the last of its nodes that something is ordered after. */
+type Known = ReadonlyMap<Line, number>
+
+const nothing: Known = new Map()
+
+/** A node on its line. Nodes at the same position are not ordered among each other. */
+interface Place {
+  readonly node: GraphNode
+  readonly line: Line
+  readonly position: number
+  readonly known: Known
+}
+
+/** The end of a line at some time. */
+export interface RecordedPoint {
+  readonly recording: Recording
+  readonly line: Line
+  readonly position: number
+  readonly known: Known
+  readonly tail: ReadonlyArray<Place>
+}
+
+/** The nodes recorded on one stream. */
+export class Line {
+  readonly stream: StreamResource
+  position = 0
+  /** Never mutated, because nodes keep a snapshot of it. */
+  known: Known = nothing
+  /** What the next node depends on. */
+  tail: ReadonlyArray<Place> = []
+
+  constructor(stream: StreamResource) {
+    this.stream = stream
+  }
+
+  isAfter({ line, position }: Pick<Place, "line" | "position">): boolean {
+    return line === this || (this.known.get(line) ?? 0) >= position
+  }
+
+  /** Orders later nodes after a point. */
+  waitFor(point: RecordedPoint): void {
+    const fresh = point.tail.filter((place) => !this.isAfter(place))
+    if (fresh.length === 0) return
+    const known = new Map(this.known)
+    for (const [line, position] of point.known) known.set(line, Math.max(position, known.get(line) ?? 0))
+    known.set(point.line, Math.max(point.position, known.get(point.line) ?? 0))
+    known.delete(this)
+    this.known = known
+    this.tail = [...this.tail.filter((old) => !fresh.some((place) => implies(place, old))), ...fresh]
+  }
+}
+
+/** True if a node comes after another. */
+const implies = (place: Place, other: Place): boolean =>
+  place.line === other.line
+    ? place.position > other.position
+    : (place.known.get(other.line) ?? 0) >= other.position
+
+class RecordedMarker implements Marker {
+  readonly deviceIndex: number
+  readonly point: RecordedPoint
+  constructor(point: RecordedPoint) {
+    this.deviceIndex = point.line.stream.deviceIndex
+    this.point = point
+  }
+}
+
+/** Points in recording streams, which order the uses of buffers. */
+class RecordedMarkers implements MarkerBackend {
+  made: RecordedMarker | undefined
+  record(stream: StreamResource): number {
+    this.made = new RecordedMarker(pointOf(stream))
+    return success
+  }
+  wait(stream: StreamResource, marker: Marker): number {
+    lineOf(stream).waitFor((marker as RecordedMarker).point)
+    return success
+  }
+  query(): number {
+    return notReady
+  }
+  release(): void {}
+  /** Nothing waits for a marker: waiting inside a recording is refused. */
+  watch(): Cancel {
+    return () => {}
+  }
+}
+
+/** What is to become a node. */
+interface NodeFields {
+  readonly work: NodeWork
+  readonly operation: string
+  /** Default: the operation. */
+  readonly name?: string
+  readonly reads: ReadonlyArray<NodeRange>
+  readonly writes: ReadonlyArray<NodeRange>
+}
+
+/** A node of another graph. Its dependencies are nodes added with it, by index. */
+export interface EmbeddedNode extends NodeFields {
+  readonly dependencies: ReadonlyArray<number>
+}
+
+/** Ids of recording streams are negative, so that they differ from the driver's. */
+let lastId = 0
+
+export class Recording implements RecordingRef {
+  state: "recording" | "ended" = "recording"
+  readonly owner: Owner
+  readonly options: RecordOptions
+  readonly stream: StreamResource
+  readonly placeholders: ReadonlyArray<GraphPlaceholder>
+  readonly nodes: Array<GraphNode> = []
+  readonly lines: Array<Line> = []
+  readonly events: Array<EventResource> = []
+  /** The buffers allocated in the program. */
+  readonly scratch: Array<DeviceMemoryResource> = []
+  /** By parameter, the slot of its memory. */
+  readonly slotOf: ReadonlyArray<number | undefined>
+  readonly #orderings = new Map<AnyMemoryResource, Ordering>()
+  readonly #scalars: number
+  #slots = 0
+
+  constructor(owner: Owner, options: RecordOptions) {
+    this.owner = owner
+    this.options = options
+    this.stream = this.makeStream(0, true)
+    this.placeholders = options.parameters.map(([name, kind], index) => {
+      if (!isMemoryParameter(kind)) return new GraphScalar(this, index, kind.kind, name)
+      const slot = { recording: this, index: this.#slots++, name: `parameter ${JSON.stringify(name)}` }
+      const memory = kind.parameter === "device"
+        ? devicePlaceholder(slot, kind.byteLength, options.deviceIndex)
+        : hostPlaceholder(slot, kind.byteLength)
+      return withOptions(memory, kind)
+    })
+    this.slotOf = this.placeholders.map((placeholder) =>
+      "byteLength" in placeholder ? (placeholder as AnyMemoryResource).slot?.index : undefined
+    )
+    this.#scalars = this.slotOf.filter((slot) => slot === undefined).length
+  }
+
+  get deviceIndex(): number {
+    return this.options.deviceIndex
+  }
+
+  /** The number of placeholders for memory. */
+  get slots(): number {
+    return this.#slots
+  }
+
+  makeStream(priority: number, nonBlocking: boolean): StreamResource {
+    const stream = new StreamResource(this.owner, {
+      handle: 0 as CUstream,
+      id: --lastId,
+      deviceIndex: this.options.deviceIndex,
+      priority,
+      nonBlocking,
+      origin: "owned"
+    })
+    stream.recording = this
+    stream.line = new Line(stream)
+    this.lines.push(stream.line)
+    return stream
+  }
+
+  /** Makes a placeholder for memory of the graph. */
+  allocate(byteLength: number): DeviceMemoryResource {
+    const slot = { recording: this, index: this.#slots++, name: `scratch buffer ${this.scratch.length} of a graph` }
+    const memory = devicePlaceholder(slot, byteLength, this.deviceIndex)
+    this.scratch.push(memory)
+    return memory
+  }
+
+  /** Ends the recording: its streams and placeholders can no longer be used. */
+  end(): void {
+    this.state = "ended"
+    for (const { stream } of this.lines) stream.state = "released"
+    for (const memory of this.scratch) memory.state = "released"
+    for (const placeholder of this.placeholders) {
+      if ("byteLength" in placeholder) (placeholder as AnyMemoryResource).state = "released"
+    }
+  }
+
+  /** A status: refuses placeholders of another recording. */
+  accept(slot: Slot | undefined): number {
+    return slot === undefined || slot.recording === this ? success : statuses.InvalidValue.code
+  }
+
+  /** The uses of an ordered buffer within the recording. */
+  orderingOf(memory: AnyMemoryResource): Ordering | undefined {
+    if (memory.ordering === undefined) return undefined
+    const known = this.#orderings.get(memory)
+    if (known !== undefined) return known
+    const made = new Ordering()
+    this.#orderings.set(memory, made)
+    return made
+  }
+
+  /** Makes streams wait for a point. */
+  waitFor(streams: ReadonlyArray<StreamResource>, point: RecordedPoint): void {
+    for (const stream of streams) lineOf(stream).waitFor(point)
+  }
+
+  /** Records an event: a point, and a node if it measures time. */
+  record(event: EventResource, stream: StreamResource): void {
+    if ((event.flags & eventFlags.disableTiming) === 0) {
+      this.#add(stream, [{ work: { kind: "record", event }, operation: "CudaEvent.record", reads: [], writes: [] }])
+      if (!this.events.includes(event)) this.events.push(event)
+    }
+    event.inside = pointOf(stream)
+  }
+
+  /** The unjoined streams: the recording does not end after their work. */
+  get unjoined(): ReadonlyArray<StreamResource> {
+    const origin = lineOf(this.stream)
+    return this.lines.filter((line) => !origin.isAfter({ line, position: line.position })).map(({ stream }) => stream)
+  }
+
+  /** Adds nodes that are not ordered among each other, after the work of a stream so far. */
+  #add(stream: StreamResource, added: ReadonlyArray<NodeFields>): void {
+    const line = lineOf(stream)
+    const fiber = Fiber.getCurrent()
+    const name = fiber?.getRef(CurrentNodeName)
+    const frame = fiber?.getRef(References.CurrentStackFrame)
+    const dependencies = line.tail.map(({ node }) => node.index)
+    const { known } = line
+    line.position++
+    line.tail = added.map((fields): Place => {
+      const node = new GraphNode({
+        ...fields,
+        index: this.nodes.length,
+        name: name ?? fields.name ?? fields.operation,
+        dependencies
+      }, frame)
+      this.nodes.push(node)
+      return { node, line, position: line.position, known }
+    })
+  }
+
+  readonly copies: CopyBackend = {
+    enqueuedPart: false,
+    copy: (transfer, stream) => {
+      this.#add(stream, [copyFields(transfer, "CudaMemory.copy")])
+      return success
+    },
+    copyRows: (transfer, stream) => {
+      this.#add(stream, [{
+        work: { kind: "copy2D", transfer },
+        operation: "CudaMemory.copy2D",
+        reads: [rowsRange(transfer.from, transfer.fromOffset, transfer.fromPitch, transfer)],
+        writes: [rowsRange(transfer.to, transfer.toOffset, transfer.toPitch, transfer)]
+      }])
+      return success
+    },
+    copyBatch: (transfers, stream) => {
+      this.#add(stream, transfers.map((transfer) => copyFields(transfer, "CudaMemory.copyBatch")))
+      return success
+    },
+    fill: (memory, offset, value, bits, count, stream) => {
+      this.#add(stream, [{
+        work: { kind: "fill", memory, offset, value, bits, count },
+        operation: bits === 8 ? "CudaMemory.fill" : `CudaMemory.fill${bits}`,
+        reads: [],
+        writes: [{ memory, offset, byteLength: count * (bits / 8) }]
+      }])
+      return success
+    }
+  }
+
+  /** Records a launch with the arguments packed last. */
+  launch(
+    kernel: KernelResource,
+    shape: LaunchShape,
+    scalars: ReadonlyArray<RecordedScalar>,
+    stream: StreamResource
+  ): number {
+    const { pointers, tableOffset, view } = kernel.arguments
+    const { tail } = lineOf(stream)
+    const [before] = tail
+    const work: NodeWork = {
+      kind: "kernel",
+      kernel,
+      shape: { ...shape },
+      priority: stream.priority,
+      bytes: new Uint8Array(view.buffer.slice(0, tableOffset) as ArrayBuffer),
+      pointers: pointers.map(({ at, byteLength, memory, offset }) => ({ at, byteLength, memory, offset })),
+      scalars,
+      startsEarly: shape.programmatic && tail.length === 1 && before?.line === stream.line &&
+        before?.node.kind === "kernel"
+    }
+    this.#add(stream, [{
+      work,
+      operation: "CudaKernel.launch",
+      name: kernel.name,
+      reads: rangesOf(pointers, ({ reads }) => reads),
+      writes: rangesOf(pointers, ({ writes }) => writes)
+    }])
+    return success
+  }
+
+  /** Records the nodes of another graph after the work of a stream so far. */
+  embed(stream: StreamResource, added: ReadonlyArray<EmbeddedNode>): void {
+    const line = lineOf(stream)
+    const before = line.tail.map(({ node }) => node.index)
+    const first = this.nodes.length
+    const isUsed = added.map(() => false)
+    line.position++
+    const places = added.map((fields): Place => {
+      for (const dependency of fields.dependencies) isUsed[dependency] = true
+      const own = fields.dependencies.map((dependency) => first + dependency)
+      const node = new GraphNode({
+        ...fields,
+        index: this.nodes.length,
+        name: fields.name ?? fields.operation,
+        dependencies: own.length === 0 ? before : own
+      }, undefined)
+      this.nodes.push(node)
+      return { node, line, position: line.position, known: line.known }
+    })
+    if (places.length > 0) line.tail = places.filter((_, index) => isUsed[index] !== true)
+  }
+
+  /** Whether arguments of launches can be scalar parameters. */
+  get hasScalars(): boolean {
+    return this.#scalars > 0
+  }
+
+  readonly markers = new RecordedMarkers()
+}
+
+/** Only recording streams reach a recording. */
+const lineOf = (stream: StreamResource): Line => stream.line!
+
+/** The end of a stream's work so far. */
+export const pointOf = (stream: StreamResource): RecordedPoint => {
+  const line = lineOf(stream)
+  const { known, position, tail } = line
+  return { recording: stream.recording!, line, position, known, tail }
+}
+
+const copyFields = (transfer: Transfer, operation: string): NodeFields => ({
+  work: { kind: "copy", transfer },
+  operation,
+  reads: [{ memory: transfer.from, offset: transfer.fromOffset, byteLength: transfer.byteLength }],
+  writes: [{ memory: transfer.to, offset: transfer.toOffset, byteLength: transfer.byteLength }]
+})
+
+const rowsRange = (memory: AnyMemoryResource, offset: number, pitch: number, size: RowsTransfer): NodeRange => ({
+  memory,
+  offset,
+  byteLength: (size.height - 1) * pitch + size.width
+})
+
+const rangesOf = (
+  pointers: ReadonlyArray<PointerSlot>,
+  isMeant: (slot: PointerSlot) => boolean
+): ReadonlyArray<NodeRange> =>
+  pointers.flatMap((slot) => {
+    const { byteLength, memory, offset } = slot
+    return memory === undefined || !isMeant(slot) ? [] : [{ memory, offset, byteLength }]
+  })

@@ -1,0 +1,321 @@
+/**
+ * Launches of executable graphs: checks, the values of parameters, uses of memory, and order.
+ */
+import * as Effect from "effect/Effect"
+import { scalarWords, scalarWriters } from "../../cuda/parameters.ts"
+import type { ScalarKind } from "../../cuda/parameters.ts"
+import { statuses, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { GraphExecRef, GraphMemoryParameter, GraphValue, MemoryRange, StreamRef } from "../CudaRuntime.ts"
+import type { GraphOperations } from "../runtime/graphs.ts"
+import { counted, inBytes } from "../runtime/words.ts"
+import { enqueueOrdered } from "./accesses.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import { failGraph, ownExec, refuseGraph } from "./graphChecks.ts"
+import { GraphExecResource, isMemoryParameter } from "./graphNodes.ts"
+import type { Bindings, GraphInstance, GraphNode, GraphResource, Located, NodeRange } from "./graphNodes.ts"
+import { isGone } from "./moduleResources.ts"
+import { operation } from "./operation.ts"
+import { refuseRange } from "./ranges.ts"
+import type { Refusal } from "./ranges.ts"
+import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
+import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
+import type { StreamResource } from "./resources.ts"
+
+export const launchOperations = (core: Core): Pick<GraphOperations, "graphLaunch" | "graphUpload"> => ({
+  graphLaunch: operation((ref: GraphExecRef, values: ReadonlyArray<GraphValue>, stream: StreamRef) =>
+    launch(core, ref, values, ownStream(stream))
+  ),
+  graphUpload: operation((ref: GraphExecRef, stream: StreamRef) => upload(core, ref, ownStream(stream)))
+})
+
+const launchOperation = "CudaGraph.launch"
+
+const launch = (
+  core: Core,
+  ref: GraphExecRef,
+  values: ReadonlyArray<GraphValue>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const exec = ownExec(core, launchOperation, ref)
+  if (!(exec instanceof GraphExecResource)) return exec
+  const refused = refuseStream(core, launchOperation, exec, stream)
+  if (refused !== undefined) return refused
+  const { graph } = exec
+  if (hasGone(core, graph)) {
+    const gone = refuseGraph(core, launchOperation, graph)
+    if (gone !== undefined) return gone
+  }
+  const index = exec.take()
+  const unbound = bindValues(core, exec, index, values)
+  if (unbound !== undefined) return unbound
+  const instance = exec.all[index]!
+  const noted = noteUses(graph, instance, stream)
+  const status = noted === success ? enqueue(core, graph, instance, stream) : noted
+  if (status !== success) return core.fail(launchOperation, status, exec)
+  for (const event of graph.events) {
+    event.recorded = true
+    event.inside = undefined
+  }
+  return Effect.void
+}
+
+const refuseStream = (core: Core, operation: string, exec: GraphExecResource, stream: StreamResource): Refusal => {
+  const { backend } = core
+  if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
+  if (stream.recording !== undefined) {
+    return refuseToRecord(operation, "a graph cannot be launched inside another. Record its nodes with CudaGraph.embed")
+  }
+  if (core.recordings !== 0) {
+    const elsewhere = refuseElsewhere(operation, stream)
+    if (elsewhere !== undefined) return elsewhere
+  }
+  return stream.deviceIndex === exec.deviceIndex
+    ? undefined
+    : refuseDescribed(operation, "stream", String(stream), `a stream of device ${exec.deviceIndex}, like the graph`)
+}
+
+/** True if the graph uses something that was released. */
+const hasGone = ({ backend }: Core, { events, memories, modules }: GraphResource): boolean => {
+  for (const memory of memories) if (unusableMemory(backend, memory)) return true
+  for (const module of modules) if (isGone(backend, module)) return true
+  for (const event of events) if (unusable(backend, event)) return true
+  return false
+}
+
+/** Applies the values of a launch to an instance, changing only the nodes that they touch. */
+const bindValues = (
+  core: Core,
+  exec: GraphExecResource,
+  index: number,
+  values: ReadonlyArray<GraphValue>
+): Refusal => {
+  const { graph } = exec
+  const { parameters } = graph
+  if (parameters.length !== values.length) {
+    return refuseDescribed(
+      launchOperation,
+      "values",
+      counted(values.length, "value"),
+      `${parameters.length}, one per parameter`
+    )
+  }
+  for (let parameter = 0; parameter < parameters.length; parameter++) {
+    const refused = refuseValue(core, launchOperation, graph, parameter, values[parameter]!)
+    if (refused !== undefined) return refused
+  }
+  const instance = exec.all[index]!
+  const touched = setValues(graph, instance, values)
+  if (touched === undefined) return undefined
+  instance.notedOn = undefined
+  for (const node of touched) {
+    const overlap = refuseOverlap(graph.nodes[node]!, instance.bindings)
+    if (overlap === undefined) continue
+    instance.isStale = true
+    return overlap
+  }
+  const status = applyAll(core, exec, index, touched)
+  return status === success ? undefined : failGraph(core, launchOperation, status, graph)
+}
+
+/** The failure for a value that does not fit its parameter. */
+export const refuseValue = (
+  core: Core,
+  operation: string,
+  graph: GraphResource,
+  parameter: number,
+  value: unknown
+): Refusal => {
+  const [name, kind] = graph.parameters[parameter]!
+  if (!isMemoryParameter(kind)) return refuseScalar(operation, `values.${name}`, kind, value)
+  return refuseMemory(core, operation, graph, `values.${name}`, kind, graph.alignmentOf[parameter]!, value)
+}
+
+const scratch = new DataView(new ArrayBuffer(8))
+
+const refuseScalar = (operation: string, name: string, { kind }: ScalarKind, value: unknown): Refusal =>
+  scalarWriters[kind](scratch, 0)(value)
+    ? undefined
+    : refuseArgument(operation, name, value, `${scalarWords[kind]} (${kind})`)
+
+const isRange = (value: unknown): value is MemoryRange =>
+  typeof value === "object" && value !== null && "memory" in value
+
+const refuseMemory = (
+  core: Core,
+  operation: string,
+  graph: GraphResource,
+  name: string,
+  { byteLength, parameter }: GraphMemoryParameter,
+  alignment: number,
+  value: unknown
+): Refusal => {
+  const { backend } = core
+  const kindOf = { device: "device memory", host: "pinned memory" }[parameter]
+  if (!isRange(value)) return refuseArgument(operation, name, value, `${kindOf}: a buffer or a part of one`)
+  const memory = ownMemory(value.memory)
+  if (unusableMemory(backend, memory)) return refuseResource(operation, backend, memory)
+  if (memory.kind !== parameter) return refuseArgument(operation, name, memory, kindOf)
+  if (memory.kind === "device" && memory.deviceIndex !== graph.deviceIndex && !memory.isManaged) {
+    const elsewhere = `device memory of device ${graph.deviceIndex}, like the graph`
+    return refuseArgument(operation, name, memory, elsewhere)
+  }
+  const refused = refuseRange(operation, name, value)
+  if (refused !== undefined) return refused
+  if (value.byteLength < byteLength) {
+    return refuseDescribed(
+      operation,
+      `${name}.byteLength`,
+      inBytes(value.byteLength),
+      `at least ${inBytes(byteLength)}`
+    )
+  }
+  return value.offset % alignment === 0
+    ? undefined
+    : refuseArgument(operation, `${name}.offset`, value.offset, `a multiple of ${alignment}, for a fill`)
+}
+
+/** Stores values that differ from those of the instance. Returns the nodes that use them; undefined if nothing changed. */
+const setValues = (
+  graph: GraphResource,
+  instance: GraphInstance,
+  values: ReadonlyArray<GraphValue>
+): ReadonlyArray<number> | undefined => {
+  const { bindings } = instance
+  const { slotOf, usersOf } = graph
+  let touched: Array<number> | undefined
+  for (let parameter = 0; parameter < values.length; parameter++) {
+    const slot = slotOf[parameter]
+    const value = values[parameter]!
+    const isChanged = slot === undefined ? setScalar(bindings, parameter, value) : setMemory(bindings, slot, value)
+    if (!isChanged && !instance.isStale) continue
+    touched ??= []
+    for (const node of usersOf[parameter]!) if (!touched.includes(node)) touched.push(node)
+  }
+  return touched
+}
+
+const setScalar = ({ scalars }: Bindings, parameter: number, value: GraphValue): boolean => {
+  if (Object.is(scalars[parameter], value)) return false
+  scalars[parameter] = value
+  return true
+}
+
+const setMemory = (bindings: Bindings, slot: number, value: GraphValue): boolean => {
+  if (!isRange(value)) return false
+  const memory = ownMemory(value.memory)
+  const bound = bindings.get(slot)
+  if (bound?.memory === memory && bound.offset === value.offset) return false
+  bindings.set(slot, { memory, offset: value.offset })
+  return true
+}
+
+/** Refuses a copy whose ends overlap because of the values. */
+const refuseOverlap = ({ work }: GraphNode, bindings: Bindings): Refusal => {
+  if (work.kind !== "copy" && work.kind !== "copy2D") return undefined
+  const { transfer } = work
+  const to = bindings.locate(transfer.to, transfer.toOffset)
+  const from = bindings.locate(transfer.from, transfer.fromOffset)
+  if (to.memory !== from.memory) return undefined
+  const [toBytes, fromBytes] = "byteLength" in transfer
+    ? [transfer.byteLength, transfer.byteLength]
+    : [spanOf(transfer, transfer.toPitch), spanOf(transfer, transfer.fromPitch)]
+  const isApart = to.offset + toBytes <= from.offset || from.offset + fromBytes <= to.offset
+  if (isApart) return undefined
+  const where = `bytes ${from.offset} to ${from.offset + fromBytes} of the ${to.memory}`
+  return refuseDescribed(launchOperation, "values", `a copy of ${where} onto themselves`, "parts that do not overlap")
+}
+
+const spanOf = ({ height, width }: { readonly height: number; readonly width: number }, pitch: number): number =>
+  (height - 1) * pitch + width
+
+/** Applies bindings to nodes. If the driver cannot change a node, makes the instance anew. */
+const applyAll = (core: Core, exec: GraphExecResource, index: number, nodes: ReadonlyArray<number>): number => {
+  const { graph } = exec
+  const instance = exec.all[index]!
+  const { graphs } = core.backend
+  for (const node of nodes) {
+    const status = graphs.bind(instance, graph.nodes[node]!)
+    if (status === success) continue
+    instance.isStale = true
+    return cannotChange.includes(status) ? renew(core, exec, index) : status
+  }
+  instance.isStale = false
+  return success
+}
+
+/** What the driver answers if a node must be made anew, for example when a copy goes from a pool to managed memory. */
+const cannotChange: ReadonlyArray<number> = [statuses.GraphExecUpdateFailure.code, statuses.InvalidValue.code]
+
+/** Makes an instance anew with its bindings and its scratch memory. */
+const renew = (core: Core, exec: GraphExecResource, index: number): number => {
+  const { graphs } = core.backend
+  const old = exec.all[index]!
+  const status = graphs.instantiate(exec.graph, old.bindings)
+  if (status !== success) return status
+  const fresh = graphs.made!
+  fresh.scratch = old.scratch
+  for (const node of exec.disabled) {
+    const disabled = graphs.setEnabled(fresh, exec.graph.nodes[node]!, false)
+    if (disabled === success) continue
+    graphs.destroy(fresh)
+    return disabled
+  }
+  exec.all[index] = fresh
+  return graphs.destroy(old)
+}
+
+/** Notes the memory that a launch uses, unless the last launch of the instance was the same. */
+const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamResource): number => {
+  if (instance.notedOn === stream) return success
+  for (const memory of graph.memories) {
+    const status = memory.usedOn(stream)
+    if (status !== success) return status
+  }
+  for (const slot of graph.slotOf) {
+    const status = slot === undefined ? success : instance.bindings.get(slot)!.memory.usedOn(stream)
+    if (status !== success) return status
+  }
+  const status = instance.scratch?.usedOn(stream) ?? success
+  if (status === success) instance.notedOn = stream
+  return status
+}
+
+const enqueue = (core: Core, graph: GraphResource, instance: GraphInstance, stream: StreamResource): number => {
+  const { graphs } = core.backend
+  if (!usesOrdered(graph, instance)) return graphs.launch(instance, graph, stream)
+  const rangesOf = (ranges: ReadonlyArray<NodeRange>) => ranges.map((range) => boundRange(range, instance.bindings))
+  const call = () => graphs.launch(instance, graph, stream)
+  return enqueueOrdered(core, stream, rangesOf(graph.reads), rangesOf(graph.writes), call)
+}
+
+const usesOrdered = (graph: GraphResource, { bindings }: GraphInstance): boolean => {
+  for (const memory of graph.memories) if (memory.ordering !== undefined) return true
+  for (const slot of graph.slotOf) {
+    if (slot !== undefined && bindings.get(slot)?.memory.ordering !== undefined) return true
+  }
+  return false
+}
+
+const boundRange = ({ byteLength, memory, offset }: NodeRange, bindings: Bindings): Located & MemoryRange => ({
+  ...bindings.locate(memory, offset),
+  byteLength
+})
+
+const upload = (
+  core: Core,
+  ref: GraphExecRef,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaGraph.upload"
+  const exec = ownExec(core, operation, ref)
+  if (!(exec instanceof GraphExecResource)) return exec
+  const refused = refuseStream(core, operation, exec, stream)
+  if (refused !== undefined) return refused
+  for (const instance of exec.all) {
+    const status = core.backend.graphs.upload(instance, stream)
+    if (status !== success) return core.fail(operation, status, exec)
+  }
+  return Effect.void
+}

@@ -1,0 +1,372 @@
+/**
+ * Graphs as data: the nodes of a recording, what they do, and where each launch finds their memory and arguments. The
+ * backends turn them into driver graphs or simulated work.
+ */
+import type * as References from "effect/References"
+import { scalarWriters, setAddress } from "../../cuda/parameters.ts"
+import type { ScalarName } from "../../cuda/parameters.ts"
+import type {
+  Address,
+  GraphExecRef,
+  GraphMemoryParameter,
+  GraphNodeRef,
+  GraphParameter,
+  GraphRef,
+  GraphScalarRef,
+  HostAddress,
+  MemoryRange,
+  ResourceState
+} from "../CudaRuntime.ts"
+import { counted } from "../runtime/words.ts"
+import type { RowsTransfer, Transfer } from "./copies.ts"
+import type { KernelResource, ModuleResource } from "./moduleResources.ts"
+import { DeviceMemoryResource, HostMemoryResource } from "./resources.ts"
+import type { AnyMemoryResource, EventResource, Owner, StreamResource } from "./resources.ts"
+
+/** The recording that a placeholder belongs to. */
+export interface SlotOwner {
+  readonly state: "recording" | "ended"
+  readonly owner: Owner
+}
+
+/** What makes memory a placeholder: each launch or each instance supplies the memory. */
+export interface Slot {
+  readonly recording: SlotOwner
+  /** The index among the memory that is bound. */
+  readonly index: number
+  /** What it stands for, for example `parameter "input"`. */
+  readonly name: string
+}
+
+/** Placeholders have fake addresses, which the driver never sees in a copy or a fill. */
+const fakeAddress = 0x10_0000
+
+export const devicePlaceholder = (slot: Slot, byteLength: number, deviceIndex: number): DeviceMemoryResource =>
+  placed(new DeviceMemoryResource(slot.recording.owner, fakeAddress as Address, byteLength, deviceIndex), slot)
+
+export const hostPlaceholder = (slot: Slot, byteLength: number): HostMemoryResource =>
+  placed(new HostMemoryResource(slot.recording.owner, fakeAddress as HostAddress, nothing, byteLength), slot)
+
+const placed = <Memory extends AnyMemoryResource>(memory: Memory, slot: Slot): Memory => {
+  memory.slot = slot
+  return memory
+}
+
+const nothing = new Uint8Array(0)
+
+/** A scalar parameter, as an argument of a recorded launch. */
+export class GraphScalar implements GraphScalarRef {
+  readonly recording: SlotOwner
+  /** Its index among the parameters. */
+  readonly index: number
+  readonly scalar: ScalarName
+  readonly name: string
+  constructor(recording: SlotOwner, index: number, scalar: ScalarName, name: string) {
+    this.recording = recording
+    this.index = index
+    this.scalar = scalar
+    this.name = name
+  }
+  toString(): string {
+    return `parameter ${this.name} (${this.scalar})`
+  }
+}
+
+export const isMemoryParameter = (parameter: GraphParameter): parameter is GraphMemoryParameter =>
+  "parameter" in parameter
+
+/** Memory that a node uses. */
+export interface NodeRange extends MemoryRange {
+  readonly memory: AnyMemoryResource
+}
+
+/** The dimensions and attributes of a recorded launch. */
+export interface RecordedShape {
+  readonly gridX: number
+  readonly gridY: number
+  readonly gridZ: number
+  readonly blockX: number
+  readonly blockY: number
+  readonly blockZ: number
+  readonly sharedBytes: number
+  readonly clustered: boolean
+  readonly clusterX: number
+  readonly clusterY: number
+  readonly clusterZ: number
+  readonly cooperative: boolean
+  readonly programmatic: boolean
+}
+
+/** A pointer among recorded arguments; without memory, a raw address or null. */
+export interface RecordedPointer {
+  readonly memory: AnyMemoryResource | undefined
+  readonly offset: number
+  readonly byteLength: number
+  /** Where its address is among the bytes of the arguments. */
+  readonly at: number
+}
+
+/** A scalar parameter among recorded arguments. */
+export interface RecordedScalar {
+  readonly index: number
+  readonly scalar: ScalarName
+  readonly at: number
+}
+
+/** A recorded launch, with its arguments in C layout. */
+export interface KernelWork {
+  readonly kind: "kernel"
+  readonly kernel: KernelResource
+  readonly shape: RecordedShape
+  /** The priority of the stream. */
+  readonly priority: number
+  /** Never changed. */
+  readonly bytes: Uint8Array<ArrayBuffer>
+  readonly pointers: ReadonlyArray<RecordedPointer>
+  readonly scalars: ReadonlyArray<RecordedScalar>
+  /** True if it may start before its only dependency, a kernel, has finished (programmatic dependent launch). */
+  readonly startsEarly: boolean
+}
+
+export interface FillWork {
+  readonly kind: "fill"
+  readonly memory: DeviceMemoryResource
+  readonly offset: number
+  readonly value: number
+  readonly bits: 8 | 16 | 32
+  readonly count: number
+}
+
+/** What a node does. */
+export type NodeWork =
+  | KernelWork
+  | FillWork
+  | { readonly kind: "copy"; readonly transfer: Transfer }
+  | { readonly kind: "copy2D"; readonly transfer: RowsTransfer }
+  | { readonly kind: "record"; readonly event: EventResource }
+
+export class GraphNode implements GraphNodeRef {
+  readonly index: number
+  readonly work: NodeWork
+  readonly name: string
+  readonly operation: string
+  readonly dependencies: ReadonlyArray<number>
+  readonly reads: ReadonlyArray<NodeRange>
+  readonly writes: ReadonlyArray<NodeRange>
+  readonly #frame: References.StackFrame | undefined
+  constructor(
+    fields: Pick<GraphNode, "index" | "work" | "name" | "operation" | "dependencies" | "reads" | "writes">,
+    frame: References.StackFrame | undefined
+  ) {
+    this.index = fields.index
+    this.work = fields.work
+    this.name = fields.name
+    this.operation = fields.operation
+    this.dependencies = fields.dependencies
+    this.reads = fields.reads
+    this.writes = fields.writes
+    this.#frame = frame
+  }
+  get kind(): NodeWork["kind"] {
+    return this.work.kind
+  }
+  get frame(): string | undefined {
+    return describeFrame(this.#frame)
+  }
+  toString(): string {
+    return `node ${this.index} (${this.name})`
+  }
+}
+
+/** The name of a frame and where it is. */
+export const describeFrame = (frame: References.StackFrame | undefined): string | undefined => {
+  if (frame === undefined) return undefined
+  const at = frame.stack()?.trim().split("\n")[0]?.replace(/^at /, "")
+  return at === undefined || at === "" ? frame.name : `${frame.name} (${at})`
+}
+
+/** A buffer allocated in the program: which bytes of the scratch memory it occupies. */
+export interface ScratchPart {
+  readonly slot: number
+  readonly offset: number
+}
+
+/** A recorded graph. */
+export class GraphResource implements GraphRef {
+  readonly owner: Owner
+  readonly deviceIndex: number
+  readonly nodes: ReadonlyArray<GraphNode>
+  readonly parameters: ReadonlyArray<readonly [name: string, kind: GraphParameter]>
+  /** By parameter, the slot of its memory; undefined for a scalar. */
+  readonly slotOf: ReadonlyArray<number | undefined>
+  /** By parameter, the nodes that use it. */
+  readonly usersOf: ReadonlyArray<ReadonlyArray<number>>
+  /** By parameter, what the offset of its memory must be a multiple of. */
+  readonly alignmentOf: ReadonlyArray<number>
+  /** The number of slots: parameters and scratch buffers. */
+  readonly slots: number
+  readonly scratch: ReadonlyArray<ScratchPart>
+  readonly scratchBytes: number
+  /** The memory outside the graph that it uses, each once. */
+  readonly memories: ReadonlyArray<AnyMemoryResource>
+  readonly modules: ReadonlyArray<ModuleResource>
+  /** The events that it records, in the order of recording. */
+  readonly events: ReadonlyArray<EventResource>
+  /** All bytes that it reads and writes, merged. Scratch memory is left out. */
+  readonly reads: ReadonlyArray<NodeRange>
+  readonly writes: ReadonlyArray<NodeRange>
+  constructor(
+    owner: Owner,
+    fields: Pick<
+      GraphResource,
+      | "deviceIndex"
+      | "nodes"
+      | "parameters"
+      | "slotOf"
+      | "usersOf"
+      | "alignmentOf"
+      | "slots"
+      | "scratch"
+      | "scratchBytes"
+      | "memories"
+      | "modules"
+      | "events"
+      | "reads"
+      | "writes"
+    >
+  ) {
+    this.owner = owner
+    this.deviceIndex = fields.deviceIndex
+    this.nodes = fields.nodes
+    this.parameters = fields.parameters
+    this.slotOf = fields.slotOf
+    this.usersOf = fields.usersOf
+    this.alignmentOf = fields.alignmentOf
+    this.slots = fields.slots
+    this.scratch = fields.scratch
+    this.scratchBytes = fields.scratchBytes
+    this.memories = fields.memories
+    this.modules = fields.modules
+    this.events = fields.events
+    this.reads = fields.reads
+    this.writes = fields.writes
+  }
+  toString(): string {
+    return `graph of ${counted(this.nodes.length, "node")} on device ${this.deviceIndex}`
+  }
+}
+
+/** Where memory is in an instance. */
+export interface Located {
+  readonly memory: AnyMemoryResource
+  readonly offset: number
+}
+
+/** The memory and the values of one instance of a graph. */
+export class Bindings {
+  /** By slot; undefined for a parameter that was never given. */
+  readonly #located: Array<Located | undefined>
+  /** By parameter; undefined for memory, and for a scalar that was never given. */
+  readonly scalars: Array<unknown>
+  constructor(graph: GraphResource) {
+    this.#located = Array.from({ length: graph.slots }, () => undefined)
+    this.scalars = graph.parameters.map(() => undefined)
+  }
+
+  set(slot: number, located: Located | undefined): void {
+    this.#located[slot] = located
+  }
+
+  get(slot: number): Located | undefined {
+    return this.#located[slot]
+  }
+
+  /** Memory that a node uses, as it is bound. Memory of a parameter that was never given stays a placeholder. */
+  locate(memory: AnyMemoryResource, offset: number): Located {
+    if (memory.slot === undefined) return { memory, offset }
+    const bound = this.#located[memory.slot.index]
+    return bound === undefined ? { memory, offset } : { memory: bound.memory, offset: bound.offset + offset }
+  }
+
+  /** Writes a launch's arguments as they are bound. `view` covers at least its bytes. */
+  writeArguments({ bytes, pointers, scalars }: KernelWork, view: DataView): void {
+    new Uint8Array(view.buffer, view.byteOffset, bytes.byteLength).set(bytes)
+    for (const { at, memory, offset } of pointers) {
+      if (memory?.slot === undefined) continue
+      const located = this.locate(memory, offset)
+      setAddress(view, at, located.memory.address + located.offset)
+    }
+    for (const { at, index, scalar } of scalars) {
+      const value = this.scalars[index]
+      if (value !== undefined) scalarWriters[scalar](view, at)(value)
+    }
+  }
+}
+
+/** One executable copy of a graph. Backends add their state. */
+export class GraphInstance {
+  bindings: Bindings
+  /** The scratch memory, which is freed after the launches that use it. */
+  scratch: DeviceMemoryResource | undefined
+  /** The stream of the last launch, for which the uses of memory are noted. */
+  notedOn: StreamResource | undefined
+  /** True if nodes may hold other values than the bindings. */
+  isStale = false
+  constructor(bindings: Bindings) {
+    this.bindings = bindings
+  }
+}
+
+/** Why the driver refused a graph. */
+export interface GraphRefusal {
+  readonly why: string
+  readonly node: number | undefined
+}
+
+export interface GraphBackend {
+  /** The instance made by `instantiate`. */
+  readonly made: GraphInstance | undefined
+  /** Why the last `instantiate` or `update` was refused, if the driver says so. */
+  readonly refusal: GraphRefusal | undefined
+  readonly instantiate: (graph: GraphResource, bindings: Bindings) => number
+  readonly destroy: (instance: GraphInstance) => number
+  /** Applies the bindings to a node. A failure that is no fault means that the instance must be made anew. */
+  readonly bind: (instance: GraphInstance, node: GraphNode) => number
+  /** Changes the instance to another graph with the same structure, and to other bindings. */
+  readonly update: (instance: GraphInstance, graph: GraphResource, bindings: Bindings) => number
+  readonly setEnabled: (instance: GraphInstance, node: GraphNode, enabled: boolean) => number
+  readonly upload: (instance: GraphInstance, stream: StreamResource) => number
+  /** Launches the instance, and notes the records of the graph's events. */
+  readonly launch: (instance: GraphInstance, graph: GraphResource, stream: StreamResource) => number
+}
+
+/** An executable graph: its instances, launched in turn. */
+export class GraphExecResource implements GraphExecRef {
+  state: ResourceState = "live"
+  readonly owner: Owner
+  graph: GraphResource
+  readonly all: Array<GraphInstance>
+  /** The nodes that are disabled. */
+  readonly disabled = new Set<number>()
+  #next = 0
+  constructor(owner: Owner, graph: GraphResource, instances: Array<GraphInstance>) {
+    this.owner = owner
+    this.graph = graph
+    this.all = instances
+  }
+  get deviceIndex(): number {
+    return this.graph.deviceIndex
+  }
+  get instances(): number {
+    return this.all.length
+  }
+  /** The index of the next instance in turn. */
+  take(): number {
+    const index = this.#next
+    this.#next = index + 1 === this.all.length ? 0 : index + 1
+    return index
+  }
+  toString(): string {
+    return `executable ${this.graph}`
+  }
+}

@@ -1,0 +1,361 @@
+/**
+ * Graphs: recording, instantiating, updating and releasing them. `graphLaunches.ts` launches them.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import { resolvePriority } from "../CudaRuntime.ts"
+import type {
+  DeviceMemoryRef,
+  GraphExecRef,
+  GraphParameter,
+  GraphRef,
+  MemoryOptions,
+  RecordingRef,
+  RecordOptions,
+  StreamOptions
+} from "../CudaRuntime.ts"
+import type { GraphOperations } from "../runtime/graphs.ts"
+import { inBytes } from "../runtime/words.ts"
+import type { Core } from "./Core.ts"
+import { refuse, refuseArgument, refuseDescribed } from "./failures.ts"
+import { failGraph, ownExec, ownGraph } from "./graphChecks.ts"
+import { embed } from "./graphEmbedding.ts"
+import { launchOperations } from "./graphLaunches.ts"
+import { Bindings, GraphExecResource, GraphResource, isMemoryParameter } from "./graphNodes.ts"
+import type { GraphInstance } from "./graphNodes.ts"
+import { graphOf } from "./graphPlan.ts"
+import { allocate, refuseByteLength, withOptions } from "./memory.ts"
+import { operation } from "./operation.ts"
+import type { Refusal } from "./ranges.ts"
+import { Recording } from "./Recording.ts"
+import { refuseToRecord } from "./recordings.ts"
+import { ownStream } from "./resources.ts"
+
+export const graphOperations = (core: Core): GraphOperations => ({
+  graphRecord: (options) => core.onDevice("CudaGraph.record", options.deviceIndex, () => record(core, options)),
+  graphStream: (ref, options) => Effect.suspend(() => makeStream(core, ref, options)),
+  graphAllocate: (ref, byteLength, options) => Effect.suspend(() => allocateScratch(core, ref, byteLength, options)),
+  graphEmbed: (graph, values, stream) => Effect.suspend(() => embed(core, graph, values, ownStream(stream))),
+  graphEnd: (ref) => Effect.suspend(() => end(core, ref)),
+  graphAbandon: (ref) => Effect.sync(() => close(core, ref)),
+  graphInstantiate: (ref, instances) => Effect.suspend(() => instantiate(core, ref, instances)),
+  graphDestroy: (ref) => Effect.suspend(() => destroy(core, ref)),
+  graphUpdate: operation((ref: GraphExecRef, graph: GraphRef) => update(core, ref, graph)),
+  graphReplace: (ref, graph) => Effect.suspend(() => replace(core, ref, graph)),
+  graphSetEnabled: operation((ref: GraphExecRef, node: number, enabled: boolean) =>
+    setEnabled(core, ref, node, enabled)
+  ),
+  ...launchOperations(core)
+})
+
+const recordOperation = "CudaGraph.record"
+
+const record = (core: Core, options: RecordOptions): Effect.Effect<RecordingRef, CudaError> => {
+  for (const [name, parameter] of options.parameters) {
+    const refused = refuseParameter(`parameters.${name}`, parameter)
+    if (refused !== undefined) return refused
+  }
+  core.recordings++
+  return Effect.succeed(new Recording(core.backend, options))
+}
+
+const refuseParameter = (name: string, parameter: GraphParameter): Refusal => {
+  if (typeof parameter === "object" && parameter !== null) {
+    if (isMemoryParameter(parameter)) {
+      return refuseByteLength(recordOperation, parameter.byteLength, `${name}.byteLength`)
+    }
+    if ("kind" in parameter && !["pointer", "struct", "array"].includes(parameter.kind)) return undefined
+  }
+  const expected = "CudaGraph.buffer, CudaGraph.hostBuffer, or a number or boolean of CudaParameter"
+  return refuseArgument(recordOperation, name, parameter, expected)
+}
+
+/** The recording behind a reference, if it is in progress on this runtime. */
+const withRecording = <A>(
+  core: Core,
+  operation: string,
+  ref: RecordingRef,
+  use: (recording: Recording) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> => {
+  if (!(ref instanceof Recording)) return refuseArgument(operation, "recording", ref, "a recording")
+  if (ref.owner !== core.backend) return refuse(operation, { _tag: "ForeignResource", resource: "the recording" })
+  if (ref.state === "recording") return use(ref)
+  return refuse(operation, { _tag: "ResourceReleased", resource: "the recording" })
+}
+
+const makeStream = (core: Core, ref: RecordingRef, options: StreamOptions) =>
+  withRecording(core, "CudaStream.make", ref, (recording) => {
+    if (options.deviceIndex !== recording.deviceIndex) return refuseDevice("CudaStream.make", options, recording)
+    const range = core.backend.devices.priorityRange(options.deviceIndex)
+    const priority = resolvePriority(range, options.priority, options.outOfRange)
+    if (Number.isInteger(priority) && priority <= range.least && priority >= range.greatest) {
+      return Effect.succeed(recording.makeStream(priority, options.nonBlocking))
+    }
+    const expected = `an integer from ${range.greatest} (highest) to ${range.least}`
+    return refuseArgument("CudaStream.make", "priority", priority, expected)
+  })
+
+const refuseDevice = (operation: string, { deviceIndex }: StreamOptions, recording: Recording) =>
+  refuseToRecord(operation, `the graph is recorded on device ${recording.deviceIndex}, not on device ${deviceIndex}`)
+
+const allocateScratch = (
+  core: Core,
+  ref: RecordingRef,
+  byteLength: number,
+  options: MemoryOptions = {}
+): Effect.Effect<DeviceMemoryRef, CudaError> => {
+  const operation = "CudaMemory.allocate"
+  return withRecording(
+    core,
+    operation,
+    ref,
+    (recording) =>
+      refuseByteLength(operation, byteLength) ?? Effect.succeed(withOptions(recording.allocate(byteLength), options))
+  )
+}
+
+const close = (core: Core, ref: RecordingRef): void => {
+  if (!(ref instanceof Recording) || ref.owner !== core.backend || ref.state === "ended") return
+  ref.end()
+  core.recordings--
+}
+
+const end = (core: Core, ref: RecordingRef): Effect.Effect<GraphRef, CudaError> =>
+  withRecording(core, recordOperation, ref, (recording) => {
+    close(core, recording)
+    const { unjoined } = recording
+    if (unjoined.length > 0) {
+      return refuseToRecord(
+        recordOperation,
+        `${unjoined.join(", ")} ${unjoined.length === 1 ? "has" : "have"} work that nothing waits for. Join the ` +
+          "streams of a recording into the one it began on, with CudaStream.waitStream or CudaBranch"
+      )
+    }
+    return graphOf(core.backend, recording)
+  })
+
+const instantiateOperation = "CudaGraph.instantiate"
+
+const instantiate = (core: Core, ref: GraphRef, instances: number): Effect.Effect<GraphExecRef, CudaError> => {
+  const graph = ownGraph(core, instantiateOperation, ref)
+  if (!(graph instanceof GraphResource)) return graph
+  if (!Number.isSafeInteger(instances) || instances < 1) {
+    return refuseArgument(instantiateOperation, "instances", instances, "an integer of at least 1")
+  }
+  return Effect.uninterruptible(Effect.map(makeInstances(core, instantiateOperation, graph, instances), (all) => {
+    const exec = new GraphExecResource(core.backend, graph, all)
+    core.graphs.add(exec)
+    return exec
+  }))
+}
+
+/** Makes instances, or none if one fails. */
+const makeInstances = (
+  core: Core,
+  operation: string,
+  graph: GraphResource,
+  count: number
+): Effect.Effect<Array<GraphInstance>, CudaError> =>
+  Effect.suspend(() => {
+    const made: Array<GraphInstance> = []
+    const one = Effect.suspend(() =>
+      Effect.map(makeInstance(core, operation, graph), (instance) => void made.push(instance))
+    )
+    const all = Effect.forEach(Array.from({ length: count }), () => one, { discard: true })
+    return Effect.onError(Effect.as(all, made), () => Effect.sync(() => dropInstances(core, made)))
+  })
+
+const makeInstance = (
+  core: Core,
+  operation: string,
+  graph: GraphResource
+): Effect.Effect<GraphInstance, CudaError> =>
+  Effect.flatMap(bindScratch(core, operation, graph), ([bindings, scratch]) => {
+    const withoutScratch = () => {
+      if (scratch !== undefined) dropMemory(core, scratch)
+    }
+    const status = withDummies(core, graph, bindings, () => core.backend.graphs.instantiate(graph, bindings))
+    if (status !== success) {
+      withoutScratch()
+      return failGraph(core, operation, status, graph)
+    }
+    const instance = core.backend.graphs.made!
+    instance.scratch = scratch
+    return Effect.succeed(instance)
+  })
+
+type BoundScratch = readonly [bindings: Bindings, scratch: GraphInstance["scratch"]]
+
+/** Allocates scratch memory for an instance. */
+const bindScratch = (core: Core, operation: string, graph: GraphResource): Effect.Effect<BoundScratch, CudaError> => {
+  const bindings = new Bindings(graph)
+  if (graph.scratchBytes === 0) return Effect.succeed([bindings, undefined])
+  return Effect.map(allocate(core, graph.deviceIndex, graph.scratchBytes, {}, operation), (memory) => {
+    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory, offset })
+    return [bindings, memory]
+  })
+}
+
+/**
+ * Makes a call with parameters of device memory bound to a buffer, if copies or fills use them: the driver checks their
+ * addresses.
+ */
+const withDummies = (core: Core, graph: GraphResource, bindings: Bindings, call: () => number): number => {
+  const used = graph.parameters.flatMap(([, parameter], index) => {
+    const isUsed = isMemoryParameter(parameter) && parameter.parameter === "device" &&
+      graph.usersOf[index]!.some((node) => graph.nodes[node]!.kind !== "kernel")
+    return isUsed ? [{ slot: graph.slotOf[index]!, byteLength: parameter.byteLength }] : []
+  })
+  if (used.length === 0) return call()
+  const { memory } = core.backend
+  const byteLength = Math.max(...used.map((parameter) => parameter.byteLength))
+  const status = memory.allocate(graph.deviceIndex, byteLength, undefined, undefined)
+  if (status !== success) return status
+  const dummy = memory.allocated!
+  for (const { slot } of used) bindings.set(slot, { memory: dummy, offset: 0 })
+  const made = call()
+  for (const { slot } of used) bindings.set(slot, undefined)
+  dummy.state = "released"
+  const freed = memory.free(dummy)
+  return made === success ? freed : made
+}
+
+const dropMemory = (core: Core, memory: NonNullable<GraphInstance["scratch"]>): number => {
+  memory.state = "released"
+  core.deviceMemory.delete(memory)
+  return core.backend.memory.free(memory)
+}
+
+/** Destroys instances, and frees their scratch memory after the launches that use it. Returns the first status other than 0. */
+const dropInstances = (core: Core, instances: ReadonlyArray<GraphInstance>): number => {
+  let first = success
+  for (const instance of instances) {
+    const destroyed = core.backend.graphs.destroy(instance)
+    const freed = instance.scratch === undefined ? success : dropMemory(core, instance.scratch)
+    first ||= destroyed || freed
+  }
+  return first
+}
+
+const destroy = (core: Core, ref: GraphExecRef): Effect.Effect<void, CudaError> => {
+  const operation = "CudaGraph.release"
+  const exec = ownExec(core, operation, ref)
+  if (!(exec instanceof GraphExecResource)) {
+    return ref instanceof GraphExecResource && ref.owner === core.backend ? Effect.void : exec
+  }
+  exec.state = "released"
+  core.graphs.delete(exec)
+  const status = dropInstances(core, exec.all)
+  return status === success ? Effect.void : core.fail(operation, status, exec)
+}
+
+/** Uses an executable graph and a graph with the same parameters. */
+const withBoth = (
+  core: Core,
+  operation: string,
+  ref: GraphExecRef,
+  graphRef: GraphRef,
+  use: (exec: GraphExecResource, graph: GraphResource) => Effect.Effect<void, CudaError>
+): Effect.Effect<void, CudaError> => {
+  const exec = ownExec(core, operation, ref)
+  if (!(exec instanceof GraphExecResource)) return exec
+  const graph = ownGraph(core, operation, graphRef)
+  if (!(graph instanceof GraphResource)) return graph
+  return sameParameters(exec.graph, graph)
+    ? use(exec, graph)
+    : refuseDescribed(operation, "graph", "a graph with other parameters", `the parameters of the ${exec.graph}`)
+}
+
+const sameParameters = (one: GraphResource, other: GraphResource): boolean =>
+  one.parameters.length === other.parameters.length && one.parameters.every(([name, kind], index) => {
+    const [otherName, otherKind] = other.parameters[index]!
+    return name === otherName && (isMemoryParameter(kind)
+      ? isMemoryParameter(otherKind) && kind.parameter === otherKind.parameter
+      : !isMemoryParameter(otherKind) && kind.kind === otherKind.kind)
+  })
+
+const update = (core: Core, ref: GraphExecRef, graphRef: GraphRef): Effect.Effect<void, CudaError> =>
+  withBoth(core, updateOperation, ref, graphRef, (exec, graph) => updateAll(core, exec, graph))
+
+const updateOperation = "CudaGraph.update"
+
+/** Updates all instances. If one is refused, those updated before are updated back. */
+const updateAll = (core: Core, exec: GraphExecResource, graph: GraphResource): Effect.Effect<void, CudaError> => {
+  const { graph: before } = exec
+  if (graph.scratchBytes > before.scratchBytes) {
+    return refuse(updateOperation, {
+      _tag: "GraphRefused",
+      resource: String(graph),
+      because: `it needs ${inBytes(graph.scratchBytes)} of scratch memory, and its instances have ${
+        inBytes(before.scratchBytes)
+      }`,
+      nodeIndex: undefined
+    })
+  }
+  for (const [index, instance] of exec.all.entries()) {
+    const status = updateInstance(core, instance, graph)
+    if (status === success) continue
+    const failed = failGraph(core, updateOperation, status, graph)
+    for (const updated of exec.all.slice(0, index)) updateInstance(core, updated, before)
+    return failed
+  }
+  exec.graph = graph
+  return Effect.void
+}
+
+const updateInstance = (core: Core, instance: GraphInstance, graph: GraphResource): number => {
+  const bindings = new Bindings(graph)
+  const { scratch } = instance
+  if (scratch !== undefined) {
+    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: scratch, offset })
+  }
+  const status = withDummies(core, graph, bindings, () => core.backend.graphs.update(instance, graph, bindings))
+  if (status !== success) return status
+  instance.bindings = bindings
+  instance.notedOn = undefined
+  return success
+}
+
+const replaceOperation = "CudaGraph.updateOrReplace"
+
+const replace = (core: Core, ref: GraphExecRef, graphRef: GraphRef): Effect.Effect<void, CudaError> =>
+  withBoth(core, replaceOperation, ref, graphRef, (exec, graph) =>
+    Effect.uninterruptible(
+      Effect.flatMap(makeInstances(core, replaceOperation, graph, exec.instances), (made) => {
+        const isLive = exec.state === "live"
+        const old = isLive ? exec.all.splice(0, exec.all.length, ...made) : made
+        if (isLive) {
+          exec.graph = graph
+          exec.disabled.clear()
+        }
+        const status = dropInstances(core, old)
+        if (status !== success) return core.fail(replaceOperation, status, exec)
+        return isLive ? Effect.void : refuse(replaceOperation, { _tag: "ResourceReleased", resource: String(exec) })
+      })
+    ))
+
+const setEnabled = (
+  core: Core,
+  ref: GraphExecRef,
+  index: number,
+  enabled: boolean
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaGraph.setEnabled"
+  const exec = ownExec(core, operation, ref)
+  if (!(exec instanceof GraphExecResource)) return exec
+  const node = exec.graph.nodes[index]
+  if (node === undefined) {
+    return refuseArgument(operation, "node", index, `an integer from 0 to ${exec.graph.nodes.length - 1}`)
+  }
+  if (node.kind === "record") {
+    return refuseDescribed(operation, "node", String(node), "a kernel, a copy or a fill: records cannot be disabled")
+  }
+  for (const instance of exec.all) {
+    const status = core.backend.graphs.setEnabled(instance, node, enabled)
+    if (status !== success) return core.fail(operation, status, exec)
+  }
+  if (enabled) exec.disabled.delete(index)
+  else exec.disabled.add(index)
+  return Effect.void
+}

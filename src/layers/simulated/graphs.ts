@@ -1,0 +1,241 @@
+/**
+ * Graphs on simulated devices: the nodes of a launch as work of the model, on branches of the launch's stream.
+ */
+import { statuses, success } from "../../cuda/status.ts"
+import type { RowsTransfer, Transfer } from "../shared/copies.ts"
+import { GraphInstance } from "../shared/graphNodes.ts"
+import type {
+  Bindings,
+  FillWork,
+  GraphBackend,
+  GraphNode,
+  GraphRefusal,
+  GraphResource,
+  KernelWork,
+  NodeWork
+} from "../shared/graphNodes.ts"
+import { LaunchShape } from "../shared/launchShape.ts"
+import type { StreamResource } from "../shared/resources.ts"
+import { touchBoth } from "./copies.ts"
+import type { SimulatedCopies } from "./copies.ts"
+import type { SimulatedDriver } from "./Driver.ts"
+import type { SimulatedKernels } from "./kernels.ts"
+import { enqueueBranches, hold, planBranches } from "./model/branches.ts"
+import type { BranchPlan, Enqueue } from "./model/branches.ts"
+import type { EventRecord } from "./model/parts.ts"
+import type { Storage } from "./model/Storage.ts"
+import { memoryPart, simulatedEvent, streamPart } from "./resources.ts"
+
+class SimulatedInstance extends GraphInstance {
+  graph: GraphResource
+  readonly plan: BranchPlan
+  /** True if kernels have the priorities of their nodes, instead of that of the stream. Stays as it is in an update. */
+  readonly usesNodePriority: boolean
+  /** The nodes that are disabled. */
+  readonly disabled = new Set<number>()
+  /** The end of the last launch. */
+  end: EventRecord | undefined
+  constructor(graph: GraphResource, bindings: Bindings) {
+    super(bindings)
+    this.graph = graph
+    this.plan = planBranches(graph.nodes.map(({ dependencies }) => dependencies))
+    this.usesNodePriority = graph.nodes.some(({ work }) => work.kind === "kernel" && work.priority !== 0)
+  }
+}
+
+export class SimulatedGraphs implements GraphBackend {
+  made: GraphInstance | undefined
+  refusal: GraphRefusal | undefined
+  readonly #driver: SimulatedDriver
+  readonly #copies: SimulatedCopies
+  readonly #kernels: SimulatedKernels
+
+  constructor(driver: SimulatedDriver, copies: SimulatedCopies, kernels: SimulatedKernels) {
+    this.#driver = driver
+    this.#copies = copies
+    this.#kernels = kernels
+  }
+
+  instantiate(graph: GraphResource, bindings: Bindings): number {
+    this.refusal = undefined
+    const status = this.#begin("cuGraphInstantiateWithParams", graph) || this.#refuse(graph)
+    if (status === success) this.made = new SimulatedInstance(graph, bindings)
+    return status
+  }
+
+  /** Launches in progress go on. */
+  destroy(instance: GraphInstance): number {
+    return this.#begin("cuGraphExecDestroy", simulatedInstance(instance).graph)
+  }
+
+  /** Launches read the bindings themselves. */
+  bind(instance: GraphInstance): number {
+    return this.#begin("cuGraphExecKernelNodeSetParams", simulatedInstance(instance).graph)
+  }
+
+  update(instance: GraphInstance, graph: GraphResource): number {
+    const simulated = simulatedInstance(instance)
+    this.refusal = undefined
+    const status = this.#begin("cuGraphExecUpdate", graph) || this.#refuse(graph)
+    if (status !== success) return status
+    this.refusal = differenceOf(simulated.graph, graph)
+    if (this.refusal !== undefined) return statuses.GraphExecUpdateFailure.code
+    simulated.graph = graph
+    return success
+  }
+
+  setEnabled(instance: GraphInstance, node: GraphNode, enabled: boolean): number {
+    const { disabled, graph } = simulatedInstance(instance)
+    const status = this.#begin("cuGraphNodeSetEnabled", graph)
+    if (status !== success) return status
+    if (node.kind === "record") return statuses.InvalidValue.code
+    if (enabled) disabled.delete(node.index)
+    else disabled.add(node.index)
+    return success
+  }
+
+  upload(_: GraphInstance, stream: StreamResource): number {
+    return this.#driver.begin("cuGraphUpload", streamPart(stream).device)
+  }
+
+  /** Prepares all nodes before it enqueues any, so that a launch that fails enqueues nothing. */
+  launch(instance: GraphInstance, _: GraphResource, stream: StreamResource): number {
+    const simulated = simulatedInstance(instance)
+    const part = streamPart(stream)
+    const status = this.#driver.begin("cuGraphLaunch", part.device)
+    if (status !== success) return status
+    const works: Array<Enqueue> = []
+    for (const { index, work } of simulated.graph.nodes) {
+      const prepared = simulated.disabled.has(index)
+        ? nothing
+        : this.#prepare(work, simulated, stream.deviceIndex)
+      if (typeof prepared === "number") return prepared
+      works.push(prepared)
+    }
+    const { model } = this.#driver
+    hold(model, part, simulated.end)
+    simulated.end = enqueueBranches(model, part, simulated.plan, works)
+    return success
+  }
+
+  #begin(call: string, { deviceIndex }: GraphResource): number {
+    return this.#driver.begin(call, this.#driver.device(deviceIndex))
+  }
+
+  /** The status of the first node that can never run; 0 if there is none. */
+  #refuse({ deviceIndex, nodes }: GraphResource): number {
+    for (const { work } of nodes) {
+      const status = work.kind === "kernel"
+        ? this.#kernels.refuse(work.kernel.code, Object.assign(new LaunchShape(), work.shape), deviceIndex)
+        : work.kind === "copy2D"
+        ? this.#copies.refuseRows(work.transfer, deviceIndex)
+        : success
+      if (status !== success) return status
+    }
+    return success
+  }
+
+  /** Makes a node's work ready to be enqueued. Returns the status if that fails. */
+  #prepare(work: NodeWork, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
+    const { bindings } = instance
+    const { model } = this.#driver
+    switch (work.kind) {
+      case "kernel":
+        return this.#prepareKernel(work, instance, deviceIndex)
+      case "fill":
+        return this.#prepareFill(work, bindings)
+      case "copy":
+        return withMemory(
+          work.transfer,
+          bindings,
+          ({ byteLength, fromOffset, toOffset }, to, from) => (stream) =>
+            model.copy(stream, to, toOffset, from, fromOffset, byteLength)
+        )
+      case "copy2D":
+        return withMemory(
+          work.transfer,
+          bindings,
+          (rows, to, from) => (stream) => model.copyRows(stream, to, from, rows)
+        )
+      case "record": {
+        const { part } = simulatedEvent(work.event)
+        return (stream) => model.record(part, stream)
+      }
+    }
+  }
+
+  #prepareKernel(work: KernelWork, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
+    const { bindings, usesNodePriority } = instance
+    const { kernel, priority, shape } = work
+    const view = new DataView(new ArrayBuffer(work.bytes.byteLength))
+    bindings.writeArguments(work, view)
+    const pointers = work.pointers.map((pointer) =>
+      pointer.memory === undefined ? pointer : { ...pointer, ...bindings.locate(pointer.memory, pointer.offset) }
+    )
+    const packed = { offsets: kernel.arguments.offsets, pointers, view }
+    const status = this.#kernels.prepare(kernel, shape, packed, deviceIndex)
+    if (status !== success) return status
+    const { prepared } = this.#kernels
+    const own = usesNodePriority ? { ...prepared, priority } : prepared
+    return (stream) => this.#driver.model.work(stream, own)
+  }
+
+  #prepareFill({ bits, count, memory, offset, value }: FillWork, bindings: Bindings): Enqueue | number {
+    const located = bindings.locate(memory, offset)
+    const to = memoryPart(located.memory)
+    const status = touchBoth(to, to)
+    if (status !== success) return status
+    return (stream) => this.#driver.model.fill(stream, to, located.offset, value, bits, count)
+  }
+}
+
+const nothing: Enqueue = () => {}
+
+/** Narrows an instance. All instances of a simulated runtime are simulated. */
+const simulatedInstance = (instance: GraphInstance): SimulatedInstance => instance as SimulatedInstance
+
+/** Makes a copy ready to be enqueued: finds its memory, and passes it on. Returns the status if that fails. */
+const withMemory = <T extends Transfer | RowsTransfer>(
+  transfer: T,
+  bindings: Bindings,
+  ready: (transfer: T, to: Storage, from: Storage) => Enqueue
+): Enqueue | number => {
+  const to = bindings.locate(transfer.to, transfer.toOffset)
+  const from = bindings.locate(transfer.from, transfer.fromOffset)
+  const [toPart, fromPart] = [memoryPart(to.memory), memoryPart(from.memory)]
+  const status = touchBoth(toPart, fromPart)
+  if (status !== success) return status
+  return ready({ ...transfer, toOffset: to.offset, fromOffset: from.offset }, toPart, fromPart)
+}
+
+/** The first difference that an update cannot make; undefined if it can make all of them. */
+const differenceOf = (before: GraphResource, after: GraphResource): GraphRefusal | undefined => {
+  const isSame = before.nodes.length === after.nodes.length &&
+    before.nodes.every((node, index) => areSame(node.dependencies, after.nodes[index]!.dependencies))
+  if (!isSame) return { why: "its nodes or edges differ", node: undefined }
+  for (const [index, { work }] of before.nodes.entries()) {
+    const why = changeOf(work, after.nodes[index]!.work)
+    if (why !== undefined) return { why, node: index }
+  }
+  return undefined
+}
+
+const areSame = (some: ReadonlyArray<number>, others: ReadonlyArray<number>): boolean =>
+  some.length === others.length && some.every((value, index) => value === others[index])
+
+const changeOf = (before: NodeWork, after: NodeWork): string | undefined => {
+  if (before.kind !== after.kind) return `the node was a ${before.kind} and is a ${after.kind}`
+  if (before.kind === "kernel" && after.kind === "kernel") {
+    return before.shape.cooperative === after.shape.cooperative
+      ? undefined
+      : "a launch cannot become cooperative, or stop being so"
+  }
+  if (!("transfer" in before && "transfer" in after)) return undefined
+  return placesOf(before.transfer) === placesOf(after.transfer)
+    ? undefined
+    : "a copy cannot move to other kinds of memory"
+}
+
+/** Where the memory of a copy is. */
+const placesOf = ({ from, to }: Pick<Transfer, "from" | "to">): string =>
+  [from, to].map((memory) => memory.kind === "host" ? "host" : memory.deviceIndex).join(" ")

@@ -1,0 +1,95 @@
+/**
+ * The nodes of a graph on streams: chains of dependencies share a stream, and records and waits connect the streams.
+ * Everything is linear in the number of nodes and edges.
+ */
+import type { Model } from "./Model.ts"
+import type { EventRecord, Stream } from "./parts.ts"
+
+/** A node among the branches of a launch. */
+interface Step {
+  /** The branch that it is on. 0 is the stream of the launch. */
+  readonly branch: number
+  /** True if it begins a branch, without dependencies. */
+  readonly isForked: boolean
+  /** Nodes that must finish first, other than the one before it on its branch. */
+  readonly waits: ReadonlyArray<number>
+}
+
+/** Where the nodes of a graph run, in an order in which dependencies come first. */
+export interface BranchPlan {
+  readonly steps: ReadonlyArray<Step>
+  readonly branches: number
+  /** True if nodes without dependencies begin branches. */
+  readonly forks: boolean
+  /** By node, true if another branch waits for it. */
+  readonly isAwaited: ReadonlyArray<boolean>
+  /** The nodes that the stream of the launch waits for at the end. */
+  readonly ends: ReadonlyArray<number>
+}
+
+/** Continues the branch of a node's first dependency that is the last on its branch; otherwise begins a branch. */
+export const planBranches = (dependencies: ReadonlyArray<ReadonlyArray<number>>): BranchPlan => {
+  const steps: Array<Step> = []
+  const lastOn: Array<number> = []
+  const isAwaited = dependencies.map(() => false)
+  const isLast = dependencies.map(() => true)
+  for (const [index, own] of dependencies.entries()) {
+    const before = own.find((node) => lastOn[steps[node]!.branch] === node)
+    const branch = before === undefined ? lastOn.length : steps[before]!.branch
+    const waits = own.filter((node) => node !== before)
+    for (const node of own) isLast[node] = false
+    for (const node of waits) isAwaited[node] = true
+    steps.push({ branch, waits, isForked: own.length === 0 && branch !== 0 })
+    lastOn[branch] = index
+  }
+  const ends = steps.flatMap(({ branch }, index) => isLast[index]! && branch !== 0 ? [index] : [])
+  for (const node of ends) isAwaited[node] = true
+  return { steps, branches: lastOn.length, forks: steps.some(({ isForked }) => isForked), isAwaited, ends }
+}
+
+/** Enqueues something on a stream. */
+export type Enqueue = (stream: Stream) => void
+
+/**
+ * Enqueues the work of each node after the work of a stream, which continues after all of them. Returns a record of their end;
+ * undefined if one that takes no time ended in a fault, because then the rest never runs.
+ */
+export const enqueueBranches = (
+  model: Model,
+  stream: Stream,
+  plan: BranchPlan,
+  works: ReadonlyArray<Enqueue>
+): EventRecord | undefined => {
+  const streams = [stream]
+  while (streams.length < plan.branches) streams.push(model.createBranch(stream))
+  const end = enqueueSteps(model, streams, plan, works)
+  for (const branch of streams) if (branch !== stream) model.destroyStream(branch)
+  return end
+}
+
+const enqueueSteps = (
+  model: Model,
+  streams: ReadonlyArray<Stream>,
+  plan: BranchPlan,
+  works: ReadonlyArray<Enqueue>
+): EventRecord | undefined => {
+  const { world } = model
+  const stream = streams[0]!
+  const fork = plan.forks ? world.record(stream, true) : undefined
+  const records: Array<EventRecord | undefined> = []
+  for (const [index, { branch, isForked, waits }] of plan.steps.entries()) {
+    const on = streams[branch]!
+    if (isForked) hold(model, on, fork)
+    for (const node of waits) hold(model, on, records[node])
+    works[index]!(on)
+    if (stream.device.lost !== 0) return undefined
+    records.push(plan.isAwaited[index] ? world.record(on, true) : undefined)
+  }
+  for (const node of plan.ends) hold(model, stream, records[node])
+  return world.record(stream, true)
+}
+
+/** Makes a stream's later work wait for a record. */
+export const hold = (model: Model, stream: Stream, record: EventRecord | undefined): void => {
+  if (record !== undefined && !record.done) model.world.wait(stream, record, true)
+}
