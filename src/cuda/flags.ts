@@ -91,6 +91,12 @@ export const graphUsesNodePriority = 8
  */
 export const programmaticEdge = { fromPort: 1, toPort: 0, type: 1 } as const
 
+/** `CUgraphNodeType` of a conditional node. */
+export const conditionalNode = 13
+
+/** `CUgraphConditionalNodeType`. */
+export const conditionTypes = { if: 0, while: 1 } as const
+
 /** Kernel attributes (`CUfunction_attribute`) by name. */
 export const kernelAttributes = {
   maxThreadsPerBlock: 0,

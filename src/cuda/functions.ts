@@ -147,6 +147,8 @@ export const optionalDriverFunctions = {
   cuMemPrefetchAsync_v2: [pointer, size, location, uint, stream],
   cuMemAdvise_v2: [pointer, size, int, location],
   /** CUDA 12.3. */
+  cuGraphConditionalHandleCreate: [host, graph, context, uint, uint],
+  cuGraphAddNode_v2: [host, graph, host, host, size, host],
   cuGraphAddDependencies_v2: [graph, host, host, host, size],
   /** CUDA 12.4. */
   cuKernelGetParamInfo: [kernel, size, memory, memory],

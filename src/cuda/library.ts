@@ -39,6 +39,8 @@ export interface DriverLibrary {
   readonly calls: DriverFunctions
   /** The C string at an address. */
   readonly readText: (address: number) => string
+  /** The address stored at an address. */
+  readonly readAddress: (address: number) => number
   /** The address of a buffer's memory. */
   readonly addressOf: (buffer: ArrayBuffer) => HostPointer
   /**
@@ -147,6 +149,7 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
     // A spread copy has fast properties in V8. An object that grew property by property does not.
     calls: { ...calls } as DriverFunctions,
     readText: (address) => koffi.decode.string(BigInt(address)),
+    readAddress: (address) => Number(koffi.decode(BigInt(address), "uint64_t")),
     addressOf: (buffer) => Number(koffi.address(buffer)) as HostPointer,
     viewOf: (address, byteLength) => {
       if (byteLength > mostViewBytes) throw new RangeError(`a view of ${byteLength} bytes; at most ${mostViewBytes}`)

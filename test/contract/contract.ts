@@ -7,6 +7,7 @@ import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
 import { eventContract } from "./events.ts"
+import { conditionContract } from "./graphConditions.ts"
 import { graphProgramContract } from "./graphPrograms.ts"
 import { graphContract } from "./graphs.ts"
 import { hostFunctionContract } from "./hostFunctions.ts"
@@ -40,6 +41,7 @@ export const contract = (rig: Rig): void => {
     kernelContract(rig)
     graphContract(rig)
     graphProgramContract(rig)
+    conditionContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

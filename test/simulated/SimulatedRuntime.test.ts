@@ -377,6 +377,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaEvent.record": runtime.eventRecord(event, stream),
       "CudaEvent.release": runtime.eventDestroy(oldEvent),
       "CudaEvent.synchronize": runtime.eventSynchronize(event),
+      "CudaGraph.condition": runtime.graphBody(recording.stream),
       "CudaGraph.embed": runtime.graphEmbed(graph, [], recording.stream),
       "CudaGraph.instantiate": runtime.graphInstantiate(graph, 1),
       "CudaGraph.launch": runtime.graphLaunch(filler, [], stream),

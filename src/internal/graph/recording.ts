@@ -11,7 +11,8 @@ import type {
   GraphPlaceholder,
   GraphRef,
   RecordingRef,
-  RecordOptions
+  RecordOptions,
+  StreamRef
 } from "../../layers/CudaRuntime.ts"
 import { CurrentPlace, onStreamOf } from "../place.ts"
 import type { Place } from "../place.ts"
@@ -30,6 +31,46 @@ export type Body<A, E, R> = (
   runtime: CudaRuntimeService
 ) => Effect.Effect<A, E, R>
 
+/**
+ * Records effects as the bodies of a condition, one after the other, on a stream of a recording. The scope of each closes when its body
+ * is recorded.
+ */
+export const recordingBodies = <E, R>(
+  runtime: CudaRuntimeService,
+  place: Place,
+  stream: StreamRef,
+  bodies: ReadonlyArray<Effect.Effect<unknown, E, R>>,
+  add: (refs: ReadonlyArray<RecordingRef>) => Effect.Effect<void, CudaError>
+): Effect.Effect<void, E | CudaError, Exclude<R, Scope.Scope>> =>
+  Effect.uninterruptibleMask((restore) => {
+    const refs: Array<RecordingRef> = []
+    const record = (body: Effect.Effect<unknown, E, R>) =>
+      Effect.flatMap(runtime.graphBody(stream), (ref) => {
+        refs.push(ref)
+        return restore(within(runtime, place, ref, body))
+      })
+    const abandon = Effect.suspend(() =>
+      Effect.forEach(refs, (ref) => Effect.ignore(runtime.graphAbandon(ref)), { discard: true })
+    )
+    const recorded = Effect.forEach(bodies, record, { discard: true })
+    return Effect.onError(Effect.andThen(recorded, Effect.suspend(() => add(refs))), () => abandon)
+  })
+
+/** Runs a program on the streams and with the memory of a recording. */
+const within = <A, E, R>(
+  runtime: CudaRuntimeService,
+  place: Place,
+  ref: RecordingRef,
+  program: Effect.Effect<A, E, R>
+): Effect.Effect<A, E, Exclude<R, Scope.Scope>> => {
+  const inside = recordingRuntime(runtime, ref)
+  return Effect.scoped(program).pipe(
+    Effect.provideService(CudaRuntime, inside),
+    Effect.provideService(CurrentPlace, onStreamOf(new StreamImpl(inside, ref.stream), place)),
+    Effect.provideService(CurrentRecording, ref)
+  )
+}
+
 /** Records a program. Its scope closes before the graph is made. */
 export const recording = <A, E, R>(
   runtime: CudaRuntimeService,
@@ -40,11 +81,7 @@ export const recording = <A, E, R>(
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(runtime.graphRecord(options), (ref) => {
       const inside = recordingRuntime(runtime, ref)
-      const program = Effect.scoped(Effect.suspend(() => body(ref.placeholders, inside))).pipe(
-        Effect.provideService(CudaRuntime, inside),
-        Effect.provideService(CurrentPlace, onStreamOf(new StreamImpl(inside, ref.stream), place)),
-        Effect.provideService(CurrentRecording, ref)
-      )
+      const program = within(runtime, place, ref, Effect.suspend(() => body(ref.placeholders, inside)))
       const recorded = Effect.flatMap(
         restore(program),
         (value) => Effect.map(runtime.graphEnd(ref), (graph) => ({ graph, value }))

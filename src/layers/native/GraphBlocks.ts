@@ -2,9 +2,9 @@
  * The structs of graph nodes, in memory whose address is taken once: a call with an address costs less than one with a typed array.
  * The driver copies what they contain.
  */
-import { launchAttributes, memoryTypes, programmaticEdge } from "../../cuda/flags.ts"
+import { conditionalNode, launchAttributes, memoryTypes, programmaticEdge } from "../../cuda/flags.ts"
 import { nullHandle, offsetBy } from "../../cuda/handles.ts"
-import type { CUcontext, CUdeviceptr, CUgraphNode, HostPointer } from "../../cuda/handles.ts"
+import type { CUcontext, CUdeviceptr, CUgraphNode, CUkernel, HostPointer } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { setAddress, twoTo32 } from "../../cuda/parameters.ts"
 import type { RowsTransfer } from "../shared/copies.ts"
@@ -178,6 +178,80 @@ export class KernelBlock {
     const buffer = new ArrayBuffer(bytes)
     this.#view = new DataView(buffer)
     this.address = this.#library.addressOf(buffer)
+  }
+}
+
+/** A kernel that passes a value in memory to a condition: it compares the value with a number. */
+export interface Setter {
+  readonly node: CUgraphNode
+  readonly kernel: CUkernel
+  /** The `CUgraphConditionalHandle`. */
+  readonly condition: bigint
+  readonly expected: number
+  /** True if the condition holds when the value differs from the number. */
+  readonly negated: boolean
+}
+
+/** Byte offsets of the arguments of a setter, after its `CUDA_KERNEL_NODE_PARAMS_v2`, and of the table of their addresses. */
+const setterAt = { condition: 72, value: 80, expected: 88, negated: 92, table: 96, size: 128 } as const
+
+/** `CUDA_KERNEL_NODE_PARAMS_v2` of a setter, followed by its arguments and the table of their addresses. */
+export class SetterBlock {
+  readonly address: HostPointer
+  readonly #view = new DataView(new ArrayBuffer(setterAt.size))
+  constructor(library: DriverLibrary) {
+    const view = this.#view
+    this.address = library.addressOf(view.buffer)
+    write32(view, kernelAt.grid, 1, 1, 1)
+    write32(view, kernelAt.block, 1, 1, 1)
+    setAddress(view, kernelAt.table, this.address + setterAt.table)
+    const { condition, expected, negated, value } = setterAt
+    for (const [index, at] of [condition, value, expected, negated].entries()) {
+      setAddress(view, setterAt.table + 8 * index, this.address + at)
+    }
+  }
+
+  write({ condition, expected, kernel, negated }: Omit<Setter, "node">, context: CUcontext, value: number): void {
+    const view = this.#view
+    setAddress(view, kernelAt.kernel, kernel)
+    setAddress(view, kernelAt.context, context)
+    view.setBigUint64(setterAt.condition, condition, true)
+    setAddress(view, setterAt.value, value)
+    view.setUint32(setterAt.expected, expected, true)
+    view.setUint32(setterAt.negated, negated ? 1 : 0, true)
+  }
+}
+
+/** `CUgraphNodeParams` of a conditional node, and a `CUgraphConditionalHandle`. */
+export class ConditionBlock {
+  readonly address: HostPointer
+  readonly #view = new DataView(new ArrayBuffer(264))
+  constructor(library: DriverLibrary) {
+    this.address = library.addressOf(this.#view.buffer)
+  }
+
+  /** Where the driver writes the handle. */
+  get handleAddress(): HostPointer {
+    return offsetBy(this.address, 256)
+  }
+
+  get handle(): bigint {
+    return this.#view.getBigUint64(256, true)
+  }
+
+  /** The address of the array of bodies, which the driver owns. */
+  get bodies(): number {
+    return Number(this.#view.getBigUint64(32, true))
+  }
+
+  write(handle: bigint, type: number, context: CUcontext): void {
+    const view = this.#view
+    new Uint8Array(view.buffer, 0, 256).fill(0)
+    view.setUint32(0, conditionalNode, true)
+    view.setBigUint64(16, handle, true)
+    view.setUint32(24, type, true)
+    view.setUint32(28, 1, true)
+    setAddress(view, 40, context)
   }
 }
 

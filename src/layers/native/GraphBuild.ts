@@ -1,16 +1,35 @@
 /**
  * Makes the driver's graph of a recorded one. A node becomes several of the driver if its copy is split.
  */
+import { conditionTypes } from "../../cuda/flags.ts"
 import type { CUcontext, CUgraph, CUgraphNode } from "../../cuda/handles.ts"
 import { nullHandle, offsetBy } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
 import type { RowsTransfer } from "../shared/copies.ts"
-import type { Bindings, FillWork, GraphNode, GraphResource, KernelWork, NodeWork } from "../shared/graphNodes.ts"
+import type {
+  Bindings,
+  ConditionalWork,
+  FillWork,
+  GraphNode,
+  GraphResource,
+  KernelWork,
+  NodeWork
+} from "../shared/graphNodes.ts"
 import type { EventResource } from "../shared/resources.ts"
 import { Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
-import { AttributeBlock, attributesOf, CopyBlock, EdgeBlock, FillBlock, KernelBlock } from "./GraphBlocks.ts"
+import {
+  AttributeBlock,
+  attributesOf,
+  ConditionBlock,
+  CopyBlock,
+  EdgeBlock,
+  FillBlock,
+  KernelBlock,
+  SetterBlock
+} from "./GraphBlocks.ts"
+import type { Setter } from "./GraphBlocks.ts"
 import { copyPieces, rowPieces } from "./pieces.ts"
 
 /** The memory that calls for graphs pass structs in. */
@@ -18,6 +37,8 @@ export class GraphMemory {
   readonly copy: CopyBlock
   readonly fill: FillBlock
   readonly attribute: AttributeBlock
+  readonly setter: SetterBlock
+  readonly condition: ConditionBlock
   readonly #library: DriverLibrary
   #edges: EdgeBlock
   constructor(library: DriverLibrary) {
@@ -25,6 +46,8 @@ export class GraphMemory {
     this.copy = new CopyBlock(library)
     this.fill = new FillBlock(library)
     this.attribute = new AttributeBlock(library)
+    this.setter = new SetterBlock(library)
+    this.condition = new ConditionBlock(library)
     this.#edges = new EdgeBlock(library, 16)
   }
 
@@ -60,15 +83,23 @@ const mostEnds = 4
 
 export class GraphBuild {
   handle = nullHandle<CUgraph>()
+  readonly context: CUcontext
+  /** Whether a launch has a priority. */
+  readonly usesPriorities: boolean
   /** By node, those of the driver that do its work. */
   readonly nodes: Array<ReadonlyArray<CUgraphNode>> = []
+  /** By conditional node, the kernels that pass its value to the driver. */
+  readonly setters: Array<ReadonlyArray<Setter>> = []
+  /** The node that could not be added. */
+  failed: number | undefined
+  /** The graph that nodes are added to: the whole one, or a body of a condition. */
+  #into = nullHandle<CUgraph>()
   /** By node, those of the driver that end it. */
   readonly #ends: Array<ReadonlyArray<CUgraphNode>> = []
   readonly #driver: Driver
   readonly #memory: GraphMemory
   readonly #graph: GraphResource
   readonly #bindings: Bindings
-  readonly #context: CUcontext
   readonly #kernel: KernelBlock
 
   constructor(driver: Driver, memory: GraphMemory, graph: GraphResource, bindings: Bindings) {
@@ -76,20 +107,27 @@ export class GraphBuild {
     this.#memory = memory
     this.#graph = graph
     this.#bindings = bindings
-    this.#context = driver.device(graph.deviceIndex).context
-    this.#kernel = new KernelBlock(driver.library, this.#context)
+    this.context = driver.device(graph.deviceIndex).context
+    this.usesPriorities = graph.nodes.some(hasPriority)
+    this.#kernel = new KernelBlock(driver.library, this.context)
   }
 
-  /** Makes the graph. If a node cannot be added, those before it are in `nodes`. The context must be current. */
+  /** Makes the graph. The context must be current. */
   run(): number {
     const out = new Out<CUgraph>()
     const created = this.#driver.calls.cuGraphCreate(out.words, 0)
     if (created !== success) return this.#driver.answer("cuGraphCreate", created)
-    this.handle = out.value
-    for (const node of this.#graph.nodes) {
+    this.handle = this.#into = out.value
+    const status = this.#addAll(this.#graph.nodes.filter(({ inside }) => inside === undefined))
+    if (status !== success) this.destroy()
+    return status
+  }
+
+  #addAll(nodes: ReadonlyArray<GraphNode>): number {
+    for (const node of nodes) {
       const status = this.#add(node)
       if (status === success) continue
-      this.destroy()
+      this.failed ??= node.index
       return status
     }
     return success
@@ -104,29 +142,34 @@ export class GraphBuild {
   /** The index of the node that one of the driver belongs to; undefined for none. */
   indexOf(node: CUgraphNode): number | undefined {
     if (node === 0) return undefined
-    const isThere = (nodes: ReadonlyArray<CUgraphNode>) => nodes.includes(node)
+    const isThere = (nodes: ReadonlyArray<CUgraphNode> | undefined) => nodes?.includes(node) === true
     const index = this.nodes.findIndex(isThere)
     const found = index >= 0 ? index : this.#ends.findIndex(isThere)
     return found >= 0 ? found : undefined
   }
 
-  #add({ dependencies, work }: GraphNode): number {
-    const before = dependencies.flatMap((index) => this.#ends[index]!)
+  #add({ dependencies, index, work }: GraphNode): number {
+    const before = dependencies.flatMap((dependency) => this.#ends[dependency]!)
     const added: Array<CUgraphNode> = []
-    const status = this.#addWork(work, before, added)
+    const status = work.kind === "conditional"
+      ? this.#addConditional(index, work, before, added)
+      : this.#addWork(work, before, added)
     if (status !== success) return status
-    if (added.length <= mostEnds) this.#ends.push(added)
-    else {
-      const joined: Array<CUgraphNode> = []
-      const status = this.#addEmpty(added, joined)
-      if (status !== success) return status
-      this.#ends.push(joined)
+    this.nodes[index] = added
+    if (added.length <= mostEnds) {
+      this.#ends[index] = added
+      return success
     }
-    this.nodes.push(added)
-    return success
+    const joined: Array<CUgraphNode> = []
+    this.#ends[index] = joined
+    return this.#addEmpty(added, joined)
   }
 
-  #addWork(work: NodeWork, before: ReadonlyArray<CUgraphNode>, added: Array<CUgraphNode>): number {
+  #addWork(
+    work: Exclude<NodeWork, ConditionalWork>,
+    before: ReadonlyArray<CUgraphNode>,
+    added: Array<CUgraphNode>
+  ): number {
     switch (work.kind) {
       case "kernel":
         return this.#addKernel(work, before, added)
@@ -151,7 +194,7 @@ export class GraphBuild {
     this.#kernel.write(work, this.#bindings)
     const status = this.#added(
       "cuGraphAddKernelNode",
-      calls.cuGraphAddKernelNode_v2(edges.address, this.handle, edges.dependencies, plain, this.#kernel.address),
+      calls.cuGraphAddKernelNode_v2(edges.address, this.#into, edges.dependencies, plain, this.#kernel.address),
       edges,
       added
     )
@@ -170,9 +213,105 @@ export class GraphBuild {
     return success
   }
 
+  /**
+   * A condition per body, none of which is true for a value without a body. All of them are set before any body runs, because a body may
+   * change the value.
+   */
+  #addConditional(
+    index: number,
+    work: ConditionalWork,
+    before: ReadonlyArray<CUgraphNode>,
+    added: Array<CUgraphNode>
+  ): number {
+    const setters: Array<Setter> = []
+    this.setters[index] = setters
+    for (const body of work.bodies.keys()) {
+      const status = this.#createSetter(work, body, before, setters)
+      if (status !== success) return status
+    }
+    const set = setters.map(({ node }) => node)
+    const first = set.length
+    for (const [body, nodes] of work.bodies.entries()) {
+      const status = this.#addBody(work, setters[body]!, nodes, set.slice(0, first), added, setters)
+      if (status !== success) return status
+    }
+    return success
+  }
+
+  #createSetter(
+    work: ConditionalWork,
+    body: number,
+    before: ReadonlyArray<CUgraphNode>,
+    setters: Array<Setter>
+  ): number {
+    const { condition } = this.#memory
+    const create = this.#driver.calls.cuGraphConditionalHandleCreate!
+    const created = create(condition.handleAddress, this.#into, this.context, 0, 0)
+    if (created !== success) return this.#driver.answer("cuGraphConditionalHandleCreate", created)
+    const isMatch = work.condition === "match"
+    const negated = !isMatch && body === 0
+    const expected = isMatch ? body : 0
+    const kernel = work.setter!.handle
+    return this.#addSetter(work, { kernel, condition: condition.handle, expected, negated }, before, setters)
+  }
+
+  #addSetter(
+    { value }: ConditionalWork,
+    setter: Omit<Setter, "node">,
+    before: ReadonlyArray<CUgraphNode>,
+    setters: Array<Setter>
+  ): number {
+    const { calls } = this.#driver
+    const { setter: block } = this.#memory
+    const edges = this.#memory.edges(before)
+    const { memory, offset } = this.#bindings.locate(value.memory, value.offset)
+    block.write(setter, this.context, memory.address + offset)
+    const { address, dependencies } = edges
+    const status = calls.cuGraphAddKernelNode_v2(address, this.#into, dependencies, before.length, block.address)
+    if (status === success) setters.push({ ...setter, node: edges.node })
+    return this.#driver.answer("cuGraphAddKernelNode", status)
+  }
+
+  /** Adds a conditional node with one body. The body of a loop ends with a kernel that passes the value to the driver again. */
+  #addBody(
+    work: ConditionalWork,
+    setter: Setter,
+    nodes: ReadonlyArray<number>,
+    before: ReadonlyArray<CUgraphNode>,
+    added: Array<CUgraphNode>,
+    setters: Array<Setter>
+  ): number {
+    const { calls, library } = this.#driver
+    const { condition } = this.#memory
+    const isLoop = work.condition === "while"
+    const edges = this.#memory.edges(before)
+    condition.write(setter.condition, isLoop ? conditionTypes.while : conditionTypes.if, this.context)
+    const { address, dependencies } = edges
+    const { length } = before
+    const status = this.#added(
+      "cuGraphAddNode",
+      calls.cuGraphAddNode_v2!(address, this.#into, dependencies, nullHandle(), length, condition.address),
+      edges,
+      added
+    )
+    if (status !== success) return status
+    const outer = this.#into
+    this.#into = library.readAddress(condition.bodies) as CUgraph
+    const inside = this.#addAll(nodes.map((node) => this.#graph.nodes[node]!))
+    const last = inside === success && isLoop ? this.#addSetter(work, setter, this.#sinksOf(nodes), setters) : inside
+    this.#into = outer
+    return last
+  }
+
+  /** The driver's nodes that nothing in the body comes after. */
+  #sinksOf(nodes: ReadonlyArray<number>): ReadonlyArray<CUgraphNode> {
+    const followed = new Set(nodes.flatMap((node) => this.#graph.nodes[node]!.dependencies))
+    return nodes.filter((node) => !followed.has(node)).flatMap((node) => this.#ends[node]!)
+  }
+
   /** Connects the new node with its only dependency, so that it may start before that has finished. */
   #startEarly({ address, dependencies, edge }: EdgeBlock): number {
-    const status = this.#driver.calls.cuGraphAddDependencies_v2!(this.handle, dependencies, address, edge, 1)
+    const status = this.#driver.calls.cuGraphAddDependencies_v2!(this.#into, dependencies, address, edge, 1)
     return this.#driver.answer("cuGraphAddDependencies", status)
   }
 
@@ -188,7 +327,7 @@ export class GraphBuild {
     const { length } = before
     return this.#added(
       "cuGraphAddMemcpyNode",
-      calls.cuGraphAddMemcpyNode(address, this.handle, dependencies, length, copy.address, this.#context),
+      calls.cuGraphAddMemcpyNode(address, this.#into, dependencies, length, copy.address, this.context),
       edges,
       added
     )
@@ -203,7 +342,7 @@ export class GraphBuild {
     const { length } = before
     return this.#added(
       "cuGraphAddMemsetNode",
-      calls.cuGraphAddMemsetNode(address, this.handle, dependencies, length, fill.address, this.#context),
+      calls.cuGraphAddMemsetNode(address, this.#into, dependencies, length, fill.address, this.context),
       edges,
       added
     )
@@ -214,7 +353,7 @@ export class GraphBuild {
     const edges = this.#memory.edges(before)
     return this.#added(
       "cuGraphAddEventRecordNode",
-      calls.cuGraphAddEventRecordNode(edges.address, this.handle, edges.dependencies, before.length, own),
+      calls.cuGraphAddEventRecordNode(edges.address, this.#into, edges.dependencies, before.length, own),
       edges,
       added
     )
@@ -225,7 +364,7 @@ export class GraphBuild {
     const edges = this.#memory.edges(before)
     return this.#added(
       "cuGraphAddEmptyNode",
-      calls.cuGraphAddEmptyNode(edges.address, this.handle, edges.dependencies, before.length),
+      calls.cuGraphAddEmptyNode(edges.address, this.#into, edges.dependencies, before.length),
       edges,
       added
     )
@@ -237,3 +376,5 @@ export class GraphBuild {
     return this.#driver.answer(call, status)
   }
 }
+
+const hasPriority = ({ work }: GraphNode): boolean => work.kind === "kernel" && work.priority !== 0

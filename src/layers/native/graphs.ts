@@ -9,6 +9,7 @@ import { statuses, success } from "../../cuda/status.ts"
 import { GraphInstance } from "../shared/graphNodes.ts"
 import type {
   Bindings,
+  ConditionalWork,
   FillWork,
   GraphBackend,
   GraphNode,
@@ -23,7 +24,9 @@ import type { NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import type { NativeEvents } from "./events.ts"
 import { KernelBlock } from "./GraphBlocks.ts"
+import type { Setter } from "./GraphBlocks.ts"
 import { GraphBuild, GraphMemory, piecesOf, writeFill } from "./GraphBuild.ts"
+import { setterImage } from "./setter.ts"
 import { nativeStream } from "./streams.ts"
 
 class NativeInstance extends GraphInstance {
@@ -32,14 +35,21 @@ class NativeInstance extends GraphInstance {
   readonly context: CUcontext
   /** By node, those of the driver's original graph, also after an update. */
   readonly nodes: ReadonlyArray<ReadonlyArray<CUgraphNode>>
+  /** Whether launches use the priorities of the nodes. An update cannot change that. */
+  readonly usesPriorities: boolean
+  /** By conditional node, the kernels that pass its value to the driver. */
+  readonly setters: ReadonlyArray<ReadonlyArray<Setter>>
   /** By node, the launches that were bound. */
   readonly kernels: Array<KernelBlock | undefined> = []
-  constructor(bindings: Bindings, { handle, nodes }: GraphBuild, exec: CUgraphExec, context: CUcontext) {
+  constructor(bindings: Bindings, build: GraphBuild, exec: CUgraphExec) {
     super(bindings)
+    const { context, handle, nodes, setters, usesPriorities } = build
     this.graph = handle
     this.exec = exec
     this.context = context
     this.nodes = nodes
+    this.setters = setters
+    this.usesPriorities = usesPriorities
   }
 
   /** The block of a kernel node, which is made when the node is first bound. */
@@ -82,6 +92,7 @@ const instantiateAt = { flags: 0, errorNode: 4, result: 6, words: 8 } as const
 const updateAt = { result: 0, errorNode: 2, errorFromNode: 4, words: 6 } as const
 
 export class NativeGraphs implements GraphBackend {
+  readonly setterImage = setterImage
   made: NativeInstance | undefined
   refusal: GraphRefusal | undefined
   readonly #driver: Driver
@@ -97,10 +108,16 @@ export class NativeGraphs implements GraphBackend {
     this.#memory = new GraphMemory(driver.library)
   }
 
+  /** Conditions exist since CUDA 12.3. */
+  get missingForConditions(): string | undefined {
+    const needed = ["cuGraphConditionalHandleCreate", "cuGraphAddNode_v2"] as const
+    return needed.find((name) => this.#driver.calls[name] === undefined)
+  }
+
   instantiate(graph: GraphResource, bindings: Bindings): number {
     return this.#driver.inContextOf(graph.deviceIndex, "", () => {
       const build = this.#build(graph, bindings)
-      return typeof build === "number" ? build : this.#make(build, graph, bindings)
+      return typeof build === "number" ? build : this.#make(build, bindings)
     })
   }
 
@@ -111,15 +128,15 @@ export class NativeGraphs implements GraphBackend {
     const status = build.run()
     if (status === success) return build
     if (status === statuses.InvalidValue.code) {
-      this.refusal = { why: "the driver did not accept a node", node: build.nodes.length }
+      this.refusal = { why: "the driver did not accept a node", node: build.failed }
     }
     return status
   }
 
-  #make(build: GraphBuild, graph: GraphResource, bindings: Bindings): number {
+  #make(build: GraphBuild, bindings: Bindings): number {
     const { calls } = this.#driver
     const words = this.#instantiate.fill(0)
-    words[instantiateAt.flags] = graph.nodes.some(hasPriority) ? graphUsesNodePriority : 0
+    words[instantiateAt.flags] = build.usesPriorities ? graphUsesNodePriority : 0
     const status = calls.cuGraphInstantiateWithParams(this.#exec.words, build.handle, words)
     if (status !== success) {
       const why = instantiateProblems[words[instantiateAt.result]!]
@@ -127,7 +144,7 @@ export class NativeGraphs implements GraphBackend {
       build.destroy()
       return this.#driver.answer("cuGraphInstantiate", status)
     }
-    this.made = new NativeInstance(bindings, build, this.#exec.value, this.#driver.device(graph.deviceIndex).context)
+    this.made = new NativeInstance(bindings, build, this.#exec.value)
     return success
   }
 
@@ -158,9 +175,23 @@ export class NativeGraphs implements GraphBackend {
       case "copy2D":
         // The driver refuses new parameters of a 2D copy.
         return this.#driver.answer("cuGraphExecMemcpyNodeSetParams", cannotUpdate)
-      default:
+      case "conditional":
+        return this.#bindConditional(instance, index, work)
+      case "record":
         return success
     }
+  }
+
+  #bindConditional(instance: NativeInstance, index: number, { value }: ConditionalWork): number {
+    const { context, exec } = instance
+    const { setter: block } = this.#memory
+    const { memory, offset } = instance.bindings.locate(value.memory, value.offset)
+    for (const setter of instance.setters[index]!) {
+      block.write(setter, context, memory.address + offset)
+      const status = this.#driver.calls.cuGraphExecKernelNodeSetParams_v2(exec, setter.node, block.address)
+      if (status !== success) return this.#driver.answer("cuGraphExecKernelNodeSetParams", status)
+    }
+    return success
   }
 
   #bindKernel(instance: NativeInstance, index: number, work: KernelWork): number {
@@ -217,6 +248,10 @@ export class NativeGraphs implements GraphBackend {
     if (differs >= 0) {
       const isNew = instance.nodes[differs] === undefined
       this.#refuse(isNew ? "it has more nodes" : "a copy is split in another way", differs)
+      return cannotUpdate
+    }
+    if (build.usesPriorities !== instance.usesPriorities) {
+      this.#refuse("only one of the graphs has launches with priorities", undefined)
       return cannotUpdate
     }
     const words = this.#update.fill(0)
@@ -279,7 +314,5 @@ export class NativeGraphs implements GraphBackend {
     for (const event of events) this.#events.noteRecord(event, stream, events.length === 1)
   }
 }
-
-const hasPriority = ({ work }: GraphNode): boolean => work.kind === "kernel" && work.priority !== 0
 
 const nodeAt = (words: Uint32Array, at: number): CUgraphNode => (words[at + 1]! * twoTo32 + words[at]!) as CUgraphNode

@@ -101,7 +101,9 @@ export interface RecordingRef {
 export interface GraphNodeRef {
   /** The position in the order of recording. */
   readonly index: number
-  readonly kind: "kernel" | "copy" | "copy2D" | "fill" | "record"
+  readonly kind: "kernel" | "copy" | "copy2D" | "fill" | "record" | "conditional"
+  /** For a node in the body of a condition: the index of the conditional node, and which of its bodies. */
+  readonly inside: { readonly nodeIndex: number; readonly body: number } | undefined
   /** The name given by `CudaGraph.named`, otherwise that of the kernel or of the operation. */
   readonly name: string
   /** The operation that was recorded, for example `CudaMemory.copy`. */
@@ -113,6 +115,15 @@ export interface GraphNodeRef {
   readonly reads: ReadonlyArray<MemoryRange>
   readonly writes: ReadonlyArray<MemoryRange>
 }
+
+/**
+ * How a condition chooses what runs. `while` repeats its only body while the value is not 0. `when` runs the first body if the value is
+ * not 0, and otherwise the second, if there is one. `match` runs the body with the index that the value is, if there is one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type GraphCondition = "while" | "when" | "match"
 
 /**
  * A recorded graph. It holds nothing in the driver.
@@ -164,6 +175,18 @@ export interface GraphOperations {
   readonly graphEmbed: (
     graph: GraphRef,
     values: ReadonlyArray<GraphValue | GraphPlaceholder>,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /** Begins to record a body of a condition, to be launched on a stream of a recording. */
+  readonly graphBody: (stream: StreamRef) => Effect.Effect<RecordingRef, CudaError>
+  /**
+   * Ends the bodies, and records a node that runs them depending on a value of 32 bits in device memory
+   * (`cuGraphConditionalHandleCreate`).
+   */
+  readonly graphCondition: (
+    condition: GraphCondition,
+    value: MemoryRange,
+    bodies: ReadonlyArray<RecordingRef>,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
   /** Ends a recording, and checks that its streams are joined. */

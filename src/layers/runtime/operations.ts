@@ -148,6 +148,12 @@ const rows = {
     (recording, bytes) => [recording.deviceIndex, `${inBytes(bytes)} of a graph`]
   ],
   graphEmbed: ["CudaGraph.embed", "cuGraphAddChildGraphNode", (graph) => [graph.deviceIndex, graph]],
+  graphBody: ["CudaGraph.condition", "cuGraphConditionalHandleCreate", (stream) => [stream.deviceIndex, stream]],
+  graphCondition: [
+    "CudaGraph.condition",
+    "cuGraphConditionalHandleCreate",
+    (_, __, ___, stream) => [stream.deviceIndex, stream]
+  ],
   graphEnd: ["CudaGraph.record", "cuGraphCreate", ({ deviceIndex }) => [deviceIndex, "a recording"]],
   graphAbandon: ["CudaGraph.record", "cuGraphCreate", ({ deviceIndex }) => [deviceIndex, "a recording"], "release"],
   graphInstantiate: ["CudaGraph.instantiate", "cuGraphInstantiateWithParams", (graph) => [graph.deviceIndex, graph]],

@@ -17,7 +17,7 @@ import type { FaultOrigins } from "./failures.ts"
 import type { GraphExecResource } from "./graphNodes.ts"
 import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
-import type { ModuleResource } from "./moduleResources.ts"
+import type { KernelCode, ModuleResource } from "./moduleResources.ts"
 import type {
   DeviceMemoryResource,
   EventResource,
@@ -39,6 +39,12 @@ export class Core {
   readonly deviceMemory = new Set<DeviceMemoryResource>()
   readonly hostMemory = new Set<HostMemoryResource>()
   readonly modules = new Set<ModuleResource>()
+  /** Modules of the runtime itself. */
+  readonly ownModules = new Set<ModuleResource>()
+  /** The kernel that passes values to conditions of graphs, once it is loaded. */
+  conditionSetter: KernelCode | undefined
+  /** Held while it is loaded. */
+  readonly settingUp = Semaphore.makeUnsafe(1)
   /** Pools created by the program. */
   readonly pools = new Set<MemoryPoolResource>()
   readonly graphs = new Set<GraphExecResource>()

@@ -16,7 +16,7 @@ import type { Marker, MarkerBackend } from "./accesses.ts"
 import type { PointerSlot } from "./arguments.ts"
 import type { CopyBackend, RowsTransfer, Transfer } from "./copies.ts"
 import { devicePlaceholder, GraphNode, GraphScalar, hostPlaceholder, isMemoryParameter } from "./graphNodes.ts"
-import type { NodeRange, NodeWork, RecordedScalar, Slot } from "./graphNodes.ts"
+import type { ConditionalWork, NodeRange, NodeWork, RecordedScalar, Slot } from "./graphNodes.ts"
 import type { LaunchShape } from "./launchShape.ts"
 import { withOptions } from "./memory.ts"
 import type { KernelResource } from "./moduleResources.ts"
@@ -126,7 +126,14 @@ interface NodeFields {
 /** A node of another graph. Its dependencies are nodes added with it, by index. */
 export interface EmbeddedNode extends NodeFields {
   readonly dependencies: ReadonlyArray<number>
+  readonly inside: GraphNode["inside"]
 }
+
+/** A condition refers to the nodes of its bodies by index. */
+const shifted = (work: NodeWork, first: number): NodeWork =>
+  work.kind === "conditional"
+    ? { ...work, bodies: work.bodies.map((body) => body.map((node) => first + node)) }
+    : work
 
 /** Ids of recording streams are negative, so that they differ from the driver's. */
 let lastId = 0
@@ -137,7 +144,12 @@ export class Recording implements RecordingRef {
   readonly options: RecordOptions
   readonly stream: StreamResource
   readonly placeholders: ReadonlyArray<GraphPlaceholder>
-  readonly nodes: Array<GraphNode> = []
+  /** The recording that this is a body of. */
+  readonly parent: Recording | undefined
+  /** The nodes of the whole graph, bodies included. */
+  readonly nodes: Array<GraphNode>
+  /** The indices of its own nodes. */
+  readonly own: Array<number> = []
   readonly lines: Array<Line> = []
   readonly events: Array<EventResource> = []
   /** The buffers allocated in the program. */
@@ -148,11 +160,13 @@ export class Recording implements RecordingRef {
   readonly #scalars: number
   #slots = 0
 
-  constructor(owner: Owner, options: RecordOptions) {
+  constructor(owner: Owner, options: RecordOptions, parent?: Recording) {
     this.owner = owner
     this.options = options
-    this.stream = this.makeStream(0, true)
-    this.placeholders = options.parameters.map(([name, kind], index) => {
+    this.parent = parent
+    this.nodes = parent?.nodes ?? []
+    this.stream = this.makeStream(parent?.stream.priority ?? 0, true)
+    this.placeholders = parent !== undefined ? [] : options.parameters.map(([name, kind], index) => {
       if (!isMemoryParameter(kind)) return new GraphScalar(this, index, kind.kind, name)
       const slot = { recording: this, index: this.#slots++, name: `parameter ${JSON.stringify(name)}` }
       const memory = kind.parameter === "device"
@@ -163,7 +177,7 @@ export class Recording implements RecordingRef {
     this.slotOf = this.placeholders.map((placeholder) =>
       "byteLength" in placeholder ? (placeholder as AnyMemoryResource).slot?.index : undefined
     )
-    this.#scalars = this.slotOf.filter((slot) => slot === undefined).length
+    this.#scalars = parent === undefined ? this.slotOf.filter((slot) => slot === undefined).length : parent.#scalars
   }
 
   get deviceIndex(): number {
@@ -190,8 +204,14 @@ export class Recording implements RecordingRef {
     return stream
   }
 
+  /** The recording of the whole graph. */
+  get root(): Recording {
+    return this.parent?.root ?? this
+  }
+
   /** Makes a placeholder for memory of the graph. */
   allocate(byteLength: number): DeviceMemoryResource {
+    if (this.parent !== undefined) return this.root.allocate(byteLength)
     const slot = { recording: this, index: this.#slots++, name: `scratch buffer ${this.scratch.length} of a graph` }
     const memory = devicePlaceholder(slot, byteLength, this.deviceIndex)
     this.scratch.push(memory)
@@ -210,7 +230,7 @@ export class Recording implements RecordingRef {
 
   /** A status: refuses placeholders of another recording. */
   accept(slot: Slot | undefined): number {
-    return slot === undefined || slot.recording === this ? success : statuses.InvalidValue.code
+    return slot === undefined || slot.recording === this.root ? success : statuses.InvalidValue.code
   }
 
   /** The uses of an ordered buffer within the recording. */
@@ -232,9 +252,13 @@ export class Recording implements RecordingRef {
   record(event: EventResource, stream: StreamResource): void {
     if ((event.flags & eventFlags.disableTiming) === 0) {
       this.#add(stream, [{ work: { kind: "record", event }, operation: "CudaEvent.record", reads: [], writes: [] }])
-      if (!this.events.includes(event)) this.events.push(event)
+      this.noteEvent(event)
     }
     event.inside = pointOf(stream)
+  }
+
+  noteEvent(event: EventResource): void {
+    if (!this.events.includes(event)) this.events.push(event)
   }
 
   /** The unjoined streams: the recording does not end after their work. */
@@ -259,9 +283,24 @@ export class Recording implements RecordingRef {
         name: name ?? fields.name ?? fields.operation,
         dependencies
       }, frame)
-      this.nodes.push(node)
+      this.#push(node)
       return { node, line, position: line.position, known }
     })
+  }
+
+  #push(node: GraphNode): void {
+    this.nodes.push(node)
+    this.own.push(node.index)
+  }
+
+  /** Records a condition whose bodies have been recorded. */
+  condition(stream: StreamResource, work: ConditionalWork): void {
+    const index = this.nodes.length
+    const operation = `CudaGraph.${work.condition === "while" ? "whileLoop" : work.condition}`
+    this.#add(stream, [{ work, operation, reads: [work.value], writes: [] }])
+    for (const [body, nodes] of work.bodies.entries()) {
+      for (const node of nodes) this.nodes[node]!.inside = { nodeIndex: index, body }
+    }
   }
 
   readonly copies: CopyBackend = {
@@ -330,21 +369,29 @@ export class Recording implements RecordingRef {
     const line = lineOf(stream)
     const before = line.tail.map(({ node }) => node.index)
     const first = this.nodes.length
-    const isUsed = added.map(() => false)
+    const isUsed = new Set(added.flatMap(({ dependencies }) => dependencies))
     line.position++
-    const places = added.map((fields): Place => {
-      for (const dependency of fields.dependencies) isUsed[dependency] = true
+    const ends: Array<Place> = []
+    for (const [index, fields] of added.entries()) {
+      const { inside } = fields
       const own = fields.dependencies.map((dependency) => first + dependency)
+      const isRoot = own.length === 0 && inside === undefined
       const node = new GraphNode({
         ...fields,
-        index: this.nodes.length,
+        work: shifted(fields.work, first),
+        index: first + index,
         name: fields.name ?? fields.operation,
-        dependencies: own.length === 0 ? before : own
+        dependencies: isRoot ? before : own
       }, undefined)
-      this.nodes.push(node)
-      return { node, line, position: line.position, known: line.known }
-    })
-    if (places.length > 0) line.tail = places.filter((_, index) => isUsed[index] !== true)
+      if (inside === undefined) this.#push(node)
+      else {
+        node.inside = { ...inside, nodeIndex: first + inside.nodeIndex }
+        this.nodes.push(node)
+      }
+      const place = { node, line, position: line.position, known: line.known }
+      if (inside === undefined && !isUsed.has(index)) ends.push(place)
+    }
+    if (ends.length > 0) line.tail = ends
   }
 
   /** Whether arguments of launches can be scalar parameters. */

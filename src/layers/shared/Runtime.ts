@@ -98,7 +98,7 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
     for (const stream of core.foreignStreams.values()) stream.state = "released"
     yield* releaseAll("pool", [...core.pools], poolDestroy)
     yield* releaseAll("event", [...core.events], eventDestroy)
-    yield* releaseAll("module", [...core.modules], moduleUnload)
+    yield* releaseAll("module", [...core.modules, ...core.ownModules], moduleUnload)
     core.backend.settle()
     core.ended = true
     for (const abandon of core.waits) abandon()

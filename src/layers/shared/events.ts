@@ -10,7 +10,7 @@ import type { EventOperations } from "../runtime/events.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
-import { refuseElsewhere, refuseWaiting } from "./recordings.ts"
+import { noRecords, refuseElsewhere, refuseToRecord, refuseWaiting } from "./recordings.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
@@ -56,6 +56,8 @@ export const eventOperations = (core: Core): EventOperations => {
         const refused = refuseElsewhere("CudaEvent.record", stream)
         if (refused !== undefined) return refused
         if (stream.recording !== undefined) {
+          const isBody = stream.recording.parent !== undefined
+          if (isBody && event.hasTiming) return refuseToRecord("CudaEvent.record", noRecords)
           stream.recording.record(event, stream)
           return Effect.void
         }

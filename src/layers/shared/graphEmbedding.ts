@@ -18,7 +18,7 @@ import type { GraphNode, KernelWork, NodeRange, NodeWork, RecordedScalar } from 
 import type { Refusal } from "./ranges.ts"
 import { pointOf } from "./Recording.ts"
 import type { EmbeddedNode, Recording } from "./Recording.ts"
-import { refuseElsewhere } from "./recordings.ts"
+import { noRecords, refuseElsewhere, refuseToRecord } from "./recordings.ts"
 import { DeviceMemoryResource, ownMemory, unusable } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 
@@ -45,6 +45,9 @@ export const embed = (
     )
   }
   const refused = refuseElsewhere(embedOperation, stream) ?? refuseGraph(core, embedOperation, graph) ??
+    (recording.parent !== undefined && graph.events.length > 0
+      ? refuseToRecord(embedOperation, noRecords)
+      : undefined) ??
     refuseValues(core, graph, recording, values)
   if (refused !== undefined) return refused
   const inside = new Embedding(graph, recording, values)
@@ -56,7 +59,7 @@ export const embed = (
   if (status !== success) return core.fail(embedOperation, status, stream)
   for (const event of graph.events) {
     event.inside = pointOf(stream)
-    if (!recording.events.includes(event)) recording.events.push(event)
+    recording.noteEvent(event)
   }
   return Effect.void
 }
@@ -83,7 +86,7 @@ const refuseValues = (
   for (const [index, value] of values.entries()) {
     const [name, kind] = parameters[index]!
     if (value instanceof GraphScalar) {
-      if (!isMemoryParameter(kind) && kind.kind === value.scalar && value.recording === recording) continue
+      if (!isMemoryParameter(kind) && kind.kind === value.scalar && value.recording === recording.root) continue
       return refuseArgument(embedOperation, `values.${name}`, value, "a value or a parameter of the same kind")
     }
     const refused = refuseValue(core, embedOperation, graph, index, value)
@@ -116,9 +119,9 @@ class Embedding {
     }))
   }
 
-  node({ dependencies, name, operation, reads, work, writes }: GraphNode): EmbeddedNode {
+  node({ dependencies, inside, name, operation, reads, work, writes }: GraphNode): EmbeddedNode {
     const own = this.#work(work)
-    return { dependencies, name, operation, work: own, reads: this.ranges(reads), writes: this.ranges(writes) }
+    return { dependencies, inside, name, operation, work: own, reads: this.ranges(reads), writes: this.ranges(writes) }
   }
 
   #work(work: NodeWork): NodeWork {
@@ -133,6 +136,8 @@ class Embedding {
         return { kind: "copy", transfer: this.#transfer(work.transfer) }
       case "copy2D":
         return { kind: "copy2D", transfer: this.#transfer(work.transfer) }
+      case "conditional":
+        return { ...work, value: this.ranges([work.value])[0]! }
       case "record":
         return work
     }

@@ -7,6 +7,7 @@ import { scalarWriters, setAddress } from "../../cuda/parameters.ts"
 import type { ScalarName } from "../../cuda/parameters.ts"
 import type {
   Address,
+  GraphCondition,
   GraphExecRef,
   GraphMemoryParameter,
   GraphNodeRef,
@@ -19,7 +20,7 @@ import type {
 } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
 import type { RowsTransfer, Transfer } from "./copies.ts"
-import type { KernelResource, ModuleResource } from "./moduleResources.ts"
+import type { KernelCode, KernelResource, ModuleResource } from "./moduleResources.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "./resources.ts"
 import type { AnyMemoryResource, EventResource, Owner, StreamResource } from "./resources.ts"
 
@@ -137,9 +138,21 @@ export interface FillWork {
   readonly count: number
 }
 
+/** A condition on a value of 32 bits in device memory. */
+export interface ConditionalWork {
+  readonly kind: "conditional"
+  readonly condition: GraphCondition
+  readonly value: NodeRange
+  /** By body, the indices of its nodes. */
+  readonly bodies: ReadonlyArray<ReadonlyArray<number>>
+  /** The kernel that passes the value to the driver; undefined on simulated devices. */
+  readonly setter: KernelCode | undefined
+}
+
 /** What a node does. */
 export type NodeWork =
   | KernelWork
+  | ConditionalWork
   | FillWork
   | { readonly kind: "copy"; readonly transfer: Transfer }
   | { readonly kind: "copy2D"; readonly transfer: RowsTransfer }
@@ -150,9 +163,12 @@ export class GraphNode implements GraphNodeRef {
   readonly work: NodeWork
   readonly name: string
   readonly operation: string
+  /** Indices of earlier nodes in the same body. */
   readonly dependencies: ReadonlyArray<number>
   readonly reads: ReadonlyArray<NodeRange>
   readonly writes: ReadonlyArray<NodeRange>
+  /** Set when the conditional node is recorded, after its bodies. */
+  inside: GraphNodeRef["inside"]
   readonly #frame: References.StackFrame | undefined
   constructor(
     fields: Pick<GraphNode, "index" | "work" | "name" | "operation" | "dependencies" | "reads" | "writes">,
@@ -324,6 +340,10 @@ export interface GraphRefusal {
 }
 
 export interface GraphBackend {
+  /** The driver function that conditions need, if it is missing. */
+  readonly missingForConditions: string | undefined
+  /** The image of a kernel that passes a value to a condition; undefined if none is needed. */
+  readonly setterImage: Uint8Array | undefined
   /** The instance made by `instantiate`. */
   readonly made: GraphInstance | undefined
   /** Why the last `instantiate` or `update` was refused, if the driver says so. */

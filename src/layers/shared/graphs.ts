@@ -20,6 +20,7 @@ import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDescribed } from "./failures.ts"
 import { failGraph, ownExec, ownGraph } from "./graphChecks.ts"
+import { conditionOperations } from "./graphConditions.ts"
 import { embed } from "./graphEmbedding.ts"
 import { launchOperations } from "./graphLaunches.ts"
 import { Bindings, GraphExecResource, GraphResource, isMemoryParameter } from "./graphNodes.ts"
@@ -29,7 +30,7 @@ import { allocate, refuseByteLength, withOptions } from "./memory.ts"
 import { operation } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
 import { Recording } from "./Recording.ts"
-import { refuseToRecord } from "./recordings.ts"
+import { refuseToRecord, refuseUnjoined } from "./recordings.ts"
 import { ownStream } from "./resources.ts"
 
 export const graphOperations = (core: Core): GraphOperations => ({
@@ -46,6 +47,7 @@ export const graphOperations = (core: Core): GraphOperations => ({
   graphSetEnabled: operation((ref: GraphExecRef, node: number, enabled: boolean) =>
     setEnabled(core, ref, node, enabled)
   ),
+  ...conditionOperations(core, close),
   ...launchOperations(core)
 })
 
@@ -124,15 +126,7 @@ const close = (core: Core, ref: RecordingRef): void => {
 const end = (core: Core, ref: RecordingRef): Effect.Effect<GraphRef, CudaError> =>
   withRecording(core, recordOperation, ref, (recording) => {
     close(core, recording)
-    const { unjoined } = recording
-    if (unjoined.length > 0) {
-      return refuseToRecord(
-        recordOperation,
-        `${unjoined.join(", ")} ${unjoined.length === 1 ? "has" : "have"} work that nothing waits for. Join the ` +
-          "streams of a recording into the one it began on, with CudaStream.waitStream or CudaBranch"
-      )
-    }
-    return graphOf(core.backend, recording)
+    return refuseUnjoined(recordOperation, recording) ?? graphOf(core.backend, recording)
   })
 
 const instantiateOperation = "CudaGraph.instantiate"
@@ -283,6 +277,15 @@ const updateOperation = "CudaGraph.update"
 /** Updates all instances. If one is refused, those updated before are updated back. */
 const updateAll = (core: Core, exec: GraphExecResource, graph: GraphResource): Effect.Effect<void, CudaError> => {
   const { graph: before } = exec
+  const conditional = [...before.nodes, ...graph.nodes].find(({ kind }) => kind === "conditional")
+  if (conditional !== undefined) {
+    return refuse(updateOperation, {
+      _tag: "GraphRefused",
+      resource: String(graph),
+      because: "graphs with conditions cannot be updated, only replaced",
+      nodeIndex: conditional.index
+    })
+  }
   if (graph.scratchBytes > before.scratchBytes) {
     return refuse(updateOperation, {
       _tag: "GraphRefused",
@@ -348,8 +351,8 @@ const setEnabled = (
   if (node === undefined) {
     return refuseArgument(operation, "node", index, `an integer from 0 to ${exec.graph.nodes.length - 1}`)
   }
-  if (node.kind === "record") {
-    return refuseDescribed(operation, "node", String(node), "a kernel, a copy or a fill: records cannot be disabled")
+  if (node.kind === "record" || node.kind === "conditional") {
+    return refuseDescribed(operation, "node", String(node), "a kernel, a copy or a fill")
   }
   for (const instance of exec.all) {
     const status = core.backend.graphs.setEnabled(instance, node, enabled)

@@ -28,6 +28,10 @@ export const refuseToRecord = (operation: string, because: string): Effect.Effec
     frame: describeFrame(Fiber.getCurrent()?.getRef(References.CurrentStackFrame))
   })
 
+/** Why a body of a condition cannot record events that measure time. */
+export const noRecords =
+  "bodies of conditions cannot record events with timing. Record them before or after the condition"
+
 /** The recording that the current fiber is part of. */
 const currentRecording = (): RecordingRef | undefined => Fiber.getCurrent()?.getRef(CurrentRecording)
 
@@ -89,6 +93,18 @@ export const refuseWaiting = (operation: string, subject?: StreamResource | Even
     : undefined
 }
 
+/** Refuses a recording that does not end after all of its work. */
+export const refuseUnjoined = (operation: string, { unjoined }: Recording): Refusal =>
+  unjoined.length === 0
+    ? undefined
+    : refuseToRecord(
+      operation,
+      `${unjoined.join(", ")} ${
+        unjoined.length === 1 ? "has" : "have"
+      } work that nothing waits for. Join the streams of ` +
+        "a recording into the one it began on, with CudaStream.waitStream or CudaBranch"
+    )
+
 interface Taken {
   /** The values with a number in place of each parameter. */
   readonly values: ReadonlyArray<unknown>
@@ -107,7 +123,7 @@ export const takeScalars = (
   const scalars: Array<RecordedScalar> = []
   const take = (kind: ParameterKind, at: number, value: unknown): unknown => {
     if (value instanceof GraphScalar) {
-      if (value.scalar !== kind.kind || value.recording !== recording) return value
+      if (value.scalar !== kind.kind || value.recording !== recording.root) return value
       scalars.push({ index: value.index, scalar: value.scalar, at })
       return value.scalar === "bool" ? false : 0
     }

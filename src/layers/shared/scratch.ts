@@ -48,17 +48,21 @@ const lowestGap = (rivals: ReadonlyArray<Placed>, byteLength: number): number =>
   return from
 }
 
-/** The nodes that use each buffer. */
+/** The nodes that use each buffer. A body may run many times, so its uses are those of the outermost condition. */
 const usesOf = (
   nodes: ReadonlyArray<GraphNode>,
   buffers: ReadonlyArray<DeviceMemoryResource>
 ): ReadonlyArray<ReadonlyArray<number>> => {
   const uses = new Map(buffers.map((buffer): [unknown, Array<number>] => [buffer, []]))
-  for (const { index, reads, writes } of nodes) {
-    for (const memory of new Set([...reads, ...writes].map((range) => range.memory))) uses.get(memory)?.push(index)
+  for (const node of nodes) {
+    const memories = new Set([...node.reads, ...node.writes].map((range) => range.memory))
+    for (const memory of memories) uses.get(memory)?.push(outermost(nodes, node).index)
   }
   return buffers.map((buffer) => uses.get(buffer)!)
 }
+
+const outermost = (nodes: ReadonlyArray<GraphNode>, node: GraphNode): GraphNode =>
+  node.inside === undefined ? node : outermost(nodes, nodes[node.inside.nodeIndex]!)
 
 /** Tells whether all uses of one buffer come before all uses of another. */
 const orderOf = (

@@ -2,10 +2,12 @@
  * Graphs on simulated devices: the nodes of a launch as work of the model, on branches of the launch's stream.
  */
 import { statuses, success } from "../../cuda/status.ts"
+import type { GraphCondition } from "../CudaRuntime.ts"
 import type { RowsTransfer, Transfer } from "../shared/copies.ts"
 import { GraphInstance } from "../shared/graphNodes.ts"
 import type {
   Bindings,
+  ConditionalWork,
   FillWork,
   GraphBackend,
   GraphNode,
@@ -20,7 +22,7 @@ import { touchBoth } from "./copies.ts"
 import type { SimulatedCopies } from "./copies.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import type { SimulatedKernels } from "./kernels.ts"
-import { enqueueBranches, hold, planBranches } from "./model/branches.ts"
+import { enqueueBranches, enqueueCondition, hold, planBranches } from "./model/branches.ts"
 import type { BranchPlan, Enqueue } from "./model/branches.ts"
 import type { EventRecord } from "./model/parts.ts"
 import type { Storage } from "./model/Storage.ts"
@@ -28,7 +30,10 @@ import { memoryPart, simulatedEvent, streamPart } from "./resources.ts"
 
 class SimulatedInstance extends GraphInstance {
   graph: GraphResource
+  /** The branches of the nodes outside bodies. */
   readonly plan: BranchPlan
+  /** By conditional node, the branches of each body. */
+  readonly bodies: ReadonlyArray<ReadonlyArray<BranchPlan> | undefined>
   /** True if kernels have the priorities of their nodes, instead of that of the stream. Stays as it is in an update. */
   readonly usesNodePriority: boolean
   /** The nodes that are disabled. */
@@ -38,12 +43,30 @@ class SimulatedInstance extends GraphInstance {
   constructor(graph: GraphResource, bindings: Bindings) {
     super(bindings)
     this.graph = graph
-    this.plan = planBranches(graph.nodes.map(({ dependencies }) => dependencies))
+    const planOf = (nodes: ReadonlyArray<GraphNode>) => planBranches(dependenciesIn(nodes))
+    this.plan = planOf(outermost(graph))
+    this.bodies = graph.nodes.map(({ work }) =>
+      work.kind === "conditional"
+        ? work.bodies.map((body) => planOf(body.map((index) => graph.nodes[index]!)))
+        : undefined
+    )
     this.usesNodePriority = graph.nodes.some(({ work }) => work.kind === "kernel" && work.priority !== 0)
   }
 }
 
+/** The nodes that are in no body. */
+const outermost = ({ nodes }: GraphResource): ReadonlyArray<GraphNode> =>
+  nodes.filter(({ inside }) => inside === undefined)
+
+/** The dependencies among some nodes, by their position in the list. */
+const dependenciesIn = (nodes: ReadonlyArray<GraphNode>): ReadonlyArray<ReadonlyArray<number>> => {
+  const positions = new Map(nodes.map(({ index }, position) => [index, position]))
+  return nodes.map(({ dependencies }) => dependencies.map((index) => positions.get(index)!))
+}
+
 export class SimulatedGraphs implements GraphBackend {
+  readonly missingForConditions = undefined
+  readonly setterImage = undefined
   made: GraphInstance | undefined
   refusal: GraphRefusal | undefined
   readonly #driver: SimulatedDriver
@@ -104,14 +127,8 @@ export class SimulatedGraphs implements GraphBackend {
     const part = streamPart(stream)
     const status = this.#driver.begin("cuGraphLaunch", part.device)
     if (status !== success) return status
-    const works: Array<Enqueue> = []
-    for (const { index, work } of simulated.graph.nodes) {
-      const prepared = simulated.disabled.has(index)
-        ? nothing
-        : this.#prepare(work, simulated, stream.deviceIndex)
-      if (typeof prepared === "number") return prepared
-      works.push(prepared)
-    }
+    const works = this.#prepareAll(outermost(simulated.graph), simulated, stream.deviceIndex)
+    if (typeof works === "number") return works
     const { model } = this.#driver
     hold(model, part, simulated.end)
     simulated.end = enqueueBranches(model, part, simulated.plan, works)
@@ -135,11 +152,52 @@ export class SimulatedGraphs implements GraphBackend {
     return success
   }
 
+  /** Makes the work of nodes ready to be enqueued. Returns the status if that fails. */
+  #prepareAll(
+    nodes: ReadonlyArray<GraphNode>,
+    instance: SimulatedInstance,
+    deviceIndex: number
+  ): ReadonlyArray<Enqueue> | number {
+    const works: Array<Enqueue> = []
+    for (const node of nodes) {
+      const prepared = instance.disabled.has(node.index) ? nothing : this.#prepare(node, instance, deviceIndex)
+      if (typeof prepared === "number") return prepared
+      works.push(prepared)
+    }
+    return works
+  }
+
+  #prepareCondition(
+    index: number,
+    { bodies, condition, value }: ConditionalWork,
+    instance: SimulatedInstance,
+    deviceIndex: number
+  ): Enqueue | number {
+    const { graph } = instance
+    const { model } = this.#driver
+    const ready: Array<Enqueue> = []
+    for (const [number, body] of bodies.entries()) {
+      const works = this.#prepareAll(body.map((node) => graph.nodes[node]!), instance, deviceIndex)
+      if (typeof works === "number") return works
+      const plan = instance.bodies[index]![number]!
+      ready.push((stream) => void enqueueBranches(model, stream, plan, works))
+    }
+    const { memory, offset } = instance.bindings.locate(value.memory, value.offset)
+    const storage = memoryPart(memory)
+    const status = touchBoth(storage, storage)
+    if (status !== success) return status
+    const read = () => new DataView(storage.touch().buffer).getUint32(offset, true)
+    const choose = () => ready[bodyFor(condition, read())]
+    return (stream) => enqueueCondition(model, stream, choose, condition === "while")
+  }
+
   /** Makes a node's work ready to be enqueued. Returns the status if that fails. */
-  #prepare(work: NodeWork, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
+  #prepare({ index, work }: GraphNode, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
     const { bindings } = instance
     const { model } = this.#driver
     switch (work.kind) {
+      case "conditional":
+        return this.#prepareCondition(index, work, instance, deviceIndex)
       case "kernel":
         return this.#prepareKernel(work, instance, deviceIndex)
       case "fill":
@@ -190,6 +248,13 @@ export class SimulatedGraphs implements GraphBackend {
 }
 
 const nothing: Enqueue = () => {}
+
+/** The index of the body that runs for a value; there may be no such body. */
+const bodyFor = (condition: GraphCondition, value: number): number => {
+  if (condition === "match") return value
+  if (value !== 0) return 0
+  return condition === "when" ? 1 : -1
+}
 
 /** Narrows an instance. All instances of a simulated runtime are simulated. */
 const simulatedInstance = (instance: GraphInstance): SimulatedInstance => instance as SimulatedInstance

@@ -3,7 +3,8 @@
  * Everything is linear in the number of nodes and edges.
  */
 import type { Model } from "./Model.ts"
-import type { EventRecord, Stream } from "./parts.ts"
+import { EventRecord } from "./parts.ts"
+import type { Stream } from "./parts.ts"
 
 /** A node among the branches of a launch. */
 interface Step {
@@ -92,4 +93,33 @@ const enqueueSteps = (
 /** Makes a stream's later work wait for a record. */
 export const hold = (model: Model, stream: Stream, record: EventRecord | undefined): void => {
   if (record !== undefined && !record.done) model.world.wait(stream, record, true)
+}
+
+/** The virtual time to evaluate a condition: what a repetition of a loop takes on an H200, in nanoseconds. */
+const conditionTime = 4500
+
+/**
+ * Enqueues a condition. When the stream reaches it, `choose` is asked for a body to enqueue, once, or again after each body until it
+ * returns none. Later work of the stream starts after the bodies.
+ */
+export const enqueueCondition = (
+  model: Model,
+  stream: Stream,
+  choose: () => Enqueue | undefined,
+  repeats: boolean
+): void => {
+  const { world } = model
+  const over = new EventRecord(stream)
+  const evaluate = (on: Stream) => model.work(on, { duration: conditionTime, act: () => turn() })
+  const turn = () => {
+    const body = choose()
+    if (body === undefined) return world.finishRecord(over)
+    const branch = model.createBranch(stream)
+    body(branch)
+    if (repeats) evaluate(branch)
+    else world.watch(world.record(branch, true), model, true, () => world.finishRecord(over))
+    model.destroyStream(branch)
+  }
+  evaluate(stream)
+  world.wait(stream, over, true)
 }
