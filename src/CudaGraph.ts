@@ -318,7 +318,7 @@ export const hostBuffer = (byteLength: number, options: BufferOptions = {}): Gra
  * - a stream from outside, and default streams
  * - an event recorded on the other side of the border
  * - `upload`, `download` and pinned memory allocated inside, because host data would be stale at the second launch
- * - timing regions (`CudaTiming`), pipelines, managed memory and prefetches
+ * - `CudaTiming.timed`, host functions, pipelines, managed memory and prefetches; regions of a timeline are not measured
  * - streams that are not joined at the end
  * - a graph that writes pinned memory that it also reads, unless `overwriteInputs` is true
  *

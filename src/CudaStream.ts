@@ -27,7 +27,15 @@ import type { CudaError } from "./CudaError.ts"
 import { EventImpl } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
 import { refOfEvent, refOfStream, refuseForced, runtimeOfStream } from "./internal/given.ts"
-import { DeviceHandle, named, oneLine, refuseArgument, released, unlessLive } from "./internal/handles.ts"
+import {
+  DeviceHandle,
+  named,
+  oneLine,
+  refuseArgument,
+  refuseToRecord,
+  released,
+  unlessLive
+} from "./internal/handles.ts"
 import { CurrentPlace, deviceIndexOf, onStreamOf, resolveDevice, withCurrent } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import { StreamPools } from "./internal/streamPool.ts"
@@ -523,6 +531,11 @@ const launchInTurn = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope> =>
   Effect.uninterruptible(Effect.gen(function*() {
+    if (self.ref?.isRecording === true) {
+      const because =
+        "graphs do not run effects. Call it on the stream on which the graph is launched, after the launch"
+      return yield* refuseToRecord("CudaStream.launchHostFunction", because)
+    }
     // The event and the fiber have a separate scope, which closes when the fiber ends.
     const own = yield* Scope.fork(yield* Effect.scope)
     const event = yield* recordEvent(self).pipe(

@@ -15,9 +15,9 @@ import * as Scope from "effect/Scope"
 import type { ParentSpan, Span, SpanOptions as TracerSpanOptions } from "effect/Tracer"
 import { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { countOf, named } from "./internal/handles.ts"
+import { countOf, named, refuseToRecord } from "./internal/handles.ts"
 import { CurrentPlace, onStream } from "./internal/place.ts"
-import { align, CurrentRecorder, makeTimed, Recorder } from "./internal/timing/recorder.ts"
+import { align, CurrentRecorder, makeTimed, notInGraphs, Recorder } from "./internal/timing/recorder.ts"
 import { renderSvg } from "./internal/timing/svg.ts"
 import { traceEvents } from "./internal/timing/trace.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -425,6 +425,7 @@ const begin = (
       undefined,
       stream,
       Effect.fnUntraced(function*(ref) {
+        if (ref.isRecording) return yield* refuseToRecord(operation, notInGraphs)
         const start = yield* Scope.provide(makeTimed(runtime, ref.deviceIndex), scope)
         const end = yield* Scope.provide(makeTimed(runtime, ref.deviceIndex), scope)
         yield* runtime.eventRecord(start, ref)

@@ -3,7 +3,7 @@
  * The code that launches them is the same.
  */
 import { CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaProgram, SimulatedRuntime } from "effect-cuda"
-import type { CudaError, CudaRuntime } from "effect-cuda"
+import type { CudaError, CudaGraph, CudaRuntime } from "effect-cuda"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -25,13 +25,16 @@ const image = new URL("../../examples/demo/kernels.ptx", import.meta.url)
 
 /** A summary on the device. Chunks can be added in any order, on several streams at once. */
 export interface DeviceSummary {
-  /** Enqueues both kernels on the current stream, for a chunk at an offset of the file. */
-  readonly add: (chunk: Chunk, offset: number) => Effect.Effect<void, CudaError.CudaError>
+  /** Enqueues both kernels on the current stream, for a chunk with this many bytes of the file after it. */
+  readonly add: (chunk: Chunk, bytesAfter: BytesAfter) => Effect.Effect<void, CudaError.CudaError>
   /** Downloads the summary, once all chunks are added. */
   readonly download: Effect.Effect<Summary, CudaError.CudaError>
 }
 
 type Chunk = CudaMemory.Slice<CudaMemory.DeviceBuffer>
+
+/** A number, or what stands for one while a graph is recorded. */
+type BytesAfter = number | bigint | CudaGraph.GraphScalar<"u64">
 
 /** Loads the kernels, and creates a summary for a file of `byteLength` bytes. */
 export const make = (
@@ -42,7 +45,7 @@ export const make = (
     const counts = yield* makeCounts(module)
     const checksum = yield* makeChecksum(module, byteLength)
     return {
-      add: (chunk, offset) => Effect.andThen(counts.add(chunk), checksum.add(chunk, offset)),
+      add: (chunk, bytesAfter) => Effect.andThen(counts.add(chunk), checksum.add(chunk, bytesAfter)),
       download: Effect.all({ counts: counts.download, checksum: checksum.download })
     }
   })
@@ -70,10 +73,9 @@ const makeChecksum = Effect.fnUntraced(function*(module: CudaModule.CudaModule, 
   const sum = yield* CudaMemory.allocate(Uint32Array.BYTES_PER_ELEMENT)
   yield* CudaMemory.fill32(sum, Crc.ofZeros(fileBytes))
   return {
-    add: (chunk: Chunk, offset: number) => {
+    add: (chunk: Chunk, bytesAfter: BytesAfter) => {
       const { byteLength } = chunk
       const grid = Math.ceil(byteLength / (pieceBytes * checksumBlock))
-      const bytesAfter = fileBytes - offset - byteLength
       return CudaKernel.launch(checksum, { grid, block: checksumBlock }, [sum, chunk, byteLength, bytesAfter])
     },
     download: Effect.suspend(() => {

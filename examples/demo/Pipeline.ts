@@ -1,11 +1,12 @@
 /**
- * The pipeline: chunks are uploaded to the device, copied once there, counted by kernels, and downloaded.
+ * The pipeline: chunks are uploaded to the device, copied once there, counted by kernels, and downloaded. The work on a
+ * chunk is recorded once, as a graph, and launched for every chunk.
  *
  *     file → pinned memory → device memory → device memory → pinned memory → compared with the file
  *             (read)       (upload)        (work)          (download)
  *                                             └→ counts and checksum of all chunks, downloaded at the end
  */
-import { CudaMemory, CudaPipeline, CudaTiming } from "effect-cuda"
+import { CudaGraph, CudaMemory, CudaParameter, CudaPipeline, CudaTiming } from "effect-cuda"
 import type { CudaError, CudaRuntime } from "effect-cuda"
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
@@ -53,21 +54,23 @@ export const pipelined = (source: Source, options: Options): Effect.Effect<Run, 
   Effect.gen(function*() {
     const chunkBytes = Math.min(options.chunkBytes, source.byteLength)
     const chunks = Math.ceil(source.byteLength / chunkBytes)
+    const slots = Math.min(options.slots, chunks)
     const summary = yield* Kernels.make(source.byteLength)
+    const work = yield* makeWork(summary, chunkBytes, slots)
     const stopwatch = makeStopwatch()
     const compare = makeCompare(source, chunkBytes)
 
     const [timeline] = yield* Stream.range(0, chunks - 1).pipe(
       Stream.map((chunk) => chunk * chunkBytes),
       CudaPipeline.through({
-        slots: Math.min(options.slots, chunks),
+        slots,
         inputBytes: chunkBytes,
         fill: (offset, into) => {
           const chunk = into.subarray(0, source.byteLength - offset)
           return Effect.as(Effect.andThen(stopwatch.look, source.read(chunk, offset)), chunk.byteLength)
         },
         work: ({ element: offset, input, output }) =>
-          Effect.andThen(CudaMemory.copy(output, input), summary.add(input, offset)),
+          work({ input, output, bytesAfter: source.byteLength - offset - input.byteLength }),
         take: (bytes, offset) =>
           compare(bytes, offset).pipe(
             Effect.andThen(options.onChunk?.(offset, bytes) ?? Effect.void),
@@ -84,6 +87,27 @@ export const pipelined = (source: Source, options: Options): Effect.Effect<Run, 
 /** The same, step by step. */
 export const serial = (source: Source, options: Options): Effect.Effect<Run, Failure, CudaRuntime.CudaRuntime> =>
   pipelined(source, { ...options, slots: 1 })
+
+/** What differs from chunk to chunk. */
+const workParameters = (chunkBytes: number) => ({
+  input: CudaGraph.buffer(chunkBytes),
+  output: CudaGraph.buffer(chunkBytes),
+  bytesAfter: CudaParameter.u64
+})
+
+type WorkParameters = ReturnType<typeof workParameters>
+
+/** Records the work on a chunk. The result launches it on the current stream. */
+const makeWork = Effect.fnUntraced(function*(summary: Kernels.DeviceSummary, chunkBytes: number, slots: number) {
+  const enqueue = ({ bytesAfter, input, output }: CudaGraph.EmbeddedValues<WorkParameters>) =>
+    Effect.andThen(CudaMemory.copy(output, input), summary.add(input, bytesAfter))
+  const graph = yield* CudaGraph.recordWith(workParameters(chunkBytes), enqueue)
+  // An instance per slot: both are used in turn, so an instance keeps the memory of its slot.
+  const exec = yield* CudaGraph.instantiate(graph, { instances: slots })
+  // A graph has fixed sizes, so the operations of a shorter chunk, the last one, are enqueued one by one.
+  return (values: CudaGraph.Values<WorkParameters>) =>
+    values.input.byteLength === chunkBytes ? CudaGraph.launch(exec, values) : enqueue(values)
+})
 
 /** Measures the time from the first `look` to the last. */
 const makeStopwatch = () => {

@@ -1,12 +1,13 @@
 /**
  * Scores rows of numbers with a small model on a GPU. Each caller scores one row; concurrent callers share a batch,
- * which is one launch.
+ * which is one launch of a graph.
  *
  * Requires only `CudaRuntime`, and is independent of HTTP.
  */
 import {
   CudaDevice,
   CudaError,
+  CudaGraph,
   CudaKernel,
   CudaMemory,
   CudaModule,
@@ -92,13 +93,14 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const device = yield* CudaDevice.current
   const stream = yield* CudaStream.fromPool()
   const network = yield* loadNetwork(options.model)
-  const pool = yield* makeSlots(slots, makeSlot(maxBatch, network.width))
+  const batches = yield* recordBatches(network, maxBatch)
+  const pool = yield* makeSlots(slots, makeSlot(batches, maxBatch, network.width))
   const admission = yield* Semaphore.make(maxWaiting)
   const gpu = watchGpu()
   const counts = { batches: 0, requests: 0 }
 
   const scoreOn = (slot: Slot, rows: Rows) =>
-    runBatch(network, slot, rows).pipe(
+    runBatch(network.width, slot, rows).pipe(
       // A batch runs in the context of the caller who started it, which may use another device.
       CudaStream.withPooledStream({ device }),
       // The GPU may still be using the memory of a batch that failed or timed out. Invalidating the slot gives the next
@@ -175,20 +177,51 @@ const loadNetwork = Effect.fnUntraced(function*({ bias, weights }: Model) {
   return network
 }, CudaStream.withPooledStream())
 
-/** Device memory and pinned host memory for one batch at a time. */
-interface Slot {
-  readonly rows: CudaMemory.DeviceBuffer
-  readonly scores: CudaMemory.DeviceBuffer
-  readonly hostRows: CudaMemory.HostBuffer
-  readonly hostScores: CudaMemory.HostBuffer
+/** The memory that a batch of a fixed size uses. */
+const batchParameters = (size: number, width: number) => ({
+  hostRows: CudaGraph.hostBuffer(size * width * floatBytes),
+  rows: CudaGraph.buffer(size * width * floatBytes),
+  scores: CudaGraph.buffer(size * floatBytes),
+  hostScores: CudaGraph.hostBuffer(size * floatBytes)
+})
+
+/** Records a batch of a fixed size. */
+const recordBatch = ({ bias, kernel, weights, width }: Network, size: number) =>
+  CudaGraph.recordWith(
+    batchParameters(size, width),
+    ({ hostRows, hostScores, rows, scores }) =>
+      Effect.gen(function*() {
+        yield* CudaMemory.copy(rows, hostRows)
+        yield* CudaKernel.launch(kernel, { grid: size, block: Kernel.block }, [scores, rows, weights, bias, width])
+        yield* CudaMemory.copy(hostScores, scores)
+      })
+  )
+
+/** Records batches of 1, 2, 4, … rows, up to the maximum. A batch runs in the smallest that has room for it. */
+const recordBatches = (network: Network, maxBatch: number) => {
+  const powers = Array.from({ length: Math.ceil(Math.log2(maxBatch)) }, (_, power) => 2 ** power)
+  return Effect.forEach(
+    [...powers, maxBatch],
+    (size) => Effect.map(recordBatch(network, size), (graph) => ({ size, graph }))
+  )
 }
 
-const makeSlot = (maxBatch: number, width: number) =>
+type Batches = Effect.Success<ReturnType<typeof recordBatches>>
+
+/** Memory for one batch at a time, and the graphs that use it. */
+type Slot = Effect.Success<ReturnType<typeof makeSlot>>
+
+const makeSlot = (batches: Batches, maxBatch: number, width: number) =>
   Effect.all({
     rows: CudaMemory.allocate(maxBatch * width * floatBytes),
     scores: CudaMemory.allocate(maxBatch * floatBytes),
     hostRows: CudaMemory.allocateHost(maxBatch * width * floatBytes),
-    hostScores: CudaMemory.allocateHost(maxBatch * floatBytes)
+    hostScores: CudaMemory.allocateHost(maxBatch * floatBytes),
+    // An instance runs one launch at a time. A slot has its own, so that it waits for no batch of another slot.
+    batches: Effect.forEach(
+      batches,
+      ({ graph, size }) => Effect.map(CudaGraph.instantiate(graph), (exec) => ({ size, exec }))
+    )
   })
 
 const floatBytes = Float32Array.BYTES_PER_ELEMENT
@@ -201,22 +234,12 @@ const makeSlots = Effect.fnUntraced(function*<A, E, R>(size: number, acquire: Ef
 })
 
 /** Scores a batch on the current stream. */
-const runBatch = Effect.fnUntraced(function*(network: Network, slot: Slot, rows: Rows) {
-  const { bias, kernel, weights, width } = network
+const runBatch = Effect.fnUntraced(function*(width: number, slot: Slot, rows: Rows) {
   const floats = CudaMemory.view(slot.hostRows, Float32Array)
   for (const [row, features] of rows.entries()) floats.set(features, row * width)
-
-  const input = rows.length * width * floatBytes
-  const output = rows.length * floatBytes
-  yield* CudaMemory.copy(CudaMemory.slice(slot.rows, 0, input), CudaMemory.slice(slot.hostRows, 0, input))
-  yield* CudaKernel.launch(kernel, { grid: rows.length, block: Kernel.block }, [
-    slot.scores,
-    slot.rows,
-    weights,
-    bias,
-    width
-  ])
-  yield* CudaMemory.copy(CudaMemory.slice(slot.hostScores, 0, output), CudaMemory.slice(slot.scores, 0, output))
+  // The remaining rows of the graph are those of earlier batches. Nobody reads their scores.
+  const { exec } = slot.batches.find(({ size }) => size >= rows.length)!
+  yield* CudaGraph.launch(exec, slot)
   yield* CudaStream.synchronize(yield* CudaStream.current())
   // A copy, because the next batch reuses the memory.
   return CudaMemory.view(slot.hostScores, Float32Array).slice(0, rows.length)

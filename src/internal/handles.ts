@@ -38,6 +38,10 @@ export const refuseForeign = (
 ): Effect.Effect<never, CudaError> =>
   Effect.fail(new CudaError({ operation, reason: { _tag: "ForeignResource", resource: String(ref) } }))
 
+/** Refuses a stream of a recording, for operations that need a result of the GPU. */
+export const refuseToRecord = (operation: string, because: string): Effect.Effect<never, CudaError> =>
+  Effect.fail(new CudaError({ operation, reason: { _tag: "CannotRecord", because, frame: undefined } }))
+
 /** The base class of every value of the modules: it can be piped, and prints as one line. `toJSON` returns its details. */
 export abstract class Handle implements Inspectable.Inspectable, Pipeable.Pipeable {
   abstract toString(): string

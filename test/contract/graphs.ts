@@ -8,10 +8,12 @@ import {
   CudaGraph,
   CudaKernel,
   CudaMemory,
+  CudaMemoryPool,
   CudaModule,
   CudaParameter,
   CudaStream,
-  CudaTaskGraph
+  CudaTaskGraph,
+  CudaTiming
 } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
@@ -621,6 +623,14 @@ const refusalContract = (rig: Rig): void =>
           yield* refusesToRecord(CudaMemory.upload(a!, new Uint8Array(size)), "stale at the second launch")
           yield* refusesToRecord(CudaMemory.allocateManaged(size), "managed memory")
           yield* refusesToRecord(CudaGraph.launch(exec), "CudaGraph.embed")
+          const host = Effect.flatMap(CudaStream.current(), (stream) =>
+            CudaStream.launchHostFunction(stream, Effect.void))
+          yield* refusesToRecord(Effect.scoped(host), "graphs do not run effects")
+          yield* refusesToRecord(CudaTiming.timed(CudaMemory.fill(a!, 1)), "Measure the launch")
+          const pool = yield* CudaMemoryPool.make()
+          yield* refusesToRecord(Effect.scoped(CudaMemory.allocate(size, { pool })), "comes from no pool")
+          const own = yield* CudaStream.make()
+          yield* refusesToRecord(Effect.scoped(CudaMemory.allocate(size, { stream: own })), "not part of the recording")
         })
       ))
 

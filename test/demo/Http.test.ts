@@ -201,7 +201,7 @@ describe("a request that cannot be answered", () => {
     Effect.gen(function*() {
       const url = yield* start()
       const control = yield* SimulatedRuntime.SimulatedControl
-      yield* control.failNext("CudaKernel.launch", "OutOfMemory")
+      yield* control.failNext("CudaGraph.launch", "OutOfMemory")
       const refused = yield* score(url, three)
       isProblem(refused, 503, /short of resources/)
       assert.strictEqual(refused.headers.get("retry-after"), "1")
@@ -212,7 +212,7 @@ describe("a request that cannot be answered", () => {
     Effect.gen(function*() {
       const url = yield* start({ scorer: { slots: 1 } })
       const control = yield* SimulatedRuntime.SimulatedControl
-      yield* control.failNext("CudaKernel.launch", "OutOfMemory")
+      yield* control.failNext("CudaGraph.launch", "OutOfMemory")
       yield* control.failNext("CudaMemory.allocateHost", "OutOfMemory", 2)
       isProblem(yield* score(url, three), 503, /short of resources/)
       isProblem(yield* score(url, three), 503, /short of resources/)
@@ -234,7 +234,7 @@ describe("a request that cannot be answered", () => {
     return Effect.gen(function*() {
       const url = yield* start()
       const control = yield* SimulatedRuntime.SimulatedControl
-      yield* control.failNext("CudaMemory.copy", "InvalidValue")
+      yield* control.failNext("CudaGraph.launch", "InvalidValue")
       isProblem(yield* score(url, three), 500, /^internal error [-0-9a-f]{36}$/)
       assert.strictEqual(logged.length, 1)
       assert.match(logged[0]!, /^Error A request failed.*CUDA_ERROR_INVALID_VALUE/)
@@ -274,7 +274,7 @@ describe("a lost GPU", () => {
     return Effect.gen(function*() {
       const url = yield* start({ scorer: { window: "20 millis" } })
       const control = yield* SimulatedRuntime.SimulatedControl
-      yield* control.failNext("CudaKernel.launch", "IllegalAddress")
+      yield* control.failNext("CudaGraph.launch", "IllegalAddress")
       const answers = yield* Effect.replicateEffect(score(url, three), 5, { concurrency: "unbounded" })
       for (const answer of [...answers, yield* score(url, three)]) isProblem(answer, 503, /^the GPU is lost$/)
       assert.strictEqual(losses(logged).length, 1)

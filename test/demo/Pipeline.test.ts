@@ -8,7 +8,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Kernels from "../../examples/demo/Kernels.ts"
 import { BytesDiffer, pipelined, serial } from "../../examples/demo/Pipeline.ts"
 import { FileProblem } from "../../examples/demo/Source.ts"
 import type { Source } from "../../examples/demo/Source.ts"
@@ -84,15 +83,15 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       assert.instanceOf(failure, Summary.SummariesDiffer)
       assert.match(failure.message, new RegExp(`^memory: ${what}.* is [0-9a-f]+ but the device found [0-9a-f]+$`))
       assert.deepStrictEqual(yield* liveNow, nothingHeld)
-    }).pipe(Effect.provide(repeatingLaunch(kernel, times))))
+    }).pipe(Effect.provide(repeatingNode(kernel, times))))
 
   it.live.each(
     [
-      ["upload", 0],
-      ["stage", 1],
-      ["download", 2]
+      ["upload", () => skippingCopy("device")],
+      ["stage", () => repeatingNode("CudaMemory.copy", 0)],
+      ["download", () => skippingCopy("host")]
     ] as const
-  )("detects a missing %s", ([, place]) =>
+  )("detects a missing %s", ([, machine]) =>
     Effect.gen(function*() {
       const failure = yield* Effect.flip(
         runs[name](memorySource(makeBytes(9 * chunkBytes + 5)), { chunkBytes, slots: 3 })
@@ -100,7 +99,7 @@ describe.each(["pipelined", "serial"] as const)("%s", (name) => {
       assert.instanceOf(failure, BytesDiffer)
       assert.match(failure.message, /^memory: byte \d+ is \d+ but came back as \d+$/)
       assert.deepStrictEqual(yield* liveNow, nothingHeld)
-    }).pipe(Effect.provide(skippingCopy(place))))
+    }).pipe(Effect.provide(machine())))
 
   it.live("detects a single wrong byte and reports its offset", () =>
     Effect.gen(function*() {
@@ -156,36 +155,60 @@ describe("both", () => {
       }
       assert.isTrue(Duration.isPositive(result.wallTime))
     }).pipe(Effect.provide(fastRuntime)))
+
+  it.live("replays the work on whole chunks, and enqueues that on the rest", () => {
+    const calls = { graphLaunch: 0, kernelLaunch: 0 }
+    const machine = changedRuntime((runtime) =>
+      wrapEvery(runtime, (operation, name) =>
+        Effect.suspend(() => {
+          if (name === "graphLaunch" || name === "kernelLaunch") calls[name]++
+          return operation
+        }))
+    )
+    return Effect.gen(function*() {
+      yield* collect(pipelined, makeBytes(8 * chunkBytes + 1), 3)
+      // Two kernels are launched while the graph is recorded, and two for the last byte.
+      assert.deepStrictEqual(calls, { graphLaunch: 8, kernelLaunch: 4 })
+    }).pipe(Effect.provide(machine))
+  })
 })
 
 const liveNow = Effect.flatMap(CudaRuntime.CudaRuntime, (runtime) => runtime.liveResources)
 
-/** A runtime that skips one kind of copy of every eighth chunk: 0 upload, 1 stage, 2 download. */
-const skippingCopy = (place: number) =>
+/** A runtime that skips the eighth upload, or the eighth download. */
+const skippingCopy = (to: "device" | "host") =>
   changedRuntime((runtime) => {
     let copies = 0
-    const placeOf = (to: string, from: string) => from === "host" ? 0 : to === "host" ? 2 : 1
     return {
       ...runtime,
-      memoryCopy: (to, from, stream) =>
-        placeOf(to.memory.kind, from.memory.kind) === place && ++copies === 8
+      memoryCopy: (into, from, stream) =>
+        into.memory.kind === to && from.memory.kind !== to && ++copies === 8
           ? Effect.void
-          : runtime.memoryCopy(to, from, stream)
+          : runtime.memoryCopy(into, from, stream)
     }
   })
 
-/** A runtime on which the eighth launch of a kernel happens a number of times other than once. */
-const repeatingLaunch = (kernel: keyof typeof Kernels.parameters, times: number) =>
+/** A runtime on which a node of the eighth launch of a graph does its work a number of times other than once. */
+const repeatingNode = (name: string, times: number) =>
   changedRuntime((runtime) => {
     let launches = 0
-    const argumentCount = Kernels.parameters[kernel].length
     return {
       ...runtime,
-      kernelLaunch: (ref, config, args, stream) => {
-        const isEighth = args.length === argumentCount && ++launches === 8
-        return Effect.replicateEffect(runtime.kernelLaunch(ref, config, args, stream), isEighth ? times : 1, {
-          discard: true
-        })
+      graphLaunch: (exec, values, stream) => {
+        const launch = runtime.graphLaunch(exec, values, stream)
+        if (++launches !== 8) return launch
+        const without = (isMeant: (node: string) => boolean) => {
+          const meant = exec.graph.nodes.filter((node) => isMeant(node.name))
+          const set = (enabled: boolean) =>
+            Effect.forEach(meant, ({ index }) => runtime.graphSetEnabled(exec, index, enabled), { discard: true })
+          return Effect.andThen(set(false), Effect.andThen(launch, set(true)))
+        }
+        return times === 0
+          ? without((node) => node === name)
+          : Effect.andThen(
+            launch,
+            Effect.replicateEffect(without((node) => node !== name), times - 1, { discard: true })
+          )
       }
     }
   })

@@ -22,7 +22,7 @@ const recordingRuntime = (runtime: CudaRuntimeService, recording: RecordingRef):
   ...runtime,
   recording,
   streamCreate: (options) => runtime.graphStream(recording, options),
-  memoryAllocate: (_, byteLength, options) => runtime.graphAllocate(recording, byteLength, options)
+  memoryAllocate: (device, byteLength, options) => runtime.graphAllocate(recording, device, byteLength, options)
 })
 
 /** What a recorded program gets: the placeholders of its parameters, and the runtime of the recording. */

@@ -10,7 +10,7 @@ import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, EventRef, StreamRef } from "../../layers/CudaRuntime.ts"
-import { released } from "../handles.ts"
+import { refuseToRecord, released } from "../handles.ts"
 import { onStream } from "../place.ts"
 import type { AnyStream } from "../place.ts"
 import type { Attributes } from "./tracks.ts"
@@ -24,6 +24,11 @@ interface RegionOptions {
 export const CurrentRecorder = Context.Reference<Recorder | undefined>("effect-cuda/CurrentRecorder", {
   defaultValue: () => undefined
 })
+
+/** Why regions of a recorded program are not timed. */
+export const notInGraphs =
+  "regions measure work when it is enqueued. Measure the launch of the graph, or record events with " +
+  "timing inside"
 
 /** Makes an event with timing that lives as long as the scope. */
 export const makeTimed = (
@@ -163,6 +168,7 @@ class DeviceRecorder {
 
   /** Begins a region on a stream. */
   begin(name: string, stream: StreamRef, attributes: Attributes): Effect.Effect<Begun, CudaError> {
+    if (stream.isRecording) return refuseToRecord("CudaTiming.region", notInGraphs)
     return Effect.flatMap(this.#take(stream), ([start, end]) => {
       const begun: Begun = { device: this, name, stream, attributes, start, end, startAt: undefined, next: undefined }
       const record = Effect.map(this.#recorder.runtime.eventRecord(start, stream), () => {

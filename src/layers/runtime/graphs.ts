@@ -7,7 +7,7 @@ import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { ScalarKind, ScalarName } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { DeviceMemoryRef, MemoryOptions, MemoryRange, MemoryRef } from "./memory.ts"
+import type { DeviceMemoryOptions, DeviceMemoryRef, MemoryRange, MemoryRef } from "./memory.ts"
 import type { ResourceState } from "./resources.ts"
 import type { StreamOptions, StreamRef } from "./streams.ts"
 
@@ -168,8 +168,9 @@ export interface GraphOperations {
   /** Allocates memory of a graph: every instance has its own, reused where the order of the nodes allows it. */
   readonly graphAllocate: (
     recording: RecordingRef,
+    deviceIndex: number,
     byteLength: number,
-    options?: MemoryOptions
+    options?: DeviceMemoryOptions
   ) => Effect.Effect<DeviceMemoryRef, CudaError>
   /** Records the nodes of another graph, with values for its parameters. */
   readonly graphEmbed: (

@@ -145,7 +145,7 @@ const rows = {
   graphAllocate: [
     "CudaMemory.allocate",
     "cuMemAllocFromPoolAsync",
-    (recording, bytes) => [recording.deviceIndex, `${inBytes(bytes)} of a graph`]
+    (_, device, bytes) => [device, `${inBytes(bytes)} of a graph`]
   ],
   graphEmbed: ["CudaGraph.embed", "cuGraphAddChildGraphNode", (graph) => [graph.deviceIndex, graph]],
   graphBody: ["CudaGraph.condition", "cuGraphConditionalHandleCreate", (stream) => [stream.deviceIndex, stream]],

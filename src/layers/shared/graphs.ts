@@ -6,11 +6,11 @@ import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
 import type {
+  DeviceMemoryOptions,
   DeviceMemoryRef,
   GraphExecRef,
   GraphParameter,
   GraphRef,
-  MemoryOptions,
   RecordingRef,
   RecordOptions,
   StreamOptions
@@ -30,13 +30,14 @@ import { allocate, refuseByteLength, withOptions } from "./memory.ts"
 import { operation } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
 import { Recording } from "./Recording.ts"
-import { refuseToRecord, refuseUnjoined } from "./recordings.ts"
+import { refuseElsewhere, refuseToRecord, refuseUnjoined } from "./recordings.ts"
 import { ownStream } from "./resources.ts"
 
 export const graphOperations = (core: Core): GraphOperations => ({
   graphRecord: (options) => core.onDevice("CudaGraph.record", options.deviceIndex, () => record(core, options)),
   graphStream: (ref, options) => Effect.suspend(() => makeStream(core, ref, options)),
-  graphAllocate: (ref, byteLength, options) => Effect.suspend(() => allocateScratch(core, ref, byteLength, options)),
+  graphAllocate: (ref, deviceIndex, byteLength, options) =>
+    Effect.suspend(() => allocateScratch(core, ref, deviceIndex, byteLength, options)),
   graphEmbed: (graph, values, stream) => Effect.suspend(() => embed(core, graph, values, ownStream(stream))),
   graphEnd: (ref) => Effect.suspend(() => end(core, ref)),
   graphAbandon: (ref) => Effect.sync(() => close(core, ref)),
@@ -98,14 +99,15 @@ const makeStream = (core: Core, ref: RecordingRef, options: StreamOptions) =>
     return refuseArgument("CudaStream.make", "priority", priority, expected)
   })
 
-const refuseDevice = (operation: string, { deviceIndex }: StreamOptions, recording: Recording) =>
+const refuseDevice = (operation: string, { deviceIndex }: Pick<StreamOptions, "deviceIndex">, recording: Recording) =>
   refuseToRecord(operation, `the graph is recorded on device ${recording.deviceIndex}, not on device ${deviceIndex}`)
 
 const allocateScratch = (
   core: Core,
   ref: RecordingRef,
+  deviceIndex: number,
   byteLength: number,
-  options: MemoryOptions = {}
+  options: DeviceMemoryOptions = {}
 ): Effect.Effect<DeviceMemoryRef, CudaError> => {
   const operation = "CudaMemory.allocate"
   return withRecording(
@@ -113,8 +115,20 @@ const allocateScratch = (
     operation,
     ref,
     (recording) =>
-      refuseByteLength(operation, byteLength) ?? Effect.succeed(withOptions(recording.allocate(byteLength), options))
+      refuseByteLength(operation, byteLength) ?? refuseScratch(operation, recording, deviceIndex, options) ??
+        Effect.succeed(withOptions(recording.allocate(byteLength), options))
   )
+}
+
+const refuseScratch = (
+  operation: string,
+  recording: Recording,
+  deviceIndex: number,
+  { pool, stream }: DeviceMemoryOptions
+): Refusal => {
+  if (deviceIndex !== recording.deviceIndex) return refuseDevice(operation, { deviceIndex }, recording)
+  if (pool !== undefined) return refuseToRecord(operation, "memory of a graph comes from no pool. Allocate it outside")
+  return stream === undefined ? undefined : refuseElsewhere(operation, ownStream(stream))
 }
 
 const close = (core: Core, ref: RecordingRef): void => {
