@@ -30,6 +30,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "operations", part: "gpu" },
   { name: "launch", part: "gpu" },
   { name: "forkJoin", part: "gpu" },
+  { name: "graphs", part: "gpu" },
   { name: "pipeline", part: "gpu" },
   { name: "waiting/latency", part: "gpu" },
   { name: "waiting/cpu", part: "gpu" },
@@ -41,6 +42,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "operations", part: "noGpu", parameters: stub },
   { name: "launch", part: "noGpu", parameters: stub },
   { name: "forkJoin", part: "noGpu", parameters: stub },
+  { name: "graphs", part: "noGpu", parameters: stub },
   { name: "simulated", part: "noGpu" },
   { name: "handles", part: "noGpu", parameters: stub },
   { name: "startup", part: "noGpu", parameters: stub }

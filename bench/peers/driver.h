@@ -21,6 +21,9 @@ typedef struct CUlib_st *CUlibrary;
 typedef struct CUkern_st *CUkernel;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUmemPoolHandle_st *CUmemoryPool;
+typedef struct CUgraph_st *CUgraph;
+typedef struct CUgraphNode_st *CUgraphNode;
+typedef struct CUgraphExec_st *CUgraphExec;
 typedef unsigned long long CUdeviceptr;
 
 typedef struct {
@@ -32,6 +35,26 @@ typedef struct {
   size_t maxSize;
   unsigned char reserved[56];
 } CUmemPoolProps;
+
+typedef struct {
+  CUfunction func;
+  unsigned grid[3], block[3], sharedMemBytes;
+  void **kernelParams, **extra;
+  CUkernel kern;
+  CUcontext ctx;
+} CUDA_KERNEL_NODE_PARAMS;
+
+typedef struct {
+  unsigned long long flags;
+  CUstream hUploadStream;
+  CUgraphNode hErrNode_out;
+  int result_out;
+} CUDA_GRAPH_INSTANTIATE_PARAMS;
+
+typedef struct {
+  int result;
+  CUgraphNode errorNode, errorFromNode;
+} CUgraphExecUpdateResultInfo;
 
 enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1, RELEASE_THRESHOLD = 4 };
 
@@ -65,7 +88,15 @@ enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1,
   F(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void *, size_t, CUstream))                                               \
   F(cuMemcpyDtoHAsync_v2, (void *, CUdeviceptr, size_t, CUstream))                                                     \
   F(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                                \
-  F(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))
+  F(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                   \
+  F(cuGraphCreate, (CUgraph *, unsigned))                                                                              \
+  F(cuGraphAddKernelNode_v2, (CUgraphNode *, CUgraph, const CUgraphNode *, size_t, const CUDA_KERNEL_NODE_PARAMS *))   \
+  F(cuGraphInstantiateWithParams, (CUgraphExec *, CUgraph, CUDA_GRAPH_INSTANTIATE_PARAMS *))                           \
+  F(cuGraphExecKernelNodeSetParams_v2, (CUgraphExec, CUgraphNode, const CUDA_KERNEL_NODE_PARAMS *))                    \
+  F(cuGraphExecUpdate_v2, (CUgraphExec, CUgraph, CUgraphExecUpdateResultInfo *))                                       \
+  F(cuGraphLaunch, (CUgraphExec, CUstream))                                                                            \
+  F(cuGraphExecDestroy, (CUgraphExec))                                                                                 \
+  F(cuGraphDestroy, (CUgraph))
 
 #define DECLARE(name, parameters) static CUresult(*name) parameters;
 DRIVER_FUNCTIONS(DECLARE)

@@ -27,6 +27,8 @@ export interface Operation<R = never> {
   readonly count: number
   /** Whether the stream is busy during the measurement. */
   readonly busy?: true
+  /** Waits for the work of a batch as part of the measurement. Peers do so depending on the name. */
+  readonly end?: (() => void) | undefined
   readonly raw?: () => void
   readonly effect: () => Effect.Effect<unknown, CudaError, R>
   readonly target?: TargetName | undefined
@@ -78,17 +80,17 @@ export const compare = <R = never>(
 const measureOnce = <R>(comparison: Comparison<R>, operation: Operation<R>, costs: Costs) =>
   Effect.gen(function*() {
     const { batches = 10, inContext = (body) => body(), peers, prepare } = comparison
-    const { busy = false, count, effect, peer, raw } = operation
+    const { busy = false, count, effect, end, peer, raw } = operation
     for (const { ask, name } of peers) {
       costs.get(name)!.push(...(yield* ask(peer, count, batches)).map((nanos) => nanos / count))
     }
     for (let batch = 0; batch < batches; batch++) {
       if (raw !== undefined) {
         yield* prepare(busy)
-        costs.get(ways.raw)!.push(inContext(() => measureRaw(raw, count)))
+        costs.get(ways.raw)!.push(inContext(() => measureRaw(raw, count, end)))
       }
       yield* prepare(busy)
-      costs.get(ways.effect)!.push(yield* measureEffect(effect, count))
+      costs.get(ways.effect)!.push(yield* measureEffect(effect, count, end))
       costs.get(ways.loop)!.push(yield* measureEffect(() => Effect.void, count))
     }
     yield* prepare(false)
@@ -100,8 +102,15 @@ const summarize = <R>(operation: Operation<R>, costs: Costs): Compared<R> => {
   return { operation, effect: effect.map((nanos) => nanos - empty), loop, beside }
 }
 
+const nanosOf = { ns: 1, µs: 1e3, ms: 1e6 }
+
 /** Prints a table with a row per operation and a column per way. */
-export const printCompared = <R>(title: string, compared: ReadonlyArray<Compared<R>>): void => {
+export const printCompared = <R>(
+  title: string,
+  compared: ReadonlyArray<Compared<R>>,
+  unit: keyof typeof nanosOf = "ns"
+): void => {
+  const cell = (nanos: number) => fixed(nanos / nanosOf[unit], unit === "ns" ? 0 : 2)
   const others = [...new Set(compared.flatMap(({ beside }) => Object.keys(beside)))]
     .filter((name) => compared.some(({ beside }) => (beside[name] ?? []).length > 0))
   const ratios = others.filter((name) => name !== "C")
@@ -109,17 +118,15 @@ export const printCompared = <R>(title: string, compared: ReadonlyArray<Compared
     const [ours, c] = [median(effect), median(beside["C"] ?? [])]
     return [
       operation.name,
-      fixed(ours, 0),
-      ...others.map((name) => fixed(median(beside[name] ?? []), 0)),
-      fixed(median(loop), 0),
+      cell(ours),
+      ...others.map((name) => cell(median(beside[name] ?? []))),
+      cell(median(loop)),
       ...(others.includes("C") ? [times(ours, c), ...ratios.map((name) => times(median(beside[name] ?? []), c))] : [])
     ]
   })
   const overC = others.includes("C") ? ["Effect / C", ...ratios.map((name) => `${name} / C`)] : []
   printTable(title, ["", "Effect", ...others, "empty loop", ...overC], rows)
 }
-
-const nanosOf = { ns: 1, µs: 1e3, ms: 1e6 }
 
 export const comparedFigures = <R>(
   group: string,

@@ -39,7 +39,12 @@ const functions = {
   cuMemAlloc_v2: [memory, "size_t"],
   cuMemHostAlloc: [memory, "size_t", uint],
   cuMemcpyHtoDAsync_v2: [handle, handle, "size_t", handle],
-  cuMemsetD8Async: [handle, "uint8_t", "size_t", handle]
+  cuMemsetD8Async: [handle, "uint8_t", "size_t", handle],
+  cuGraphCreate: [memory, uint],
+  cuGraphAddKernelNode_v2: [memory, handle, memory, "size_t", handle],
+  cuGraphInstantiateWithParams: [memory, handle, memory],
+  cuGraphExecKernelNodeSetParams_v2: [handle, handle, handle],
+  cuGraphLaunch: [handle, handle]
 } as const
 
 /** The functions bound by koffi. Each returns a status. */

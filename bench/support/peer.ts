@@ -40,19 +40,26 @@ export const startPeer = (
     (started) => started && makePeer("C", started)
   )
 
-/** Starts every available peer for operations in a scope. Logs the ones that are missing. */
-export const startPeers = (ground: Ground): Effect.Effect<ReadonlyArray<Peer>, never, Scope.Scope> => {
-  const python = Object.entries(pythonLibraries).map(([name, library]) => startPythonPeer(name, library))
+/** Starts every available peer of a benchmark in a scope, by default for operations. Logs the ones that are missing. */
+export const startPeers = (
+  ground: Ground,
+  program = "operations"
+): Effect.Effect<ReadonlyArray<Peer>, never, Scope.Scope> => {
+  const python = Object.entries(pythonLibraries).map(([name, library]) => startPythonPeer(name, program, library))
   return Effect.map(
-    Effect.all([startPeer("operations", ground), ...(ground.isGpu ? python : [])], { concurrency: "unbounded" }),
+    Effect.all([startPeer(program, ground), ...(ground.isGpu ? python : [])], { concurrency: "unbounded" }),
     (peers) => peers.filter((peer) => peer !== undefined)
   )
 }
 
-const startPythonPeer = (name: string, library: string): Effect.Effect<Peer | undefined, never, Scope.Scope> =>
+const startPythonPeer = (
+  name: string,
+  program: string,
+  library: string
+): Effect.Effect<Peer | undefined, never, Scope.Scope> =>
   Effect.gen(function*() {
     const started = yield* Effect.acquireRelease(
-      Effect.sync(() => launchPython(library)),
+      Effect.sync(() => launchPython(program, library)),
       ({ stop }) => Effect.sync(stop)
     )
     // It answers once its library is imported and its operations are ready.
@@ -87,8 +94,8 @@ const makePeer = (name: string, { ask }: Launched): Peer => {
   }
 }
 
-const launchPython = (library: string): Launched => {
-  const script = fileURLToPath(new URL("../peers/operations.py", import.meta.url))
+const launchPython = (program: string, library: string): Launched => {
+  const script = fileURLToPath(new URL(`../peers/${program}.py`, import.meta.url))
   // -B writes no bytecode next to the program.
   const child = spawn("python3", ["-B", script, kernelsPath, library], { stdio: ["pipe", "pipe", "inherit"] })
   return { ask: converse(child, `The Python peer "${library}"`), stop: () => child.kill() }

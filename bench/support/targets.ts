@@ -32,6 +32,15 @@ const known = {
     text: "≤ 1.25 × C",
     isMet: (figure) => beside(figure, "C", (c) => figure.median <= 1.25 * c)
   },
+  graphLaunch: {
+    text: "≤ 1.3 × C",
+    isMet: (figure) => beside(figure, "C", (c) => figure.median <= 1.3 * c)
+  },
+  rebinding: {
+    text: "≤ C + 0.3 µs",
+    isMet: (figure) => beside(figure, "C", (c) => figure.median <= c + 300)
+  },
+  recording: { text: "≤ 2 µs", isMet: ({ median }) => median <= 2000 },
   simulated: { text: "< 2 µs", isMet: ({ median }) => median < 2000 },
   growth: { text: "linear: ≤ 1.1", isMet: ({ median }) => median <= 1.1 },
   loopDelay: { text: "< 5 ms at worst", isMet: ({ high }) => high < 5 },

@@ -184,14 +184,14 @@ const setValues = (
 ): ReadonlyArray<number> | undefined => {
   const { bindings } = instance
   const { slotOf, usersOf } = graph
-  let touched: Array<number> | undefined
+  let touched: ReadonlyArray<number> | undefined
   for (let parameter = 0; parameter < values.length; parameter++) {
     const slot = slotOf[parameter]
     const value = values[parameter]!
     const isChanged = slot === undefined ? setScalar(bindings, parameter, value) : setMemory(bindings, slot, value)
     if (!isChanged && !instance.isStale) continue
-    touched ??= []
-    for (const node of usersOf[parameter]!) if (!touched.includes(node)) touched.push(node)
+    const users = usersOf[parameter]!
+    touched = touched === undefined ? users : Array.from(new Set([...touched, ...users]))
   }
   return touched
 }
