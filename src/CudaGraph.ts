@@ -272,6 +272,9 @@ class ExecImpl<Parameters extends GraphParameters> extends Handle implements Cud
   }
 }
 
+/** Whether a single argument is the options of a data-last form. Anything else stands for the graph. */
+const isOptions = (u: unknown): boolean => u === undefined || (Predicate.isObject(u) && !(u instanceof Handle))
+
 /**
  * Declares device memory as a parameter. Each launch is given a buffer or a part of one, with at least this many bytes.
  *
@@ -479,9 +482,11 @@ export const fromTasks: {
     options?: RecordOptions
   ): Effect.Effect<CudaGraph<{}, Results>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>>
 } = dual(
-  (args) => isCudaTaskGraph(args[0]),
+  (args) => args.length > 1 || !isOptions(args[0]),
   <Results, E, R>(tasks: CudaTaskGraph<Results, E, R>, options: RecordOptions = {}) =>
-    recordBody({}, (_, runtime) => recordTasks(runtime, tasks), options)
+    isCudaTaskGraph(tasks)
+      ? recordBody({}, (_, runtime) => recordTasks(runtime, tasks), options)
+      : refuseArgument("CudaGraph.fromTasks", "tasks", tasks, "a task graph")
 )
 
 /**
@@ -690,7 +695,7 @@ export const instantiate: {
     options?: InstantiateOptions
   ): Effect.Effect<CudaGraphExec<Parameters>, CudaError, Scope.Scope>
 } = dual(
-  (args) => isCudaGraph(args[0]) || args.length > 1,
+  (args) => args.length > 1 || !isOptions(args[0]),
   <Parameters extends GraphParameters, A>(
     self: CudaGraph<Parameters, A>,
     { instances = 1 }: InstantiateOptions = {}

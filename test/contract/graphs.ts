@@ -423,6 +423,35 @@ const launchContract = (rig: Rig): void =>
         })
       ))
 
+    it.effect("operations can be piped, and handles print as one line", () =>
+      onStream(() =>
+        Effect.gen(function*() {
+          const [a] = yield* buffers(0)
+          const graph = yield* CudaMemory.fill(a!, 1).pipe(CudaGraph.named("fill"), CudaGraph.record())
+          const exec = yield* graph.pipe(CudaGraph.instantiate({ instances: 2 }))
+          yield* exec.pipe(CudaGraph.setEnabled("fill", false))
+          yield* CudaGraph.launch(exec)
+          yield* holds(a!, 0)
+          yield* exec.pipe(CudaGraph.update(graph))
+          yield* exec.pipe(CudaGraph.updateOrReplace(graph))
+          yield* exec.pipe(CudaGraph.setEnabled(0, true))
+          yield* CudaGraph.launch(exec)
+          yield* holds(a!, 1)
+          assert.strictEqual(String(graph), "CudaGraph(1 node, device 0)")
+          assert.strictEqual(String(exec), "CudaGraphExec(1 node, device 0, 2 instances)")
+          assert.isTrue(CudaGraph.isCudaGraph(graph) && !CudaGraph.isCudaGraph(exec))
+          assert.isTrue(CudaGraph.isCudaGraphExec(exec) && !CudaGraph.isCudaGraphExec(graph))
+          assert.include(CudaGraph.toMermaid(graph), "n0(\"fill\")")
+          assert.include(CudaGraph.toDot(graph), "n0 [shape=ellipse, label=\"fill\"]")
+          // @ts-expect-error: a graph is not executable
+          yield* refuses(CudaGraph.launch(graph), "exec")
+          // @ts-expect-error: an executable graph is not a graph
+          yield* refuses(CudaGraph.instantiate(exec, {}), "graph")
+          // @ts-expect-error: a number is not a graph
+          yield* refuses(CudaGraph.update(exec, 1), "graph")
+        })
+      ))
+
     it.effect("a graph without nodes does nothing", () =>
       onStream((stream) =>
         Effect.gen(function*() {

@@ -189,7 +189,7 @@ const graphOf = (
   slots = 0
 ): GraphResource => {
   const nodes = works.map(([work, ...dependencies], index) =>
-    new GraphNode({ index, work, name: work.kind, operation: "", dependencies, reads: [], writes: [] }, undefined)
+    new GraphNode(index, { work, operation: "", reads: [], writes: [] }, work.kind, dependencies, undefined)
   )
   return new GraphResource(owner, {
     deviceIndex: 0,

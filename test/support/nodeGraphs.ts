@@ -35,7 +35,7 @@ export const graphOf = (
   new GraphResource(owner, {
     deviceIndex: 0,
     nodes: rows.map(([work, ...dependencies], index) =>
-      new GraphNode({ index, work, name: work.kind, operation: "", dependencies, reads: [], writes: [] }, undefined)
+      new GraphNode(index, { work, operation: "", reads: [], writes: [] }, work.kind, dependencies, undefined)
     ),
     parameters,
     slotOf: [],

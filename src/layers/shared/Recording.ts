@@ -275,16 +275,12 @@ export class Recording implements RecordingRef {
     const frame = fiber?.getRef(References.CurrentStackFrame)
     const dependencies = line.tail.map(({ node }) => node.index)
     const { known } = line
-    line.position++
+    const position = ++line.position
     line.tail = added.map((fields): Place => {
-      const node = new GraphNode({
-        ...fields,
-        index: this.nodes.length,
-        name: name ?? fields.name ?? fields.operation,
-        dependencies
-      }, frame)
+      const index = this.nodes.length
+      const node = new GraphNode(index, fields, name ?? fields.name ?? fields.operation, dependencies, frame)
       this.#push(node)
-      return { node, line, position: line.position, known }
+      return { node, line, position, known }
     })
   }
 
@@ -346,7 +342,7 @@ export class Recording implements RecordingRef {
     const work: NodeWork = {
       kind: "kernel",
       kernel,
-      shape: { ...shape },
+      shape: shape.snapshot(),
       priority: stream.priority,
       bytes: new Uint8Array(view.buffer.slice(0, tableOffset) as ArrayBuffer),
       pointers: pointers.map(({ at, byteLength, memory, offset }) => ({ at, byteLength, memory, offset })),
@@ -358,8 +354,8 @@ export class Recording implements RecordingRef {
       work,
       operation: "CudaKernel.launch",
       name: kernel.name,
-      reads: rangesOf(pointers, ({ reads }) => reads),
-      writes: rangesOf(pointers, ({ writes }) => writes)
+      reads: rangesOf(pointers, "reads"),
+      writes: rangesOf(pointers, "writes")
     }])
     return success
   }
@@ -376,13 +372,9 @@ export class Recording implements RecordingRef {
       const { inside } = fields
       const own = fields.dependencies.map((dependency) => first + dependency)
       const isRoot = own.length === 0 && inside === undefined
-      const node = new GraphNode({
-        ...fields,
-        work: shifted(fields.work, first),
-        index: first + index,
-        name: fields.name ?? fields.operation,
-        dependencies: isRoot ? before : own
-      }, undefined)
+      const name = fields.name ?? fields.operation
+      const moved = { ...fields, work: shifted(fields.work, first) }
+      const node = new GraphNode(first + index, moved, name, isRoot ? before : own, undefined)
       if (inside === undefined) this.#push(node)
       else {
         node.inside = { ...inside, nodeIndex: first + inside.nodeIndex }
@@ -425,11 +417,11 @@ const rowsRange = (memory: AnyMemoryResource, offset: number, pitch: number, siz
   byteLength: (size.height - 1) * pitch + size.width
 })
 
-const rangesOf = (
-  pointers: ReadonlyArray<PointerSlot>,
-  isMeant: (slot: PointerSlot) => boolean
-): ReadonlyArray<NodeRange> =>
-  pointers.flatMap((slot) => {
+const rangesOf = (pointers: ReadonlyArray<PointerSlot>, access: "reads" | "writes"): ReadonlyArray<NodeRange> => {
+  const ranges: Array<NodeRange> = []
+  for (const slot of pointers) {
     const { byteLength, memory, offset } = slot
-    return memory === undefined || !isMeant(slot) ? [] : [{ memory, offset, byteLength }]
-  })
+    if (memory !== undefined && slot[access]) ranges.push({ memory, offset, byteLength })
+  }
+  return ranges
+}

@@ -171,16 +171,20 @@ export class GraphNode implements GraphNodeRef {
   inside: GraphNodeRef["inside"]
   readonly #frame: References.StackFrame | undefined
   constructor(
-    fields: Pick<GraphNode, "index" | "work" | "name" | "operation" | "dependencies" | "reads" | "writes">,
+    index: number,
+    fields: Pick<GraphNode, "work" | "operation" | "reads" | "writes">,
+    name: string,
+    dependencies: ReadonlyArray<number>,
     frame: References.StackFrame | undefined
   ) {
-    this.index = fields.index
+    this.index = index
     this.work = fields.work
-    this.name = fields.name
+    this.name = name
     this.operation = fields.operation
-    this.dependencies = fields.dependencies
+    this.dependencies = dependencies
     this.reads = fields.reads
     this.writes = fields.writes
+    this.inside = undefined
     this.#frame = frame
   }
   get kind(): NodeWork["kind"] {

@@ -7,6 +7,7 @@ import type { CudaError } from "../../CudaError.ts"
 import type { Dimensions, LaunchConfig } from "../CudaRuntime.ts"
 import { counted, inBytes } from "../runtime/words.ts"
 import { refuseArgument, refuseDescribed } from "./failures.ts"
+import type { RecordedShape } from "./graphNodes.ts"
 import type { CodeOnDevice } from "./moduleResources.ts"
 
 /** The largest cluster size of any device, in blocks. */
@@ -59,6 +60,25 @@ export class LaunchShape {
     this.cooperative = cooperative === true
     this.programmatic = programmatic === true
     this.reads++
+  }
+
+  /** The shape as it is now. Written out, because a spread costs half a microsecond. */
+  snapshot(): RecordedShape {
+    return {
+      gridX: this.gridX,
+      gridY: this.gridY,
+      gridZ: this.gridZ,
+      blockX: this.blockX,
+      blockY: this.blockY,
+      blockZ: this.blockZ,
+      sharedBytes: this.sharedBytes,
+      clustered: this.clustered,
+      clusterX: this.clusterX,
+      clusterY: this.clusterY,
+      clusterZ: this.clusterZ,
+      cooperative: this.cooperative,
+      programmatic: this.programmatic
+    }
   }
 
   /** True if the launch has dimensions only. */
