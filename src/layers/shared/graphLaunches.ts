@@ -282,11 +282,20 @@ const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamR
   return status
 }
 
-const enqueue = (core: Core, graph: GraphResource, instance: GraphInstance, stream: StreamResource): number => {
-  const { graphs } = core.backend
-  if (!usesOrdered(graph, instance)) return graphs.launch(instance, graph, stream)
+const enqueue = (core: Core, graph: GraphResource, instance: GraphInstance, stream: StreamResource): number =>
+  usesOrdered(graph, instance)
+    ? enqueueInOrder(core, graph, instance, stream)
+    : core.backend.graphs.launch(instance, graph, stream)
+
+/** Separate, because a function with a closure allocates whenever it is called. */
+const enqueueInOrder = (
+  core: Core,
+  graph: GraphResource,
+  instance: GraphInstance,
+  stream: StreamResource
+): number => {
   const rangesOf = (ranges: ReadonlyArray<NodeRange>) => ranges.map((range) => boundRange(range, instance.bindings))
-  const call = () => graphs.launch(instance, graph, stream)
+  const call = () => core.backend.graphs.launch(instance, graph, stream)
   return enqueueOrdered(core, stream, rangesOf(graph.reads), rangesOf(graph.writes), call)
 }
 

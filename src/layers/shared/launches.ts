@@ -49,12 +49,14 @@ const launch = (
   // Reading runs user code (getters). Read everything first, then check what that code may have changed.
   shape.read(config)
   const own = shape.reads
-  const taken = stream.recording?.hasScalars === true ? takeScalars(stream.recording, kernel, values) : undefined
+  const taken = stream.recording === undefined ? undefined : takeScalars(stream.recording, kernel, values)
   const given = taken === undefined ? values : taken.values
   const isPacked = args.pack(given, deviceIndex)
   const refused = own === shape.reads ? refuseTarget(core, kernel, stream) : refuseReentry()
   const unfit = refused ?? (fits(shape, there) ? undefined : allow(core, launchOperation, code, there, deviceIndex))
-  const status = unfit === undefined && isPacked ? enqueue(core, kernel, stream, taken?.scalars) : notPacked
+  const status = unfit === undefined && isPacked
+    ? enqueue(core, kernel, stream, taken === undefined ? noScalars : taken.scalars)
+    : notPacked
   args.forget()
   if (status === success) return Effect.void
   if (unfit !== undefined) return unfit
@@ -93,12 +95,11 @@ const enqueue = (
   core: Core,
   kernel: KernelResource,
   stream: StreamResource,
-  scalars: ReadonlyArray<RecordedScalar> = noScalars
+  scalars: ReadonlyArray<RecordedScalar>
 ): number => {
   const { backend } = core
-  const { pointers } = kernel.arguments
   let isOrdered = false
-  for (const { memory } of pointers) {
+  for (const { memory } of kernel.arguments.pointers) {
     if (memory === undefined) continue
     // A getter of a later argument has released it, or given it away.
     if (unusableMemory(backend, memory)) return notPacked
@@ -106,17 +107,26 @@ const enqueue = (
     if (used !== success) return used
     isOrdered ||= memory.ordering !== undefined
   }
-  const { recording } = stream
-  if (!isOrdered && recording === undefined) return backend.kernels.launch(kernel, shape, stream)
-  const call = () =>
-    recording === undefined
-      ? backend.kernels.launch(kernel, shape, stream)
-      : recording.launch(kernel, shape, scalars, stream)
-  if (!isOrdered) return call()
-  const used = pointers.filter(pointsToMemory)
+  if (isOrdered) return enqueueInOrder(core, kernel, stream, scalars)
+  return stream.recording === undefined
+    ? backend.kernels.launch(kernel, shape, stream)
+    : stream.recording.launch(kernel, shape, scalars, stream)
+}
+
+/** Separate, because a function with a closure allocates whenever it is called. */
+const enqueueInOrder = (
+  core: Core,
+  kernel: KernelResource,
+  stream: StreamResource,
+  scalars: ReadonlyArray<RecordedScalar>
+): number => {
+  const used = kernel.arguments.pointers.filter(pointsToMemory)
   const reads = used.filter((slot) => !slot.writes)
   const writes = used.filter((slot) => slot.writes)
-  return enqueueOrdered(core, stream, reads, writes, call)
+  return enqueueOrdered(core, stream, reads, writes, () =>
+    stream.recording === undefined
+      ? core.backend.kernels.launch(kernel, shape, stream)
+      : stream.recording.launch(kernel, shape, scalars, stream))
 }
 
 const noScalars: ReadonlyArray<RecordedScalar> = []

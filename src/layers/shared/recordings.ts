@@ -105,6 +105,8 @@ export const refuseUnjoined = (operation: string, { unjoined }: Recording): Refu
         "a recording into the one it began on, with CudaStream.waitStream or CudaBranch"
     )
 
+const none: ReadonlyArray<RecordedScalar> = []
+
 interface Taken {
   /** The values with a number in place of each parameter. */
   readonly values: ReadonlyArray<unknown>
@@ -120,6 +122,7 @@ export const takeScalars = (
   { arguments: { offsets }, parameters }: KernelResource,
   values: ReadonlyArray<unknown>
 ): Taken => {
+  if (!recording.hasScalars) return { values, scalars: none }
   const scalars: Array<RecordedScalar> = []
   const take = (kind: ParameterKind, at: number, value: unknown): unknown => {
     if (value instanceof GraphScalar) {

@@ -90,7 +90,7 @@ export const streamOperations = (core: Core): StreamOperations => {
       }
       const refused = core.recordings === 0 ? undefined : refuseBorder("CudaStream.waitStream", stream, other)
       if (refused !== undefined) return refused
-      const status = forkFrom(core, other, [stream])
+      const status = other.recording === undefined ? streams.fork(other, [stream]) : forkFrom(core, other, [stream])
       return status === success ? Effect.void : core.fail("CudaStream.waitStream", status, stream)
     }),
     streamFork: operation((from: StreamRef, branches: ReadonlyArray<StreamRef>) =>
