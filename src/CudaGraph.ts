@@ -702,9 +702,16 @@ export const instantiate: {
   ): Effect.Effect<CudaGraphExec<Parameters>, CudaError, Scope.Scope> => {
     if (!isCudaGraph(self)) return refuseArgument("CudaGraph.instantiate", "graph", self, "a recorded graph")
     const { ref, runtime } = self
+    const once = runtime.graphInstantiate(ref, instances)
+    const instantiated = Effect.catchReason(
+      once,
+      "CudaError",
+      "OutOfMemory",
+      () => Effect.andThen(runtime.memoryReclaim(ref.deviceIndex), once)
+    )
     return Effect.map(
       Effect.acquireRelease(
-        runtime.graphInstantiate(ref, instances),
+        instantiated,
         (exec) => released(runtime.graphDestroy(exec))
       ),
       (exec) => new ExecImpl<Parameters>(runtime, exec)

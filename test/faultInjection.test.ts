@@ -5,6 +5,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaGraph from "effect-cuda/CudaGraph"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
@@ -161,6 +162,38 @@ const suite = (name: string, run: Run) => {
           assert.deepStrictEqual([lines.length, lines[0]?.split(" ").slice(0, 2)], [1, ["Warn", release]])
         }
       }))
+
+    test("of graphs leave them usable", (faults) =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const buffer = yield* CudaMemory.allocate(16)
+        const record = CudaGraph.record(CudaMemory.fill(buffer, 1))
+        yield* faults.failNext("CudaGraph.record", "OutOfMemory")
+        yield* failsWith(record, "OutOfMemory")
+        const graph = yield* record
+        yield* faults.failNext("CudaGraph.instantiate", "OutOfMemory")
+        const instantiate = CudaGraph.instantiate(graph, { instances: 2 })
+        const refused = yield* failureOf(instantiate)
+        assert.deepStrictEqual(
+          [refused.operation, refused.call, refused.subject, refused.reason._tag],
+          ["CudaGraph.instantiate", "cuGraphInstantiateWithParams", String(graph.ref), "OutOfMemory"]
+        )
+        const exec = yield* instantiate
+        yield* faults.failNext("CudaGraph.launch", "LaunchOutOfResources")
+        const error = yield* failureOf(CudaGraph.launch(exec, stream))
+        assert.deepStrictEqual(
+          [error.operation, error.call, error.reason._tag],
+          ["CudaGraph.launch", "cuGraphLaunch", "LaunchOutOfResources"]
+        )
+        yield* CudaGraph.launch(exec, stream)
+        yield* CudaStream.synchronize(stream)
+        yield* faults.failNext("CudaGraph.condition", "NotSupported")
+        yield* failsWith(CudaGraph.record(CudaGraph.when(buffer, Effect.void)), "NotSupported")
+        yield* faults.failNext("CudaGraph.release", "InvalidValue")
+        const { lines } = yield* logged(Effect.scoped(instantiate))
+        assert.deepStrictEqual([lines.length, lines[0]?.split(" ").slice(0, 2)], [1, ["Warn", "CudaGraph.release"]])
+        assert.deepStrictEqual(yield* faults.pending, [])
+      })))
 
     test("of the end of an access do not block the next one", (faults) =>
       Effect.gen(function*() {

@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaGraph from "effect-cuda/CudaGraph"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
@@ -899,6 +900,17 @@ describe("the table", () => {
         assert.strictEqual(backend.graphs.update(instance, graph, instance.bindings), success)
         assert.strictEqual(backend.graphs.upload(instance, ownStream(stream.ref)), success)
         assert.strictEqual(backend.graphs.launch(instance, graph, ownStream(stream.ref)), success)
+      })
+    ))
+
+  it.live("has the functions of conditions in graphs, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const value = yield* CudaMemory.allocate(4)
+        const graph = yield* CudaGraph.record(CudaGraph.when(value, CudaMemory.fill(value, 0)))
+        yield* CudaGraph.instantiate(graph)
+        assert.lengthOf(stub.calls("cuGraphConditionalHandleCreate"), 1)
+        assert.lengthOf(stub.calls("cuGraphAddNode_v2"), 1)
       })
     ))
 

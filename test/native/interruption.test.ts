@@ -3,10 +3,14 @@
  * every point nothing is left behind and nothing is freed too early.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as CudaBranch from "effect-cuda/CudaBranch"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaGraph from "effect-cuda/CudaGraph"
+import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import * as CudaModule from "effect-cuda/CudaModule"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type { CudaRuntimeService } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
@@ -16,6 +20,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { nothingHeld } from "../support/assertions.ts"
+import { program as kernels, signatures } from "../support/kernels.ts"
 import { assertQuiet, assertReleased, openStub, pause, stubLayer } from "../support/stubDriver.ts"
 
 const stub = openStub()
@@ -26,7 +31,15 @@ const moments = ["before", "during", "after"] as const
 /** Counts an operation. */
 type Step = <A, E>(operation: Effect.Effect<A, E>) => Effect.Effect<A, E>
 
-const releases: ReadonlyArray<keyof CudaRuntimeService> = ["streamDestroy", "eventDestroy", "memoryFree", "poolDestroy"]
+const releases: ReadonlyArray<keyof CudaRuntimeService> = [
+  "streamDestroy",
+  "eventDestroy",
+  "memoryFree",
+  "poolDestroy",
+  "moduleUnload",
+  "graphDestroy",
+  "graphAbandon"
+]
 
 /** The runtime with every operation except releases passed through `step`. */
 const instrument = (runtime: CudaRuntimeService, step: Step): CudaRuntimeService => {
@@ -127,6 +140,48 @@ const memories: Program = Effect.gen(function*() {
   yield* CudaMemoryPool.trim(yield* CudaMemoryPool.ofDevice())
 })
 
+/** Recorded, embedded, updated and replaced graphs, with branches, memory, events and conditions, launched on two streams. */
+const graphs: Program = Effect.gen(function*() {
+  const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
+  const module = yield* CudaModule.load(yield* kernels)
+  const put = yield* CudaKernel.get(module, "put", signatures.put)
+  const [input, output] = yield* Effect.all([CudaMemory.allocateHost(chunk), CudaMemory.allocateHost(chunk)])
+  const [flag, kept] = yield* Effect.all([CudaMemory.allocate(chunk), CudaMemory.allocate(chunk)])
+  const done = yield* CudaEvent.make({ timing: true })
+  const step = CudaGraph.recordWith({ to: CudaGraph.buffer(chunk) }, ({ to }) =>
+    Effect.gen(function*() {
+      const scratch = yield* CudaMemory.allocate(chunk)
+      yield* CudaMemory.copy(scratch, input)
+      yield* CudaBranch.all([CudaMemory.copy(to, scratch), CudaKernel.launch(put, { grid: 1, block: 1 }, [kept, 1])])
+      yield* CudaGraph.whileLoop(flag, CudaMemory.fill(flag, 0))
+    }))
+  const inner = yield* step
+  const whole = CudaGraph.recordWith({ to: CudaGraph.buffer(chunk) }, ({ to }) =>
+    Effect.gen(function*() {
+      yield* CudaMemory.fill(flag, 1)
+      yield* CudaGraph.embed(inner, { to })
+      yield* CudaGraph.when(flag, CudaMemory.fill(to, 0), CudaMemory.copy(output, to))
+      yield* CudaEvent.record(done, yield* CudaStream.current())
+    }))
+  const graph = yield* whole
+  const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
+  yield* CudaGraph.upload(exec, stream)
+  for (const [round, on] of [stream, other, stream].entries()) {
+    const to = yield* CudaMemory.allocate(chunk)
+    input.bytes.fill(round + 1)
+    yield* CudaGraph.launch(exec, { to }, on)
+    yield* CudaEvent.synchronize(done)
+    assert.isTrue(output.bytes.every((byte) => byte === round + 1))
+  }
+  yield* CudaGraph.updateOrReplace(exec, yield* whole)
+  const fill = (value: number) => CudaGraph.record(CudaMemory.fill(kept, value))
+  const filling = yield* CudaGraph.instantiate(yield* fill(1), { instances: 2 })
+  yield* CudaGraph.update(filling, yield* fill(2))
+  yield* CudaGraph.setEnabled(filling, 0, true)
+  yield* CudaGraph.launch(filling, other)
+  yield* CudaStream.synchronize(other)
+})
+
 /** Finishes pending work shortly after it is enqueued, like a GPU. */
 const gpu = Effect.forever(Effect.andThen(pause(0), Effect.sync(() => stub.finishAll())))
 
@@ -160,7 +215,8 @@ const countOperations = (program: Program) => runInterrupted(program, Number.POS
 
 const programs: ReadonlyArray<readonly [string, Program, operations: number]> = [
   ["a pipeline", pipeline, 40],
-  ["a program that uses memory of every kind", memories, 30]
+  ["a program that uses memory of every kind", memories, 30],
+  ["a program that records and launches graphs", graphs, 60]
 ]
 
 describe.each(programs)("%s", (_, program, least) => {

@@ -6,6 +6,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
+import * as CudaGraph from "effect-cuda/CudaGraph"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
@@ -55,8 +56,10 @@ const classes: ReadonlyArray<StatusClass> = [
   }
 ]
 
+const ofGraph = /graph of \d+ nodes? on device 0/
+
 /** The name of a driver call in failures. */
-const publicName = (name: StubFunctionName): string => name.replace(/_v2$/, "")
+const publicName = (name: StubFunctionName): string => name.replace(/(WithParams|_v2)$/, "")
 
 type Program<A> = Effect.Effect<A, CudaError, CudaRuntime | Scope.Scope>
 
@@ -68,6 +71,8 @@ interface Scenario {
   readonly where: string
   readonly operation: string
   readonly subject?: RegExp
+  /** What becomes of `InvalidValue`: a refusal of the graph, or a success. */
+  readonly invalid?: "refused" | "handled" | undefined
   /** Prepares, arms the failure, and returns the operation's failure. */
   readonly program: (arm: Effect.Effect<void>) => Program<CudaError>
 }
@@ -75,6 +80,7 @@ interface Scenario {
 const checkError = (error: CudaError, scenario: Scenario, status: StatusClass): void => {
   assert.strictEqual(error._tag, "CudaError")
   assert.strictEqual(error.operation, scenario.operation)
+  if (scenario.invalid === "refused" && status.tag === "InvalidValue") return checkRefused(error)
   assert.strictEqual(error.call, publicName(scenario.fails))
   assert.strictEqual(error.reason._tag, status.tag)
   assert.isTrue("code" in error.reason && error.reason.code === status.code)
@@ -85,18 +91,32 @@ const checkError = (error: CudaError, scenario: Scenario, status: StatusClass): 
   assert.include(String(error), error.message)
 }
 
+const checkRefused = ({ isRetryable, isSticky, message, reason }: CudaError): void => {
+  assert.strictEqual(reason._tag, "GraphRefused")
+  assert.isTrue("nodeIndex" in reason && reason.nodeIndex !== undefined)
+  assert.deepStrictEqual([isSticky, isRetryable], [false, false])
+  assert.include(message, "the driver did not accept a node")
+  assert.match(message, ofGraph)
+}
+
 /** An operation that fails, after its setup. */
 const failing = <A>(
   fails: StubFunctionName,
   operation: string,
   prepare: Program<A>,
   run: (prepared: A) => Program<unknown>,
-  details: { readonly where?: string; readonly subject?: RegExp; readonly after?: number } = {}
+  details: {
+    readonly where?: string
+    readonly subject?: RegExp
+    readonly after?: number
+    readonly invalid?: Scenario["invalid"]
+  } = {}
 ): Scenario => ({
   fails,
   operation,
   where: details.where ?? "",
   after: details.after ?? 0,
+  invalid: details.invalid,
   ...(details.subject === undefined ? {} : { subject: details.subject }),
   program: (arm) =>
     Effect.gen(function*() {
@@ -537,6 +557,215 @@ const hostFunctions: ReadonlyArray<Scenario> =
     failing(name, "CudaStream.launchHostFunction", stream, launchingHost)
   )
 
+/** A failure at the first call that an operation makes to a function, or at a later one. */
+type Call = readonly [fails: StubFunctionName, after?: number, details?: CallDetails | undefined]
+
+type CallDetails = Pick<Scenario, "invalid"> & { readonly where?: string }
+
+const callsOf = <A>(
+  operation: string,
+  prepare: Program<A>,
+  run: (prepared: A) => Program<unknown>,
+  calls: ReadonlyArray<Call>,
+  subject = ofGraph
+): ReadonlyArray<Scenario> =>
+  calls.map(([fails, after = 0, { invalid, where = "" } = {}]) =>
+    failing(fails, operation, prepare, run, {
+      after,
+      where: [where, after > 0 && `(call ${after + 1})`].filter(Boolean).join(" "),
+      subject,
+      invalid
+    })
+  )
+
+/** A recorded graph with a node of each kind. */
+const everyNode = Effect.gen(function*() {
+  const nothing = yield* CudaKernel.get(yield* module, "nothing", signatures.nothing)
+  const { host, to } = yield* buffers
+  const recorded = yield* CudaEvent.make({ timing: true })
+  return yield* CudaGraph.record(Effect.gen(function*() {
+    yield* CudaKernel.launch(nothing, { ...oneBlock, cooperative: true }, [])
+    yield* CudaKernel.launch(nothing, { ...oneBlock, programmatic: true }, [])
+    yield* CudaMemory.fill(to, 1)
+    yield* CudaMemory.copy(to, host)
+    yield* CudaEvent.record(recorded, yield* CudaStream.current())
+    yield* CudaGraph.whileLoop(to, CudaMemory.fill(to, 0))
+  }))
+})
+
+/** A graph with a copy of so many segments that an empty node joins them. */
+const manyPieces = Effect.gen(function*() {
+  const [device, host] = yield* Effect.all([CudaMemory.allocate(65 * mebi), CudaMemory.allocateHost(65 * mebi)])
+  return yield* CudaGraph.record(CudaMemory.copy(device, host))
+})
+
+const refused = { invalid: "refused" } as const
+const threeInstances = { instances: 3 }
+
+/** The calls of an instance, and how many it makes to each function. */
+const instanceCalls: ReadonlyArray<readonly [StubFunctionName, number, Pick<Scenario, "invalid">?]> = [
+  ["cuCtxPushCurrent_v2", 1],
+  ["cuGraphCreate", 1, refused],
+  ["cuGraphAddKernelNode_v2", 4, refused],
+  ["cuGraphKernelNodeSetAttribute", 1, refused],
+  ["cuGraphAddDependencies_v2", 1, refused],
+  ["cuGraphAddMemsetNode", 2, refused],
+  ["cuGraphAddMemcpyNode", 1, refused],
+  ["cuGraphAddEventRecordNode", 1, refused],
+  ["cuGraphConditionalHandleCreate", 1, refused],
+  ["cuGraphAddNode_v2", 1, refused],
+  ["cuGraphInstantiateWithParams", 1]
+]
+
+/** A graph that uses each of its parameters in one node. */
+const withParameters = Effect.gen(function*() {
+  const put = yield* kernel
+  const [value, host] = yield* Effect.all([CudaMemory.allocate(256), CudaMemory.allocateHost(256)])
+  const parameters = { put: CudaGraph.buffer(64), fill: CudaGraph.buffer(64), copy: CudaGraph.buffer(64) }
+  return yield* CudaGraph.recordWith(parameters, (given) =>
+    Effect.gen(function*() {
+      yield* CudaKernel.launch(put, oneBlock, [given.put, 1])
+      yield* CudaMemory.fill(given.fill, 1)
+      yield* CudaMemory.copy(given.copy, CudaMemory.slice(host, 0, 64))
+      yield* CudaMemory.fill(value, 1)
+    }))
+})
+
+/** An executable graph with parameters, and a stream and memory to launch it with. */
+const executable = Effect.gen(function*() {
+  const graph = yield* withParameters
+  const exec = yield* CudaGraph.instantiate(graph, threeInstances)
+  const memory = yield* CudaMemory.allocate(256)
+  return { graph, exec, memory, stream: yield* stream, byDefault: yield* CudaStream.defaultStream() }
+})
+
+type Executable = Effect.Success<typeof executable>
+
+const launchingGraph = ({ exec, memory, stream }: Executable) =>
+  CudaGraph.launch(exec, { put: memory, fill: memory, copy: memory }, stream)
+
+/** An executable graph that records an event for whose earlier record a fiber waits. */
+const recordsAwaited = Effect.gen(function*() {
+  const recorded = yield* CudaEvent.make({ timing: true })
+  const graph = yield* CudaGraph.record(
+    Effect.flatMap(CudaStream.current(), (current) => CudaEvent.record(recorded, current))
+  )
+  const exec = yield* CudaGraph.instantiate(graph)
+  const made = yield* busyStream
+  yield* CudaEvent.record(recorded, made)
+  yield* Effect.forkScoped(Effect.ignore(CudaEvent.synchronize(recorded)))
+  yield* until("the fiber waits", () => stub.calls("cuEventQuery").length > 0)
+  return { exec, stream: made }
+})
+
+/** Executable graphs whose first launch uses memory of another stream. */
+const usesOther = Effect.gen(function*() {
+  const made = yield* allocatedOnStream
+  const exec = yield* CudaGraph.instantiate(yield* CudaGraph.record(CudaMemory.fill(made.buffer, 1)))
+  return { exec, stream: made.other }
+})
+
+/** An executable graph with a condition on a parameter. */
+const conditional = Effect.gen(function*() {
+  const graph = yield* CudaGraph.recordWith(
+    { value: CudaGraph.buffer(4) },
+    ({ value }) => CudaGraph.whileLoop(value, CudaMemory.fill(value, 0))
+  )
+  return { exec: yield* CudaGraph.instantiate(graph), value: yield* CudaMemory.allocate(4), stream: yield* stream }
+})
+
+const launchOf = (
+  { exec, stream }: { readonly exec: CudaGraph.CudaGraphExec; readonly stream: CudaStream.CudaStream }
+) => CudaGraph.launch(exec, stream)
+
+const updating = ({ exec, graph }: Executable) => CudaGraph.update(exec, graph)
+
+const recordLoop = (value: CudaMemory.DeviceBuffer) => CudaGraph.record(CudaGraph.whileLoop(value, Effect.void))
+
+const graphs: ReadonlyArray<Scenario> = [
+  ...callsOf(
+    "CudaGraph.instantiate",
+    everyNode,
+    (graph) => CudaGraph.instantiate(graph, threeInstances),
+    instanceCalls.flatMap(([name, times, details]): ReadonlyArray<Call> =>
+      name === "cuGraphCreate" ? [[name], [name, times]] : [[name, 0, details], [name, times, details]]
+    )
+  ),
+  ...callsOf("CudaGraph.instantiate", manyPieces, (graph) => CudaGraph.instantiate(graph), [
+    ["cuGraphAddEmptyNode", 0, refused]
+  ]),
+  ...callsOf("CudaGraph.instantiate", withParameters, (graph) => CudaGraph.instantiate(graph, threeInstances), [
+    ["cuMemAllocFromPoolAsync", 0, { where: "of memory in place of parameters" }],
+    ["cuMemAllocFromPoolAsync", 1, { where: "of memory in place of parameters" }]
+  ]),
+  ...callsOf("CudaGraph.launch", executable, launchingGraph, [
+    ["cuGraphExecKernelNodeSetParams_v2", 0, { invalid: "handled" }],
+    ["cuGraphExecMemsetNodeSetParams", 0, { invalid: "handled" }],
+    ["cuGraphExecMemcpyNodeSetParams", 0, { invalid: "handled" }],
+    ["cuGraphLaunch"]
+  ]),
+  ...callsOf(
+    "CudaGraph.launch",
+    Effect.tap(executable, launchingGraph),
+    (made) => launchingGraph({ ...made, stream: made.byDefault }),
+    [["cuCtxPushCurrent_v2", 0, { where: "on a default stream" }], ["cuGraphLaunch", 0, {
+      where: "on a default stream"
+    }]]
+  ),
+  ...callsOf("CudaGraph.launch", recordsAwaited, launchOf, [
+    ["cuStreamCreateWithPriority", 0, replacing],
+    ["cuEventCreate", 0, replacing],
+    ["cuStreamWaitEvent", 0, replacing],
+    ["cuEventRecord", 0, replacing]
+  ]),
+  ...callsOf("CudaGraph.launch", usesOther, launchOf, [
+    ["cuStreamWaitEvent", 0, { where: "before the first use on another stream" }]
+  ]),
+  ...callsOf(
+    "CudaGraph.launch",
+    conditional,
+    ({ exec, stream, value }) => CudaGraph.launch(exec, { value }, stream),
+    [0, 1].map((
+      after
+    ): Call => ["cuGraphExecKernelNodeSetParams_v2", after, { invalid: "handled", where: "of a condition" }])
+  ),
+  ...callsOf("CudaGraph.update", executable, updating, [
+    ["cuCtxPushCurrent_v2"],
+    ["cuMemAllocFromPoolAsync", 1],
+    ["cuGraphCreate"],
+    ["cuGraphAddMemsetNode", 2, refused],
+    ["cuGraphExecUpdate_v2"],
+    ["cuGraphExecUpdate_v2", 2]
+  ]),
+  ...callsOf(
+    "CudaGraph.upload",
+    executable,
+    (made) => CudaGraph.upload(made.exec, made.stream),
+    [["cuGraphUpload"], ["cuGraphUpload", 2]]
+  ),
+  ...callsOf(
+    "CudaGraph.upload",
+    executable,
+    (made) => CudaGraph.upload(made.exec, made.byDefault),
+    [["cuCtxPushCurrent_v2", 0, { where: "on a default stream" }]]
+  ),
+  ...callsOf(
+    "CudaGraph.setEnabled",
+    executable,
+    (made) => CudaGraph.setEnabled(made.exec, 0, false),
+    [["cuGraphNodeSetEnabled"], ["cuGraphNodeSetEnabled", 2]]
+  ),
+  ...callsOf(
+    "CudaGraph.whileLoop",
+    CudaMemory.allocate(4),
+    recordLoop,
+    [["cuLibraryLoadData"], ["cuLibraryGetKernel"], ["cuLibraryGetKernel", 1], ["cuKernelGetFunction"], [
+      "cuKernelGetAttribute"
+    ]],
+    /condition/
+  )
+]
+
 const operations = [
   ...devices,
   ...streams,
@@ -547,8 +776,11 @@ const operations = [
   ...streamOrdered,
   ...copies,
   ...managedMemory,
-  ...hostFunctions
+  ...hostFunctions,
+  ...graphs
 ]
+
+const handles = ({ invalid }: Scenario, { tag }: StatusClass) => invalid === "handled" && tag === "InvalidValue"
 
 describe("an operation fails with the status of its call", () => {
   // memoryReclaim queries the device's own stream first, so the device is opened before a failure is armed.
@@ -556,7 +788,7 @@ describe("an operation fails with the status of its call", () => {
   for (const scenario of operations) {
     const { after = 0, fails, operation, program, where } = scenario
     describe(`${fails} ${where} in ${operation}`, () => {
-      for (const status of classes) {
+      for (const status of classes.filter((status) => !handles(scenario, status))) {
         it.live(`${status.what} (${status.code})`, () =>
           onStub(
             stub,
@@ -568,6 +800,7 @@ describe("an operation fails with the status of its call", () => {
               const held = yield* (yield* CudaRuntime).liveResources
               const pooled = where === "of the pool" ? { streams: held.streams } : {}
               assert.deepStrictEqual(held, { ...nothingHeld, ...pooled })
+              assert.deepStrictEqual({ ...stub.live, graphs: 0, graphExecs: 0 }, stub.live)
             }),
             // Waits poll for as long as the test runs, so that they make no calls except those that must fail.
             { prepare: () => void (stub.devices = 2), wait: { pollFor: "1 minute" } }
@@ -728,6 +961,29 @@ const releases: ReadonlyArray<Release> = [
         arm
       ),
     says: /CudaMemory\.release \(buffer of 64 bytes/
+  },
+  ...([
+    ["cuGraphExecDestroy", "an executable graph", { graphExecs: 1 }],
+    ["cuGraphDestroy", "the graph of an executable graph", { graphs: 1 }],
+    ["cuMemFreeAsync", "the memory of an executable graph", { allocations: 1 }]
+  ] as const).map(([fails, what, left]): Release => ({
+    fails,
+    what,
+    left,
+    program: (arm) =>
+      Effect.gen(function*() {
+        const fill = Effect.flatMap(CudaMemory.allocate(64), (scratch) => CudaMemory.fill(scratch, 1))
+        yield* CudaGraph.instantiate(yield* CudaGraph.record(fill), { instances: 2 })
+        yield* arm
+      }),
+    says: /CudaGraph\.release \(executable graph of 1 node on device 0\)/
+  })),
+  {
+    fails: "cuLibraryUnload",
+    what: "the kernel that reads conditions",
+    left: { libraries: 1 },
+    program: (arm) => Effect.scoped(Effect.andThen(Effect.flatMap(CudaMemory.allocate(4), recordLoop), arm)),
+    atEnd: true
   },
   {
     fails: "cuMemFree_v2",

@@ -52,7 +52,10 @@ export const recordingBodies = <E, R>(
     const abandon = Effect.suspend(() =>
       Effect.forEach(refs, (ref) => Effect.ignore(runtime.graphAbandon(ref)), { discard: true })
     )
-    const recorded = Effect.forEach(bodies, record, { discard: true })
+    const recorded = Effect.andThen(
+      restore(runtime.graphPrepareConditions(stream.deviceIndex)),
+      Effect.forEach(bodies, record, { discard: true })
+    )
     return Effect.onError(Effect.andThen(recorded, Effect.suspend(() => add(refs))), () => abandon)
   })
 

@@ -127,7 +127,7 @@ export class NativeGraphs implements GraphBackend {
     const build = new GraphBuild(this.#driver, this.#memory, graph, bindings)
     const status = build.run()
     if (status === success) return build
-    if (status === statuses.InvalidValue.code) {
+    if (status === statuses.InvalidValue.code && build.failed !== undefined) {
       this.refusal = { why: "the driver did not accept a node", node: build.failed }
     }
     return status

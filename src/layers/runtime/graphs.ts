@@ -178,6 +178,11 @@ export interface GraphOperations {
     values: ReadonlyArray<GraphValue | GraphPlaceholder>,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
+  /**
+   * Loads the kernel that conditions need on a device, unless it is there. Waits until the device is idle, because otherwise the call
+   * blocks.
+   */
+  readonly graphPrepareConditions: (deviceIndex: number) => Effect.Effect<void, CudaError>
   /** Begins to record a body of a condition, to be launched on a stream of a recording. */
   readonly graphBody: (stream: StreamRef) => Effect.Effect<RecordingRef, CudaError>
   /**

@@ -148,6 +148,7 @@ const rows = {
     (_, device, bytes) => [device, `${inBytes(bytes)} of a graph`]
   ],
   graphEmbed: ["CudaGraph.embed", "cuGraphAddChildGraphNode", (graph) => [graph.deviceIndex, graph]],
+  graphPrepareConditions: ["CudaGraph.condition", "cuGraphConditionalHandleCreate", onDevice],
   graphBody: ["CudaGraph.condition", "cuGraphConditionalHandleCreate", (stream) => [stream.deviceIndex, stream]],
   graphCondition: [
     "CudaGraph.condition",

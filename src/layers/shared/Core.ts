@@ -28,7 +28,7 @@ import type {
 import type { Cancel, WaitStage, Watch } from "./waits.ts"
 import { WeakValues } from "./WeakValues.ts"
 
-const mostPins = 1_000_000
+const mostAcquired = 1_000_000
 
 export class Core {
   readonly backend: Backend
@@ -54,8 +54,8 @@ export class Core {
   readonly waits = new Set<() => void>()
   /** Streams wrapped by the program. Held weakly. */
   readonly foreignStreams = new WeakValues<string, StreamResource>()
-  /** Held while memory is being pinned, which spans many turns of the event loop. */
-  readonly pinning = Semaphore.makeUnsafe(mostPins)
+  /** Held by what spans turns of the event loop and must end before the runtime is released: pinning memory, and making graphs. */
+  readonly acquiring = Semaphore.makeUnsafe(mostAcquired)
   closed = false
   /** True once the pending waits have been failed: the backend is closing, and no wait may begin. */
   ended = false
@@ -141,11 +141,11 @@ export class Core {
     return Effect.uninterruptible(this.#opening[deviceIndex]!.withPermit(open))
   }
 
-  /** Waits for devices being opened and memory being pinned. Nothing new starts once `closed` is set. */
+  /** Waits for devices being opened, and for what is being acquired. Nothing new starts once `closed` is set. */
   readonly whenQuiet: Effect.Effect<void> = Effect.suspend(() =>
     Effect.andThen(
       Effect.forEach(this.#opening, (opening) => opening.withPermit(Effect.void), { discard: true }),
-      this.pinning.withPermits(mostPins)(Effect.void)
+      this.acquiring.withPermits(mostAcquired)(Effect.void)
     )
   )
 

@@ -53,6 +53,7 @@ export const failGraph = (
   graph: GraphResource
 ): Effect.Effect<never, CudaError> => {
   const { refusal } = core.backend.graphs
+  core.backend.graphs.refusal = undefined
   if (refusal === undefined) return core.fail(operation, status, graph)
   return refuse(operation, {
     _tag: "GraphRefused",

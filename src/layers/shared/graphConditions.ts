@@ -27,7 +27,9 @@ type Close = (core: Core, ref: RecordingRef) => void
 export const conditionOperations = (
   core: Core,
   close: Close
-): Pick<GraphOperations, "graphBody" | "graphCondition"> => ({
+): Pick<GraphOperations, "graphBody" | "graphCondition" | "graphPrepareConditions"> => ({
+  graphPrepareConditions: (deviceIndex) =>
+    core.onDevice(conditionOperation, deviceIndex, () => Effect.asVoid(prepare(core, deviceIndex))),
   graphBody: (stream) => Effect.suspend(() => beginBody(core, ownStream(stream))),
   graphCondition: (condition, value, bodies, stream) =>
     Effect.suspend(() => addCondition(core, close, condition, value, bodies, stream))
@@ -37,14 +39,18 @@ const beginBody = (core: Core, stream: StreamResource): Effect.Effect<RecordingR
   const { recording } = stream
   const refused = refusePlace(core, stream)
   if (refused !== undefined || recording === undefined) return refused ?? refuseOutside(stream)
-  const { missingForConditions } = core.backend.graphs
-  if (missingForConditions !== undefined) {
-    return refuse(conditionOperation, { _tag: "FunctionMissing", functionName: missingForConditions })
-  }
-  return Effect.map(setterOf(core, stream.deviceIndex), () => {
+  return Effect.map(prepare(core, stream.deviceIndex), () => {
     core.recordings++
     return new Recording(core.backend, recording.options, recording)
   })
+}
+
+/** Makes conditions possible on a device. Returns the kernel that passes values to them, if there is one. */
+const prepare = (core: Core, deviceIndex: number): Effect.Effect<KernelCode | undefined, CudaError> => {
+  const { missingForConditions } = core.backend.graphs
+  return missingForConditions === undefined
+    ? setterOf(core, deviceIndex)
+    : refuse(conditionOperation, { _tag: "FunctionMissing", functionName: missingForConditions })
 }
 
 const refusePlace = (core: Core, stream: StreamResource): Refusal =>
@@ -143,7 +149,13 @@ const loadSetter = (core: Core, image: Uint8Array): Effect.Effect<KernelCode, Cu
   )
   return Effect.flatMap(loaded, (module) => {
     const status = backend.kernels.find(module, setterName)
-    if (status !== success) return core.failOn(conditionOperation, status, 0, setterName)
+    if (status !== success) {
+      const failed = core.failOn(conditionOperation, status, 0, setterName)
+      core.ownModules.delete(module)
+      module.state = "released"
+      backend.modules.unload(module)
+      return failed
+    }
     return Effect.succeed(core.conditionSetter = backend.kernels.code!)
   })
 }

@@ -173,7 +173,7 @@ const refuseMemory = (
   }
   return value.offset % alignment === 0
     ? undefined
-    : refuseArgument(operation, `${name}.offset`, value.offset, `a multiple of ${alignment}, for a fill`)
+    : refuseArgument(operation, `${name}.offset`, value.offset, `a multiple of ${alignment}`)
 }
 
 /** Stores values that differ from those of the instance. Returns the nodes that use them; undefined if nothing changed. */

@@ -350,8 +350,8 @@ export interface GraphBackend {
   readonly setterImage: Uint8Array | undefined
   /** The instance made by `instantiate`. */
   readonly made: GraphInstance | undefined
-  /** Why the last `instantiate` or `update` was refused, if the driver says so. */
-  readonly refusal: GraphRefusal | undefined
+  /** Why the last `instantiate` or `update` was refused, if the driver says so. Cleared by whoever reports it. */
+  refusal: GraphRefusal | undefined
   readonly instantiate: (graph: GraphResource, bindings: Bindings) => number
   readonly destroy: (instance: GraphInstance) => number
   /** Applies the bindings to a node. A failure that is no fault means that the instance must be made anew. */

@@ -56,11 +56,16 @@ const usersOf = (nodes: ReadonlyArray<GraphNode>, slot: number | undefined, para
       : [...reads, ...writes].some(({ memory }) => memory.slot?.index === slot)
   ).map(({ index }) => index)
 
-/** Fills of 16 and 32 bits need aligned memory. */
+/** Fills of 16 and 32 bits need aligned memory, and so do the values of conditions. */
 const alignmentOf = (nodes: ReadonlyArray<GraphNode>, slot: number | undefined): number => {
-  const bits = nodes.map(({ work }) =>
-    work.kind === "fill" && slot !== undefined && work.memory.slot?.index === slot ? work.bits : 8
-  )
+  const bits = nodes.map(({ work }) => {
+    const [memory, own] = work.kind === "fill"
+      ? [work.memory, work.bits]
+      : work.kind === "conditional"
+      ? [work.value.memory, 32]
+      : [undefined, 8]
+    return slot !== undefined && memory?.slot?.index === slot ? own : 8
+  })
   return Math.max(8, ...bits) / 8
 }
 

@@ -22,11 +22,11 @@ import { refuse, refuseArgument, refuseDescribed } from "./failures.ts"
 import { failGraph, ownExec, ownGraph } from "./graphChecks.ts"
 import { conditionOperations } from "./graphConditions.ts"
 import { embed } from "./graphEmbedding.ts"
+import { dropInstances, logged, makeInstances, updateInstance, withStandIn } from "./graphInstances.ts"
 import { launchOperations } from "./graphLaunches.ts"
-import { Bindings, GraphExecResource, GraphResource, isMemoryParameter } from "./graphNodes.ts"
-import type { GraphInstance } from "./graphNodes.ts"
+import { GraphExecResource, GraphResource, isMemoryParameter } from "./graphNodes.ts"
 import { graphOf } from "./graphPlan.ts"
-import { allocate, refuseByteLength, withOptions } from "./memory.ts"
+import { refuseByteLength, withOptions } from "./memory.ts"
 import { operation } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
 import { Recording } from "./Recording.ts"
@@ -43,7 +43,7 @@ export const graphOperations = (core: Core): GraphOperations => ({
   graphAbandon: (ref) => Effect.sync(() => close(core, ref)),
   graphInstantiate: (ref, instances) => Effect.suspend(() => instantiate(core, ref, instances)),
   graphDestroy: (ref) => Effect.suspend(() => destroy(core, ref)),
-  graphUpdate: operation((ref: GraphExecRef, graph: GraphRef) => update(core, ref, graph)),
+  graphUpdate: (ref, graph) => Effect.suspend(() => update(core, ref, graph)),
   graphReplace: (ref, graph) => Effect.suspend(() => replace(core, ref, graph)),
   graphSetEnabled: operation((ref: GraphExecRef, node: number, enabled: boolean) =>
     setEnabled(core, ref, node, enabled)
@@ -151,99 +151,11 @@ const instantiate = (core: Core, ref: GraphRef, instances: number): Effect.Effec
   if (!Number.isSafeInteger(instances) || instances < 1) {
     return refuseArgument(instantiateOperation, "instances", instances, "an integer of at least 1")
   }
-  return Effect.uninterruptible(Effect.map(makeInstances(core, instantiateOperation, graph, instances), (all) => {
+  return makeInstances(core, instantiateOperation, graph, instances, (all) => {
     const exec = new GraphExecResource(core.backend, graph, all)
     core.graphs.add(exec)
-    return exec
-  }))
-}
-
-/** Makes instances, or none if one fails. */
-const makeInstances = (
-  core: Core,
-  operation: string,
-  graph: GraphResource,
-  count: number
-): Effect.Effect<Array<GraphInstance>, CudaError> =>
-  Effect.suspend(() => {
-    const made: Array<GraphInstance> = []
-    const one = Effect.suspend(() =>
-      Effect.map(makeInstance(core, operation, graph), (instance) => void made.push(instance))
-    )
-    const all = Effect.forEach(Array.from({ length: count }), () => one, { discard: true })
-    return Effect.onError(Effect.as(all, made), () => Effect.sync(() => dropInstances(core, made)))
+    return Effect.succeed(exec)
   })
-
-const makeInstance = (
-  core: Core,
-  operation: string,
-  graph: GraphResource
-): Effect.Effect<GraphInstance, CudaError> =>
-  Effect.flatMap(bindScratch(core, operation, graph), ([bindings, scratch]) => {
-    const withoutScratch = () => {
-      if (scratch !== undefined) dropMemory(core, scratch)
-    }
-    const status = withDummies(core, graph, bindings, () => core.backend.graphs.instantiate(graph, bindings))
-    if (status !== success) {
-      withoutScratch()
-      return failGraph(core, operation, status, graph)
-    }
-    const instance = core.backend.graphs.made!
-    instance.scratch = scratch
-    return Effect.succeed(instance)
-  })
-
-type BoundScratch = readonly [bindings: Bindings, scratch: GraphInstance["scratch"]]
-
-/** Allocates scratch memory for an instance. */
-const bindScratch = (core: Core, operation: string, graph: GraphResource): Effect.Effect<BoundScratch, CudaError> => {
-  const bindings = new Bindings(graph)
-  if (graph.scratchBytes === 0) return Effect.succeed([bindings, undefined])
-  return Effect.map(allocate(core, graph.deviceIndex, graph.scratchBytes, {}, operation), (memory) => {
-    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory, offset })
-    return [bindings, memory]
-  })
-}
-
-/**
- * Makes a call with parameters of device memory bound to a buffer, if copies or fills use them: the driver checks their
- * addresses.
- */
-const withDummies = (core: Core, graph: GraphResource, bindings: Bindings, call: () => number): number => {
-  const used = graph.parameters.flatMap(([, parameter], index) => {
-    const isUsed = isMemoryParameter(parameter) && parameter.parameter === "device" &&
-      graph.usersOf[index]!.some((node) => graph.nodes[node]!.kind !== "kernel")
-    return isUsed ? [{ slot: graph.slotOf[index]!, byteLength: parameter.byteLength }] : []
-  })
-  if (used.length === 0) return call()
-  const { memory } = core.backend
-  const byteLength = Math.max(...used.map((parameter) => parameter.byteLength))
-  const status = memory.allocate(graph.deviceIndex, byteLength, undefined, undefined)
-  if (status !== success) return status
-  const dummy = memory.allocated!
-  for (const { slot } of used) bindings.set(slot, { memory: dummy, offset: 0 })
-  const made = call()
-  for (const { slot } of used) bindings.set(slot, undefined)
-  dummy.state = "released"
-  const freed = memory.free(dummy)
-  return made === success ? freed : made
-}
-
-const dropMemory = (core: Core, memory: NonNullable<GraphInstance["scratch"]>): number => {
-  memory.state = "released"
-  core.deviceMemory.delete(memory)
-  return core.backend.memory.free(memory)
-}
-
-/** Destroys instances, and frees their scratch memory after the launches that use it. Returns the first status other than 0. */
-const dropInstances = (core: Core, instances: ReadonlyArray<GraphInstance>): number => {
-  let first = success
-  for (const instance of instances) {
-    const destroyed = core.backend.graphs.destroy(instance)
-    const freed = instance.scratch === undefined ? success : dropMemory(core, instance.scratch)
-    first ||= destroyed || freed
-  }
-  return first
 }
 
 const destroy = (core: Core, ref: GraphExecRef): Effect.Effect<void, CudaError> => {
@@ -310,47 +222,43 @@ const updateAll = (core: Core, exec: GraphExecResource, graph: GraphResource): E
       nodeIndex: undefined
     })
   }
-  for (const [index, instance] of exec.all.entries()) {
-    const status = updateInstance(core, instance, graph)
-    if (status === success) continue
-    const failed = failGraph(core, updateOperation, status, graph)
-    for (const updated of exec.all.slice(0, index)) updateInstance(core, updated, before)
-    return failed
-  }
-  exec.graph = graph
-  return Effect.void
-}
-
-const updateInstance = (core: Core, instance: GraphInstance, graph: GraphResource): number => {
-  const bindings = new Bindings(graph)
-  const { scratch } = instance
-  if (scratch !== undefined) {
-    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: scratch, offset })
-  }
-  const status = withDummies(core, graph, bindings, () => core.backend.graphs.update(instance, graph, bindings))
-  if (status !== success) return status
-  instance.bindings = bindings
-  instance.notedOn = undefined
-  return success
+  return withStandIn(core, updateOperation, graph, (standIn) => {
+    if (exec.state !== "live") return refuse(updateOperation, { _tag: "ResourceReleased", resource: String(exec) })
+    for (const [index, instance] of exec.all.entries()) {
+      const status = updateInstance(core, instance, graph, standIn)
+      if (status === success) continue
+      const failed = failGraph(core, updateOperation, status, graph)
+      for (const updated of exec.all.slice(0, index)) updateInstance(core, updated, before, standIn)
+      core.backend.graphs.refusal = undefined
+      return failed
+    }
+    exec.graph = graph
+    return Effect.void
+  })
 }
 
 const replaceOperation = "CudaGraph.updateOrReplace"
 
 const replace = (core: Core, ref: GraphExecRef, graphRef: GraphRef): Effect.Effect<void, CudaError> =>
-  withBoth(core, replaceOperation, ref, graphRef, (exec, graph) =>
-    Effect.uninterruptible(
-      Effect.flatMap(makeInstances(core, replaceOperation, graph, exec.instances), (made) => {
+  withBoth(
+    core,
+    replaceOperation,
+    ref,
+    graphRef,
+    (exec, graph) =>
+      makeInstances(core, replaceOperation, graph, exec.instances, (made) => {
         const isLive = exec.state === "live"
         const old = isLive ? exec.all.splice(0, exec.all.length, ...made) : made
         if (isLive) {
           exec.graph = graph
           exec.disabled.clear()
         }
-        const status = dropInstances(core, old)
-        if (status !== success) return core.fail(replaceOperation, status, exec)
-        return isLive ? Effect.void : refuse(replaceOperation, { _tag: "ResourceReleased", resource: String(exec) })
+        return Effect.andThen(
+          logged(core, dropInstances(core, old), exec),
+          isLive ? Effect.void : refuse(replaceOperation, { _tag: "ResourceReleased", resource: String(exec) })
+        )
       })
-    ))
+  )
 
 const setEnabled = (
   core: Core,
@@ -368,9 +276,14 @@ const setEnabled = (
   if (node.kind === "record" || node.kind === "conditional") {
     return refuseDescribed(operation, "node", String(node), "a kernel, a copy or a fill")
   }
-  for (const instance of exec.all) {
-    const status = core.backend.graphs.setEnabled(instance, node, enabled)
-    if (status !== success) return core.fail(operation, status, exec)
+  const { graphs } = core.backend
+  const wasEnabled = !exec.disabled.has(index)
+  for (const [at, instance] of exec.all.entries()) {
+    const status = graphs.setEnabled(instance, node, enabled)
+    if (status === success) continue
+    const failed = core.fail(operation, status, exec)
+    for (const changed of exec.all.slice(0, at)) graphs.setEnabled(changed, node, wasEnabled)
+    return failed
   }
   if (enabled) exec.disabled.delete(index)
   else exec.disabled.add(index)

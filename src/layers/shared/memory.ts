@@ -161,7 +161,7 @@ const amongWorkOf = (
   return Effect.succeed(memory)
 }
 
-const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaError> => {
+export const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void, CudaError> => {
   memory.state = "released"
   memory.ordering?.close()
   if (memory.slot !== undefined) return Effect.void

@@ -23,7 +23,7 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
       core.onDevice("CudaMemory.allocateHost", 0, () =>
         refuseByteLength("CudaMemory.allocateHost", byteLength) ??
           (core.recordings === 0 ? undefined : refuseInside("CudaMemory.allocateHost", staleHost)) ??
-          Effect.mapBoth(core.pinning.withPermit(core.backend.pinned.allocate(byteLength)), {
+          Effect.mapBoth(core.acquiring.withPermit(core.backend.pinned.allocate(byteLength)), {
             onSuccess: (memory) => {
               core.hostMemory.add(memory)
               return withOptions(memory, options)

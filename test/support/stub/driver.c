@@ -12,7 +12,8 @@
  * A call that waits in the driver for a busy device is counted as blocked.
  *
  * Graphs keep copies of their nodes' parameters. A launch enqueues the work of the nodes on its stream one after another, in an order
- * that their dependencies allow.
+ * that their dependencies allow. A condition enqueues the work of its body when the stream reaches it. The only kernel that does
+ * something is `effect_cuda_condition`, which sets a condition.
  *
  * Not modelled: the order between blocking streams and the legacy default stream, virtual memory.
  */
@@ -58,12 +59,13 @@ enum {
   NOT_READY = 600,
   ALREADY_REGISTERED = 712,
   NOT_REGISTERED = 713,
+  NOT_SUPPORTED = 801,
   UPDATE_FAILURE = 910
 };
 
 /* ---- Objects. A handle is a kind and an index. Indices are never reused, so a stale handle is always detected. ---- */
 
-typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL, GRAPH, NODE, EXEC } Kind;
+typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL, GRAPH, NODE, EXEC, CONDITION } Kind;
 
 typedef struct Record {
   bool done;
@@ -71,7 +73,7 @@ typedef struct Record {
   struct Record *next;
 } Record;
 
-typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE, HOST, LAUNCH, PREFETCH } OpKind;
+typedef enum { WORK, COPY, FILL, RECORD, WAIT, ALLOCATE, FREE, HOST, LAUNCH, PREFETCH, BRANCH } OpKind;
 
 typedef void (*HostFunction)(void *data);
 
@@ -80,6 +82,13 @@ typedef void (*HostFunction)(void *data);
 #define MAX_KERNELS 32
 #define MAX_GLOBALS 8
 #define MAX_NODES 2048
+#define MAX_ROUNDS 1000
+
+/* What a conditional handle stands for. */
+typedef struct {
+  bool alive, holds, has_node;
+  Handle graph;
+} Condition;
 
 typedef struct Op {
   OpKind kind;
@@ -97,6 +106,13 @@ typedef struct Op {
   struct Allocation *allocation;
   HostFunction function;
   void *data;
+  /* The condition that a kernel sets to whether the value at `from` equals `value`, or differs from it. */
+  Condition *condition;
+  bool negated;
+  /* The body that runs while or if the condition holds, and how often it has run. */
+  struct Exec *body;
+  bool loops;
+  int rounds;
   struct Op *next;
 } Op;
 
@@ -165,7 +181,7 @@ typedef struct {
   int global_count;
 } Library;
 
-typedef enum { KERNEL_NODE, COPY_NODE, FILL_NODE, EMPTY_NODE = 5, RECORD_NODE = 7 } NodeType;
+typedef enum { KERNEL_NODE, COPY_NODE, FILL_NODE, EMPTY_NODE = 5, RECORD_NODE = 7, CONDITIONAL_NODE = 13 } NodeType;
 
 /* A node of a graph, or its copy in an executable graph. */
 typedef struct {
@@ -186,17 +202,23 @@ typedef struct {
   uint64_t bytes, rows, to_pitch, from_pitch;
   uint32_t value;
   int width;
+  /* The body of a condition: a graph, and its copy in an executable graph. */
+  Handle condition, body;
+  bool loops;
+  struct Exec *inside;
 } Node;
 
 /* Its nodes are objects of their own. */
 typedef struct {
-  bool alive;
+  bool alive, is_body, is_instantiated;
+  Handle self;
   Handle nodes[MAX_NODES];
   int count;
 } Graph;
 
-typedef struct {
-  bool alive;
+/* An executable graph, or a body in one. */
+typedef struct Exec {
+  bool alive, uses_priorities;
   Handle graph;
   Node *nodes;
   int count;
@@ -222,7 +244,7 @@ typedef struct Failure {
 #define MAX_REMOTES 64
 
 static struct {
-  Table tables[EXEC + 1];
+  Table tables[CONDITION + 1];
   Allocation *allocations;
   Registration *registrations;
   Record *records;
@@ -416,7 +438,10 @@ static bool overlap(const uint8_t *a, uint64_t a_bytes, const uint8_t *b, uint64
   return a != NULL && b != NULL && a < b + b_bytes && b < a + a_bytes;
 }
 
+static bool body_touches(const Exec *body, const uint8_t *memory, uint64_t bytes);
+
 static bool touches(const Op *op, const uint8_t *memory, uint64_t bytes) {
+  if (op->body != NULL && body_touches(op->body, memory, bytes)) return true;
   for (int i = 0; i < MAX_PARAMETERS; i++) {
     if (op->touched[i] != NULL && op->touched[i] >= memory && op->touched[i] < memory + bytes) return true;
   }
@@ -432,6 +457,7 @@ static void retract(const uint8_t *memory, uint64_t bytes, const char *complaint
       if (!touches(op, memory, bytes)) continue;
       misuse("%s while a stream still uses it", complaint);
       op->bytes = 0;
+      op->condition = NULL;
     }
   }
 }
@@ -480,6 +506,42 @@ static void run_copy(const Op *op) {
   }
 }
 
+static void run_setter(const Op *op) {
+  uint32_t value;
+  memcpy(&value, op->from, sizeof value);
+  op->condition->holds = (value == op->value) != op->negated;
+}
+
+static void enqueue_nodes(Stream *stream, Exec *exec);
+static void drop_exec(Exec *exec);
+
+static void drop_op(Op *op) {
+  if (op->body != NULL) drop_exec(op->body);
+  free(op);
+}
+
+static void append(Stream *stream, Op *first, Op *last) {
+  if (first == NULL) return;
+  if (stream->tail == NULL) stream->head = first;
+  else stream->tail->next = first;
+  stream->tail = last;
+}
+
+/* Puts the work of a body before the other work of the stream, with the condition between the two if it is a loop. */
+static bool run_branch(Stream *stream, Op *op) {
+  if (op->condition == NULL || !op->condition->holds) return false;
+  if (op->rounds++ == MAX_ROUNDS) {
+    misuse("a loop that does not end");
+    return false;
+  }
+  Op *rest = stream->head, *last = stream->tail;
+  stream->head = stream->tail = op->next = NULL;
+  enqueue_nodes(stream, op->body);
+  if (op->loops) append(stream, op, op);
+  append(stream, rest, last);
+  return op->loops;
+}
+
 /* Runs and removes the first operation of a stream. Every operation takes a microsecond. */
 static void run_first(Stream *stream) {
   Op *op = stream->head;
@@ -495,7 +557,8 @@ static void run_first(Stream *stream) {
     op->record->done = true;
     op->record->time = stub.clock;
   }
-  free(op);
+  if (op->kind == LAUNCH && op->condition != NULL) run_setter(op);
+  if (op->kind != BRANCH || !run_branch(stream, op)) drop_op(op);
 }
 
 /* Host functions run on their own thread. */
@@ -579,9 +642,7 @@ static Op *enqueue(Stream *stream, OpKind kind) {
   op->rows = 1;
   op->held = kind == WORK || ((stub.pending & 1) && moves) || ((stub.pending & 2) && memory) ||
              ((stub.pending & 4) && kind == LAUNCH);
-  if (stream->tail == NULL) stream->head = op;
-  else stream->tail->next = op;
-  stream->tail = op;
+  append(stream, op, op);
   return op;
 }
 
@@ -1960,26 +2021,43 @@ static Exec *exec_of(Call *call, Handle handle) {
   return NULL;
 }
 
+static Graph *make_graph(bool is_body) {
+  Graph *graph = calloc(1, sizeof(Graph));
+  graph->alive = true;
+  graph->is_body = is_body;
+  graph->self = make(GRAPH, graph);
+  return graph;
+}
+
 EXPORT Status cuGraphCreate(Handle *out, unsigned flags) {
   Call call = begin("cuGraphCreate", 0);
   if (ok(&call) && flags != 0) call.status = INVALID_VALUE;
   if (ok(&call)) {
-    Graph *graph = calloc(1, sizeof(Graph));
-    graph->alive = true;
-    add_wide(&call, *out = make(GRAPH, graph));
+    add_wide(&call, *out = make_graph(false)->self);
   }
   add_int(&call, flags);
   return end(&call);
+}
+
+/* With its nodes, its conditions and their bodies. */
+static void destroy_graph(Graph *graph) {
+  graph->alive = false;
+  for (int i = 0; i < graph->count; i++) {
+    Node *node = find(NODE, graph->nodes[i]);
+    node->alive = false;
+    if (node->type == CONDITIONAL_NODE) destroy_graph(find(GRAPH, node->body));
+  }
+  EACH(Condition, condition, CONDITION) {
+    if (condition->graph == graph->self) condition->alive = false;
+  }
 }
 
 EXPORT Status cuGraphDestroy(Handle handle) {
   Call call = begin("cuGraphDestroy", 0);
   add_wide(&call, handle);
   Graph *graph = graph_of(&call, handle);
-  if (graph != NULL && gives_back(&call)) {
-    graph->alive = false;
-    for (int i = 0; i < graph->count; i++) ((Node *)find(NODE, graph->nodes[i]))->alive = false;
-  }
+  if (graph != NULL && graph->is_body) wrong(&call, "the body of a condition", handle);
+  if (graph != NULL && !graph->is_body && gives_back(&call)) destroy_graph(graph);
   return end(&call);
 }
 
@@ -1998,7 +2076,10 @@ static void depend(Node *node, Handle before) {
   node->before[node->before_count++] = before;
 }
 
+static Exec *copy_exec(const Exec *exec);
+
 static void drop_node(Node *node) {
+  if (node->inside != NULL) drop_exec(node->inside);
   for (int i = 0; i < MAX_PARAMETERS; i++) free(node->parameters[i]);
   free(node->before);
 }
@@ -2173,6 +2254,77 @@ EXPORT Status cuGraphAddEmptyNode(Handle *out, Handle graph, const Handle *befor
   return add_node(&call, out, graph, before, count, (Node){.type = EMPTY_NODE});
 }
 
+/* Conditional handles use all 64 bits. */
+#define CONDITION_BITS 0xc0de000000000001ull
+
+static Condition *condition_of(Call *call, Handle handle) {
+  Condition *condition = find(CONDITION, handle ^ CONDITION_BITS);
+  if (condition != NULL && condition->alive) return condition;
+  wrong(call, "no such condition", handle);
+  return NULL;
+}
+
+EXPORT Status cuGraphConditionalHandleCreate(Handle *out, Handle graph, Handle context, unsigned value,
+                                             unsigned flags) {
+  Call call = begin("cuGraphConditionalHandleCreate", 0);
+  graph_of(&call, graph);
+  context_of(&call, context);
+  if (ok(&call) && (value > 1 || flags > 1)) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    Condition *condition = calloc(1, sizeof(Condition));
+    *condition = (Condition){.alive = true, .graph = graph};
+    add_wide(&call, *out = make(CONDITION, condition) ^ CONDITION_BITS);
+  }
+  add_wide(&call, graph);
+  add_wide(&call, context);
+  add_int(&call, value);
+  add_int(&call, flags);
+  return end(&call);
+}
+
+typedef struct {
+  int type, unused[3];
+  Handle condition;
+  int kind;
+  unsigned size;
+  Handle *bodies;
+  Handle context;
+  uint64_t reserved[26];
+} NodeParams;
+
+static bool is_conditional(const NodeParams *params) {
+  bool zero = params->unused[0] == 0 && params->unused[1] == 0 && params->unused[2] == 0 && params->bodies == NULL;
+  for (int i = 0; i < 26; i++) zero = zero && params->reserved[i] == 0;
+  return zero && params->type == CONDITIONAL_NODE && params->size == 1 && (params->kind == 0 || params->kind == 1);
+}
+
+/* Only conditions with one body are supported: 0 runs it if its condition holds, 1 while it holds. */
+EXPORT Status cuGraphAddNode_v2(Handle *out, Handle graph, const Handle *before, const void *edges, size_t count,
+                                NodeParams *params) {
+  Call call = begin("cuGraphAddNode_v2", 0);
+  add_int(&call, params->type);
+  add_wide(&call, params->condition);
+  add_int(&call, params->kind);
+  add_int(&call, params->size);
+  add_wide(&call, params->context);
+  Condition *condition = condition_of(&call, params->condition);
+  context_of(&call, params->context);
+  bool free_here = condition != NULL && condition->graph == graph && !condition->has_node;
+  if (ok(&call) && (edges != NULL || !is_conditional(params) || !free_here)) call.status = INVALID_VALUE;
+  Graph *body = ok(&call) ? make_graph(true) : NULL;
+  Node node = {.type = CONDITIONAL_NODE, .condition = params->condition, .context = params->context};
+  node.loops = params->kind == 1;
+  if (body != NULL) node.body = body->self;
+  Status status = add_node(&call, out, graph, before, count, node);
+  if (status != SUCCESS) {
+    if (body != NULL) body->alive = false;
+    return status;
+  }
+  condition->has_node = true;
+  params->bodies = &body->self;
+  return status;
+}
+
 /* Only programmatic edges are supported: from one kernel node to another. */
 EXPORT Status cuGraphAddDependencies_v2(Handle graph, const Handle *from, const Handle *to, const uint8_t *edges,
                                         size_t count) {
@@ -2205,7 +2357,9 @@ EXPORT Status cuGraphKernelNodeSetAttribute(Handle handle, int attribute, const 
   return end(&call);
 }
 
-/* A node of an executable graph has its own parameters. */
+static Exec *exec_from(const Graph *graph);
+
+/* A node of an executable graph has its own parameters, and its own copy of a body. */
 static Node copy_node(const Node *node) {
   Node copied = *node;
   Kernel *kernel = node->type == KERNEL_NODE ? find(KERNEL, node->kernel) : NULL;
@@ -2216,7 +2370,89 @@ static Node copy_node(const Node *node) {
   copied.before = NULL;
   copied.before_count = 0;
   for (int i = 0; i < node->before_count; i++) depend(&copied, node->before[i]);
+  if (node->inside != NULL) copied.inside = copy_exec(node->inside);
+  else if (node->type == CONDITIONAL_NODE) copied.inside = exec_from(find(GRAPH, node->body));
   return copied;
+}
+
+static Exec *exec_from(const Graph *graph) {
+  Exec *exec = calloc(1, sizeof(Exec));
+  *exec = (Exec){.alive = true, .graph = graph->self};
+  exec->nodes = calloc((size_t)graph->count + 1, sizeof(Node));
+  for (exec->count = 0; exec->count < graph->count; exec->count++) {
+    exec->nodes[exec->count] = copy_node(find(NODE, graph->nodes[exec->count]));
+  }
+  return exec;
+}
+
+static Exec *copy_exec(const Exec *exec) {
+  Exec *copied = calloc(1, sizeof(Exec));
+  *copied = *exec;
+  copied->nodes = calloc((size_t)exec->count + 1, sizeof(Node));
+  for (int i = 0; i < exec->count; i++) copied->nodes[i] = copy_node(&exec->nodes[i]);
+  return copied;
+}
+
+static void drop_nodes(Exec *exec) {
+  for (int i = 0; i < exec->count; i++) drop_node(&exec->nodes[i]);
+  exec->count = 0;
+}
+
+static void drop_exec(Exec *exec) {
+  drop_nodes(exec);
+  free(exec->nodes);
+  free(exec);
+}
+
+static bool node_touches(const Node *node, const uint8_t *memory, uint64_t bytes) {
+  if (node->disabled) return false;
+  if (node->type == CONDITIONAL_NODE) return body_touches(node->inside, memory, bytes);
+  const Kernel *kernel = node->type == KERNEL_NODE ? find(KERNEL, node->kernel) : NULL;
+  for (int i = 0; kernel != NULL && i < kernel->count; i++) {
+    const uint8_t *address;
+    if (kernel->sizes[i] != 8) continue;
+    memcpy(&address, node->parameters[i], sizeof address);
+    if (overlap(address, 1, memory, bytes)) return true;
+  }
+  uint64_t later = node->rows > 1 ? node->rows - 1 : 0;
+  return overlap(node->to, node->bytes + later * node->to_pitch, memory, bytes) ||
+         overlap(node->from, node->bytes + later * node->from_pitch, memory, bytes);
+}
+
+static bool body_touches(const Exec *body, const uint8_t *memory, uint64_t bytes) {
+  for (int i = 0; i < body->count; i++) {
+    if (node_touches(&body->nodes[i], memory, bytes)) return true;
+  }
+  return false;
+}
+
+static void load_all(const Exec *exec) {
+  for (int i = 0; i < exec->count; i++) {
+    const Node *node = &exec->nodes[i];
+    if (node->inside != NULL) load_all(node->inside);
+    if (node->type != KERNEL_NODE) continue;
+    load_code(find(KERNEL, node->kernel), ((Context *)find(CONTEXT, node->context))->device);
+  }
+}
+
+static bool has_conditions(const Graph *graph) {
+  for (int i = 0; i < graph->count; i++) {
+    if (((Node *)find(NODE, graph->nodes[i]))->type == CONDITIONAL_NODE) return true;
+  }
+  return false;
+}
+
+/* Whether a handle of the graph or of its bodies has no node. */
+static bool has_loose_condition(const Graph *graph) {
+  bool loose = false;
+  EACH(Condition, condition, CONDITION) {
+    loose = loose || (condition->graph == graph->self && !condition->has_node);
+  }
+  for (int i = 0; i < graph->count; i++) {
+    const Node *node = find(NODE, graph->nodes[i]);
+    loose = loose || (node->type == CONDITIONAL_NODE && has_loose_condition(find(GRAPH, node->body)));
+  }
+  return loose;
 }
 
 static Handle refused_node(const Graph *graph) {
@@ -2232,17 +2468,17 @@ EXPORT Status cuGraphInstantiateWithParams(Handle *out, Handle handle, uint64_t 
     params[2] = refused_node(graph);
     params[3] = (uint64_t)stub.graph_result;
   }
-  if (ok(&call) && (params[0] & ~8ull) != 0) call.status = INVALID_VALUE;
+  if (ok(&call) && ((params[0] & ~8ull) != 0 || graph->is_body)) call.status = INVALID_VALUE;
+  if (ok(&call) && graph->is_instantiated && has_conditions(graph)) call.status = NOT_SUPPORTED;
+  if (ok(&call) && has_loose_condition(graph)) {
+    params[3] = 5;
+    call.status = INVALID_VALUE;
+  }
   if (ok(&call)) {
-    Exec *exec = calloc(1, sizeof(Exec));
-    *exec = (Exec){.alive = true, .graph = handle};
-    exec->nodes = calloc((size_t)graph->count + 1, sizeof(Node));
-    for (exec->count = 0; exec->count < graph->count; exec->count++) {
-      Node *node = find(NODE, graph->nodes[exec->count]);
-      exec->nodes[exec->count] = copy_node(node);
-      if (node->type != KERNEL_NODE) continue;
-      load_code(find(KERNEL, node->kernel), ((Context *)find(CONTEXT, node->context))->device);
-    }
+    Exec *exec = exec_from(graph);
+    exec->uses_priorities = params[0] == 8;
+    graph->is_instantiated = true;
+    load_all(exec);
     add_wide(&call, *out = make(EXEC, exec));
   }
   return end(&call);
@@ -2254,10 +2490,21 @@ EXPORT Status cuGraphExecDestroy(Handle handle) {
   Exec *exec = exec_of(&call, handle);
   if (exec != NULL && gives_back(&call)) {
     exec->alive = false;
-    for (int i = 0; i < exec->count; i++) drop_node(&exec->nodes[i]);
-    exec->count = 0;
+    drop_nodes(exec);
   }
   return end(&call);
+}
+
+static Node *node_in(Exec *exec, const Node *node) {
+  if (exec->graph == node->graph) {
+    bool there = node->index < exec->count && exec->nodes[node->index].self == node->self;
+    return there ? &exec->nodes[node->index] : NULL;
+  }
+  Node *found = NULL;
+  for (int i = 0; found == NULL && i < exec->count; i++) {
+    if (exec->nodes[i].inside != NULL) found = node_in(exec->nodes[i].inside, node);
+  }
+  return found;
 }
 
 /* The copy of a graph's node in an executable graph, which is named by the node of the graph it was made from. */
@@ -2265,12 +2512,11 @@ static Node *exec_node(Call *call, Handle exec_handle, Handle node_handle) {
   add_wide(call, exec_handle);
   add_wide(call, node_handle);
   Exec *exec = exec_of(call, exec_handle);
-  node_of(call, node_handle);
+  Node *node = node_of(call, node_handle);
   if (!ok(call)) return NULL;
-  int index = ((Node *)find(NODE, node_handle))->index;
-  if (index < exec->count && exec->nodes[index].self == node_handle) return &exec->nodes[index];
-  wrong(call, "a node that the executable graph does not have", node_handle);
-  return NULL;
+  Node *found = node_in(exec, node);
+  if (found == NULL) wrong(call, "a node that the executable graph does not have", node_handle);
+  return found;
 }
 
 /* Gives a node other parameters. */
@@ -2342,13 +2588,28 @@ static bool same_edges(const Node *node, const Graph *graph, const Node *with) {
   return true;
 }
 
+/* Whether a copy of rows is unchanged. The driver changes copies of one row only. */
+static bool same_rows(const Node *node, const Node *with) {
+  if (node->rows == 1 && with->rows == 1) return true;
+  bool pitches = node->to_pitch == with->to_pitch && node->from_pitch == with->from_pitch;
+  return pitches && node->rows == with->rows && node->bytes == with->bytes && node->to == with->to &&
+         node->from == with->from;
+}
+
+static bool same_attributes(const Exec *exec, const Node *node, const Node *with) {
+  bool same = memcmp(node->attributes[2], with->attributes[2], sizeof node->attributes[2]) == 0 &&
+              memcmp(node->attributes[4], with->attributes[4], sizeof node->attributes[4]) == 0;
+  return same && (!exec->uses_priorities || node->attributes[8][0] == with->attributes[8][0]);
+}
+
 /* The result of an update for one node: 0, or why it cannot be updated. */
-static int compare(const Node *node, const Graph *graph, const Node *with) {
+static int compare(const Exec *exec, const Node *node, const Graph *graph, const Node *with) {
   if (node->type != with->type) return 3;
+  if (node->type == CONDITIONAL_NODE) return 6;
   if (!same_edges(node, graph, with)) return 2;
-  if (node->type == COPY_NODE && !same_copies(node, with)) return 5;
+  if (node->type == COPY_NODE && (!same_copies(node, with) || !same_rows(node, with))) return 5;
   if (node->context != with->context) return 5;
-  return memcmp(node->attributes, with->attributes, sizeof node->attributes) == 0 ? 0 : 8;
+  return same_attributes(exec, node, with) ? 0 : 8;
 }
 
 typedef struct {
@@ -2375,7 +2636,7 @@ EXPORT Status cuGraphExecUpdate_v2(Handle handle, Handle graph_handle, UpdateRes
   if (ok(&call) && graph->count != exec->count) out->result = 2;
   for (int i = 0; ok(&call) && out->result == 0 && i < graph->count; i++) {
     Node *with = find(NODE, graph->nodes[i]);
-    out->result = compare(&exec->nodes[i], graph, with);
+    out->result = compare(exec, &exec->nodes[i], graph, with);
     if (out->result != 0) out->node = graph->nodes[i];
   }
   if (ok(&call) && out->result != 0) call.status = UPDATE_FAILURE;
@@ -2398,19 +2659,57 @@ static void check_end(Call *call, int type, const uint8_t *address, uint64_t byt
   else check_device(call, address, bytes);
 }
 
+static bool is_setter(const Kernel *kernel) { return strcmp(kernel->name, "effect_cuda_condition") == 0; }
+
+/* The value that a setter reads, and the condition that it sets. */
+static void read_setter(const Node *node, const uint8_t **value, Handle *condition) {
+  memcpy(condition, node->parameters[0], sizeof *condition);
+  memcpy(value, node->parameters[1], sizeof *value);
+}
+
+static void check_setter(Call *call, const Node *node) {
+  const uint8_t *value;
+  Handle condition;
+  read_setter(node, &value, &condition);
+  condition_of(call, condition);
+  check_device(call, (uint8_t *)value, 4);
+}
+
+static void check_all(Call *call, const Exec *exec);
+
 /* Everything that a node uses must still be there when it is launched. */
 static void check_node(Call *call, const Node *node) {
   uint64_t later = node->rows > 1 ? node->rows - 1 : 0;
   if (node->type == RECORD_NODE) event_of(call, node->event);
-  if (node->type == KERNEL_NODE) kernel_of(call, node->kernel);
+  if (node->type == CONDITIONAL_NODE) check_all(call, node->inside);
+  Kernel *kernel = node->type == KERNEL_NODE ? kernel_of(call, node->kernel) : NULL;
+  if (kernel != NULL && is_setter(kernel)) check_setter(call, node);
   if (node->type == FILL_NODE) check_device(call, node->to, node->bytes);
   if (node->type == COPY_NODE) check_end(call, node->to_type, node->to, node->bytes + later * node->to_pitch);
   if (node->type == COPY_NODE) check_end(call, node->from_type, node->from, node->bytes + later * node->from_pitch);
 }
 
+static void check_all(Call *call, const Exec *exec) {
+  for (int i = 0; ok(call) && i < exec->count; i++) {
+    if (!exec->nodes[i].disabled) check_node(call, &exec->nodes[i]);
+  }
+}
+
+static void become_setter(Op *op, const Node *node) {
+  Handle condition;
+  read_setter(node, &op->from, &condition);
+  op->condition = find(CONDITION, condition ^ CONDITION_BITS);
+  op->bytes = sizeof op->value;
+  memcpy(&op->value, node->parameters[2], sizeof op->value);
+  uint32_t negated;
+  memcpy(&negated, node->parameters[3], sizeof negated);
+  op->negated = negated != 0;
+}
+
 static void enqueue_launch(Stream *stream, const Node *node) {
   Op *op = enqueue(stream, LAUNCH);
   const Kernel *kernel = find(KERNEL, node->kernel);
+  if (is_setter(kernel)) become_setter(op, node);
   for (int i = 0; i < kernel->count; i++) {
     if (kernel->sizes[i] != 8) continue;
     const uint8_t *address;
@@ -2429,6 +2728,13 @@ static void enqueue_node(Stream *stream, const Node *node) {
     Event *event = find(EVENT, node->event);
     event->record = make_record();
     enqueue(stream, RECORD)->record = event->record;
+    return;
+  }
+  if (node->type == CONDITIONAL_NODE) {
+    Op *branch = enqueue(stream, BRANCH);
+    branch->condition = find(CONDITION, node->condition ^ CONDITION_BITS);
+    branch->loops = node->loops;
+    branch->body = copy_exec(node->inside);
     return;
   }
   Op *op = enqueue(stream, node->type == COPY_NODE ? COPY : FILL);
@@ -2468,9 +2774,7 @@ EXPORT Status cuGraphLaunch(Handle handle, Handle stream_handle) {
   add_wide(&call, stream_handle);
   Exec *exec = exec_of(&call, handle);
   Stream *stream = stream_of(&call, stream_handle);
-  for (int i = 0; ok(&call) && i < exec->count; i++) {
-    if (!exec->nodes[i].disabled) check_node(&call, &exec->nodes[i]);
-  }
+  if (exec != NULL) check_all(&call, exec);
   if (ok(&call)) {
     enqueue_nodes(stream, exec);
     run_all();
@@ -2485,7 +2789,7 @@ static void drop_queues(void) {
     while (stream->head != NULL) {
       Op *op = stream->head;
       stream->head = op->next;
-      free(op);
+      drop_op(op);
     }
     stream->tail = NULL;
   }
@@ -2534,7 +2838,7 @@ EXPORT void stub_reset(void) {
   while (stub.host_running) pthread_cond_wait(&host_called, &lock);
   drop_queues();
   drop_lists();
-  for (int kind = CONTEXT; kind <= EXEC; kind++) stub.tables[kind].first = stub.tables[kind].count;
+  for (int kind = CONTEXT; kind <= CONDITION; kind++) stub.tables[kind].first = stub.tables[kind].count;
   set_defaults();
   stub.main_thread = pthread_self();
   depth = 0;
@@ -2692,7 +2996,7 @@ EXPORT int stub_live(int kind) {
   if (kind == 5) EACH(Context, context, CONTEXT) count += context->retained;
   if (kind == 6) EACH(Stream, stream, STREAM) count += stream->head != NULL;
   if (kind == 7) EACH(Library, library, LIBRARY) count += library->alive;
-  if (kind == 8) EACH(Graph, graph, GRAPH) count += graph->alive;
+  if (kind == 8) EACH(Graph, graph, GRAPH) count += graph->alive && !graph->is_body;
   if (kind == 9) EACH(Exec, exec, EXEC) count += exec->alive;
   pthread_mutex_unlock(&lock);
   return count;

@@ -1,0 +1,149 @@
+/**
+ * The instances of executable graphs: made with their memory, updated, and destroyed.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { Core } from "./Core.ts"
+import { failGraph } from "./graphChecks.ts"
+import { Bindings, isMemoryParameter } from "./graphNodes.ts"
+import type { GraphExecResource, GraphInstance, GraphResource } from "./graphNodes.ts"
+import { allocate, free } from "./memory.ts"
+import type { DeviceMemoryResource } from "./resources.ts"
+
+/**
+ * Makes instances and passes them on, or makes none if one fails. The runtime is not released meanwhile, so `use` can hand them
+ * over to it.
+ */
+export const makeInstances = <A>(
+  core: Core,
+  operation: string,
+  graph: GraphResource,
+  count: number,
+  use: (instances: Array<GraphInstance>) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> => {
+  const all = withStandIn(core, operation, graph, (standIn) =>
+    Effect.suspend(() => {
+      const made: Array<GraphInstance> = []
+      const one = Effect.suspend(() =>
+        Effect.map(makeInstance(core, operation, graph, standIn), (instance) => void made.push(instance))
+      )
+      const each = Effect.forEach(Array.from({ length: count }), () => one, { discard: true })
+      return Effect.onError(Effect.as(each, made), () => Effect.sync(() => dropInstances(core, made)))
+    }))
+  return Effect.uninterruptible(core.acquiring.withPermit(Effect.flatMap(all, use)))
+}
+
+const makeInstance = (
+  core: Core,
+  operation: string,
+  graph: GraphResource,
+  standIn: StandIn
+): Effect.Effect<GraphInstance, CudaError> =>
+  Effect.flatMap(bindScratch(core, operation, graph), ([bindings, scratch]) => {
+    standIn.bind(bindings)
+    const status = core.backend.graphs.instantiate(graph, bindings)
+    standIn.unbind(bindings)
+    if (status !== success) {
+      if (scratch !== undefined) dropMemory(core, scratch)
+      return failGraph(core, operation, status, graph)
+    }
+    const instance = core.backend.graphs.made!
+    instance.scratch = scratch
+    return Effect.succeed(instance)
+  })
+
+type BoundScratch = readonly [bindings: Bindings, scratch: GraphInstance["scratch"]]
+
+/** Allocates scratch memory for an instance. */
+const bindScratch = (core: Core, operation: string, graph: GraphResource): Effect.Effect<BoundScratch, CudaError> => {
+  const bindings = new Bindings(graph)
+  if (graph.scratchBytes === 0) return Effect.succeed([bindings, undefined])
+  return Effect.map(allocate(core, graph.deviceIndex, graph.scratchBytes, {}, operation), (memory) => {
+    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory, offset })
+    return [bindings, memory]
+  })
+}
+
+/** What stands in for parameters of device memory until they are given: the driver checks the addresses of copies and fills. */
+class StandIn {
+  readonly #slots: ReadonlyArray<number>
+  readonly #memory: DeviceMemoryResource | undefined
+  constructor(slots: ReadonlyArray<number>, memory: DeviceMemoryResource | undefined) {
+    this.#slots = slots
+    this.#memory = memory
+  }
+  bind(bindings: Bindings): void {
+    if (this.#memory === undefined) return
+    for (const slot of this.#slots) bindings.set(slot, { memory: this.#memory, offset: 0 })
+  }
+  unbind(bindings: Bindings): void {
+    for (const slot of this.#slots) bindings.set(slot, undefined)
+  }
+}
+
+/** Provides a stand-in for parameters that copies or fills use, and releases it. */
+export const withStandIn = <A>(
+  core: Core,
+  operation: string,
+  graph: GraphResource,
+  use: (standIn: StandIn) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> => {
+  const used = graph.parameters.flatMap(([, parameter], index) => {
+    const isUsed = isMemoryParameter(parameter) && parameter.parameter === "device" &&
+      graph.usersOf[index]!.some((node) => graph.nodes[node]!.kind !== "kernel")
+    return isUsed ? [{ slot: graph.slotOf[index]!, byteLength: parameter.byteLength }] : []
+  })
+  if (used.length === 0) return use(new StandIn([], undefined))
+  const byteLength = Math.max(...used.map((parameter) => parameter.byteLength))
+  return Effect.acquireUseRelease(
+    allocate(core, graph.deviceIndex, byteLength, {}, operation),
+    (memory) => use(new StandIn(used.map(({ slot }) => slot), memory)),
+    (memory) => Effect.catch(free(core, memory), ({ message }) => Effect.logWarning(message))
+  )
+}
+
+/** Updates an instance to another graph. It keeps its scratch memory. Returns a status. */
+export const updateInstance = (
+  core: Core,
+  instance: GraphInstance,
+  graph: GraphResource,
+  standIn: StandIn
+): number => {
+  const bindings = new Bindings(graph)
+  const { scratch } = instance
+  if (scratch !== undefined) {
+    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: scratch, offset })
+  }
+  standIn.bind(bindings)
+  const status = core.backend.graphs.update(instance, graph, bindings)
+  standIn.unbind(bindings)
+  if (status !== success) return status
+  instance.bindings = bindings
+  instance.notedOn = undefined
+  return success
+}
+
+const dropMemory = (core: Core, memory: DeviceMemoryResource): number => {
+  memory.state = "released"
+  core.deviceMemory.delete(memory)
+  return core.backend.memory.free(memory)
+}
+
+/** Destroys instances, and frees their scratch memory after the launches that use it. Returns the first status other than 0. */
+export const dropInstances = (core: Core, instances: ReadonlyArray<GraphInstance>): number => {
+  let first = success
+  for (const instance of instances) {
+    const destroyed = core.backend.graphs.destroy(instance)
+    const freed = instance.scratch === undefined ? success : dropMemory(core, instance.scratch)
+    first ||= destroyed || freed
+  }
+  return first
+}
+
+/** Logs the status of a release that has no caller to fail to. */
+export const logged = (core: Core, status: number, exec: GraphExecResource): Effect.Effect<void> => {
+  if (status === success) return Effect.void
+  const { deviceIndex } = exec
+  return Effect.logWarning(core.error("CudaGraph.release", status, deviceIndex, String(exec)).message)
+}
