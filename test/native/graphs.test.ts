@@ -1074,18 +1074,19 @@ describe("several instances", () => {
       const closing = yield* started(Scope.close(ofRuntime, Exit.void))
       stub.letGo()
       yield* Fiber.join(closing)
-      assert.isTrue(Exit.isFailure(yield* Fiber.join(making)))
+      yield* Fiber.join(making)
       assertReleased(stub)
     }))
 
-  it.live("fail to be made with the memory that stands in for parameters, and leave nothing", () =>
+  it.live("log a failing release of the memory that stands in for parameters", () =>
     withGraphs(
       () =>
         Effect.gen(function*() {
           const graph = yield* CudaGraph.recordWith({ to: CudaGraph.buffer(8) }, ({ to }) => CudaMemory.fill(to, 1))
-          stub.fail("cuMemFreeAsync", 1, { after: 1 })
-          const error = yield* Effect.flip(CudaGraph.instantiate(graph, { instances: 3 }))
-          assert.deepStrictEqual([error.operation, error.call], ["CudaGraph.instantiate", "cuMemFreeAsync"])
+          stub.fail("cuMemFreeAsync", 1)
+          const { lines } = yield* logged(Effect.scoped(CudaGraph.instantiate(graph, { instances: 3 })))
+          assert.strictEqual(lines.length, 1)
+          assert.include(lines[0], "cuMemFreeAsync")
           assert.deepStrictEqual([stub.live.graphs, stub.live.graphExecs], [0, 0])
         }),
       { left: { allocations: 1 } }
@@ -1098,7 +1099,9 @@ describe("several instances", () => {
         const { releases } = yield* tracing(stub).openDevice()
         const graph = yield* CudaGraph.recordWith({ to: CudaGraph.buffer(8) }, ({ to }) => CudaMemory.fill(to, 1))
         stub.pending = "memory"
-        yield* CudaGraph.instantiate(graph)
+        const making = yield* started(CudaGraph.instantiate(graph))
+        stub.finishAll()
+        yield* Fiber.join(making)
         stub.finish({ handle: releases, deviceIndex: 0 })
         stub.letGo()
       })

@@ -560,7 +560,11 @@ const hostFunctions: ReadonlyArray<Scenario> =
 /** A failure at the first call that an operation makes to a function, or at a later one. */
 type Call = readonly [fails: StubFunctionName, after?: number, details?: CallDetails | undefined]
 
-type CallDetails = Pick<Scenario, "invalid"> & { readonly where?: string }
+interface CallDetails {
+  readonly invalid?: Scenario["invalid"]
+  readonly where?: string
+  readonly subject?: RegExp
+}
 
 const callsOf = <A>(
   operation: string,
@@ -569,11 +573,11 @@ const callsOf = <A>(
   calls: ReadonlyArray<Call>,
   subject = ofGraph
 ): ReadonlyArray<Scenario> =>
-  calls.map(([fails, after = 0, { invalid, where = "" } = {}]) =>
+  calls.map(([fails, after = 0, { invalid, subject: own = subject, where = "" } = {}]) =>
     failing(fails, operation, prepare, run, {
       after,
       where: [where, after > 0 && `(call ${after + 1})`].filter(Boolean).join(" "),
-      subject,
+      subject: own,
       invalid
     })
   )
@@ -686,17 +690,16 @@ const graphs: ReadonlyArray<Scenario> = [
   ...callsOf(
     "CudaGraph.instantiate",
     everyNode,
-    (graph) => CudaGraph.instantiate(graph, threeInstances),
+    (graph) => graph.runtime.graphInstantiate(graph.ref, 3),
     instanceCalls.flatMap(([name, times, details]): ReadonlyArray<Call> =>
       name === "cuGraphCreate" ? [[name], [name, times]] : [[name, 0, details], [name, times, details]]
     )
   ),
-  ...callsOf("CudaGraph.instantiate", manyPieces, (graph) => CudaGraph.instantiate(graph), [
+  ...callsOf("CudaGraph.instantiate", manyPieces, (graph) => graph.runtime.graphInstantiate(graph.ref, 1), [
     ["cuGraphAddEmptyNode", 0, refused]
   ]),
-  ...callsOf("CudaGraph.instantiate", withParameters, (graph) => CudaGraph.instantiate(graph, threeInstances), [
-    ["cuMemAllocFromPoolAsync", 0, { where: "of memory in place of parameters" }],
-    ["cuMemAllocFromPoolAsync", 1, { where: "of memory in place of parameters" }]
+  ...callsOf("CudaGraph.instantiate", withParameters, (graph) => graph.runtime.graphInstantiate(graph.ref, 3), [
+    ["cuMemAllocFromPoolAsync", 0, { where: "of memory in place of parameters", subject: /64 bytes on device 0/ }]
   ]),
   ...callsOf("CudaGraph.launch", executable, launchingGraph, [
     ["cuGraphExecKernelNodeSetParams_v2", 0, { invalid: "handled" }],
@@ -731,7 +734,7 @@ const graphs: ReadonlyArray<Scenario> = [
   ),
   ...callsOf("CudaGraph.update", executable, updating, [
     ["cuCtxPushCurrent_v2"],
-    ["cuMemAllocFromPoolAsync", 1],
+    ["cuMemAllocFromPoolAsync", 0, { subject: /64 bytes on device 0/ }],
     ["cuGraphCreate"],
     ["cuGraphAddMemsetNode", 2, refused],
     ["cuGraphExecUpdate_v2"],
