@@ -531,7 +531,7 @@ const launchInTurn = <A, E, R>(
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<Fiber.Fiber<A, E | CudaError>, CudaError, R | Scope.Scope> =>
   Effect.uninterruptible(Effect.gen(function*() {
-    if (self.ref?.isRecording === true) {
+    if (self?.ref?.isRecording === true) {
       const because =
         "graphs do not run effects. Call it on the stream on which the graph is launched, after the launch"
       return yield* refuseToRecord("CudaStream.launchHostFunction", because)

@@ -171,7 +171,7 @@ const suite = (name: string, run: Run) => {
         yield* faults.failNext("CudaGraph.record", "OutOfMemory")
         yield* failsWith(record, "OutOfMemory")
         const graph = yield* record
-        yield* faults.failNext("CudaGraph.instantiate", "OutOfMemory")
+        yield* faults.failNext("CudaGraph.instantiate", "OutOfMemory", 2)
         const instantiate = CudaGraph.instantiate(graph, { instances: 2 })
         const refused = yield* failureOf(instantiate)
         assert.deepStrictEqual(
