@@ -770,6 +770,22 @@ const valuesOf = ({ parameters }: GraphRef, given: unknown): ReadonlyArray<Graph
 }
 
 /**
+ * Changes an executable graph to another graph with the same parameters.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface UpdateOperation {
+  <Parameters extends GraphParameters, A>(
+    graph: CudaGraph<Parameters, A>
+  ): (self: CudaGraphExec<Parameters>) => Effect.Effect<void, CudaError>
+  <Parameters extends GraphParameters, A>(
+    self: CudaGraphExec<Parameters>,
+    graph: CudaGraph<Parameters, A>
+  ): Effect.Effect<void, CudaError>
+}
+
+/**
  * Makes later launches of an executable graph run another one (`cuGraphExecUpdate`), which costs less than instantiating it. Launches
  * in progress are not affected.
  *
@@ -781,15 +797,7 @@ const valuesOf = ({ parameters }: GraphRef, given: unknown): ReadonlyArray<Graph
  * @category launching
  * @since 0.1.0
  */
-export const update: {
-  <Parameters extends GraphParameters, A>(
-    graph: CudaGraph<Parameters, A>
-  ): (self: CudaGraphExec<Parameters>) => Effect.Effect<void, CudaError>
-  <Parameters extends GraphParameters, A>(
-    self: CudaGraphExec<Parameters>,
-    graph: CudaGraph<Parameters, A>
-  ): Effect.Effect<void, CudaError>
-} = dual(
+export const update: UpdateOperation = dual(
   2,
   <Parameters extends GraphParameters, A>(
     self: CudaGraphExec<Parameters>,
@@ -810,15 +818,7 @@ const refOf = <Parameters extends GraphParameters>(graph: CudaGraph<Parameters>)
  * @category launching
  * @since 0.1.0
  */
-export const updateOrReplace: {
-  <Parameters extends GraphParameters, A>(
-    graph: CudaGraph<Parameters, A>
-  ): (self: CudaGraphExec<Parameters>) => Effect.Effect<void, CudaError>
-  <Parameters extends GraphParameters, A>(
-    self: CudaGraphExec<Parameters>,
-    graph: CudaGraph<Parameters, A>
-  ): Effect.Effect<void, CudaError>
-} = dual(
+export const updateOrReplace: UpdateOperation = dual(
   2,
   <Parameters extends GraphParameters, A>(
     self: CudaGraphExec<Parameters>,

@@ -223,6 +223,30 @@ export const conditionContract = (rig: Rig): void =>
         })
       ))
 
+    it.effect("a body that fails leaves no nodes, if the program goes on", () =>
+      withAdd(() =>
+        Effect.gen(function*() {
+          const [value, result] = [yield* CudaMemory.allocate(4), yield* CudaMemory.allocate(4)]
+          const fill = (byte: number) => CudaMemory.fill(result, byte)
+          const graph = yield* CudaGraph.record(Effect.gen(function*() {
+            yield* CudaMemory.fill(value, 1)
+            const failing = Effect.andThen(CudaGraph.when(value, fill(5)), Effect.fail("no"))
+            yield* Effect.ignore(CudaGraph.when(value, failing))
+            yield* Effect.ignore(CudaGraph.when(CudaMemory.slice(value, 2), fill(6)))
+            yield* fill(1)
+            yield* CudaGraph.when(value, fill(2))
+            yield* CudaMemory.fill(value, 0)
+          }))
+          assert.deepStrictEqual(graph.nodes.map(({ kind }) => kind), ["fill", "fill", "fill", "conditional", "fill"])
+          assert.deepStrictEqual(graph.nodes.map(({ dependencies }) => dependencies), [[], [0], [], [1], [3]])
+          assert.deepStrictEqual(graph.nodes[2]!.inside, { nodeIndex: 3, body: 0 })
+          yield* CudaGraph.launch(yield* CudaGraph.instantiate(graph))
+          const bytes = new Uint8Array(4)
+          yield* CudaMemory.download(bytes, result)
+          assert.strictEqual(bytes[0], 2)
+        })
+      ))
+
     it.effect("what bodies cannot hold, and values that are none, are refused", () =>
       withAdd(() =>
         Effect.gen(function*() {

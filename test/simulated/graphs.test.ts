@@ -10,8 +10,8 @@ import type { ParameterKind } from "../../src/cuda/parameters.ts"
 import { statuses, success } from "../../src/cuda/status.ts"
 import * as CudaParameter from "../../src/CudaParameter.ts"
 import { Arguments } from "../../src/layers/shared/arguments.ts"
-import { Bindings, devicePlaceholder, GraphNode, GraphResource } from "../../src/layers/shared/graphNodes.ts"
-import type { KernelWork, NodeWork } from "../../src/layers/shared/graphNodes.ts"
+import { Bindings, devicePlaceholder } from "../../src/layers/shared/graphNodes.ts"
+import type { GraphResource, KernelWork, NodeWork } from "../../src/layers/shared/graphNodes.ts"
 import { LaunchShape } from "../../src/layers/shared/launchShape.ts"
 import { KernelResource, ModuleResource } from "../../src/layers/shared/moduleResources.ts"
 import type { DeviceMemoryResource } from "../../src/layers/shared/resources.ts"
@@ -23,6 +23,7 @@ import { World } from "../../src/layers/simulated/model/World.ts"
 import { resolve } from "../../src/layers/simulated/options.ts"
 import { kernel as define } from "../../src/layers/SimulatedRuntime.ts"
 import type { SimulatedOptions } from "../../src/layers/SimulatedRuntime.ts"
+import { graphOf } from "../support/nodeGraphs.ts"
 
 /** One byte takes one nanosecond on every link, and nothing else takes time. */
 const plain = {
@@ -183,32 +184,6 @@ const backendOf = (options: SimulatedOptions) =>
     return { backend, memory, stream, event, kernel, instance }
   })
 
-const graphOf = (
-  owner: SimulatedBackend,
-  works: ReadonlyArray<readonly [work: NodeWork, ...dependencies: ReadonlyArray<number>]>,
-  slots = 0
-): GraphResource => {
-  const nodes = works.map(([work, ...dependencies], index) =>
-    new GraphNode(index, { work, operation: "", reads: [], writes: [] }, work.kind, dependencies, undefined)
-  )
-  return new GraphResource(owner, {
-    deviceIndex: 0,
-    nodes,
-    parameters: [],
-    slotOf: [],
-    usersOf: [],
-    alignmentOf: [],
-    slots,
-    scratch: [],
-    scratchBytes: 0,
-    memories: [],
-    modules: [],
-    events: [],
-    reads: [],
-    writes: []
-  })
-}
-
 const fill = (memory: DeviceMemoryResource, value: number, offset = 0, count = 4): NodeWork => ({
   kind: "fill",
   memory,
@@ -281,7 +256,7 @@ describe("launches", () => {
         [fill(placeholder, 1)],
         [fill(placeholder, 2), 0],
         [{ kind: "record", event: event() }, 1]
-      ], 1)
+      ], { slots: 1 })
       const made = instance(graph)
       const on = stream()
       made.bindings.set(0, { memory: one, offset: 0 })

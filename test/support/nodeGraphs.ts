@@ -15,7 +15,7 @@ import type { GraphInstance, KernelWork, NodeWork, RecordedScalar } from "../../
 import { LaunchShape } from "../../src/layers/shared/launchShape.ts"
 import { ownKernel } from "../../src/layers/shared/moduleResources.ts"
 import { ownMemory, ownStream } from "../../src/layers/shared/resources.ts"
-import type { DeviceMemoryResource, EventResource } from "../../src/layers/shared/resources.ts"
+import type { DeviceMemoryResource, EventResource, Owner } from "../../src/layers/shared/resources.ts"
 
 /** The backend that a stream belongs to. */
 export const nativeBackend = (stream: CudaStream): NativeBackend => {
@@ -28,7 +28,7 @@ export const nativeBackend = (stream: CudaStream): NativeBackend => {
 export type NodeRow = readonly [work: NodeWork, ...dependencies: ReadonlyArray<number>]
 
 export const graphOf = (
-  owner: NativeBackend,
+  owner: Owner,
   rows: ReadonlyArray<NodeRow>,
   { events = [], parameters = [], slots = 0 }: Partial<Pick<GraphResource, "events" | "parameters" | "slots">> = {}
 ): GraphResource =>

@@ -11,11 +11,18 @@ import { eventFlags } from "../../cuda/flags.ts"
 import type { CUstream } from "../../cuda/handles.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
 import { CurrentNodeName } from "../CudaRuntime.ts"
-import type { GraphPlaceholder, RecordingRef, RecordOptions } from "../CudaRuntime.ts"
+import type { GraphMemoryParameter, GraphPlaceholder, RecordingRef, RecordOptions } from "../CudaRuntime.ts"
 import type { Marker, MarkerBackend } from "./accesses.ts"
 import type { PointerSlot } from "./arguments.ts"
 import type { CopyBackend, RowsTransfer, Transfer } from "./copies.ts"
-import { devicePlaceholder, GraphNode, GraphScalar, hostPlaceholder, isMemoryParameter } from "./graphNodes.ts"
+import {
+  devicePlaceholder,
+  GraphNode,
+  GraphScalar,
+  hostPlaceholder,
+  isMemoryParameter,
+  withIndices
+} from "./graphNodes.ts"
 import type { ConditionalWork, NodeRange, NodeWork, RecordedScalar, Slot } from "./graphNodes.ts"
 import type { LaunchShape } from "./launchShape.ts"
 import { withOptions } from "./memory.ts"
@@ -127,13 +134,8 @@ interface NodeFields {
 export interface EmbeddedNode extends NodeFields {
   readonly dependencies: ReadonlyArray<number>
   readonly inside: GraphNode["inside"]
+  readonly stack: GraphNode["stack"]
 }
-
-/** A condition refers to the nodes of its bodies by index. */
-const shifted = (work: NodeWork, first: number): NodeWork =>
-  work.kind === "conditional"
-    ? { ...work, bodies: work.bodies.map((body) => body.map((node) => first + node)) }
-    : work
 
 /** Ids of recording streams are negative, so that they differ from the driver's. */
 let lastId = 0
@@ -150,6 +152,10 @@ export class Recording implements RecordingRef {
   readonly nodes: Array<GraphNode>
   /** The indices of its own nodes. */
   readonly own: Array<number> = []
+  /** The bodies of conditions inside. */
+  readonly #bodies: Array<Recording> = []
+  /** True for a body that a condition has. Otherwise its nodes are not part of the graph. */
+  #isUsed = false
   readonly lines: Array<Line> = []
   readonly events: Array<EventResource> = []
   /** The buffers allocated in the program. */
@@ -158,25 +164,23 @@ export class Recording implements RecordingRef {
   readonly slotOf: ReadonlyArray<number | undefined>
   readonly #orderings = new Map<AnyMemoryResource, Ordering>()
   readonly #scalars: number
-  #slots = 0
+  /** The placeholders for memory, by slot. */
+  readonly #memories: Array<AnyMemoryResource> = []
 
   constructor(owner: Owner, options: RecordOptions, parent?: Recording) {
     this.owner = owner
     this.options = options
     this.parent = parent
+    if (parent !== undefined) parent.#bodies.push(this)
     this.nodes = parent?.nodes ?? []
     this.stream = this.makeStream(parent?.stream.priority ?? 0, true)
+    const slotOf: Array<number | undefined> = []
     this.placeholders = parent !== undefined ? [] : options.parameters.map(([name, kind], index) => {
-      if (!isMemoryParameter(kind)) return new GraphScalar(this, index, kind.kind, name)
-      const slot = { recording: this, index: this.#slots++, name: `parameter ${JSON.stringify(name)}` }
-      const memory = kind.parameter === "device"
-        ? devicePlaceholder(slot, kind.byteLength, options.deviceIndex)
-        : hostPlaceholder(slot, kind.byteLength)
-      return withOptions(memory, kind)
+      const isMemory = isMemoryParameter(kind)
+      slotOf.push(isMemory ? this.#memories.length : undefined)
+      return isMemory ? this.#placeholder(name, kind) : new GraphScalar(this, index, kind.kind, name)
     })
-    this.slotOf = this.placeholders.map((placeholder) =>
-      "byteLength" in placeholder ? (placeholder as AnyMemoryResource).slot?.index : undefined
-    )
+    this.slotOf = slotOf
     this.#scalars = parent === undefined ? this.slotOf.filter((slot) => slot === undefined).length : parent.#scalars
   }
 
@@ -186,7 +190,16 @@ export class Recording implements RecordingRef {
 
   /** The number of placeholders for memory. */
   get slots(): number {
-    return this.#slots
+    return this.#memories.length
+  }
+
+  #placeholder(parameter: string, { byteLength, ordered, parameter: kind }: GraphMemoryParameter): AnyMemoryResource {
+    const slot = { recording: this, index: this.#memories.length, name: `parameter ${JSON.stringify(parameter)}` }
+    const memory = kind === "device"
+      ? devicePlaceholder(slot, byteLength, this.deviceIndex)
+      : hostPlaceholder(slot, byteLength)
+    this.#memories.push(memory)
+    return withOptions(memory, { ordered })
   }
 
   makeStream(priority: number, nonBlocking: boolean): StreamResource {
@@ -212,8 +225,13 @@ export class Recording implements RecordingRef {
   /** Makes a placeholder for memory of the graph. */
   allocate(byteLength: number): DeviceMemoryResource {
     if (this.parent !== undefined) return this.root.allocate(byteLength)
-    const slot = { recording: this, index: this.#slots++, name: `scratch buffer ${this.scratch.length} of a graph` }
-    const memory = devicePlaceholder(slot, byteLength, this.deviceIndex)
+    const name = `scratch buffer ${this.scratch.length} of a graph`
+    const memory = devicePlaceholder(
+      { recording: this, index: this.#memories.length, name },
+      byteLength,
+      this.deviceIndex
+    )
+    this.#memories.push(memory)
     this.scratch.push(memory)
     return memory
   }
@@ -222,10 +240,24 @@ export class Recording implements RecordingRef {
   end(): void {
     this.state = "ended"
     for (const { stream } of this.lines) stream.state = "released"
-    for (const memory of this.scratch) memory.state = "released"
-    for (const placeholder of this.placeholders) {
-      if ("byteLength" in placeholder) (placeholder as AnyMemoryResource).state = "released"
+    for (const memory of this.#memories) memory.state = "released"
+  }
+
+  /** The nodes of the graph, without those of bodies that no condition has because recording them failed. */
+  get finished(): ReadonlyArray<GraphNode> {
+    const dropped = new Set(this.#unused())
+    if (dropped.size === 0) return this.nodes
+    // A condition comes after the nodes of its bodies.
+    for (const { index, inside } of this.nodes.toReversed()) {
+      if (inside !== undefined && dropped.has(inside.nodeIndex)) dropped.add(index)
     }
+    const kept = this.nodes.filter(({ index }) => !dropped.has(index))
+    const positions = new Map(kept.map(({ index }, position) => [index, position]))
+    return kept.map((node) => node.renumbered((index) => positions.get(index)!))
+  }
+
+  #unused(): ReadonlyArray<number> {
+    return this.#bodies.flatMap((body) => body.#isUsed ? body.#unused() : body.own)
   }
 
   /** A status: refuses placeholders of another recording. */
@@ -290,12 +322,18 @@ export class Recording implements RecordingRef {
   }
 
   /** Records a condition whose bodies have been recorded. */
-  condition(stream: StreamResource, work: ConditionalWork): void {
+  condition(
+    stream: StreamResource,
+    fields: Omit<ConditionalWork, "kind" | "bodies">,
+    bodies: ReadonlyArray<Recording>
+  ): void {
     const index = this.nodes.length
+    const work: ConditionalWork = { kind: "conditional", ...fields, bodies: bodies.map((body) => body.own) }
     const operation = `CudaGraph.${work.condition === "while" ? "whileLoop" : work.condition}`
     this.#add(stream, [{ work, operation, reads: [work.value], writes: [] }])
-    for (const [body, nodes] of work.bodies.entries()) {
-      for (const node of nodes) this.nodes[node]!.inside = { nodeIndex: index, body }
+    for (const [number, body] of bodies.entries()) {
+      body.#isUsed = true
+      for (const node of body.own) this.nodes[node]!.inside = { nodeIndex: index, body: number }
     }
   }
 
@@ -373,8 +411,8 @@ export class Recording implements RecordingRef {
       const own = fields.dependencies.map((dependency) => first + dependency)
       const isRoot = own.length === 0 && inside === undefined
       const name = fields.name ?? fields.operation
-      const moved = { ...fields, work: shifted(fields.work, first) }
-      const node = new GraphNode(first + index, moved, name, isRoot ? before : own, undefined)
+      const moved = { ...fields, work: withIndices(fields.work, (node) => first + node) }
+      const node = new GraphNode(first + index, moved, name, isRoot ? before : own, fields.stack)
       if (inside === undefined) this.#push(node)
       else {
         node.inside = { ...inside, nodeIndex: first + inside.nodeIndex }

@@ -83,8 +83,7 @@ const addCondition = (
   const writes = inside.flatMap((index) => nodes[index]!.writes)
   return Effect.flatMap(setterOf(core, stream.deviceIndex), (setter) => {
     const status = enqueueUsing(core, stream, reads, writes, () => {
-      const own = bodies.map((body) => body.own)
-      recording.condition(stream, { kind: "conditional", condition, value: range, bodies: own, setter })
+      recording.condition(stream, { condition, value: range, setter }, bodies)
       return success
     })
     return status === success ? Effect.void : core.fail(conditionOperation, status, stream)

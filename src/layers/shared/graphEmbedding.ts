@@ -119,9 +119,18 @@ class Embedding {
     }))
   }
 
-  node({ dependencies, inside, name, operation, reads, work, writes }: GraphNode): EmbeddedNode {
+  node({ dependencies, inside, name, operation, reads, stack, work, writes }: GraphNode): EmbeddedNode {
     const own = this.#work(work)
-    return { dependencies, inside, name, operation, work: own, reads: this.ranges(reads), writes: this.ranges(writes) }
+    return {
+      dependencies,
+      inside,
+      name,
+      operation,
+      stack,
+      work: own,
+      reads: this.ranges(reads),
+      writes: this.ranges(writes)
+    }
   }
 
   #work(work: NodeWork): NodeWork {

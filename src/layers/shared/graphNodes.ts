@@ -169,13 +169,14 @@ export class GraphNode implements GraphNodeRef {
   readonly writes: ReadonlyArray<NodeRange>
   /** Set when the conditional node is recorded, after its bodies. */
   inside: GraphNodeRef["inside"]
-  readonly #frame: References.StackFrame | undefined
+  /** The innermost span or named function around the operation. */
+  readonly stack: References.StackFrame | undefined
   constructor(
     index: number,
     fields: Pick<GraphNode, "work" | "operation" | "reads" | "writes">,
     name: string,
     dependencies: ReadonlyArray<number>,
-    frame: References.StackFrame | undefined
+    stack: References.StackFrame | undefined
   ) {
     this.index = index
     this.work = fields.work
@@ -185,18 +186,30 @@ export class GraphNode implements GraphNodeRef {
     this.reads = fields.reads
     this.writes = fields.writes
     this.inside = undefined
-    this.#frame = frame
+    this.stack = stack
   }
   get kind(): NodeWork["kind"] {
     return this.work.kind
   }
   get frame(): string | undefined {
-    return describeFrame(this.#frame)
+    return describeFrame(this.stack)
+  }
+  /** The same node among nodes with other indices. */
+  renumbered(indexOf: (index: number) => number): GraphNode {
+    const { dependencies, index, inside, name, stack } = this
+    const work = withIndices(this.work, indexOf)
+    const node = new GraphNode(indexOf(index), { ...this, work }, name, dependencies.map(indexOf), stack)
+    if (inside !== undefined) node.inside = { ...inside, nodeIndex: indexOf(inside.nodeIndex) }
+    return node
   }
   toString(): string {
     return `node ${this.index} (${this.name})`
   }
 }
+
+/** Work whose nodes have other indices: a condition refers to those of its bodies. */
+export const withIndices = (work: NodeWork, indexOf: (index: number) => number): NodeWork =>
+  work.kind === "conditional" ? { ...work, bodies: work.bodies.map((body) => body.map(indexOf)) } : work
 
 /** The name of a frame and where it is. */
 export const describeFrame = (frame: References.StackFrame | undefined): string | undefined => {

@@ -12,7 +12,7 @@ import type { AnyMemoryResource, Owner } from "./resources.ts"
 import { layOutScratch } from "./scratch.ts"
 
 export const graphOf = (owner: Owner, recording: Recording): Effect.Effect<GraphResource, CudaError> => {
-  const { events, nodes, options, scratch, slotOf, slots } = recording
+  const { events, finished: nodes, options, scratch, slotOf, slots } = recording
   const isScratch = new Set<AnyMemoryResource>(scratch)
   const [reads, writes] = [
     merge(nodes.map((node) => node.reads), isScratch),

@@ -4,7 +4,6 @@
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import { resolvePriority } from "../CudaRuntime.ts"
 import type {
   DeviceMemoryOptions,
   DeviceMemoryRef,
@@ -32,6 +31,7 @@ import type { Refusal } from "./ranges.ts"
 import { Recording } from "./Recording.ts"
 import { refuseElsewhere, refuseToRecord, refuseUnjoined } from "./recordings.ts"
 import { ownStream } from "./resources.ts"
+import { priorityOf } from "./streams.ts"
 
 export const graphOperations = (core: Core): GraphOperations => ({
   graphRecord: (options) => core.onDevice("CudaGraph.record", options.deviceIndex, () => record(core, options)),
@@ -90,13 +90,10 @@ const withRecording = <A>(
 const makeStream = (core: Core, ref: RecordingRef, options: StreamOptions) =>
   withRecording(core, "CudaStream.make", ref, (recording) => {
     if (options.deviceIndex !== recording.deviceIndex) return refuseDevice("CudaStream.make", options, recording)
-    const range = core.backend.devices.priorityRange(options.deviceIndex)
-    const priority = resolvePriority(range, options.priority, options.outOfRange)
-    if (Number.isInteger(priority) && priority <= range.least && priority >= range.greatest) {
-      return Effect.succeed(recording.makeStream(priority, options.nonBlocking))
-    }
-    const expected = `an integer from ${range.greatest} (highest) to ${range.least}`
-    return refuseArgument("CudaStream.make", "priority", priority, expected)
+    const priority = priorityOf(core, options)
+    return typeof priority === "number"
+      ? Effect.succeed(recording.makeStream(priority, options.nonBlocking))
+      : priority
   })
 
 const refuseDevice = (operation: string, { deviceIndex }: Pick<StreamOptions, "deviceIndex">, recording: Recording) =>

@@ -6,7 +6,7 @@ import { defaultStreamHandles } from "../../cuda/flags.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { resolvePriority } from "../CudaRuntime.ts"
-import type { CudaRuntimeService, EventRef, ResourceState, StreamRef, WaitOptions } from "../CudaRuntime.ts"
+import type { EventRef, ResourceState, StreamOptions, StreamRef, WaitOptions } from "../CudaRuntime.ts"
 import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
@@ -143,19 +143,10 @@ const join = (core: Core, into: StreamResource, branches: ReadonlyArray<StreamRe
   return failed ?? Effect.void
 }
 
-const create = (core: Core, options: Parameters<CudaRuntimeService["streamCreate"]>[0]) =>
+const create = (core: Core, options: StreamOptions) =>
   core.onDevice("CudaStream.make", options.deviceIndex, () => {
-    const range = core.backend.devices.priorityRange(options.deviceIndex)
-    const { greatest, least } = range
-    const priority = resolvePriority(range, options.priority, options.outOfRange)
-    if (!Number.isInteger(priority) || priority > least || priority < greatest) {
-      return refuseArgument(
-        "CudaStream.make",
-        "priority",
-        priority,
-        `an integer from ${greatest} (highest) to ${least}`
-      )
-    }
+    const priority = priorityOf(core, options)
+    if (typeof priority !== "number") return priority
     const status = core.backend.streams.create(options.deviceIndex, priority, options.nonBlocking)
     if (status !== success) {
       return core.failOn("CudaStream.make", status, options.deviceIndex, `device ${options.deviceIndex}`)
@@ -181,6 +172,15 @@ const defaultStream = (core: Core, operation: string, deviceIndex: number, mode:
     core.defaultStreams.set(key, stream)
     return Effect.succeed(stream)
   })
+
+/** The priority that options ask for, if the device has it. */
+export const priorityOf = (core: Core, options: StreamOptions): number | Effect.Effect<never, CudaError> => {
+  const range = core.backend.devices.priorityRange(options.deviceIndex)
+  const { greatest, least } = range
+  const priority = resolvePriority(range, options.priority, options.outOfRange)
+  if (Number.isInteger(priority) && priority <= least && priority >= greatest) return priority
+  return refuseArgument("CudaStream.make", "priority", priority, `an integer from ${greatest} (highest) to ${least}`)
+}
 
 const notRecorded = "default streams, and streams of other code, do not record. Use the current stream, or make one"
 
