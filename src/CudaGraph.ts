@@ -16,8 +16,8 @@ import type * as Scope from "effect/Scope"
 import type { ScalarKind, ScalarName } from "./cuda/parameters.ts"
 import type { DeviceInput } from "./CudaDevice.ts"
 import { CudaError, isCudaError } from "./CudaError.ts"
-import { DeviceBufferImpl, download, HostBufferImpl, slice } from "./CudaMemory.ts"
-import type { BufferOptions, DeviceBuffer, HostBuffer, Slice } from "./CudaMemory.ts"
+import { access, DeviceBufferImpl, download, HostBufferImpl, slice } from "./CudaMemory.ts"
+import type { AccessOptions, BufferOptions, DeviceBuffer, HostBuffer, Slice } from "./CudaMemory.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { isCudaTaskGraph } from "./CudaTaskGraph.ts"
 import type { CudaTaskGraph } from "./CudaTaskGraph.ts"
@@ -31,6 +31,8 @@ import { CurrentPlace, deviceIndexOf, onStream } from "./internal/place.ts"
 import { CudaRuntime, CurrentNodeName, CurrentRecording } from "./layers/CudaRuntime.ts"
 import type {
   CudaRuntimeService,
+  ForeignSimulation,
+  ForeignWork,
   GraphCondition,
   GraphExecRef,
   GraphMemoryParameter,
@@ -39,7 +41,8 @@ import type {
   GraphRef,
   GraphScalarRef,
   GraphValue,
-  ScalarArgument
+  ScalarArgument,
+  StreamRef
 } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaGraph"
@@ -546,6 +549,99 @@ export function embed(self: CudaGraph<GraphParameters>, first?: object, second?:
 }
 
 /**
+ * Options for `capture`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CaptureOptions extends AccessOptions {
+  /**
+   * Stands in for the work on simulated devices, which cannot run native code: called when the stream reaches it, with the bytes of
+   * `reads` and `writes`.
+   */
+  readonly simulate?: ForeignSimulation | undefined
+}
+
+/**
+ * Makes work that other native code enqueues, such as that of a library, part of the program. `use` is given the stream to enqueue it
+ * on, as the address of a `CUstream`.
+ *
+ * **Details**
+ *
+ * Inside a recording, the driver captures the work (`cuStreamBeginCapture` on a stream of its own, in relaxed mode, so that nothing else
+ * in the process disturbs it), and the work becomes one node, a graph within the graph. Outside, `use` is given the stream itself. Either
+ * way, list the memory that the work uses: its lifetime and the order of ordered buffers are kept as by `CudaMemory.access`.
+ *
+ * On simulated devices, `simulate` runs instead of `use`. Without it, fails with `InvalidArgument`.
+ *
+ * Inside a recording, fails with `CannotRecord`
+ *
+ * - if nothing was enqueued on the stream
+ * - if the work allocates memory in stream order, as libraries do that have no workspace of their own
+ * - for memory of the recording, which has no address yet
+ * - for operations of this library on the same stream inside `use`
+ *
+ * **Gotchas**
+ *
+ * Check the status of every native call: one that cannot be captured answers with an error, and is missing in the graph. What the work
+ * uses beside the listed memory, such as its code and its workspace, must live as long as graphs with it are launched. The node cannot be
+ * disabled, and its addresses do not change.
+ *
+ * **Example** (A native function as part of a graph)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const scale: (output: number, input: number, stream: number) => void
+ * declare const [input, output]: ReadonlyArray<CudaMemory.DeviceBuffer>
+ *
+ * const program = CudaGraph.record(Effect.gen(function*() {
+ *   yield* CudaMemory.fill(input, 1)
+ *   yield* CudaGraph.capture(
+ *     (stream) => Effect.sync(() => scale(output.address, input.address, stream)),
+ *     { reads: [input], writes: [output] }
+ *   )
+ * }))
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const capture = <E, R>(
+  use: (stream: number) => Effect.Effect<unknown, E, R>,
+  { reads = [], simulate, stream, writes = [] }: CaptureOptions = {}
+): Effect.Effect<void, E | CudaError, R | CudaRuntime> =>
+  Effect.withFiber((fiber) => {
+    const operation = "CudaGraph.capture"
+    const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
+    return onStream(operation, runtime, undefined, stream, (ref) => {
+      const enqueue = Effect.suspend(() =>
+        capturing(runtime, { reads: reads.map(rangeOf), writes: writes.map(rangeOf), simulate }, ref, use)
+      )
+      return access(enqueue, { reads, writes, stream }).pipe(from("CudaMemory.access", operation))
+    })
+  })
+
+/** Lets an effect enqueue work. What was captured is dropped if it fails. */
+const capturing = <E, R>(
+  runtime: CudaRuntimeService,
+  work: ForeignWork,
+  stream: StreamRef,
+  use: (stream: number) => Effect.Effect<unknown, E, R>
+): Effect.Effect<void, E | CudaError, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(runtime.graphCapture(work, stream), (begun) => {
+      const { handle } = begun
+      const used = handle === undefined ? Effect.void : restore(Effect.suspend(() => use(handle)))
+      return Effect.onError(
+        Effect.andThen(used, runtime.graphEndCapture(begun).pipe(from("CudaGraph.endCapture", "CudaGraph.capture"))),
+        () => Effect.ignore(runtime.graphAbandonCapture(begun))
+      )
+    })
+  )
+
+/**
  * Repeats an effect while a value in device memory, an unsigned integer of 32 bits, is not 0.
  *
  * **Details**
@@ -626,7 +722,9 @@ const conditional = <E, R>(
   bodies: ReadonlyArray<Effect.Effect<unknown, E, R>>
 ): Effect.Effect<void, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>> =>
   Effect.withFiber((fiber) => {
-    if (fiber.getRef(CurrentRecording) === undefined) return onHost(condition, value, bodies).pipe(ours(operation))
+    if (fiber.getRef(CurrentRecording) === undefined) {
+      return onHost(condition, value, bodies).pipe(from("CudaGraph.condition", operation))
+    }
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
     const place = fiber.getRef(CurrentPlace)
     return onStream(operation, runtime, undefined, undefined, (stream) =>
@@ -636,15 +734,14 @@ const conditional = <E, R>(
         stream,
         bodies,
         (refs) => runtime.graphCondition(condition, rangeOf(value), refs, stream)
-      )).pipe(ours(operation))
+      )).pipe(from("CudaGraph.condition", operation))
   })
 
-/** Makes failures that name the shared operation name the public one. */
-const ours = (operation: string) => <A, E, R>(self: Effect.Effect<A, E | CudaError, R>) =>
+/** Makes failures that name the operation beneath name the public one. */
+const from = (beneath: string, operation: string) => <A, E, R>(self: Effect.Effect<A, E | CudaError, R>) =>
   Effect.mapError(
     self,
-    (error) =>
-      isCudaError(error) && error.operation === "CudaGraph.condition" ? new CudaError({ ...error, operation }) : error
+    (error) => isCudaError(error) && error.operation === beneath ? new CudaError({ ...error, operation }) : error
   )
 
 /** The same without a recording: reads the value back, and runs the body that it asks for. */

@@ -91,8 +91,11 @@ export const graphUsesNodePriority = 8
  */
 export const programmaticEdge = { fromPort: 1, toPort: 0, type: 1 } as const
 
-/** `CUgraphNodeType` of a conditional node. */
-export const conditionalNode = 13
+/** `CUgraphNodeType`, by the names that are needed. */
+export const graphNodeTypes = { allocate: 10, free: 11, conditional: 13 } as const
+
+/** `CUstreamCaptureMode`: calls elsewhere in the process neither fail nor disturb a relaxed capture. */
+export const captureModes = { relaxed: 2 } as const
 
 /** `CUgraphConditionalNodeType`. */
 export const conditionTypes = { if: 0, while: 1 } as const

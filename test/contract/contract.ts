@@ -7,6 +7,7 @@ import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
 import { eventContract } from "./events.ts"
+import { captureContract } from "./graphCaptures.ts"
 import { conditionContract } from "./graphConditions.ts"
 import { graphProgramContract } from "./graphPrograms.ts"
 import { graphContract } from "./graphs.ts"
@@ -42,6 +43,7 @@ export const contract = (rig: Rig): void => {
     graphContract(rig)
     graphProgramContract(rig)
     conditionContract(rig)
+    captureContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

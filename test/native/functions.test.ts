@@ -914,6 +914,16 @@ describe("the table", () => {
       })
     ))
 
+  it.live("has the functions of captures, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const buffer = yield* CudaMemory.allocate(64)
+        const captured = CudaGraph.capture((stream) => Effect.sync(() => stub.nativeFill(stream, buffer, 1)))
+        yield* CudaGraph.instantiate(yield* CudaGraph.record(captured))
+        assert.lengthOf(stub.calls("cuGraphAddChildGraphNode"), 1)
+      })
+    ))
+
   it("has no function that these tests do not call", () => {
     stub.reset()
     assert.deepStrictEqual(

@@ -38,7 +38,8 @@ const releases: ReadonlyArray<keyof CudaRuntimeService> = [
   "poolDestroy",
   "moduleUnload",
   "graphDestroy",
-  "graphAbandon"
+  "graphAbandon",
+  "graphAbandonCapture"
 ]
 
 /** The runtime with every operation except releases passed through `step`. */
@@ -153,6 +154,7 @@ const graphs: Program = Effect.gen(function*() {
       const scratch = yield* CudaMemory.allocate(chunk)
       yield* CudaMemory.copy(scratch, input)
       yield* CudaBranch.all([CudaMemory.copy(to, scratch), CudaKernel.launch(put, { grid: 1, block: 1 }, [kept, 1])])
+      yield* CudaGraph.capture((stream) => Effect.sync(() => stub.nativeFill(stream, kept, 1)), { writes: [kept] })
       yield* CudaGraph.whileLoop(flag, CudaMemory.fill(flag, 0))
     }))
   const inner = yield* step

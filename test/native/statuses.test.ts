@@ -603,6 +603,12 @@ const manyPieces = Effect.gen(function*() {
   return yield* CudaGraph.record(CudaMemory.copy(device, host))
 })
 
+/** A graph with work of native code. */
+const captured = Effect.flatMap(CudaMemory.allocate(64), (buffer) => CudaGraph.record(capturing(buffer)))
+
+const capturing = (buffer: CudaMemory.DeviceBuffer) =>
+  CudaGraph.capture((handle) => Effect.sync(() => stub.nativeFill(handle, buffer, 1)), { writes: [buffer] })
+
 const refused = { invalid: "refused" } as const
 const threeInstances = { instances: 3 }
 
@@ -698,6 +704,17 @@ const graphs: ReadonlyArray<Scenario> = [
   ...callsOf("CudaGraph.instantiate", manyPieces, (graph) => graph.runtime.graphInstantiate(graph.ref, 1), [
     ["cuGraphAddEmptyNode", 0, refused]
   ]),
+  ...callsOf("CudaGraph.instantiate", captured, (graph) => graph.runtime.graphInstantiate(graph.ref, 1), [
+    ["cuGraphAddChildGraphNode", 0, { ...refused, where: "of captured work" }]
+  ]),
+  ...callsOf("CudaGraph.capture", CudaMemory.allocate(64), (buffer) => CudaGraph.record(capturing(buffer)), [
+    ["cuCtxPushCurrent_v2"],
+    ["cuStreamCreateWithPriority"],
+    ["cuStreamBeginCapture_v2"],
+    ["cuStreamEndCapture"],
+    ["cuGraphGetNodes"],
+    ["cuGraphNodeGetType"]
+  ], /recording stream/),
   ...callsOf("CudaGraph.instantiate", withParameters, (graph) => graph.runtime.graphInstantiate(graph.ref, 3), [
     ["cuMemAllocFromPoolAsync", 0, { where: "of memory in place of parameters", subject: /64 bytes on device 0/ }]
   ]),
@@ -803,7 +820,9 @@ describe("an operation fails with the status of its call", () => {
               const held = yield* (yield* CudaRuntime).liveResources
               const pooled = where === "of the pool" ? { streams: held.streams } : {}
               assert.deepStrictEqual(held, { ...nothingHeld, ...pooled })
-              assert.deepStrictEqual({ ...stub.live, graphs: 0, graphExecs: 0 }, stub.live)
+              // What was captured lives as long as the recorded graph.
+              const graphs = where === "of captured work" ? 1 : 0
+              assert.deepStrictEqual({ ...stub.live, graphs, graphExecs: 0 }, stub.live)
             }),
             // Waits poll for as long as the test runs, so that they make no calls except those that must fail.
             { prepare: () => void (stub.devices = 2), wait: { pollFor: "1 minute" } }

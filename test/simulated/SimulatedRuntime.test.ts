@@ -358,6 +358,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const filling = yield* runtime.graphRecord({ deviceIndex: 0, parameters: [] })
     yield* runtime.memoryFill(range(0), 0, 8, filling.stream)
     const filler = yield* runtime.graphInstantiate(yield* runtime.graphEnd(filling), 1)
+    const work = { reads: [], writes: [], simulate: () => {} }
+    const capture = yield* runtime.graphCapture(work, stream)
     const access = { stream, reads: [], writes: [], outer: undefined }
     yield* runtime.memoryBegin(access)
     const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
@@ -377,8 +379,10 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaEvent.record": runtime.eventRecord(event, stream),
       "CudaEvent.release": runtime.eventDestroy(oldEvent),
       "CudaEvent.synchronize": runtime.eventSynchronize(event),
+      "CudaGraph.capture": runtime.graphCapture(work, stream),
       "CudaGraph.condition": runtime.graphBody(recording.stream),
       "CudaGraph.embed": runtime.graphEmbed(graph, [], recording.stream),
+      "CudaGraph.endCapture": runtime.graphEndCapture(capture),
       "CudaGraph.instantiate": runtime.graphInstantiate(graph, 1),
       "CudaGraph.launch": runtime.graphLaunch(filler, [], stream),
       "CudaGraph.record": runtime.graphRecord({ deviceIndex: 0, parameters: [] }),

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import koffi from "koffi"
 import "./deepStack.ts"
-import { Busy } from "./Rig.ts"
+import { Busy, NativeCode } from "./Rig.ts"
 import type { Rig } from "./Rig.ts"
 
 const spinPtx = `
@@ -40,6 +40,7 @@ again:
 
 interface Driver {
   readonly deviceCount: number
+  readonly native: NativeCode["Service"]
   readonly launch: (device: number, kernel: "spin" | "fault", stream: number, nanos: bigint) => void
 }
 
@@ -60,6 +61,8 @@ const bind = (): Driver | undefined => {
       if (status !== 0) throw new Error(`${name} answered ${status}`)
     }
   }
+  const fill = library.func("cuMemsetD8Async", "int", ["uintptr_t", "uint8_t", "size_t", "uintptr_t"])
+  const allocate = library.func("cuMemAllocAsync", "int", ["void *", "size_t", "uintptr_t"])
   const out = new BigUint64Array(1)
   const count = new Int32Array(1)
   call("cuInit", "uint32_t")(0)
@@ -98,6 +101,10 @@ const bind = (): Driver | undefined => {
   const parameters = new BigUint64Array([koffi.address(nanosValue)])
   return {
     deviceCount: count[0]!,
+    native: {
+      fill: (stream, address, value, byteLength) => fill(address, value, byteLength, stream),
+      allocate: (stream, byteLength) => allocate(out, byteLength, stream)
+    },
     launch: (device, kernel, stream, nanos) => {
       const known = kernels(device)
       nanosValue[0] = nanos
@@ -119,11 +126,12 @@ export const launchFault = (stream: CudaStream): Effect.Effect<void> =>
 export const nativeRig: Rig = {
   name: "native",
   deviceCount: gpu?.deviceCount ?? 1,
-  layer: Layer.merge(
+  layer: Layer.mergeAll(
     NativeRuntime.layer(),
     Layer.succeed(Busy, {
       enqueue: (stream, millis) =>
         Effect.sync(() => gpu!.launch(stream.deviceIndex, "spin", stream.handle, BigInt(Math.round(millis * 1e6))))
-    })
+    }),
+    Layer.sync(NativeCode, () => gpu!.native)
   )
 }

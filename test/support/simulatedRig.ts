@@ -5,7 +5,7 @@ import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { simulatedKernels } from "./kernels.ts"
-import { Busy } from "./Rig.ts"
+import { Busy, NativeCode } from "./Rig.ts"
 import type { Rig } from "./Rig.ts"
 
 const busy = Layer.effect(
@@ -15,6 +15,12 @@ const busy = Layer.effect(
   }))
 )
 
+const never = () => {
+  throw new Error("a simulated device cannot run native code")
+}
+
+const native = Layer.succeed(NativeCode, { fill: never, allocate: never })
+
 /** Small, because device memory is memory of this process. */
 const device = { memory: 2 ** 30 }
 
@@ -22,7 +28,7 @@ export const simulatedRig: Rig = {
   name: "simulated",
   deviceCount: 2,
   layer: Layer.provideMerge(
-    busy,
+    Layer.merge(busy, native),
     SimulatedRuntime.layer({
       devices: [device, device],
       kernels: simulatedKernels,

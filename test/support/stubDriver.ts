@@ -4,6 +4,7 @@
  */
 import { afterAll, assert } from "@effect/vitest"
 import type { CudaError } from "effect-cuda/CudaError"
+import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
@@ -126,7 +127,9 @@ const bind = (path: string) => {
     depth: bound("stub_depth", "int", []),
     foreignStream: bound("stub_foreign_stream", "uint64_t", ["int", "uint32_t", "int"]),
     remoteEvent: bound("stub_remote_event", "int", ["void *"]),
-    remoteFinish: bound("stub_remote_finish", "void", ["int"])
+    remoteFinish: bound("stub_remote_finish", "void", ["int"]),
+    fill: bound("cuMemsetD8Async", "int", ["uint64_t", "uint8_t", "size_t", "uint64_t"]),
+    allocate: bound("cuMemAllocFromPoolAsync", "int", ["void *", "size_t", "uint64_t", "uint64_t"])
   }
 }
 
@@ -205,6 +208,16 @@ export class StubDriver {
   /** Work that stays pending until it is finished. */
   set pending(what: keyof typeof pendingMasks) {
     this.#control.setPending(pendingMasks[what])
+  }
+
+  /** Fills device memory as other native code does; returns the status. */
+  nativeFill(stream: number, { address, byteLength }: DeviceBuffer, value: number): number {
+    return this.#control.fill(address, value, byteLength, stream)
+  }
+
+  /** Allocates memory in the order of a stream as other native code does; returns the status. */
+  nativeAllocate(stream: number, pool: number, byteLength: number): number {
+    return this.#control.allocate(new BigUint64Array(1), byteLength, pool, stream)
   }
 
   /** Makes every call return this status from now on. */

@@ -13,7 +13,8 @@ const mermaidShapes = {
   copy2D: ["[/", "/]"],
   fill: ["(", ")"],
   record: ["{{", "}}"],
-  conditional: ["{", "}"]
+  conditional: ["{", "}"],
+  graph: ["[[", "]]"]
 } as const
 
 const dotShapes = {
@@ -22,7 +23,8 @@ const dotShapes = {
   copy2D: "parallelogram",
   fill: "ellipse",
   record: "hexagon",
-  conditional: "diamond"
+  conditional: "diamond",
+  graph: "box3d"
 } as const
 
 export const mermaid = (nodes: Nodes): string =>

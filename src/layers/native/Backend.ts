@@ -10,6 +10,7 @@ import type { Backend } from "../shared/Backend.ts"
 import type { ProgramBackend } from "../shared/programs.ts"
 import { watchAll } from "../shared/waits.ts"
 import { NativeMarkers } from "./accesses.ts"
+import { NativeCaptures } from "./captures.ts"
 import { Completion } from "./Completion.ts"
 import type { WaitPolicy } from "./Completion.ts"
 import { NativeCopies } from "./copies.ts"
@@ -64,6 +65,7 @@ export class NativeBackend implements Backend {
   readonly modules: NativeModules
   readonly kernels: NativeKernels
   readonly graphs: NativeGraphs
+  readonly captures: NativeCaptures
   readonly programs: ProgramBackend
   readonly #driver: Driver
   readonly #completion: Completion
@@ -106,6 +108,7 @@ export class NativeBackend implements Backend {
     this.#loader = new ModuleLoader(library, this, areIdle, driver.warn)
     this.modules = new NativeModules(driver, this.#loader)
     this.kernels = new NativeKernels(driver, this.devices)
+    this.captures = new NativeCaptures(driver)
     this.graphs = new NativeGraphs(driver, this.events)
   }
 
@@ -134,6 +137,7 @@ export class NativeBackend implements Backend {
       Effect.andThen(this.#loader.close),
       Effect.andThen(Effect.sync(() => {
         this.#completion.close()
+        this.captures.close()
         this.#managedMemory.stop()
       })),
       Effect.andThen(Effect.forEach(devices, (device) => this.#closeDevice(device), { discard: true }))

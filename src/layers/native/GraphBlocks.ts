@@ -2,7 +2,7 @@
  * The structs of graph nodes, in memory whose address is taken once: a call with an address costs less than one with a typed array.
  * The driver copies what they contain.
  */
-import { conditionalNode, launchAttributes, memoryTypes, programmaticEdge } from "../../cuda/flags.ts"
+import { graphNodeTypes, launchAttributes, memoryTypes, programmaticEdge } from "../../cuda/flags.ts"
 import { nullHandle, offsetBy } from "../../cuda/handles.ts"
 import type { CUcontext, CUdeviceptr, CUgraphNode, CUkernel, HostPointer } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
@@ -247,7 +247,7 @@ export class ConditionBlock {
   write(handle: bigint, type: number, context: CUcontext): void {
     const view = this.#view
     new Uint8Array(view.buffer, 0, 256).fill(0)
-    view.setUint32(0, conditionalNode, true)
+    view.setUint32(0, graphNodeTypes.conditional, true)
     view.setBigUint64(16, handle, true)
     view.setUint32(24, type, true)
     view.setUint32(28, 1, true)

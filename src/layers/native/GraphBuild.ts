@@ -9,6 +9,7 @@ import { success } from "../../cuda/status.ts"
 import type { RowsTransfer } from "../shared/copies.ts"
 import type {
   Bindings,
+  CapturedWork,
   ConditionalWork,
   FillWork,
   GraphNode,
@@ -17,6 +18,7 @@ import type {
   NodeWork
 } from "../shared/graphNodes.ts"
 import type { EventResource } from "../shared/resources.ts"
+import type { NativeCaptured } from "./captures.ts"
 import { Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import {
@@ -175,6 +177,8 @@ export class GraphBuild {
         return this.#addKernel(work, before, added)
       case "fill":
         return this.#addFill(work, before, added)
+      case "graph":
+        return this.#addCaptured(work, before, added)
       case "record":
         return this.#addRecord(work.event, before, added)
       default:
@@ -359,6 +363,19 @@ export class GraphBuild {
     )
   }
 
+  #addCaptured({ captured }: CapturedWork, before: ReadonlyArray<CUgraphNode>, added: Array<CUgraphNode>): number {
+    const { calls } = this.#driver
+    const edges = this.#memory.edges(before)
+    const { address, dependencies } = edges
+    const { handle } = captured as NativeCaptured
+    return this.#added(
+      "cuGraphAddChildGraphNode",
+      calls.cuGraphAddChildGraphNode(address, this.#into, dependencies, before.length, handle),
+      edges,
+      added
+    )
+  }
+
   #addEmpty(before: ReadonlyArray<CUgraphNode>, added: Array<CUgraphNode>): number {
     const { calls } = this.#driver
     const edges = this.#memory.edges(before)
@@ -377,4 +394,4 @@ export class GraphBuild {
   }
 }
 
-const hasPriority = ({ work }: GraphNode): boolean => work.kind === "kernel" && work.priority !== 0
+const hasPriority = ({ work }: GraphNode): boolean => "priority" in work && work.priority !== 0

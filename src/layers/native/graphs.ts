@@ -177,6 +177,7 @@ export class NativeGraphs implements GraphBackend {
         return this.#driver.answer("cuGraphExecMemcpyNodeSetParams", cannotUpdate)
       case "conditional":
         return this.#bindConditional(instance, index, work)
+      case "graph":
       case "record":
         return success
     }

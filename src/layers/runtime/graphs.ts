@@ -101,7 +101,7 @@ export interface RecordingRef {
 export interface GraphNodeRef {
   /** The position in the order of recording. */
   readonly index: number
-  readonly kind: "kernel" | "copy" | "copy2D" | "fill" | "record" | "conditional"
+  readonly kind: "kernel" | "copy" | "copy2D" | "fill" | "record" | "conditional" | "graph"
   /** For a node in the body of a condition: the index of the conditional node, and which of its bodies. */
   readonly inside: { readonly nodeIndex: number; readonly body: number } | undefined
   /** The name given by `CudaGraph.named`, otherwise that of the kernel or of the operation. */
@@ -114,6 +114,40 @@ export interface GraphNodeRef {
   readonly dependencies: ReadonlyArray<number>
   readonly reads: ReadonlyArray<MemoryRange>
   readonly writes: ReadonlyArray<MemoryRange>
+}
+
+/**
+ * What work of other native code does on simulated devices, with the bytes that it reads and writes.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type ForeignSimulation = (reads: ReadonlyArray<Uint8Array>, writes: ReadonlyArray<Uint8Array>) => void
+
+/**
+ * Work that other native code enqueues.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ForeignWork {
+  readonly reads: ReadonlyArray<MemoryRange>
+  readonly writes: ReadonlyArray<MemoryRange>
+  /** What stands in for it on simulated devices, which cannot run native code. */
+  readonly simulate: ForeignSimulation | undefined
+}
+
+/**
+ * A time in which other native code enqueues work.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CaptureRef {
+  /** The stream on which it becomes part of the program. */
+  readonly stream: StreamRef
+  /** The `CUstream` to enqueue it on; undefined on simulated devices. */
+  readonly handle: number | undefined
 }
 
 /**
@@ -195,6 +229,15 @@ export interface GraphOperations {
     bodies: ReadonlyArray<RecordingRef>,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
+  /**
+   * Lets other native code enqueue work on a stream. In a recording, the driver captures it on a stream of its own
+   * (`cuStreamBeginCapture`).
+   */
+  readonly graphCapture: (work: ForeignWork, stream: StreamRef) => Effect.Effect<CaptureRef, CudaError>
+  /** Ends it (`cuStreamEndCapture`). In a recording, the captured work becomes a node. */
+  readonly graphEndCapture: (capture: CaptureRef) => Effect.Effect<void, CudaError>
+  /** Ends it after a failure. In a recording, the captured work is dropped. */
+  readonly graphAbandonCapture: (capture: CaptureRef) => Effect.Effect<void, CudaError>
   /** Ends a recording, and checks that its streams are joined. */
   readonly graphEnd: (recording: RecordingRef) => Effect.Effect<GraphRef, CudaError>
   /** Ends a recording whose program failed or was interrupted. */

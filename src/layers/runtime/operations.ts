@@ -155,6 +155,14 @@ const rows = {
     "cuGraphConditionalHandleCreate",
     (_, __, ___, stream) => [stream.deviceIndex, stream]
   ],
+  graphCapture: ["CudaGraph.capture", "cuStreamBeginCapture", (_, stream) => [stream.deviceIndex, stream]],
+  graphEndCapture: ["CudaGraph.endCapture", "cuStreamEndCapture", ({ stream }) => [stream.deviceIndex, stream]],
+  graphAbandonCapture: [
+    "CudaGraph.endCapture",
+    "cuStreamEndCapture",
+    ({ stream }) => [stream.deviceIndex, stream],
+    "release"
+  ],
   graphEnd: ["CudaGraph.record", "cuGraphCreate", ({ deviceIndex }) => [deviceIndex, "a recording"]],
   graphAbandon: ["CudaGraph.record", "cuGraphCreate", ({ deviceIndex }) => [deviceIndex, "a recording"], "release"],
   graphInstantiate: ["CudaGraph.instantiate", "cuGraphInstantiateWithParams", (graph) => [graph.deviceIndex, graph]],

@@ -9,6 +9,7 @@
  */
 import type * as Effect from "effect/Effect"
 import type { MarkerBackend } from "./accesses.ts"
+import type { CaptureBackend } from "./captures.ts"
 import type { CopyBackend } from "./copies.ts"
 import type { DeviceBackend } from "./devices.ts"
 import type { EventBackend } from "./events.ts"
@@ -50,6 +51,7 @@ export interface Backend extends Owner {
   readonly modules: ModuleBackend
   readonly kernels: KernelBackend
   readonly graphs: GraphBackend
+  readonly captures: CaptureBackend
   readonly programs: ProgramBackend
 
   /** Ends the waits whose work has finished, without waiting for the next turn of the event loop. */

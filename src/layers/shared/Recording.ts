@@ -11,9 +11,17 @@ import { eventFlags } from "../../cuda/flags.ts"
 import type { CUstream } from "../../cuda/handles.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
 import { CurrentNodeName } from "../CudaRuntime.ts"
-import type { GraphMemoryParameter, GraphPlaceholder, RecordingRef, RecordOptions } from "../CudaRuntime.ts"
+import type {
+  ForeignWork,
+  GraphMemoryParameter,
+  GraphPlaceholder,
+  MemoryRange,
+  RecordingRef,
+  RecordOptions
+} from "../CudaRuntime.ts"
 import type { Marker, MarkerBackend } from "./accesses.ts"
 import type { PointerSlot } from "./arguments.ts"
+import type { CapturedGraph } from "./captures.ts"
 import type { CopyBackend, RowsTransfer, Transfer } from "./copies.ts"
 import {
   devicePlaceholder,
@@ -28,7 +36,7 @@ import type { LaunchShape } from "./launchShape.ts"
 import { withOptions } from "./memory.ts"
 import type { KernelResource } from "./moduleResources.ts"
 import { Ordering } from "./ordering.ts"
-import { StreamResource } from "./resources.ts"
+import { ownMemory, StreamResource } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, EventResource, Owner } from "./resources.ts"
 import type { Cancel } from "./waits.ts"
 
@@ -60,6 +68,8 @@ export class Line {
   position = 0
   /** Never mutated, because nodes keep a snapshot of it. */
   known: Known = nothing
+  /** True while native code enqueues work that will be its next node. */
+  isCapturing = false
   /** What the next node depends on. */
   tail: ReadonlyArray<Place> = []
 
@@ -296,7 +306,8 @@ export class Recording implements RecordingRef {
   /** The unjoined streams: the recording does not end after their work. */
   get unjoined(): ReadonlyArray<StreamResource> {
     const origin = lineOf(this.stream)
-    return this.lines.filter((line) => !origin.isAfter({ line, position: line.position })).map(({ stream }) => stream)
+    const isOpen = (line: Line) => line.isCapturing || !origin.isAfter({ line, position: line.position })
+    return this.lines.filter(isOpen).map(({ stream }) => stream)
   }
 
   /** Adds nodes that are not ordered among each other, after the work of a stream so far. */
@@ -396,6 +407,16 @@ export class Recording implements RecordingRef {
       writes: rangesOf(pointers, "writes")
     }])
     return success
+  }
+
+  /** Records work of other native code. */
+  capture(stream: StreamResource, captured: CapturedGraph, { reads, simulate, writes }: ForeignWork): void {
+    const ranges = (given: ReadonlyArray<MemoryRange>) =>
+      given.map((range) => ({ ...range, memory: ownMemory(range.memory) }))
+    const own = { reads: ranges(reads), writes: ranges(writes) }
+    const { priority } = stream
+    const work: NodeWork = { kind: "graph", captured, priority, ...own, simulate }
+    this.#add(stream, [{ work, operation: "CudaGraph.capture", ...own }])
   }
 
   /** Records the nodes of another graph after the work of a stream so far. */

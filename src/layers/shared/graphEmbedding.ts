@@ -147,6 +147,7 @@ class Embedding {
         return { kind: "copy2D", transfer: this.#transfer(work.transfer) }
       case "conditional":
         return { ...work, value: this.ranges([work.value])[0]! }
+      case "graph":
       case "record":
         return work
     }

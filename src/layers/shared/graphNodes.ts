@@ -7,6 +7,7 @@ import { scalarWriters, setAddress } from "../../cuda/parameters.ts"
 import type { ScalarName } from "../../cuda/parameters.ts"
 import type {
   Address,
+  ForeignSimulation,
   GraphCondition,
   GraphExecRef,
   GraphMemoryParameter,
@@ -19,6 +20,7 @@ import type {
   ResourceState
 } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
+import type { CapturedGraph } from "./captures.ts"
 import type { RowsTransfer, Transfer } from "./copies.ts"
 import type { KernelCode, KernelResource, ModuleResource } from "./moduleResources.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "./resources.ts"
@@ -149,11 +151,23 @@ export interface ConditionalWork {
   readonly setter: KernelCode | undefined
 }
 
+/** Work of other native code, captured by the driver. */
+export interface CapturedWork {
+  readonly kind: "graph"
+  readonly captured: CapturedGraph
+  /** The priority of the stream. */
+  readonly priority: number
+  readonly reads: ReadonlyArray<NodeRange>
+  readonly writes: ReadonlyArray<NodeRange>
+  readonly simulate: ForeignSimulation | undefined
+}
+
 /** What a node does. */
 export type NodeWork =
   | KernelWork
   | ConditionalWork
   | FillWork
+  | CapturedWork
   | { readonly kind: "copy"; readonly transfer: Transfer }
   | { readonly kind: "copy2D"; readonly transfer: RowsTransfer }
   | { readonly kind: "record"; readonly event: EventResource }

@@ -16,6 +16,7 @@ import type {
 } from "../CudaRuntime.ts"
 import type { GraphOperations } from "../runtime/graphs.ts"
 import { inBytes } from "../runtime/words.ts"
+import { captureOperations } from "./captures.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDescribed } from "./failures.ts"
 import { failGraph, ownExec, ownGraph } from "./graphChecks.ts"
@@ -48,6 +49,7 @@ export const graphOperations = (core: Core): GraphOperations => ({
   graphSetEnabled: operation((ref: GraphExecRef, node: number, enabled: boolean) =>
     setEnabled(core, ref, node, enabled)
   ),
+  ...captureOperations(core),
   ...conditionOperations(core, close),
   ...launchOperations(core)
 })
@@ -270,7 +272,7 @@ const setEnabled = (
   if (node === undefined) {
     return refuseArgument(operation, "node", index, `an integer from 0 to ${exec.graph.nodes.length - 1}`)
   }
-  if (node.kind === "record" || node.kind === "conditional") {
+  if (node.kind === "record" || node.kind === "conditional" || node.kind === "graph") {
     return refuseDescribed(operation, "node", String(node), "a kernel, a copy or a fill")
   }
   const { graphs } = core.backend

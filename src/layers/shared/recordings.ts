@@ -41,6 +41,12 @@ export const refuseInside = (operation: string, because: string): Refusal =>
 
 /** Refuses a stream outside the recording that the fiber is part of: its work would run once, and not be in the graph. */
 export const refuseElsewhere = (operation: string, stream: StreamResource): Refusal => {
+  if (stream.line?.isCapturing === true) {
+    return refuseToRecord(
+      operation,
+      `native code is enqueuing work on ${stream}. Use it before or after CudaGraph.capture`
+    )
+  }
   const recording = currentRecording()
   if (recording === undefined || stream.recording === recording) return undefined
   return refuseToRecord(operation, `${stream} is not part of the recording. Use streams that were made inside`)

@@ -10,6 +10,7 @@ import type { AnyMemoryResource, StreamResource } from "../shared/resources.ts"
 import { neverFinishes } from "../shared/waits.ts"
 import { SimulatedMarkers } from "./accesses.ts"
 import { AddressSpace } from "./addressSpace.ts"
+import { SimulatedCaptures } from "./captures.ts"
 import { SimulatedCopies } from "./copies.ts"
 import { SimulatedDevices } from "./devices.ts"
 import { SimulatedDriver } from "./Driver.ts"
@@ -50,6 +51,7 @@ export class SimulatedBackend implements Backend {
   readonly modules: SimulatedModules
   readonly kernels: SimulatedKernels
   readonly graphs: SimulatedGraphs
+  readonly captures: SimulatedCaptures
   readonly programs = new SimulatedPrograms()
 
   constructor(options: ResolvedOptions, clock: Clock.Clock, context: Context.Context<never>) {
@@ -68,7 +70,8 @@ export class SimulatedBackend implements Backend {
     this.copies = new SimulatedCopies(driver)
     this.modules = new SimulatedModules(driver, addresses)
     this.kernels = new SimulatedKernels(driver, addresses, this.modules)
-    this.graphs = new SimulatedGraphs(driver, this.copies, this.kernels)
+    this.captures = new SimulatedCaptures(driver)
+    this.graphs = new SimulatedGraphs(driver, this.copies, this.kernels, this.captures)
   }
 
   get call(): string {

@@ -18,6 +18,7 @@ import type {
 } from "../shared/graphNodes.ts"
 import { LaunchShape } from "../shared/launchShape.ts"
 import type { StreamResource } from "../shared/resources.ts"
+import type { SimulatedCaptures } from "./captures.ts"
 import { touchBoth } from "./copies.ts"
 import type { SimulatedCopies } from "./copies.ts"
 import type { SimulatedDriver } from "./Driver.ts"
@@ -72,11 +73,18 @@ export class SimulatedGraphs implements GraphBackend {
   readonly #driver: SimulatedDriver
   readonly #copies: SimulatedCopies
   readonly #kernels: SimulatedKernels
+  readonly #captures: SimulatedCaptures
 
-  constructor(driver: SimulatedDriver, copies: SimulatedCopies, kernels: SimulatedKernels) {
+  constructor(
+    driver: SimulatedDriver,
+    copies: SimulatedCopies,
+    kernels: SimulatedKernels,
+    captures: SimulatedCaptures
+  ) {
     this.#driver = driver
     this.#copies = copies
     this.#kernels = kernels
+    this.#captures = captures
   }
 
   instantiate(graph: GraphResource, bindings: Bindings): number {
@@ -215,6 +223,8 @@ export class SimulatedGraphs implements GraphBackend {
           bindings,
           (rows, to, from) => (stream) => model.copyRows(stream, to, from, rows)
         )
+      case "graph":
+        return this.#captures.prepare(work)
       case "record": {
         const { part } = simulatedEvent(work.event)
         return (stream) => model.record(part, stream)

@@ -68,7 +68,7 @@ export interface SimulatedKernel<Parameters extends ReadonlyArray<ParameterKind>
   run(launch: SimulatedLaunch<Parameters>): void
 }
 
-const usualCost = 5000
+export const usualCost = 5000
 
 /** The duration of a launch in nanoseconds. Throws if the cost is not a valid duration. */
 export const costOf = ({ cost }: SimulatedKernel, launch: SimulatedLaunch): number => {

@@ -130,6 +130,8 @@ typedef struct {
   unsigned flags;
   int priority;
   Op *head, *tail;
+  /* While its operations are captured instead of run. */
+  bool captures;
 } Stream;
 
 typedef struct {
@@ -181,7 +183,17 @@ typedef struct {
   int global_count;
 } Library;
 
-typedef enum { KERNEL_NODE, COPY_NODE, FILL_NODE, EMPTY_NODE = 5, RECORD_NODE = 7, CONDITIONAL_NODE = 13 } NodeType;
+typedef enum {
+  KERNEL_NODE,
+  COPY_NODE,
+  FILL_NODE,
+  GRAPH_NODE = 4,
+  EMPTY_NODE,
+  RECORD_NODE = 7,
+  ALLOCATE_NODE = 10,
+  FREE_NODE,
+  CONDITIONAL_NODE = 13
+} NodeType;
 
 /* A node of a graph, or its copy in an executable graph. */
 typedef struct {
@@ -202,7 +214,7 @@ typedef struct {
   uint64_t bytes, rows, to_pitch, from_pitch;
   uint32_t value;
   int width;
-  /* The body of a condition: a graph, and its copy in an executable graph. */
+  /* The body of a condition: a graph, and its copy in an executable graph. A graph within a graph has only the copy. */
   Handle condition, body;
   bool loops;
   struct Exec *inside;
@@ -453,7 +465,7 @@ static bool touches(const Op *op, const uint8_t *memory, uint64_t bytes) {
 /* Records misuse when pending operations use memory that is being freed, and keeps them from using it. */
 static void retract(const uint8_t *memory, uint64_t bytes, const char *complaint) {
   EACH(Stream, stream, STREAM) {
-    for (Op *op = stream->head; op != NULL; op = op->next) {
+    for (Op *op = stream->captures ? NULL : stream->head; op != NULL; op = op->next) {
       if (!touches(op, memory, bytes)) continue;
       misuse("%s while a stream still uses it", complaint);
       op->bytes = 0;
@@ -566,14 +578,16 @@ static bool can_run(const Op *op) {
   return !op->held && op->kind != HOST && (op->kind != WAIT || op->record->done);
 }
 
-static bool at_host_function(const Stream *stream) { return stream->head != NULL && stream->head->kind == HOST; }
+static bool at_host_function(const Stream *stream) {
+  return !stream->captures && stream->head != NULL && stream->head->kind == HOST;
+}
 
 static void run_all(void) {
   bool moved = true;
   while (moved) {
     moved = false;
     EACH(Stream, stream, STREAM) {
-      while (stream->head != NULL && can_run(stream->head)) {
+      while (!stream->captures && stream->head != NULL && can_run(stream->head)) {
         run_first(stream);
         moved = true;
       }
@@ -2404,9 +2418,109 @@ static void drop_exec(Exec *exec) {
   free(exec);
 }
 
+/* The node has its own copy of the other graph, which can be destroyed. */
+EXPORT Status cuGraphAddChildGraphNode(Handle *out, Handle graph, const Handle *before, size_t count, Handle inside) {
+  Call call = begin("cuGraphAddChildGraphNode", 0);
+  add_wide(&call, inside);
+  Graph *child = graph_of(&call, inside);
+  for (int i = 0; ok(&call) && i < child->count; i++) {
+    NodeType type = ((Node *)find(NODE, child->nodes[i]))->type;
+    bool refused = type == ALLOCATE_NODE || type == FREE_NODE || type == CONDITIONAL_NODE;
+    if (refused) call.status = NOT_SUPPORTED;
+  }
+  Node node = {.type = GRAPH_NODE};
+  if (ok(&call)) node.inside = exec_from(child);
+  return add_node(&call, out, graph, before, count, node);
+}
+
+EXPORT Status cuGraphGetNodes(Handle handle, Handle *nodes, size_t *count) {
+  Call call = begin("cuGraphGetNodes", 0);
+  add_wide(&call, handle);
+  Graph *graph = graph_of(&call, handle);
+  if (ok(&call)) {
+    for (size_t i = 0; i < *count; i++) nodes[i] = i < (size_t)graph->count ? graph->nodes[i] : 0;
+    if (*count > (size_t)graph->count) *count = (size_t)graph->count;
+    add_wide(&call, *count);
+  }
+  return end(&call);
+}
+
+EXPORT Status cuGraphNodeGetType(Handle handle, int *type) {
+  Call call = begin("cuGraphNodeGetType", 0);
+  add_wide(&call, handle);
+  Node *node = node_of(&call, handle);
+  if (ok(&call)) add_int(&call, *type = node->type);
+  return end(&call);
+}
+
+/* Captures have a mode; only relaxed ones are supported. */
+EXPORT Status cuStreamBeginCapture_v2(Handle handle, int mode) {
+  Call call = begin("cuStreamBeginCapture_v2", 0);
+  add_wide(&call, handle);
+  add_int(&call, mode);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call) && (mode != 2 || stream->captures || stream->head != NULL)) call.status = INVALID_VALUE;
+  if (ok(&call)) stream->captures = true;
+  return end(&call);
+}
+
+/* A captured operation as a node; only fills and copies keep what they do. */
+static Node node_from(const Op *op, Handle context) {
+  Node node = {.alive = true, .context = context, .to = op->to, .from = op->from, .bytes = op->bytes, .rows = op->rows};
+  node.to_pitch = op->to_pitch;
+  node.from_pitch = op->from_pitch;
+  node.value = op->value;
+  node.width = op->width;
+  node.type = op->kind == COPY       ? COPY_NODE
+              : op->kind == FILL     ? FILL_NODE
+              : op->kind == ALLOCATE ? ALLOCATE_NODE
+              : op->kind == FREE     ? FREE_NODE
+                                     : EMPTY_NODE;
+  node.to_type = op->to != NULL && allocation_at(op->to, 0) != NULL ? 2 : 1;
+  node.from_type = op->from != NULL && allocation_at(op->from, 0) != NULL ? 2 : 1;
+  return node;
+}
+
+static Handle graph_from(Op *op, Handle context) {
+  Graph *graph = make_graph(false);
+  while (op != NULL) {
+    Op *next = op->next;
+    Node *node = malloc(sizeof(Node));
+    *node = node_from(op, context);
+    node->graph = graph->self;
+    node->index = graph->count;
+    if (graph->count > 0) depend(node, graph->nodes[graph->count - 1]);
+    node->self = graph->nodes[graph->count++] = make(NODE, node);
+    if (op->kind == ALLOCATE) {
+      op->allocation->pool->used -= op->allocation->bytes;
+      forget(op->allocation);
+    }
+    drop_op(op);
+    op = next;
+  }
+  return graph->self;
+}
+
+EXPORT Status cuStreamEndCapture(Handle handle, Handle *out) {
+  Call call = begin("cuStreamEndCapture", 0);
+  add_wide(&call, handle);
+  Stream *stream = stream_of(&call, handle);
+  if (ok(&call) && !stream->captures) call.status = INVALID_VALUE;
+  if (stream != NULL && stream->captures) {
+    /* A capture that fails ends, too. */
+    stream->captures = false;
+    Op *captured = stream->head;
+    stream->head = stream->tail = NULL;
+    Handle graph = graph_from(captured, stream->context);
+    if (ok(&call)) add_wide(&call, *out = graph);
+    else destroy_graph(find(GRAPH, graph));
+  }
+  return end(&call);
+}
+
 static bool node_touches(const Node *node, const uint8_t *memory, uint64_t bytes) {
   if (node->disabled) return false;
-  if (node->type == CONDITIONAL_NODE) return body_touches(node->inside, memory, bytes);
+  if (node->inside != NULL) return body_touches(node->inside, memory, bytes);
   const Kernel *kernel = node->type == KERNEL_NODE ? find(KERNEL, node->kernel) : NULL;
   for (int i = 0; kernel != NULL && i < kernel->count; i++) {
     const uint8_t *address;
@@ -2607,6 +2721,7 @@ static int compare(const Exec *exec, const Node *node, const Graph *graph, const
   if (node->type != with->type) return 3;
   if (node->type == CONDITIONAL_NODE) return 6;
   if (!same_edges(node, graph, with)) return 2;
+  if (node->type == GRAPH_NODE && node->inside->count != with->inside->count) return 2;
   if (node->type == COPY_NODE && (!same_copies(node, with) || !same_rows(node, with))) return 5;
   if (node->context != with->context) return 5;
   return same_attributes(exec, node, with) ? 0 : 8;
@@ -2681,7 +2796,7 @@ static void check_all(Call *call, const Exec *exec);
 static void check_node(Call *call, const Node *node) {
   uint64_t later = node->rows > 1 ? node->rows - 1 : 0;
   if (node->type == RECORD_NODE) event_of(call, node->event);
-  if (node->type == CONDITIONAL_NODE) check_all(call, node->inside);
+  if (node->inside != NULL) check_all(call, node->inside);
   Kernel *kernel = node->type == KERNEL_NODE ? kernel_of(call, node->kernel) : NULL;
   if (kernel != NULL && is_setter(kernel)) check_setter(call, node);
   if (node->type == FILL_NODE) check_device(call, node->to, node->bytes);
@@ -2735,6 +2850,10 @@ static void enqueue_node(Stream *stream, const Node *node) {
     branch->condition = find(CONDITION, node->condition ^ CONDITION_BITS);
     branch->loops = node->loops;
     branch->body = copy_exec(node->inside);
+    return;
+  }
+  if (node->type == GRAPH_NODE) {
+    enqueue_nodes(stream, node->inside);
     return;
   }
   Op *op = enqueue(stream, node->type == COPY_NODE ? COPY : FILL);

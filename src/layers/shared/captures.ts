@@ -1,0 +1,162 @@
+/**
+ * Work of other native code. Outside recordings it is enqueued on the stream itself; inside, the driver captures it, and it becomes a
+ * node.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { CaptureRef, ForeignWork, MemoryRange, StreamRef } from "../CudaRuntime.ts"
+import type { GraphOperations } from "../runtime/graphs.ts"
+import type { Core } from "./Core.ts"
+import { refuse, refuseArgument, refuseResource } from "./failures.ts"
+import type { Refusal } from "./ranges.ts"
+import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
+import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
+import type { StreamResource } from "./resources.ts"
+
+/** A capture in progress. Each backend has its own kind. */
+export interface DriverCapture {
+  /** The stream that the driver captures. */
+  readonly handle: number
+}
+
+/** What the driver captured. It lives as long as the graphs that hold it, and at most until the runtime is closed. */
+export interface CapturedGraph {
+  readonly nodes: number
+  /** Whether it allocates or frees memory in stream order, which no graph inside another can. */
+  readonly allocates: boolean
+}
+
+export interface CaptureBackend {
+  /** Stands in for native code, where that cannot run: enqueues what the work does. Undefined on the driver. */
+  readonly simulate: ((work: ForeignWork, stream: StreamResource) => number) | undefined
+  /** The capture begun by `begin`. */
+  readonly begun: DriverCapture | undefined
+  /** Takes the graph made by `end`. */
+  readonly take: () => CapturedGraph
+  /** Begins to capture a stream that is used for nothing else. */
+  readonly begin: (deviceIndex: number, priority: number) => number
+  readonly end: (capture: DriverCapture) => number
+  /** Ends a capture whose work is not wanted. */
+  readonly abandon: (capture: DriverCapture) => void
+}
+
+class Capture implements CaptureRef {
+  isOver = false
+  readonly handle: number | undefined
+  readonly work: ForeignWork
+  readonly stream: StreamResource
+  /** Undefined outside recordings. */
+  readonly driver: DriverCapture | undefined
+  constructor(
+    work: ForeignWork,
+    stream: StreamResource,
+    driver: DriverCapture | undefined,
+    handle: number | undefined
+  ) {
+    this.work = work
+    this.stream = stream
+    this.driver = driver
+    this.handle = handle
+  }
+}
+
+export const captureOperations = (
+  core: Core
+): Pick<GraphOperations, "graphCapture" | "graphEndCapture" | "graphAbandonCapture"> => ({
+  graphCapture: (work, stream) => Effect.suspend(() => begin(core, work, stream)),
+  graphEndCapture: (capture) => Effect.suspend(() => end(core, capture)),
+  graphAbandonCapture: (capture) => Effect.sync(() => abandon(core, capture))
+})
+
+const operation = "CudaGraph.capture"
+const endOperation = "CudaGraph.endCapture"
+
+const begin = (core: Core, work: ForeignWork, ref: StreamRef): Effect.Effect<CaptureRef, CudaError> => {
+  const { captures } = core.backend
+  const stream = ownStream(ref)
+  const refused = refuseWork(core, work, stream)
+  if (refused !== undefined) return refused
+  const { recording } = stream
+  const handle = captures.simulate === undefined ? stream.handle : undefined
+  if (recording === undefined) return Effect.succeed(new Capture(work, stream, undefined, handle))
+  const status = captures.begin(stream.deviceIndex, stream.priority)
+  if (status !== success) return core.fail(operation, status, stream)
+  const begun = captures.begun!
+  stream.line!.isCapturing = true
+  return Effect.succeed(
+    new Capture(work, stream, begun, captures.simulate === undefined ? begun.handle : undefined)
+  )
+}
+
+const refuseWork = (core: Core, work: ForeignWork, stream: StreamResource): Refusal => {
+  const { backend } = core
+  const { reads, simulate, writes } = work
+  const ranges = [...reads, ...writes]
+  const memories = ranges.map(({ memory }) => ownMemory(memory))
+  if (unusable(backend, stream) || memories.some((memory) => unusableMemory(backend, memory))) {
+    return refuseResource(operation, backend, stream, ...memories)
+  }
+  if (backend.captures.simulate !== undefined && typeof simulate !== "function") {
+    return refuseArgument(
+      operation,
+      "simulate",
+      simulate,
+      "a function, because simulated devices cannot run native code"
+    )
+  }
+  return (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream)) ??
+    (stream.recording === undefined ? undefined : refusePlaceholders(ranges))
+}
+
+/** Native code needs addresses that stay. */
+const refusePlaceholders = (ranges: ReadonlyArray<MemoryRange>): Refusal => {
+  const unplaced = ranges.map(({ memory }) => ownMemory(memory)).find(({ slot }) => slot !== undefined)
+  return unplaced === undefined
+    ? undefined
+    : refuseToRecord(operation, `the ${unplaced} has no address while a graph is recorded. Use memory from outside`)
+}
+
+const end = (core: Core, ref: CaptureRef): Effect.Effect<void, CudaError> => {
+  if (!(ref instanceof Capture)) return refuseArgument(operation, "capture", ref, "a capture in progress")
+  const { driver, stream, work } = ref
+  const { captures } = core.backend
+  if (unusable(core.backend, stream)) {
+    abandon(core, ref)
+    return refuseResource(operation, core.backend, stream)
+  }
+  if (ref.isOver) return refuse(operation, { _tag: "ResourceReleased", resource: "the capture" })
+  over(ref)
+  const status = driver === undefined ? captures.simulate?.(work, stream) ?? success : captures.end(driver)
+  if (status !== success) return core.fail(endOperation, status, stream)
+  return driver === undefined ? Effect.void : addNode(core, ref)
+}
+
+const addNode = (core: Core, { stream, work }: Capture): Effect.Effect<void, CudaError> => {
+  const captured = core.backend.captures.take()
+  if (captured.nodes === 0) {
+    return refuseToRecord(
+      operation,
+      "nothing was enqueued on the stream that is captured, so it would be missing in the graph"
+    )
+  }
+  if (captured.allocates) {
+    const because = "the captured work allocates or frees memory in stream order, which a part of a graph cannot. " +
+      "Give it memory that exists"
+    return refuseToRecord(operation, because)
+  }
+  stream.recording!.capture(stream, captured, work)
+  return Effect.void
+}
+
+const over = (capture: Capture): void => {
+  capture.isOver = true
+  const { line } = capture.stream
+  if (line !== undefined) line.isCapturing = false
+}
+
+const abandon = (core: Core, ref: CaptureRef): void => {
+  if (!(ref instanceof Capture) || ref.isOver) return
+  over(ref)
+  if (ref.driver !== undefined) core.backend.captures.abandon(ref.driver)
+}
