@@ -98,6 +98,23 @@ const recordingContract = (rig: Rig): void =>
         })
       ))
 
+    it.effect.skipIf(rig.deviceCount < 2)("copies between devices", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make({ device: 0 })
+        const [here, back] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size)]
+        const there = yield* CudaMemory.allocate(size, { device: 1 })
+        const graph = yield* CudaGraph.record(Effect.gen(function*() {
+          yield* CudaMemory.copy(there, here)
+          yield* CudaMemory.copy(back, there)
+        }))
+        const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
+        for (const value of [3, 4, 5]) {
+          yield* CudaMemory.fill(here, value, stream)
+          yield* CudaGraph.launch(exec, stream)
+          yield* holds(back, value, stream)
+        }
+      })))
+
     it.effect("makes edges of events, waits, forks and joins, without those that follow from others", () =>
       onStream(() =>
         Effect.gen(function*() {
