@@ -104,8 +104,10 @@ const recordingContract = (rig: Rig): void =>
         const [here, back] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size)]
         const there = yield* CudaMemory.allocate(size, { device: 1 })
         const graph = yield* CudaGraph.record(Effect.gen(function*() {
-          yield* CudaMemory.copy(there, here)
-          yield* CudaMemory.copy(back, there)
+          // The current stream of device 1 would be its default stream, which does not record.
+          const origin = yield* CudaStream.current()
+          yield* CudaMemory.copy(there, here, origin)
+          yield* CudaMemory.copy(back, there, origin)
         }))
         const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
         for (const value of [3, 4, 5]) {
