@@ -325,6 +325,7 @@ export const hostBuffer = (byteLength: number, options: BufferOptions = {}): Gra
  * - an event recorded on the other side of the border
  * - `upload`, `download` and pinned memory allocated inside, because host data would be stale at the second launch
  * - `CudaTiming.timed`, host functions, pipelines, managed memory and prefetches; regions of a timeline are not measured
+ * - copies between devices, which the driver does not accept with memory of a pool
  * - streams that are not joined at the end
  * - a graph that writes pinned memory that it also reads, unless `overwriteInputs` is true
  *
@@ -332,8 +333,6 @@ export const hostBuffer = (byteLength: number, options: BufferOptions = {}): Gra
  *
  * Loops and conditions of the program run while it is recorded, not at each launch. Do not pass addresses of buffers of the graph as
  * plain numbers: they are only known at a launch.
- *
- * A graph with memory of several devices was not tried on a GPU.
  *
  * **Example** (A copy and a fill, launched a hundred times)
  *

@@ -15,6 +15,7 @@ import {
   CudaTaskGraph,
   CudaTiming
 } from "effect-cuda"
+import type { CudaError } from "effect-cuda/CudaError"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -97,25 +98,6 @@ const recordingContract = (rig: Rig): void =>
           yield* holds(b!, 2)
         })
       ))
-
-    it.effect.skipIf(rig.deviceCount < 2)("copies between devices", () =>
-      leavesNothing(Effect.gen(function*() {
-        const stream = yield* CudaStream.make({ device: 0 })
-        const [here, back] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size)]
-        const there = yield* CudaMemory.allocate(size, { device: 1 })
-        const graph = yield* CudaGraph.record(Effect.gen(function*() {
-          // The current stream of device 1 would be its default stream, which does not record.
-          const origin = yield* CudaStream.current()
-          yield* CudaMemory.copy(there, here, origin)
-          yield* CudaMemory.copy(back, there, origin)
-        }))
-        const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
-        for (const value of [3, 4, 5]) {
-          yield* CudaMemory.fill(here, value, stream)
-          yield* CudaGraph.launch(exec, stream)
-          yield* holds(back, value, stream)
-        }
-      })))
 
     it.effect("makes edges of events, waits, forks and joins, without those that follow from others", () =>
       onStream(() =>
@@ -615,6 +597,21 @@ const refusalContract = (rig: Rig): void =>
         failsWith(CudaGraph.record(program as Effect.Effect<A, never, R>), "CannotRecord"),
         (reason) => assert.include(reason.because, text)
       )
+
+    it.effect.skipIf(rig.deviceCount < 2)("copies between devices", () =>
+      leavesNothing(Effect.gen(function*() {
+        const [here, there] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size, { device: 1 })]
+        const refused = (copies: (stream: CudaStream.CudaStream) => Effect.Effect<void, CudaError>) =>
+          Effect.map(
+            failsWith(CudaGraph.record(Effect.flatMap(CudaStream.current(), copies)), "CannotRecord"),
+            ({ because }) => assert.include(because, "between devices")
+          )
+        yield* refused((stream) => CudaMemory.copy(there, here, stream))
+        yield* refused((stream) => CudaMemory.copy(here, there, stream))
+        yield* refused((stream) => CudaMemory.copyBatch([{ destination: there, source: here }], stream))
+        const rows = (buffer: DeviceBuffer) => CudaMemory.rows(buffer, 8)
+        yield* refused((stream) => CudaMemory.copy2D(rows(there), rows(here), { width: 4, height: 2 }, stream))
+      })))
 
     it.effect("waiting for the GPU, and queries", () =>
       onStream((stream) =>

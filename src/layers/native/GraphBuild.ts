@@ -319,9 +319,6 @@ export class GraphBuild {
     return this.#driver.answer("cuGraphAddDependencies", status)
   }
 
-  /**
-   * A copy between devices is a node of the graph's context, as one within a device. This has not been tried with two GPUs.
-   */
   #addPiece(piece: RowsTransfer, before: ReadonlyArray<CUgraphNode>, added: Array<CUgraphNode>): number {
     const { calls } = this.#driver
     const { copy } = this.#memory

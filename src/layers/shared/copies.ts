@@ -13,7 +13,7 @@ import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { refuseElsewhere } from "./recordings.ts"
+import { refuseElsewhere, refusePeer } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "./resources.ts"
 import { refuseDependence, refuseRows, rowsSpan } from "./rows.ts"
@@ -86,7 +86,7 @@ const copy = (
     return refuseResource(operation, backend, to, from, stream)
   }
   const refused = refuseCopy(operation, to, from, toRange, fromRange, stream) ??
-    (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream))
+    (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream) ?? refusePeer(operation, to, from, stream))
   if (refused !== undefined) return refused
   const transfer = transferOf(to, from, toRange, fromRange)
   if (transfer.byteLength === 0) return Effect.void
@@ -134,7 +134,9 @@ const copyRows = (
   }
   const refused = refuseHosts(operation, toMemory, fromMemory) ??
     refuseRows(operation, to, from, width, height) ?? refusePlacement(operation, toMemory, fromMemory, stream) ??
-    (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream))
+    (core.recordings === 0
+      ? undefined
+      : refuseElsewhere(operation, stream) ?? refusePeer(operation, toMemory, fromMemory, stream))
   if (refused !== undefined) return refused
   if (width === 0 || height === 0) return Effect.void
   const transfer = {
@@ -173,7 +175,8 @@ const copyBatch = (
     if (unusableMemory(backend, toMemory) || unusableMemory(backend, fromMemory)) {
       return refuseResource(operation, backend, toMemory, fromMemory)
     }
-    const refused = refuseCopy(operation, toMemory, fromMemory, to, from, stream, index)
+    const refused = refuseCopy(operation, toMemory, fromMemory, to, from, stream, index) ??
+      (core.recordings === 0 ? undefined : refusePeer(operation, toMemory, fromMemory, stream))
     if (refused !== undefined) return refused
     if (to.byteLength > 0) copies.push(transferOf(toMemory, fromMemory, to, from))
   }

@@ -18,7 +18,7 @@ import type { KernelResource } from "./moduleResources.ts"
 import type { Refusal } from "./ranges.ts"
 import type { Recording } from "./Recording.ts"
 import { EventResource } from "./resources.ts"
-import type { StreamResource } from "./resources.ts"
+import type { AnyMemoryResource, StreamResource } from "./resources.ts"
 
 /** The failure of an operation that cannot be part of a graph. */
 export const refuseToRecord = (operation: string, because: string): Effect.Effect<never, CudaError> =>
@@ -50,6 +50,20 @@ export const refuseElsewhere = (operation: string, stream: StreamResource): Refu
   const recording = currentRecording()
   if (recording === undefined || stream.recording === recording) return undefined
   return refuseToRecord(operation, `${stream} is not part of the recording. Use streams that were made inside`)
+}
+
+/** Refuses copies from or to another device: the driver accepts no such node with memory of our pools. */
+export const refusePeer = (
+  operation: string,
+  to: AnyMemoryResource,
+  from: AnyMemoryResource,
+  { recording }: StreamResource
+): Refusal => {
+  if (recording === undefined) return undefined
+  const isElsewhere = (memory: AnyMemoryResource) =>
+    memory.kind === "device" && !memory.isManaged && memory.deviceIndex !== recording.deviceIndex
+  if (!isElsewhere(to) && !isElsewhere(from)) return undefined
+  return refuseToRecord(operation, "graphs cannot copy between devices. Copy before or after the launch")
 }
 
 /** Refuses streams of which some are in a recording and others are not. */
