@@ -161,6 +161,26 @@ describe("captured work", () => {
       assertReleased(stub)
     }))
 
+  it.live("that ends after the runtime was closed fails, and calls nothing", () =>
+    Effect.gen(function*() {
+      const reached = yield* Deferred.make<void>()
+      const goOn = yield* Deferred.make<void>()
+      const fiber = yield* withBuffer(() =>
+        Effect.gen(function*() {
+          const late = CudaGraph.capture(() =>
+            Effect.andThen(Deferred.succeed(reached, undefined), Deferred.await(goOn))
+          )
+          const forked = yield* Effect.forkDetach(CudaGraph.record(late), { startImmediately: true })
+          yield* Deferred.await(reached)
+          return forked
+        })
+      )
+      const { callCount } = stub
+      yield* Deferred.succeed(goOn, undefined)
+      yield* failsWith(Fiber.join(fiber), "ResourceReleased")
+      assert.strictEqual(stub.callCount, callCount)
+    }))
+
   it.live("that is interrupted or fails leaves no graph, no stream and no node", () =>
     withBuffer((buffer) =>
       Effect.gen(function*() {

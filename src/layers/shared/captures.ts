@@ -91,6 +91,7 @@ const begin = (core: Core, work: ForeignWork, ref: StreamRef): Effect.Effect<Cap
 
 const refuseWork = (core: Core, work: ForeignWork, stream: StreamResource): Refusal => {
   const { backend } = core
+  if (core.closed) return refuseClosed()
   const { reads, simulate, writes } = work
   const ranges = [...reads, ...writes]
   const memories = ranges.map(({ memory }) => ownMemory(memory))
@@ -109,6 +110,8 @@ const refuseWork = (core: Core, work: ForeignWork, stream: StreamResource): Refu
     (stream.recording === undefined ? undefined : refusePlaceholders(ranges))
 }
 
+const refuseClosed = () => refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
+
 /** Native code needs addresses that stay. */
 const refusePlaceholders = (ranges: ReadonlyArray<MemoryRange>): Refusal => {
   const unplaced = ranges.map(({ memory }) => ownMemory(memory)).find(({ slot }) => slot !== undefined)
@@ -121,6 +124,8 @@ const end = (core: Core, ref: CaptureRef): Effect.Effect<void, CudaError> => {
   if (!(ref instanceof Capture)) return refuseArgument(operation, "capture", ref, "a capture in progress")
   const { driver, stream, work } = ref
   const { captures } = core.backend
+  // Closing the runtime has ended the capture.
+  if (core.closed) return refuseClosed()
   if (unusable(core.backend, stream)) {
     abandon(core, ref)
     return refuseResource(operation, core.backend, stream)
