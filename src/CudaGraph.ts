@@ -937,7 +937,8 @@ export const updateOrReplace: UpdateOperation = dual(
  *
  * **Details**
  *
- * A name stands for all nodes with that name. Fails with `InvalidArgument` if there is none, and for nodes that record events.
+ * A name stands for all nodes with that name. Fails with `InvalidArgument` if there is none, and for
+ * nodes that record events, conditions and captured work.
  *
  * @category launching
  * @since 0.1.0
@@ -989,7 +990,8 @@ export const upload = <Parameters extends GraphParameters>(
 }
 
 /**
- * Draws a graph as a Mermaid flowchart: boxes are kernels, slanted boxes copies, rounded ones fills, and hexagons records of events.
+ * Draws a graph as a Mermaid flowchart: boxes are kernels, slanted boxes copies, rounded ones fills, hexagons records of
+ * events, diamonds conditions, and boxes with double sides captured work.
  *
  * @category diagrams
  * @since 0.1.0

@@ -134,10 +134,10 @@ export class NativeDevice {
     this.pool = nullHandle()
   }
 
-  /** Creates a stream for internal ordering. Returns undefined on failure, with the reason in `made`. */
-  makeStream(): CUstream | undefined {
+  /** Creates a stream for internal ordering or captures. Returns undefined on failure, with the reason in `made`. */
+  makeStream(priority = 0): CUstream | undefined {
     let made: CUstream | undefined
-    this.#make("cuStreamCreateWithPriority", () => this.#makeStream((stream) => made = stream))
+    this.#make("cuStreamCreateWithPriority", () => this.#makeStream((stream) => made = stream, priority))
     return made
   }
 
@@ -201,8 +201,8 @@ export class NativeDevice {
     return status
   }
 
-  #makeStream(keep: (stream: CUstream) => void): number {
-    const status = this.calls.cuStreamCreateWithPriority(this.#stream.words, streamFlags.nonBlocking, 0)
+  #makeStream(keep: (stream: CUstream) => void, priority = 0): number {
+    const status = this.calls.cuStreamCreateWithPriority(this.#stream.words, streamFlags.nonBlocking, priority)
     if (status === success) keep(this.#stream.value)
     return status
   }

@@ -7,6 +7,7 @@ import { nullHandle, offsetBy } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
 import type { RowsTransfer } from "../shared/copies.ts"
+import { hasPriority } from "../shared/graphNodes.ts"
 import type {
   Bindings,
   CapturedWork,
@@ -390,5 +391,3 @@ export class GraphBuild {
     return this.#driver.answer(call, status)
   }
 }
-
-const hasPriority = ({ work }: GraphNode): boolean => "priority" in work && work.priority !== 0

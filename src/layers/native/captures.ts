@@ -2,7 +2,7 @@
  * Captures on the driver: each has a stream of its own, in relaxed mode, so that nothing else in the process can disturb it. What was
  * captured is destroyed when no graph holds it any more, or when the runtime is closed.
  */
-import { captureModes, graphNodeTypes, streamFlags } from "../../cuda/flags.ts"
+import { captureModes, graphNodeTypes } from "../../cuda/flags.ts"
 import type { CUgraph, CUgraphNode, CUstream } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type { CaptureBackend, CapturedGraph, DriverCapture } from "../shared/captures.ts"
@@ -38,7 +38,6 @@ export class NativeCaptures implements CaptureBackend {
   readonly #open = new Set<NativeCapture>()
   readonly #graphs = new Set<CUgraph>()
   readonly #unused = new FinalizationRegistry<CUgraph>((graph) => this.#drop(graph))
-  readonly #stream = new Out<CUstream>()
   readonly #graph = new Out<CUgraph>()
   readonly #type = new Int32Array(1)
   readonly #count = new Out()
@@ -49,13 +48,9 @@ export class NativeCaptures implements CaptureBackend {
 
   begin(deviceIndex: number, priority: number): number {
     const { calls, warn } = this.#driver
-    const created = this.#driver.inContextOf(
-      deviceIndex,
-      "cuStreamCreateWithPriority",
-      () => calls.cuStreamCreateWithPriority(this.#stream.words, streamFlags.nonBlocking, priority)
-    )
-    if (created !== success) return created
-    const stream = this.#stream.value
+    const device = this.#driver.device(deviceIndex)
+    const stream = device.makeStream(priority)
+    if (stream === undefined) return this.#driver.madeBy(device)
     const status = calls.cuStreamBeginCapture_v2(stream, captureModes.relaxed)
     if (status === success) this.#open.add(this.begun = new NativeCapture(stream))
     else warn("cuStreamDestroy", calls.cuStreamDestroy_v2(stream), stream)

@@ -413,10 +413,8 @@ export class Recording implements RecordingRef {
   capture(stream: StreamResource, captured: CapturedGraph, { reads, simulate, writes }: ForeignWork): void {
     const ranges = (given: ReadonlyArray<MemoryRange>) =>
       given.map((range) => ({ ...range, memory: ownMemory(range.memory) }))
-    const own = { reads: ranges(reads), writes: ranges(writes) }
-    const { priority } = stream
-    const work: NodeWork = { kind: "graph", captured, priority, ...own, simulate }
-    this.#add(stream, [{ work, operation: "CudaGraph.capture", ...own }])
+    const work: NodeWork = { kind: "graph", captured, priority: stream.priority, simulate }
+    this.#add(stream, [{ work, operation: "CudaGraph.capture", reads: ranges(reads), writes: ranges(writes) }])
   }
 
   /** Records the nodes of another graph after the work of a stream so far. */

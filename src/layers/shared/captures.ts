@@ -78,15 +78,15 @@ const begin = (core: Core, work: ForeignWork, ref: StreamRef): Effect.Effect<Cap
   const refused = refuseWork(core, work, stream)
   if (refused !== undefined) return refused
   const { recording } = stream
-  const handle = captures.simulate === undefined ? stream.handle : undefined
-  if (recording === undefined) return Effect.succeed(new Capture(work, stream, undefined, handle))
+  const runsNative = captures.simulate === undefined
+  if (recording === undefined) {
+    return Effect.succeed(new Capture(work, stream, undefined, runsNative ? stream.handle : undefined))
+  }
   const status = captures.begin(stream.deviceIndex, stream.priority)
   if (status !== success) return core.fail(operation, status, stream)
   const begun = captures.begun!
   stream.line!.isCapturing = true
-  return Effect.succeed(
-    new Capture(work, stream, begun, captures.simulate === undefined ? begun.handle : undefined)
-  )
+  return Effect.succeed(new Capture(work, stream, begun, runsNative ? begun.handle : undefined))
 }
 
 const refuseWork = (core: Core, work: ForeignWork, stream: StreamResource): Refusal => {

@@ -157,8 +157,6 @@ export interface CapturedWork {
   readonly captured: CapturedGraph
   /** The priority of the stream. */
   readonly priority: number
-  readonly reads: ReadonlyArray<NodeRange>
-  readonly writes: ReadonlyArray<NodeRange>
   readonly simulate: ForeignSimulation | undefined
 }
 
@@ -224,6 +222,9 @@ export class GraphNode implements GraphNodeRef {
 /** Work whose nodes have other indices: a condition refers to those of its bodies. */
 export const withIndices = (work: NodeWork, indexOf: (index: number) => number): NodeWork =>
   work.kind === "conditional" ? { ...work, bodies: work.bodies.map((body) => body.map(indexOf)) } : work
+
+/** Whether a node has a priority, so that launches use those of the nodes instead of that of the stream. */
+export const hasPriority = ({ work }: GraphNode): boolean => "priority" in work && work.priority !== 0
 
 /** The name of a frame and where it is. */
 export const describeFrame = (frame: References.StackFrame | undefined): string | undefined => {

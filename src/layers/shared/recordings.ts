@@ -39,7 +39,10 @@ const currentRecording = (): RecordingRef | undefined => Fiber.getCurrent()?.get
 export const refuseInside = (operation: string, because: string): Refusal =>
   currentRecording() === undefined ? undefined : refuseToRecord(operation, because)
 
-/** Refuses a stream outside the recording that the fiber is part of: its work would run once, and not be in the graph. */
+/**
+ * Refuses a stream outside the recording that the fiber is part of, because its work would run once, and not be in the graph. Also refuses
+ * a stream that native code is enqueuing work on.
+ */
 export const refuseElsewhere = (operation: string, stream: StreamResource): Refusal => {
   if (stream.line?.isCapturing === true) {
     return refuseToRecord(

@@ -4,7 +4,7 @@
 import { statuses, success } from "../../cuda/status.ts"
 import type { GraphCondition } from "../CudaRuntime.ts"
 import type { RowsTransfer, Transfer } from "../shared/copies.ts"
-import { GraphInstance } from "../shared/graphNodes.ts"
+import { GraphInstance, hasPriority } from "../shared/graphNodes.ts"
 import type {
   Bindings,
   ConditionalWork,
@@ -51,7 +51,7 @@ class SimulatedInstance extends GraphInstance {
         ? work.bodies.map((body) => planOf(body.map((index) => graph.nodes[index]!)))
         : undefined
     )
-    this.usesNodePriority = graph.nodes.some(({ work }) => work.kind === "kernel" && work.priority !== 0)
+    this.usesNodePriority = graph.nodes.some(hasPriority)
   }
 }
 
@@ -200,7 +200,11 @@ export class SimulatedGraphs implements GraphBackend {
   }
 
   /** Makes a node's work ready to be enqueued. Returns the status if that fails. */
-  #prepare({ index, work }: GraphNode, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
+  #prepare(
+    { index, reads, work, writes }: GraphNode,
+    instance: SimulatedInstance,
+    deviceIndex: number
+  ): Enqueue | number {
     const { bindings } = instance
     const { model } = this.#driver
     switch (work.kind) {
@@ -224,7 +228,7 @@ export class SimulatedGraphs implements GraphBackend {
           (rows, to, from) => (stream) => model.copyRows(stream, to, from, rows)
         )
       case "graph":
-        return this.#captures.prepare(work)
+        return this.#captures.prepare({ reads, writes, simulate: work.simulate })
       case "record": {
         const { part } = simulatedEvent(work.event)
         return (stream) => model.record(part, stream)
