@@ -28,6 +28,7 @@ import type { Body } from "./internal/graph/recording.ts"
 import { recordTasks } from "./internal/graph/tasks.ts"
 import { countOf, Handle, oneLine, refuseArgument, released, unlessLive } from "./internal/handles.ts"
 import { CurrentPlace, deviceIndexOf, onStream } from "./internal/place.ts"
+import { CurrentRecorder } from "./internal/timing/current.ts"
 import { CudaRuntime, CurrentNodeName, CurrentRecording } from "./layers/CudaRuntime.ts"
 import type {
   CudaRuntimeService,
@@ -316,7 +317,7 @@ export const hostBuffer = (byteLength: number, options: BufferOptions = {}): Gra
  * `ResourceReleased`. Kernels must stay loaded, too.
  *
  * An event with timing becomes a node that records it: after each launch, it can be queried, waited for and compared as usual. Other
- * events only order the work inside.
+ * events only order the work inside. A `CudaTiming.region` is measured by launches inside a timeline, and costs other launches nothing.
  *
  * Fails with `CannotRecord` for what cannot be part of a graph, which names the operation and the innermost span or `Effect.fn`:
  *
@@ -324,7 +325,7 @@ export const hostBuffer = (byteLength: number, options: BufferOptions = {}): Gra
  * - a stream from outside, and default streams
  * - an event recorded on the other side of the border
  * - `upload`, `download` and pinned memory allocated inside, because host data would be stale at the second launch
- * - `CudaTiming.timed`, host functions, pipelines, managed memory and prefetches; regions of a timeline are not measured
+ * - `CudaTiming.timed`, host functions, pipelines, managed memory and prefetches
  * - copies between devices, which the driver does not accept with memory of a pool
  * - streams that are not joined at the end
  * - a graph that writes pinned memory that it also reads, unless `overwriteInputs` is true
@@ -842,9 +843,30 @@ export function launch(self: CudaGraphExec<GraphParameters>, first?: object, sec
   const { ref, runtime } = self
   const { given, stream } = argumentsOf(first, second)
   const values = valuesOf(ref.graph, given)
-  if (stream !== undefined && streamIn(stream)) return runtime.graphLaunch(ref, values, stream.ref)
-  return onStream(operation, runtime, self.deviceIndex, stream, (own) => runtime.graphLaunch(ref, values, own))
+  if (stream !== undefined && streamIn(stream)) return launchOn(runtime, ref, values, stream.ref)
+  return onStream(operation, runtime, self.deviceIndex, stream, (own) => launchOn(runtime, ref, values, own))
 }
+
+const launchOn = (
+  runtime: CudaRuntimeService,
+  ref: GraphExecRef,
+  values: ReadonlyArray<GraphValue>,
+  stream: StreamRef
+): Effect.Effect<void, CudaError> =>
+  ref.graph.regions.length + ref.graph.unmeasured === 0
+    ? runtime.graphLaunch(ref, values, stream)
+    : launchRegions(runtime, ref, values, stream)
+
+/** Launches a graph with regions, which the current timeline measures. */
+const launchRegions = (
+  runtime: CudaRuntimeService,
+  ref: GraphExecRef,
+  values: ReadonlyArray<GraphValue>,
+  stream: StreamRef
+): Effect.Effect<void, CudaError> =>
+  Effect.withFiber((fiber) =>
+    fiber.getRef(CurrentRecorder)?.launch(runtime, ref, values, stream) ?? runtime.graphLaunch(ref, values, stream)
+  )
 
 const streamIn = (value: unknown): value is CudaStream => Predicate.hasProperty(value, "~effect-cuda/CudaStream")
 

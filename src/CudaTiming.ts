@@ -8,6 +8,7 @@
  * @since 0.1.0
  */
 import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
@@ -17,10 +18,11 @@ import { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { countOf, named, refuseToRecord } from "./internal/handles.ts"
 import { CurrentPlace, onStream } from "./internal/place.ts"
-import { align, CurrentRecorder, makeTimed, notInGraphs, Recorder } from "./internal/timing/recorder.ts"
+import { CurrentRecorder } from "./internal/timing/current.ts"
+import { align, makeTimed, Recorder } from "./internal/timing/recorder.ts"
 import { renderSvg } from "./internal/timing/svg.ts"
 import { traceEvents } from "./internal/timing/trace.ts"
-import { CudaRuntime } from "./layers/CudaRuntime.ts"
+import { CudaRuntime, CurrentRecording } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRuntime.ts"
 
 /**
@@ -190,6 +192,11 @@ export const timed: {
  *
  * Waits for nothing and adds no failures: a region that could not be measured is counted in `Timeline.dropped`.
  *
+ * While a graph is recorded, the region becomes part of the graph, and every launch of it inside a timeline measures it, on the stream of
+ * the launch. Launches outside timelines do not pay for it. The first measured launch makes a second executable graph, which takes as
+ * long as `CudaGraph.instantiate`. Regions in bodies of conditions cannot be measured, and regions on streams outside the recording
+ * are ignored.
+ *
  * **Gotchas**
  *
  * While a timeline is recorded, a region costs about 20 µs of host time and 1 to 2 µs of GPU time, which is also the measured length
@@ -218,8 +225,35 @@ export const region: {
 } = dual(
   (args) => Effect.isEffect(args[0]),
   <A, E, R>(self: Effect.Effect<A, E, R>, name: string, options: RegionOptions = {}): Effect.Effect<A, E, R> =>
-    Effect.withFiber((fiber) => fiber.getRef(CurrentRecorder)?.around(self, name, options) ?? self)
+    Effect.withFiber((fiber) => {
+      if (fiber.getRef(CurrentRecording) !== undefined) return marked(self, name, options, fiber.context)
+      return fiber.getRef(CurrentRecorder)?.around(self, name, options) ?? self
+    })
 )
+
+/** Marks a region of a recorded program. If that fails, it is not measured. */
+const marked = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  name: string,
+  { attributes = {}, stream }: RegionOptions,
+  context: Context.Context<never>
+): Effect.Effect<A, E, R> => {
+  const runtime = Context.getUnsafe(context, CudaRuntime)
+  const region = { name, attributes }
+  const begin = onStream(
+    "CudaTiming.region",
+    runtime,
+    undefined,
+    stream,
+    (ref) => Effect.as(runtime.graphMark(region, "begin", ref), ref)
+  )
+  return Effect.uninterruptibleMask((restore) =>
+    Effect.matchEffect(begin, {
+      onFailure: () => restore(self),
+      onSuccess: (ref) => Effect.onExit(restore(self), () => Effect.ignore(runtime.graphMark(region, "end", ref)))
+    })
+  )
+}
 
 /**
  * Runs an effect and returns the timeline of its regions, with its result.
@@ -413,6 +447,8 @@ interface Bracket {
   readonly end: EventRef
 }
 
+const notWhileRecording = "it waits for work that runs only when the graph is launched. Use CudaTiming.region instead"
+
 const begin = (
   operation: string,
   stream: CudaStream | undefined,
@@ -425,7 +461,7 @@ const begin = (
       undefined,
       stream,
       Effect.fnUntraced(function*(ref) {
-        if (ref.isRecording) return yield* refuseToRecord(operation, notInGraphs)
+        if (ref.isRecording) return yield* refuseToRecord(operation, notWhileRecording)
         const start = yield* Scope.provide(makeTimed(runtime, ref.deviceIndex), scope)
         const end = yield* Scope.provide(makeTimed(runtime, ref.deviceIndex), scope)
         yield* runtime.eventRecord(start, ref)

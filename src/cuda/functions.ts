@@ -140,6 +140,7 @@ export const driverFunctions = {
   cuGraphExecKernelNodeSetParams_v2: [graphExec, graphNode, host],
   cuGraphExecMemcpyNodeSetParams: [graphExec, graphNode, host, context],
   cuGraphExecMemsetNodeSetParams: [graphExec, graphNode, host, context],
+  cuGraphExecEventRecordNodeSetEvent: [graphExec, graphNode, event],
   cuGraphNodeSetEnabled: [graphExec, graphNode, uint],
   cuGraphExecUpdate_v2: [graphExec, graph, memory],
   cuGraphUpload: [graphExec, stream],

@@ -10,6 +10,7 @@ import { eventContract } from "./events.ts"
 import { captureContract } from "./graphCaptures.ts"
 import { conditionContract } from "./graphConditions.ts"
 import { graphProgramContract } from "./graphPrograms.ts"
+import { graphRegionContract } from "./graphRegions.ts"
 import { graphContract } from "./graphs.ts"
 import { hostFunctionContract } from "./hostFunctions.ts"
 import { kernelContract } from "./kernels.ts"
@@ -44,6 +45,7 @@ export const contract = (rig: Rig): void => {
     graphProgramContract(rig)
     conditionContract(rig)
     captureContract(rig)
+    graphRegionContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

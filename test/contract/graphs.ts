@@ -671,7 +671,7 @@ const refusalContract = (rig: Rig): void =>
           const host = Effect.flatMap(CudaStream.current(), (stream) =>
             CudaStream.launchHostFunction(stream, Effect.void))
           yield* refusesToRecord(Effect.scoped(host), "graphs do not run effects")
-          yield* refusesToRecord(CudaTiming.timed(CudaMemory.fill(a!, 1)), "Measure the launch")
+          yield* refusesToRecord(CudaTiming.timed(CudaMemory.fill(a!, 1)), "CudaTiming.region")
           const pool = yield* CudaMemoryPool.make()
           yield* refusesToRecord(Effect.scoped(CudaMemory.allocate(size, { pool })), "comes from no pool")
           const own = yield* CudaStream.make()

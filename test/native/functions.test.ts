@@ -12,6 +12,7 @@ import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
+import * as CudaTiming from "effect-cuda/CudaTiming"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -911,6 +912,17 @@ describe("the table", () => {
         yield* CudaGraph.instantiate(graph)
         assert.lengthOf(stub.calls("cuGraphConditionalHandleCreate"), 1)
         assert.lengthOf(stub.calls("cuGraphAddNode_v2"), 1)
+      })
+    ))
+
+  it.live("has the functions of regions in graphs, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const buffer = yield* CudaMemory.allocate(64)
+        const graph = yield* CudaGraph.record(CudaTiming.region(CudaMemory.fill(buffer, 1), "fill"))
+        const exec = yield* CudaGraph.instantiate(graph)
+        yield* CudaTiming.timeline(Effect.andThen(CudaGraph.launch(exec), CudaGraph.launch(exec)))
+        assert.lengthOf(stub.calls("cuGraphExecEventRecordNodeSetEvent"), 2)
       })
     ))
 

@@ -14,6 +14,7 @@ import * as CudaModule from "effect-cuda/CudaModule"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type { CudaRuntimeService } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
+import * as CudaTiming from "effect-cuda/CudaTiming"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -152,7 +153,7 @@ const graphs: Program = Effect.gen(function*() {
   const step = CudaGraph.recordWith({ to: CudaGraph.buffer(chunk) }, ({ to }) =>
     Effect.gen(function*() {
       const scratch = yield* CudaMemory.allocate(chunk)
-      yield* CudaMemory.copy(scratch, input)
+      yield* CudaTiming.region(CudaMemory.copy(scratch, input), "input")
       yield* CudaBranch.all([CudaMemory.copy(to, scratch), CudaKernel.launch(put, { grid: 1, block: 1 }, [kept, 1])])
       yield* CudaGraph.capture((stream) => Effect.sync(() => stub.nativeFill(stream, kept, 1)), { writes: [kept] })
       yield* CudaGraph.whileLoop(flag, CudaMemory.fill(flag, 0))
@@ -181,6 +182,10 @@ const graphs: Program = Effect.gen(function*() {
   yield* CudaGraph.update(filling, yield* fill(2))
   yield* CudaGraph.setEnabled(filling, 0, true)
   yield* CudaGraph.launch(filling, other)
+  const to = yield* CudaMemory.allocate(chunk)
+  const [begin, end] = [yield* CudaEvent.make({ timing: true }), yield* CudaEvent.make({ timing: true })]
+  const range = { memory: to.ref, offset: 0, byteLength: chunk }
+  assert.isTrue(yield* exec.runtime.graphMeasure(exec.ref, [range], [[begin.ref, end.ref]], other.ref))
   yield* CudaStream.synchronize(other)
 })
 

@@ -1251,7 +1251,8 @@ describe("the scenarios", () => {
     "cuCtxPopCurrent_v2",
     "cuLaunchHostFunc",
     "cuKernelGetParamInfo",
-    "cuEventElapsedTime"
+    "cuEventElapsedTime",
+    "cuGraphExecEventRecordNodeSetEvent"
   ]
   const functions = Object.keys({ ...driverFunctions, ...optionalDriverFunctions })
 

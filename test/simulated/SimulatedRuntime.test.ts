@@ -391,6 +391,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaGraph.update": runtime.graphUpdate(exec, graph),
       "CudaGraph.updateOrReplace": runtime.graphReplace(exec, graph),
       "CudaGraph.upload": runtime.graphUpload(exec, stream),
+      "CudaTiming.region": runtime.graphMark({ name: "region", attributes: {} }, "begin", recording.stream),
       "CudaKernel.attribute": runtime.kernelAttribute(kernel, "numRegs", 0),
       "CudaKernel.get": runtime.kernelGet(module, "nothing", [], 0),
       "CudaModule.global": runtime.moduleGlobal(module, "counter", 0),

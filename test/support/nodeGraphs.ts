@@ -12,6 +12,7 @@ import { success } from "../../src/cuda/status.ts"
 import { NativeBackend } from "../../src/layers/native/Backend.ts"
 import { Bindings, GraphNode, GraphResource } from "../../src/layers/shared/graphNodes.ts"
 import type { GraphInstance, KernelWork, NodeWork, RecordedScalar } from "../../src/layers/shared/graphNodes.ts"
+import { regionsOf } from "../../src/layers/shared/graphPlan.ts"
 import { LaunchShape } from "../../src/layers/shared/launchShape.ts"
 import { ownKernel } from "../../src/layers/shared/moduleResources.ts"
 import { ownMemory, ownStream } from "../../src/layers/shared/resources.ts"
@@ -34,9 +35,7 @@ export const graphOf = (
 ): GraphResource =>
   new GraphResource(owner, {
     deviceIndex: 0,
-    nodes: rows.map(([work, ...dependencies], index) =>
-      new GraphNode(index, { work, operation: "", reads: [], writes: [] }, work.kind, dependencies, undefined)
-    ),
+    nodes: nodesOf(rows),
     parameters,
     slotOf: [],
     usersOf: [],
@@ -48,8 +47,14 @@ export const graphOf = (
     modules: [],
     events,
     reads: [],
-    writes: []
+    writes: [],
+    ...regionsOf(nodesOf(rows))
   })
+
+const nodesOf = (rows: ReadonlyArray<NodeRow>): ReadonlyArray<GraphNode> =>
+  rows.map(([work, ...dependencies], index) =>
+    new GraphNode(index, { work, operation: "", reads: [], writes: [] }, work.kind, dependencies, undefined)
+  )
 
 /** An instance, which is destroyed with the scope. */
 export const instanceOf = (

@@ -13,6 +13,7 @@ const mermaidShapes = {
   copy2D: ["[/", "/]"],
   fill: ["(", ")"],
   record: ["{{", "}}"],
+  mark: [">", "]"],
   conditional: ["{", "}"],
   graph: ["[[", "]]"]
 } as const
@@ -23,6 +24,7 @@ const dotShapes = {
   copy2D: "parallelogram",
   fill: "ellipse",
   record: "hexagon",
+  mark: "cds",
   conditional: "diamond",
   graph: "box3d"
 } as const

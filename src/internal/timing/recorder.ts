@@ -3,14 +3,13 @@
  * their times count.
  */
 import type * as Clock from "effect/Clock"
-import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, EventRef, StreamRef } from "../../layers/CudaRuntime.ts"
-import { refuseToRecord, released } from "../handles.ts"
+import type { CudaRuntimeService, EventRef, GraphExecRef, GraphValue, StreamRef } from "../../layers/CudaRuntime.ts"
+import { released } from "../handles.ts"
 import { onStream } from "../place.ts"
 import type { AnyStream } from "../place.ts"
 import type { Attributes } from "./tracks.ts"
@@ -19,16 +18,6 @@ interface RegionOptions {
   readonly stream?: AnyStream | undefined
   readonly attributes?: Attributes | undefined
 }
-
-/** The recorder of the innermost timeline. */
-export const CurrentRecorder = Context.Reference<Recorder | undefined>("effect-cuda/CurrentRecorder", {
-  defaultValue: () => undefined
-})
-
-/** Why regions of a recorded program are not timed. */
-export const notInGraphs =
-  "regions measure work when it is enqueued. Measure the launch of the graph, or record events with " +
-  "timing inside"
 
 /** Makes an event with timing that lives as long as the scope. */
 export const makeTimed = (
@@ -101,6 +90,9 @@ export interface Measured {
   readonly duration: number
 }
 
+/** The two events of a region. */
+type Pair = readonly [start: EventRef, end: EventRef]
+
 /** A region that has begun. Once it has ended, it links to the next one on its stream. */
 interface Begun {
   readonly device: DeviceRecorder
@@ -109,6 +101,8 @@ interface Begun {
   readonly attributes: Attributes
   readonly start: EventRef
   readonly end: EventRef
+  /** True for a region of a graph. The GPU may pass those of one launch in any order. */
+  readonly isInGraph: boolean
   /** Milliseconds since the timeline began, for a region that runs for long. */
   startAt: number | undefined
   next: Begun | undefined
@@ -168,14 +162,45 @@ class DeviceRecorder {
 
   /** Begins a region on a stream. */
   begin(name: string, stream: StreamRef, attributes: Attributes): Effect.Effect<Begun, CudaError> {
-    if (stream.isRecording) return refuseToRecord("CudaTiming.region", notInGraphs)
-    return Effect.flatMap(this.#take(stream), ([start, end]) => {
-      const begun: Begun = { device: this, name, stream, attributes, start, end, startAt: undefined, next: undefined }
-      const record = Effect.map(this.#recorder.runtime.eventRecord(start, stream), () => {
+    return Effect.flatMap(this.#take(stream), (pair) => {
+      const begun = this.#begun({ name, attributes }, stream, pair, false)
+      const record = Effect.map(this.#recorder.runtime.eventRecord(begun.start, stream), () => {
         this.#open.add(begun)
         return begun
       })
       return Effect.onError(record, () => this.#giveBack(begun))
+    })
+  }
+
+  #begun(
+    { attributes, name }: Pick<Begun, "attributes" | "name">,
+    stream: StreamRef,
+    [start, end]: Pair,
+    isInGraph: boolean
+  ): Begun {
+    return { device: this, name, stream, attributes, start, end, isInGraph, startAt: undefined, next: undefined }
+  }
+
+  /** Launches a graph with events for its regions, and keeps them until the GPU has passed them. */
+  launch(
+    exec: GraphExecRef,
+    values: ReadonlyArray<GraphValue>,
+    stream: StreamRef
+  ): Effect.Effect<void, CudaError> {
+    const { runtime } = this.#recorder
+    const { regions } = exec.graph
+    return Effect.matchEffect(this.#takeAll(stream, regions.length), {
+      onFailure: () => runtime.graphLaunch(exec, values, stream),
+      onSuccess: (pairs) => {
+        const begun = regions.map((region, index) => this.#begun(region, stream, pairs[index]!, true))
+        const giveBack = () => Effect.forEach(begun, (region) => this.#giveBack(region), { discard: true })
+        return runtime.graphMeasure(exec, values, pairs, stream).pipe(
+          Effect.onError(giveBack),
+          Effect.flatMap((isMeasured) =>
+            isMeasured ? Effect.forEach(begun, (region) => this.#keep(region), { discard: true }) : giveBack()
+          )
+        )
+      }
     })
   }
 
@@ -203,14 +228,24 @@ class DeviceRecorder {
     })
   }
 
+  /** Takes events for some regions of a stream, or none if that fails. */
+  #takeAll(stream: StreamRef, count: number): Effect.Effect<ReadonlyArray<Pair>, CudaError> {
+    return Effect.suspend(() => {
+      const taken: Array<Pair> = []
+      const one = Effect.map(this.#take(stream), (pair) => void taken.push(pair))
+      const all = Effect.forEach(Array.from({ length: count }), () => one, { discard: true })
+      return Effect.onError(Effect.as(all, taken), () => Effect.sync(() => this.#free.push(...taken.flat())))
+    })
+  }
+
   /** Takes two events for a region of a stream: those of finished regions, or new ones. */
-  #take(stream: StreamRef): Effect.Effect<readonly [start: EventRef, end: EventRef], CudaError> {
+  #take(stream: StreamRef): Effect.Effect<Pair, CudaError> {
     return Effect.suspend(() =>
       this.#free.length >= 2 ? this.#takeOrMake : Effect.andThen(this.#reclaim(stream.id), this.#takeOrMake)
     )
   }
 
-  readonly #takeOrMake: Effect.Effect<readonly [EventRef, EventRef], CudaError> = Effect.suspend(() => {
+  readonly #takeOrMake: Effect.Effect<Pair, CudaError> = Effect.suspend(() => {
     if (this.#free.length >= 2) return Effect.succeed([this.#free.pop()!, this.#free.pop()!])
     const { runtime, scope } = this.#recorder
     return Effect.flatMap(Scope.provide(makeTimed(runtime, this.index), scope), (event) => {
@@ -296,7 +331,10 @@ class DeviceRecorder {
 
   readonly #drainLane = Effect.fnUntraced(function*(this: DeviceRecorder, { first, last }: Lane) {
     yield* this.#recorder.runtime.eventSynchronize(last.end)
-    for (let begun: Begun | undefined = first; begun !== undefined; begun = begun.next) yield* this.#resolve(begun)
+    for (let begun: Begun | undefined = first; begun !== undefined; begun = begun.next) {
+      if (begun.isInGraph) yield* this.#recorder.runtime.eventSynchronize(begun.end)
+      yield* this.#resolve(begun)
+    }
   })
 }
 
@@ -369,6 +407,27 @@ export class Recorder {
       (ref) => Effect.flatMap(this.device(ref.deviceIndex), (device) => device.begin(name, ref, attributes))
     )
     return Effect.orElseSucceed(begin, () => undefined)
+  }
+
+  /** Launches a graph with regions, and measures them. Those that cannot be measured are dropped. */
+  launch(
+    runtime: CudaRuntimeService,
+    exec: GraphExecRef,
+    values: ReadonlyArray<GraphValue>,
+    stream: StreamRef
+  ): Effect.Effect<void, CudaError> {
+    const { regions, unmeasured } = exec.graph
+    if (this.#isClosed) return runtime.graphLaunch(exec, values, stream)
+    const count = regions.length + unmeasured
+    this.#begun += count
+    const canMeasure = regions.length > 0 && runtime.identity === this.runtime.identity
+    const launched = canMeasure
+      ? Effect.flatMap(this.device(stream.deviceIndex), (device) => device.launch(exec, values, stream))
+      : runtime.graphLaunch(exec, values, stream)
+    return Effect.uninterruptible(Effect.tapError(launched, () =>
+      Effect.sync(() => {
+        this.#begun -= count
+      })))
   }
 
   /** Stops taking regions. */

@@ -104,12 +104,21 @@ export class GraphBuild {
   readonly #graph: GraphResource
   readonly #bindings: Bindings
   readonly #kernel: KernelBlock
+  /** By mark, what it records; undefined if marks do nothing. */
+  readonly #events: ReadonlyArray<EventResource> | undefined
 
-  constructor(driver: Driver, memory: GraphMemory, graph: GraphResource, bindings: Bindings) {
+  constructor(
+    driver: Driver,
+    memory: GraphMemory,
+    graph: GraphResource,
+    bindings: Bindings,
+    events?: ReadonlyArray<EventResource>
+  ) {
     this.#driver = driver
     this.#memory = memory
     this.#graph = graph
     this.#bindings = bindings
+    this.#events = events
     this.context = driver.device(graph.deviceIndex).context
     this.usesPriorities = graph.nodes.some(hasPriority)
     this.#kernel = new KernelBlock(driver.library, this.context)
@@ -151,31 +160,48 @@ export class GraphBuild {
     return found >= 0 ? found : undefined
   }
 
-  #add({ dependencies, index, work }: GraphNode): number {
-    const before = dependencies.flatMap((dependency) => this.#ends[dependency]!)
+  #add(node: GraphNode): number {
+    const { index } = node
+    const before = node.dependencies.flatMap((dependency) => this.#ends[dependency]!)
     const added: Array<CUgraphNode> = []
-    const status = work.kind === "conditional"
-      ? this.#addConditional(index, work, before, added)
-      : this.#addWork(work, before, added)
+    const status = this.#addWork(node, before, added)
     if (status !== success) return status
     this.nodes[index] = added
-    if (added.length <= mostEnds) {
-      this.#ends[index] = added
+    const ends = this.#isSkipped(node) ? before : added
+    if (ends.length <= mostEnds) {
+      this.#ends[index] = ends
       return success
     }
     const joined: Array<CUgraphNode> = []
     this.#ends[index] = joined
-    return this.#addEmpty(added, joined)
+    return this.#addEmpty(ends, joined)
+  }
+
+  /** True for a mark that records nothing. What comes after it depends on what comes before. */
+  #isSkipped({ index, kind }: GraphNode): boolean {
+    return kind === "mark" && this.#markedBy(index) === undefined
+  }
+
+  /** The event that a mark records. */
+  #markedBy(index: number): EventResource | undefined {
+    const at = this.#graph.marks.get(index)
+    return at === undefined ? undefined : this.#events?.[at]
   }
 
   #addWork(
-    work: Exclude<NodeWork, ConditionalWork>,
+    { dependencies, index, work }: GraphNode,
     before: ReadonlyArray<CUgraphNode>,
     added: Array<CUgraphNode>
   ): number {
     switch (work.kind) {
+      case "mark": {
+        const event = this.#markedBy(index)
+        return event === undefined ? success : this.#addRecord(event, before, added)
+      }
+      case "conditional":
+        return this.#addConditional(index, work, before, added)
       case "kernel":
-        return this.#addKernel(work, before, added)
+        return this.#addKernel(work, this.#isEarly(work, dependencies), before, added)
       case "fill":
         return this.#addFill(work, before, added)
       case "graph":
@@ -191,9 +217,19 @@ export class GraphBuild {
     }
   }
 
-  #addKernel(work: KernelWork, before: ReadonlyArray<CUgraphNode>, added: Array<CUgraphNode>): number {
+  /** Whether a kernel starts before the one that it depends on has finished. A mark that records an event between them prevents that. */
+  #isEarly({ startsEarly }: KernelWork, dependencies: ReadonlyArray<number>): boolean {
+    if (!startsEarly || this.#driver.calls.cuGraphAddDependencies_v2 === undefined) return false
+    return dependencies.every((dependency) => this.#markedBy(dependency) === undefined)
+  }
+
+  #addKernel(
+    work: KernelWork,
+    isEarly: boolean,
+    before: ReadonlyArray<CUgraphNode>,
+    added: Array<CUgraphNode>
+  ): number {
     const { calls } = this.#driver
-    const isEarly = work.startsEarly && calls.cuGraphAddDependencies_v2 !== undefined
     const edges = this.#memory.edges(before)
     const plain = isEarly ? 0 : before.length
     this.#kernel.write(work, this.#bindings)

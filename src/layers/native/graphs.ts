@@ -41,9 +41,18 @@ class NativeInstance extends GraphInstance {
   readonly setters: ReadonlyArray<ReadonlyArray<Setter>>
   /** By node, the launches that were bound. */
   readonly kernels: Array<KernelBlock | undefined> = []
-  constructor(bindings: Bindings, build: GraphBuild, exec: CUgraphExec) {
-    super(bindings)
+  /** By event of the marks, the node that records it. */
+  readonly marks: Array<CUgraphNode> = []
+  constructor(
+    graph: GraphResource,
+    bindings: Bindings,
+    build: GraphBuild,
+    exec: CUgraphExec,
+    events: ReadonlyArray<EventResource> | undefined
+  ) {
+    super(bindings, events)
     const { context, handle, nodes, setters, usesPriorities } = build
+    if (events !== undefined) { for (const [node, at] of graph.marks) this.marks[at] = nodes[node]![0]! }
     this.graph = handle
     this.exec = exec
     this.context = context
@@ -114,17 +123,24 @@ export class NativeGraphs implements GraphBackend {
     return needed.find((name) => this.#driver.calls[name] === undefined)
   }
 
-  instantiate(graph: GraphResource, bindings: Bindings): number {
+  instantiate(graph: GraphResource, bindings: Bindings, events?: ReadonlyArray<EventResource>): number {
     return this.#driver.inContextOf(graph.deviceIndex, "", () => {
-      const build = this.#build(graph, bindings)
-      return typeof build === "number" ? build : this.#make(build, bindings)
+      const build = this.#build(graph, bindings, events)
+      if (typeof build === "number") return build
+      const status = this.#make(build)
+      if (status === success) this.made = new NativeInstance(graph, bindings, build, this.#exec.value, events)
+      return status
     })
   }
 
   /** Makes the driver's graph, or returns a status. */
-  #build(graph: GraphResource, bindings: Bindings): GraphBuild | number {
+  #build(
+    graph: GraphResource,
+    bindings: Bindings,
+    events?: ReadonlyArray<EventResource>
+  ): GraphBuild | number {
     this.refusal = undefined
-    const build = new GraphBuild(this.#driver, this.#memory, graph, bindings)
+    const build = new GraphBuild(this.#driver, this.#memory, graph, bindings, events)
     const status = build.run()
     if (status === success) return build
     if (status === statuses.InvalidValue.code && build.failed !== undefined) {
@@ -133,7 +149,7 @@ export class NativeGraphs implements GraphBackend {
     return status
   }
 
-  #make(build: GraphBuild, bindings: Bindings): number {
+  #make(build: GraphBuild): number {
     const { calls } = this.#driver
     const words = this.#instantiate.fill(0)
     words[instantiateAt.flags] = build.usesPriorities ? graphUsesNodePriority : 0
@@ -144,7 +160,6 @@ export class NativeGraphs implements GraphBackend {
       build.destroy()
       return this.#driver.answer("cuGraphInstantiate", status)
     }
-    this.made = new NativeInstance(bindings, build, this.#exec.value)
     return success
   }
 
@@ -179,6 +194,7 @@ export class NativeGraphs implements GraphBackend {
         return this.#bindConditional(instance, index, work)
       case "graph":
       case "record":
+      case "mark":
         return success
     }
   }
@@ -277,6 +293,17 @@ export class NativeGraphs implements GraphBackend {
     return this.#driver.answer("cuGraphNodeSetEnabled", first)
   }
 
+  setEvents(resource: GraphInstance, events: ReadonlyArray<EventResource>): number {
+    const instance = nativeInstance(resource)
+    const { calls } = this.#driver
+    for (const [at, { own }] of events.entries()) {
+      const status = calls.cuGraphExecEventRecordNodeSetEvent(instance.exec, instance.marks[at]!, own)
+      if (status !== success) return this.#driver.answer("cuGraphExecEventRecordNodeSetEvent", status)
+    }
+    instance.events = events
+    return success
+  }
+
   upload(resource: GraphInstance, streamResource: StreamResource): number {
     const { calls } = this.#driver
     const { exec } = nativeInstance(resource)
@@ -287,12 +314,17 @@ export class NativeGraphs implements GraphBackend {
   }
 
   launch(resource: GraphInstance, { events }: GraphResource, stream: StreamResource): number {
-    if (events.length === 0) return this.#launch(nativeInstance(resource), stream)
+    const instance = nativeInstance(resource)
+    if (instance.events !== undefined) return this.#launchRecording(instance, [...events, ...instance.events], stream)
+    return events.length === 0 ? this.#launch(instance, stream) : this.#launchRecording(instance, events, stream)
+  }
+
+  #launchRecording(instance: NativeInstance, events: ReadonlyArray<EventResource>, stream: StreamResource): number {
     for (const event of events) {
       const kept = this.#events.beforeRecord(event)
       if (kept !== success) return kept
     }
-    const status = this.#launch(nativeInstance(resource), stream)
+    const status = this.#launch(instance, stream)
     if (status === success) this.#noteRecords(events, stream)
     return status
   }

@@ -7,6 +7,7 @@ import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { ScalarKind, ScalarName } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
+import type { EventRef } from "./events.ts"
 import type { DeviceMemoryOptions, DeviceMemoryRef, MemoryRange, MemoryRef } from "./memory.ts"
 import type { ResourceState } from "./resources.ts"
 import type { StreamOptions, StreamRef } from "./streams.ts"
@@ -101,7 +102,7 @@ export interface RecordingRef {
 export interface GraphNodeRef {
   /** The position in the order of recording. */
   readonly index: number
-  readonly kind: "kernel" | "copy" | "copy2D" | "fill" | "record" | "conditional" | "graph"
+  readonly kind: "kernel" | "copy" | "copy2D" | "fill" | "record" | "conditional" | "graph" | "mark"
   /** For a node in the body of a condition: the index of the conditional node, and which of its bodies. */
   readonly inside: { readonly nodeIndex: number; readonly body: number } | undefined
   /** The name given by `CudaGraph.named`, otherwise that of the kernel or of the operation. */
@@ -160,6 +161,17 @@ export interface CaptureRef {
 export type GraphCondition = "while" | "when" | "match"
 
 /**
+ * A region of a recorded program. A node of the kind `mark` is where it begins, and another where it ends.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GraphRegionRef {
+  readonly name: string
+  readonly attributes: Readonly<Record<string, string | number | boolean>>
+}
+
+/**
  * A recorded graph. It holds nothing in the driver.
  *
  * @category models
@@ -171,6 +183,10 @@ export interface GraphRef {
   readonly parameters: ReadonlyArray<readonly [name: string, kind: GraphParameter]>
   /** Bytes of memory for the buffers allocated in the program. Each instance has its own. */
   readonly scratchBytes: number
+  /** The regions that a launch can measure, in the order in which they end. */
+  readonly regions: ReadonlyArray<GraphRegionRef>
+  /** The number of regions that no launch can measure: those in bodies of conditions, and those that never ended. */
+  readonly unmeasured: number
 }
 
 /**
@@ -238,6 +254,12 @@ export interface GraphOperations {
   readonly graphEndCapture: (capture: CaptureRef) => Effect.Effect<void, CudaError>
   /** Ends it after a failure. In a recording, the captured work is dropped. */
   readonly graphAbandonCapture: (capture: CaptureRef) => Effect.Effect<void, CudaError>
+  /** Records where a region begins or ends. The node does nothing, except in launches that measure regions. */
+  readonly graphMark: (
+    region: GraphRegionRef,
+    end: "begin" | "end",
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
   /** Ends a recording, and checks that its streams are joined. */
   readonly graphEnd: (recording: RecordingRef) => Effect.Effect<GraphRef, CudaError>
   /** Ends a recording whose program failed or was interrupted. */
@@ -254,6 +276,16 @@ export interface GraphOperations {
     values: ReadonlyArray<GraphValue>,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
+  /**
+   * Launches a graph, and records an event where each of its regions begins and another where it ends
+   * (`cuGraphExecEventRecordNodeSetEvent`). Returns false if that is impossible, and the graph was launched without.
+   */
+  readonly graphMeasure: (
+    exec: GraphExecRef,
+    values: ReadonlyArray<GraphValue>,
+    events: ReadonlyArray<readonly [begin: EventRef, end: EventRef]>,
+    stream: StreamRef
+  ) => Effect.Effect<boolean, CudaError>
   /** Makes later launches run another graph with the same nodes and edges (`cuGraphExecUpdate`). */
   readonly graphUpdate: (exec: GraphExecRef, graph: GraphRef) => Effect.Effect<void, CudaError>
   /** Makes later launches run another graph, instantiated anew. */

@@ -15,6 +15,7 @@ import type {
   ForeignWork,
   GraphMemoryParameter,
   GraphPlaceholder,
+  GraphRegionRef,
   MemoryRange,
   RecordingRef,
   RecordOptions
@@ -51,6 +52,8 @@ interface Place {
   readonly line: Line
   readonly position: number
   readonly known: Known
+  /** For a mark, what it depends on. */
+  readonly before: ReadonlyArray<Place> | undefined
 }
 
 /** The end of a line at some time. */
@@ -316,14 +319,14 @@ export class Recording implements RecordingRef {
     const fiber = Fiber.getCurrent()
     const name = fiber?.getRef(CurrentNodeName)
     const frame = fiber?.getRef(References.CurrentStackFrame)
-    const dependencies = line.tail.map(({ node }) => node.index)
-    const { known } = line
+    const { known, tail } = line
+    const dependencies = tail.map(({ node }) => node.index)
     const position = ++line.position
     line.tail = added.map((fields): Place => {
       const index = this.nodes.length
       const node = new GraphNode(index, fields, name ?? fields.name ?? fields.operation, dependencies, frame)
       this.#push(node)
-      return { node, line, position, known }
+      return { node, line, position, known, before: node.kind === "mark" ? tail : undefined }
     })
   }
 
@@ -386,8 +389,6 @@ export class Recording implements RecordingRef {
     stream: StreamResource
   ): number {
     const { pointers, tableOffset, view } = kernel.arguments
-    const { tail } = lineOf(stream)
-    const [before] = tail
     const work: NodeWork = {
       kind: "kernel",
       kernel,
@@ -396,8 +397,7 @@ export class Recording implements RecordingRef {
       bytes: new Uint8Array(view.buffer.slice(0, tableOffset) as ArrayBuffer),
       pointers: pointers.map(({ at, byteLength, memory, offset }) => ({ at, byteLength, memory, offset })),
       scalars,
-      startsEarly: shape.programmatic && tail.length === 1 && before?.line === stream.line &&
-        before?.node.kind === "kernel"
+      startsEarly: shape.programmatic && isAfterKernel(lineOf(stream))
     }
     this.#add(stream, [{
       work,
@@ -407,6 +407,13 @@ export class Recording implements RecordingRef {
       writes: rangesOf(pointers, "writes")
     }])
     return success
+  }
+
+  /** Records where a region begins or ends. */
+  mark(stream: StreamResource, region: GraphRegionRef, end: "begin" | "end"): void {
+    const name = `${region.name} ${end}s`
+    const work: NodeWork = { kind: "mark", region, end }
+    this.#add(stream, [{ work, operation: "CudaTiming.region", name, reads: [], writes: [] }])
   }
 
   /** Records work of other native code. */
@@ -437,7 +444,7 @@ export class Recording implements RecordingRef {
         node.inside = { ...inside, nodeIndex: first + inside.nodeIndex }
         this.nodes.push(node)
       }
-      const place = { node, line, position: line.position, known: line.known }
+      const place = { node, line, position: line.position, known: line.known, before: undefined }
       if (inside === undefined && !isUsed.has(index)) ends.push(place)
     }
     if (ends.length > 0) line.tail = ends
@@ -459,6 +466,14 @@ export const pointOf = (stream: StreamResource): RecordedPoint => {
   const line = lineOf(stream)
   const { known, position, tail } = line
   return { recording: stream.recording!, line, position, known, tail }
+}
+
+/** True if the next work of a stream only depends on a kernel of the same stream. */
+const isAfterKernel = (line: Line): boolean => {
+  let { tail } = line
+  while (tail.length === 1 && tail[0]!.line === line && tail[0]!.before !== undefined) tail = tail[0]!.before
+  const [last] = tail
+  return tail.length === 1 && last!.line === line && last!.node.kind === "kernel"
 }
 
 const copyFields = (transfer: Transfer, operation: string): NodeFields => ({

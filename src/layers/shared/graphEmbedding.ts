@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import { scalarWriters, setAddress } from "../../cuda/parameters.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { GraphPlaceholder, GraphRef, GraphValue, MemoryRange } from "../CudaRuntime.ts"
+import type { GraphPlaceholder, GraphRef, GraphRegionRef, GraphValue, MemoryRange } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
 import { enqueueUsing } from "./accesses.ts"
 import type { Transfer } from "./copies.ts"
@@ -99,6 +99,7 @@ const refuseValues = (
 class Embedding {
   readonly #bindings: Bindings
   readonly #values: ReadonlyArray<EmbeddedValue>
+  readonly #regions = new Map<GraphRegionRef, GraphRegionRef>()
 
   constructor(graph: GraphResource, recording: Recording, values: ReadonlyArray<EmbeddedValue>) {
     this.#values = values
@@ -147,10 +148,21 @@ class Embedding {
         return { kind: "copy2D", transfer: this.#transfer(work.transfer) }
       case "conditional":
         return { ...work, value: this.ranges([work.value])[0]! }
+      case "mark":
+        return { ...work, region: this.#region(work.region) }
       case "graph":
       case "record":
         return work
     }
+  }
+
+  /** A region is another one wherever it is embedded. */
+  #region(region: GraphRegionRef): GraphRegionRef {
+    const known = this.#regions.get(region)
+    if (known !== undefined) return known
+    const own = { ...region }
+    this.#regions.set(region, own)
+    return own
   }
 
   #transfer<T extends Pick<Transfer, "to" | "toOffset" | "from" | "fromOffset">>(transfer: T): T {

@@ -124,6 +124,17 @@ export const updateInstance = (
   return success
 }
 
+/** Destroys the instances that measure regions. Returns the first status other than 0. */
+export const dropMeasuring = (core: Core, { measuring }: GraphExecResource): number => {
+  let first = success
+  for (const instance of measuring) {
+    const status = instance === undefined ? success : core.backend.graphs.destroy(instance)
+    first ||= status
+  }
+  measuring.length = 0
+  return first
+}
+
 const dropMemory = (core: Core, memory: DeviceMemoryResource): number => {
   memory.state = "released"
   core.deviceMemory.delete(memory)

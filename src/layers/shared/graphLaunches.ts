@@ -21,7 +21,7 @@ import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
-import type { StreamResource } from "./resources.ts"
+import type { EventResource, StreamResource } from "./resources.ts"
 
 export const launchOperations = (core: Core): Pick<GraphOperations, "graphLaunch" | "graphUpload"> => ({
   graphLaunch: operation((ref: GraphExecRef, values: ReadonlyArray<GraphValue>, stream: StreamRef) =>
@@ -38,27 +38,62 @@ const launch = (
   values: ReadonlyArray<GraphValue>,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
+  const exec = launchable(core, ref, stream)
+  if (!(exec instanceof GraphExecResource)) return exec
+  const { all } = exec
+  const index = exec.take()
+  return refuseValues(core, exec.graph, values) ?? bindValues(core, exec, all, index, values) ??
+    enqueue(core, exec, all[index]!, stream)
+}
+
+/** The executable graph behind a reference, if it can be launched on a stream. */
+export const launchable = (
+  core: Core,
+  ref: GraphExecRef,
+  stream: StreamResource
+): GraphExecResource | Effect.Effect<never, CudaError> => {
   const exec = ownExec(core, launchOperation, ref)
   if (!(exec instanceof GraphExecResource)) return exec
   const refused = refuseStream(core, launchOperation, exec, stream)
   if (refused !== undefined) return refused
   const { graph } = exec
-  if (hasGone(core, graph)) {
-    const gone = refuseGraph(core, launchOperation, graph)
-    if (gone !== undefined) return gone
-  }
-  const index = exec.take()
-  const unbound = bindValues(core, exec, index, values)
-  if (unbound !== undefined) return unbound
-  const instance = exec.all[index]!
-  const noted = noteUses(graph, instance, stream)
-  const status = noted === success ? enqueue(core, graph, instance, stream) : noted
+  return (hasGone(core, graph) ? refuseGraph(core, launchOperation, graph) : undefined) ?? exec
+}
+
+/** Launches an instance whose values are bound. */
+export const enqueue = (
+  core: Core,
+  exec: GraphExecResource,
+  instance: GraphInstance,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const { graph } = exec
+  const status = follow(core, instance, stream) || noteUses(graph, instance, stream) ||
+    enqueueUses(core, graph, instance, stream)
   if (status !== success) return core.fail(launchOperation, status, exec)
-  for (const event of graph.events) {
-    event.recorded = true
-    event.inside = undefined
-  }
+  instance.launchedOn = stream
+  instance.follows = undefined
+  for (const event of graph.events) noteRecorded(event)
   return Effect.void
+}
+
+/** Notes that a graph records an event. */
+export const noteRecorded = (event: EventResource): void => {
+  event.recorded = true
+  event.inside = undefined
+}
+
+/** Orders the first launch of an instance after the launches of the one that it replaces, as the driver orders those of one instance. */
+const follow = ({ backend }: Core, instance: GraphInstance, stream: StreamResource): number => {
+  const { follows } = instance
+  if (follows === undefined || follows === stream || follows.state === "released") return success
+  const { markers } = backend
+  const recorded = markers.record(follows)
+  if (recorded !== success) return recorded
+  const marker = markers.made!
+  const waited = markers.wait(stream, marker)
+  markers.release(marker)
+  return waited
 }
 
 const refuseStream = (core: Core, operation: string, exec: GraphExecResource, stream: StreamResource): Refusal => {
@@ -84,14 +119,8 @@ const hasGone = ({ backend }: Core, { events, memories, modules }: GraphResource
   return false
 }
 
-/** Applies the values of a launch to an instance, changing only the nodes that they touch. */
-const bindValues = (
-  core: Core,
-  exec: GraphExecResource,
-  index: number,
-  values: ReadonlyArray<GraphValue>
-): Refusal => {
-  const { graph } = exec
+/** The failure for values that do not fit the parameters. */
+export const refuseValues = (core: Core, graph: GraphResource, values: ReadonlyArray<GraphValue>): Refusal => {
   const { parameters } = graph
   if (parameters.length !== values.length) {
     return refuseDescribed(
@@ -105,17 +134,28 @@ const bindValues = (
     const refused = refuseValue(core, launchOperation, graph, parameter, values[parameter]!)
     if (refused !== undefined) return refused
   }
-  const instance = exec.all[index]!
+  return undefined
+}
+
+/** Applies the values of a launch to one of some instances, changing only the nodes that they touch. */
+export const bindValues = (
+  core: Core,
+  exec: GraphExecResource,
+  instances: Array<GraphInstance>,
+  index: number,
+  values: ReadonlyArray<GraphValue>
+): Refusal => {
+  const { graph } = exec
+  const instance = instances[index]!
   const touched = setValues(graph, instance, values)
   if (touched === undefined) return undefined
   instance.notedOn = undefined
-  for (const node of touched) {
-    const overlap = refuseOverlap(graph.nodes[node]!, instance.bindings)
-    if (overlap === undefined) continue
+  const overlap = refuseOverlaps(graph, touched, instance.bindings)
+  if (overlap !== undefined) {
     instance.isStale = true
     return overlap
   }
-  const status = applyAll(core, exec, index, touched)
+  const status = applyAll(core, exec, instances, index, touched)
   return status === success ? undefined : failGraph(core, launchOperation, status, graph)
 }
 
@@ -177,9 +217,9 @@ const refuseMemory = (
 }
 
 /** Stores values that differ from those of the instance. Returns the nodes that use them; undefined if nothing changed. */
-const setValues = (
+export const setValues = (
   graph: GraphResource,
-  instance: GraphInstance,
+  instance: Pick<GraphInstance, "bindings" | "isStale">,
   values: ReadonlyArray<GraphValue>
 ): ReadonlyArray<number> | undefined => {
   const { bindings } = instance
@@ -211,6 +251,19 @@ const setMemory = (bindings: Bindings, slot: number, value: GraphValue): boolean
   return true
 }
 
+/** Refuses copies among some nodes whose ends overlap because of the values. */
+export const refuseOverlaps = (
+  { nodes }: GraphResource,
+  indices: ReadonlyArray<number>,
+  bindings: Bindings
+): Refusal => {
+  for (const index of indices) {
+    const overlap = refuseOverlap(nodes[index]!, bindings)
+    if (overlap !== undefined) return overlap
+  }
+  return undefined
+}
+
 /** Refuses a copy whose ends overlap because of the values. */
 const refuseOverlap = ({ work }: GraphNode, bindings: Bindings): Refusal => {
   if (work.kind !== "copy" && work.kind !== "copy2D") return undefined
@@ -231,15 +284,21 @@ const spanOf = ({ height, width }: { readonly height: number; readonly width: nu
   (height - 1) * pitch + width
 
 /** Applies bindings to nodes. If the driver cannot change a node, makes the instance anew. */
-const applyAll = (core: Core, exec: GraphExecResource, index: number, nodes: ReadonlyArray<number>): number => {
+const applyAll = (
+  core: Core,
+  exec: GraphExecResource,
+  instances: Array<GraphInstance>,
+  index: number,
+  nodes: ReadonlyArray<number>
+): number => {
   const { graph } = exec
-  const instance = exec.all[index]!
+  const instance = instances[index]!
   const { graphs } = core.backend
   for (const node of nodes) {
     const status = graphs.bind(instance, graph.nodes[node]!)
     if (status === success) continue
     instance.isStale = true
-    return cannotChange.includes(status) ? renew(core, exec, index) : status
+    return cannotChange.includes(status) ? renew(core, exec, instances, index) : status
   }
   instance.isStale = false
   return success
@@ -249,21 +308,35 @@ const applyAll = (core: Core, exec: GraphExecResource, index: number, nodes: Rea
 const cannotChange: ReadonlyArray<number> = [statuses.GraphExecUpdateFailure.code, statuses.InvalidValue.code]
 
 /** Makes an instance anew with its bindings and its scratch memory. */
-const renew = (core: Core, exec: GraphExecResource, index: number): number => {
+const renew = (core: Core, exec: GraphExecResource, instances: Array<GraphInstance>, index: number): number => {
+  const old = instances[index]!
+  const status = remake(core, exec, old, old.bindings, old.events)
+  if (status !== success) return status
+  instances[index] = core.backend.graphs.made!
+  return core.backend.graphs.destroy(old)
+}
+
+/** Makes another instance with the scratch memory of one, whose launches come before. Returns a status. */
+export const remake = (
+  core: Core,
+  { disabled, graph }: GraphExecResource,
+  old: GraphInstance,
+  bindings: Bindings,
+  events: ReadonlyArray<EventResource> | undefined
+): number => {
   const { graphs } = core.backend
-  const old = exec.all[index]!
-  const status = graphs.instantiate(exec.graph, old.bindings)
+  const status = graphs.instantiate(graph, bindings, events)
   if (status !== success) return status
   const fresh = graphs.made!
   fresh.scratch = old.scratch
-  for (const node of exec.disabled) {
-    const disabled = graphs.setEnabled(fresh, exec.graph.nodes[node]!, false)
-    if (disabled === success) continue
+  fresh.follows = old.follows ?? old.launchedOn
+  for (const node of disabled) {
+    const changed = graphs.setEnabled(fresh, graph.nodes[node]!, false)
+    if (changed === success) continue
     graphs.destroy(fresh)
-    return disabled
+    return changed
   }
-  exec.all[index] = fresh
-  return graphs.destroy(old)
+  return success
 }
 
 /** Notes the memory that a launch uses, unless the last launch of the instance was the same. */
@@ -282,7 +355,7 @@ const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamR
   return status
 }
 
-const enqueue = (core: Core, graph: GraphResource, instance: GraphInstance, stream: StreamResource): number =>
+const enqueueUses = (core: Core, graph: GraphResource, instance: GraphInstance, stream: StreamResource): number =>
   usesOrdered(graph, instance)
     ? enqueueInOrder(core, graph, instance, stream)
     : core.backend.graphs.launch(instance, graph, stream)

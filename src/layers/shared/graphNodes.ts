@@ -14,6 +14,7 @@ import type {
   GraphNodeRef,
   GraphParameter,
   GraphRef,
+  GraphRegionRef,
   GraphScalarRef,
   HostAddress,
   MemoryRange,
@@ -160,12 +161,21 @@ export interface CapturedWork {
   readonly simulate: ForeignSimulation | undefined
 }
 
+/** Where a region begins or ends. Does nothing, except in instances that measure regions. */
+export interface MarkWork {
+  readonly kind: "mark"
+  /** The same object in both marks of a region. */
+  readonly region: GraphRegionRef
+  readonly end: "begin" | "end"
+}
+
 /** What a node does. */
 export type NodeWork =
   | KernelWork
   | ConditionalWork
   | FillWork
   | CapturedWork
+  | MarkWork
   | { readonly kind: "copy"; readonly transfer: Transfer }
   | { readonly kind: "copy2D"; readonly transfer: RowsTransfer }
   | { readonly kind: "record"; readonly event: EventResource }
@@ -263,6 +273,10 @@ export class GraphResource implements GraphRef {
   /** All bytes that it reads and writes, merged. Scratch memory is left out. */
   readonly reads: ReadonlyArray<NodeRange>
   readonly writes: ReadonlyArray<NodeRange>
+  readonly regions: ReadonlyArray<GraphRegionRef>
+  readonly unmeasured: number
+  /** By mark of a region that can be measured, the index of its event: two per region, in the order of `regions`. */
+  readonly marks: ReadonlyMap<number, number>
   constructor(
     owner: Owner,
     fields: Pick<
@@ -281,6 +295,9 @@ export class GraphResource implements GraphRef {
       | "events"
       | "reads"
       | "writes"
+      | "regions"
+      | "unmeasured"
+      | "marks"
     >
   ) {
     this.owner = owner
@@ -298,6 +315,9 @@ export class GraphResource implements GraphRef {
     this.events = fields.events
     this.reads = fields.reads
     this.writes = fields.writes
+    this.regions = fields.regions
+    this.unmeasured = fields.unmeasured
+    this.marks = fields.marks
   }
   toString(): string {
     return `graph of ${counted(this.nodes.length, "node")} on device ${this.deviceIndex}`
@@ -360,8 +380,15 @@ export class GraphInstance {
   notedOn: StreamResource | undefined
   /** True if nodes may hold other values than the bindings. */
   isStale = false
-  constructor(bindings: Bindings) {
+  /** The stream of the last launch. */
+  launchedOn: StreamResource | undefined
+  /** A stream with launches of the instance that this one replaces, so that its next launch waits for them. */
+  follows: StreamResource | undefined
+  /** For an instance that measures regions, the events of its next launch; see `GraphResource.marks`. */
+  events: ReadonlyArray<EventResource> | undefined
+  constructor(bindings: Bindings, events: ReadonlyArray<EventResource> | undefined) {
     this.bindings = bindings
+    this.events = events
   }
 }
 
@@ -380,15 +407,18 @@ export interface GraphBackend {
   readonly made: GraphInstance | undefined
   /** Why the last `instantiate` or `update` was refused, if the driver says so. Cleared by whoever reports it. */
   refusal: GraphRefusal | undefined
-  readonly instantiate: (graph: GraphResource, bindings: Bindings) => number
+  /** Instantiates a graph. With events, the instance measures regions. */
+  readonly instantiate: (graph: GraphResource, bindings: Bindings, events?: ReadonlyArray<EventResource>) => number
   readonly destroy: (instance: GraphInstance) => number
   /** Applies the bindings to a node. A failure that is no fault means that the instance must be made anew. */
   readonly bind: (instance: GraphInstance, node: GraphNode) => number
   /** Changes the instance to another graph with the same structure, and to other bindings. */
   readonly update: (instance: GraphInstance, graph: GraphResource, bindings: Bindings) => number
   readonly setEnabled: (instance: GraphInstance, node: GraphNode, enabled: boolean) => number
+  /** Gives an instance that measures regions the events of its next launch. */
+  readonly setEvents: (instance: GraphInstance, events: ReadonlyArray<EventResource>) => number
   readonly upload: (instance: GraphInstance, stream: StreamResource) => number
-  /** Launches the instance, and notes the records of the graph's events. */
+  /** Launches the instance, and notes the records of the graph's events and of its own. */
   readonly launch: (instance: GraphInstance, graph: GraphResource, stream: StreamResource) => number
 }
 
@@ -398,6 +428,8 @@ export class GraphExecResource implements GraphExecRef {
   readonly owner: Owner
   graph: GraphResource
   readonly all: Array<GraphInstance>
+  /** By instance, one that measures regions and shares its memory, once a launch needed it. */
+  readonly measuring: Array<GraphInstance> = []
   /** The nodes that are disabled. */
   readonly disabled = new Set<number>()
   #next = 0
@@ -411,6 +443,10 @@ export class GraphExecResource implements GraphExecRef {
   }
   get instances(): number {
     return this.all.length
+  }
+  /** All instances, with those that measure regions. */
+  get every(): ReadonlyArray<GraphInstance> {
+    return [...this.all, ...this.measuring.filter((instance) => instance !== undefined)]
   }
   /** The index of the next instance in turn. */
   take(): number {

@@ -3,6 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
+import type { GraphRegionRef } from "../CudaRuntime.ts"
 import { GraphResource } from "./graphNodes.ts"
 import type { GraphNode, NodeRange } from "./graphNodes.ts"
 import type { ModuleResource } from "./moduleResources.ts"
@@ -43,7 +44,8 @@ export const graphOf = (owner: Owner, recording: Recording): Effect.Effect<Graph
       modules: modulesOf(nodes),
       events,
       reads,
-      writes
+      writes,
+      ...regionsOf(nodes)
     })
   )
 }
@@ -73,6 +75,24 @@ const modulesOf = (nodes: ReadonlyArray<GraphNode>): ReadonlyArray<ModuleResourc
   const modules = new Set<ModuleResource>()
   for (const { work } of nodes) if (work.kind === "kernel") modules.add(work.kernel.module)
   return Array.from(modules)
+}
+
+/** The regions of a graph: those that can be measured, and how many cannot. */
+export const regionsOf = (nodes: ReadonlyArray<GraphNode>): Pick<GraphResource, "regions" | "unmeasured" | "marks"> => {
+  const regions: Array<GraphRegionRef> = []
+  const marks = new Map<number, number>()
+  const begun = new Map<GraphRegionRef, number>()
+  for (const { index, inside, work } of nodes) {
+    if (work.kind !== "mark") continue
+    const began = begun.get(work.region)
+    if (work.end === "begin") begun.set(work.region, index)
+    else if (inside === undefined && began !== undefined) {
+      marks.set(began, 2 * regions.length)
+      marks.set(index, 2 * regions.length + 1)
+      regions.push(work.region)
+    }
+  }
+  return { regions, unmeasured: begun.size - regions.length, marks }
 }
 
 /** Merges ranges that overlap or touch, without those of scratch memory. */

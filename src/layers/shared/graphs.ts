@@ -8,6 +8,7 @@ import type {
   DeviceMemoryOptions,
   DeviceMemoryRef,
   GraphExecRef,
+  GraphNodeRef,
   GraphParameter,
   GraphRef,
   RecordingRef,
@@ -22,10 +23,12 @@ import { refuse, refuseArgument, refuseDescribed } from "./failures.ts"
 import { failGraph, ownExec, ownGraph } from "./graphChecks.ts"
 import { conditionOperations } from "./graphConditions.ts"
 import { embed } from "./graphEmbedding.ts"
-import { dropInstances, logged, makeInstances, updateInstance, withStandIn } from "./graphInstances.ts"
+import { dropInstances, dropMeasuring, logged, makeInstances, updateInstance, withStandIn } from "./graphInstances.ts"
 import { launchOperations } from "./graphLaunches.ts"
 import { GraphExecResource, GraphResource, isMemoryParameter } from "./graphNodes.ts"
+import type { GraphNode } from "./graphNodes.ts"
 import { graphOf } from "./graphPlan.ts"
+import { regionOperations } from "./graphRegions.ts"
 import { refuseByteLength, withOptions } from "./memory.ts"
 import { operation } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
@@ -51,6 +54,7 @@ export const graphOperations = (core: Core): GraphOperations => ({
   ),
   ...captureOperations(core),
   ...conditionOperations(core, close),
+  ...regionOperations(core),
   ...launchOperations(core)
 })
 
@@ -165,7 +169,8 @@ const destroy = (core: Core, ref: GraphExecRef): Effect.Effect<void, CudaError> 
   }
   exec.state = "released"
   core.graphs.delete(exec)
-  const status = dropInstances(core, exec.all)
+  const measuring = dropMeasuring(core, exec)
+  const status = dropInstances(core, exec.all) || measuring
   return status === success ? Effect.void : core.fail(operation, status, exec)
 }
 
@@ -211,6 +216,17 @@ const updateAll = (core: Core, exec: GraphExecResource, graph: GraphResource): E
       nodeIndex: conditional.index
     })
   }
+  const moved = [...graph.nodes, ...before.nodes].find(({ index }) =>
+    !isSameMark(before.nodes[index], graph.nodes[index])
+  )
+  if (moved !== undefined) {
+    return refuse(updateOperation, {
+      _tag: "GraphRefused",
+      resource: String(graph),
+      because: "its regions begin or end elsewhere",
+      nodeIndex: moved.index
+    })
+  }
   if (graph.scratchBytes > before.scratchBytes) {
     return refuse(updateOperation, {
       _tag: "GraphRefused",
@@ -232,9 +248,12 @@ const updateAll = (core: Core, exec: GraphExecResource, graph: GraphResource): E
       return failed
     }
     exec.graph = graph
-    return Effect.void
+    return logged(core, dropMeasuring(core, exec), exec)
   })
 }
+
+const isSameMark = (one: GraphNode | undefined, other: GraphNode | undefined): boolean =>
+  (one?.kind === "mark") === (other?.kind === "mark")
 
 const replaceOperation = "CudaGraph.updateOrReplace"
 
@@ -248,16 +267,19 @@ const replace = (core: Core, ref: GraphExecRef, graphRef: GraphRef): Effect.Effe
       makeInstances(core, replaceOperation, graph, exec.instances, (made) => {
         const isLive = exec.state === "live"
         const old = isLive ? exec.all.splice(0, exec.all.length, ...made) : made
+        const measuring = dropMeasuring(core, exec)
         if (isLive) {
           exec.graph = graph
           exec.disabled.clear()
         }
         return Effect.andThen(
-          logged(core, dropInstances(core, old), exec),
+          logged(core, dropInstances(core, old) || measuring, exec),
           isLive ? Effect.void : refuse(replaceOperation, { _tag: "ResourceReleased", resource: String(exec) })
         )
       })
   )
+
+const canDisable: ReadonlyArray<GraphNodeRef["kind"]> = ["kernel", "copy", "copy2D", "fill"]
 
 const setEnabled = (
   core: Core,
@@ -272,16 +294,17 @@ const setEnabled = (
   if (node === undefined) {
     return refuseArgument(operation, "node", index, `an integer from 0 to ${exec.graph.nodes.length - 1}`)
   }
-  if (node.kind === "record" || node.kind === "conditional" || node.kind === "graph") {
+  if (!canDisable.includes(node.kind)) {
     return refuseDescribed(operation, "node", String(node), "a kernel, a copy or a fill")
   }
   const { graphs } = core.backend
   const wasEnabled = !exec.disabled.has(index)
-  for (const [at, instance] of exec.all.entries()) {
+  const instances = exec.every
+  for (const [at, instance] of instances.entries()) {
     const status = graphs.setEnabled(instance, node, enabled)
     if (status === success) continue
     const failed = core.fail(operation, status, exec)
-    for (const changed of exec.all.slice(0, at)) graphs.setEnabled(changed, node, wasEnabled)
+    for (const changed of instances.slice(0, at)) graphs.setEnabled(changed, node, wasEnabled)
     return failed
   }
   if (enabled) exec.disabled.delete(index)

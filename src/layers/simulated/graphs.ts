@@ -17,7 +17,7 @@ import type {
   NodeWork
 } from "../shared/graphNodes.ts"
 import { LaunchShape } from "../shared/launchShape.ts"
-import type { StreamResource } from "../shared/resources.ts"
+import type { EventResource, StreamResource } from "../shared/resources.ts"
 import type { SimulatedCaptures } from "./captures.ts"
 import { touchBoth } from "./copies.ts"
 import type { SimulatedCopies } from "./copies.ts"
@@ -41,8 +41,8 @@ class SimulatedInstance extends GraphInstance {
   readonly disabled = new Set<number>()
   /** The end of the last launch. */
   end: EventRecord | undefined
-  constructor(graph: GraphResource, bindings: Bindings) {
-    super(bindings)
+  constructor(graph: GraphResource, bindings: Bindings, events: ReadonlyArray<EventResource> | undefined) {
+    super(bindings, events)
     this.graph = graph
     const planOf = (nodes: ReadonlyArray<GraphNode>) => planBranches(dependenciesIn(nodes))
     this.plan = planOf(outermost(graph))
@@ -87,10 +87,10 @@ export class SimulatedGraphs implements GraphBackend {
     this.#captures = captures
   }
 
-  instantiate(graph: GraphResource, bindings: Bindings): number {
+  instantiate(graph: GraphResource, bindings: Bindings, events?: ReadonlyArray<EventResource>): number {
     this.refusal = undefined
     const status = this.#begin("cuGraphInstantiateWithParams", graph) || this.#refuse(graph)
-    if (status === success) this.made = new SimulatedInstance(graph, bindings)
+    if (status === success) this.made = new SimulatedInstance(graph, bindings, events)
     return status
   }
 
@@ -123,6 +123,13 @@ export class SimulatedGraphs implements GraphBackend {
     if (enabled) disabled.delete(node.index)
     else disabled.add(node.index)
     return success
+  }
+
+  /** Launches read the events themselves. */
+  setEvents(instance: GraphInstance, events: ReadonlyArray<EventResource>): number {
+    const status = this.#begin("cuGraphExecEventRecordNodeSetEvent", simulatedInstance(instance).graph)
+    if (status === success) instance.events = events
+    return status
   }
 
   upload(_: GraphInstance, stream: StreamResource): number {
@@ -229,11 +236,19 @@ export class SimulatedGraphs implements GraphBackend {
         )
       case "graph":
         return this.#captures.prepare({ reads, writes, simulate: work.simulate })
-      case "record": {
-        const { part } = simulatedEvent(work.event)
-        return (stream) => model.record(part, stream)
+      case "record":
+        return this.#prepareRecord(work.event)
+      case "mark": {
+        const at = instance.graph.marks.get(index)
+        const event = at === undefined ? undefined : instance.events?.[at]
+        return event === undefined ? nothing : this.#prepareRecord(event)
       }
     }
+  }
+
+  #prepareRecord(event: EventResource): Enqueue {
+    const { part } = simulatedEvent(event)
+    return (stream) => this.#driver.model.record(part, stream)
   }
 
   #prepareKernel(work: KernelWork, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {

@@ -2684,6 +2684,16 @@ EXPORT Status cuGraphExecMemsetNodeSetParams(Handle exec, Handle handle, const F
   return end(&call);
 }
 
+EXPORT Status cuGraphExecEventRecordNodeSetEvent(Handle exec, Handle handle, Handle event) {
+  Call call = begin("cuGraphExecEventRecordNodeSetEvent", 0);
+  Node *node = exec_node(&call, exec, handle);
+  add_wide(&call, event);
+  event_of(&call, event);
+  if (ok(&call) && node->type != RECORD_NODE) call.status = INVALID_VALUE;
+  if (ok(&call)) node->event = event;
+  return end(&call);
+}
+
 EXPORT Status cuGraphNodeSetEnabled(Handle exec, Handle handle, unsigned enabled) {
   Call call = begin("cuGraphNodeSetEnabled", 0);
   Node *node = exec_node(&call, exec, handle);

@@ -1,0 +1,118 @@
+/**
+ * Regions of graphs: marks where they begin and end, and launches that measure them.
+ *
+ * An event cannot be taken out of an instance, and recording one takes time on the GPU. So launches that measure use instances of their
+ * own, made when they are first needed.
+ */
+import * as Effect from "effect/Effect"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { EventRef, GraphExecRef, GraphRegionRef, GraphValue } from "../CudaRuntime.ts"
+import type { GraphOperations } from "../runtime/graphs.ts"
+import { counted } from "../runtime/words.ts"
+import type { Core } from "./Core.ts"
+import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import {
+  bindValues,
+  enqueue,
+  launchable,
+  noteRecorded,
+  refuseOverlaps,
+  refuseValues,
+  remake,
+  setValues
+} from "./graphLaunches.ts"
+import { Bindings, GraphExecResource } from "./graphNodes.ts"
+import type { GraphInstance } from "./graphNodes.ts"
+import type { Refusal } from "./ranges.ts"
+import { refuseElsewhere } from "./recordings.ts"
+import { ownEvent, ownStream, unusable } from "./resources.ts"
+import type { EventResource, StreamResource } from "./resources.ts"
+
+export const regionOperations = (core: Core): Pick<GraphOperations, "graphMark" | "graphMeasure"> => ({
+  graphMark: (region, end, stream) => Effect.suspend(() => mark(core, region, end, ownStream(stream))),
+  graphMeasure: (exec, values, events, stream) =>
+    Effect.suspend(() => measure(core, exec, values, events, ownStream(stream)))
+})
+
+const markOperation = "CudaTiming.region"
+
+const mark = (
+  core: Core,
+  region: GraphRegionRef,
+  end: "begin" | "end",
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const { recording } = stream
+  if (unusable(core.backend, stream)) return refuseResource(markOperation, core.backend, stream)
+  const refused = refuseElsewhere(markOperation, stream)
+  if (refused !== undefined) return refused
+  if (recording === undefined) return refuseArgument(markOperation, "stream", stream, "a stream of a recording")
+  recording.mark(stream, region, end)
+  return Effect.void
+}
+
+const measure = (
+  core: Core,
+  ref: GraphExecRef,
+  values: ReadonlyArray<GraphValue>,
+  pairs: ReadonlyArray<readonly [begin: EventRef, end: EventRef]>,
+  stream: StreamResource
+): Effect.Effect<boolean, CudaError> => {
+  const exec = launchable(core, ref, stream)
+  if (!(exec instanceof GraphExecResource)) return exec
+  const events = pairs.flat().map(ownEvent)
+  const refused = refuseEvents(core, exec, events) ?? refuseValues(core, exec.graph, values)
+  if (refused !== undefined) return refused
+  const index = exec.take()
+  const measuring = measuringAt(core, exec, index, values, events)
+  const instances = measuring === undefined ? exec.all : exec.measuring
+  const unbound = bindValues(core, exec, instances, index, values)
+  if (unbound !== undefined) return unbound
+  const launched = enqueue(core, exec, instances[index]!, stream)
+  if (measuring === undefined) return Effect.as(launched, false)
+  return Effect.map(launched, () => {
+    exec.all[index]!.follows = stream
+    for (const event of events) noteRecorded(event)
+    return true
+  })
+}
+
+const refuseEvents = (core: Core, { graph }: GraphExecResource, events: ReadonlyArray<EventResource>): Refusal => {
+  const operation = "CudaGraph.launch"
+  const { length } = graph.regions
+  if (events.length !== 2 * length) {
+    return refuseDescribed(operation, "events", counted(events.length, "event"), `${2 * length}, two per region`)
+  }
+  const gone = events.find((event) => unusable(core.backend, event))
+  return gone === undefined ? undefined : refuseResource(operation, core.backend, gone)
+}
+
+/** The instance for launches that measure, with their events. Returns undefined if it cannot be made. */
+const measuringAt = (
+  core: Core,
+  exec: GraphExecResource,
+  index: number,
+  values: ReadonlyArray<GraphValue>,
+  events: ReadonlyArray<EventResource>
+): GraphInstance | undefined => {
+  const known = exec.measuring[index]
+  const plain = exec.all[index]!
+  if (known !== undefined) {
+    if (core.backend.graphs.setEvents(known, events) !== success) return undefined
+    known.follows = plain.follows ?? plain.launchedOn
+    return known
+  }
+  const { graph } = exec
+  const bindings = new Bindings(graph)
+  if (plain.scratch !== undefined) {
+    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: plain.scratch, offset })
+  }
+  setValues(graph, { bindings, isStale: false }, values)
+  const isApart = refuseOverlaps(graph, graph.usersOf.flat(), bindings) === undefined
+  if (!isApart || remake(core, exec, plain, bindings, events) !== success) {
+    core.backend.graphs.refusal = undefined
+    return undefined
+  }
+  return exec.measuring[index] = core.backend.graphs.made!
+}
