@@ -2,7 +2,16 @@
  * Random programs: run directly, and recorded and launched, with the same results as a sequential model.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaBranch, CudaGraph, CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaStream } from "effect-cuda"
+import {
+  CudaBranch,
+  CudaGraph,
+  CudaKernel,
+  CudaMemory,
+  CudaModule,
+  CudaParameter,
+  CudaStream,
+  CudaTiming
+} from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
 import type { DeviceBuffer, Slice } from "effect-cuda/CudaMemory"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
@@ -69,13 +78,19 @@ const makeStep = (random: Random): Step => {
   }
 }
 
-const makeSteps = (random: Random): ReadonlyArray<Step> =>
-  Array.from({ length: 1 + random(25) }, () => makeStep(random))
+/** A step, which may be a region of a timeline. */
+interface Measurable {
+  readonly step: Step
+  readonly isRegion: boolean
+}
+
+const makeSteps = (random: Random): ReadonlyArray<Measurable> =>
+  Array.from({ length: 1 + random(25) }, () => ({ step: makeStep(random), isRegion: random(3) === 0 }))
 
 /** Runs a program on arrays, one step after another. */
-const runModel = (steps: ReadonlyArray<Step>, memory: ReadonlyArray<Uint8Array>, given: number): void => {
+const runModel = (steps: ReadonlyArray<Measurable>, memory: ReadonlyArray<Uint8Array>, given: number): void => {
   const fill = ({ buffer, length, offset }: Part, value: number) => memory[buffer]!.fill(value, offset, offset + length)
-  for (const step of steps) {
+  for (const { step } of steps) {
     switch (step.kind) {
       case "fill":
         fill(step.to, step.value)
@@ -98,7 +113,7 @@ type Put = CudaKernel.CudaKernel<(typeof signatures)["put"]>
 
 /** Runs a program on ordered buffers, on the current stream and on others, which are joined at the end. */
 const runSteps = (
-  steps: ReadonlyArray<Step>,
+  steps: ReadonlyArray<Measurable>,
   buffers: ReadonlyArray<DeviceBuffer>,
   put: Put,
   given: number | CudaGraph.GraphScalar<"u32">
@@ -108,10 +123,11 @@ const runSteps = (
     for (let made = 0; made < streamCount; made++) streams.push(yield* CudaStream.make())
     const part = ({ buffer, length, offset }: Part): Slice<DeviceBuffer> =>
       CudaMemory.slice(buffers[buffer]!, offset, length)
-    for (const step of steps) {
+    const run = Effect.fnUntraced(function*(step: Step) {
       if (step.kind === "branches") {
-        yield* CudaBranch.all(step.fills.map(({ to, value }) => CudaMemory.fill(part(to), value)), { discard: true })
-        continue
+        return yield* CudaBranch.all(step.fills.map(({ to, value }) => CudaMemory.fill(part(to), value)), {
+          discard: true
+        })
       }
       const stream = streams[step.stream]
       if (step.kind === "fill") yield* CudaMemory.fill(part(step.to), step.value, stream)
@@ -124,6 +140,9 @@ const runSteps = (
         yield* CudaMemory.copy(scratch, part(step.from), stream)
         yield* CudaMemory.copy(part(step.to), scratch, streams[(step.stream + 1) % streams.length])
       }
+    })
+    for (const { isRegion, step } of steps) {
+      yield* isRegion ? CudaTiming.region(run(step), step.kind) : run(step)
     }
     for (const stream of streams.slice(1)) yield* CudaStream.waitStream(streams[0]!, stream)
   })
@@ -149,7 +168,7 @@ const compare = (buffers: ReadonlyArray<DeviceBuffer>, arrays: ReadonlyArray<Uin
     }
   })
 
-/** Runs a program directly, as a graph, and as a graph whose first buffers are parameters. */
+/** Runs a program directly, as a graph, and as a graph whose first buffers are parameters, also measured. */
 const check = (seed: number, put: Put) =>
   Effect.gen(function*() {
     const random = makeRandom(seed)
@@ -170,7 +189,12 @@ const check = (seed: number, put: Put) =>
     const other = yield* makeBuffers(random)
     for (let launch = 0; launch < 4; launch++) {
       const [own, model] = launch % 2 === 0 ? [buffers, arrays] : [other.buffers, other.arrays]
-      yield* CudaGraph.launch(exec, { first: own[0]!, second: own[1]!, given: launch })
+      const launched = CudaGraph.launch(exec, { first: own[0]!, second: own[1]!, given: launch })
+      if (launch < 2) yield* launched
+      else {
+        const [{ dropped, regions }] = yield* CudaTiming.timeline(launched)
+        assert.deepStrictEqual([regions.length, dropped], [steps.filter(({ isRegion }) => isRegion).length, 0])
+      }
       runModel(steps, [model[0]!, model[1]!, ...arrays.slice(2)], launch)
     }
     yield* compare(buffers, arrays, `seed ${seed}, launched`)
