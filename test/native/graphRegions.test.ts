@@ -2,11 +2,13 @@
  * Regions of graphs on the driver: instances without events for ordinary launches, others with events for launches that are measured.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaGraph, CudaKernel, CudaMemory, CudaModule, CudaStream, CudaTiming } from "effect-cuda"
+import { CudaEvent, CudaGraph, CudaKernel, CudaMemory, CudaModule, CudaStream, CudaTiming } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import { failsWith } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
 import { onStub, openStub } from "../support/stubDriver.ts"
 import { tracing } from "../support/tracing.ts"
@@ -48,6 +50,49 @@ const measured = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 
 const events = () => stub.calls("cuGraphAddEventRecordNode")
 
+describe("an event that a graph records", () => {
+  const recording = (event: CudaEvent.CudaEvent) =>
+    CudaGraph.record(Effect.flatMap(CudaStream.current(), (stream) => CudaEvent.record(event, stream)))
+
+  it.live("is destroyed after the executable graphs that record it", () =>
+    withBuffer(() =>
+      Effect.gen(function*() {
+        const [scope, other] = [yield* Scope.make(), yield* Scope.make()]
+        const event = yield* Scope.provide(CudaEvent.make({ timing: true }), scope)
+        // An event whose handle was read is not kept for reuse.
+        assert.isAbove(event.handle, 0)
+        const graph = yield* recording(event)
+        yield* Scope.provide(CudaGraph.instantiate(graph, { instances: 2 }), other)
+        const later = yield* Scope.provide(CudaGraph.instantiate(graph), other)
+        const live = stub.live.events
+        yield* Scope.close(scope, Exit.void)
+        yield* failsWith(CudaGraph.launch(later), "ResourceReleased")
+        assert.strictEqual(stub.live.events, live)
+        yield* Scope.close(other, Exit.void)
+        assert.strictEqual(stub.live.events, live - 1)
+      })
+    ))
+
+  it.live("is destroyed when its graph is updated to another", () =>
+    withBuffer(() =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const event = yield* Scope.provide(CudaEvent.make({ timing: true }), scope)
+        // An event whose handle was read is not kept for reuse.
+        assert.isAbove(event.handle, 0)
+        const exec = yield* CudaGraph.instantiate(yield* recording(event))
+        const next = yield* CudaEvent.make({ timing: true })
+        const live = stub.live.events
+        yield* Scope.close(scope, Exit.void)
+        assert.strictEqual(stub.live.events, live)
+        yield* CudaGraph.update(exec, yield* recording(next))
+        assert.strictEqual(stub.live.events, live - 1)
+        yield* CudaGraph.launch(exec)
+        yield* CudaEvent.synchronize(next)
+      })
+    ))
+})
+
 describe("regions of graphs", () => {
   it.live("cost an ordinary instance nothing, and a measured one two events each, made once", () =>
     withBuffer((buffer) =>
@@ -60,26 +105,48 @@ describe("regions of graphs", () => {
         assert.deepStrictEqual(result, { names: [...Array(5).fill("inner"), ...Array(5).fill("outer")], dropped: 0 })
         assert.lengthOf(events(), 8)
         assert.lengthOf(stub.calls("cuGraphInstantiateWithParams"), 4)
-        assert.lengthOf(stub.calls("cuGraphExecEventRecordNodeSetEvent"), 12)
+        assert.lengthOf(stub.calls("cuGraphExecEventRecordNodeSetEvent"), 40)
         const plain = stub.calls("cuGraphLaunch").length
         yield* CudaGraph.launch(exec)
         assert.lengthOf(stub.calls("cuGraphLaunch"), plain + 1)
-        assert.lengthOf(stub.calls("cuGraphExecEventRecordNodeSetEvent"), 12)
+        assert.lengthOf(stub.calls("cuGraphExecEventRecordNodeSetEvent"), 40)
         assert.deepStrictEqual([stub.live.graphs, stub.live.graphExecs], [4, 4])
       })
     ))
 
-  it.live("give each launch the events that it records, begin and end", () =>
+  it.live("give each launch the events that it records, begin and end, and take them away", () =>
     withBuffer((buffer) =>
       Effect.gen(function*() {
         const exec = yield* CudaGraph.instantiate(yield* nested(buffer, 1))
-        yield* measured(Effect.repeat(CudaGraph.launch(exec), { times: 1 }))
-        const added = events().map(({ args }) => args.at(-1))
+        yield* measured(CudaGraph.launch(exec))
+        const added = events().map(({ args }) => args)
+        const [idle] = added.map((args) => args[0])
+        assert.isTrue(added.every((args) => args[0] === idle))
+        const nodes = added.map((args) => args.at(-1))
         const set = stub.calls("cuGraphExecEventRecordNodeSetEvent").map(({ args }) => args)
         // Marks are added from the outside in, and regions are in the order in which they end.
-        assert.deepStrictEqual(set.map(([, node]) => node), [added[1], added[2], added[0], added[3]])
-        assert.strictEqual(new Set(set.map(([, , event]) => event)).size, 4)
+        const inOrder = [nodes[1], nodes[2], nodes[0], nodes[3]]
+        assert.deepStrictEqual(set.map(([, node]) => node), [...inOrder, ...inOrder])
+        const given = set.map(([, , event]) => event)
+        assert.strictEqual(new Set(given.slice(0, 4)).size, 4)
+        assert.deepStrictEqual(given.slice(4), [idle, idle, idle, idle])
         assert.strictEqual(new Set(set.map(([handle]) => handle)).size, 1)
+      })
+    ))
+
+  it.live("do not measure with an instance that could keep the events of a launch", () =>
+    withBuffer((buffer) =>
+      Effect.gen(function*() {
+        const exec = yield* CudaGraph.instantiate(yield* nested(buffer, 7))
+        yield* measured(CudaGraph.launch(exec))
+        const launched = Effect.suspend(() => {
+          stub.fail("cuGraphExecEventRecordNodeSetEvent", 2, { after: 6 })
+          return CudaGraph.launch(exec)
+        })
+        assert.deepStrictEqual(yield* measured(launched), { names: ["inner", "outer"], dropped: 0 })
+        assert.deepStrictEqual([stub.live.graphs, stub.live.graphExecs], [1, 1])
+        assert.deepStrictEqual((yield* measured(CudaGraph.launch(exec))).names, ["inner", "outer"])
+        assert.deepStrictEqual([stub.live.graphs, stub.live.graphExecs], [2, 2])
       })
     ))
 

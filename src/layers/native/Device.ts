@@ -30,6 +30,8 @@ export class NativeEvent extends EventResource {
   recordNumber = 0
   /** True if the current record is known to have finished, or there is none. */
   isKnownDone = true
+  /** How many executable graphs record it. It is destroyed after them. */
+  holders = 0
   /** The point of the waits for the current record; undefined if there are none. */
   point: Point | undefined
   /**

@@ -150,9 +150,10 @@ export class KernelBlock {
     this.#context = context
   }
 
-  /** Writes a launch with its arguments as they are bound. If it is the same launch as the last time, writes only these. */
+  /** Writes a launch with its arguments as they are bound. If it is the same launch as the last time, writes only what bindings decide. */
   write(work: KernelWork, bindings: Bindings): void {
-    if (work !== this.#work) this.#writeLaunch(work)
+    if (work === this.#work) return bindings.writeBound(work, this.#arguments)
+    this.#writeLaunch(work)
     bindings.writeArguments(work, this.#arguments)
   }
 

@@ -2,7 +2,7 @@
  * Makes the driver's graph of a recorded one. A node becomes several of the driver if its copy is split.
  */
 import { conditionTypes } from "../../cuda/flags.ts"
-import type { CUcontext, CUgraph, CUgraphNode } from "../../cuda/handles.ts"
+import type { CUcontext, CUevent, CUgraph, CUgraphNode } from "../../cuda/handles.ts"
 import { nullHandle, offsetBy } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
@@ -18,7 +18,6 @@ import type {
   KernelWork,
   NodeWork
 } from "../shared/graphNodes.ts"
-import type { EventResource } from "../shared/resources.ts"
 import type { NativeCaptured } from "./captures.ts"
 import { Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
@@ -104,21 +103,21 @@ export class GraphBuild {
   readonly #graph: GraphResource
   readonly #bindings: Bindings
   readonly #kernel: KernelBlock
-  /** By mark, what it records; undefined if marks do nothing. */
-  readonly #events: ReadonlyArray<EventResource> | undefined
+  /** The event that marks record until they are given others; undefined if they do nothing. */
+  readonly #idle: CUevent | undefined
 
   constructor(
     driver: Driver,
     memory: GraphMemory,
     graph: GraphResource,
     bindings: Bindings,
-    events?: ReadonlyArray<EventResource>
+    idle?: CUevent
   ) {
     this.#driver = driver
     this.#memory = memory
     this.#graph = graph
     this.#bindings = bindings
-    this.#events = events
+    this.#idle = idle
     this.context = driver.device(graph.deviceIndex).context
     this.usesPriorities = graph.nodes.some(hasPriority)
     this.#kernel = new KernelBlock(driver.library, this.context)
@@ -179,13 +178,12 @@ export class GraphBuild {
 
   /** True for a mark that records nothing. What comes after it depends on what comes before. */
   #isSkipped({ index, kind }: GraphNode): boolean {
-    return kind === "mark" && this.#markedBy(index) === undefined
+    return kind === "mark" && !this.#isRecording(index)
   }
 
-  /** The event that a mark records. */
-  #markedBy(index: number): EventResource | undefined {
-    const at = this.#graph.marks.get(index)
-    return at === undefined ? undefined : this.#events?.[at]
+  /** True for a mark that records an event. */
+  #isRecording(index: number): boolean {
+    return this.#idle !== undefined && this.#graph.marks.has(index)
   }
 
   #addWork(
@@ -194,10 +192,8 @@ export class GraphBuild {
     added: Array<CUgraphNode>
   ): number {
     switch (work.kind) {
-      case "mark": {
-        const event = this.#markedBy(index)
-        return event === undefined ? success : this.#addRecord(event, before, added)
-      }
+      case "mark":
+        return this.#isRecording(index) ? this.#addRecord(this.#idle!, before, added) : success
       case "conditional":
         return this.#addConditional(index, work, before, added)
       case "kernel":
@@ -207,7 +203,7 @@ export class GraphBuild {
       case "graph":
         return this.#addCaptured(work, before, added)
       case "record":
-        return this.#addRecord(work.event, before, added)
+        return this.#addRecord(work.event.own, before, added)
       default:
         for (const piece of piecesOf(work, this.#bindings)) {
           const status = this.#addPiece(piece, before, added)
@@ -220,7 +216,7 @@ export class GraphBuild {
   /** Whether a kernel starts before the one that it depends on has finished. A mark that records an event between them prevents that. */
   #isEarly({ startsEarly }: KernelWork, dependencies: ReadonlyArray<number>): boolean {
     if (!startsEarly || this.#driver.calls.cuGraphAddDependencies_v2 === undefined) return false
-    return dependencies.every((dependency) => this.#markedBy(dependency) === undefined)
+    return !dependencies.some((dependency) => this.#isRecording(dependency))
   }
 
   #addKernel(
@@ -386,12 +382,12 @@ export class GraphBuild {
     )
   }
 
-  #addRecord({ own }: EventResource, before: ReadonlyArray<CUgraphNode>, added: Array<CUgraphNode>): number {
+  #addRecord(event: CUevent, before: ReadonlyArray<CUgraphNode>, added: Array<CUgraphNode>): number {
     const { calls } = this.#driver
     const edges = this.#memory.edges(before)
     return this.#added(
       "cuGraphAddEventRecordNode",
-      calls.cuGraphAddEventRecordNode(edges.address, this.#into, edges.dependencies, before.length, own),
+      calls.cuGraphAddEventRecordNode(edges.address, this.#into, edges.dependencies, before.length, event),
       edges,
       added
     )

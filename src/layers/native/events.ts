@@ -62,11 +62,12 @@ export class NativeEvents implements EventBackend {
   }
 
   /**
-   * If something waits for the event, the last wait destroys it. An event that is as good as new is kept, if there is
-   * room.
+   * If executable graphs record the event, the last of them destroys it, and if something waits for it, the last wait. An event that
+   * is as good as new is kept, if there is room.
    */
   destroy(resource: EventResource): number {
     const event = nativeEvent(resource)
+    if (event.holders > 0) return success
     if (event.point !== undefined) {
       const { calls, warn } = this.#driver
       event.point.release = () => warn("cuEventDestroy", calls.cuEventDestroy_v2(event.own), event.own)
@@ -78,6 +79,19 @@ export class NativeEvents implements EventBackend {
       return success
     }
     return this.#driver.answer("cuEventDestroy", this.#driver.calls.cuEventDestroy_v2(event.own))
+  }
+
+  /** Keeps events for an executable graph that records them, because a call for the graph may otherwise crash. */
+  hold(events: ReadonlyArray<EventResource>): void {
+    for (const event of events) nativeEvent(event).holders++
+  }
+
+  /** Destroys the events that were released meanwhile, unless other graphs record them. */
+  letGo(events: ReadonlyArray<EventResource>): void {
+    for (const event of events) {
+      nativeEvent(event).holders--
+      if (event.state === "released") this.#driver.warn("cuEventDestroy", this.destroy(event), event.own)
+    }
   }
 
   record(resource: EventResource, streamResource: StreamResource): number {

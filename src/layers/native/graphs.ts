@@ -2,7 +2,7 @@
  * Graphs on the driver: a graph and its executable copy per instance. The graph is kept, because later calls name its nodes.
  */
 import { graphUsesNodePriority } from "../../cuda/flags.ts"
-import type { CUcontext, CUgraph, CUgraphExec, CUgraphNode } from "../../cuda/handles.ts"
+import type { CUcontext, CUevent, CUgraph, CUgraphExec, CUgraphNode } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { twoTo32 } from "../../cuda/parameters.ts"
 import { statuses, success } from "../../cuda/status.ts"
@@ -35,24 +35,32 @@ class NativeInstance extends GraphInstance {
   readonly context: CUcontext
   /** By node, those of the driver's original graph, also after an update. */
   readonly nodes: ReadonlyArray<ReadonlyArray<CUgraphNode>>
+  readonly deviceIndex: number
   /** Whether launches use the priorities of the nodes. An update cannot change that. */
   readonly usesPriorities: boolean
   /** By conditional node, the kernels that pass its value to the driver. */
   readonly setters: ReadonlyArray<ReadonlyArray<Setter>>
   /** By node, the launches that were bound. */
   readonly kernels: Array<KernelBlock | undefined> = []
+  /** What its marks record between launches. */
+  readonly idle: CUevent | undefined
   /** By event of the marks, the node that records it. */
   readonly marks: Array<CUgraphNode> = []
+  /** The events that its other nodes record. They are not destroyed before it. */
+  held: ReadonlyArray<EventResource>
   constructor(
     graph: GraphResource,
     bindings: Bindings,
     build: GraphBuild,
     exec: CUgraphExec,
-    events: ReadonlyArray<EventResource> | undefined
+    idle: CUevent | undefined
   ) {
-    super(bindings, events)
+    super(bindings, idle !== undefined)
     const { context, handle, nodes, setters, usesPriorities } = build
-    if (events !== undefined) { for (const [node, at] of graph.marks) this.marks[at] = nodes[node]![0]! }
+    this.idle = idle
+    if (idle !== undefined) { for (const [node, at] of graph.marks) this.marks[at] = nodes[node]![0]! }
+    this.held = graph.events
+    this.deviceIndex = graph.deviceIndex
     this.graph = handle
     this.exec = exec
     this.context = context
@@ -123,24 +131,32 @@ export class NativeGraphs implements GraphBackend {
     return needed.find((name) => this.#driver.calls[name] === undefined)
   }
 
-  instantiate(graph: GraphResource, bindings: Bindings, events?: ReadonlyArray<EventResource>): number {
+  instantiate(graph: GraphResource, bindings: Bindings, measures = false): number {
+    if (!measures) return this.#makeInstance(graph, bindings)
+    const device = this.#driver.device(graph.deviceIndex)
+    const idle = device.takeMarker()
+    if (idle === undefined) return this.#driver.madeBy(device)
+    const status = this.#makeInstance(graph, bindings, idle)
+    if (status !== success) device.giveMarker(idle)
+    return status
+  }
+
+  #makeInstance(graph: GraphResource, bindings: Bindings, idle?: CUevent): number {
     return this.#driver.inContextOf(graph.deviceIndex, "", () => {
-      const build = this.#build(graph, bindings, events)
+      const build = this.#build(graph, bindings, idle)
       if (typeof build === "number") return build
       const status = this.#make(build)
-      if (status === success) this.made = new NativeInstance(graph, bindings, build, this.#exec.value, events)
-      return status
+      if (status !== success) return status
+      this.made = new NativeInstance(graph, bindings, build, this.#exec.value, idle)
+      this.#events.hold(graph.events)
+      return success
     })
   }
 
   /** Makes the driver's graph, or returns a status. */
-  #build(
-    graph: GraphResource,
-    bindings: Bindings,
-    events?: ReadonlyArray<EventResource>
-  ): GraphBuild | number {
+  #build(graph: GraphResource, bindings: Bindings, idle?: CUevent): GraphBuild | number {
     this.refusal = undefined
-    const build = new GraphBuild(this.#driver, this.#memory, graph, bindings, events)
+    const build = new GraphBuild(this.#driver, this.#memory, graph, bindings, idle)
     const status = build.run()
     if (status === success) return build
     if (status === statuses.InvalidValue.code && build.failed !== undefined) {
@@ -169,10 +185,12 @@ export class NativeGraphs implements GraphBackend {
   }
 
   destroy(resource: GraphInstance): number {
-    const { exec, graph } = nativeInstance(resource)
+    const { deviceIndex, exec, graph, held, idle } = nativeInstance(resource)
     const { calls } = this.#driver
     const execStatus = calls.cuGraphExecDestroy(exec)
     const graphStatus = calls.cuGraphDestroy(graph)
+    this.#events.letGo(held)
+    if (idle !== undefined) this.#driver.device(deviceIndex).giveMarker(idle)
     return execStatus === success
       ? this.#driver.answer("cuGraphDestroy", graphStatus)
       : this.#driver.answer("cuGraphExecDestroy", execStatus)
@@ -254,9 +272,17 @@ export class NativeGraphs implements GraphBackend {
       if (typeof build === "number") return build
       const status = this.#apply(instance, build)
       build.destroy()
-      if (status === success) instance.bindings = bindings
+      if (status === success) this.#noteUpdate(instance, graph, bindings)
       return this.#driver.answer("cuGraphExecUpdate", status)
     })
+  }
+
+  #noteUpdate(instance: NativeInstance, { events }: GraphResource, bindings: Bindings): void {
+    const { held } = instance
+    instance.bindings = bindings
+    instance.held = events
+    this.#events.hold(events)
+    this.#events.letGo(held)
   }
 
   /** Updates an instance. The driver pairs the nodes in the order of their creation. */
@@ -293,15 +319,17 @@ export class NativeGraphs implements GraphBackend {
     return this.#driver.answer("cuGraphNodeSetEnabled", first)
   }
 
-  setEvents(resource: GraphInstance, events: ReadonlyArray<EventResource>): number {
+  /** The driver must not meet an event that was destroyed, so the events of a launch stay only until it is enqueued. */
+  setEvents(resource: GraphInstance, events: ReadonlyArray<EventResource> | undefined): number {
     const instance = nativeInstance(resource)
     const { calls } = this.#driver
-    for (const [at, { own }] of events.entries()) {
-      const status = calls.cuGraphExecEventRecordNodeSetEvent(instance.exec, instance.marks[at]!, own)
-      if (status !== success) return this.#driver.answer("cuGraphExecEventRecordNodeSetEvent", status)
+    let first = success
+    for (const [at, node] of instance.marks.entries()) {
+      const event = events?.[at]?.own ?? instance.idle!
+      first ||= calls.cuGraphExecEventRecordNodeSetEvent(instance.exec, node, event)
     }
     instance.events = events
-    return success
+    return this.#driver.answer("cuGraphExecEventRecordNodeSetEvent", first)
   }
 
   upload(resource: GraphInstance, streamResource: StreamResource): number {

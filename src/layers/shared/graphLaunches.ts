@@ -309,11 +309,14 @@ const cannotChange: ReadonlyArray<number> = [statuses.GraphExecUpdateFailure.cod
 
 /** Makes an instance anew with its bindings and its scratch memory. */
 const renew = (core: Core, exec: GraphExecResource, instances: Array<GraphInstance>, index: number): number => {
+  const { graphs } = core.backend
   const old = instances[index]!
-  const status = remake(core, exec, old, old.bindings, old.events)
+  const status = remake(core, exec, old, old.bindings, old.measures)
   if (status !== success) return status
-  instances[index] = core.backend.graphs.made!
-  return core.backend.graphs.destroy(old)
+  const fresh = graphs.made!
+  instances[index] = fresh
+  const set = old.measures ? graphs.setEvents(fresh, old.events) : success
+  return graphs.destroy(old) || set
 }
 
 /** Makes another instance with the scratch memory of one, whose launches come before. Returns a status. */
@@ -322,10 +325,10 @@ export const remake = (
   { disabled, graph }: GraphExecResource,
   old: GraphInstance,
   bindings: Bindings,
-  events: ReadonlyArray<EventResource> | undefined
+  measures: boolean
 ): number => {
   const { graphs } = core.backend
-  const status = graphs.instantiate(graph, bindings, events)
+  const status = graphs.instantiate(graph, bindings, measures)
   if (status !== success) return status
   const fresh = graphs.made!
   fresh.scratch = old.scratch

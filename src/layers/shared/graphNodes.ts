@@ -357,12 +357,18 @@ export class Bindings {
   }
 
   /** Writes a launch's arguments as they are bound. `view` covers at least its bytes. */
-  writeArguments({ bytes, pointers, scalars }: KernelWork, view: DataView): void {
-    new Uint8Array(view.buffer, view.byteOffset, bytes.byteLength).set(bytes)
+  writeArguments(work: KernelWork, view: DataView): void {
+    new Uint8Array(view.buffer, view.byteOffset, work.bytes.byteLength).set(work.bytes)
+    this.writeBound(work, view)
+  }
+
+  /** Writes only the arguments that bindings decide. Allocates nothing for memory. */
+  writeBound({ pointers, scalars }: KernelWork, view: DataView): void {
     for (const { at, memory, offset } of pointers) {
       if (memory?.slot === undefined) continue
-      const located = this.locate(memory, offset)
-      setAddress(view, at, located.memory.address + located.offset)
+      const bound = this.#located[memory.slot.index]
+      const start = bound === undefined ? memory.address : bound.memory.address + bound.offset
+      setAddress(view, at, start + offset)
     }
     for (const { at, index, scalar } of scalars) {
       const value = this.scalars[index]
@@ -384,11 +390,13 @@ export class GraphInstance {
   launchedOn: StreamResource | undefined
   /** A stream with launches of the instance that this one replaces, so that its next launch waits for them. */
   follows: StreamResource | undefined
-  /** For an instance that measures regions, the events of its next launch; see `GraphResource.marks`. */
+  /** True if its launches record events where regions begin and end. */
+  readonly measures: boolean
+  /** The events of its next launch; see `GraphResource.marks`. */
   events: ReadonlyArray<EventResource> | undefined
-  constructor(bindings: Bindings, events: ReadonlyArray<EventResource> | undefined) {
+  constructor(bindings: Bindings, measures: boolean) {
     this.bindings = bindings
-    this.events = events
+    this.measures = measures
   }
 }
 
@@ -407,16 +415,16 @@ export interface GraphBackend {
   readonly made: GraphInstance | undefined
   /** Why the last `instantiate` or `update` was refused, if the driver says so. Cleared by whoever reports it. */
   refusal: GraphRefusal | undefined
-  /** Instantiates a graph. With events, the instance measures regions. */
-  readonly instantiate: (graph: GraphResource, bindings: Bindings, events?: ReadonlyArray<EventResource>) => number
+  /** Makes an instance. One that measures regions records events where they begin and end. */
+  readonly instantiate: (graph: GraphResource, bindings: Bindings, measures?: boolean) => number
   readonly destroy: (instance: GraphInstance) => number
   /** Applies the bindings to a node. A failure that is no fault means that the instance must be made anew. */
   readonly bind: (instance: GraphInstance, node: GraphNode) => number
   /** Changes the instance to another graph with the same structure, and to other bindings. */
   readonly update: (instance: GraphInstance, graph: GraphResource, bindings: Bindings) => number
   readonly setEnabled: (instance: GraphInstance, node: GraphNode, enabled: boolean) => number
-  /** Gives an instance that measures regions the events of its next launch. */
-  readonly setEvents: (instance: GraphInstance, events: ReadonlyArray<EventResource>) => number
+  /** Gives an instance that measures regions the events of its next launch, or takes them away. */
+  readonly setEvents: (instance: GraphInstance, events: ReadonlyArray<EventResource> | undefined) => number
   readonly upload: (instance: GraphInstance, stream: StreamResource) => number
   /** Launches the instance, and notes the records of the graph's events and of its own. */
   readonly launch: (instance: GraphInstance, graph: GraphResource, stream: StreamResource) => number

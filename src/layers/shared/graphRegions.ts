@@ -65,13 +65,13 @@ const measure = (
   const refused = refuseEvents(core, exec, events) ?? refuseValues(core, exec.graph, values)
   if (refused !== undefined) return refused
   const index = exec.take()
-  const measuring = measuringAt(core, exec, index, values, events)
-  const instances = measuring === undefined ? exec.all : exec.measuring
-  const unbound = bindValues(core, exec, instances, index, values)
-  if (unbound !== undefined) return unbound
-  const launched = enqueue(core, exec, instances[index]!, stream)
-  if (measuring === undefined) return Effect.as(launched, false)
+  const isMeasured = prepare(core, exec, index, values, events)
+  const instances = isMeasured ? exec.measuring : exec.all
+  const launched = bindValues(core, exec, instances, index, values) ??
+    enqueue(core, exec, instances[index]!, stream)
+  if (isMeasured) takeEvents(core, exec, index)
   return Effect.map(launched, () => {
+    if (!isMeasured) return false
     exec.all[index]!.follows = stream
     for (const event of events) noteRecorded(event)
     return true
@@ -88,31 +88,48 @@ const refuseEvents = (core: Core, { graph }: GraphExecResource, events: Readonly
   return gone === undefined ? undefined : refuseResource(operation, core.backend, gone)
 }
 
-/** The instance for launches that measure, with their events. Returns undefined if it cannot be made. */
-const measuringAt = (
+/** Prepares an instance for a launch that records events. Returns false if that is impossible. */
+const prepare = (
   core: Core,
   exec: GraphExecResource,
   index: number,
   values: ReadonlyArray<GraphValue>,
   events: ReadonlyArray<EventResource>
-): GraphInstance | undefined => {
-  const known = exec.measuring[index]
+): boolean => {
   const plain = exec.all[index]!
-  if (known !== undefined) {
-    if (core.backend.graphs.setEvents(known, events) !== success) return undefined
-    known.follows = plain.follows ?? plain.launchedOn
-    return known
-  }
+  const instance = exec.measuring[index] ?? make(core, exec, plain, values)
+  if (instance === undefined) return false
+  exec.measuring[index] = instance
+  instance.follows = plain.follows ?? plain.launchedOn
+  if (core.backend.graphs.setEvents(instance, events) === success) return true
+  takeEvents(core, exec, index)
+  return false
+}
+
+/** Takes the events of a launch away. An instance that might keep one is destroyed. */
+const takeEvents = ({ backend: { graphs } }: Core, { measuring }: GraphExecResource, index: number): void => {
+  const instance = measuring[index]!
+  if (graphs.setEvents(instance, undefined) === success) return
+  delete measuring[index]
+  graphs.destroy(instance)
+}
+
+/** Makes an instance that measures regions and shares the memory of another. */
+const make = (
+  core: Core,
+  exec: GraphExecResource,
+  plain: GraphInstance,
+  values: ReadonlyArray<GraphValue>
+): GraphInstance | undefined => {
   const { graph } = exec
+  const { graphs } = core.backend
   const bindings = new Bindings(graph)
   if (plain.scratch !== undefined) {
     for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: plain.scratch, offset })
   }
   setValues(graph, { bindings, isStale: false }, values)
-  const isApart = refuseOverlaps(graph, graph.usersOf.flat(), bindings) === undefined
-  if (!isApart || remake(core, exec, plain, bindings, events) !== success) {
-    core.backend.graphs.refusal = undefined
-    return undefined
-  }
-  return exec.measuring[index] = core.backend.graphs.made!
+  if (refuseOverlaps(graph, graph.usersOf.flat(), bindings) !== undefined) return undefined
+  if (remake(core, exec, plain, bindings, true) === success) return graphs.made
+  graphs.refusal = undefined
+  return undefined
 }

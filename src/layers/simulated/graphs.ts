@@ -41,8 +41,8 @@ class SimulatedInstance extends GraphInstance {
   readonly disabled = new Set<number>()
   /** The end of the last launch. */
   end: EventRecord | undefined
-  constructor(graph: GraphResource, bindings: Bindings, events: ReadonlyArray<EventResource> | undefined) {
-    super(bindings, events)
+  constructor(graph: GraphResource, bindings: Bindings, measures: boolean) {
+    super(bindings, measures)
     this.graph = graph
     const planOf = (nodes: ReadonlyArray<GraphNode>) => planBranches(dependenciesIn(nodes))
     this.plan = planOf(outermost(graph))
@@ -87,10 +87,10 @@ export class SimulatedGraphs implements GraphBackend {
     this.#captures = captures
   }
 
-  instantiate(graph: GraphResource, bindings: Bindings, events?: ReadonlyArray<EventResource>): number {
+  instantiate(graph: GraphResource, bindings: Bindings, measures = false): number {
     this.refusal = undefined
     const status = this.#begin("cuGraphInstantiateWithParams", graph) || this.#refuse(graph)
-    if (status === success) this.made = new SimulatedInstance(graph, bindings, events)
+    if (status === success) this.made = new SimulatedInstance(graph, bindings, measures)
     return status
   }
 
@@ -126,10 +126,9 @@ export class SimulatedGraphs implements GraphBackend {
   }
 
   /** Launches read the events themselves. */
-  setEvents(instance: GraphInstance, events: ReadonlyArray<EventResource>): number {
-    const status = this.#begin("cuGraphExecEventRecordNodeSetEvent", simulatedInstance(instance).graph)
-    if (status === success) instance.events = events
-    return status
+  setEvents(instance: GraphInstance, events: ReadonlyArray<EventResource> | undefined): number {
+    instance.events = events
+    return this.#begin("cuGraphExecEventRecordNodeSetEvent", simulatedInstance(instance).graph)
   }
 
   upload(_: GraphInstance, stream: StreamResource): number {

@@ -2690,6 +2690,8 @@ EXPORT Status cuGraphExecEventRecordNodeSetEvent(Handle exec, Handle handle, Han
   add_wide(&call, event);
   event_of(&call, event);
   if (ok(&call) && node->type != RECORD_NODE) call.status = INVALID_VALUE;
+  // The driver reads the event that the node has.
+  if (ok(&call)) event_of(&call, node->event);
   if (ok(&call)) node->event = event;
   return end(&call);
 }
@@ -2757,6 +2759,10 @@ EXPORT Status cuGraphExecUpdate_v2(Handle handle, Handle graph_handle, UpdateRes
   Exec *exec = exec_of(&call, handle);
   Graph *graph = graph_of(&call, graph_handle);
   *out = (UpdateResult){0};
+  // The driver reads the events that the nodes have.
+  for (int i = 0; ok(&call) && i < exec->count; i++) {
+    if (exec->nodes[i].type == RECORD_NODE) event_of(&call, exec->nodes[i].event);
+  }
   if (graph != NULL && !ok(&call)) *out = (UpdateResult){.result = stub.graph_result, .node = refused_node(graph)};
   if (ok(&call) && graph->count != exec->count) out->result = 2;
   for (int i = 0; ok(&call) && out->result == 0 && i < graph->count; i++) {
