@@ -3,13 +3,22 @@
  * the way the test names, and prints what it then finds.
  */
 import { CudaMemory, CudaModule, CudaProgram, CudaRuntime, CudaStream, NativeRuntime } from "effect-cuda"
+import type { CudaError } from "effect-cuda"
 import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { setTimeout as sleep } from "node:timers/promises"
+import { inspect } from "node:util"
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads"
 
-const run = <A, E>(program: Effect.Effect<A, E, Scope.Scope | CudaRuntime.CudaRuntime>): Promise<A> =>
-  Effect.runPromise(Effect.provide(Effect.scoped(program), NativeRuntime.layer()))
+/** Runs a program, again while other tests on the same GPU leave no memory for it. */
+const run = <A>(
+  program: Effect.Effect<A, CudaError.CudaError, Scope.Scope | CudaRuntime.CudaRuntime>
+): Promise<A> => {
+  const once = Effect.provide(Effect.scoped(program), NativeRuntime.layer())
+  const isFull = ({ reason }: CudaError.CudaError) => reason._tag === "OutOfMemory"
+  return Effect.runPromise(Effect.retry(once, { while: isFull, schedule: Schedule.spaced("200 millis"), times: 100 }))
+}
 
 const byteLength = 64_000_000
 
@@ -67,7 +76,7 @@ const endWorker = async (how: string): Promise<void> => {
   const exited = new Promise<number>((resolve) => worker.once("exit", resolve))
   const ready = new Promise<void>((resolve) => worker.once("message", () => resolve()))
   const early = await Promise.race([ready, exited])
-  if (early !== undefined) throw new Error(`The worker ended early with ${early}: ${String(failure)}`)
+  if (early !== undefined) throw new Error(`The worker ended early with ${early}: ${inspect(failure)}`)
   if (how === "terminate" || how === "released") void worker.terminate()
   await exited
 }
