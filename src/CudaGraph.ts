@@ -21,7 +21,7 @@ import type { AccessOptions, BufferOptions, DeviceBuffer, HostBuffer, Slice } fr
 import type { CudaStream } from "./CudaStream.ts"
 import { isCudaTaskGraph } from "./CudaTaskGraph.ts"
 import type { CudaTaskGraph } from "./CudaTaskGraph.ts"
-import { rangeOf } from "./internal/given.ts"
+import { isStream, rangeOf } from "./internal/given.ts"
 import { dot, mermaid } from "./internal/graph/picture.ts"
 import { recording, recordingBodies } from "./internal/graph/recording.ts"
 import type { Body } from "./internal/graph/recording.ts"
@@ -838,14 +838,24 @@ export function launch<Parameters extends GraphParameters>(
   stream?: CudaStream
 ): Effect.Effect<void, CudaError>
 export function launch(self: CudaGraphExec<GraphParameters>, first?: object, second?: CudaStream) {
-  const operation = "CudaGraph.launch"
-  if (!isCudaGraphExec(self)) return refuseArgument(operation, "exec", self, "an executable graph")
+  if (!Predicate.isObject(self) || !(ExecTypeId in self)) {
+    return refuseArgument("CudaGraph.launch", "exec", self, "an executable graph")
+  }
   const { ref, runtime } = self
   const { given, stream } = argumentsOf(first, second)
   const values = valuesOf(ref.graph, given)
-  if (stream !== undefined && streamIn(stream)) return launchOn(runtime, ref, values, stream.ref)
-  return onStream(operation, runtime, self.deviceIndex, stream, (own) => launchOn(runtime, ref, values, own))
+  return stream !== undefined && isCudaStream(stream)
+    ? launchOn(runtime, ref, values, stream.ref)
+    : launchOnCurrent(self, values, stream)
 }
+
+/** Separate, because a function with a closure allocates whenever it is called. */
+const launchOnCurrent = (
+  { deviceIndex, ref, runtime }: CudaGraphExec<GraphParameters>,
+  values: ReadonlyArray<GraphValue>,
+  stream: CudaStream | undefined
+): Effect.Effect<void, CudaError> =>
+  onStream("CudaGraph.launch", runtime, deviceIndex, stream, (own) => launchOn(runtime, ref, values, own))
 
 const launchOn = (
   runtime: CudaRuntimeService,
@@ -868,23 +878,26 @@ const launchRegions = (
     fiber.getRef(CurrentRecorder)?.launch(runtime, ref, values, stream) ?? runtime.graphLaunch(ref, values, stream)
   )
 
-const streamIn = (value: unknown): value is CudaStream => Predicate.hasProperty(value, "~effect-cuda/CudaStream")
+const isCudaStream = (value: unknown): value is CudaStream => isStream(value)
 
 /** Values come before the stream; a graph without parameters needs none. */
 const argumentsOf = (first: unknown, second: CudaStream | undefined) =>
-  streamIn(first) ? { given: noValues, stream: first } : { given: first ?? noValues, stream: second }
-
-const noValues = {}
+  isCudaStream(first) ? { given: undefined, stream: first } : { given: first, stream: second }
 
 const nothing: ReadonlyArray<GraphValue> = []
+
+/** Checks of handles on the way of every launch: those of `Predicate.hasProperty` cost 20 ns each. */
+const isPart = (value: unknown): value is Slice => Predicate.isObject(value) && "buffer" in value
 
 /** The values in the order of the parameters. A value that is no buffer and no part of one is passed on, and the runtime refuses it. */
 const valuesOf = ({ parameters }: GraphRef, given: unknown): ReadonlyArray<GraphValue> => {
   if (parameters.length === 0) return nothing
-  return parameters.map(([name]) => {
-    const value: unknown = Predicate.hasProperty(given, name) ? given[name] : undefined
-    return Predicate.hasProperty(value, "buffer") ? rangeOf(value as Slice) : value as GraphValue
-  })
+  const values: Array<GraphValue> = []
+  for (const [name] of parameters) {
+    const value = Predicate.isObject(given) ? given[name] : undefined
+    values.push(isPart(value) ? rangeOf(value) : value as GraphValue)
+  }
+  return values
 }
 
 /**

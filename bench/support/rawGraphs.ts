@@ -34,8 +34,8 @@ export const makeRawGraph = (driver: Driver, { count, kernel, stream, words }: R
     return {
       launch: () => check("cuGraphLaunch", calls.cuGraphLaunch(exec, stream)),
       rebind: (changed) => {
+        block.write(changed)
         for (const node of nodes) {
-          block.write(changed)
           const status = calls.cuGraphExecKernelNodeSetParams_v2(exec, node, block.address)
           check("cuGraphExecKernelNodeSetParams", status)
         }

@@ -66,7 +66,7 @@ export const runtimeOfPart = (part: GivenPart): CudaRuntimeService => {
 }
 
 /** Whether a value is a stream, for modules that `CudaStream` imports. */
-export const isStream = (value: unknown): boolean => Predicate.hasProperty(value, "~effect-cuda/CudaStream")
+export const isStream = (value: unknown): boolean => Predicate.isObject(value) && "~effect-cuda/CudaStream" in value
 
 /** The wrong value that a stand-in runtime represents; undefined for a real runtime. */
 export const wrongHandleOf = ({ identity }: CudaRuntimeService): WrongHandle | undefined =>

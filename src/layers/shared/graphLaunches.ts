@@ -167,9 +167,10 @@ export const refuseValue = (
   parameter: number,
   value: unknown
 ): Refusal => {
-  const [name, kind] = graph.parameters[parameter]!
-  if (!isMemoryParameter(kind)) return refuseScalar(operation, `values.${name}`, kind, value)
-  return refuseMemory(core, operation, graph, `values.${name}`, kind, graph.alignmentOf[parameter]!, value)
+  const kind = graph.parameters[parameter]![1]
+  const name = graph.valueNames[parameter]!
+  if (!isMemoryParameter(kind)) return refuseScalar(operation, name, kind, value)
+  return refuseMemory(core, operation, graph, name, kind, graph.alignmentOf[parameter]!, value)
 }
 
 const scratch = new DataView(new ArrayBuffer(8))
@@ -182,6 +183,8 @@ const refuseScalar = (operation: string, name: string, { kind }: ScalarKind, val
 const isRange = (value: unknown): value is MemoryRange =>
   typeof value === "object" && value !== null && "memory" in value
 
+const kindOf = { device: "device memory", host: "pinned memory" } as const
+
 const refuseMemory = (
   core: Core,
   operation: string,
@@ -192,11 +195,10 @@ const refuseMemory = (
   value: unknown
 ): Refusal => {
   const { backend } = core
-  const kindOf = { device: "device memory", host: "pinned memory" }[parameter]
-  if (!isRange(value)) return refuseArgument(operation, name, value, `${kindOf}: a buffer or a part of one`)
+  if (!isRange(value)) return refuseArgument(operation, name, value, `${kindOf[parameter]}: a buffer or a part of one`)
   const memory = ownMemory(value.memory)
   if (unusableMemory(backend, memory)) return refuseResource(operation, backend, memory)
-  if (memory.kind !== parameter) return refuseArgument(operation, name, memory, kindOf)
+  if (memory.kind !== parameter) return refuseArgument(operation, name, memory, kindOf[parameter])
   if (memory.kind === "device" && memory.deviceIndex !== graph.deviceIndex && !memory.isManaged) {
     const elsewhere = `device memory of device ${graph.deviceIndex}, like the graph`
     return refuseArgument(operation, name, memory, elsewhere)

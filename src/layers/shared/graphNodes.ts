@@ -255,6 +255,8 @@ export class GraphResource implements GraphRef {
   readonly deviceIndex: number
   readonly nodes: ReadonlyArray<GraphNode>
   readonly parameters: ReadonlyArray<readonly [name: string, kind: GraphParameter]>
+  /** By parameter, how failures name its value. */
+  readonly valueNames: ReadonlyArray<string>
   /** By parameter, the slot of its memory; undefined for a scalar. */
   readonly slotOf: ReadonlyArray<number | undefined>
   /** By parameter, the nodes that use it. */
@@ -304,6 +306,7 @@ export class GraphResource implements GraphRef {
     this.deviceIndex = fields.deviceIndex
     this.nodes = fields.nodes
     this.parameters = fields.parameters
+    this.valueNames = fields.parameters.map(([name]) => `values.${name}`)
     this.slotOf = fields.slotOf
     this.usersOf = fields.usersOf
     this.alignmentOf = fields.alignmentOf
