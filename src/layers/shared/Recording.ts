@@ -150,6 +150,28 @@ export interface EmbeddedNode extends NodeFields {
   readonly stack: GraphNode["stack"]
 }
 
+/** Copies of the arguments of launches, many in one piece of memory, because each piece takes longer to make than a launch to record. */
+class Copies {
+  #piece = 512
+  #free = noBytes
+  copy({ buffer, byteOffset }: DataView<ArrayBufferLike>, byteLength: number): Uint8Array<ArrayBuffer> {
+    if (byteLength === 0) return noBytes
+    if (this.#free.byteLength < byteLength) {
+      this.#piece = Math.min(2 * this.#piece, mostBytes)
+      this.#free = new Uint8Array(Math.max(this.#piece, byteLength))
+    }
+    const bytes = this.#free.subarray(0, byteLength)
+    this.#free = this.#free.subarray(byteLength)
+    bytes.set(new Uint8Array(buffer, byteOffset, byteLength))
+    return bytes
+  }
+}
+
+/** The largest piece, unless a launch has more. */
+const mostBytes = 65_536
+
+const noBytes = new Uint8Array(0)
+
 /** Ids of recording streams are negative, so that they differ from the driver's. */
 let lastId = 0
 
@@ -175,6 +197,7 @@ export class Recording implements RecordingRef {
   readonly scratch: Array<DeviceMemoryResource> = []
   /** By parameter, the slot of its memory. */
   readonly slotOf: ReadonlyArray<number | undefined>
+  readonly #bytes = new Copies()
   readonly #orderings = new Map<AnyMemoryResource, Ordering>()
   readonly #scalars: number
   /** The placeholders for memory, by slot. */
@@ -394,7 +417,7 @@ export class Recording implements RecordingRef {
       kernel,
       shape: shape.snapshot(),
       priority: stream.priority,
-      bytes: new Uint8Array(view.buffer.slice(0, tableOffset) as ArrayBuffer),
+      bytes: this.#bytes.copy(view, tableOffset),
       pointers: pointers.map(({ at, byteLength, memory, offset }) => ({ at, byteLength, memory, offset })),
       scalars,
       startsEarly: shape.programmatic && isAfterKernel(lineOf(stream))
