@@ -1,5 +1,5 @@
 /**
- * Finds the driver library on each platform, and loads it with koffi. Nothing native is loaded before `load` is called.
+ * Loads the driver library of each platform with koffi. Nothing native is loaded before `load` is called.
  * No Effect here.
  *
  * @since 0.1.0
@@ -8,11 +8,13 @@ import type Koffi from "koffi"
 import type { LibraryHandle } from "koffi"
 import { constants } from "node:buffer"
 import type { OnEnd } from "./asyncCalls.ts"
+import { driverPlaces, openFirst } from "./find.ts"
+import type { Environment } from "./find.ts"
 import { ipcHandleSize } from "./flags.ts"
 import { driverFunctions, koffiType, optionalDriverFunctions } from "./functions.ts"
 import type { DriverFunctionName, DriverFunctions } from "./functions.ts"
 import type { HostPointer } from "./handles.ts"
-import { importKoffi, keepFlags, messageOf } from "./koffi.ts"
+import { importKoffi, keepLoaded } from "./koffi.ts"
 import type { Tried } from "./koffi.ts"
 
 /** Maximum size of an `ArrayBuffer` over memory, and of a typed array on it, in bytes: 4 GiB in Node.js 20. */
@@ -71,32 +73,9 @@ export type LoadResult =
     readonly driverVersion: number | undefined
   }
 
-/**
- * The locations of the driver library to try, in order. The bare name comes first, except under WSL, where the distribution
- * may contain a driver that does not work there.
- */
-export const candidates = (
-  platform: NodeJS.Platform,
-  environment: Readonly<Record<string, string | undefined>>
-): ReadonlyArray<string> => {
-  if (platform === "win32") {
-    return ["nvcuda.dll", `${environment["SystemRoot"] ?? "C:\\Windows"}\\System32\\nvcuda.dll`]
-  }
-  if (platform !== "linux") return []
-  const wsl = "/usr/lib/wsl/lib/libcuda.so.1"
-  const bare = "libcuda.so.1"
-  const isWsl = environment["WSL_DISTRO_NAME"] !== undefined
-  return [
-    ...(isWsl ? [wsl, bare] : [bare, wsl]),
-    "/usr/lib/x86_64-linux-gnu/libcuda.so.1",
-    "/usr/lib/aarch64-linux-gnu/libcuda.so.1",
-    "/usr/lib/aarch64-linux-gnu/tegra/libcuda.so.1",
-    "/usr/lib64/libcuda.so.1",
-    "/usr/lib/libcuda.so.1",
-    "/usr/local/nvidia/lib64/libcuda.so.1",
-    "/run/opengl-driver/lib/libcuda.so.1"
-  ]
-}
+/** The locations of the driver library to try, in order. */
+export const candidates = (platform: NodeJS.Platform, environment: Environment): ReadonlyArray<string> =>
+  driverPlaces({ linux: "libcuda.so.1", win32: "nvcuda.dll" }, platform, environment)
 
 /** Libraries stay loaded and bound for the lifetime of the process. */
 const loaded = new Map<string, DriverLibrary>()
@@ -105,19 +84,16 @@ const loaded = new Map<string, DriverLibrary>()
 export const load = async (paths: ReadonlyArray<string>): Promise<LoadResult> => {
   const koffi = await importKoffi()
   if ("problem" in koffi) return { _tag: "KoffiNotLoaded", problem: koffi.problem }
-  const searched: Array<Tried> = []
-  for (const path of paths) {
-    const known = loaded.get(path)
-    if (known !== undefined) return { _tag: "Loaded", library: known }
-    try {
-      const library = koffi.load(path)
-      if (isDriver(library)) return bind(koffi, path, library)
-      searched.push({ path, problem: "not a CUDA driver: it has no cuInit" })
-    } catch (error) {
-      searched.push({ path, problem: messageOf(error) })
-    }
-  }
-  return { _tag: "NotFound", searched }
+  const found = await openFirst(paths, (path) => open(koffi, path))
+  return found._tag === "Loaded" ? found.library : found
+}
+
+const open = (koffi: typeof Koffi, path: string): LoadResult => {
+  const known = loaded.get(path)
+  if (known !== undefined) return { _tag: "Loaded", library: known }
+  const library = koffi.load(path)
+  if (!isDriver(library)) throw new Error("not a CUDA driver: it has no cuInit")
+  return bind(koffi, path, library)
 }
 
 const isDriver = (library: LibraryHandle): boolean => {
@@ -170,16 +146,6 @@ const bindOptional = (library: LibraryHandle, functionName: string, parameters: 
     return library.func(functionName, "int", parameters)
   } catch {
     return undefined
-  }
-}
-
-/** Keeps the library loaded: koffi closes it when the thread that loaded it ends, but the driver's threads keep running. */
-const keepLoaded = (koffi: typeof Koffi, path: string): void => {
-  if (process.platform !== "linux") return
-  try {
-    koffi.load(null).func("dlopen", "uintptr_t", ["str", "int"])(path, keepFlags)
-  } catch {
-    // Without dlopen, the library cannot be kept open, but it is loaded and works.
   }
 }
 

@@ -27,7 +27,7 @@ import {
 } from "node:fs"
 import { join } from "node:path"
 import { nvrtcResult } from "../../src/cuda/nvrtc.ts"
-import { findInFolders, nvrtcPlaces } from "../../src/cuda/nvrtcLibrary.ts"
+import { nvrtcPlaces } from "../../src/cuda/nvrtcLibrary.ts"
 import { parseLog } from "../../src/layers/native/diagnostics.ts"
 import { cacheFolder } from "../../src/layers/native/ProgramCache.ts"
 import { failsWith, refuses } from "../support/assertions.ts"
@@ -916,34 +916,6 @@ describe("the usual places", () => {
 
   it("on macOS are none", () => {
     assert.deepStrictEqual(nvrtcPlaces("darwin", {}, 13), { names: [], folders: [] })
-  })
-
-  it("with a star are all that there are, the newest first, and in each the driver's version first", async () => {
-    const tree: Record<string, ReadonlyArray<string>> = {
-      "/usr/local": ["cuda-9.2", "cuda-12.6", "cuda-13.0", "lib", "cuda"],
-      "/usr/local/cuda-13.0/lib64": [
-        "libnvrtc-builtins.so.13.0",
-        "libnvrtc.so",
-        "libnvrtc.so.13.0.88",
-        "libnvrtc.so.13"
-      ],
-      "/usr/local/cuda-12.6/lib64": ["libnvrtc.so.12", "libnvrtc.alt.so.12", "libnvrtc.so.13"],
-      "/usr/lib64": ["libc.so"]
-    }
-    const list = (folder: string) =>
-      tree[folder] === undefined ? Promise.reject(new Error("ENOENT")) : Promise.resolve(tree[folder])
-    const { empty, found } = await findInFolders(["/usr/local/cuda-*/lib64", "/usr/lib64", "/opt/*/lib"], 12, list)
-    assert.deepStrictEqual(found, [
-      "/usr/local/cuda-13.0/lib64/libnvrtc.so.13",
-      "/usr/local/cuda-13.0/lib64/libnvrtc.so.13.0.88",
-      "/usr/local/cuda-13.0/lib64/libnvrtc.so",
-      "/usr/local/cuda-12.6/lib64/libnvrtc.so.12",
-      "/usr/local/cuda-12.6/lib64/libnvrtc.so.13"
-    ])
-    assert.deepStrictEqual(empty, [
-      { path: "/usr/lib64", problem: "no NVRTC in it" },
-      { path: "/opt/*/lib", problem: "no such folder" }
-    ])
   })
 })
 

@@ -11,15 +11,15 @@ import { inTurn } from "../../cuda/asyncCalls.ts"
 import { deviceAttributes, minimumDriverVersion } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CUdevice } from "../../cuda/handles.ts"
+import { prepareStack } from "../../cuda/koffi.ts"
 import { candidates, load } from "../../cuda/library.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
-import { prepare as prepareCompiler } from "../../cuda/nvrtcLibrary.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
 import type { CudaErrorReason } from "../../CudaError.ts"
 import type { CudaRuntimeService, DeviceProperties } from "../CudaRuntime.ts"
 import type { NativeOptions } from "../NativeRuntime.ts"
-import { readVariable } from "../shared/configuration.ts"
+import { readPath, readVariable } from "../shared/configuration.ts"
 import * as Runtime from "../shared/Runtime.ts"
 import { NativeBackend } from "./Backend.ts"
 import type { NativePolicy } from "./Backend.ts"
@@ -35,7 +35,7 @@ export const start = (options: NativeOptions): Effect.Effect<CudaRuntimeService,
   Effect.gen(function*() {
     const policy = yield* resolvePolicy(options)
     const compilerPolicy = yield* resolveCompiler(options)
-    yield* Effect.promise(prepareCompiler)
+    yield* Effect.promise(prepareStack)
     const library = yield* loadLibrary(options.libraryPath)
     yield* initialize(library)
     const driverVersion = yield* readVersion(library)
@@ -107,10 +107,10 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
   if (folder !== undefined && (typeof folder !== "string" || folder === "" || folder.includes("\0"))) {
     return yield* invalidArgument(operation, "folder", folder, "the path of a folder")
   }
-  const path = nvrtcPath ?? (yield* variable("EFFECT_CUDA_NVRTC"))
+  const path = yield* readPath(operation, nvrtcPath, "EFFECT_CUDA_NVRTC")
   const configured = folder ?? ((yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env))
   const policy: CompilerPolicy = {
-    path: path || undefined,
+    path,
     cache: enabled,
     folder: (folder === undefined && configured === "off") || configured === undefined
       ? undefined
@@ -121,8 +121,7 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
 })
 
 const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined) {
-  // An empty variable counts as unset.
-  const named = libraryPath ?? ((yield* variable("EFFECT_CUDA_LIBRARY")) || undefined)
+  const named = yield* readPath(operation, libraryPath, "EFFECT_CUDA_LIBRARY")
   const paths = named === undefined ? candidates(process.platform, process.env) : [named]
   const result = yield* Effect.promise(() => load(paths))
   switch (result._tag) {

@@ -26,4 +26,14 @@ export const readVariable = (operation: string, name: string): Effect.Effect<str
       })
   )
 
+/** The path of a library: the option, otherwise the variable. An empty path counts as unset. */
+export const readPath = (
+  operation: string,
+  option: string | undefined,
+  variable: string
+): Effect.Effect<string | undefined, CudaError> =>
+  option === undefined
+    ? Effect.map(readVariable(operation, variable), (path) => path || undefined)
+    : Effect.succeed(option || undefined)
+
 const messageOf = (error: unknown): string => error instanceof Error ? error.message : String(error)
