@@ -1,11 +1,12 @@
 // The lint rule `house/floors`: which files under src/ may import which others (static, dynamic and type-only imports alike).
-// Modules may import the CudaRuntime interface, layers the C interface, and src/cuda only itself and koffi.
+// Modules may import the interfaces of services, layers the C interface, and src/cuda only itself and koffi.
 import { dirname, relative, resolve, sep } from "node:path"
 import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 const sharedByAll = "src/CudaError.ts"
-const runtimeInterface = "src/layers/CudaRuntime.ts"
+/** The services that modules are made of: the runtime, and those beside it, which bring their own layers. */
+const interfaces = ["src/layers/CudaRuntime.ts", "src/layers/Health.ts"]
 
 const floorOf = (path) =>
   path.startsWith("src/cuda/")
@@ -39,8 +40,8 @@ const objection = (file, source) => {
     return `A layer must not import a module above it, except ${sharedByAll}.`
   }
   if (floor === "module" && targetFloor === "barrel") return "Inside src, import the module, not the barrel."
-  if (floor === "module" && isLayer && target !== runtimeInterface) {
-    return `A module must not import a layer other than the interface, ${runtimeInterface}.`
+  if (floor === "module" && isLayer && !interfaces.includes(target)) {
+    return `A module must not import a layer other than the interfaces, ${interfaces.join(" and ")}.`
   }
   return undefined
 }

@@ -304,6 +304,34 @@ export interface CompilerNotFound {
 }
 
 /**
+ * An optional library, such as NVML, could not be loaded.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface LibraryUnavailable {
+  readonly _tag: "LibraryUnavailable"
+  /** The library, for example `NVML`. */
+  readonly library: string
+  /** Every location tried, in order, and what is wrong with it. */
+  readonly searched: ReadonlyArray<{ readonly path: string; readonly problem: string }>
+  /** Where the library comes from, and how to set its path. */
+  readonly advice: string
+}
+
+/**
+ * A call of an optional library failed. `name` and `code` are the library's, for example `NVML_ERROR_NOT_SUPPORTED`.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface LibraryFailed extends StatusInfo {
+  readonly _tag: "LibraryFailed"
+  /** The library, for example `NVML`. */
+  readonly library: string
+}
+
+/**
  * A file could not be read.
  *
  * @category reasons
@@ -344,6 +372,8 @@ export type CudaErrorReason =
   | InvalidCompileOption
   | CompilerFailed
   | CompilerNotFound
+  | LibraryUnavailable
+  | LibraryFailed
   | FileUnreadable
 
 /**
@@ -634,7 +664,10 @@ const describeDiagnostic = ({ column, file, line, message, text }: Diagnostic): 
   return text === undefined ? [said] : [said, `    ${text.trim()}`]
 }
 
-const describeStatus = (reason: StatusReason | UnknownStatus | CompilerFailed, call: string | undefined): string =>
+const describeStatus = (
+  reason: StatusReason | UnknownStatus | CompilerFailed | LibraryFailed,
+  call: string | undefined
+): string =>
   `${call === undefined ? "failed with" : `${call} returned`} ${reason.name} (${reason.code}): ${reason.description}.` +
   (reason.advice === "" ? "" : ` ${reason.advice}`)
 
@@ -680,6 +713,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return describeStatus(reason, call) + (reason.log.trim() === "" ? "" : ` Its log: ${reason.log.trim()}`)
     case "CompilerNotFound":
       return describeCompilerSearch(reason)
+    case "LibraryUnavailable":
+      return `${reason.library} could not be loaded; tried ${describePlaces(reason.searched)}. ${reason.advice}`
     case "FileUnreadable":
       return `${reason.path} cannot be read: ${reason.problem}.`
     default:

@@ -73,6 +73,19 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
     { _tag: "CompilerNotFound", searched: [{ path: "libnvrtc.so", problem: "missing" }] },
     ["libnvrtc.so (missing)", "EFFECT_CUDA_NVRTC", "nvrtcPath"]
   ],
+  [
+    {
+      _tag: "LibraryUnavailable",
+      library: "NVML",
+      searched: [{ path: "libnvidia-ml.so.1", problem: "missing" }],
+      advice: "Set EFFECT_CUDA_NVML."
+    },
+    ["NVML could not be loaded", "libnvidia-ml.so.1 (missing). Set EFFECT_CUDA_NVML."]
+  ],
+  [
+    { _tag: "LibraryFailed", library: "NVML", ...plainStatus, name: "NVML_ERROR_UNKNOWN" },
+    ["NVML_ERROR_UNKNOWN", "(7)"]
+  ],
   [{ _tag: "FileUnreadable", path: "a.cubin", code: "ENOENT", problem: "no such file" }, ["a.cubin", "no such file"]]
 ]
 

@@ -12,38 +12,12 @@ import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import type * as Scope from "effect/Scope"
 import koffi from "koffi"
-import { execFileSync } from "node:child_process"
-import { createHash } from "node:crypto"
-import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
-import { join } from "node:path"
-import { fileURLToPath } from "node:url"
+import { copyFileSync, rmSync } from "node:fs"
 import type { DriverFunctionName, OptionalDriverFunctionName } from "../../src/cuda/functions.ts"
-
-const source = fileURLToPath(new URL("./stub/driver.c", import.meta.url))
+import { buildLibrary } from "./stub/build.ts"
 
 /** Compiles the stub with these macros, once per source, and returns the library's path. */
-export const buildStub = (macros: ReadonlyArray<string> = []): string => {
-  const key = createHash("sha256").update(readFileSync(source)).update(macros.join(" ")).digest("hex").slice(0, 16)
-  const folder = join(tmpdir(), "effect-cuda-stub")
-  const path = join(folder, `libcuda-${key}.so`)
-  if (existsSync(path)) return path
-  mkdirSync(folder, { recursive: true })
-  // Test workers may build concurrently: each uses its own name, and the last rename wins.
-  const building = `${path}.${process.pid}`
-  compile(["-shared", "-fPIC", "-O1", "-pthread", ...macros.map((macro) => `-D${macro}`), source, "-o", building])
-  renameSync(building, path)
-  return path
-}
-
-const compile = (parameters: ReadonlyArray<string>): void => {
-  try {
-    execFileSync("cc", parameters, { stdio: ["ignore", "inherit", "pipe"] })
-  } catch (error) {
-    const problem = error instanceof Error && "stderr" in error ? String(error.stderr) || error.message : String(error)
-    throw new Error(`The native tests need a C compiler ("cc") for the stub driver: ${problem}`, { cause: error })
-  }
-}
+export const buildStub = (macros: ReadonlyArray<string> = []): string => buildLibrary("driver.c", "libcuda", macros)
 
 /** A function of the driver. */
 export type StubFunctionName = DriverFunctionName | OptionalDriverFunctionName

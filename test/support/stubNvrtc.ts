@@ -3,29 +3,13 @@
  */
 import { afterAll } from "@effect/vitest"
 import koffi from "koffi"
-import { execFileSync } from "node:child_process"
-import { createHash } from "node:crypto"
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs"
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { dirname, join } from "node:path"
-import { fileURLToPath } from "node:url"
-
-const source = fileURLToPath(new URL("./stub/nvrtc.c", import.meta.url))
+import { buildLibrary } from "./stub/build.ts"
 
 /** Compiles the stub with these macros, once per source, and returns the library's path. */
-export const buildNvrtc = (macros: ReadonlyArray<string> = []): string => {
-  const key = createHash("sha256").update(readFileSync(source)).update(macros.join(" ")).digest("hex").slice(0, 16)
-  const folder = join(tmpdir(), "effect-cuda-stub")
-  const path = join(folder, `libnvrtc-${key}.so`)
-  if (existsSync(path)) return path
-  mkdirSync(folder, { recursive: true })
-  // Test workers may build concurrently: each uses its own name, and the last rename wins.
-  const building = `${path}.${process.pid}`
-  const parameters = ["-shared", "-fPIC", "-O1", "-pthread", ...macros.map((macro) => `-D${macro}`), source]
-  execFileSync("cc", [...parameters, "-o", building], { stdio: ["ignore", "inherit", "inherit"] })
-  renameSync(building, path)
-  return path
-}
+export const buildNvrtc = (macros: ReadonlyArray<string> = []): string => buildLibrary("nvrtc.c", "libnvrtc", macros)
 
 /** The arguments of a compilation: name, source, header, content, expression and option, each any number of times. */
 export type Given = Readonly<Record<string, ReadonlyArray<string>>>
