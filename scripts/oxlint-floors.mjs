@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url"
 const root = fileURLToPath(new URL("..", import.meta.url))
 const sharedByAll = "src/CudaError.ts"
 /** The services that modules are made of: the runtime, and those beside it, which bring their own layers. */
-const interfaces = ["src/layers/CudaRuntime.ts", "src/layers/Health.ts"]
+const interfaces = ["src/layers/CudaRuntime.ts", "src/layers/Health.ts", "src/layers/Annotations.ts"]
 
 const floorOf = (path) =>
   path.startsWith("src/cuda/")

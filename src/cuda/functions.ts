@@ -149,6 +149,9 @@ export const driverFunctions = {
 
 /** Functions that older drivers lack. Their callers fail or do without them. */
 export const optionalDriverFunctions = {
+  /** In every driver so far, and needed only for profilers. */
+  cuProfilerStart: [],
+  cuProfilerStop: [],
   /** CUDA 12.2. */
   cuMemPrefetchAsync_v2: [pointer, size, location, uint, stream],
   cuMemAdvise_v2: [pointer, size, int, location],

@@ -20,6 +20,7 @@ import type { MemoryOperations } from "./runtime/memory.ts"
 import type { ModuleOperations } from "./runtime/modules.ts"
 import type { PinnedOperations } from "./runtime/pinned.ts"
 import type { PoolOperations } from "./runtime/pools.ts"
+import type { ProfilerOperations } from "./runtime/profiler.ts"
 import type { ProgramOperations } from "./runtime/programs.ts"
 import type { StreamOperations } from "./runtime/streams.ts"
 
@@ -35,6 +36,7 @@ export type * from "./runtime/modules.ts"
 export * from "./runtime/operations.ts"
 export type * from "./runtime/pinned.ts"
 export type * from "./runtime/pools.ts"
+export type * from "./runtime/profiler.ts"
 export type * from "./runtime/programs.ts"
 export type * from "./runtime/resources.ts"
 export * from "./runtime/streams.ts"
@@ -84,6 +86,7 @@ export interface CudaRuntimeService
     ModuleOperations,
     KernelOperations,
     GraphOperations,
+    ProfilerOperations,
     ProgramOperations
 {
   readonly kind: "native" | "simulated"

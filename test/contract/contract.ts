@@ -20,6 +20,7 @@ import { memoryContract } from "./memory.ts"
 import { memoryPoolContract, streamOrderedContract } from "./memoryPools.ts"
 import { orderingContract } from "./ordering.ts"
 import { pipelineContract } from "./pipeline.ts"
+import { profilerContract } from "./profiler.ts"
 import { poolContract, streamContract } from "./streams.ts"
 import { taskGraphContract } from "./taskGraph.ts"
 import { timingContract } from "./timing.ts"
@@ -49,6 +50,7 @@ export const contract = (rig: Rig): void => {
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)
+    profilerContract(rig)
     pipelineContract(rig)
   })
 }

@@ -10,6 +10,7 @@ import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
+import * as CudaProfiler from "effect-cuda/CudaProfiler"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as CudaTiming from "effect-cuda/CudaTiming"
@@ -189,6 +190,16 @@ describe("devices", () => {
         const { lines, result } = yield* callsOf(CudaDevice.memoryInfo())
         assert.deepStrictEqual(result, { free: 3 * gibibyte, total: 8 * gibibyte })
         assert.deepStrictEqual(lines, within(context, ["cuMemGetInfo_v2", 3 * gibibyte, 8 * gibibyte]))
+      })
+    ))
+
+  it.live("starts and stops profilers in its context", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const { lines } = yield* callsOf(CudaProfiler.capture(CudaDevice.attribute("warpSize")))
+        const [start, stop] = [within(context, ["cuProfilerStart"]), within(context, ["cuProfilerStop"])]
+        assert.deepStrictEqual(lines.filter(([name]) => name !== "cuDeviceGetAttribute"), [...start, ...stop])
+        assert.deepStrictEqual(lines[start.length]?.[0], "cuDeviceGetAttribute")
       })
     ))
 

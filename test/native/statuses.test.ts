@@ -12,6 +12,7 @@ import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
 import * as CudaParameter from "effect-cuda/CudaParameter"
+import * as CudaProfiler from "effect-cuda/CudaProfiler"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as NativeRuntime from "effect-cuda/NativeRuntime"
@@ -153,6 +154,15 @@ const devices: ReadonlyArray<Scenario> = [
   }),
   failing("cuMemGetInfo_v2", "CudaDevice.memoryInfo", openDevice, () => CudaDevice.memoryInfo()),
   failing("cuCtxPushCurrent_v2", "CudaDevice.memoryInfo", openDevice, () => CudaDevice.memoryInfo()),
+  failing("cuProfilerStart", "CudaProfiler.capture", openDevice, () => CudaProfiler.capture(Effect.void), {
+    subject: /device 0/
+  }),
+  failing(
+    "cuProfilerStop",
+    "CudaProfiler.endCapture",
+    openDevice,
+    () => Effect.flatMap(runtime, (service) => service.profilerStop(0))
+  ),
   failing("cuDeviceCanAccessPeer", "CudaDevice.canAccessPeer", openDevice, () => CudaDevice.canAccessPeer(0, 1), {
     subject: /devices 0 and 1/
   }),

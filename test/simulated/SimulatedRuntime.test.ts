@@ -421,6 +421,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemoryPool.setReleaseThreshold": runtime.poolSetReleaseThreshold(pool, 0),
       "CudaMemoryPool.statistics": runtime.poolStatistics(pool),
       "CudaMemoryPool.trim": runtime.poolTrim(pool, 0),
+      "CudaProfiler.capture": runtime.profilerStart(0),
+      "CudaProfiler.endCapture": runtime.profilerStop(0),
       "CudaProgram.compile": runtime.programCompile(emptyKernel),
       "CudaStream.defaultStream": runtime.streamDefault(0, "legacy"),
       "CudaStream.fromHandle": runtime.streamFromHandle(0, stream.handle),

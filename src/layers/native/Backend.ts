@@ -29,6 +29,7 @@ import { NativePinned } from "./pinned.ts"
 import { PinnedMemory } from "./PinnedMemory.ts"
 import type { PinnedPolicy } from "./PinnedMemory.ts"
 import { NativePools } from "./pools.ts"
+import { NativeProfiler } from "./profiler.ts"
 import { Releases } from "./Releases.ts"
 import { NativeStreams } from "./streams.ts"
 import type { Waker } from "./Waker.ts"
@@ -66,6 +67,7 @@ export class NativeBackend implements Backend {
   readonly kernels: NativeKernels
   readonly graphs: NativeGraphs
   readonly captures: NativeCaptures
+  readonly profiler: NativeProfiler
   readonly programs: ProgramBackend
   readonly #driver: Driver
   readonly #completion: Completion
@@ -109,6 +111,7 @@ export class NativeBackend implements Backend {
     this.modules = new NativeModules(driver, this.#loader)
     this.kernels = new NativeKernels(driver, this.devices)
     this.captures = new NativeCaptures(driver)
+    this.profiler = new NativeProfiler(driver)
     this.graphs = new NativeGraphs(driver, this.events)
   }
 

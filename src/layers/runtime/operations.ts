@@ -112,6 +112,9 @@ const rows = {
   ],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.deviceIndex, pool]],
 
+  profilerStart: ["CudaProfiler.capture", "cuProfilerStart", onDevice],
+  profilerStop: ["CudaProfiler.endCapture", "cuProfilerStop", onDevice, "release"],
+
   moduleLoad: ["CudaModule.load", "cuLibraryLoadData", (image) => [0, `an image of ${inBytes(image.byteLength)}`]],
   moduleUnload: ["CudaModule.release", "cuLibraryUnload", (module) => [0, module], "release"],
   moduleGlobal: ["CudaModule.global", "cuLibraryGetGlobal", (_, name, device) => [device, `variable ${name}`]],

@@ -20,6 +20,7 @@ import type { MemoryBackend } from "./memory.ts"
 import type { ModuleBackend } from "./modules.ts"
 import type { PinnedBackend } from "./pinned.ts"
 import type { PoolBackend } from "./pools.ts"
+import type { ProfilerBackend } from "./profiler.ts"
 import type { ProgramBackend } from "./programs.ts"
 import type { Owner } from "./resources.ts"
 import type { StreamBackend } from "./streams.ts"
@@ -52,6 +53,7 @@ export interface Backend extends Owner {
   readonly kernels: KernelBackend
   readonly graphs: GraphBackend
   readonly captures: CaptureBackend
+  readonly profiler: ProfilerBackend
   readonly programs: ProgramBackend
 
   /** Ends the waits whose work has finished, without waiting for the next turn of the event loop. */

@@ -23,6 +23,7 @@ import { memoryOperations } from "./memory.ts"
 import { moduleOperations } from "./modules.ts"
 import { pinnedOperations } from "./pinned.ts"
 import { poolOperations } from "./pools.ts"
+import { profilerOperations } from "./profiler.ts"
 import { programOperations } from "./programs.ts"
 import { streamOperations } from "./streams.ts"
 
@@ -57,6 +58,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...moduleOperations(core),
     ...kernelOperations(core),
     ...graphOperations(core),
+    ...profilerOperations(core),
     ...programOperations(core),
     liveResources: Effect.sync(() => count(core))
   })

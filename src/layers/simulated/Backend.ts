@@ -23,6 +23,7 @@ import { SimulatedModules } from "./modules.ts"
 import type { ResolvedOptions } from "./options.ts"
 import { SimulatedPinned } from "./pinned.ts"
 import { SimulatedPools } from "./pools.ts"
+import { SimulatedProfiler } from "./profiler.ts"
 import { SimulatedPrograms } from "./programs.ts"
 import { memoryPart, streamPart } from "./resources.ts"
 import { SimulatedStreams } from "./streams.ts"
@@ -52,6 +53,7 @@ export class SimulatedBackend implements Backend {
   readonly kernels: SimulatedKernels
   readonly graphs: SimulatedGraphs
   readonly captures: SimulatedCaptures
+  readonly profiler: SimulatedProfiler
   readonly programs = new SimulatedPrograms()
 
   constructor(options: ResolvedOptions, clock: Clock.Clock, context: Context.Context<never>) {
@@ -71,6 +73,7 @@ export class SimulatedBackend implements Backend {
     this.modules = new SimulatedModules(driver, addresses)
     this.kernels = new SimulatedKernels(driver, addresses, this.modules)
     this.captures = new SimulatedCaptures(driver)
+    this.profiler = new SimulatedProfiler(driver)
     this.graphs = new SimulatedGraphs(driver, this.copies, this.kernels, this.captures)
   }
 

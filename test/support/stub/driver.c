@@ -934,6 +934,16 @@ EXPORT Status cuMemGetInfo_v2(size_t *available, size_t *total) {
   return end(&call);
 }
 
+EXPORT Status cuProfilerStart(void) {
+  Call call = begin("cuProfilerStart", NEEDS_CONTEXT);
+  return end(&call);
+}
+
+EXPORT Status cuProfilerStop(void) {
+  Call call = begin("cuProfilerStop", NEEDS_CONTEXT);
+  return end(&call);
+}
+
 /* ---- Streams. ---- */
 
 EXPORT Status cuStreamCreateWithPriority(Handle *out, unsigned flags, int priority) {
