@@ -27,10 +27,12 @@ export type {
 }
 
 /**
- * Whether a profiler listens to ranges and marks: `NVTX_INJECTION64_PATH` is set, as Nsight Systems, Nsight Compute and CUPTI tools do, and
- * `EFFECT_CUDA_NVTX` is not `off`.
+ * Whether a profiler listens to ranges and marks: `NVTX_INJECTION64_PATH` is set, which is where NVTX loads its profiler from.
  *
  * **Details**
+ *
+ * `EFFECT_CUDA_NVTX=off` turns annotations off. `EFFECT_CUDA_NVTX=on` makes them without that variable, for a profiler that gets into the
+ * process by other means.
  *
  * Decided once per thread, at the first annotation: a profiler sets the variable before the process starts. These variables are read
  * from the process, as NVTX itself does, not through the `ConfigProvider`.

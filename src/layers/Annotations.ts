@@ -39,7 +39,7 @@ export interface Annotator {
 /** What came of loading NVTX: a way to annotate, or why there is none. */
 export type Loaded = { readonly annotator: Annotator } | { readonly problem: string }
 
-/** The variable that names the library of NVTX, or turns annotations off. */
+/** The variable that names the library of NVTX, or turns annotations `on` or `off`. */
 const libraryVariable = "EFFECT_CUDA_NVTX"
 
 let listening: boolean | undefined
@@ -49,7 +49,12 @@ export const isListening = (): boolean => listening ??= decide()
 
 const decide = (): boolean => {
   const { [injectionVariable]: tool = "", [libraryVariable]: library } = process.env
-  return tool !== "" && library !== "off"
+  return library === "on" || tool !== "" && library !== "off"
+}
+
+const libraryPath = (): string | undefined => {
+  const { [libraryVariable]: library } = process.env
+  return library === "on" ? undefined : library || undefined
 }
 
 let state: Loaded | undefined
@@ -61,7 +66,7 @@ let loading: Promise<Loaded> | undefined
 
 /** Loads NVTX, once per thread. Never rejects. */
 export const load = (): Promise<Loaded> =>
-  loading ??= import("./native/annotations.ts").then(({ open }) => open(process.env[libraryVariable] || undefined))
+  loading ??= import("./native/annotations.ts").then(({ open }) => open(libraryPath()))
     .then(
       (result) => state = result
     )
