@@ -217,6 +217,19 @@ export interface GraphRefused {
 }
 
 /**
+ * A call of other native code returned a status that means a failure (`CudaMemory.enqueue`).
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface LibraryFailed {
+  readonly _tag: "LibraryFailed"
+  readonly code: number
+  /** The name of the code, if the program has given it one. */
+  readonly name: string | undefined
+}
+
+/**
  * The simulated device detected that a wait can never end, because nothing it waits for is running or can start.
  *
  * @category reasons
@@ -367,6 +380,7 @@ export type CudaErrorReason =
   | FunctionMissing
   | CannotRecord
   | GraphRefused
+  | LibraryFailed
   | NeverFinishes
   | CompilationFailed
   | InvalidCompileOption
@@ -703,6 +717,10 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return `the driver refused the ${reason.resource}${
         reason.nodeIndex === undefined ? "" : ` at node ${reason.nodeIndex}`
       }: ${reason.because}.`
+    case "LibraryFailed":
+      return `the call returned ${
+        reason.name === undefined ? `status ${reason.code}` : `${reason.name} (${reason.code})`
+      }.`
     case "NeverFinishes":
       return `${reason.resource} can never finish: ${reason.because}.`
     case "CompilationFailed":

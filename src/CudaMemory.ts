@@ -40,6 +40,8 @@ import type {
   CudaRuntimeService,
   DeviceMemoryRef,
   EventRef,
+  ForeignSimulation,
+  ForeignStatuses,
   HostMemoryRef,
   ManagedMemoryRef,
   MemoryAccess,
@@ -1048,6 +1050,92 @@ const within = <A, E, R>(
       () => runtime.memoryEnd(access)
     )
   )
+
+/**
+ * Options for `enqueue`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface EnqueueOptions extends AccessOptions {
+  /**
+   * What the codes mean that the call returns: their names, or a function that returns the name of a code or the reason of the failure.
+   * For functions of the driver and of the CUDA runtime, use `CudaError.reasonFromStatus`.
+   */
+  readonly status?: ForeignStatuses | undefined
+  /**
+   * Stands in for the call on simulated devices, which cannot run native code: called when the stream reaches it, with the bytes of
+   * `reads` and `writes`.
+   */
+  readonly simulate?: ForeignSimulation | undefined
+}
+
+/**
+ * Makes one call of other native code, such as a function bound with koffi or an addon, an operation of this library. The call is given
+ * the stream as the address of a `CUstream`, enqueues its work on it, and returns a status number, 0 for success, or nothing.
+ *
+ * **Details**
+ *
+ * Does what `access` does, in one step and at the cost of a kernel launch: checks the memory, orders the work among the uses of
+ * ordered buffers, and keeps the memory until the work is done. Use `access` for work that takes several steps to enqueue.
+ *
+ * Fails with `LibraryFailed` if the call returns another code, or with the reason that `status` returns. Nothing is called if the memory
+ * is not usable: fails with `ResourceReleased`, `ForeignResource`, with `DeviceMismatch` for memory of another device than the stream's,
+ * and with `InvalidArgument` for ranges outside their buffer. An exception of the call is a defect. Work may have been enqueued in either
+ * case, so the uses of the memory count.
+ *
+ * The primary context of the stream's device is current during the call. Inside a recording, the driver captures the work, and it becomes
+ * a node, as by `CudaGraph.capture`, with the same limits. On simulated devices, `simulate` runs instead of the call. Without it, fails
+ * with `InvalidArgument`.
+ *
+ * **Gotchas**
+ *
+ * Enqueue all work on the given stream, and all of it before the call returns: an asynchronous call (`.async` in koffi) enqueues later. A
+ * promise as the result fails with `InvalidArgument`.
+ *
+ * A later call that reports a failure of earlier work (a sticky status of the CUDA runtime) is only known to be one if `status` says so.
+ *
+ * **Example** (A function of a library)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const scale: (output: number, input: number, count: number, stream: number) => number
+ *
+ * const scaled = (output: CudaMemory.DeviceBuffer, input: CudaMemory.DeviceBuffer) =>
+ *   CudaMemory.enqueue(
+ *     { reads: [input], writes: [output], status: { 1: "SCALE_BAD_COUNT", 2: "SCALE_NO_DEVICE" } },
+ *     (stream) => scale(output.address, input.address, input.byteLength / 4, stream)
+ *   )
+ * ```
+ *
+ * @category interoperability
+ * @since 0.1.0
+ */
+export const enqueue = (
+  options: EnqueueOptions,
+  call: (stream: number) => number | void
+): Effect.Effect<void, CudaError> => {
+  const operation = "CudaMemory.enqueue"
+  if (typeof options !== "object" || options === null) {
+    return refuseArgument(operation, "options", options, "an object with reads and writes")
+  }
+  const { stream } = options
+  const runtime = runtimeIn(options)
+  if (runtime === undefined) return refuseNothing(operation, options)
+  if (stream !== undefined) return runtime.memoryEnqueue(options, call, refOfStream(stream))
+  return onStream(operation, runtime, undefined, stream, (ref) => runtime.memoryEnqueue(options, call, ref))
+}
+
+/** The runtime of the memory, or of the stream. */
+const runtimeIn = ({ reads, stream, writes }: EnqueueOptions): CudaRuntimeService | undefined => {
+  const runtime = writes?.[0]?.buffer?.runtime ?? reads?.[0]?.buffer?.runtime ?? stream?.runtime
+  return runtime?.identity === undefined ? undefined : runtime
+}
+
+const refuseNothing = (operation: string, { reads = [], stream, writes = [] }: EnqueueOptions) =>
+  refuseSlices(operation, "writes", writes) ?? refuseSlices(operation, "reads", reads) ??
+    refuseArgument(operation, "stream", stream, "a stream, because no memory tells the device")
 
 /**
  * Waits until all uses so far of an ordered buffer, or of a part of it, are done. Suspends the fiber, not the thread.

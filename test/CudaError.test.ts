@@ -58,6 +58,8 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   [{ _tag: "KoffiNotLoaded", problem: "no native part" }, ["no native part", "external"]],
   [{ _tag: "DriverTooOld", found: 11080, required: 12000 }, ["11.8", "12.0"]],
   [{ _tag: "FunctionMissing", functionName: "cuStreamGetId" }, ["cuStreamGetId"]],
+  [{ _tag: "LibraryFailed", code: 7, name: "DEMO_BAD_VALUE" }, ["the call returned DEMO_BAD_VALUE (7)"]],
+  [{ _tag: "LibraryFailed", code: 7, name: undefined }, ["the call returned status 7"]],
   [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]],
   [
     { _tag: "CompilationFailed", program: "a.cu", log: "", diagnostics: [1, 2, 3, 4].map(unknownName) },

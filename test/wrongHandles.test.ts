@@ -143,6 +143,11 @@ const optionalStreams: ReadonlyArray<Call> = [
     call: (wrong, { device }) => CudaMemory.access(Effect.void, { reads: [device], stream: wrong })
   },
   {
+    name: "CudaMemory.enqueue",
+    argument: "stream",
+    call: (wrong, { device }) => CudaMemory.enqueue({ reads: [device], stream: wrong }, () => {})
+  },
+  {
     name: "CudaMemory.upload",
     argument: "stream",
 
@@ -346,6 +351,16 @@ const buffers: ReadonlyArray<Call> = [
     name: "CudaMemory.access, writes",
     argument: "writes[1]",
     call: (wrong, { device }) => CudaMemory.access(Effect.void, { writes: [device, wrong] })
+  },
+  {
+    name: "CudaMemory.enqueue, reads",
+    argument: "reads[0]",
+    call: (wrong) => CudaMemory.enqueue({ reads: [wrong] }, () => {})
+  },
+  {
+    name: "CudaMemory.enqueue, writes",
+    argument: "writes[1]",
+    call: (wrong, { device }) => CudaMemory.enqueue({ writes: [device, wrong] }, () => {})
   },
   { name: "CudaMemory.synchronize", argument: "buffer", call: (wrong) => CudaMemory.synchronize(wrong) },
   { name: "CudaMemory.upload", argument: "buffer", call: (wrong) => CudaMemory.upload(wrong, new Uint8Array(64)) },
@@ -623,9 +638,32 @@ const tables: ReadonlyArray<{
         name: "CudaMemory.access",
         argument: "writes",
         call: (wrong) => CudaMemory.access(Effect.void, { writes: wrong })
+      },
+      {
+        name: "CudaMemory.enqueue",
+        argument: "writes",
+        call: (wrong, { device }) => CudaMemory.enqueue({ reads: [device], writes: wrong }, () => {})
       }
     ],
     wrong: (given) => wrongValues(given).filter((u) => !Array.isArray(u))
+  },
+  {
+    what: "a call",
+    calls: [{
+      name: "CudaMemory.enqueue",
+      argument: "call",
+      call: (wrong, { stream }) => CudaMemory.enqueue({ stream, simulate: () => {} }, wrong)
+    }],
+    wrong: (given) => wrongValues(given).filter((u) => typeof u !== "function")
+  },
+  {
+    what: "options of a call",
+    calls: [{
+      name: "CudaMemory.enqueue",
+      argument: "options",
+      call: (wrong) => CudaMemory.enqueue(wrong, () => {})
+    }],
+    wrong: () => primitives
   },
   {
     what: "advice",

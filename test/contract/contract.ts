@@ -6,6 +6,7 @@ import type { Rig } from "../support/Rig.ts"
 import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
+import { enqueueContract } from "./enqueue.ts"
 import { eventContract } from "./events.ts"
 import { captureContract } from "./graphCaptures.ts"
 import { conditionContract } from "./graphConditions.ts"
@@ -47,6 +48,7 @@ export const contract = (rig: Rig): void => {
     conditionContract(rig)
     captureContract(rig)
     graphRegionContract(rig)
+    enqueueContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

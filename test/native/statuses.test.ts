@@ -619,6 +619,15 @@ const captured = Effect.flatMap(CudaMemory.allocate(64), (buffer) => CudaGraph.r
 const capturing = (buffer: CudaMemory.DeviceBuffer) =>
   CudaGraph.capture((handle) => Effect.sync(() => stub.nativeFill(handle, buffer, 1)), { writes: [buffer] })
 
+/** A call of native code in one step. */
+const enqueuing = (buffer: CudaMemory.DeviceBuffer, on?: CudaStream.CudaStream) =>
+  CudaMemory.enqueue({ writes: [buffer], stream: on }, (handle) => stub.nativeFill(handle, buffer, 1))
+
+const orderedOnTwo = Effect.all({ streams: twoStreams, buffer: CudaMemory.allocate(64, { ordered: true }) })
+
+const enqueuingInOrder = ({ buffer, streams: [one, other] }: Effect.Success<typeof orderedOnTwo>) =>
+  Effect.andThen(enqueuing(buffer, one), enqueuing(buffer, other))
+
 const refused = { invalid: "refused" } as const
 const threeInstances = { instances: 3 }
 
@@ -725,6 +734,24 @@ const graphs: ReadonlyArray<Scenario> = [
     ["cuGraphGetNodes"],
     ["cuGraphNodeGetType"]
   ], /recording stream/),
+  ...callsOf("CudaMemory.enqueue", CudaMemory.allocate(64), (buffer) => CudaGraph.record(enqueuing(buffer)), [
+    ["cuStreamBeginCapture_v2"],
+    ["cuCtxPushCurrent_v2", 1],
+    ["cuStreamEndCapture"],
+    ["cuGraphGetNodes"]
+  ], /recording stream/),
+  ...callsOf(
+    "CudaMemory.enqueue",
+    Effect.all([CudaMemory.allocate(64), stream]),
+    ([buffer, on]) => enqueuing(buffer, on),
+    [["cuCtxPushCurrent_v2"]],
+    /stream \d+ of device 0/
+  ),
+  ...callsOf("CudaMemory.enqueue", orderedOnTwo, enqueuingInOrder, [
+    ["cuEventRecord"],
+    ["cuStreamWaitEvent"],
+    ["cuEventRecord", 1]
+  ], /stream \d+ of device 0/),
   ...callsOf("CudaGraph.instantiate", withParameters, (graph) => graph.runtime.graphInstantiate(graph.ref, 3), [
     ["cuMemAllocFromPoolAsync", 0, { where: "of memory in place of parameters", subject: /64 bytes on device 0/ }]
   ]),

@@ -118,6 +118,14 @@ export class NativeCaptures implements CaptureBackend {
     if (this.#graph.value !== 0) this.#destroy(this.#graph.value)
   }
 
+  enter(deviceIndex: number): number {
+    return this.#driver.answer("cuCtxPushCurrent", this.#driver.device(deviceIndex).enter())
+  }
+
+  leave(deviceIndex: number): void {
+    this.#driver.device(deviceIndex).leave()
+  }
+
   #drop(graph: CUgraph): void {
     if (this.#graphs.delete(graph)) this.#destroy(graph)
   }

@@ -4,7 +4,9 @@
  * @since 0.1.0
  */
 import type * as Effect from "effect/Effect"
-import type { CudaError } from "../../CudaError.ts"
+import type { CudaError, CudaErrorReason } from "../../CudaError.ts"
+import type { ForeignSimulation } from "./graphs.ts"
+import type { PointerArgument } from "./kernels.ts"
 import type { MemoryRange } from "./memory.ts"
 import type { StreamRef } from "./streams.ts"
 
@@ -20,6 +22,30 @@ export interface MemoryAccess {
   readonly writes: ReadonlyArray<MemoryRange>
   /** The enclosing access, if any. This access may begin while that one is open, whatever memory the two use. */
   readonly outer: MemoryAccess | undefined
+}
+
+/**
+ * What the codes of other native code mean: their names, or a function that returns the name of a code, or the reason of the failure.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type ForeignStatuses =
+  | { readonly [code: number]: string }
+  | ((code: number) => string | CudaErrorReason | undefined)
+
+/**
+ * The memory that a call of other native code uses, and what its status means.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface EnqueuedCall {
+  readonly reads?: ReadonlyArray<PointerArgument> | undefined
+  readonly writes?: ReadonlyArray<PointerArgument> | undefined
+  readonly status?: ForeignStatuses | undefined
+  /** Stands in for the call on simulated devices, which cannot run native code. */
+  readonly simulate?: ForeignSimulation | undefined
 }
 
 /**
@@ -40,6 +66,15 @@ export interface AccessOperations {
    * if the access did not begin.
    */
   readonly memoryEnd: (access: MemoryAccess) => Effect.Effect<void, CudaError>
+  /**
+   * Lets other native code enqueue work on a stream, in one synchronous call that is given the `CUstream`, and orders that work. A result
+   * other than 0 or `undefined` is a failure. In a recording, the driver captures the work.
+   */
+  readonly memoryEnqueue: (
+    work: EnqueuedCall,
+    call: (stream: number) => number | void,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
   /** Waits for all uses so far of bytes of an ordered buffer. */
   readonly memorySynchronize: (range: MemoryRange) => Effect.Effect<void, CudaError>
 }

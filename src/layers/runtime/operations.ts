@@ -98,6 +98,7 @@ const rows = {
   memoryAdvise: ["CudaMemory.advise", "cuMemAdvise", ({ memory }) => [deviceOf(memory), memory]],
   memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.deviceIndex, stream]],
   memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.deviceIndex, stream], "release"],
+  memoryEnqueue: ["CudaMemory.enqueue", "cuStreamWaitEvent", (_, __, stream) => [stream.deviceIndex, stream]],
   memorySynchronize: ["CudaMemory.synchronize", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],

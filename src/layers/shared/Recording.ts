@@ -440,11 +440,16 @@ export class Recording implements RecordingRef {
   }
 
   /** Records work of other native code. */
-  capture(stream: StreamResource, captured: CapturedGraph, { reads, simulate, writes }: ForeignWork): void {
+  capture(
+    stream: StreamResource,
+    captured: CapturedGraph,
+    { reads, simulate, writes }: ForeignWork,
+    operation: string
+  ): void {
     const ranges = (given: ReadonlyArray<MemoryRange>) =>
       given.map((range) => ({ ...range, memory: ownMemory(range.memory) }))
     const work: NodeWork = { kind: "graph", captured, priority: stream.priority, simulate }
-    this.#add(stream, [{ work, operation: "CudaGraph.capture", reads: ranges(reads), writes: ranges(writes) }])
+    this.#add(stream, [{ work, operation, reads: ranges(reads), writes: ranges(writes) }])
   }
 
   /** Records the nodes of another graph after the work of a stream so far. */

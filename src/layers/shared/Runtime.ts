@@ -15,6 +15,7 @@ import type { Backend } from "./Backend.ts"
 import { copyOperations } from "./copies.ts"
 import { Core } from "./Core.ts"
 import { deviceOperations } from "./devices.ts"
+import { enqueueOperations } from "./enqueue.ts"
 import { eventOperations } from "./events.ts"
 import { graphOperations } from "./graphs.ts"
 import { kernelOperations } from "./kernels.ts"
@@ -54,6 +55,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...managedOperations(core),
     ...copyOperations(core),
     ...accessOperations(core),
+    ...enqueueOperations(core),
     ...poolOperations(core),
     ...moduleOperations(core),
     ...kernelOperations(core),

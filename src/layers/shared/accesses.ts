@@ -37,7 +37,7 @@ export interface MarkerBackend {
   readonly watch: (marker: Marker, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
-export const accessOperations = (core: Core): AccessOperations => {
+export const accessOperations = (core: Core): Omit<AccessOperations, "memoryEnqueue"> => {
   const accesses = new WeakMap<MemoryAccess, Access>()
   return {
     memoryBegin: (access) => Effect.suspend(() => begin(core, accesses, access)),

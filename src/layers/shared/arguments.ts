@@ -230,12 +230,12 @@ const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
 
 const isList = (value: unknown): value is ArrayLike<unknown> => isRecord(value) && typeof value["length"] === "number"
 
-const isPart = (value: unknown): value is PointerArgument =>
+export const isPart = (value: unknown): value is PointerArgument =>
   isRecord(value) && isRecord(value["buffer"]) && isRecord(value["buffer"]["ref"])
 
 const isRaw = (value: unknown): value is RawAddress =>
   isRecord(value) && Number.isSafeInteger(value["address"]) && Number(value["address"]) >= 0
 
-const isRange = (offset: number, byteLength: number, room: number): boolean =>
+export const isRange = (offset: number, byteLength: number, room: number): boolean =>
   Number.isInteger(offset) && Number.isInteger(byteLength) && offset >= 0 && byteLength >= 0 &&
   offset + byteLength <= room

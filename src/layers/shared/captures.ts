@@ -5,7 +5,7 @@
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { CaptureRef, ForeignWork, MemoryRange, StreamRef } from "../CudaRuntime.ts"
+import type { CaptureRef, ForeignWork, MemoryRange } from "../CudaRuntime.ts"
 import type { GraphOperations } from "../runtime/graphs.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseResource } from "./failures.ts"
@@ -39,21 +39,33 @@ export interface CaptureBackend {
   readonly end: (capture: DriverCapture) => number
   /** Ends a capture whose work is not wanted. */
   readonly abandon: (capture: DriverCapture) => void
+  /** Makes the context of a device current, for native code. `leave` restores the previous one. */
+  readonly enter: (deviceIndex: number) => number
+  readonly leave: (deviceIndex: number) => void
 }
 
-class Capture implements CaptureRef {
+/** The names of the operations that begin and end a capture, for failures. */
+export interface CaptureNames {
+  readonly begin: string
+  readonly end: string
+}
+
+export class Capture implements CaptureRef {
   isOver = false
+  readonly names: CaptureNames
   readonly handle: number | undefined
   readonly work: ForeignWork
   readonly stream: StreamResource
   /** Undefined outside recordings. */
   readonly driver: DriverCapture | undefined
   constructor(
+    names: CaptureNames,
     work: ForeignWork,
     stream: StreamResource,
     driver: DriverCapture | undefined,
     handle: number | undefined
   ) {
+    this.names = names
     this.work = work
     this.stream = stream
     this.driver = driver
@@ -64,34 +76,42 @@ class Capture implements CaptureRef {
 export const captureOperations = (
   core: Core
 ): Pick<GraphOperations, "graphCapture" | "graphEndCapture" | "graphAbandonCapture"> => ({
-  graphCapture: (work, stream) => Effect.suspend(() => begin(core, work, stream)),
-  graphEndCapture: (capture) => Effect.suspend(() => end(core, capture)),
-  graphAbandonCapture: (capture) => Effect.sync(() => abandon(core, capture))
+  graphCapture: (work, stream) =>
+    Effect.suspend(() => {
+      const begun = beginCapture(core, names, work, ownStream(stream))
+      return begun instanceof Capture ? Effect.succeed(begun) : begun
+    }),
+  graphEndCapture: (capture) => Effect.suspend(() => endCapture(core, capture)),
+  graphAbandonCapture: (capture) => Effect.sync(() => abandonCapture(core, capture))
 })
 
-const operation = "CudaGraph.capture"
-const endOperation = "CudaGraph.endCapture"
+const names: CaptureNames = { begin: "CudaGraph.capture", end: "CudaGraph.endCapture" }
 
-const begin = (core: Core, work: ForeignWork, ref: StreamRef): Effect.Effect<CaptureRef, CudaError> => {
+/** Returns the capture, or the failure. */
+export const beginCapture = (
+  core: Core,
+  names: CaptureNames,
+  work: ForeignWork,
+  stream: StreamResource
+): Capture | Effect.Effect<never, CudaError> => {
   const { captures } = core.backend
-  const stream = ownStream(ref)
-  const refused = refuseWork(core, work, stream)
+  const refused = refuseWork(core, names.begin, work, stream)
   if (refused !== undefined) return refused
   const { recording } = stream
   const runsNative = captures.simulate === undefined
   if (recording === undefined) {
-    return Effect.succeed(new Capture(work, stream, undefined, runsNative ? stream.handle : undefined))
+    return new Capture(names, work, stream, undefined, runsNative ? stream.handle : undefined)
   }
   const status = captures.begin(stream.deviceIndex, stream.priority)
-  if (status !== success) return core.fail(operation, status, stream)
+  if (status !== success) return core.fail(names.begin, status, stream)
   const begun = captures.begun!
   stream.line!.isCapturing = true
-  return Effect.succeed(new Capture(work, stream, begun, runsNative ? begun.handle : undefined))
+  return new Capture(names, work, stream, begun, runsNative ? begun.handle : undefined)
 }
 
-const refuseWork = (core: Core, work: ForeignWork, stream: StreamResource): Refusal => {
+const refuseWork = (core: Core, operation: string, work: ForeignWork, stream: StreamResource): Refusal => {
   const { backend } = core
-  if (core.closed) return refuseClosed()
+  if (core.closed) return refuseClosed(operation)
   const { reads, simulate, writes } = work
   const ranges = [...reads, ...writes]
   const memories = ranges.map(({ memory }) => ownMemory(memory))
@@ -99,45 +119,45 @@ const refuseWork = (core: Core, work: ForeignWork, stream: StreamResource): Refu
     return refuseResource(operation, backend, stream, ...memories)
   }
   if (backend.captures.simulate !== undefined && typeof simulate !== "function") {
-    return refuseArgument(
-      operation,
-      "simulate",
-      simulate,
-      "a function, because simulated devices cannot run native code"
-    )
+    return refuseSimulate(operation, simulate)
   }
   return (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream)) ??
-    (stream.recording === undefined ? undefined : refusePlaceholders(ranges))
+    (stream.recording === undefined ? undefined : refusePlaceholders(operation, ranges))
 }
 
-const refuseClosed = () => refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
+export const refuseSimulate = (operation: string, simulate: unknown) =>
+  refuseArgument(operation, "simulate", simulate, "a function, because simulated devices cannot run native code")
+
+const refuseClosed = (operation: string) => refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
 
 /** Native code needs addresses that stay. */
-const refusePlaceholders = (ranges: ReadonlyArray<MemoryRange>): Refusal => {
+const refusePlaceholders = (operation: string, ranges: ReadonlyArray<MemoryRange>): Refusal => {
   const unplaced = ranges.map(({ memory }) => ownMemory(memory)).find(({ slot }) => slot !== undefined)
   return unplaced === undefined
     ? undefined
     : refuseToRecord(operation, `the ${unplaced} has no address while a graph is recorded. Use memory from outside`)
 }
 
-const end = (core: Core, ref: CaptureRef): Effect.Effect<void, CudaError> => {
-  if (!(ref instanceof Capture)) return refuseArgument(operation, "capture", ref, "a capture in progress")
+export const endCapture = (core: Core, ref: CaptureRef): Effect.Effect<void, CudaError> => {
+  if (!(ref instanceof Capture)) return refuseArgument(names.begin, "capture", ref, "a capture in progress")
   const { driver, stream, work } = ref
+  const operation = ref.names.begin
   const { captures } = core.backend
   // Closing the runtime has ended the capture.
-  if (core.closed) return refuseClosed()
+  if (core.closed) return refuseClosed(operation)
   if (unusable(core.backend, stream)) {
-    abandon(core, ref)
+    abandonCapture(core, ref)
     return refuseResource(operation, core.backend, stream)
   }
   if (ref.isOver) return refuse(operation, { _tag: "ResourceReleased", resource: "the capture" })
   over(ref)
   const status = driver === undefined ? captures.simulate?.(work, stream) ?? success : captures.end(driver)
-  if (status !== success) return core.fail(endOperation, status, stream)
+  if (status !== success) return core.fail(ref.names.end, status, stream)
   return driver === undefined ? Effect.void : addNode(core, ref)
 }
 
-const addNode = (core: Core, { stream, work }: Capture): Effect.Effect<void, CudaError> => {
+const addNode = (core: Core, { names, stream, work }: Capture): Effect.Effect<void, CudaError> => {
+  const operation = names.begin
   const captured = core.backend.captures.take()
   if (captured.nodes === 0) {
     return refuseToRecord(
@@ -150,7 +170,7 @@ const addNode = (core: Core, { stream, work }: Capture): Effect.Effect<void, Cud
       "Give it memory that exists"
     return refuseToRecord(operation, because)
   }
-  stream.recording!.capture(stream, captured, work)
+  stream.recording!.capture(stream, captured, work, operation)
   return Effect.void
 }
 
@@ -160,7 +180,7 @@ const over = (capture: Capture): void => {
   if (line !== undefined) line.isCapturing = false
 }
 
-const abandon = (core: Core, ref: CaptureRef): void => {
+export const abandonCapture = (core: Core, ref: CaptureRef): void => {
   if (!(ref instanceof Capture) || ref.isOver) return
   over(ref)
   if (ref.driver !== undefined) core.backend.captures.abandon(ref.driver)

@@ -280,7 +280,7 @@ const refusePlacement = (
 }
 
 /** Managed memory is accessible from every device. */
-const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
+export const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
   memory.deviceIndex === stream.deviceIndex || memory.isManaged
 
 /** Exclusive upper limit and size of a fill value, by its width in bits. */

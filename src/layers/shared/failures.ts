@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
-import type { CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
+import type { CudaErrorFields, CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
 import type { Backend } from "./Backend.ts"
 import { wrongOf } from "./resources.ts"
 import type { Owner, Resource } from "./resources.ts"
@@ -28,19 +28,21 @@ export const fromStatus = (
 ): CudaError => {
   if (status === neverFinishes) return stuck(backend, context)
   const call = context.call ?? backend.call
-  const reason = reasonOf(backend, status)
-  const origin = reason.isSticky ? origins.first : undefined
-  if (reason.isSticky) {
-    const { deviceIndex, operation } = context
-    origins.first ??= { operation, deviceIndex, status: reason, at: Date.now() }
-  }
-  return new CudaError({
-    ...context,
-    ...backend.explain?.(status),
-    call: call === "" ? undefined : call,
-    reason,
-    origin
-  })
+  const explained = { ...context, ...backend.explain?.(status), call: call === "" ? undefined : call }
+  return fromReason(origins, reasonOf(backend, status), explained)
+}
+
+/** The failure for a reason. Remembers the first status that ends the contexts of the process. */
+export const fromReason = (
+  origins: FaultOrigins,
+  reason: CudaErrorReason,
+  context: Omit<CudaErrorFields, "reason" | "origin"> & { readonly deviceIndex: number }
+): CudaError => {
+  if (!("isSticky" in reason && reason.isSticky)) return new CudaError({ ...context, reason })
+  const origin = origins.first
+  const { deviceIndex, operation } = context
+  origins.first ??= { operation, deviceIndex, status: reason, at: Date.now() }
+  return new CudaError({ ...context, reason, origin })
 }
 
 const stuck = (

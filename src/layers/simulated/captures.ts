@@ -57,12 +57,19 @@ export class SimulatedCaptures implements CaptureBackend {
 
   abandon(): void {}
 
+  /** There is no native code to enter for. */
+  enter(): number {
+    return success
+  }
+
+  leave(): void {}
+
   /** Makes the work ready to be enqueued. Returns the status if that fails. */
   prepare({ reads, simulate, writes }: ForeignWork): Enqueue | number {
     const isThere = [...reads, ...writes].every(({ memory }) => memoryPart(ownMemory(memory)).tryTouch())
     if (!isThere) return statuses.OutOfMemory.code
     const act = () =>
-      this.#driver.runCode("The function for captured work", () => simulate!(reads.map(bytesOf), writes.map(bytesOf)))
+      this.#driver.runCode("The function for native code", () => simulate!(reads.map(bytesOf), writes.map(bytesOf)))
     return (stream) => this.#driver.model.work(stream, { duration: usualCost, act })
   }
 }

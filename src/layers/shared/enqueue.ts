@@ -1,0 +1,195 @@
+/**
+ * Calls of other native code as operations: checked, ordered, and captured inside recordings.
+ */
+import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
+import { success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { EnqueuedCall, ForeignWork, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
+import type { AccessOperations } from "../runtime/accesses.ts"
+import { enqueueUsing } from "./accesses.ts"
+import { isPart, isRange } from "./arguments.ts"
+import { abandonCapture, beginCapture, Capture, endCapture, refuseSimulate } from "./captures.ts"
+import { isOn } from "./copies.ts"
+import type { Core } from "./Core.ts"
+import { fromReason, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { operation as driverCall } from "./operation.ts"
+import { refuseRange } from "./ranges.ts"
+import type { Refusal } from "./ranges.ts"
+import { refuseElsewhere } from "./recordings.ts"
+import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
+import type { StreamResource } from "./resources.ts"
+
+type Call = (stream: number) => unknown
+type Parts = ReadonlyArray<PointerArgument>
+
+export const enqueueOperations = (core: Core): Pick<AccessOperations, "memoryEnqueue"> => ({
+  memoryEnqueue: driverCall((work: EnqueuedCall, call: Call, stream: StreamRef) =>
+    enqueue(core, work, call, ownStream(stream))
+  )
+})
+
+const operation = "CudaMemory.enqueue"
+const names = { begin: operation, end: operation }
+const none: Parts = []
+
+const enqueue = (
+  core: Core,
+  work: EnqueuedCall,
+  call: Call,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const { backend } = core
+  const { reads = none, writes = none } = work
+  if (
+    unusable(backend, stream) || typeof call !== "function" || !areUsable(core, reads, stream) ||
+    !areUsable(core, writes, stream)
+  ) {
+    return explain(core, reads, writes, call, stream)
+  }
+  const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(operation, stream)
+  if (elsewhere !== undefined) return elsewhere
+  const runsNative = backend.captures.simulate === undefined
+  if (stream.recording !== undefined || !runsNative || areOrdered(reads) || areOrdered(writes)) {
+    return enqueueInOrder(core, work, reads, writes, call, stream)
+  }
+  const used = use(reads, stream) || use(writes, stream)
+  if (used !== success) return core.fail(operation, used, stream)
+  return callNative(core, work, call, stream, stream.handle) ?? Effect.void
+}
+
+const areUsable = ({ backend }: Core, parts: Parts, stream: StreamResource): boolean => {
+  if (!Array.isArray(parts)) return false
+  for (let index = 0; index < parts.length; index++) {
+    const part: unknown = parts[index]
+    if (!isPart(part)) return false
+    const memory = ownMemory(part.buffer.ref)
+    if (unusableMemory(backend, memory) || !isRange(part.offset, part.byteLength, memory.byteLength)) return false
+    if (memory.kind === "device" && !isOn(memory, stream)) return false
+  }
+  return true
+}
+
+const areOrdered = (parts: Parts): boolean => {
+  for (let index = 0; index < parts.length; index++) {
+    if (ownMemory(parts[index]!.buffer.ref).ordering !== undefined) return true
+  }
+  return false
+}
+
+/** Notes the uses before the call, whatever the call does. Returns a status. */
+const use = (parts: Parts, stream: StreamResource): number => {
+  for (let index = 0; index < parts.length; index++) {
+    const status = ownMemory(parts[index]!.buffer.ref).usedOn(stream)
+    if (status !== success) return status
+  }
+  return success
+}
+
+/** Makes the call, with the context of the stream's device current. Returns its failure. */
+const callNative = (core: Core, work: EnqueuedCall, call: Call, stream: StreamResource, handle: number): Refusal => {
+  const { captures } = core.backend
+  const { deviceIndex } = stream
+  const entered = captures.enter(deviceIndex)
+  if (entered !== success) return core.fail(operation, entered, stream)
+  let result: unknown
+  try {
+    result = call(handle)
+  } finally {
+    captures.leave(deviceIndex)
+  }
+  return result === undefined || result === success ? undefined : refuseResult(core, work, stream, result)
+}
+
+/** Work may have been enqueued even if the call failed, so its uses are marked however it ends. */
+const enqueueInOrder = (
+  core: Core,
+  work: EnqueuedCall,
+  reads: Parts,
+  writes: Parts,
+  call: Call,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const foreign = { reads: rangesOf(reads), writes: rangesOf(writes), simulate: work.simulate }
+  if (core.backend.captures.simulate !== undefined && typeof foreign.simulate !== "function") {
+    return refuseSimulate(operation, foreign.simulate)
+  }
+  let failed: Effect.Effect<void, CudaError> | undefined
+  let thrown: Effect.Effect<never> | undefined
+  const status = enqueueUsing(core, stream, foreign.reads, foreign.writes, () => {
+    try {
+      failed = run(core, work, foreign, call, stream)
+    } catch (error) {
+      thrown = Effect.die(error)
+    }
+    return success
+  })
+  if (status !== success) failed = core.fail(operation, status, stream)
+  return thrown ?? failed ?? Effect.void
+}
+
+const run = (core: Core, work: EnqueuedCall, foreign: ForeignWork, call: Call, stream: StreamResource) => {
+  if (stream.recording !== undefined) return record(core, work, foreign, call, stream)
+  const { simulate } = core.backend.captures
+  if (simulate === undefined) return callNative(core, work, call, stream, stream.handle)
+  const status = simulate(foreign, stream)
+  return status === success ? undefined : core.fail(operation, status, stream)
+}
+
+/** Makes the call while the driver captures a stream of its own, and the captured work a node. */
+const record = (core: Core, work: EnqueuedCall, foreign: ForeignWork, call: Call, stream: StreamResource) => {
+  const capture = beginCapture(core, names, foreign, stream)
+  if (!(capture instanceof Capture)) return capture
+  try {
+    const failed = capture.handle === undefined ? undefined : callNative(core, work, call, stream, capture.handle)
+    return failed ?? endCapture(core, capture)
+  } finally {
+    // Does nothing to a capture that has ended.
+    abandonCapture(core, capture)
+  }
+}
+
+const rangesOf = (parts: Parts): ReadonlyArray<MemoryRange> =>
+  parts.map(({ buffer, byteLength, offset }) => ({ memory: buffer.ref, offset, byteLength }))
+
+/** The failure of a call that returned something other than success. */
+const refuseResult = (
+  core: Core,
+  { status }: EnqueuedCall,
+  stream: StreamResource,
+  result: unknown
+): Effect.Effect<never, CudaError> => {
+  if (typeof result !== "number" || !Number.isInteger(result)) return refuseKind(result)
+  const meaning = typeof status === "function" ? status(result) : status?.[result]
+  const reason = typeof meaning === "object"
+    ? meaning
+    : { _tag: "LibraryFailed", code: result, name: meaning } as const
+  const context = { operation, deviceIndex: stream.deviceIndex, subject: String(stream) }
+  return Effect.fail(fromReason(core.origins, reason, context))
+}
+
+const refuseKind = (result: unknown) => {
+  // Its later failure would otherwise end the process.
+  if (Predicate.isPromiseLike(result)) result.then(undefined, () => {})
+  return refuseArgument(operation, "result", result, "a status number or nothing: the call must be synchronous")
+}
+
+const explain = (core: Core, reads: Parts, writes: Parts, call: Call, stream: StreamResource): Refusal & object => {
+  if (unusable(core.backend, stream)) return refuseResource(operation, core.backend, stream)
+  return refuseParts(core, "writes", writes, stream) ?? refuseParts(core, "reads", reads, stream) ??
+    refuseArgument(operation, "call", call, "a function that enqueues work on a stream")
+}
+
+const refuseParts = ({ backend }: Core, name: string, parts: unknown, stream: StreamResource): Refusal => {
+  if (!Array.isArray(parts)) return refuseArgument(operation, name, parts, "an array of buffers or parts of buffers")
+  for (const [index, part] of parts.entries()) {
+    const at = `${name}[${index}]`
+    if (!isPart(part)) return refuseArgument(operation, at, part, "a buffer or a part of one")
+    const memory = ownMemory(part.buffer.ref)
+    if (unusableMemory(backend, memory)) return refuseResource(operation, backend, memory)
+    if (memory.kind === "device" && !isOn(memory, stream)) return refuseDevices(operation, memory, stream)
+    const refused = refuseRange(operation, at, { memory, offset: part.offset, byteLength: part.byteLength })
+    if (refused !== undefined) return refused
+  }
+  return undefined
+}
