@@ -48,10 +48,28 @@ import type {
   MemoryLocation,
   MemoryRange,
   MemoryRows,
+  PointerAttributes,
   StreamRef
 } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaMemory/Buffer"
+
+export type {
+  /**
+   * What calls of other native code return, and what it means.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  ForeignStatuses,
+  /**
+   * What CUDA knows of the memory at an address.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  PointerAttributes
+}
 
 /**
  * A buffer of device memory.
@@ -452,6 +470,104 @@ export const allocateHost = (
     destroy: (runtime, ref) => runtime.memoryFree(ref),
     wrap: (runtime, ref): HostBuffer => new HostBufferImpl(runtime, ref)
   })
+
+/**
+ * Options for `fromAddress`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FromAddressOptions<out R = never> extends BufferOptions {
+  /** The device of the memory. Default: the current device. */
+  readonly device?: DeviceInput | undefined
+  /** Runs when the scope closes, after all work that uses the buffer is done, for example to free the memory. */
+  readonly release?: Effect.Effect<unknown, never, R> | undefined
+}
+
+/**
+ * Makes a buffer of device memory that other code allocated, given its address. Every operation accepts it until the scope closes. The
+ * way back is `address`: every buffer has it, and `enqueue` and `access` declare what other code does with it.
+ *
+ * **Details**
+ *
+ * When the scope closes, new uses are refused, the work that uses the buffer is waited for (the fiber suspends, not the thread), and
+ * then `release` runs, whatever happened before. The library never frees the memory. If the buffer cannot be made, `release` does not run.
+ *
+ * The driver is asked about the address (`cuPointerGetAttributes`). Fails with `InvalidArgument` if it is not device memory or managed
+ * memory, or if fewer than `byteLength` bytes follow in its allocation, and with `DeviceMismatch` for memory of another device. Managed
+ * memory becomes a buffer of the given device, without `bytes`. On simulated devices, only addresses in live buffers of the same runtime
+ * are accepted, and the buffer is a second view of their bytes.
+ *
+ * **Gotchas**
+ *
+ * The memory must live until the scope has closed, and nothing tells this library if it does not. The driver may not know the extent of
+ * memory that comes from a pool; then `byteLength` is not checked.
+ *
+ * Work that other code has enqueued before is not known: make the stream wait for it, for example for an event.
+ * Later work of other code is known if it is declared with `enqueue` or `access`.
+ *
+ * Two buffers on the same bytes know nothing of each other. `ordered` orders the uses of each buffer, but not those of one after those of
+ * the other, copies between the two are not checked for overlaps, and releasing the one does not wait for the uses of the other.
+ *
+ * **Example** (Memory of another binding)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * interface Tensor {
+ *   readonly address: bigint
+ *   readonly byteLength: number
+ *   readonly free: () => void
+ * }
+ *
+ * const bufferOf = (tensor: Tensor) =>
+ *   CudaMemory.fromAddress(tensor.address, tensor.byteLength, { release: Effect.sync(tensor.free) })
+ * ```
+ *
+ * @category interoperability
+ * @since 0.1.0
+ */
+export const fromAddress = <R = never>(
+  address: number | bigint,
+  byteLength: number,
+  options: FromAddressOptions<R> = {}
+): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope | R> =>
+  Effect.flatMap(Effect.context<R>(), (context) => {
+    const release = Effect.provideContext(options.release ?? Effect.void, context)
+    return makeScoped(options.device, {
+      create: (runtime, device, fiber) =>
+        runtime.memoryFromAddress(device, numberOf(address), byteLength, {
+          ordered: options.ordered ?? fiber.getRef(CurrentOrdering)
+        }),
+      destroy: (runtime, ref) => Effect.ensuring(runtime.memoryFree(ref), release),
+      wrap: (runtime, ref): DeviceBuffer => new DeviceBufferImpl(runtime, ref)
+    })
+  })
+
+/** An address as other code gives it. Precise, because addresses are below 2^53. */
+const numberOf = (address: number | bigint): number => typeof address === "bigint" ? Number(address) : address
+
+/**
+ * Reads what CUDA knows about the memory at an address: whether it is memory of a device or pinned memory of the host, and the range of
+ * its allocation (`cuPointerGetAttributes`). `undefined` for memory that CUDA does not know, such as ordinary host memory.
+ *
+ * **Details**
+ *
+ * Memory of another process or library counts if it was allocated in, or pinned for, a context of this process. The driver pins large
+ * buffers of `allocateHost` in several ranges, and answers with the one that contains the address.
+ *
+ * @category interoperability
+ * @since 0.1.0
+ */
+export const pointerAttributes = (
+  address: number | bigint
+): Effect.Effect<PointerAttributes | undefined, CudaError, CudaRuntime> =>
+  Effect.flatMap(
+    CudaRuntime,
+    (runtime) =>
+      Effect.flatMap(resolveDevice(undefined), (device) => runtime.memoryAttributes(device, numberOf(address)))
+  )
 
 /**
  * Turns automatic ordering on or off for buffers allocated inside an effect. The `ordered` option of a buffer takes precedence.

@@ -648,6 +648,18 @@ const tables: ReadonlyArray<{
     wrong: (given) => wrongValues(given).filter((u) => !Array.isArray(u))
   },
   {
+    what: "an address",
+    calls: [
+      { name: "CudaMemory.fromAddress", argument: "address", call: (wrong) => CudaMemory.fromAddress(wrong, 8) },
+      {
+        name: "CudaMemory.pointerAttributes",
+        argument: "address",
+        call: (wrong) => CudaMemory.pointerAttributes(wrong)
+      }
+    ],
+    wrong: (given) => wrongValues(given).filter((u) => u !== 1 && u !== 10n)
+  },
+  {
     what: "a call",
     calls: [{
       name: "CudaMemory.enqueue",

@@ -65,6 +65,15 @@ export const memoryAdvice = {
 /** Advice to the driver about the use of managed memory. */
 export type MemoryAdvice = keyof typeof memoryAdvice
 
+/** `CUpointer_attribute`, by the names that are needed. */
+export const pointerAttributes = {
+  memoryType: 2,
+  isManaged: 8,
+  deviceOrdinal: 9,
+  rangeStart: 11,
+  rangeSize: 12
+} as const
+
 /** `CUmemorytype`. */
 export const memoryTypes = { host: 1, device: 2 } as const
 

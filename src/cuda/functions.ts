@@ -101,6 +101,7 @@ export const driverFunctions = {
   cuMemFreeAsync: [pointer, stream],
   cuMemAllocManaged: [memory, size, uint],
   cuMemFree_v2: [pointer],
+  cuPointerGetAttributes: [uint, memory, memory, pointer],
   cuMemHostRegister_v2: [host, size, uint],
   cuMemHostUnregister: [host],
   cuMemcpyHtoDAsync_v2: [pointer, host, size, stream],

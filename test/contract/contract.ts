@@ -8,6 +8,7 @@ import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
 import { enqueueContract } from "./enqueue.ts"
 import { eventContract } from "./events.ts"
+import { foreignMemoryContract } from "./foreignMemory.ts"
 import { captureContract } from "./graphCaptures.ts"
 import { conditionContract } from "./graphConditions.ts"
 import { graphProgramContract } from "./graphPrograms.ts"
@@ -49,6 +50,7 @@ export const contract = (rig: Rig): void => {
     captureContract(rig)
     graphRegionContract(rig)
     enqueueContract(rig)
+    foreignMemoryContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

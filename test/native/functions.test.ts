@@ -937,6 +937,14 @@ describe("the table", () => {
       })
     ))
 
+  it.live("has the functions of memory by address, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const buffer = yield* CudaMemory.allocate(64)
+        yield* CudaMemory.fromAddress(buffer.address, 64)
+      })
+    ))
+
   it.live("has the functions of captures, tested elsewhere", () =>
     opened(() =>
       Effect.gen(function*() {

@@ -625,6 +625,8 @@ const enqueuing = (buffer: CudaMemory.DeviceBuffer, on?: CudaStream.CudaStream) 
 
 const orderedOnTwo = Effect.all({ streams: twoStreams, buffer: CudaMemory.allocate(64, { ordered: true }) })
 
+const ofAddress = /address 0x[0-9a-f]+/
+
 const enqueuingInOrder = ({ buffer, streams: [one, other] }: Effect.Success<typeof orderedOnTwo>) =>
   Effect.andThen(enqueuing(buffer, one), enqueuing(buffer, other))
 
@@ -734,6 +736,13 @@ const graphs: ReadonlyArray<Scenario> = [
     ["cuGraphGetNodes"],
     ["cuGraphNodeGetType"]
   ], /recording stream/),
+  ...callsOf("CudaMemory.fromAddress", CudaMemory.allocate(64), ({ address }) => CudaMemory.fromAddress(address, 64), [
+    ["cuCtxPushCurrent_v2"],
+    ["cuPointerGetAttributes"]
+  ], ofAddress),
+  ...callsOf("CudaMemory.pointerAttributes", openDevice, () => CudaMemory.pointerAttributes(4096), [
+    ["cuPointerGetAttributes"]
+  ], ofAddress),
   ...callsOf("CudaMemory.enqueue", CudaMemory.allocate(64), (buffer) => CudaGraph.record(enqueuing(buffer)), [
     ["cuStreamBeginCapture_v2"],
     ["cuCtxPushCurrent_v2", 1],

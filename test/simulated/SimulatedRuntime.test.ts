@@ -411,6 +411,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.enqueue": runtime.memoryEnqueue({ simulate: () => {} }, () => {}, stream),
       "CudaMemory.endAccess": runtime.memoryEnd(access),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
+      "CudaMemory.fromAddress": runtime.memoryFromAddress(0, range(0).memory.address, 4),
+      "CudaMemory.pointerAttributes": runtime.memoryAttributes(0, range(0).memory.address),
       "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
       "CudaMemory.release": runtime.memoryFree(oldMemory),

@@ -100,10 +100,12 @@ const bind = (path: string) => {
     current: bound("stub_current", "uint64_t", []),
     depth: bound("stub_depth", "int", []),
     foreignStream: bound("stub_foreign_stream", "uint64_t", ["int", "uint32_t", "int"]),
+    hideRanges: bound("stub_hide_ranges", "void", ["int"]),
     remoteEvent: bound("stub_remote_event", "int", ["void *"]),
     remoteFinish: bound("stub_remote_finish", "void", ["int"]),
     fill: bound("cuMemsetD8Async", "int", ["uint64_t", "uint8_t", "size_t", "uint64_t"]),
-    allocate: bound("cuMemAllocFromPoolAsync", "int", ["void *", "size_t", "uint64_t", "uint64_t"])
+    allocate: bound("cuMemAllocFromPoolAsync", "int", ["void *", "size_t", "uint64_t", "uint64_t"]),
+    free: bound("cuMemFreeAsync", "int", ["uint64_t", "uint64_t"])
   }
 }
 
@@ -192,6 +194,26 @@ export class StubDriver {
   /** Allocates memory in the order of a stream as other native code does; returns the status. */
   nativeAllocate(stream: number, pool: number, byteLength: number): number {
     return this.#control.allocate(new BigUint64Array(1), byteLength, pool, stream)
+  }
+
+  /** Device memory that other native code allocates, in the order of a stream. Returns its address, and what frees it. */
+  nativeMemory(
+    stream: number,
+    pool: number,
+    byteLength: number
+  ): { readonly address: number; readonly free: () => void } {
+    const out = new BigUint64Array(1)
+    const status: number = this.#control.allocate(out, byteLength, pool, stream)
+    assert.strictEqual(status, 0)
+    return {
+      address: Number(out[0]),
+      free: () => assert.strictEqual(this.#control.free(Number(out[0]), stream), 0)
+    }
+  }
+
+  /** Whether the driver does not know the range of device memory. */
+  set hidesRanges(hidden: boolean) {
+    this.#control.hideRanges(hidden ? 1 : 0)
   }
 
   /** Makes every call return this status from now on. */

@@ -1,8 +1,10 @@
 /**
  * Device memory on the driver: allocated from pools, and released in stream order.
  */
+import { memoryTypes, pointerAttributes } from "../../cuda/flags.ts"
 import type { CUdeviceptr, CUstream } from "../../cuda/handles.ts"
 import { notReady, success } from "../../cuda/status.ts"
+import type { PointerAttributes } from "../CudaRuntime.ts"
 import type { MemoryBackend } from "../shared/memory.ts"
 import { DeviceMemoryResource } from "../shared/resources.ts"
 import type { MemoryPoolResource, StreamResource } from "../shared/resources.ts"
@@ -20,17 +22,23 @@ import type { NativeStreams } from "./streams.ts"
 
 export class NativeMemory implements MemoryBackend {
   allocated: DeviceMemoryResource | undefined
+  found: PointerAttributes | undefined
   readonly #driver: Driver
   readonly #streams: NativeStreams
   readonly #releases: Releases
   /** Set by the backend after construction, because `ManagedMemory` depends on idle detection, which depends on this part. */
   managed: ManagedMemory | undefined
   readonly #out = new Out<CUdeviceptr>()
+  /** A word per attribute, for the driver to write, and their addresses. */
+  readonly #attributes = new Uint32Array(new ArrayBuffer(8 * attributes.length))
+  readonly #places: BigUint64Array
 
   constructor(driver: Driver, streams: NativeStreams, releases: Releases) {
     this.#driver = driver
     this.#streams = streams
     this.#releases = releases
+    const start = driver.library.addressOf(this.#attributes.buffer)
+    this.#places = BigUint64Array.from(attributes, (_, index) => BigInt(start + 8 * index))
   }
 
   allocate(
@@ -50,6 +58,20 @@ export class NativeMemory implements MemoryBackend {
     if (status !== success) return status
     this.allocated = new DeviceMemoryResource(this.#driver.owner, this.#out.value, byteLength, index)
     return success
+  }
+
+  /** The driver answers 0 for every attribute of memory that it does not know. */
+  attributes(index: number, address: number): number {
+    const words = this.#attributes.fill(0)
+    const call = () =>
+      this.#driver.calls.cuPointerGetAttributes(attributes.length, attributes, this.#places, address as CUdeviceptr)
+    const status = this.#driver.inContextOf(index, "cuPointerGetAttributes", call)
+    this.found = status === success ? foundIn(words) : undefined
+    return status
+  }
+
+  adopt(index: number, address: number, byteLength: number): DeviceMemoryResource {
+    return new DeviceMemoryResource(this.#driver.owner, address as CUdeviceptr, byteLength, index)
   }
 
   free(memory: DeviceMemoryResource): number {
@@ -147,5 +169,27 @@ export class NativeMemory implements MemoryBackend {
     }
     device.giveMarker(marker)
     return ended(this.#driver.answer("cuEventRecord", recorded))
+  }
+}
+
+const attributes = Int32Array.of(
+  pointerAttributes.memoryType,
+  pointerAttributes.isManaged,
+  pointerAttributes.deviceOrdinal,
+  pointerAttributes.rangeStart,
+  pointerAttributes.rangeSize
+)
+
+const foundIn = (words: Uint32Array): PointerAttributes | undefined => {
+  const [type = 0, , managed = 0, , ordinal = 0] = words
+  if (type === 0) return undefined
+  const wide = (index: number) => words[2 * index + 1]! * 2 ** 32 + words[2 * index]!
+  const byteLength = wide(4)
+  const isManaged = managed !== 0
+  return {
+    kind: type === memoryTypes.host && !isManaged ? "host" : "device",
+    isManaged,
+    deviceIndex: ordinal,
+    range: byteLength === 0 ? undefined : { address: wide(3), byteLength }
   }
 }

@@ -86,6 +86,22 @@ export interface DeviceMemoryOptions extends MemoryOptions {
 }
 
 /**
+ * What the driver knows of the memory at an address.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface PointerAttributes {
+  /** Whether it is memory of a device, managed memory included, or pinned memory of the host. */
+  readonly kind: "device" | "host"
+  readonly isManaged: boolean
+  /** The device that it was allocated on; for pinned memory, the one in whose context it was pinned. */
+  readonly deviceIndex: number
+  /** The allocation, or the pinned range, that contains the address; undefined if the driver does not know it. */
+  readonly range: { readonly address: number; readonly byteLength: number } | undefined
+}
+
+/**
  * Operations on device memory.
  *
  * @category models
@@ -103,6 +119,21 @@ export interface MemoryOperations {
    * (`cuMemPoolTrimTo`).
    */
   readonly memoryReclaim: (deviceIndex: number) => Effect.Effect<void, CudaError>
+  /**
+   * Makes a reference to device memory of other code, which stays its owner. Checks the address (`cuPointerGetAttributes`). `memoryFree`
+   * ends its use, and waits until all work that uses it has finished.
+   */
+  readonly memoryFromAddress: (
+    deviceIndex: number,
+    address: number,
+    byteLength: number,
+    options?: MemoryOptions
+  ) => Effect.Effect<DeviceMemoryRef, CudaError>
+  /** Reads what the driver knows of an address (`cuPointerGetAttributes`); undefined if it is no memory of CUDA. */
+  readonly memoryAttributes: (
+    deviceIndex: number,
+    address: number
+  ) => Effect.Effect<PointerAttributes | undefined, CudaError>
   /** Refuses new uses, and releases the memory once all work that uses it has finished. Does not wait for that. */
   readonly memoryFree: (memory: MemoryRef) => Effect.Effect<void, CudaError>
 }

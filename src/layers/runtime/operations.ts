@@ -84,6 +84,16 @@ const rows = {
     (device, bytes) => [device, `${inBytes(bytes)} of managed memory of device ${device}`]
   ],
   hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, inBytes(bytes)]],
+  memoryFromAddress: [
+    "CudaMemory.fromAddress",
+    "cuPointerGetAttributes",
+    (device, address) => [device, `address 0x${address.toString(16)}`]
+  ],
+  memoryAttributes: [
+    "CudaMemory.pointerAttributes",
+    "cuPointerGetAttributes",
+    (device, address) => [device, `address 0x${address.toString(16)}`]
+  ],
   memoryReclaim: ["CudaMemory.reclaim", "cuMemPoolTrimTo", onDevice],
   memoryFree: ["CudaMemory.release", "cuMemFreeAsync", (memory) => [deviceOf(memory), memory], "release"],
   memoryCopy: ["CudaMemory.copy", "cuMemcpyAsync", (_, __, stream) => [stream.deviceIndex, stream]],

@@ -17,6 +17,7 @@ import { Core } from "./Core.ts"
 import { deviceOperations } from "./devices.ts"
 import { enqueueOperations } from "./enqueue.ts"
 import { eventOperations } from "./events.ts"
+import { foreignMemoryOperations } from "./foreignMemory.ts"
 import { graphOperations } from "./graphs.ts"
 import { kernelOperations } from "./kernels.ts"
 import { managedOperations } from "./managed.ts"
@@ -51,6 +52,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...streamOperations(core),
     ...eventOperations(core),
     ...memoryOperations(core),
+    ...foreignMemoryOperations(core),
     ...pinnedOperations(core),
     ...managedOperations(core),
     ...copyOperations(core),

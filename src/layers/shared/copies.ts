@@ -300,6 +300,10 @@ const refuseFill = (operation: string, range: MemoryRange, value: number, bits: 
   if (range.offset % bytes !== 0) {
     return refuseArgument(operation, "destination.offset", range.offset, `a multiple of ${bytes}`)
   }
+  // Memory of other code can begin anywhere.
+  if (range.memory.address % bytes !== 0) {
+    return refuseArgument(operation, "destination", range.memory, `memory whose address is a multiple of ${bytes}`)
+  }
   if (range.byteLength % bytes !== 0) {
     return refuseArgument(operation, "destination.byteLength", range.byteLength, `a multiple of ${bytes}`)
   }

@@ -105,7 +105,7 @@ const refuseValue = (core: Core, value: MemoryRange, stream: StreamResource): Re
   if (value.byteLength < valueBytes) {
     return refuseArgument(conditionOperation, "value.byteLength", value.byteLength, `at least ${valueBytes}`)
   }
-  return value.offset % valueBytes === 0
+  return (value.memory.address + value.offset) % valueBytes === 0
     ? undefined
     : refuseArgument(conditionOperation, "value.offset", value.offset, `a multiple of ${valueBytes}`)
 }

@@ -213,7 +213,7 @@ const refuseMemory = (
       `at least ${inBytes(byteLength)}`
     )
   }
-  return value.offset % alignment === 0
+  return (memory.address + value.offset) % alignment === 0
     ? undefined
     : refuseArgument(operation, `${name}.offset`, value.offset, `a multiple of ${alignment}`)
 }

@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import { notReady, success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
-import type { DeviceMemoryOptions, MemoryOptions } from "../CudaRuntime.ts"
+import type { DeviceMemoryOptions, MemoryOptions, PointerAttributes } from "../CudaRuntime.ts"
 import type { MemoryOperations } from "../runtime/memory.ts"
 import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
@@ -15,7 +15,8 @@ import type { Refusal } from "./ranges.ts"
 import { refuseToRecord } from "./recordings.ts"
 import { ownMemory, ownPool, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, MemoryPoolResource, StreamResource } from "./resources.ts"
-import type { Cancel, OnDone } from "./waits.ts"
+import { watchAll } from "./waits.ts"
+import type { Cancel, OnDone, Watch } from "./waits.ts"
 
 export interface MemoryBackend {
   /** The memory made by `allocate`. */
@@ -36,11 +37,18 @@ export interface MemoryBackend {
   readonly allocationQuery: (deviceIndex: number) => number
   /** Reports when every stream can use the latest allocations of a device. */
   readonly watchAllocation: (deviceIndex: number, onDone: OnDone) => Cancel
+  /** What `attributes` found; undefined for memory that the driver does not know. */
+  readonly found: PointerAttributes | undefined
+  readonly attributes: (deviceIndex: number, address: number) => number
+  /** Makes a resource of memory of other code, which `attributes` has just found. */
+  readonly adopt: (deviceIndex: number, address: number, byteLength: number) => DeviceMemoryResource
   /** Reports when every release enqueued so far on a device has finished. */
   readonly watchReleases: (deviceIndex: number, onDone: OnDone) => Cancel
 }
 
-export const memoryOperations = (core: Core): MemoryOperations => ({
+export const memoryOperations = (
+  core: Core
+): Omit<MemoryOperations, "memoryFromAddress" | "memoryAttributes"> => ({
   memoryAllocate: operation((deviceIndex: number, byteLength: number, options: DeviceMemoryOptions = {}) =>
     core.whenOpen("CudaMemory.allocate", deviceIndex, () => allocate(core, deviceIndex, byteLength, options))
   ),
@@ -171,9 +179,28 @@ export const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void,
     return status === success ? Effect.void : core.failOn("CudaMemory.release", status, 0, String(memory))
   }
   core.deviceMemory.delete(memory)
+  if (memory.isForeign) return untilUnused(core, memory)
   const status = core.backend.memory.free(memory)
   memory.onRelease?.()
   return status === success ? Effect.void : core.fail("CudaMemory.release", status, memory)
+}
+
+/**
+ * Waits until no work uses the memory. If waiting fails for a reason other than a fault, the streams are polled, because their work may
+ * still use it.
+ */
+const untilUnused = (core: Core, memory: DeviceMemoryResource): Effect.Effect<void, CudaError> => {
+  const users = memory.pendingUsers
+  if (users.length === 0) return Effect.void
+  const { streams } = core.backend
+  const watches = users.map((user): Watch => (onDone, options) => streams.watch(user, onDone, options))
+  const waited = core.wait("CudaMemory.release", memory.deviceIndex, String(memory), watchAll(watches))
+  const isUsed = () => users.some((user) => user.state !== "released" && streams.query(user) === notReady)
+  return Effect.catch(waited, (error) => {
+    const isHung = error.reason._tag === "NeverFinishes"
+    const unused = Effect.whileLoop({ while: () => !isHung && isUsed(), body: () => Effect.sleep(1), step: () => {} })
+    return Effect.andThen(unused, Effect.fail(error))
+  })
 }
 
 /** Waits for the releases enqueued so far, then trims the pools to `keepBytes` each. */

@@ -163,6 +163,8 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
   readonly kind = "device"
   readonly deviceIndex: number
   readonly isManaged: boolean = false
+  /** True for memory that other code allocated and frees. */
+  isForeign = false
   /** The stream whose order the allocation follows; undefined if the memory was ready for every stream. */
   allocatedOn: StreamResource | undefined
   constructor(owner: Owner, address: Address, byteLength: number, deviceIndex: number) {

@@ -18,11 +18,18 @@ export class AddressSpace {
 
   /** A pointer from an address to the end of the buffer that contains it. */
   at(address: number, origin: string): Pointer {
+    const memory = this.find(address)
+    if (memory === undefined) return new Pointer(undefined, 0, 0, address, origin)
+    const offset = address - memory.address
+    return new Pointer(memoryPart(memory), offset, memory.byteLength - offset, address, origin)
+  }
+
+  /** The buffer that contains an address. */
+  find(address: number): AnyMemoryResource | undefined {
     for (const memory of this.#memories) {
       const offset = address - memory.address
-      if (offset < 0 || offset >= memory.byteLength) continue
-      return new Pointer(memoryPart(memory), offset, memory.byteLength - offset, address, origin)
+      if (offset >= 0 && offset < memory.byteLength) return memory
     }
-    return new Pointer(undefined, 0, 0, address, origin)
+    return undefined
   }
 }

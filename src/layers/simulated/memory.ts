@@ -2,18 +2,20 @@
  * Device memory of simulated devices.
  */
 import { statuses, success } from "../../cuda/status.ts"
+import type { PointerAttributes } from "../CudaRuntime.ts"
 import type { MemoryBackend } from "../shared/memory.ts"
 import type { DeviceMemoryResource, MemoryPoolResource, StreamResource } from "../shared/resources.ts"
 import type { Cancel, OnDone } from "../shared/waits.ts"
 import type { AddressSpace } from "./addressSpace.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import { noCancel } from "./Driver.ts"
-import { Storage } from "./model/Storage.ts"
+import { Storage, StoragePart } from "./model/Storage.ts"
 import type { SimulatedPools } from "./pools.ts"
 import { memoryPart, poolPart, SimulatedDeviceMemory, streamPart } from "./resources.ts"
 
 export class SimulatedMemory implements MemoryBackend {
   allocated: DeviceMemoryResource | undefined
+  found: PointerAttributes | undefined
   readonly #driver: SimulatedDriver
   readonly #addresses: AddressSpace
   readonly #pools: SimulatedPools
@@ -43,6 +45,25 @@ export class SimulatedMemory implements MemoryBackend {
     this.#addresses.add(memory)
     this.allocated = memory
     return success
+  }
+
+  attributes(deviceIndex: number, address: number): number {
+    const status = this.#driver.begin("cuPointerGetAttributes", this.#driver.device(deviceIndex))
+    const memory = this.#addresses.find(address)
+    this.found = memory && {
+      kind: memory.kind,
+      isManaged: memory.kind === "device" && memory.isManaged,
+      deviceIndex: memory.kind === "device" ? memory.deviceIndex : 0,
+      range: { address: memory.address, byteLength: memory.byteLength }
+    }
+    return status
+  }
+
+  /** A second view of bytes of a live buffer: on simulated devices, there is no memory of other code. */
+  adopt(deviceIndex: number, address: number, byteLength: number): DeviceMemoryResource {
+    const memory = this.#addresses.find(address)!
+    const part = new StoragePart(memoryPart(memory), address - memory.address, byteLength)
+    return new SimulatedDeviceMemory(this.#driver.owner, part, address, deviceIndex)
   }
 
   free(memory: DeviceMemoryResource): number {

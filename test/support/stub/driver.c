@@ -259,6 +259,7 @@ static struct {
   Table tables[CONDITION + 1];
   Allocation *allocations;
   Registration *registrations;
+  bool hides_ranges;
   Record *records;
   Failure *failures;
   Record *remotes[MAX_REMOTES];
@@ -1389,6 +1390,35 @@ EXPORT Status cuMemHostUnregister(uint8_t *address) {
   if (gives_back(&call) && !unregister(address) && ok(&call)) {
     misuse("cuMemHostUnregister of memory that is not registered");
     call.status = NOT_REGISTERED;
+  }
+  return end(&call);
+}
+
+/* ---- Addresses. ---- */
+
+/* Memory that is not known has 0 for every attribute. Memory of pools has no range if ranges are hidden. */
+EXPORT Status cuPointerGetAttributes(unsigned count, const int *attributes, void **data, const uint8_t *address) {
+  Call call = begin("cuPointerGetAttributes", NEEDS_CONTEXT);
+  add_int(&call, count);
+  add_wide(&call, (uint64_t)address);
+  Allocation *allocation = allocation_at(address, 1);
+  Registration *registration = registration_at(address, 1);
+  if (allocation != NULL && allocation->released) allocation = NULL;
+  bool managed = allocation != NULL && allocation->pool != NULL && allocation->pool->managed;
+  bool hidden = allocation != NULL && stub.hides_ranges;
+  uint64_t values[13] = {0};
+  if (allocation != NULL || registration != NULL) {
+    values[2] = allocation != NULL ? 2 : 1;
+    values[8] = managed;
+    values[9] = allocation != NULL && allocation->pool != NULL ? (uint64_t)allocation->pool->device : 0;
+    values[11] = hidden ? 0 : (uint64_t)(allocation != NULL ? allocation->address : registration->address);
+    values[12] = hidden ? 0 : allocation != NULL ? allocation->bytes : registration->bytes;
+  }
+  for (unsigned i = 0; i < count && ok(&call); i++) {
+    int attribute = attributes[i];
+    if (attribute == 11 || attribute == 12) *(uint64_t *)data[i] = values[attribute];
+    else if (attribute == 2 || attribute == 8 || attribute == 9) *(uint32_t *)data[i] = (uint32_t)values[attribute];
+    else call.status = INVALID_VALUE;
   }
   return end(&call);
 }
@@ -2956,6 +2986,7 @@ static void drop_lists(void) {
 }
 
 static void set_defaults(void) {
+  stub.hides_ranges = false;
   memset(stub.primary, 0, sizeof stub.primary);
   stub.remote_count = 0;
   stub.initialized = false;
@@ -3172,6 +3203,13 @@ EXPORT Handle stub_foreign_stream(int device, unsigned flags, int priority) {
   Handle stream = make_stream(context, flags, priority, 0, true);
   pthread_mutex_unlock(&lock);
   return stream;
+}
+
+/* Whether the driver does not know the range of device memory. */
+EXPORT void stub_hide_ranges(int hidden) {
+  pthread_mutex_lock(&lock);
+  stub.hides_ranges = hidden != 0;
+  pthread_mutex_unlock(&lock);
 }
 
 /* An interprocess event of another process, recorded there and pending until `stub_remote_finish`. Returns its number. */

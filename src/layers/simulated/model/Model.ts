@@ -344,6 +344,6 @@ const moveRows = (to: Uint8Array, from: Uint8Array, rows: Rows): void => {
 
 const fillBytes = (bytes: Uint8Array, offset: number, value: number, bits: 8 | 16 | 32, count: number): void => {
   if (bits === 8) bytes.fill(value, offset, offset + count)
-  else if (bits === 16) new Uint16Array(bytes.buffer, offset, count).fill(value)
-  else new Uint32Array(bytes.buffer, offset, count).fill(value)
+  else if (bits === 16) new Uint16Array(bytes.buffer, bytes.byteOffset + offset, count).fill(value)
+  else new Uint32Array(bytes.buffer, bytes.byteOffset + offset, count).fill(value)
 }

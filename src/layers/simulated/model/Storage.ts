@@ -66,3 +66,26 @@ export class Storage {
     this.#bytes = undefined
   }
 }
+
+/** A part of other storage, which keeps the bytes. */
+export class StoragePart extends Storage {
+  readonly #whole: Storage
+  readonly #offset: number
+
+  constructor(whole: Storage, offset: number, byteLength: number) {
+    super(whole.device, byteLength)
+    this.#whole = whole
+    this.#offset = offset
+  }
+  override touch(): Uint8Array<ArrayBuffer> {
+    return this.#whole.touch().subarray(this.#offset, this.#offset + this.byteLength)
+  }
+  override get isGivenAway(): boolean {
+    return this.#whole.isGivenAway
+  }
+  override tryTouch(): boolean {
+    return this.#whole.tryTouch()
+  }
+  override detach(): void {}
+  override drop(): void {}
+}
