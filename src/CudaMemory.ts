@@ -472,6 +472,82 @@ export const allocateHost = (
   })
 
 /**
+ * Pins host memory that exists, such as an `ArrayBuffer` that other code fills, so that devices copy from and to it at full speed
+ * (`cuMemHostRegister`). The buffer is that memory itself, pinned as long as its scope is open.
+ *
+ * **Details**
+ *
+ * Takes as long as pinning new memory (see `allocateHost`), without blocking the event loop: memory is pinned in slices of 16 MiB, with
+ * turns of the event loop in between. Prefer memory of `allocateHost` where you can choose, because it is pinned once and reused.
+ *
+ * Closing the scope returns at once. `bytes` of the buffer is then empty, and your array stays as it is: work that was enqueued before
+ * may still read or write it. The memory is unpinned after that work, once no device has any, and is kept reachable until then. If it is
+ * pinned again meanwhile, it stays pinned.
+ *
+ * Memory may begin and end anywhere: the driver locks the pages around it, and no longer asks for whole pages, as CUDA 4.0 did. A part of
+ * memory that is pinned already shares the pin. Fails with `HostMemoryAlreadyRegistered` for memory of which only a part is pinned, or
+ * that other code has pinned, with `OutOfMemory` beyond the runtime's limit of pinned memory, and with `InvalidArgument` for memory that
+ * is empty, shared (`SharedArrayBuffer`), resizable, or was transferred.
+ *
+ * **Gotchas**
+ *
+ * Do not transfer the `ArrayBuffer` while it is pinned: the next operation rejects it (`InvalidArgument`), but work in progress goes on to
+ * use its memory, which the new owner may free.
+ *
+ * Small arrays and `Buffer`s share pages with others, and a page stays locked as long as anything in it is pinned. Pin few large arrays,
+ * or the whole `ArrayBuffer` that they are in.
+ *
+ * Release the runtime before its worker thread ends: the memory of a worker that ends first is freed while it may still be in use.
+ *
+ * **Example** (Copying a file's contents without a copy on the host)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const contents: Uint8Array<ArrayBuffer>
+ * declare const device: CudaMemory.DeviceBuffer
+ *
+ * const copied = CudaMemory.pin(contents).pipe(
+ *   Effect.flatMap((host) => CudaMemory.copy(device, host)),
+ *   Effect.scoped
+ * )
+ * ```
+ *
+ * @category interoperability
+ * @since 0.1.0
+ */
+export const pin = (
+  memory: ArrayBuffer | HostArray,
+  options: BufferOptions = {}
+): Effect.Effect<HostBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  makeScoped(undefined, {
+    create: (runtime, _, fiber) =>
+      runtime.hostPin(pinnable(memory), { ordered: options.ordered ?? fiber.getRef(CurrentOrdering) }),
+    destroy: (runtime, ref) => runtime.memoryFree(ref),
+    wrap: (runtime, ref): HostBuffer => new HostBufferImpl(runtime, ref)
+  })
+
+/** The bytes of memory. A value without bytes is passed on, and the runtime refuses it. */
+const pinnable = (memory: ArrayBuffer | HostArray): Uint8Array => {
+  const bytes = ArrayBuffer.isView(memory)
+    ? bytesOf(memory)
+    : memory instanceof ArrayBuffer
+    ? bytesIn(memory)
+    : undefined
+  return bytes ?? memory as Uint8Array
+}
+
+/** Undefined for memory that was transferred. */
+const bytesIn = (buffer: ArrayBuffer): Uint8Array | undefined => {
+  try {
+    return new Uint8Array(buffer)
+  } catch {
+    return undefined
+  }
+}
+
+/**
  * Options for `fromAddress`.
  *
  * @category models

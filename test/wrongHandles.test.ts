@@ -648,6 +648,11 @@ const tables: ReadonlyArray<{
     wrong: (given) => wrongValues(given).filter((u) => !Array.isArray(u))
   },
   {
+    what: "memory",
+    calls: [{ name: "CudaMemory.pin", argument: "memory", call: (wrong) => CudaMemory.pin(wrong) }],
+    wrong: (given) => wrongValues(given)
+  },
+  {
     what: "an address",
     calls: [
       { name: "CudaMemory.fromAddress", argument: "address", call: (wrong) => CudaMemory.fromAddress(wrong, 8) },

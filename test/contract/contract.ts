@@ -21,6 +21,7 @@ import { managedContract } from "./managed.ts"
 import { memoryContract } from "./memory.ts"
 import { memoryPoolContract, streamOrderedContract } from "./memoryPools.ts"
 import { orderingContract } from "./ordering.ts"
+import { pinContract } from "./pin.ts"
 import { pipelineContract } from "./pipeline.ts"
 import { profilerContract } from "./profiler.ts"
 import { poolContract, streamContract } from "./streams.ts"
@@ -51,6 +52,7 @@ export const contract = (rig: Rig): void => {
     graphRegionContract(rig)
     enqueueContract(rig)
     foreignMemoryContract(rig)
+    pinContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

@@ -736,6 +736,10 @@ const graphs: ReadonlyArray<Scenario> = [
     ["cuGraphGetNodes"],
     ["cuGraphNodeGetType"]
   ], /recording stream/),
+  ...callsOf("CudaMemory.pin", openDevice, () => CudaMemory.pin(new Uint8Array(64)), [
+    ["cuCtxPushCurrent_v2"],
+    ["cuMemHostRegister_v2"]
+  ], /64 bytes of the program's memory/),
   ...callsOf("CudaMemory.fromAddress", CudaMemory.allocate(64), ({ address }) => CudaMemory.fromAddress(address, 64), [
     ["cuCtxPushCurrent_v2"],
     ["cuPointerGetAttributes"]

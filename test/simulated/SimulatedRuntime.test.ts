@@ -412,6 +412,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.endAccess": runtime.memoryEnd(access),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
       "CudaMemory.fromAddress": runtime.memoryFromAddress(0, range(0).memory.address, 4),
+      "CudaMemory.pin": runtime.hostPin(new Uint8Array(8)),
       "CudaMemory.pointerAttributes": runtime.memoryAttributes(0, range(0).memory.address),
       "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),
       "CudaMemory.reclaim": runtime.memoryReclaim(0),

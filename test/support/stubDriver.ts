@@ -211,6 +211,11 @@ export class StubDriver {
     }
   }
 
+  /** The address of a buffer's memory. */
+  addressOf(buffer: ArrayBuffer): number {
+    return Number(koffi.address(buffer))
+  }
+
   /** Whether the driver does not know the range of device memory. */
   set hidesRanges(hidden: boolean) {
     this.#control.hideRanges(hidden ? 1 : 0)

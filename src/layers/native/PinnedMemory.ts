@@ -9,6 +9,9 @@
  * - A released block is kept for reuse.
  * - Kept blocks beyond the limit are unpinned segment by segment, while no device has work.
  *
+ * Memory of the program is pinned in the same way, in segments that end where pages do. A part of memory that is pinned already shares the
+ * pin. It ends while no device has work, once nothing needs it, and keeps the memory reachable until then.
+ *
  * JavaScript accesses a block through an `ArrayBuffer`, which is detached at release, so no view dangles. The pages are
  * outside every heap. If a worker ends before its runtime is released, they stay mapped and pinned as long as a device may
  * use them. A terminated worker runs no cleanup, so its pages stay until the process ends.
@@ -55,10 +58,13 @@ export class Block {
   isTouched = false
   /** True if unpinning failed. */
   isStuck = false
-  /** The mapping to free, which may begin before the block. */
-  readonly mapping: Mapping
+  /** The mapping to free, which may begin before the block. Undefined for memory of the program. */
+  readonly mapping: Mapping | undefined
+  /** The bytes from the start of the first page to the block. Segments end at multiples of `segmentSize` from there. */
+  readonly lead: number
 
-  constructor(mapping: Mapping, address: HostPointer, size: number, buffer: ArrayBuffer) {
+  constructor(mapping: Mapping | undefined, address: HostPointer, size: number, buffer: ArrayBuffer, lead = 0) {
+    this.lead = lead
     this.mapping = mapping
     this.address = address
     this.size = size
@@ -73,6 +79,33 @@ export class Block {
   /** Detaches every view of the memory. */
   detach(): void {
     if (!this.isGivenAway) this.buffer = moved(this.buffer)
+  }
+}
+
+/** Memory of the program that is pinned. */
+export class ProgramBlock extends Block {
+  /** The number of buffers that need it pinned. */
+  holders = 0
+
+  constructor(address: HostPointer, size: number, buffer: ArrayBuffer) {
+    super(undefined, address, size, buffer, address % pageSize)
+  }
+
+  get isUnneeded(): boolean {
+    return this.holders === 0
+  }
+
+  /** False if the program has transferred the memory, because other memory may be there by now. */
+  get isUsable(): boolean {
+    return !this.isStuck && !this.isGivenAway && (this.holders > 0 || this.pinned > 0)
+  }
+
+  covers(address: number, size: number): boolean {
+    return address >= this.address && address + size <= this.address + this.size
+  }
+
+  overlaps(address: number, size: number): boolean {
+    return address < this.address + this.size && address + size > this.address
   }
 }
 
@@ -143,6 +176,68 @@ export class PinnedMemory {
     if (this.#keptBytes > this.#policy.keepBytes) this.#scheduleTrim(trimDelay)
   }
 
+  /** Pins memory of the program. `mayShare` is false once the contexts are lost, like `mayReuse`. */
+  pin(
+    buffer: ArrayBuffer,
+    address: HostPointer,
+    size: number,
+    mayShare: boolean
+  ): Effect.Effect<ProgramBlock, DriverFailure> {
+    return Effect.suspend(() => {
+      const known = mayShare ? this.#blockAround(address, size) : undefined
+      if (known !== undefined) return this.#hold(known)
+      const prepared = Effect.andThen(this.#unpinUnneeded(address, size), this.#makeRoomFor(size))
+      const made = () => this.#blockAround(address, size) ?? this.#programBlock(buffer, address, size)
+      return Effect.andThen(prepared, Effect.suspend(() => this.#hold(made())))
+    })
+  }
+
+  /** Ends a use of memory that `pin` returned. */
+  unpin(block: ProgramBlock): void {
+    block.holders--
+    if (block.isUnneeded) this.#retire(block)
+  }
+
+  #blockAround(address: number, size: number): ProgramBlock | undefined {
+    for (const block of this.#blocks) {
+      if (block instanceof ProgramBlock && block.isUsable && block.covers(address, size)) return block
+    }
+    return undefined
+  }
+
+  #programBlock(buffer: ArrayBuffer, address: HostPointer, size: number): ProgramBlock {
+    const block = new ProgramBlock(address, size, buffer)
+    this.#blocks.add(block)
+    this.#pinnedBytes += size
+    return block
+  }
+
+  /** Pins what is not yet pinned of a block, with a turn of the event loop between segments. */
+  #hold(block: ProgramBlock): Effect.Effect<ProgramBlock, DriverFailure> {
+    block.holders++
+    const isPinned = () => block.pinned >= block.size
+    const turn = Effect.suspend(() => isPinned() ? Effect.void : nextTurn)
+    const rest = Effect.whileLoop({
+      while: () => !isPinned(),
+      body: () => Effect.andThen(this.#pinSegment(block), turn),
+      step: () => {}
+    })
+    return Effect.as(Effect.onError(rest, () => Effect.sync(() => this.unpin(block))), block)
+  }
+
+  /** Unpins memory that nothing needs any longer and that overlaps other memory, unless that would block. */
+  #unpinUnneeded(address: number, size: number): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      const isInTheWay = (block: Block) =>
+        block instanceof ProgramBlock && block.isUnneeded && block.overlaps(address, size)
+      const index = this.#retired.findIndex(isInTheWay)
+      if (index < 0 || !this.#isIdle()) return Effect.void
+      this.#retired.push(...this.#retired.splice(index, 1))
+      this.#unpinSegment()
+      return Effect.andThen(nextTurn, this.#unpinUnneeded(address, size))
+    })
+  }
+
   /** Unpins all kept blocks. Call after all work has ended. */
   readonly close: Effect.Effect<void> = Effect.suspend(() => {
     clearTimeout(this.#trim)
@@ -164,7 +259,7 @@ export class PinnedMemory {
     if (!this.#isIdle()) return
     for (const block of this.#blocks) {
       if (block.isTouched) continue
-      while (block.pinned > 0) this.#unpin(block)
+      while (block.pinned > 0) this.#unpinLast(block)
       this.#letGo(block)
     }
   }
@@ -180,7 +275,7 @@ export class PinnedMemory {
       Array.from({ length: segments }, (_, index) => index * segmentSize),
       (offset) => {
         const bytes = Math.min(segmentSize, size - offset)
-        return Effect.andThen(this.#touch(block, offset, bytes), this.#pinSegment(block, bytes))
+        return Effect.andThen(this.#touch(block, offset, bytes), this.#pinSegment(block))
       },
       { discard: true }
     )
@@ -209,14 +304,17 @@ export class PinnedMemory {
   /** Unmaps the pages, unless JavaScript may still access them or they are still pinned. */
   #letGo(block: Block): void {
     this.#blocks.delete(block)
+    if (block.mapping === undefined || block.isGivenAway || block.isStuck) return
     const { address, byteLength } = block.mapping
-    if (block.isGivenAway || block.isStuck) return
     block.detach()
     this.#library.pages?.unmap(address, byteLength)
   }
 
-  #pinSegment(block: Block, bytes: number): Effect.Effect<void, DriverFailure> {
+  /** Pins the next segment of a block, if there is one. */
+  #pinSegment(block: Block): Effect.Effect<void, DriverFailure> {
     return Effect.suspend(() => {
+      const bytes = Math.min(segmentSize - (block.lead + block.pinned) % segmentSize, block.size - block.pinned)
+      if (bytes <= 0) return Effect.void
       const address = offsetBy(block.address, block.pinned)
       const failure = this.#inContext(
         "cuMemHostRegister",
@@ -245,15 +343,21 @@ export class PinnedMemory {
   #makeRoom(size: number): Effect.Effect<Block, DriverFailure> {
     const larger = [...this.#kept].filter(([kept, blocks]) => kept > size && blocks.length > 0).map(([kept]) => kept)
     if (larger.length > 0) return this.take(Math.min(...larger), true)
+    return Effect.andThen(this.#makeRoomFor(size), Effect.suspend(() => this.#pin(size)))
+  }
+
+  /** Unpins kept blocks until this many bytes fit under the limit. */
+  #makeRoomFor(size: number): Effect.Effect<void, DriverFailure> {
+    if (this.#pinnedBytes + size <= this.#policy.maxBytes) return Effect.void
     if (this.#retired.length === 0) this.#retireKept()
     if (this.#retired.length === 0 || !this.#isIdle()) return Effect.fail(noMemory)
     this.#unpinSegment()
-    return Effect.andThen(nextTurn, Effect.suspend(() => this.#pin(size)))
+    return Effect.andThen(nextTurn, Effect.suspend(() => this.#makeRoomFor(size)))
   }
 
   /** Schedules a block to be unpinned, from its end, when that does not block. */
   #retire(block: Block): void {
-    this.#retired.push(block)
+    if (!this.#retired.includes(block)) this.#retired.push(block)
     this.#scheduleTrim(0)
   }
 
@@ -265,7 +369,7 @@ export class PinnedMemory {
   readonly #trimSome = (): void => {
     this.#trim = undefined
     const idle = this.#isIdle()
-    if (idle && this.#retired.length === 0) this.#retireKept()
+    if (idle && this.#retired.length === 0 && this.#keptBytes > this.#policy.keepBytes) this.#retireKept()
     if (idle) this.#unpinSegment()
     if (this.#retired.length > 0 || this.#keptBytes > this.#policy.keepBytes) this.#scheduleTrim(idle ? 0 : trimDelay)
   }
@@ -281,7 +385,11 @@ export class PinnedMemory {
   #unpinSegment(): void {
     const last = this.#retired.at(-1)
     if (last === undefined) return
-    if (last.pinned > 0) this.#unpin(last)
+    if (last instanceof ProgramBlock && !last.isUnneeded) {
+      this.#retired.pop()
+      return
+    }
+    if (last.pinned > 0) this.#unpinLast(last)
     if (last.pinned > 0) return
     this.#retired.pop()
     this.#pinnedBytes -= last.size
@@ -289,8 +397,9 @@ export class PinnedMemory {
   }
 
   /** Unpins the last pinned segment of a block. */
-  #unpin(block: Block): void {
-    block.pinned = (Math.ceil(block.pinned / segmentSize) - 1) * segmentSize
+  #unpinLast(block: Block): void {
+    const { lead, pinned } = block
+    block.pinned = Math.max(0, (Math.ceil((lead + pinned) / segmentSize) - 1) * segmentSize - lead)
     const address = offsetBy(block.address, block.pinned)
     const failure = this.#inContext("cuMemHostUnregister", () => this.#library.calls.cuMemHostUnregister(address))
     if (failure === undefined) return

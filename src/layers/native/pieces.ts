@@ -16,7 +16,7 @@ export const isInOneSegment = (memory: AnyMemoryResource, offset: number, byteLe
 
 /** How many bytes a copy may access from an offset on. */
 const roomAt = (memory: AnyMemoryResource, offset: number): number =>
-  memory.kind === "host" ? segmentSize - offset % segmentSize : Number.POSITIVE_INFINITY
+  memory.kind === "host" ? segmentSize - (memory.pinOffset + offset) % segmentSize : Number.POSITIVE_INFINITY
 
 /** How many bytes, after the first `done`, one call can copy. */
 export const pieceOf = ({ byteLength, from, fromOffset, to, toOffset }: Transfer, done: number): number =>

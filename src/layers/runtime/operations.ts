@@ -84,6 +84,7 @@ const rows = {
     (device, bytes) => [device, `${inBytes(bytes)} of managed memory of device ${device}`]
   ],
   hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, inBytes(bytes)]],
+  hostPin: ["CudaMemory.pin", "cuMemHostRegister", ({ byteLength }) => [0, inBytes(byteLength)]],
   memoryFromAddress: [
     "CudaMemory.fromAddress",
     "cuPointerGetAttributes",

@@ -30,7 +30,7 @@ export interface HostMemoryRef {
   /** Whether uses on different streams are ordered automatically. */
   readonly isOrdered: boolean
   readonly state: ResourceState
-  /** The memory. Detached by the release: views of it then have length 0. */
+  /** The memory. Empty after the release, which also detaches other views of it, except those of memory that the program brought. */
   readonly bytes: Uint8Array<ArrayBuffer>
 }
 
@@ -43,4 +43,6 @@ export interface HostMemoryRef {
 export interface PinnedOperations {
   /** Allocates page-locked memory, portable across devices (`cuMemHostRegister`). */
   readonly hostAllocate: (byteLength: number, options?: MemoryOptions) => Effect.Effect<HostMemoryRef, CudaError>
+  /** Page-locks memory of the program, portable across devices (`cuMemHostRegister`). `memoryFree` unlocks it after its uses. */
+  readonly hostPin: (bytes: Uint8Array, options?: MemoryOptions) => Effect.Effect<HostMemoryRef, CudaError>
 }

@@ -214,6 +214,8 @@ export class MemoryPoolResource implements MemoryPoolRef {
 export class HostMemoryResource extends MemoryResource<HostAddress> implements HostMemoryRef {
   readonly kind = "host"
   bytes: Uint8Array<ArrayBuffer>
+  /** The bytes before the memory in the pages that were pinned for it. */
+  pinOffset = 0
   constructor(
     owner: Owner,
     address: HostAddress,

@@ -67,6 +67,26 @@ export class Storage {
   }
 }
 
+/** Memory of the program. Work that is enqueued after the program has transferred it has memory of its own. */
+export class ArrayStorage extends Storage {
+  readonly #array: Uint8Array<ArrayBuffer>
+
+  constructor(array: Uint8Array<ArrayBuffer>) {
+    super(undefined, array.byteLength)
+    this.#array = array
+  }
+  override touch(): Uint8Array<ArrayBuffer> {
+    return this.isGivenAway ? super.touch() : this.#array
+  }
+  override get isGivenAway(): boolean {
+    return this.#array.byteLength === 0
+  }
+  override tryTouch(): boolean {
+    return !this.isGivenAway || super.tryTouch()
+  }
+  override detach(): void {}
+}
+
 /** A part of other storage, which keeps the bytes. */
 export class StoragePart extends Storage {
   readonly #whole: Storage
