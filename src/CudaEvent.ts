@@ -19,10 +19,11 @@ import type { CudaError } from "./CudaError.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { eitherForm, isStream, refOfEvent, refOfStream, runtimeOfEvent } from "./internal/given.ts"
 import { DeviceHandle, hex, oneLine, refuseArgument, unlessLive } from "./internal/handles.ts"
-import { onStream } from "./internal/place.ts"
+import { onStream, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import type { Kind } from "./internal/scoped.ts"
-import type { CudaRuntime, CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
+import { CudaRuntime } from "./layers/CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaEvent"
 const TimedEventTypeId = "~effect-cuda/CudaEvent/TimedEvent"
@@ -127,6 +128,12 @@ export const isTimedEvent = (u: unknown): u is TimedEvent => Predicate.hasProper
 /** @internal */
 export class EventImpl extends DeviceHandle<EventRef> implements CudaEvent {
   readonly [TypeId] = TypeId
+  /** Keeps the owner of a foreign event reachable. */
+  readonly owner: unknown
+  constructor(runtime: CudaRuntimeService, ref: EventRef, owner?: unknown) {
+    super(runtime, ref)
+    this.owner = owner
+  }
   get handle(): number {
     return this.ref.handle
   }
@@ -205,6 +212,77 @@ export function make(
     options.timing === true ? TimedEventImpl : EventImpl,
     (runtime, device) => runtime.eventCreate(device, flags)
   )
+}
+
+/**
+ * Options for wrapping an event.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface FromHandleOptions {
+  /** The event's device. Default: the current device. */
+  readonly device?: DeviceInput | undefined
+  /** Whether the event was created with timing, which the driver does not tell. Default: false. */
+  readonly timing?: boolean | undefined
+  /** Kept reachable as long as the returned event is, for example the object that destroys the `CUevent`. */
+  readonly owner?: unknown
+}
+
+/**
+ * Wraps an event that other native code created, given its `CUevent` (the same as a `cudaEvent_t`). This library never destroys it. The
+ * way back is `handle`.
+ *
+ * **Details**
+ *
+ * Streams and fibers can wait for what the other code recorded, and `record` records it for the other code to wait for. The event counts
+ * as recorded, since this library does not know whether it was; waiting for one that was not ends at once. A wait on the host covers the
+ * record that is current when it begins, unless the other code records the event again meanwhile: then it may end with the new record.
+ *
+ * Fails with `InvalidArgument` for a value that cannot be an address, and with the status of `cuEventQuery` for an event that cannot be
+ * used. With `{ timing: true }` it is a `TimedEvent`; if the event was in fact created without timing, or was never recorded,
+ * `elapsedTime` fails with `InvalidHandle`. On simulated devices, only events of the same runtime can be wrapped.
+ *
+ * **Gotchas**
+ *
+ * The driver cannot tell an event handle from any other number: passing a number that is not a `CUevent` crashes the process. The event
+ * must outlive every use of the wrapper, waits included. The driver does not tell the event's device either: recording an event on a
+ * stream of another device fails with `InvalidHandle`.
+ *
+ * **Example** (Continuing after work of another binding)
+ *
+ * ```ts
+ * import { CudaEvent } from "effect-cuda"
+ * import type { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const after = (theirs: bigint, stream: CudaStream.CudaStream) =>
+ *   Effect.flatMap(CudaEvent.fromHandle(theirs), (event) => CudaEvent.wait(event, stream))
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export function fromHandle(
+  handle: number | bigint,
+  options: FromHandleOptions & { readonly timing: true }
+): Effect.Effect<TimedEvent, CudaError, CudaRuntime>
+export function fromHandle(
+  handle: number | bigint,
+  options?: FromHandleOptions
+): Effect.Effect<CudaEvent, CudaError, CudaRuntime>
+export function fromHandle(
+  handle: number | bigint,
+  { device, owner, timing }: FromHandleOptions = {}
+): Effect.Effect<CudaEvent, CudaError, CudaRuntime> {
+  const Wrapper = timing === true ? TimedEventImpl : EventImpl
+  const flags = timing === true ? eventFlags.default : eventFlags.disableTiming
+  return Effect.flatMap(CudaRuntime, (runtime) =>
+    Effect.flatMap(resolveDevice(device), (index) =>
+      Effect.map(
+        runtime.eventFromHandle(index, typeof handle === "bigint" ? Number(handle) : handle, flags),
+        (ref) => new Wrapper(runtime, ref, owner)
+      )))
 }
 
 /**

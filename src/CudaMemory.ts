@@ -579,7 +579,7 @@ export interface FromAddressOptions<out R = never> extends BufferOptions {
  * The memory must live until the scope has closed, and nothing tells this library if it does not. The driver may not know the extent of
  * memory that comes from a pool; then `byteLength` is not checked.
  *
- * Work that other code has enqueued before is not known: make the stream wait for it, for example for an event.
+ * Work that other code has enqueued before is not known: make the stream wait for it, for example with an event (`CudaEvent.fromHandle`).
  * Later work of other code is known if it is declared with `enqueue` or `access`.
  *
  * Two buffers on the same bytes know nothing of each other. `ordered` orders the uses of each buffer, but not those of one after those of

@@ -653,6 +653,11 @@ const tables: ReadonlyArray<{
     wrong: (given) => wrongValues(given)
   },
   {
+    what: "the handle of an event",
+    calls: [{ name: "CudaEvent.fromHandle", argument: "handle", call: (wrong) => CudaEvent.fromHandle(wrong) }],
+    wrong: (given) => wrongValues(given).filter((u) => u !== 1 && u !== 10n)
+  },
+  {
     what: "an address",
     calls: [
       { name: "CudaMemory.fromAddress", argument: "address", call: (wrong) => CudaMemory.fromAddress(wrong, 8) },

@@ -8,6 +8,7 @@ import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
 import { enqueueContract } from "./enqueue.ts"
 import { eventContract } from "./events.ts"
+import { foreignEventContract } from "./foreignEvents.ts"
 import { foreignMemoryContract } from "./foreignMemory.ts"
 import { captureContract } from "./graphCaptures.ts"
 import { conditionContract } from "./graphConditions.ts"
@@ -53,6 +54,7 @@ export const contract = (rig: Rig): void => {
     enqueueContract(rig)
     foreignMemoryContract(rig)
     pinContract(rig)
+    foreignEventContract(rig)
     taskGraphContract(rig)
     timingContract(rig)
     lifetimeContract(rig)

@@ -736,6 +736,9 @@ const graphs: ReadonlyArray<Scenario> = [
     ["cuGraphGetNodes"],
     ["cuGraphNodeGetType"]
   ], /recording stream/),
+  ...callsOf("CudaEvent.fromHandle", event, ({ handle }) => CudaEvent.fromHandle(handle), [
+    ["cuEventQuery"]
+  ], /handle 0x[0-9a-f]+/),
   ...callsOf("CudaMemory.pin", openDevice, () => CudaMemory.pin(new Uint8Array(64)), [
     ["cuCtxPushCurrent_v2"],
     ["cuMemHostRegister_v2"]

@@ -372,6 +372,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaDevice.priorityRange": runtime.devicePriorityRange(0),
       "CudaDevice.synchronize": runtime.deviceSynchronize(0),
       "CudaEvent.elapsedTime": runtime.eventElapsedTime(event, event),
+      "CudaEvent.fromHandle": runtime.eventFromHandle(0, event.handle, 2),
       "CudaEvent.fromIpcHandle": runtime.eventFromIpcHandle(0, handle),
       "CudaEvent.ipcHandle": runtime.eventIpcHandle(shared),
       "CudaEvent.make": runtime.eventCreate(0, 2),

@@ -4,7 +4,7 @@
 import { eventFlags } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import type { CUevent } from "../../cuda/handles.ts"
-import { success } from "../../cuda/status.ts"
+import { notReady, success } from "../../cuda/status.ts"
 import type { WaitOptions } from "../CudaRuntime.ts"
 import type { EventBackend } from "../shared/events.ts"
 import type { EventResource, StreamResource } from "../shared/resources.ts"
@@ -52,6 +52,16 @@ export class NativeEvents implements EventBackend {
     const adopted = this.#adopt(status, deviceIndex, eventFlags.interprocess | eventFlags.disableTiming)
     if (adopted === success) this.created!.recorded = true
     return adopted
+  }
+
+  /** The driver cannot tell which device the event is of, nor its flags, but it can tell that the event can be used. */
+  fromHandle(deviceIndex: number, number: number, flags: number): number {
+    const handle = number as CUevent
+    const status = this.#driver.answer("cuEventQuery", this.#driver.calls.cuEventQuery(handle))
+    if (status !== success && status !== notReady) return status
+    this.created = new NativeEvent(this.#driver.owner, { handle, deviceIndex, flags })
+    this.created.isKnownDone = false
+    return success
   }
 
   #adopt(status: number, deviceIndex: number, flags: number): number {
@@ -182,10 +192,10 @@ export class NativeEvents implements EventBackend {
   }
 }
 
-/** The point of the waits for an event's record. An event that other processes may record has a separate lane. */
+/** The point of the waits for an event's record. An event that others may record has a separate lane. */
 const pointOf = (event: NativeEvent): Point => {
   const stream = event.recordedOn
-  const isShared = (event.flags & eventFlags.interprocess) !== 0
+  const isShared = event.isForeign || (event.flags & eventFlags.interprocess) !== 0
   const lane = stream === undefined || isShared ? new Lane(event.deviceIndex, false) : laneOf(stream)
   return new Point(lane, event.recordNumber, event.own, () => {
     event.point = undefined

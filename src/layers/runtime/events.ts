@@ -54,4 +54,6 @@ export interface EventOperations {
   readonly eventIpcHandle: (event: EventRef) => Effect.Effect<Uint8Array<ArrayBuffer>, CudaError>
   /** Opens an event of another process (`cuIpcOpenEventHandle`). */
   readonly eventFromIpcHandle: (deviceIndex: number, handle: Uint8Array) => Effect.Effect<EventRef, CudaError>
+  /** Wraps an event of other code, which counts as recorded (`cuEventQuery`). It is never destroyed. */
+  readonly eventFromHandle: (deviceIndex: number, handle: number, flags: number) => Effect.Effect<EventRef, CudaError>
 }

@@ -72,6 +72,11 @@ const rows = {
   eventElapsedTime: ["CudaEvent.elapsedTime", "cuEventElapsedTime", (_, end) => [end.deviceIndex, end]],
   eventIpcHandle: ["CudaEvent.ipcHandle", "cuIpcGetEventHandle", (event) => [event.deviceIndex, event]],
   eventFromIpcHandle: ["CudaEvent.fromIpcHandle", "cuIpcOpenEventHandle", onDevice],
+  eventFromHandle: [
+    "CudaEvent.fromHandle",
+    "cuEventQuery",
+    (device, handle) => [device, `handle 0x${handle.toString(16)}`]
+  ],
 
   memoryAllocate: [
     "CudaMemory.allocate",

@@ -54,6 +54,10 @@ export class Core {
   readonly waits = new Set<() => void>()
   /** Streams wrapped by the program. Held weakly. */
   readonly foreignStreams = new WeakValues<string, StreamResource>()
+  /** Events wrapped by the program, in the order of wrapping. Held weakly. */
+  readonly foreignEvents = new WeakValues<number, EventResource>()
+  /** The number of events that were wrapped. */
+  wrapped = 0
   /** Held by what spans turns of the event loop and must end before the runtime is released: pinning memory, and making graphs. */
   readonly acquiring = Semaphore.makeUnsafe(mostAcquired)
   closed = false

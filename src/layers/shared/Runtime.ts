@@ -104,6 +104,7 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
     for (const stream of core.foreignStreams.values()) stream.state = "released"
     yield* releaseAll("pool", [...core.pools], poolDestroy)
     yield* releaseAll("event", [...core.events], eventDestroy)
+    for (const event of core.foreignEvents.values()) event.state = "released"
     yield* releaseAll("module", [...core.modules, ...core.ownModules], moduleUnload)
     core.backend.settle()
     core.ended = true

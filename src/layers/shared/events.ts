@@ -27,6 +27,7 @@ export interface EventBackend {
   readonly elapsedTime: (start: EventResource, end: EventResource) => number
   readonly ipcHandle: (event: EventResource, into: Uint8Array) => number
   readonly fromIpcHandle: (deviceIndex: number, handle: Uint8Array) => number
+  readonly fromHandle: (deviceIndex: number, handle: number, flags: number) => number
   /** Reports when the event's current record has finished. */
   readonly watch: (event: EventResource, onDone: OnDone, options?: WaitOptions) => Cancel
 }
@@ -41,6 +42,7 @@ export const eventOperations = (core: Core): EventOperations => {
       if (event.owner !== backend) return refuseResource("CudaEvent.release", backend, event)
       if (event.state !== "live") return Effect.void
       event.state = "released"
+      if (event.isForeign) return Effect.void
       core.events.delete(event)
       const status = events.destroy(event)
       return status === success ? Effect.void : core.fail("CudaEvent.release", status, event)
@@ -109,7 +111,8 @@ export const eventOperations = (core: Core): EventOperations => {
         const status = events.ipcHandle(event, bytes)
         return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
       }),
-    eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle)
+    eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle),
+    eventFromHandle: (device, handle, flags) => fromHandle(core, device, handle, flags)
   }
 }
 
@@ -129,6 +132,23 @@ const fromIpcHandle = (core: Core, deviceIndex: number, handle: Uint8Array) =>
     }
     return adopt(core, "CudaEvent.fromIpcHandle", deviceIndex, core.backend.events.fromIpcHandle(deviceIndex, handle))
   })
+
+/** Not counted as a live event, because the runtime never destroys it. */
+const fromHandle = (core: Core, deviceIndex: number, handle: number, flags: number) => {
+  const operation = "CudaEvent.fromHandle"
+  return core.onDevice(operation, deviceIndex, () => {
+    if (!Number.isSafeInteger(handle) || handle <= 0) {
+      return refuseArgument(operation, "handle", handle, "the address of a CUevent")
+    }
+    const status = core.backend.events.fromHandle(deviceIndex, handle, flags)
+    if (status !== success) return core.failOn(operation, status, deviceIndex, `handle 0x${handle.toString(16)}`)
+    const event = core.backend.events.created!
+    event.isForeign = true
+    event.recorded = true
+    core.foreignEvents.set(core.wrapped++, event)
+    return Effect.succeed(event)
+  })
+}
 
 const adopt = (core: Core, operation: string, deviceIndex: number, status: number) => {
   if (status !== success) return core.failOn(operation, status, deviceIndex, `device ${deviceIndex}`)

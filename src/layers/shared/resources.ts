@@ -75,10 +75,12 @@ export class StreamResource implements StreamRef {
 export class EventResource implements EventRef {
   readonly tag = eventTag
   state: ResourceState = "live"
-  /** True once a record was enqueued. Events opened from other processes count as recorded. */
+  /** True once a record was enqueued. Events of other processes and of other code count as recorded. */
   recorded = false
   /** True if the program has read the handle, so that other code may use the event without the runtime knowing. */
   isGivenOut = false
+  /** True for an event of other code, which may record it, and destroys it. */
+  isForeign = false
   /** Where it was last recorded in a graph; undefined if a stream of the driver has recorded it since. */
   inside: RecordedPoint | undefined
   readonly owner: Owner

@@ -19,6 +19,8 @@ export class SimulatedEvents implements EventBackend {
   readonly #driver: SimulatedDriver
   /** The keys of the exported interprocess handles. */
   readonly #exported = new Set<string>()
+  /** The live events, to find one that a program wraps. */
+  readonly #byHandle = new Map<number, SimulatedEvent>()
 
   constructor(driver: SimulatedDriver) {
     this.#driver = driver
@@ -28,11 +30,14 @@ export class SimulatedEvents implements EventBackend {
     const { model, owner } = this.#driver
     const status = this.#driver.begin("cuEventCreate", this.#driver.device(deviceIndex))
     if (status !== success) return status
-    this.created = new SimulatedEvent(owner, new EventState(), model.makeHandle(), deviceIndex, flags)
+    const event = new SimulatedEvent(owner, new EventState(), model.makeHandle(), deviceIndex, flags)
+    this.#byHandle.set(event.own, event)
+    this.created = event
     return success
   }
 
   destroy(event: EventResource): number {
+    this.#byHandle.delete(event.own)
     const { sharedAs } = simulatedEvent(event)
     if (sharedAs !== undefined) this.#withdraw(sharedAs.key)
     return this.#driver.begin("cuEventDestroy", this.#driver.device(event.deviceIndex))
@@ -58,7 +63,7 @@ export class SimulatedEvents implements EventBackend {
       this.#driver.device(start.deviceIndex).lost
     if (status !== success) return status
     const [first, last] = [simulatedEvent(start).part.current, simulatedEvent(end).part.current]
-    if (first === undefined || last === undefined || !start.hasTiming || !end.hasTiming) return invalidHandle
+    if (first === undefined || last === undefined || !isTimed(start) || !isTimed(end)) return invalidHandle
     if (!first.done || !last.done) return notReady
     this.milliseconds = (last.time - first.time) / 1e6
     return success
@@ -96,6 +101,18 @@ export class SimulatedEvents implements EventBackend {
     return success
   }
 
+  /** Other code is the program itself here, so only events of this runtime can be wrapped. */
+  fromHandle(deviceIndex: number, handle: number, flags: number): number {
+    const status = this.#driver.begin("cuEventQuery", this.#driver.device(deviceIndex))
+    if (status !== success) return status
+    const wraps = this.#byHandle.get(handle)
+    if (wraps === undefined || wraps.deviceIndex !== deviceIndex) return invalidHandle
+    const event = new SimulatedEvent(this.#driver.owner, wraps.part, handle, deviceIndex, flags)
+    event.wraps = wraps
+    this.created = event
+    return success
+  }
+
   watch(event: EventResource, onDone: OnDone): Cancel {
     const device = this.#driver.device(event.deviceIndex)
     return this.#driver.watchAfter("cuEventQuery", device, onDone, () => simulatedEvent(event).part.current)
@@ -112,3 +129,5 @@ export class SimulatedEvents implements EventBackend {
     this.#exported.delete(key)
   }
 }
+
+const isTimed = (event: EventResource): boolean => event.hasTiming && simulatedEvent(event).wraps?.hasTiming !== false

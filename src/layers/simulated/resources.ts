@@ -32,6 +32,8 @@ export class SimulatedStream extends StreamResource {
 
 export class SimulatedEvent extends EventResource {
   readonly part: EventState
+  /** The event that it wraps. */
+  wraps: SimulatedEvent | undefined
   /** The key of its interprocess handle, if it was exported. */
   sharedAs: { readonly key: string; readonly handle: Uint8Array } | undefined
   constructor(owner: Owner, part: EventState, handle: number, deviceIndex: number, flags: number) {
