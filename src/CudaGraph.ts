@@ -564,7 +564,7 @@ export interface CaptureOptions extends AccessOptions {
 
 /**
  * Makes work that other native code enqueues, such as that of a library, part of the program. `use` is given the stream to enqueue it
- * on, as the address of a `CUstream`.
+ * on, as the address of a `CUstream`. For a single call, use `CudaMemory.enqueue`.
  *
  * **Details**
  *

@@ -1170,6 +1170,8 @@ export interface AccessOptions {
  *
  * **Gotchas**
  *
+ * For a single call, `enqueue` costs a fraction and checks more.
+ *
  * Enqueue all work on that one stream, before the effect ends. If a nested access waits for an access of another fiber, and that one waits
  * for the outer access, both wait forever: list all memory in one access instead.
  *

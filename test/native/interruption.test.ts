@@ -220,10 +220,43 @@ const runInterrupted = (interrupted: Program, k: number, moment: (typeof moments
 /** The operations of the whole program. */
 const countOperations = (program: Program) => runInterrupted(program, Number.POSITIVE_INFINITY, "before")
 
+/** Calls, memory and events of other code, and memory of the program. */
+const others: Program = Effect.gen(function*() {
+  const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
+  const array = new Uint8Array(chunk)
+  const [owner, event] = [yield* CudaMemory.allocate(chunk), yield* CudaEvent.make()]
+  const theirs = yield* CudaEvent.fromHandle(event.handle)
+  let held = 0
+  yield* Effect.addFinalizer(() => Effect.sync(() => assert.strictEqual(held, 0)))
+  const release = Effect.sync(() => void held--)
+  const buffer = yield* Effect.uninterruptible(
+    Effect.tap(
+      CudaMemory.fromAddress(owner.address, chunk, { ordered: true, release }),
+      () => Effect.sync(() => held++)
+    )
+  )
+  const host = yield* CudaMemory.pin(array)
+  for (const on of [stream, other, stream]) {
+    const call = (handle: number) => stub.nativeFill(handle, buffer, 7)
+    yield* CudaMemory.enqueue({ writes: [buffer], stream: on }, call)
+    yield* CudaMemory.copy(host, buffer, on)
+    yield* CudaEvent.record(theirs, on)
+    yield* CudaEvent.synchronize(theirs)
+    assert.isTrue(array.every((byte) => byte === 7))
+  }
+  const graph = yield* CudaGraph.record(
+    CudaMemory.enqueue({ writes: [owner] }, (handle) => stub.nativeFill(handle, owner, 8))
+  )
+  yield* CudaGraph.launch(yield* CudaGraph.instantiate(graph), stream)
+  yield* Effect.scoped(CudaMemory.pin(array))
+  assert.strictEqual(held, 1)
+})
+
 const programs: ReadonlyArray<readonly [string, Program, operations: number]> = [
   ["a pipeline", pipeline, 40],
   ["a program that uses memory of every kind", memories, 30],
-  ["a program that records and launches graphs", graphs, 60]
+  ["a program that records and launches graphs", graphs, 60],
+  ["a program that shares memory and events with other code", others, 20]
 ]
 
 describe.each(programs)("%s", (_, program, least) => {
