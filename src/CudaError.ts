@@ -217,19 +217,6 @@ export interface GraphRefused {
 }
 
 /**
- * A call of other native code returned a status that means a failure (`CudaMemory.enqueue`).
- *
- * @category reasons
- * @since 0.1.0
- */
-export interface LibraryFailed {
-  readonly _tag: "LibraryFailed"
-  readonly code: number
-  /** The name of the code, if the program has given it one. */
-  readonly name: string | undefined
-}
-
-/**
  * The simulated device detected that a wait can never end, because nothing it waits for is running or can start.
  *
  * @category reasons
@@ -333,15 +320,22 @@ export interface LibraryUnavailable {
 }
 
 /**
- * A call of an optional library failed. `name` and `code` are the library's, for example `NVML_ERROR_NOT_SUPPORTED`.
+ * A call of a library other than the driver failed. `code` and `name` are the library's, for example `NVML_ERROR_NOT_SUPPORTED`.
  *
  * @category reasons
  * @since 0.1.0
  */
-export interface LibraryFailed extends StatusInfo {
+export interface LibraryFailed {
   readonly _tag: "LibraryFailed"
-  /** The library, for example `NVML`. */
-  readonly library: string
+  /** The library, for example `NVML`; undefined for calls of `CudaMemory.enqueue`. */
+  readonly library: string | undefined
+  readonly code: number
+  /** The name of the code; undefined if the program has given it none. */
+  readonly name: string | undefined
+  /** What the code means, and what to do. Empty if that is not known. */
+  readonly description: string
+  readonly advice: string
+  readonly isRetryable: boolean
 }
 
 /**
@@ -380,7 +374,6 @@ export type CudaErrorReason =
   | FunctionMissing
   | CannotRecord
   | GraphRefused
-  | LibraryFailed
   | NeverFinishes
   | CompilationFailed
   | InvalidCompileOption
@@ -679,11 +672,15 @@ const describeDiagnostic = ({ column, file, line, message, text }: Diagnostic): 
 }
 
 const describeStatus = (
-  reason: StatusReason | UnknownStatus | CompilerFailed | LibraryFailed,
+  reason: StatusReason | UnknownStatus | CompilerFailed,
   call: string | undefined
 ): string =>
   `${call === undefined ? "failed with" : `${call} returned`} ${reason.name} (${reason.code}): ${reason.description}.` +
   (reason.advice === "" ? "" : ` ${reason.advice}`)
+
+const describeLibrary = ({ advice, code, description, name }: LibraryFailed, call = "the call"): string =>
+  `${call} returned ${name === undefined ? `status ${code}` : `${name} (${code})`}` +
+  (description === "" ? "." : `: ${description}.`) + (advice === "" ? "" : ` ${advice}`)
 
 const describe = (reason: CudaErrorReason, call: string | undefined): string => {
   switch (reason._tag) {
@@ -717,10 +714,6 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return `the driver refused the ${reason.resource}${
         reason.nodeIndex === undefined ? "" : ` at node ${reason.nodeIndex}`
       }: ${reason.because}.`
-    case "LibraryFailed":
-      return `the call returned ${
-        reason.name === undefined ? `status ${reason.code}` : `${reason.name} (${reason.code})`
-      }.`
     case "NeverFinishes":
       return `${reason.resource} can never finish: ${reason.because}.`
     case "CompilationFailed":
@@ -733,6 +726,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return describeCompilerSearch(reason)
     case "LibraryUnavailable":
       return `${reason.library} could not be loaded; tried ${describePlaces(reason.searched)}. ${reason.advice}`
+    case "LibraryFailed":
+      return describeLibrary(reason, call)
     case "FileUnreadable":
       return `${reason.path} cannot be read: ${reason.problem}.`
     default:

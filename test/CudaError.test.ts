@@ -32,6 +32,15 @@ const unknownName = (line: number): CudaError.Diagnostic => ({
   text: `    y = x${line};`
 })
 
+const libraryFailed = {
+  _tag: "LibraryFailed",
+  library: undefined,
+  code: 7,
+  description: "",
+  advice: "",
+  isRetryable: false
+} as const
+
 const plainStatus = {
   code: 7,
   name: "NVRTC_ERROR_BUILTIN_OPERATION_FAILURE",
@@ -58,8 +67,8 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   [{ _tag: "KoffiNotLoaded", problem: "no native part" }, ["no native part", "external"]],
   [{ _tag: "DriverTooOld", found: 11080, required: 12000 }, ["11.8", "12.0"]],
   [{ _tag: "FunctionMissing", functionName: "cuStreamGetId" }, ["cuStreamGetId"]],
-  [{ _tag: "LibraryFailed", code: 7, name: "DEMO_BAD_VALUE" }, ["the call returned DEMO_BAD_VALUE (7)"]],
-  [{ _tag: "LibraryFailed", code: 7, name: undefined }, ["the call returned status 7"]],
+  [{ ...libraryFailed, name: "DEMO_BAD_VALUE" }, ["the call returned DEMO_BAD_VALUE (7)."]],
+  [{ ...libraryFailed, name: undefined }, ["the call returned status 7."]],
   [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]],
   [
     { _tag: "CompilationFailed", program: "a.cu", log: "", diagnostics: [1, 2, 3, 4].map(unknownName) },
@@ -85,8 +94,8 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
     ["NVML could not be loaded", "libnvidia-ml.so.1 (missing). Set EFFECT_CUDA_NVML."]
   ],
   [
-    { _tag: "LibraryFailed", library: "NVML", ...plainStatus, name: "NVML_ERROR_UNKNOWN" },
-    ["NVML_ERROR_UNKNOWN", "(7)"]
+    { ...libraryFailed, library: "NVML", name: "NVML_ERROR_UNKNOWN", description: "something", advice: "Look." },
+    ["the call returned NVML_ERROR_UNKNOWN (7): something. Look."]
   ],
   [{ _tag: "FileUnreadable", path: "a.cubin", code: "ENOENT", problem: "no such file" }, ["a.cubin", "no such file"]]
 ]

@@ -104,31 +104,32 @@ const rows: ReadonlyArray<readonly [code: number, name: string, description: str
   [999, "UNKNOWN", "an internal error of the driver"]
 ]
 
+/** What a status means. None ends contexts, because NVML uses none. */
+type NvmlStatus = Omit<StatusInfo, "isSticky">
+
 /** Statuses after which the same call can succeed later. */
 const retryable: ReadonlySet<number> = new Set([10, 19, 23, 27])
 
 const statuses = new Map(rows.map(([code, name, description, advice = ""]) =>
   [
     code,
-    Object.freeze<StatusInfo>({
+    Object.freeze<NvmlStatus>({
       code,
       name: `NVML_ERROR_${name}`,
       description,
       advice,
-      isSticky: false,
       isRetryable: retryable.has(code)
     })
   ] as const
 ))
 
-/** The properties of a status. `isSticky` is false for all: NVML uses no contexts. */
-export const nvmlStatus = (code: number): StatusInfo =>
+/** The properties of a status. */
+export const nvmlStatus = (code: number): NvmlStatus =>
   statuses.get(code) ?? {
     code,
     name: `nvmlReturn_t ${code}`,
     description: "unknown to this version of effect-cuda",
     advice: "",
-    isSticky: false,
     isRetryable: false
   }
 

@@ -179,8 +179,12 @@ export const enqueueContract = (rig: Rig): void =>
             CudaMemory.enqueue({ stream, status }, () => result)
           assert.deepStrictEqual({ ...yield* failsWith(code(7), "LibraryFailed") }, {
             _tag: "LibraryFailed",
+            library: undefined,
             code: 7,
-            name: undefined
+            name: undefined,
+            description: "",
+            advice: "",
+            isRetryable: false
           })
           const status = { 7: "DEMO_BAD_VALUE" }
           assert.strictEqual((yield* failsWith(code(7, status), "LibraryFailed")).name, "DEMO_BAD_VALUE")

@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import { success } from "../../cuda/status.ts"
-import type { CudaError } from "../../CudaError.ts"
+import type { CudaError, LibraryFailed } from "../../CudaError.ts"
 import type { EnqueuedCall, ForeignWork, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import { enqueueUsing } from "./accesses.ts"
@@ -161,12 +161,20 @@ const refuseResult = (
 ): Effect.Effect<never, CudaError> => {
   if (typeof result !== "number" || !Number.isInteger(result)) return refuseKind(result)
   const meaning = typeof status === "function" ? status(result) : status?.[result]
-  const reason = typeof meaning === "object"
-    ? meaning
-    : { _tag: "LibraryFailed", code: result, name: meaning } as const
+  const reason = typeof meaning === "object" ? meaning : failed(result, meaning)
   const context = { operation, deviceIndex: stream.deviceIndex, subject: String(stream) }
   return Effect.fail(fromReason(core.origins, reason, context))
 }
+
+const failed = (code: number, name: string | undefined): LibraryFailed => ({
+  _tag: "LibraryFailed",
+  library: undefined,
+  code,
+  name,
+  description: "",
+  advice: "",
+  isRetryable: false
+})
 
 const refuseKind = (result: unknown) => {
   // Its later failure would otherwise end the process.
