@@ -1,7 +1,7 @@
 /**
  * The cost of graphs: of launching them, with the same buffers or with others each time; of recording programs,
  * instantiating them and updating executable graphs; and of programs of small operations as graphs and as single calls.
- * Compared with C, with raw koffi calls, and with the graphs of cuda.core, CuPy and PyTorch if they are installed. See
+ * Compared with C in its own process and in this one ("C here"), with raw koffi calls, and with the graphs of cuda.core, CuPy and PyTorch if they are installed. See
  * `support/compare.ts` for the method.
  *
  * Host times are those of the calls. Times to the end include the work of the GPU: a batch ends when its stream is
@@ -30,10 +30,12 @@ import {
   recordReaders
 } from "./support/graphPrograms.ts"
 import type { GraphSubjects, ProgramName } from "./support/graphPrograms.ts"
+import { openHere } from "./support/here.ts"
+import type { Here } from "./support/here.ts"
 import { simulatedKernels } from "./support/launches.ts"
 import { startPeers } from "./support/peer.ts"
 import type { Peer } from "./support/peer.ts"
-import { makeRawGraph } from "./support/rawGraphs.ts"
+import { makeBlock, makeRawGraph } from "./support/rawGraphs.ts"
 import type { Figure } from "./support/results.ts"
 import { runOnDriver } from "./support/run.ts"
 import type { Ground } from "./support/run.ts"
@@ -44,6 +46,7 @@ interface Bench {
   readonly ground: Ground
   readonly peers: ReadonlyArray<Peer>
   readonly subjects: GraphSubjects
+  readonly here: Here | undefined
   /** Waits until the stream has no work. */
   readonly drain: () => void
 }
@@ -89,18 +92,22 @@ const launchSizes = [{ size: 1, count: 200 }, { size: 10, count: 50 }, { size: 1
 
 const measureLaunches: Part = (bench) =>
   Effect.gen(function*() {
-    const { ground: { driver, isGpu }, subjects } = bench
+    const { ground: { driver, isGpu }, here, subjects } = bench
     const stream = subjects.stream.handle
     const launches = yield* Effect.forEach(launchSizes, ({ count, size }) =>
-      Effect.map(makeEmptyGraph(subjects, size), (exec) => ({
-        name: plural(size, "kernel"),
-        count,
-        size,
-        raw: makeRawGraph(driver, { stream, kernel: "none", count: size, words: [] }).launch,
-        effect: () =>
-          CudaGraph.launch(exec, subjects.stream),
-        target: isGpu ? "graphLaunch" as const : undefined
-      })))
+      Effect.map(makeEmptyGraph(subjects, size), (graph) => {
+        const { exec, launch } = makeRawGraph(driver, { stream, kernel: "none", count: size, words: [] })
+        return {
+          name: plural(size, "kernel"),
+          count,
+          size,
+          here: here && ((count: number) =>
+            here.launch(exec, stream, count)),
+          raw: launch,
+          effect: () => CudaGraph.launch(graph, subjects.stream),
+          target: isGpu ? "graphLaunch" as const : undefined
+        }
+      }))
     const figures: Array<Figure> = []
     for (const { how, title } of hows) {
       const end = endOf(bench, how)
@@ -117,11 +124,15 @@ const measureLaunches: Part = (bench) =>
 const rebindSizes = [{ size: 1, count: 200 }, { size: 10, count: 50 }, { size: 100, count: 20 }]
 
 /** A launch with the same buffer as the last time, and one with the other buffer. */
-const makeRebinds = ({ ground: { driver, isGpu }, subjects }: Bench, { count, size }: (typeof rebindSizes)[number]) =>
+const makeRebinds = (
+  { ground: { driver, isGpu }, here, subjects }: Bench,
+  { count, size }: (typeof rebindSizes)[number]
+) =>
   Effect.map(makeReaders(subjects, size), (exec): ReadonlyArray<Sized> => {
     const { buffers, stream } = subjects
     const words = buffers.map((buffer) => readerWords(subjects, buffer))
     const raw = makeRawGraph(driver, { stream: stream.handle, kernel: "three", count: size, words: words[0]! })
+    const [one, other] = words.map((own) => makeBlock(driver.getFunction("three"), own))
     let turn = 0
     const next = () => turn ^= 1
     const name = plural(size, "kernel")
@@ -131,6 +142,7 @@ const makeRebinds = ({ ground: { driver, isGpu }, subjects }: Bench, { count, si
         ...common,
         name: `${name}, the same buffer`,
         peer: `same ${size} host`,
+        here: here && ((count) => here.launch(raw.exec, stream.handle, count)),
         raw: raw.launch,
         effect: () => CudaGraph.launch(exec, { from: buffers[0] }, stream)
       },
@@ -138,6 +150,8 @@ const makeRebinds = ({ ground: { driver, isGpu }, subjects }: Bench, { count, si
         ...common,
         name: `${name}, another buffer`,
         peer: `rebind ${size} host`,
+        here: here &&
+          ((count) => here.rebind(raw.exec, stream.handle, raw.nodes, size, one!.address, other!.address, count)),
         raw: () => {
           raw.rebind(words[next()]!)
           raw.launch()
@@ -306,7 +320,8 @@ await runOnDriver("graphs", (ground) =>
       const stream = subjects.stream.handle
       const drain = () => check("cuStreamSynchronize", ground.driver.calls.cuStreamSynchronize(stream))
       const figures: Array<Figure> = []
-      for (const part of parts) figures.push(...(yield* part({ ground, peers, subjects, drain })))
+      const bench = { ground, here: openHere(ground.driver), peers, subjects, drain }
+      for (const part of parts) figures.push(...(yield* part(bench)))
       return figures
     }).pipe(Effect.provideServiceEffect(CudaRuntime, ground.makeRuntime()))
     return [...yield* onDriver, ...(ground.isGpu ? [] : yield* recordSimulated)]

@@ -1,5 +1,5 @@
 /**
- * Compares operations across peers, raw koffi calls and Effects of the library.
+ * Compares operations across peers, calls in C in this process, raw koffi calls and Effects of the library.
  *
  * The Effects run in one fiber, in an `Effect.whileLoop` whose body creates and yields the operation each time, as
  * programs do. The cost of the same loop around `Effect.void` is subtracted. Raw calls run in a plain loop. Before
@@ -30,6 +30,8 @@ export interface Operation<R = never> {
   /** Waits for the work of a batch as part of the measurement. Peers do so depending on the name. */
   readonly end?: (() => void) | undefined
   readonly raw?: () => void
+  /** Repeats the calls in C in this process. Returns nanoseconds per repetition. */
+  readonly here?: ((count: number) => number) | undefined
   readonly effect: () => Effect.Effect<unknown, CudaError, R>
   readonly target?: TargetName | undefined
 }
@@ -58,7 +60,7 @@ export interface Compared<R = never> {
   readonly beside: Readonly<Record<string, ReadonlyArray<number>>>
 }
 
-const ways = { raw: "koffi", effect: "Effect", loop: "empty loop" }
+const ways = { here: "C here", raw: "koffi", effect: "Effect", loop: "empty loop" }
 
 export const compare = <R = never>(
   comparison: Comparison<R>
@@ -80,11 +82,15 @@ export const compare = <R = never>(
 const measureOnce = <R>(comparison: Comparison<R>, operation: Operation<R>, costs: Costs) =>
   Effect.gen(function*() {
     const { batches = 10, inContext = (body) => body(), peers, prepare } = comparison
-    const { busy = false, count, effect, end, peer, raw } = operation
+    const { busy = false, count, effect, end, here, peer, raw } = operation
     for (const { ask, name } of peers) {
       costs.get(name)!.push(...(yield* ask(peer, count, batches)).map((nanos) => nanos / count))
     }
     for (let batch = 0; batch < batches; batch++) {
+      if (here !== undefined && end === undefined) {
+        yield* prepare(busy)
+        costs.get(ways.here)!.push(inContext(() => here(count)))
+      }
       if (raw !== undefined) {
         yield* prepare(busy)
         costs.get(ways.raw)!.push(inContext(() => measureRaw(raw, count, end)))

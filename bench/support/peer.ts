@@ -127,10 +127,13 @@ const launch = (name: string, libraryPath: string | undefined): Launched | undef
 
 const compilers = ["cc", "gcc", "nvcc"]
 
-const compile = (source: string, program: string): string | undefined => {
+/** Compiles a C program. Returns the reason if that is impossible. */
+export const compile = (source: string, program: string, options: ReadonlyArray<string> = []): string | undefined => {
   const problems: Array<string> = []
   for (const compiler of compilers) {
-    const { error, status, stderr } = spawnSync(compiler, ["-O2", "-o", program, source, "-ldl"], { encoding: "utf8" })
+    const { error, status, stderr } = spawnSync(compiler, ["-O2", ...options, "-o", program, source, "-ldl"], {
+      encoding: "utf8"
+    })
     if (status === 0) {
       note("C compiler", versionOf(compiler))
       return undefined

@@ -6,6 +6,8 @@ import { check } from "./driver.ts"
 import type { Driver } from "./driver.ts"
 
 export interface RawGraph {
+  readonly exec: number
+  readonly nodes: BigUint64Array
   readonly launch: () => void
   /** Changes the words of the arguments, in one kernel after the other. */
   readonly rebind: (words: ReadonlyArray<bigint>) => void
@@ -32,6 +34,8 @@ export const makeRawGraph = (driver: Driver, { count, kernel, stream, words }: R
     }
     const exec = make("cuGraphInstantiateWithParams", graph, new BigUint64Array(4))
     return {
+      exec,
+      nodes: BigUint64Array.from(nodes, BigInt),
       launch: () => check("cuGraphLaunch", calls.cuGraphLaunch(exec, stream)),
       rebind: (changed) => {
         block.write(changed)
@@ -54,7 +58,7 @@ const headOf = (kernel: number, table: number): ReadonlyArray<bigint> => {
 const headWords = 9
 
 /** The parameters of a node, followed by the arguments and the table of their addresses. */
-const makeBlock = (kernel: number, words: ReadonlyArray<bigint>) => {
+export const makeBlock = (kernel: number, words: ReadonlyArray<bigint>) => {
   const block = new BigUint64Array(headWords + 2 * words.length)
   const address = Number(koffi.address(block.buffer))
   const tableAt = headWords + words.length
