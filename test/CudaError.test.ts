@@ -67,8 +67,8 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   [{ _tag: "KoffiNotLoaded", problem: "no native part" }, ["no native part", "external"]],
   [{ _tag: "DriverTooOld", found: 11080, required: 12000 }, ["11.8", "12.0"]],
   [{ _tag: "FunctionMissing", functionName: "cuStreamGetId" }, ["cuStreamGetId"]],
-  [{ ...libraryFailed, name: "DEMO_BAD_VALUE" }, ["the call returned DEMO_BAD_VALUE (7)."]],
-  [{ ...libraryFailed, name: undefined }, ["the call returned status 7."]],
+  [{ ...libraryFailed, name: "DEMO_BAD_VALUE" }, ["returned DEMO_BAD_VALUE (7)."]],
+  [{ ...libraryFailed, name: undefined }, ["returned status 7."]],
   [{ _tag: "NeverFinishes", resource: "stream 7", because: "it hangs" }, ["stream 7", "it hangs"]],
   [
     { _tag: "CompilationFailed", program: "a.cu", log: "", diagnostics: [1, 2, 3, 4].map(unknownName) },
@@ -95,7 +95,7 @@ const others: ReadonlyArray<readonly [CudaErrorReason, ReadonlyArray<string>]> =
   ],
   [
     { ...libraryFailed, library: "NVML", name: "NVML_ERROR_UNKNOWN", description: "something", advice: "Look." },
-    ["the call returned NVML_ERROR_UNKNOWN (7): something. Look."]
+    ["returned NVML_ERROR_UNKNOWN (7): something. Look."]
   ],
   [{ _tag: "FileUnreadable", path: "a.cubin", code: "ENOENT", problem: "no such file" }, ["a.cubin", "no such file"]]
 ]
