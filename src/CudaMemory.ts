@@ -494,8 +494,8 @@ export const allocateHost = (
  * Do not transfer the `ArrayBuffer` while it is pinned: the next operation rejects it (`InvalidArgument`), but work in progress goes on to
  * use its memory, which the new owner may free.
  *
- * Small arrays and `Buffer`s share pages with others, and a page stays locked as long as anything in it is pinned. Pin few large arrays,
- * or the whole `ArrayBuffer` that they are in.
+ * Small arrays and `Buffer`s share pages with others. Whether the driver pins two of them that share a page is untested; if not, the second
+ * fails with `HostMemoryAlreadyRegistered`. Pin few large arrays, or the whole `ArrayBuffer` that they are in.
  *
  * Release the runtime before its worker thread ends: the memory of a worker that ends first is freed while it may still be in use.
  *

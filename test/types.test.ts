@@ -45,6 +45,8 @@ export const bothForms = ({ device, event, host, stream, timed }: Given): Readon
   device.pipe(CudaMemory.fill16(1), Effect.andThen(device.pipe(CudaMemory.fill32(1, stream)))),
   CudaMemory.access(Effect.void, { reads: [host], writes: [device], stream }),
   Effect.void.pipe(CudaMemory.access({ writes: [device], stream })),
+  CudaMemory.enqueue({ reads: [host], writes: [device], stream, status: { 1: "BAD" } }, (handle: number) => handle),
+  CudaMemory.enqueue({ stream, status: CudaError.reasonFromStatus }, () => {}),
   device.pipe(CudaMemory.fill(1)),
   CudaMemory.upload(device, new Uint8Array(8), stream),
   device.pipe(CudaMemory.slice(0, 8), CudaMemory.upload(new Float32Array(2))),
@@ -56,9 +58,11 @@ export const bothForms = ({ device, event, host, stream, timed }: Given): Readon
   CudaStream.withStream(Effect.void, stream)
 ]
 
-export const refused = ({ event, timed }: Given) => [
+export const refused = ({ device, event, timed }: Given) => [
   // @ts-expect-error an event without times has no elapsed time
   CudaEvent.elapsedTime(event, timed),
+  // @ts-expect-error the call must be synchronous
+  CudaMemory.enqueue({ writes: [device] }, async () => 0),
   // @ts-expect-error timing and interprocess exclude each other
   CudaEvent.make({ timing: true, interprocess: true })
 ]
@@ -71,7 +75,14 @@ describe("types", () => {
     assert.isTrue(same<ReturnType<typeof makeUntimed>, Of<CudaEvent.CudaEvent>>(true))
     assert.isTrue(same<ReturnType<typeof CudaStream.make>, Of<CudaStream.CudaStream>>(true))
     assert.isTrue(same<ReturnType<typeof CudaMemory.allocateHost>, Of<CudaMemory.HostBuffer>>(true))
+    assert.isTrue(same<ReturnType<typeof CudaMemory.pin>, Of<CudaMemory.HostBuffer>>(true))
+    assert.isTrue(same<ReturnType<typeof adopt>, Of<CudaMemory.DeviceBuffer>>(true))
     assert.isTrue(same<Effect.Success<ReturnType<typeof measure>>, Duration.Duration>(true))
+  })
+
+  it("of wrapped events need no scope, and tell timed events apart", () => {
+    assert.isTrue(same<ReturnType<typeof wrapTimed>, Wrapped<CudaEvent.TimedEvent>>(true))
+    assert.isTrue(same<ReturnType<typeof wrapUntimed>, Wrapped<CudaEvent.CudaEvent>>(true))
   })
 
   it("of regions add only what they need", () => {
@@ -90,6 +101,11 @@ describe("types", () => {
   })
 })
 
+type Wrapped<A> = Effect.Effect<A, CudaError.CudaError, CudaRuntime>
+
+const wrapTimed = () => CudaEvent.fromHandle(1n, { timing: true })
+const wrapUntimed = () => CudaEvent.fromHandle(1n)
+const adopt = () => CudaMemory.fromAddress(1n, 1, { release: Effect.void })
 const makeTimed = () => CudaEvent.make({ timing: true })
 const makeUntimed = () => CudaEvent.make({ blocking: true })
 const measure = (timed: CudaEvent.TimedEvent) => CudaEvent.elapsedTime(timed, timed)

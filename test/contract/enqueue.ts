@@ -10,6 +10,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { started } from "../support/fibers.ts"
 import { Busy, NativeCode } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
@@ -267,10 +268,7 @@ export const enqueueContract = (rig: Rig): void =>
       leavesNothing(Effect.gen(function*() {
         const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
         const buffer = yield* CudaMemory.allocate(size, { ordered: true })
-        const fiber = yield* Effect.forkChild(
-          CudaMemory.access(Effect.never, { writes: [buffer], stream: one }),
-          { startImmediately: true }
-        )
+        const fiber = yield* started(CudaMemory.access(Effect.never, { writes: [buffer], stream: one }))
         yield* fill(buffer, 3, { stream: other })
         yield* Fiber.interrupt(fiber)
         yield* holds(buffer, 3, one)

@@ -8,6 +8,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { started } from "../support/fibers.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
@@ -90,9 +91,9 @@ export const foreignEventContract = (rig: Rig): void =>
           const event = yield* CudaEvent.fromHandle(owner.handle)
           yield* (yield* Busy).enqueue(stream, 100)
           yield* CudaEvent.record(owner, stream)
-          const fiber = yield* Effect.forkChild(CudaEvent.synchronize(event), { startImmediately: true })
+          const fiber = yield* started(CudaEvent.synchronize(event))
           yield* Fiber.interrupt(fiber)
-          const waiting = yield* Effect.forkChild(CudaEvent.synchronize(event), { startImmediately: true })
+          const waiting = yield* started(CudaEvent.synchronize(event))
           yield* CudaEvent.record(event, stream)
           yield* Fiber.join(waiting)
           yield* CudaStream.synchronize(stream)

@@ -12,6 +12,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { started } from "../support/fibers.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
@@ -119,7 +120,7 @@ export const foreignMemoryContract = (rig: Rig): void =>
           assert.strictEqual(released, 1)
           const reached = yield* Deferred.make<void>()
           const endless = Effect.andThen(make, Effect.andThen(Deferred.succeed(reached, undefined), Effect.never))
-          const fiber = yield* Effect.forkChild(Effect.scoped(endless), { startImmediately: true })
+          const fiber = yield* started(Effect.scoped(endless))
           yield* Deferred.await(reached)
           yield* Fiber.interrupt(fiber)
           assert.strictEqual(released, 2)

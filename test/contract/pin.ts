@@ -8,6 +8,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { started } from "../support/fibers.ts"
 import { giveAway } from "../support/giveAway.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
@@ -158,7 +159,7 @@ export const pinContract = (rig: Rig): void =>
           CudaMemory.pin(array),
           Effect.andThen(Deferred.succeed(reached, undefined), Effect.never)
         )
-        const fiber = yield* Effect.forkChild(Effect.scoped(endless), { startImmediately: true })
+        const fiber = yield* started(Effect.scoped(endless))
         yield* Deferred.await(reached)
         yield* Fiber.interrupt(fiber)
         const large = yield* Effect.forkChild(Effect.scoped(CudaMemory.pin(new Uint8Array(3 * segment))), {
