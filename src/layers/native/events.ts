@@ -100,7 +100,9 @@ export class NativeEvents implements EventBackend {
   letGo(events: ReadonlyArray<EventResource>): void {
     for (const event of events) {
       nativeEvent(event).holders--
-      if (event.state === "released" && !event.isForeign) this.#driver.warn("cuEventDestroy", this.destroy(event), event.own)
+      if (event.state === "released" && !event.isForeign) {
+        this.#driver.warn("cuEventDestroy", this.destroy(event), event.own)
+      }
     }
   }
 
