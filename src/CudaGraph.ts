@@ -326,7 +326,7 @@ export const hostBuffer = (byteLength: number, options: BufferOptions = {}): Gra
  * - an event recorded on the other side of the border
  * - `upload`, `download` and pinned memory allocated inside, because host data would be stale at the second launch
  * - `CudaTiming.timed`, host functions, pipelines, managed memory and prefetches
- * - copies between devices, which the driver does not accept with memory of a pool
+ * - copies from or to a device whose memory the graph's device cannot access
  * - streams that are not joined at the end
  * - a graph that writes pinned memory that it also reads, unless `overwriteInputs` is true
  *
@@ -774,6 +774,9 @@ const onHost = <E, R>(
  *
  * Allocates the graph's memory and makes driver calls that take some 50 µs, and about 3 µs per node: do this ahead of the work that
  * launches the graph. Closing the scope does not wait for launches in progress; the memory of the graph is released after them.
+ *
+ * If the graph copies from or to other devices, the pools of that memory are made accessible to its device (`cuMemPoolSetAccess`), and
+ * stay so.
  *
  * Fails with `GraphRefused` if the driver cannot run the graph, and with `InvalidArgument` if `instances` is not an integer of at least
  * 1.

@@ -71,8 +71,12 @@ export const pointerAttributes = {
   isManaged: 8,
   deviceOrdinal: 9,
   rangeStart: 11,
-  rangeSize: 12
+  rangeSize: 12,
+  pool: 17
 } as const
+
+/** `CUmemAccess_flags`. */
+export const poolAccess = { readWrite: 3 } as const
 
 /** `CUmemorytype`. */
 export const memoryTypes = { host: 1, device: 2 } as const

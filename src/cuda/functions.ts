@@ -97,6 +97,7 @@ export const driverFunctions = {
   cuMemPoolSetAttribute: [pool, int, memory],
   cuMemPoolGetAttribute: [pool, int, memory],
   cuMemPoolTrimTo: [pool, size],
+  cuMemPoolSetAccess: [pool, memory, size],
   cuMemAllocFromPoolAsync: [memory, size, pool, stream],
   cuMemFreeAsync: [pointer, stream],
   cuMemAllocManaged: [memory, size, uint],

@@ -926,6 +926,18 @@ describe("the table", () => {
       })
     ))
 
+  it.live("has the functions of copies between devices in graphs, tested elsewhere", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          const [here, there] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocate(64, { device: 1 })]
+          const copy = Effect.flatMap(CudaStream.current(), (stream) => CudaMemory.copy(here, there, stream))
+          yield* CudaGraph.instantiate(yield* CudaGraph.record(copy))
+          assert.lengthOf(stub.calls("cuMemPoolSetAccess"), 1)
+        }),
+      { prepare: () => void (stub.devices = 2) }
+    ))
+
   it.live("has the functions of regions in graphs, tested elsewhere", () =>
     opened(() =>
       Effect.gen(function*() {

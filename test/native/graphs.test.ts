@@ -2,7 +2,16 @@
  * Graphs on the driver: the nodes that are made, the structs they are made from, and the calls of an executable graph.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaEvent, CudaGraph, CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaStream } from "effect-cuda"
+import {
+  CudaEvent,
+  CudaGraph,
+  CudaKernel,
+  CudaMemory,
+  CudaMemoryPool,
+  CudaModule,
+  CudaParameter,
+  CudaStream
+} from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as NativeRuntime from "effect-cuda/NativeRuntime"
@@ -986,6 +995,31 @@ describe("a launch with other values", () => {
         assert.strictEqual(yield* firstByte(to, stream), 2)
       })
     ))
+})
+
+describe("a copy between devices", () => {
+  const twoDevices = { prepare: () => void (stub.devices = 2) }
+
+  it.live("makes each pool of the other device accessible, whenever a graph is instantiated or updated", () =>
+    withGraphs(() =>
+      Effect.gen(function*() {
+        const pool = yield* CudaMemoryPool.make({ device: 1 })
+        const [to, beside] = [yield* CudaMemory.allocate(64), yield* CudaMemory.allocate(64)]
+        const from = yield* CudaMemory.allocate(64, { device: 1 })
+        const own = yield* CudaMemory.allocate(64, { device: 1, pool })
+        const graph = yield* CudaGraph.record(Effect.gen(function*() {
+          const stream = yield* CudaStream.current()
+          yield* CudaMemory.copy(to, from, stream)
+          yield* CudaMemory.copy(own, beside, stream)
+        }))
+        assert.lengthOf(argumentsOf("cuMemPoolSetAccess"), 0)
+        const exec = yield* CudaGraph.instantiate(graph)
+        const pools = argumentsOf("cuMemAllocFromPoolAsync").slice(-2).map((args) => args[2])
+        const expected = pools.map((pool) => [pool, 0, 3])
+        assert.deepStrictEqual(argumentsOf("cuMemPoolSetAccess").toSorted(), expected.toSorted())
+        yield* CudaGraph.update(exec, graph)
+        assert.lengthOf(argumentsOf("cuMemPoolSetAccess"), 4)
+      }), twoDevices))
 })
 
 describe("several instances", () => {

@@ -630,6 +630,12 @@ const ofAddress = /address 0x[0-9a-f]+/
 const enqueuingInOrder = ({ buffer, streams: [one, other] }: Effect.Success<typeof orderedOnTwo>) =>
   Effect.andThen(enqueuing(buffer, one), enqueuing(buffer, other))
 
+/** Memory of two devices, one of which a graph is recorded on. */
+const twoDevices = Effect.all({ stream, here: CudaMemory.allocate(64), there: CudaMemory.allocate(64, { device: 1 }) })
+
+const copyingBetween = ({ here, there }: Effect.Success<typeof twoDevices>) =>
+  CudaGraph.record(Effect.flatMap(CudaStream.current(), (current) => CudaMemory.copy(here, there, current)))
+
 const refused = { invalid: "refused" } as const
 const threeInstances = { instances: 3 }
 
@@ -768,6 +774,19 @@ const graphs: ReadonlyArray<Scenario> = [
     ["cuStreamWaitEvent"],
     ["cuEventRecord", 1]
   ], /stream \d+ of device 0/),
+  ...callsOf("CudaMemory.copy", twoDevices, copyingBetween, [
+    ["cuDeviceCanAccessPeer", 0, { where: "in a recording", subject: /64 bytes .* on device 1/ }]
+  ], /device 1/),
+  ...callsOf(
+    "CudaGraph.instantiate",
+    Effect.flatMap(twoDevices, copyingBetween),
+    (graph) => graph.runtime.graphInstantiate(graph.ref, 2),
+    [
+      ["cuPointerGetAttributes", 0, { where: "of memory of another device" }],
+      ["cuMemPoolSetAccess"],
+      ["cuMemPoolSetAccess", 1]
+    ]
+  ),
   ...callsOf("CudaGraph.instantiate", withParameters, (graph) => graph.runtime.graphInstantiate(graph.ref, 3), [
     ["cuMemAllocFromPoolAsync", 0, { where: "of memory in place of parameters", subject: /64 bytes on device 0/ }]
   ]),

@@ -587,6 +587,16 @@ describe("options", () => {
         yield* Effect.all([runtime.deviceCanAccessPeer(0, 1), runtime.deviceCanAccessPeer(1, 0)]),
         [true, false]
       )
+      const [near, far] = [yield* runtime.memoryAllocate(0, 4), yield* runtime.memoryAllocate(1, 4)]
+      const whole = (memory: typeof near) => ({ memory, offset: 0, byteLength: 4 })
+      const recorded = (deviceIndex: number) =>
+        Effect.flatMap(
+          runtime.graphRecord({ deviceIndex, parameters: [] }),
+          ({ stream }) => runtime.memoryCopy(whole(near), whole(far), stream)
+        )
+      yield* recorded(0)
+      const { message } = yield* Effect.flip(recorded(1))
+      assert.include(message, "device 1 cannot access the buffer of 4 bytes")
       assert.deepStrictEqual(yield* runtime.devicePriorityRange(0), { least: 0, greatest: -5 })
     }))
 

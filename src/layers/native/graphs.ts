@@ -26,6 +26,7 @@ import type { NativeEvents } from "./events.ts"
 import { KernelBlock } from "./GraphBlocks.ts"
 import type { Setter } from "./GraphBlocks.ts"
 import { GraphBuild, GraphMemory, piecesOf, writeFill } from "./GraphBuild.ts"
+import { PeerAccess } from "./peers.ts"
 import { setterImage } from "./setter.ts"
 import { nativeStream } from "./streams.ts"
 
@@ -114,6 +115,7 @@ export class NativeGraphs implements GraphBackend {
   refusal: GraphRefusal | undefined
   readonly #driver: Driver
   readonly #events: NativeEvents
+  readonly #peers: PeerAccess
   readonly #memory: GraphMemory
   readonly #exec = new Out<CUgraphExec>()
   readonly #instantiate = new Uint32Array(instantiateAt.words)
@@ -122,6 +124,7 @@ export class NativeGraphs implements GraphBackend {
   constructor(driver: Driver, events: NativeEvents) {
     this.#driver = driver
     this.#events = events
+    this.#peers = new PeerAccess(driver)
     this.#memory = new GraphMemory(driver.library)
   }
 
@@ -156,6 +159,10 @@ export class NativeGraphs implements GraphBackend {
   /** Makes the driver's graph, or returns a status. */
   #build(graph: GraphResource, bindings: Bindings, idle?: CUevent): GraphBuild | number {
     this.refusal = undefined
+    for (const memory of graph.peers) {
+      const allowed = this.#peers.allow(graph.deviceIndex, memory)
+      if (allowed !== success) return allowed
+    }
     const build = new GraphBuild(this.#driver, this.#memory, graph, bindings, idle)
     const status = build.run()
     if (status === success) return build

@@ -264,7 +264,10 @@ export interface GraphOperations {
   readonly graphEnd: (recording: RecordingRef) => Effect.Effect<GraphRef, CudaError>
   /** Ends a recording whose program failed or was interrupted. */
   readonly graphAbandon: (recording: RecordingRef) => Effect.Effect<void, CudaError>
-  /** Makes a graph executable (`cuGraphInstantiateWithParams`), a number of times. */
+  /**
+   * Makes a graph executable (`cuGraphInstantiateWithParams`), a number of times. For copies from or to other devices, makes the pools of
+   * that memory accessible to the graph's device (`cuMemPoolSetAccess`).
+   */
   readonly graphInstantiate: (graph: GraphRef, instances: number) => Effect.Effect<GraphExecRef, CudaError>
   /** Destroys an executable graph (`cuGraphExecDestroy`). Launches in progress go on. */
   readonly graphDestroy: (exec: GraphExecRef) => Effect.Effect<void, CudaError>

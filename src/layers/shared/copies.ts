@@ -86,7 +86,9 @@ const copy = (
     return refuseResource(operation, backend, to, from, stream)
   }
   const refused = refuseCopy(operation, to, from, toRange, fromRange, stream) ??
-    (core.recordings === 0 ? undefined : refuseElsewhere(operation, stream) ?? refusePeer(operation, to, from, stream))
+    (core.recordings === 0
+      ? undefined
+      : refuseElsewhere(operation, stream) ?? refusePeer(core, operation, to, from, stream))
   if (refused !== undefined) return refused
   const transfer = transferOf(to, from, toRange, fromRange)
   if (transfer.byteLength === 0) return Effect.void
@@ -136,7 +138,7 @@ const copyRows = (
     refuseRows(operation, to, from, width, height) ?? refusePlacement(operation, toMemory, fromMemory, stream) ??
     (core.recordings === 0
       ? undefined
-      : refuseElsewhere(operation, stream) ?? refusePeer(operation, toMemory, fromMemory, stream))
+      : refuseElsewhere(operation, stream) ?? refusePeer(core, operation, toMemory, fromMemory, stream))
   if (refused !== undefined) return refused
   if (width === 0 || height === 0) return Effect.void
   const transfer = {
@@ -176,7 +178,7 @@ const copyBatch = (
       return refuseResource(operation, backend, toMemory, fromMemory)
     }
     const refused = refuseCopy(operation, toMemory, fromMemory, to, from, stream, index) ??
-      (core.recordings === 0 ? undefined : refusePeer(operation, toMemory, fromMemory, stream))
+      (core.recordings === 0 ? undefined : refusePeer(core, operation, toMemory, fromMemory, stream))
     if (refused !== undefined) return refused
     if (to.byteLength > 0) copies.push(transferOf(toMemory, fromMemory, to, from))
   }

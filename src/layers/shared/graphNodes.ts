@@ -249,6 +249,10 @@ export interface ScratchPart {
   readonly offset: number
 }
 
+/** True for memory of another device. */
+export const isPeer = (memory: DeviceMemoryResource, deviceIndex: number): boolean =>
+  !memory.isManaged && memory.deviceIndex !== deviceIndex
+
 /** A recorded graph. */
 export class GraphResource implements GraphRef {
   readonly owner: Owner
@@ -269,6 +273,8 @@ export class GraphResource implements GraphRef {
   readonly scratchBytes: number
   /** The memory outside the graph that it uses, each once. */
   readonly memories: ReadonlyArray<AnyMemoryResource>
+  /** Those of other devices. */
+  readonly peers: ReadonlyArray<DeviceMemoryResource>
   readonly modules: ReadonlyArray<ModuleResource>
   /** The events that it records, in the order of recording. */
   readonly events: ReadonlyArray<EventResource>
@@ -314,6 +320,8 @@ export class GraphResource implements GraphRef {
     this.scratch = fields.scratch
     this.scratchBytes = fields.scratchBytes
     this.memories = fields.memories
+    this.peers = fields.memories.filter((memory) => memory.kind === "device")
+      .filter((memory) => isPeer(memory, fields.deviceIndex))
     this.modules = fields.modules
     this.events = fields.events
     this.reads = fields.reads

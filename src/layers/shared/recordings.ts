@@ -8,11 +8,13 @@ import type * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as References from "effect/References"
 import type { ParameterKind } from "../../cuda/parameters.ts"
+import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { CurrentRecording } from "../CudaRuntime.ts"
 import type { RecordingRef } from "../CudaRuntime.ts"
+import type { Core } from "./Core.ts"
 import { refuse } from "./failures.ts"
-import { describeFrame, GraphScalar } from "./graphNodes.ts"
+import { describeFrame, GraphScalar, isPeer } from "./graphNodes.ts"
 import type { RecordedScalar } from "./graphNodes.ts"
 import type { KernelResource } from "./moduleResources.ts"
 import type { Refusal } from "./ranges.ts"
@@ -55,18 +57,28 @@ export const refuseElsewhere = (operation: string, stream: StreamResource): Refu
   return refuseToRecord(operation, `${stream} is not part of the recording. Use streams that were made inside`)
 }
 
-/** Refuses copies from or to another device: the driver accepts no such node with memory of our pools. */
+/** Refuses copies from or to devices whose memory the graph's device cannot access: within graphs, the driver copies in no stages. */
 export const refusePeer = (
+  core: Core,
   operation: string,
   to: AnyMemoryResource,
   from: AnyMemoryResource,
   { recording }: StreamResource
 ): Refusal => {
   if (recording === undefined) return undefined
-  const isElsewhere = (memory: AnyMemoryResource) =>
-    memory.kind === "device" && !memory.isManaged && memory.deviceIndex !== recording.deviceIndex
-  if (!isElsewhere(to) && !isElsewhere(from)) return undefined
-  return refuseToRecord(operation, "graphs cannot copy between devices. Copy before or after the launch")
+  const { devices } = core.backend
+  const { deviceIndex } = recording
+  for (const memory of [to, from]) {
+    if (memory.kind !== "device" || !isPeer(memory, deviceIndex)) continue
+    const status = devices.canAccessPeer(deviceIndex, memory.deviceIndex)
+    if (status !== success) return core.failOn(operation, status, deviceIndex, String(memory))
+    if (devices.value !== 0) continue
+    return refuseToRecord(
+      operation,
+      `device ${deviceIndex} cannot access the ${memory}, which graphs need. Copy before or after the launch`
+    )
+  }
+  return undefined
 }
 
 /** Refuses streams of which some are in a recording and others are not. */

@@ -147,6 +147,8 @@ typedef struct {
   int device;
   uint64_t max, used, unseen, kept, used_high, reserved_high, threshold;
   int reuse[4];
+  /* A bit for each other device that has access. */
+  unsigned accessible;
 } Pool;
 
 /* Valid once the operation that allocates it has run, for all later operations. */
@@ -305,6 +307,15 @@ static void *find(Kind kind, Handle handle) {
   uint64_t index = (handle & 0xffffffffff) >> 4;
   if (handle >> 40 != (uint64_t)kind || index <= table->first || index > table->count) return NULL;
   return table->items[index - 1];
+}
+
+/* The handle of an object. */
+static Handle handle_of(Kind kind, const void *object) {
+  Table *table = &stub.tables[kind];
+  for (uint64_t i = table->first; i < table->count; i++) {
+    if (table->items[i] == object) return ((Handle)kind << 40) | ((i + 1) << 4);
+  }
+  return 0;
 }
 
 #define EACH(Type, name, kind) \
@@ -1184,6 +1195,23 @@ EXPORT Status cuMemPoolDestroy(Handle handle) {
   return end(&call);
 }
 
+typedef struct {
+  int location_type, location_id, flags;
+} PoolAccess;
+
+EXPORT Status cuMemPoolSetAccess(Handle handle, const PoolAccess *access, size_t count) {
+  Call call = begin("cuMemPoolSetAccess", 0);
+  add_wide(&call, handle);
+  Pool *pool = pool_of(&call, handle);
+  for (size_t i = 0; ok(&call) && i < count; i++) {
+    add_int(&call, access[i].location_id);
+    add_int(&call, access[i].flags);
+    if (access[i].location_type != 1 || access[i].flags != 3) call.status = INVALID_VALUE;
+    if (is_device(&call, access[i].location_id)) pool->accessible |= 1u << access[i].location_id;
+  }
+  return end(&call);
+}
+
 static uint64_t reserved_of(const Pool *pool) { return pool->used + pool->unseen + pool->kept; }
 
 EXPORT Status cuMemPoolSetAttribute(Handle handle, int attribute, void *value) {
@@ -1406,17 +1434,18 @@ EXPORT Status cuPointerGetAttributes(unsigned count, const int *attributes, void
   if (allocation != NULL && allocation->released) allocation = NULL;
   bool managed = allocation != NULL && allocation->pool != NULL && allocation->pool->managed;
   bool hidden = allocation != NULL && stub.hides_ranges;
-  uint64_t values[13] = {0};
+  uint64_t values[18] = {0};
   if (allocation != NULL || registration != NULL) {
     values[2] = allocation != NULL ? 2 : 1;
     values[8] = managed;
     values[9] = allocation != NULL && allocation->pool != NULL ? (uint64_t)allocation->pool->device : 0;
+    values[17] = allocation != NULL && allocation->pool != NULL ? handle_of(POOL, allocation->pool) : 0;
     values[11] = hidden ? 0 : (uint64_t)(allocation != NULL ? allocation->address : registration->address);
     values[12] = hidden ? 0 : allocation != NULL ? allocation->bytes : registration->bytes;
   }
   for (unsigned i = 0; i < count && ok(&call); i++) {
     int attribute = attributes[i];
-    if (attribute == 11 || attribute == 12) *(uint64_t *)data[i] = values[attribute];
+    if (attribute == 11 || attribute == 12 || attribute == 17) *(uint64_t *)data[i] = values[attribute];
     else if (attribute == 2 || attribute == 8 || attribute == 9) *(uint32_t *)data[i] = (uint32_t)values[attribute];
     else call.status = INVALID_VALUE;
   }
@@ -2220,6 +2249,16 @@ typedef struct {
   uint64_t width, height, depth;
 } CopyParams;
 
+/* A node may use memory of another device only if its pool lets it. */
+static void check_access(Call *call, const uint8_t *address, Handle context_handle) {
+  Context *context = find(CONTEXT, context_handle);
+  Allocation *allocation = allocation_at(address, 1);
+  if (!ok(call) || context == NULL || allocation == NULL || allocation->pool == NULL) return;
+  const Pool *pool = allocation->pool;
+  if (pool->managed || pool->device == context->device) return;
+  if ((pool->accessible & 1u << context->device) == 0) call->status = INVALID_VALUE;
+}
+
 static uint8_t *read_copy_end(Call *call, const CopyEnd *end, uint64_t width, uint64_t height) {
   uint8_t *address = end->type == 1 ? end->host : end->device;
   add_int(call, end->type);
@@ -2251,6 +2290,8 @@ static void read_copy_params(Call *call, const CopyParams *params, Handle contex
   add_wide(call, params->height);
   add_wide(call, context);
   context_of(call, context);
+  if (node->to_type == 2) check_access(call, node->to, context);
+  if (node->from_type == 2) check_access(call, node->from, context);
 }
 
 EXPORT Status cuGraphAddMemcpyNode(Handle *out, Handle graph, const Handle *before, size_t count,
