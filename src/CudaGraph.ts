@@ -544,6 +544,7 @@ export function embed(self: CudaGraph<GraphParameters>, first?: object, second?:
   if (!isCudaGraph(self)) return refuseArgument(operation, "graph", self, "a recorded graph")
   const { ref, runtime } = self
   const { given, stream } = argumentsOf(first, second)
+  if (given !== undefined && !isValues(given)) return refuseGiven(operation, given)
   const values = valuesOf(ref, given)
   return onStream(operation, runtime, self.deviceIndex, stream, (own) => runtime.graphEmbed(ref, values, own))
 }
@@ -846,6 +847,7 @@ export function launch(self: CudaGraphExec<GraphParameters>, first?: object, sec
   }
   const { ref, runtime } = self
   const { given, stream } = argumentsOf(first, second)
+  if (given !== undefined && !isValues(given)) return refuseGiven("CudaGraph.launch", given)
   const values = valuesOf(ref.graph, given)
   return stream !== undefined && isCudaStream(stream)
     ? launchOn(runtime, ref, values, stream.ref)
@@ -877,9 +879,11 @@ const launchRegions = (
   values: ReadonlyArray<GraphValue>,
   stream: StreamRef
 ): Effect.Effect<void, CudaError> =>
-  Effect.withFiber((fiber) =>
-    fiber.getRef(CurrentRecorder)?.launch(runtime, ref, values, stream) ?? runtime.graphLaunch(ref, values, stream)
-  )
+  Effect.withFiber((fiber) => {
+    // Launches inside a recording are refused, before anything is measured.
+    const recorder = fiber.getRef(CurrentRecording) === undefined ? fiber.getRef(CurrentRecorder) : undefined
+    return recorder?.launch(runtime, ref, values, stream) ?? runtime.graphLaunch(ref, values, stream)
+  })
 
 const isCudaStream = (value: unknown): value is CudaStream => isStream(value)
 
@@ -888,6 +892,12 @@ const argumentsOf = (first: unknown, second: CudaStream | undefined) =>
   isCudaStream(first) ? { given: undefined, stream: first } : { given: first, stream: second }
 
 const nothing: ReadonlyArray<GraphValue> = []
+
+/** Anything else is probably meant as the stream, and would otherwise be ignored by a graph without parameters. */
+const isValues = (given: unknown): boolean => Predicate.isObject(given) && !(given instanceof Handle)
+
+const refuseGiven = (operation: string, given: unknown) =>
+  refuseArgument(operation, "values", given, "an object with a value for each parameter, or a stream")
 
 /** Checks of handles on the way of every launch: those of `Predicate.hasProperty` cost 20 ns each. */
 const isPart = (value: unknown): value is Slice => Predicate.isObject(value) && "buffer" in value

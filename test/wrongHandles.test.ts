@@ -9,6 +9,7 @@ import {
   CudaDevice,
   CudaError,
   CudaEvent,
+  CudaGraph,
   CudaKernel,
   CudaMemory,
   CudaMemoryPool,
@@ -50,11 +51,13 @@ const makeGiven = Effect.gen(function*() {
   const dependency = yield* CudaDependency.make([event])
   const branch = yield* CudaBranch.fork(Effect.void)
   const graph = CudaTaskGraph.add(CudaTaskGraph.empty, "nothing", Effect.void)
+  const recorded = yield* CudaGraph.record(CudaMemory.fill(device, 1))
+  const exec = yield* CudaGraph.instantiate(recorded)
   const of = yield* CudaDevice.current
   // The driver is asked for the default stream once.
   yield* CudaStream.current()
   const memory = { device, other, host, managed, pool }
-  return { stream, event, start, end, ...memory, module, kernel, dependency, branch, graph, of }
+  return { stream, event, start, end, ...memory, module, kernel, dependency, branch, graph, recorded, exec, of }
 })
 
 type Given = Effect.Success<typeof makeGiven>
@@ -112,6 +115,8 @@ const streams: ReadonlyArray<Call> = [
 /** Where a stream is optional. */
 const optionalStreams: ReadonlyArray<Call> = [
   { name: "CudaEvent.record", argument: "stream", call: (wrong, { event }) => CudaEvent.record(event, wrong) },
+  { name: "CudaGraph.launch", argument: "stream", call: (wrong, { exec }) => CudaGraph.launch(exec, {}, wrong) },
+  { name: "CudaGraph.upload", argument: "stream", call: (wrong, { exec }) => CudaGraph.upload(exec, wrong) },
   { name: "CudaEvent.wait", argument: "stream", call: (wrong, { event }) => CudaEvent.wait(event, wrong) },
   { name: "CudaMemory.allocate", argument: "stream", call: (wrong) => CudaMemory.allocate(64, { stream: wrong }) },
   {
@@ -489,6 +494,35 @@ const wrongValues = (given: Given, ...right: ReadonlyArray<keyof Given>): Readon
   return [...neither, ...Object.values(given).filter((handle) => !kept.has(handle))]
 }
 
+/** Where a graph or an executable graph is expected. */
+const recordedGraphs: ReadonlyArray<Call> = [
+  { name: "CudaGraph.instantiate", argument: "graph", call: (wrong) => CudaGraph.instantiate(wrong, { instances: 1 }) },
+  { name: "CudaGraph.embed", argument: "graph", call: (wrong) => CudaGraph.embed(wrong) },
+  { name: "CudaGraph.update", argument: "graph", call: (wrong, { exec }) => CudaGraph.update(exec, wrong) },
+  {
+    name: "CudaGraph.updateOrReplace",
+    argument: "graph",
+    call: (wrong, { exec }) => CudaGraph.updateOrReplace(exec, wrong)
+  }
+]
+
+const executableGraphs: ReadonlyArray<Call> = [
+  { name: "CudaGraph.launch", argument: "exec", call: (wrong) => CudaGraph.launch(wrong) },
+  { name: "CudaGraph.upload", argument: "exec", call: (wrong) => CudaGraph.upload(wrong) },
+  { name: "CudaGraph.setEnabled", argument: "exec", call: (wrong) => CudaGraph.setEnabled(wrong, 0, true) },
+  { name: "CudaGraph.update", argument: "exec", call: (wrong, { recorded }) => CudaGraph.update(wrong, recorded) },
+  {
+    name: "CudaGraph.updateOrReplace",
+    argument: "exec",
+    call: (wrong, { recorded }) => CudaGraph.updateOrReplace(wrong, recorded)
+  }
+]
+
+const valuesOfGraphs: ReadonlyArray<Call> = [
+  { name: "CudaGraph.launch", argument: "values", call: (wrong, { exec }) => CudaGraph.launch(exec, wrong) },
+  { name: "CudaGraph.embed", argument: "values", call: (wrong, { recorded }) => CudaGraph.embed(recorded, wrong) }
+]
+
 const tables: ReadonlyArray<{
   readonly what: string
   readonly calls: ReadonlyArray<Call>
@@ -505,6 +539,18 @@ const tables: ReadonlyArray<{
     what: "the event of a data-last form",
     calls: eventsLast,
     wrong: (given) => [undefined, ...wrongValues(given, "event", "start", "end")]
+  },
+  { what: "a graph", calls: recordedGraphs, wrong: (given) => [undefined, ...wrongValues(given, "recorded")] },
+  {
+    what: "an executable graph",
+    calls: executableGraphs,
+    wrong: (given) => [undefined, ...wrongValues(given, "exec")]
+  },
+  {
+    what: "values or a stream of a graph",
+    calls: valuesOfGraphs,
+    // Any object may hold values, of which a graph without parameters needs none.
+    wrong: ({ device, event, exec, host, module, pool }) => [...primitives, [], device, event, exec, host, module, pool]
   },
   { what: "a pool", calls: pools, wrong: (given) => [undefined, ...wrongValues(given, "pool")] },
   {

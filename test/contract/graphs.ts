@@ -631,6 +631,17 @@ const refusalContract = (rig: Rig): void =>
         (reason) => assert.include(reason.because, text)
       )
 
+    it.effect("reading the time between events", () =>
+      onStream((stream) =>
+        Effect.gen(function*() {
+          const [start, end] = [yield* CudaEvent.make({ timing: true }), yield* CudaEvent.make({ timing: true })]
+          yield* CudaEvent.record(start, stream)
+          yield* CudaEvent.record(end, stream)
+          yield* CudaStream.synchronize(stream)
+          yield* refusesToRecord(CudaEvent.elapsedTime(start, end), "Read times after")
+        })
+      ))
+
     it.effect("waiting for the GPU, and queries", () =>
       onStream((stream) =>
         Effect.gen(function*() {

@@ -10,7 +10,7 @@ import type { EventOperations } from "../runtime/events.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
-import { noRecords, refuseElsewhere, refuseToRecord, refuseWaiting } from "./recordings.ts"
+import { noRecords, refuseElsewhere, refuseInside, refuseToRecord, refuseWaiting } from "./recordings.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { EventResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
@@ -161,11 +161,15 @@ const adopt = (core: Core, operation: string, deviceIndex: number, status: numbe
  * Calls the driver first, which usually returns a time. Its status does not distinguish the possible failures, so they
  * are told apart afterwards, in this order.
  */
+const notYet = "nothing runs while a graph is recorded. Read times after the graph was launched"
+
 const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effect.Effect<number, CudaError> => {
   const operation = "CudaEvent.elapsedTime"
   if (unusable(core.backend, start) || unusable(core.backend, end)) {
     return refuseResource(operation, core.backend, start, end)
   }
+  const waits = core.recordings === 0 ? undefined : refuseInside(operation, notYet)
+  if (waits !== undefined) return waits
   const isMeant = start.hasTiming && end.hasTiming && start.recorded && end.recorded &&
     start.deviceIndex === end.deviceIndex
   const status = isMeant ? core.backend.events.elapsedTime(start, end) : notReady
