@@ -3,11 +3,14 @@
  * and CuPy if they are installed. The kernels are empty, with no arguments, three, or 32. See `support/compare.ts` for
  * the method.
  *
+ * One launch is by `CudaMemory.enqueue`, which is given the raw call.
+ *
  * The raw calls use arguments written in advance; the other ways write them for each launch. With the argument "stub",
  * the driver's calls return immediately.
  */
 import * as Effect from "effect/Effect"
 import koffi from "koffi"
+import * as CudaMemory from "../src/CudaMemory.ts"
 import { CudaRuntime } from "../src/layers/CudaRuntime.ts"
 import { compare, comparedFigures, printCompared } from "./support/compare.ts"
 import type { Operation } from "./support/compare.ts"
@@ -35,12 +38,16 @@ await runOnDriver("launch", (ground) =>
   Effect.gen(function*() {
     const { driver, isGpu } = ground
     const peers = yield* startPeers(ground)
-    const { launches, stream } = yield* makeLaunches
-    const operations = launches.map((launch): Operation => ({
+    const { buffer, launches, part, stream } = yield* makeLaunches
+    const own = launches.map((launch): Operation => ({
       ...launch,
       raw: makeRaw(driver, stream.handle, launch),
       target: isGpu ? "launch" : undefined
     }))
+    const three = launches.find(({ kernel }) => kernel === "three")!
+    const raw = makeRaw(driver, stream.handle, three)
+    const foreign = () => CudaMemory.enqueue({ reads: [part], writes: [buffer], stream }, raw)
+    const operations = [...own, { ...three, name: `${three.name}, by CudaMemory.enqueue`, raw, effect: foreign }]
     const drain = Effect.sync(() => check("cuStreamSynchronize", driver.calls.cuStreamSynchronize(stream.handle)))
     const compared = yield* compare({ operations, peers, prepare: () => drain })
     printCompared("Launches of an empty kernel, ns each (medians of batches)", compared)

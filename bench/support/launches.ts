@@ -72,7 +72,7 @@ export const makeLaunches = Effect.gen(function*() {
       effect: () => CudaKernel.launch(many, config, manyArguments(buffer), stream)
     }
   ]
-  return { stream, launches }
+  return { buffer, part, stream, launches }
 })
 
 /** Written out in full, as a program would. */
