@@ -224,6 +224,20 @@ export const graphRegionContract = (rig: Rig): void =>
         })
       ))
 
+    it.effect("are not measured by a launch with events for others, which goes ahead", () =>
+      withBuffers((one, _, stream) =>
+        Effect.gen(function*() {
+          const exec = yield* filling(one, 1)
+          assert.isFalse(yield* exec.runtime.graphMeasure(exec.ref, [], [], stream.ref))
+          yield* holds(one, 1)
+          const scope = yield* Scope.make()
+          const gone = yield* Scope.provide(CudaEvent.make({ timing: true }), scope)
+          yield* Scope.close(scope, Exit.void)
+          const launched = exec.runtime.graphMeasure(exec.ref, [], [[gone.ref, gone.ref]], stream.ref)
+          yield* failsWith(launched, "ResourceReleased")
+        })
+      ))
+
     it.effect("of embedded graphs are measured wherever they are embedded", () =>
       withBuffers((one) =>
         Effect.gen(function*() {

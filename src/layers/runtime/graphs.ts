@@ -281,7 +281,8 @@ export interface GraphOperations {
   ) => Effect.Effect<void, CudaError>
   /**
    * Launches a graph, and records an event where each of its regions begins and another where it ends
-   * (`cuGraphExecEventRecordNodeSetEvent`). Returns false if that is impossible, and the graph was launched without.
+   * (`cuGraphExecEventRecordNodeSetEvent`). Returns false if that is impossible, for example because the graph has another number of
+   * regions, and the graph was launched without.
    */
   readonly graphMeasure: (
     exec: GraphExecRef,

@@ -9,9 +9,8 @@ import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { EventRef, GraphExecRef, GraphRegionRef, GraphValue } from "../CudaRuntime.ts"
 import type { GraphOperations } from "../runtime/graphs.ts"
-import { counted } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import { refuseArgument, refuseResource } from "./failures.ts"
 import {
   bindValues,
   enqueue,
@@ -24,7 +23,6 @@ import {
 } from "./graphLaunches.ts"
 import { Bindings, GraphExecResource } from "./graphNodes.ts"
 import type { GraphInstance } from "./graphNodes.ts"
-import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere } from "./recordings.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
 import type { EventResource, StreamResource } from "./resources.ts"
@@ -52,6 +50,8 @@ const mark = (
   return Effect.void
 }
 
+const operation = "CudaGraph.launch"
+
 const measure = (
   core: Core,
   ref: GraphExecRef,
@@ -62,10 +62,14 @@ const measure = (
   const exec = launchable(core, ref, stream)
   if (!(exec instanceof GraphExecResource)) return exec
   const events = pairs.flat().map(ownEvent)
-  const refused = refuseEvents(core, exec, events) ?? refuseValues(core, exec.graph, values)
+  const gone = events.find((event) => unusable(core.backend, event))
+  const refused = gone === undefined
+    ? refuseValues(core, exec.graph, values)
+    : refuseResource(operation, core.backend, gone)
   if (refused !== undefined) return refused
   const index = exec.take()
-  const isMeasured = prepare(core, exec, index, values, events)
+  // The graph may have been updated since the events were made for its regions.
+  const isMeasured = events.length === 2 * exec.graph.regions.length && prepare(core, exec, index, values, events)
   const instances = isMeasured ? exec.measuring : exec.all
   const launched = bindValues(core, exec, instances, index, values) ??
     enqueue(core, exec, instances[index]!, stream)
@@ -76,16 +80,6 @@ const measure = (
     for (const event of events) noteRecorded(event)
     return true
   })
-}
-
-const refuseEvents = (core: Core, { graph }: GraphExecResource, events: ReadonlyArray<EventResource>): Refusal => {
-  const operation = "CudaGraph.launch"
-  const { length } = graph.regions
-  if (events.length !== 2 * length) {
-    return refuseDescribed(operation, "events", counted(events.length, "event"), `${2 * length}, two per region`)
-  }
-  const gone = events.find((event) => unusable(core.backend, event))
-  return gone === undefined ? undefined : refuseResource(operation, core.backend, gone)
 }
 
 /** Prepares an instance for a launch that records events. Returns false if that is impossible. */
