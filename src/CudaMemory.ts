@@ -1270,7 +1270,7 @@ export interface EnqueueOptions extends AccessOptions {
  *
  * **Details**
  *
- * Does what `access` does, in one step and at the cost of a kernel launch: checks the memory, orders the work among the uses of
+ * Does what `access` does, in one step and at about the cost of a kernel launch: checks the memory, orders the work among the uses of
  * ordered buffers, and keeps the memory until the work is done. Use `access` for work that takes several steps to enqueue.
  *
  * Fails with `LibraryFailed` if the call returns another code, or with the reason that `status` returns. Nothing is called if the memory
