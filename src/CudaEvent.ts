@@ -280,7 +280,7 @@ export function fromHandle(
   return Effect.flatMap(CudaRuntime, (runtime) =>
     Effect.flatMap(resolveDevice(device), (index) =>
       Effect.map(
-        runtime.eventFromHandle(index, typeof handle === "bigint" ? Number(handle) : handle, flags),
+        runtime.eventFromHandle(index, typeof handle === "bigint" ? Number(handle) : handle, flags, owner),
         (ref) => new Wrapper(runtime, ref, owner)
       )))
 }

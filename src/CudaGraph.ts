@@ -935,8 +935,8 @@ export interface UpdateOperation {
  *
  * **Details**
  *
- * The graphs must have the same parameters, and the same nodes and edges in the same order: kernels, sizes, addresses and arguments may
- * differ. Otherwise fails with `GraphRefused`, and the executable graph is unchanged. So does a graph that needs more memory of its own.
+ * The graphs must have the same parameters, and the same nodes and edges in the same order, marks of regions included: kernels, sizes,
+ * addresses and arguments may differ. Otherwise fails with `GraphRefused`, and the executable graph is unchanged. So does a graph that needs more memory of its own.
  *
  * @category launching
  * @since 0.1.0
@@ -1039,7 +1039,7 @@ export const upload = <Parameters extends GraphParameters>(
 
 /**
  * Draws a graph as a Mermaid flowchart: boxes are kernels, slanted boxes copies, rounded ones fills, hexagons records of
- * events, diamonds conditions, and boxes with double sides captured work.
+ * events, diamonds conditions, flags marks of regions, and boxes with double sides captured work.
  *
  * @category diagrams
  * @since 0.1.0

@@ -9,6 +9,7 @@
  */
 import * as Effect from "effect/Effect"
 import { dual } from "effect/Function"
+import * as Semaphore from "effect/Semaphore"
 import type { CudaError } from "./CudaError.ts"
 import { released } from "./internal/handles.ts"
 import { resolveDevice } from "./internal/place.ts"
@@ -188,20 +189,31 @@ const use = (loaded: Annotations.Loaded): Effect.Effect<Annotations.Annotator | 
 export const capture = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E | CudaError, R | CudaRuntime> =>
   Effect.flatMap(CudaRuntime, (runtime) =>
     Effect.flatMap(resolveDevice(undefined), (device) => {
-      const start = Effect.map(runtime.profilerStart(device), () => count(runtime.identity, device, 1))
-      const stop = Effect.suspend(() =>
-        count(runtime.identity, device, -1) === 0 ? released(runtime.profilerStop(device)) : Effect.void
-      )
-      return Effect.acquireUseRelease(start, () => self, () => stop)
+      const captures = capturesOf(runtime.identity, device)
+      const start = Effect.map(runtime.profilerStart(device), () => {
+        captures.count++
+      })
+      const stop = Effect.suspend(() => --captures.count === 0 ? released(runtime.profilerStop(device)) : Effect.void)
+      const { turn } = captures
+      return Effect.acquireUseRelease(turn.withPermit(start), () => self, () => turn.withPermit(stop))
     }))
 
-/** The captures in progress, by runtime and device. */
-const captures = new WeakMap<object, Map<number, number>>()
+/** The captures of a device that are in progress. */
+interface Captures {
+  count: number
+  /** Held while one starts or ends, so that the profiler is not stopped beneath one that has just started. */
+  readonly turn: Semaphore.Semaphore
+}
 
-const count = (identity: object, device: number, change: number): number => {
-  const counts = captures.get(identity) ?? new Map<number, number>()
-  captures.set(identity, counts)
-  const now = (counts.get(device) ?? 0) + change
-  counts.set(device, now)
-  return now
+/** By runtime and device. */
+const allCaptures = new WeakMap<object, Map<number, Captures>>()
+
+const capturesOf = (identity: object, device: number): Captures => {
+  const ofRuntime = allCaptures.get(identity) ?? new Map<number, Captures>()
+  allCaptures.set(identity, ofRuntime)
+  const known = ofRuntime.get(device)
+  if (known !== undefined) return known
+  const made: Captures = { count: 0, turn: Semaphore.makeUnsafe(1) }
+  ofRuntime.set(device, made)
+  return made
 }

@@ -286,7 +286,8 @@ export const fromHandle = (handle: number | bigint, options: {
     const runtime = yield* CudaRuntime
     const device = yield* resolveDevice(options.device)
     const address = typeof handle === "bigint" ? Number(handle) : handle
-    return new StreamImpl(runtime, yield* runtime.streamFromHandle(device, address), options.owner)
+    const ref = yield* runtime.streamFromHandle(device, address, options.owner)
+    return new StreamImpl(runtime, ref, options.owner)
   })
 
 /**

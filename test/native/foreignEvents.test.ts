@@ -2,12 +2,13 @@
  * Events of other native code on the driver: what is called for them, and that they are never destroyed.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaEvent, CudaStream } from "effect-cuda"
+import { CudaEvent, CudaGraph, CudaMemory, CudaStream } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { statuses } from "../../src/cuda/status.ts"
 import { failsWith } from "../support/assertions.ts"
 import { started } from "../support/fibers.ts"
+import { garbageCollected } from "../support/garbage.ts"
 import { openStub } from "../support/stubDriver.ts"
 import { tracing } from "../support/tracing.ts"
 
@@ -74,6 +75,47 @@ describe("an event of other native code", () => {
         const error = yield* Effect.flip(CudaEvent.fromHandle(handle))
         assert.deepStrictEqual([error.reason._tag, error.call], ["CapturedEvent", "cuEventQuery"])
         assert.include(error.message, `handle 0x${handle.toString(16)}`)
+      })
+    ))
+
+  it.live("recorded in a graph is recorded by each launch, and usable outside", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const [owner, stream] = [yield* CudaEvent.make(), yield* CudaStream.make()]
+        const buffer = yield* CudaMemory.allocate(64)
+        const event = yield* CudaEvent.fromHandle(owner.handle)
+        const graph = yield* CudaGraph.record(Effect.andThen(CudaMemory.fill(buffer, 1), CudaEvent.record(event)))
+        assert.deepStrictEqual(graph.nodes.map(({ kind }) => kind), ["fill", "record"])
+        yield* CudaGraph.launch(yield* CudaGraph.instantiate(graph), stream)
+        assert.strictEqual(stub.calls("cuGraphAddEventRecordNode")[0]!.args[0], owner.handle)
+        assert.isTrue(yield* CudaEvent.query(event))
+        yield* CudaEvent.wait(event, stream)
+      })
+    ))
+
+  it.live("keeps its owner, and a stream keeps its owners, while the library uses them", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const [real, stream] = [yield* CudaEvent.make(), yield* CudaStream.make()]
+        const buffer = yield* CudaMemory.allocate(64)
+        stub.work(stream)
+        yield* CudaEvent.record(real, stream)
+        let collected = 0
+        const registry = new FinalizationRegistry(() => collected++)
+        const makeOwner = () => {
+          const owner = {}
+          registry.register(owner, undefined)
+          return owner
+        }
+        const event = Effect.suspend(() => CudaEvent.fromHandle(real.handle, { owner: makeOwner() }))
+        const waiting = yield* started(Effect.flatMap(event, CudaEvent.synchronize))
+        const handle = stub.foreignStream(0)
+        const wrapped = Effect.suspend(() => CudaStream.fromHandle(handle, { owner: makeOwner() }))
+        yield* Effect.flatMap(wrapped, (foreign) => CudaMemory.fill(buffer, 1, foreign))
+        for (let round = 0; round < 5; round++) yield* garbageCollected
+        assert.strictEqual(collected, 0)
+        stub.finishAll()
+        yield* Fiber.join(waiting)
       })
     ))
 })

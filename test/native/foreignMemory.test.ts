@@ -174,4 +174,27 @@ describe("memory of other native code", () => {
       yield* Scope.close(scope, Exit.void)
       assert.deepStrictEqual([freed, stub.callCount], [1, callCount])
     }))
+
+  it.live("is not given back while a foreign stream uses it, also if the runtime closes meanwhile", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      let isBusy = true
+      const givenBack: Array<boolean> = []
+      yield* opened(() =>
+        Effect.gen(function*() {
+          const { address } = yield* allocated
+          const foreign = yield* CudaStream.fromHandle(stub.foreignStream(0))
+          const noted = Effect.sync(() => givenBack.push(isBusy))
+          const buffer = yield* Scope.provide(CudaMemory.fromAddress(address, size, { release: noted }), scope)
+          stub.pending = "copies"
+          yield* CudaMemory.fill(buffer, 1, foreign)
+          yield* Effect.forkDetach(Scope.close(scope, Exit.void), { startImmediately: true })
+          yield* pause(5)
+          setTimeout(() => {
+            isBusy = false
+            stub.finishAll()
+          }, 50)
+        }), { left: { allocations: 1 } })
+      assert.deepStrictEqual(givenBack, [false])
+    }))
 })

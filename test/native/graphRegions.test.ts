@@ -2,11 +2,23 @@
  * Regions of graphs on the driver: instances without events for ordinary launches, others with events for launches that are measured.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaEvent, CudaGraph, CudaKernel, CudaMemory, CudaModule, CudaStream, CudaTiming } from "effect-cuda"
+import {
+  CudaBranch,
+  CudaEvent,
+  CudaGraph,
+  CudaKernel,
+  CudaMemory,
+  CudaModule,
+  CudaStream,
+  CudaTiming
+} from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import { MaxOpsBeforeYield } from "effect/References"
 import * as Scope from "effect/Scope"
 import { failsWith } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
@@ -248,6 +260,175 @@ describe("regions of graphs", () => {
         assert.isTrue(
           stub.calls("cuStreamWaitEvent").some(({ args }) => args[0] === other.handle && args[1] === marker)
         )
+      })
+    ))
+})
+
+/** A region around a fill. */
+const one = (buffer: DeviceBuffer) => CudaGraph.record(CudaTiming.region(CudaMemory.fill(buffer, 1), "one"))
+
+describe("regions that are measured while other fibers run", () => {
+  /** Fibers that yield after this many operations, so that they do at every place. */
+  const yields = Array.from({ length: 21 }, (_, index) => 3 + index)
+  const yielding = (operations: number) => Effect.provideService(MaxOpsBeforeYield, operations)
+  const turns = (count: number) => Effect.repeat(Effect.yieldNow, { times: count })
+
+  it.live.each(yields)(
+    "do not let the next launch of another fiber overlap, yielding every %i operations",
+    (operations) =>
+      withBuffer((buffer, stream) =>
+        Effect.gen(function*() {
+          const exec = yield* CudaGraph.instantiate(yield* one(buffer))
+          const other = yield* CudaStream.make()
+          const launched = () => stub.calls("cuGraphLaunch").length > 0
+          const next = Effect.andThen(
+            Effect.whileLoop({ while: () => !launched(), body: () => Effect.yieldNow, step: () => {} }),
+            CudaGraph.launch(exec, other)
+          )
+          stub.clear()
+          const fiber = yield* Effect.forkChild(next, { startImmediately: true })
+          yield* yielding(operations)(measured(CudaGraph.launch(exec, stream)))
+          yield* Fiber.join(fiber)
+          const calls = stub.calls()
+          const [first, second] = calls.flatMap(({ name }, at) => name === "cuGraphLaunch" ? [at] : [])
+          const waits = calls.slice(first, second).filter(({ args, name }) =>
+            name === "cuStreamWaitEvent" && args[0] === other.handle
+          )
+          assert.lengthOf(waits, 1)
+        })
+      )
+  )
+
+  it.live.each(yields)(
+    "are dropped if the timeline ends first, yielding every %i operations",
+    (operations) =>
+      withBuffer((buffer, stream) =>
+        Effect.gen(function*() {
+          const exec = yield* CudaGraph.instantiate(yield* one(buffer))
+          for (let count = 0; count < 30; count++) {
+            const launch = Effect.forkDetach(yielding(operations)(CudaGraph.launch(exec, stream)))
+            const [, fiber] = yield* CudaTiming.timeline(Effect.tap(launch, () => turns(count)))
+            yield* Fiber.join(fiber)
+          }
+        })
+      )
+  )
+
+  it.live.each(yields)(
+    "are dropped if the graph is replaced first, yielding every %i operations",
+    (operations) =>
+      withBuffer((buffer, stream) =>
+        Effect.gen(function*() {
+          const graphs = [yield* one(buffer), yield* nested(buffer, 1)] as const
+          for (let count = 0; count < 20; count++) {
+            const exec = yield* CudaGraph.instantiate(graphs[0])
+            yield* CudaTiming.timeline(Effect.gen(function*() {
+              const fiber = yield* Effect.forkDetach(yielding(operations)(CudaGraph.launch(exec, stream)))
+              yield* turns(count)
+              yield* CudaGraph.updateOrReplace(exec, graphs[1])
+              yield* Fiber.join(fiber)
+            }))
+          }
+        })
+      )
+  )
+})
+
+describe("regions add no failures", () => {
+  const makings = [
+    ["cuGraphInstantiateWithParams", 0],
+    ["cuGraphCreate", 0],
+    ["cuGraphAddMemcpyNode", 0],
+    ["cuGraphExecEventRecordNodeSetEvent", 0],
+    ["cuGraphExecEventRecordNodeSetEvent", 2]
+  ] as const
+  for (const [fails, after] of makings) {
+    it.live(`if ${fails} fails after ${after} calls while the measuring instance is made anew`, () =>
+      withBuffer((buffer) =>
+        Effect.gen(function*() {
+          const graph = yield* CudaGraph.recordWith({ from: CudaGraph.buffer(size) }, ({ from }) =>
+            CudaMemory.copy2D(CudaMemory.rows(buffer, 16), CudaMemory.rows(from, 16), { width: 16, height: 4 }).pipe(
+              CudaTiming.region("rows")
+            ))
+          const exec = yield* CudaGraph.instantiate(graph)
+          const [a, b] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size)]
+          yield* CudaMemory.fill(b, 9)
+          yield* measured(CudaGraph.launch(exec, { from: a }))
+          yield* CudaGraph.launch(exec, { from: b })
+          yield* CudaMemory.fill(buffer, 0)
+          yield* measured(Effect.suspend(() => {
+            stub.fail(fails, 2, { after })
+            return CudaGraph.launch(exec, { from: b })
+          }))
+          assert.strictEqual(yield* firstByte(buffer), 9)
+          assert.deepStrictEqual((yield* measured(CudaGraph.launch(exec, { from: b }))).names, ["rows"])
+        })
+      ))
+  }
+
+  it.live("to a recording, if they end after their stream was joined", () =>
+    withBuffer((buffer) =>
+      Effect.gen(function*() {
+        const graph = yield* CudaGraph.record(Effect.gen(function*() {
+          const main = yield* CudaStream.current()
+          const side = yield* CudaStream.make()
+          yield* CudaStream.waitStream(side, main)
+          const work = Effect.andThen(CudaMemory.fill(buffer, 1, side), CudaStream.waitStream(main, side))
+          yield* CudaTiming.region(work, "side", { stream: side })
+        }))
+        const exec = yield* CudaGraph.instantiate(graph)
+        assert.deepStrictEqual(yield* measured(CudaGraph.launch(exec)), { names: ["side"], dropped: 0 })
+      })
+    ))
+
+  it.live("to a recording, if they end in a fiber that outlives its branch", () =>
+    withBuffer((buffer) =>
+      CudaGraph.record(Effect.gen(function*() {
+        const latch = yield* Deferred.make<void>()
+        const waiting = CudaTiming.region(Deferred.await(latch), "waiting")
+        const [fiber] = yield* CudaBranch.all([
+          Effect.tap(Effect.forkDetach(waiting, { startImmediately: true }), () => CudaMemory.fill(buffer, 1)),
+          Effect.void
+        ])
+        yield* Deferred.succeed(latch, undefined)
+        yield* Fiber.join(fiber)
+        yield* CudaMemory.fill(buffer, 2)
+      }))
+    ))
+
+  it.live("to an instance: nodes depend on none twice", () =>
+    withBuffer((buffer) =>
+      Effect.gen(function*() {
+        const both = CudaBranch.all([CudaTiming.region(Effect.void, "a"), CudaTiming.region(Effect.void, "b")])
+        const around = Effect.andThen(CudaMemory.fill(buffer, 0), both)
+        yield* CudaGraph.instantiate(yield* CudaGraph.record(Effect.andThen(around, CudaMemory.fill(buffer, 2))))
+        yield* CudaGraph.instantiate(yield* CudaGraph.record(CudaGraph.whileLoop(buffer, around)))
+      })
+    ))
+
+  it.live("to enabling nodes by name", () =>
+    withBuffer((buffer) =>
+      Effect.gen(function*() {
+        const work = CudaMemory.fill(buffer, 1).pipe(CudaTiming.region("region"), CudaGraph.named("work"))
+        const exec = yield* CudaGraph.instantiate(yield* CudaGraph.record(work))
+        yield* CudaGraph.setEnabled(exec, "work", false)
+        assert.deepStrictEqual(exec.nodes.map(({ name }) => name), ["region begins", "work", "region ends"])
+      })
+    ))
+
+  it.live("to a kernel that may start early, after a region that never ends", () =>
+    withBuffer(() =>
+      Effect.gen(function*() {
+        const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
+        const nothing = yield* CudaKernel.get(module, "nothing", signatures.nothing)
+        const next = CudaKernel.launch(nothing, { grid: 1, block: 1, programmatic: true }, [])
+        const graph = yield* CudaGraph.record(Effect.gen(function*() {
+          yield* next
+          const never = Effect.forkDetach(CudaTiming.region(Effect.never, "never"), { startImmediately: true })
+          yield* CudaTiming.region(Effect.tap(never, () => next), "around")
+        }))
+        const exec = yield* CudaGraph.instantiate(graph)
+        assert.deepStrictEqual(yield* measured(CudaGraph.launch(exec)), { names: ["around"], dropped: 1 })
       })
     ))
 })

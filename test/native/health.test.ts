@@ -340,6 +340,34 @@ describe("Xids", () => {
     ))
 })
 
+describe("Xids of a GPU that is lost", () => {
+  it.live("are all reported, and then the stream fails", () =>
+    onNvml(Effect.gen(function*() {
+      const seen: Array<number> = []
+      const watching = CudaHealth.xids({ device: 0, schedule: Schedule.spaced("5 millis") }).pipe(
+        Stream.runForEach(({ xid }) => Effect.sync(() => void seen.push(xid)))
+      )
+      const fiber = yield* Effect.forkChild(Effect.flip(watching), { startImmediately: true })
+      yield* until("registered", () => nvml.live.registered === 1)
+      nvml.xid(0, 48)
+      nvml.xid(0, 79)
+      const error = yield* Fiber.join(fiber)
+      assert.include(error.message, "NVML_ERROR_GPU_IS_LOST")
+      assert.deepStrictEqual(seen, [48, 79])
+    })))
+
+  it.live("do not free their set while a device is registered in it", () =>
+    onNvml(
+      Effect.gen(function*() {
+        const watching = Stream.runDrain(CudaHealth.xids({ device: 0 }))
+        const fiber = yield* Effect.forkChild(watching, { startImmediately: true })
+        yield* until("registering", () => nvml.calls.includes("nvmlDeviceRegisterEvents off"))
+        yield* Fiber.interrupt(fiber)
+      }),
+      { prepare: (stub) => stub.delay = 50 }
+    ))
+})
+
 describe("NVML", () => {
   it.live("is initialized and shut down off the JS thread", () =>
     Effect.gen(function*() {

@@ -3,9 +3,12 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { CudaMemory, CudaStream } from "effect-cuda"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import { MaxOpsBeforeYield } from "effect/References"
 import * as Scope from "effect/Scope"
 import { statuses } from "../../src/cuda/status.ts"
 import { failsWith } from "../support/assertions.ts"
@@ -218,4 +221,40 @@ describe("pinning memory of the program", () => {
       assert.lengthOf(lines, 1)
       assert.include(lines[0], "cuMemHostUnregister")
     }))
+
+  it.live("is not shared once the contexts are lost", () =>
+    logged(onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const bytes = array(page)
+        yield* CudaMemory.pin(bytes)
+        stub.fault = statuses.IllegalAddress.code
+        yield* failsWith(CudaStream.synchronize(stream), "IllegalAddress")
+        yield* failsWith(CudaMemory.allocateHost(page), "IllegalAddress")
+        yield* failsWith(CudaMemory.pin(bytes), "IllegalAddress")
+      })
+    )))
+
+  const operations = Array.from({ length: 9 }, (_, index) => 3 + index)
+  it.live.each(operations)(
+    "leaves nothing if the runtime closes meanwhile, yielding every %i operations",
+    (count) =>
+      Effect.gen(function*() {
+        for (const make of [() => CudaMemory.pin(array(page)), () => CudaMemory.allocateHost(page)]) {
+          for (let turns = 0; turns < 30; turns++) {
+            stub.reset()
+            const [ofRuntime, ofProgram] = [yield* Scope.make(), yield* Scope.make()]
+            const runtime = yield* Scope.provide(NativeRuntime.make({ libraryPath: stub.path }), ofRuntime)
+            const made = Effect.exit(Scope.provide(Effect.provideService(make(), CudaRuntime, runtime), ofProgram))
+            const fiber = yield* Effect.forkDetach(Effect.provideService(made, MaxOpsBeforeYield, count))
+            yield* Effect.repeat(Effect.yieldNow, { times: turns })
+            yield* Scope.close(ofRuntime, Exit.void)
+            yield* Fiber.join(fiber)
+            assertReleased(stub)
+            yield* Scope.close(ofProgram, Exit.void)
+          }
+        }
+      })
+  )
 })

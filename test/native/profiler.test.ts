@@ -15,6 +15,7 @@ import { failsWith } from "../support/assertions.ts"
 import { buildLibrary } from "../support/stub/build.ts"
 import { runChild } from "../support/stub/child.ts"
 import { copyStub, logged, onStub, openStub, pause } from "../support/stubDriver.ts"
+import { withEveryYield } from "../support/yields.ts"
 
 const driver = openStub()
 const nvtx = buildLibrary("nvtx.c", "libnvtx")
@@ -356,4 +357,30 @@ describe("captures", () => {
       const old = copyStub(["cuProfilerStart=stub_hidden"])
       return onStub(old, failsWith(CudaProfiler.capture(Effect.void), "NotSupported"))
     }))
+
+  it.live("collect while their effect runs, also when another ends as one starts", () =>
+    withEveryYield(() =>
+      onStub(
+        driver,
+        Effect.gen(function*() {
+          const started: Array<boolean> = []
+          const look = Effect.sync(() => {
+            const calls = driver.calls().filter(({ name }) => name.startsWith("cuProfiler"))
+            started.push(calls.at(-1)?.name === "cuProfilerStart")
+          })
+          for (let turns = 0; turns < 12; turns++) {
+            driver.clear()
+            const later = Effect.repeat(Effect.yieldNow, { times: turns })
+            const captures = [
+              CudaProfiler.capture(Effect.void),
+              Effect.andThen(later, CudaProfiler.capture(look)),
+              CudaProfiler.capture(look),
+              CudaProfiler.capture(Effect.yieldNow)
+            ]
+            yield* Effect.all(captures, { concurrency: "unbounded", discard: true })
+          }
+          assert.notInclude(started, false)
+        })
+      )
+    ))
 })

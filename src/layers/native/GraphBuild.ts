@@ -105,6 +105,8 @@ export class GraphBuild {
   readonly #kernel: KernelBlock
   /** The event that marks record until they are given others; undefined if they do nothing. */
   readonly #idle: CUevent | undefined
+  /** The nodes of marks. */
+  readonly #marks = new Set<CUgraphNode>()
 
   constructor(
     driver: Driver,
@@ -161,11 +163,12 @@ export class GraphBuild {
 
   #add(node: GraphNode): number {
     const { index } = node
-    const before = node.dependencies.flatMap((dependency) => this.#ends[dependency]!)
+    const before = this.#endsOf(node.dependencies)
     const added: Array<CUgraphNode> = []
     const status = this.#addWork(node, before, added)
     if (status !== success) return status
     this.nodes[index] = added
+    if (this.#isRecording(index)) this.#marks.add(added[0]!)
     const ends = this.#isSkipped(node) ? before : added
     if (ends.length <= mostEnds) {
       this.#ends[index] = ends
@@ -187,7 +190,7 @@ export class GraphBuild {
   }
 
   #addWork(
-    { dependencies, index, work }: GraphNode,
+    { index, work }: GraphNode,
     before: ReadonlyArray<CUgraphNode>,
     added: Array<CUgraphNode>
   ): number {
@@ -197,7 +200,7 @@ export class GraphBuild {
       case "conditional":
         return this.#addConditional(index, work, before, added)
       case "kernel":
-        return this.#addKernel(work, this.#isEarly(work, dependencies), before, added)
+        return this.#addKernel(work, this.#isEarly(work, before), before, added)
       case "fill":
         return this.#addFill(work, before, added)
       case "graph":
@@ -214,9 +217,9 @@ export class GraphBuild {
   }
 
   /** Whether a kernel starts before the one that it depends on has finished. A mark that records an event between them prevents that. */
-  #isEarly({ startsEarly }: KernelWork, dependencies: ReadonlyArray<number>): boolean {
+  #isEarly({ startsEarly }: KernelWork, before: ReadonlyArray<CUgraphNode>): boolean {
     if (!startsEarly || this.#driver.calls.cuGraphAddDependencies_v2 === undefined) return false
-    return !dependencies.some((dependency) => this.#isRecording(dependency))
+    return !before.some((node) => this.#marks.has(node))
   }
 
   #addKernel(
@@ -343,7 +346,13 @@ export class GraphBuild {
   /** The driver's nodes that nothing in the body comes after. */
   #sinksOf(nodes: ReadonlyArray<number>): ReadonlyArray<CUgraphNode> {
     const followed = new Set(nodes.flatMap((node) => this.#graph.nodes[node]!.dependencies))
-    return nodes.filter((node) => !followed.has(node)).flatMap((node) => this.#ends[node]!)
+    return this.#endsOf(nodes.filter((node) => !followed.has(node)))
+  }
+
+  /** The driver's nodes that end some nodes. Marks that do nothing share those before them, and the driver accepts none twice. */
+  #endsOf(nodes: ReadonlyArray<number>): ReadonlyArray<CUgraphNode> {
+    const ends = nodes.flatMap((node) => this.#ends[node]!)
+    return ends.length < 2 ? ends : Array.from(new Set(ends))
   }
 
   /** Connects the new node with its only dependency, so that it may start before that has finished. */

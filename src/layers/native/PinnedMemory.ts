@@ -184,10 +184,11 @@ export class PinnedMemory {
     mayShare: boolean
   ): Effect.Effect<ProgramBlock, DriverFailure> {
     return Effect.suspend(() => {
-      const known = mayShare ? this.#blockAround(address, size) : undefined
+      const shared = () => mayShare ? this.#blockAround(address, size) : undefined
+      const known = shared()
       if (known !== undefined) return this.#hold(known)
       const prepared = Effect.andThen(this.#unpinUnneeded(address, size), this.#makeRoomFor(size))
-      const made = () => this.#blockAround(address, size) ?? this.#programBlock(buffer, address, size)
+      const made = () => shared() ?? this.#programBlock(buffer, address, size)
       return Effect.andThen(prepared, Effect.suspend(() => this.#hold(made())))
     })
   }
@@ -303,6 +304,8 @@ export class PinnedMemory {
 
   /** Unmaps the pages, unless JavaScript may still access them or they are still pinned. */
   #letGo(block: Block): void {
+    // Memory of the program that stays pinned must stay reachable.
+    if (block.mapping === undefined && block.isStuck) return
     this.#blocks.delete(block)
     if (block.mapping === undefined || block.isGivenAway || block.isStuck) return
     const { address, byteLength } = block.mapping

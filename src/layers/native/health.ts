@@ -99,6 +99,8 @@ class Nvml {
   #running = 0
   #onIdle: (() => void) | undefined
   isClosed = false
+  /** The sets of events that are not freed. */
+  readonly sets = new Set<EventSet>()
   /** The first call of a sample that failed. */
   #failed: { readonly call: NvmlFunctionName; readonly status: number } | undefined
   readonly #word = new Uint32Array(1)
@@ -197,7 +199,10 @@ class Nvml {
           resume(Effect.void)
         }
       })
-      return Effect.andThen(idle, warnOf(this.offThread("CudaHealth.release", "nvmlShutdown")))
+      // Other users of NVML in this process would keep the sets.
+      const free = Effect.suspend(() => Effect.forEach(this.sets, (set) => freeSet(this, set), { discard: true }))
+      const shutdown = warnOf(this.offThread("CudaHealth.release", "nvmlShutdown"))
+      return idle.pipe(Effect.andThen(free), Effect.andThen(idle), Effect.andThen(shutdown))
     })
   }
 
@@ -346,7 +351,10 @@ const watchXids = (nvml: Nvml, index: number | undefined): Effect.Effect<XidWatc
     const handles = yield* Effect.forEach(indices, (device) => nvml.on(operation, device, Effect.succeed))
     const set = yield* Effect.acquireRelease(createSet(nvml), (made) => freeSet(nvml, made))
     const register = (handle: number, at: number) =>
-      nvml.offThread(operation, "nvmlDeviceRegisterEvents", [handle, xidEvents, set.handle], indices[at])
+      // The set must not be freed meanwhile.
+      Effect.uninterruptible(
+        nvml.offThread(operation, "nvmlDeviceRegisterEvents", [handle, xidEvents, set.handle], indices[at])
+      )
     const outcomes = yield* Effect.forEach(handles, (handle, at) => Effect.result(register(handle, at)))
     const failures = outcomes.flatMap((outcome) => outcome._tag === "Failure" ? [outcome.failure] : [])
     const failure = failures.find((error) => !isUnsupported(error)) ??
@@ -366,17 +374,19 @@ const createSet = (nvml: Nvml): Effect.Effect<EventSet, CudaError> =>
   Effect.suspend(() => {
     const made = new BigUint64Array(1)
     const created = nvml.refuseClosed(operation) ?? nvml.offThread(operation, "nvmlEventSetCreate", [made])
-    return Effect.map(
-      created,
-      () => ({ handle: Number(made[0]), data: new DataView(new ArrayBuffer(64)), isFreed: false })
-    )
+    return Effect.map(created, () => {
+      const set: EventSet = { handle: Number(made[0]), data: new DataView(new ArrayBuffer(64)), isFreed: false }
+      nvml.sets.add(set)
+      return set
+    })
   })
 
-/** Frees a set, which ends its registrations. The end of NVML has freed it already. */
+/** Frees a set, which ends its registrations. */
 const freeSet = (nvml: Nvml, set: EventSet): Effect.Effect<void> =>
   Effect.suspend(() => {
+    if (set.isFreed) return Effect.void
     set.isFreed = true
-    if (nvml.isClosed) return Effect.void
+    nvml.sets.delete(set)
     return warnOf(nvml.offThread("CudaHealth.release", "nvmlEventSetFree", [set.handle]))
   })
 
@@ -391,6 +401,8 @@ const poll = (nvml: Nvml, set: EventSet): Effect.Effect<ReadonlyArray<XidEvent>,
   while (events.length < mostReports) {
     const status = nvml.call("nvmlEventSetWait_v2", set.handle, set.data, 0)
     if (status === nvmlTimeout) break
+    // The next poll fails, once these reports are taken.
+    if (status !== nvmlSuccess && events.length > 0) break
     if (status !== nvmlSuccess) return nvml.fail(operation, "nvmlEventSetWait_v2", status)
     const handle = Number(set.data.getBigUint64(eventLayout.device, true))
     const xid = Number(set.data.getBigUint64(eventLayout.data, true))

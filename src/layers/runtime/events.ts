@@ -55,5 +55,10 @@ export interface EventOperations {
   /** Opens an event of another process (`cuIpcOpenEventHandle`). */
   readonly eventFromIpcHandle: (deviceIndex: number, handle: Uint8Array) => Effect.Effect<EventRef, CudaError>
   /** Wraps an event of other code, which counts as recorded (`cuEventQuery`). It is never destroyed. */
-  readonly eventFromHandle: (deviceIndex: number, handle: number, flags: number) => Effect.Effect<EventRef, CudaError>
+  readonly eventFromHandle: (
+    deviceIndex: number,
+    handle: number,
+    flags: number,
+    keeps?: unknown
+  ) => Effect.Effect<EventRef, CudaError>
 }

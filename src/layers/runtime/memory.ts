@@ -134,6 +134,9 @@ export interface MemoryOperations {
     deviceIndex: number,
     address: number
   ) => Effect.Effect<PointerAttributes | undefined, CudaError>
-  /** Refuses new uses, and releases the memory once all work that uses it has finished. Does not wait for that. */
+  /**
+   * Refuses new uses, and releases the memory once all work that uses it has finished. Waits for that only if the memory is of other
+   * code.
+   */
   readonly memoryFree: (memory: MemoryRef) => Effect.Effect<void, CudaError>
 }

@@ -96,7 +96,11 @@ export interface StreamOperations {
     mode: "legacy" | "perThread"
   ) => Effect.Effect<StreamRef, CudaError>
   /** Wraps a stream that other code creates and destroys. */
-  readonly streamFromHandle: (deviceIndex: number, handle: number) => Effect.Effect<StreamRef, CudaError>
+  readonly streamFromHandle: (
+    deviceIndex: number,
+    handle: number,
+    keeps?: unknown
+  ) => Effect.Effect<StreamRef, CudaError>
   /**
    * Refuses new work, drains the stream, then destroys it (`cuStreamDestroy`). Does nothing for a stream that is not
    * owned.

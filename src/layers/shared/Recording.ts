@@ -7,7 +7,6 @@
  */
 import * as Fiber from "effect/Fiber"
 import * as References from "effect/References"
-import { eventFlags } from "../../cuda/flags.ts"
 import type { CUstream } from "../../cuda/handles.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
 import { CurrentNodeName } from "../CudaRuntime.ts"
@@ -69,6 +68,8 @@ export interface RecordedPoint {
 export class Line {
   readonly stream: StreamResource
   position = 0
+  /** The position of the last node that is no mark. */
+  worked = 0
   /** Never mutated, because nodes keep a snapshot of it. */
   known: Known = nothing
   /** True while native code enqueues work that will be its next node. */
@@ -316,9 +317,9 @@ export class Recording implements RecordingRef {
     for (const stream of streams) lineOf(stream).waitFor(point)
   }
 
-  /** Records an event: a point, and a node if it measures time. */
+  /** Records an event: a point, and a node if it measures time or other code waits for it. */
   record(event: EventResource, stream: StreamResource): void {
-    if ((event.flags & eventFlags.disableTiming) === 0) {
+    if (event.isNode) {
       this.#add(stream, [{ work: { kind: "record", event }, operation: "CudaEvent.record", reads: [], writes: [] }])
       this.noteEvent(event)
     }
@@ -332,7 +333,7 @@ export class Recording implements RecordingRef {
   /** The unjoined streams: the recording does not end after their work. */
   get unjoined(): ReadonlyArray<StreamResource> {
     const origin = lineOf(this.stream)
-    const isOpen = (line: Line) => line.isCapturing || !origin.isAfter({ line, position: line.position })
+    const isOpen = (line: Line) => line.isCapturing || !origin.isAfter({ line, position: line.worked })
     return this.lines.filter(isOpen).map(({ stream }) => stream)
   }
 
@@ -345,9 +346,11 @@ export class Recording implements RecordingRef {
     const { known, tail } = line
     const dependencies = tail.map(({ node }) => node.index)
     const position = ++line.position
+    if (added.some(({ work }) => work.kind !== "mark")) line.worked = position
     line.tail = added.map((fields): Place => {
       const index = this.nodes.length
-      const node = new GraphNode(index, fields, name ?? fields.name ?? fields.operation, dependencies, frame)
+      const given = fields.work.kind === "mark" ? undefined : name
+      const node = new GraphNode(index, fields, given ?? fields.name ?? fields.operation, dependencies, frame)
       this.#push(node)
       return { node, line, position, known, before: node.kind === "mark" ? tail : undefined }
     })
@@ -458,7 +461,7 @@ export class Recording implements RecordingRef {
     const before = line.tail.map(({ node }) => node.index)
     const first = this.nodes.length
     const isUsed = new Set(added.flatMap(({ dependencies }) => dependencies))
-    line.position++
+    line.worked = ++line.position
     const ends: Array<Place> = []
     for (const [index, fields] of added.entries()) {
       const { inside } = fields

@@ -124,7 +124,7 @@ const enqueueInOrder = (
     }
     return success
   })
-  if (status !== success) failed = core.fail(operation, status, stream)
+  if (status !== success) failed ??= core.fail(operation, status, stream)
   return thrown ?? failed ?? Effect.void
 }
 

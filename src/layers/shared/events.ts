@@ -59,7 +59,7 @@ export const eventOperations = (core: Core): EventOperations => {
         if (refused !== undefined) return refused
         if (stream.recording !== undefined) {
           const isBody = stream.recording.parent !== undefined
-          if (isBody && event.hasTiming) return refuseToRecord("CudaEvent.record", noRecords)
+          if (isBody && event.isNode) return refuseToRecord("CudaEvent.record", noRecords)
           stream.recording.record(event, stream)
           return Effect.void
         }
@@ -112,7 +112,7 @@ export const eventOperations = (core: Core): EventOperations => {
         return status === success ? Effect.succeed(bytes) : core.fail("CudaEvent.ipcHandle", status, event)
       }),
     eventFromIpcHandle: (device, handle) => fromIpcHandle(core, device, handle),
-    eventFromHandle: (device, handle, flags) => fromHandle(core, device, handle, flags)
+    eventFromHandle: (device, handle, flags, keeps) => fromHandle(core, device, handle, flags, keeps)
   }
 }
 
@@ -134,7 +134,7 @@ const fromIpcHandle = (core: Core, deviceIndex: number, handle: Uint8Array) =>
   })
 
 /** Not counted as a live event, because the runtime never destroys it. */
-const fromHandle = (core: Core, deviceIndex: number, handle: number, flags: number) => {
+const fromHandle = (core: Core, deviceIndex: number, handle: number, flags: number, keeps: unknown) => {
   const operation = "CudaEvent.fromHandle"
   return core.onDevice(operation, deviceIndex, () => {
     if (!Number.isSafeInteger(handle) || handle <= 0) {
@@ -144,6 +144,7 @@ const fromHandle = (core: Core, deviceIndex: number, handle: number, flags: numb
     if (status !== success) return core.failOn(operation, status, deviceIndex, `handle 0x${handle.toString(16)}`)
     const event = core.backend.events.created!
     event.isForeign = true
+    event.keeps = keeps
     event.recorded = true
     core.foreignEvents.set(core.wrapped++, event)
     return Effect.succeed(event)
@@ -157,12 +158,12 @@ const adopt = (core: Core, operation: string, deviceIndex: number, status: numbe
   return Effect.succeed(event)
 }
 
+const notYet = "nothing runs while a graph is recorded. Read times after the graph was launched"
+
 /**
  * Calls the driver first, which usually returns a time. Its status does not distinguish the possible failures, so they
  * are told apart afterwards, in this order.
  */
-const notYet = "nothing runs while a graph is recorded. Read times after the graph was launched"
-
 const elapsedTime = (core: Core, start: EventResource, end: EventResource): Effect.Effect<number, CudaError> => {
   const operation = "CudaEvent.elapsedTime"
   if (unusable(core.backend, start) || unusable(core.backend, end)) {

@@ -30,7 +30,7 @@ export const launchOperations = (core: Core): Pick<GraphOperations, "graphLaunch
   graphUpload: operation((ref: GraphExecRef, stream: StreamRef) => upload(core, ref, ownStream(stream)))
 })
 
-const launchOperation = "CudaGraph.launch"
+export const launchOperation = "CudaGraph.launch"
 
 const launch = (
   core: Core,
@@ -40,10 +40,22 @@ const launch = (
 ): Effect.Effect<void, CudaError> => {
   const exec = launchable(core, ref, stream)
   if (!(exec instanceof GraphExecResource)) return exec
-  const { all } = exec
   const index = exec.take()
-  return refuseValues(core, exec.graph, values) ?? bindValues(core, exec, all, index, values) ??
-    enqueue(core, exec, all[index]!, stream)
+  return refuseValues(core, exec.graph, values) ?? launchPlain(core, exec, index, values, stream)
+}
+
+/** Launches an ordinary instance with values that fit. */
+export const launchPlain = (
+  core: Core,
+  exec: GraphExecResource,
+  index: number,
+  values: ReadonlyArray<GraphValue>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const unbound = bindValues(core, exec, exec.all, index, values)
+  if (unbound !== undefined) return unbound
+  const status = enqueue(core, exec.graph, exec.all[index]!, stream)
+  return status === success ? Effect.void : core.fail(launchOperation, status, exec)
 }
 
 /** The executable graph behind a reference, if it can be launched on a stream. */
@@ -60,21 +72,20 @@ export const launchable = (
   return (hasGone(core, graph) ? refuseGraph(core, launchOperation, graph) : undefined) ?? exec
 }
 
-/** Launches an instance whose values are bound. */
+/** Launches an instance whose values are bound. Returns a status. */
 export const enqueue = (
   core: Core,
-  exec: GraphExecResource,
+  graph: GraphResource,
   instance: GraphInstance,
   stream: StreamResource
-): Effect.Effect<void, CudaError> => {
-  const { graph } = exec
+): number => {
   const status = follow(core, instance, stream) || noteUses(graph, instance, stream) ||
     enqueueUses(core, graph, instance, stream)
-  if (status !== success) return core.fail(launchOperation, status, exec)
+  if (status !== success) return status
   instance.launchedOn = stream
   instance.follows = undefined
   for (const event of graph.events) noteRecorded(event)
-  return Effect.void
+  return success
 }
 
 /** Notes that a graph records an event. */
@@ -213,8 +224,15 @@ const refuseMemory = (
       `at least ${inBytes(byteLength)}`
     )
   }
-  return (memory.address + value.offset) % alignment === 0
-    ? undefined
+  const address = memory.address + value.offset
+  if (address % alignment === 0) return undefined
+  return value.offset % alignment === 0
+    ? refuseDescribed(
+      operation,
+      name,
+      `memory at 0x${address.toString(16)}`,
+      `an address that is a multiple of ${alignment}`
+    )
     : refuseArgument(operation, `${name}.offset`, value.offset, `a multiple of ${alignment}`)
 }
 

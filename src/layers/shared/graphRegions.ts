@@ -15,6 +15,8 @@ import {
   bindValues,
   enqueue,
   launchable,
+  launchOperation,
+  launchPlain,
   noteRecorded,
   refuseOverlaps,
   refuseValues,
@@ -50,8 +52,6 @@ const mark = (
   return Effect.void
 }
 
-const operation = "CudaGraph.launch"
-
 const measure = (
   core: Core,
   ref: GraphExecRef,
@@ -62,25 +62,24 @@ const measure = (
   const exec = launchable(core, ref, stream)
   if (!(exec instanceof GraphExecResource)) return exec
   const events = pairs.flat().map(ownEvent)
-  const gone = events.find((event) => unusable(core.backend, event))
-  const refused = gone === undefined
-    ? refuseValues(core, exec.graph, values)
-    : refuseResource(operation, core.backend, gone)
-  if (refused !== undefined) return refused
   const index = exec.take()
-  // The graph may have been updated since the events were made for its regions.
-  const isMeasured = events.length === 2 * exec.graph.regions.length && prepare(core, exec, index, values, events)
-  const instances = isMeasured ? exec.measuring : exec.all
-  const launched = bindValues(core, exec, instances, index, values) ??
-    enqueue(core, exec, instances[index]!, stream)
-  if (isMeasured) takeEvents(core, exec, index)
-  return Effect.map(launched, () => {
-    if (!isMeasured) return false
-    exec.all[index]!.follows = stream
-    for (const event of events) noteRecorded(event)
-    return true
-  })
+  const refused = refuseValues(core, exec.graph, values)
+  if (refused !== undefined) return refused
+  if (!areFor(core, exec, events) || !prepare(core, exec, index, values, events)) {
+    return Effect.as(launchPlain(core, exec, index, values, stream), false)
+  }
+  const status = enqueue(core, exec.graph, exec.measuring[index]!, stream)
+  const launched = status === success ? Effect.succeed(true) : core.fail(launchOperation, status, exec)
+  takeEvents(core, exec, index)
+  if (status !== success) return launched
+  exec.all[index]!.follows = stream
+  for (const event of events) noteRecorded(event)
+  return launched
 }
+
+/** Whether events are for the regions of a graph. It may have been updated since they were made, and their timeline may have ended. */
+const areFor = ({ backend }: Core, { graph }: GraphExecResource, events: ReadonlyArray<EventResource>): boolean =>
+  events.length === 2 * graph.regions.length && !events.some((event) => unusable(backend, event))
 
 /** Prepares an instance for a launch that records events. Returns false if that is impossible. */
 const prepare = (
@@ -95,9 +94,10 @@ const prepare = (
   if (instance === undefined) return false
   exec.measuring[index] = instance
   instance.follows = plain.follows ?? plain.launchedOn
-  if (core.backend.graphs.setEvents(instance, events) === success) return true
-  takeEvents(core, exec, index)
-  return false
+  const isReady = core.backend.graphs.setEvents(instance, events) === success &&
+    bindValues(core, exec, exec.measuring, index, values) === undefined
+  if (!isReady) takeEvents(core, exec, index)
+  return isReady
 }
 
 /** Takes the events of a launch away. An instance that might keep one is destroyed. */

@@ -179,7 +179,8 @@ export const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void,
     return status === success ? Effect.void : core.failOn("CudaMemory.release", status, 0, String(memory))
   }
   core.deviceMemory.delete(memory)
-  if (memory.isForeign) return untilUnused(core, memory)
+  // The runtime is not released meanwhile, because its release would end the wait.
+  if (memory.isForeign) return core.acquiring.withPermit(untilUnused(core, memory))
   const status = core.backend.memory.free(memory)
   memory.onRelease?.()
   return status === success ? Effect.void : core.fail("CudaMemory.release", status, memory)

@@ -29,14 +29,13 @@ export const pinnedOperations = (core: Core): PinnedOperations => ({
       core.onDevice("CudaMemory.allocateHost", 0, () =>
         refuseByteLength("CudaMemory.allocateHost", byteLength) ??
           (core.recordings === 0 ? undefined : refuseInside("CudaMemory.allocateHost", staleHost)) ??
-          Effect.mapBoth(core.acquiring.withPermit(core.backend.pinned.allocate(byteLength)), {
-            onSuccess: (memory) => {
-              core.hostMemory.add(memory)
-              return withOptions(memory, options)
-            },
-            onFailure: ({ call, status }) =>
-              core.error("CudaMemory.allocateHost", status, 0, describePinned(byteLength), call)
-          }))
+          make(
+            core,
+            "CudaMemory.allocateHost",
+            describePinned(byteLength),
+            options,
+            core.backend.pinned.allocate(byteLength)
+          ))
     ),
   hostPin: (bytes, options = {}) =>
     Effect.uninterruptible(core.onDevice("CudaMemory.pin", 0, () => pin(core, bytes, options)))
@@ -50,14 +49,26 @@ const pin = (core: Core, bytes: Uint8Array, options: MemoryOptions): Effect.Effe
     const expected = "an ArrayBuffer or a typed array, neither empty nor shared, resizable or transferred"
     return refuseArgument(operation, "memory", bytes, expected)
   }
-  return Effect.mapBoth(core.acquiring.withPermit(core.backend.pinned.pin(bytes)), {
+  const subject = `${inBytes(bytes.byteLength)} of the program's memory`
+  return make(core, operation, subject, options, core.backend.pinned.pin(bytes))
+}
+
+/** Makes pinned memory of the runtime, which is not released meanwhile. */
+const make = (
+  core: Core,
+  operation: string,
+  subject: string,
+  options: MemoryOptions,
+  pinned: Effect.Effect<HostMemoryResource, DriverFailure>
+): Effect.Effect<HostMemoryResource, CudaError> => {
+  const made = Effect.mapBoth(pinned, {
     onSuccess: (memory) => {
       core.hostMemory.add(memory)
       return withOptions(memory, options)
     },
-    onFailure: ({ call, status }) =>
-      core.error(operation, status, 0, `${inBytes(bytes.byteLength)} of the program's memory`, call)
+    onFailure: ({ call, status }) => core.error(operation, status, 0, subject, call)
   })
+  return core.acquiring.withPermit(Effect.suspend(() => core.refuseDevice(operation, "device", 0) ?? made))
 }
 
 /** Memory that can be resized can also lose pages while they are pinned. */

@@ -102,7 +102,7 @@ export const refuseEvent = (operation: string, stream: StreamResource, event: Ev
   const { inside } = event
   const { recording } = stream
   if (recording === undefined) {
-    if (inside === undefined || event.hasTiming) return refuseElsewhere(operation, stream)
+    if (inside === undefined || event.isNode) return refuseElsewhere(operation, stream)
     return refuseToRecord(operation, `${event} was recorded inside a graph, which only orders the work of that graph`)
   }
   if (inside?.recording === recording || (inside === undefined && !event.recorded)) return undefined
@@ -114,7 +114,7 @@ export const refuseEvent = (operation: string, stream: StreamResource, event: Ev
 
 /** Refuses to wait for the GPU, or to ask whether it has finished. */
 export const refuseWaiting = (operation: string, subject?: StreamResource | EventResource): Refusal => {
-  if (subject instanceof EventResource && subject.inside !== undefined && !subject.hasTiming) {
+  if (subject instanceof EventResource && subject.inside !== undefined && !subject.isNode) {
     return refuseToRecord(
       operation,
       `${subject} was recorded inside a graph, and has no state of its own. Create it with { timing: true }, or wait ` +

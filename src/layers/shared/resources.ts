@@ -44,6 +44,8 @@ export class StreamResource implements StreamRef {
   recording: Recording | undefined
   /** Its work in the recording. */
   line: Line | undefined
+  /** What a stream of other code needs to live. */
+  keeps: Set<unknown> | undefined
   readonly owner: Owner
   readonly handle: StreamHandle
   readonly id: number
@@ -81,6 +83,8 @@ export class EventResource implements EventRef {
   isGivenOut = false
   /** True for an event of other code, which may record it, and destroys it. */
   isForeign = false
+  /** What an event of other code needs to live. */
+  keeps: unknown
   /** Where it was last recorded in a graph; undefined if a stream of the driver has recorded it since. */
   inside: RecordedPoint | undefined
   readonly owner: Owner
@@ -100,6 +104,10 @@ export class EventResource implements EventRef {
   }
   get hasTiming(): boolean {
     return (this.flags & eventFlags.disableTiming) === 0
+  }
+  /** True if its records in a graph are nodes: it measures time, or other code waits for it. Other events only order the graph's work. */
+  get isNode(): boolean {
+    return this.hasTiming || this.isForeign
   }
   toString(): string {
     return `event 0x${this.own.toString(16)} of device ${this.deviceIndex}`

@@ -38,7 +38,11 @@ export const streamOperations = (core: Core): StreamOperations => {
   return {
     streamCreate: (options) => create(core, options),
     streamDefault: (device, mode) => defaultStream(core, "CudaStream.defaultStream", device, mode),
-    streamFromHandle: (device, handle) => fromHandle(core, device, handle),
+    streamFromHandle: (device, handle, keeps) =>
+      Effect.map(fromHandle(core, device, handle), (stream) => {
+        if (keeps !== undefined && stream.origin === "foreign") (stream.keeps ??= new Set()).add(keeps)
+        return stream
+      }),
     streamDestroy: (ref) =>
       Effect.uninterruptible(Effect.suspend(() => {
         const stream = ownStream(ref)

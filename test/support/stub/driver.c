@@ -2173,6 +2173,9 @@ static Status add_node(Call *call, Handle *out, Handle graph_handle, const Handl
   for (size_t i = 0; ok(call) && i < count; i++) {
     Node *other = node_of(call, before[i]);
     if (other != NULL && other->graph != graph_handle) wrong(call, "a node of another graph", before[i]);
+    for (size_t j = 0; j < i; j++) {
+      if (before[j] == before[i]) call->status = INVALID_VALUE;
+    }
   }
   if (ok(call) && graph->count == MAX_NODES) call->status = OUT_OF_MEMORY;
   if (ok(call)) {

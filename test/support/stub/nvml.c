@@ -16,7 +16,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, TIMEOUT = 10, VERSION_MISMATCH = 25 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, TIMEOUT = 10, GPU_IS_LOST = 15, VERSION_MISMATCH = 25 };
 enum { DEVICES = 3, XID = 8 };
 
 typedef struct {
@@ -274,6 +274,11 @@ EXPORT int nvmlEventSetCreate(EventSet **made) {
 EXPORT int nvmlDeviceRegisterEvents(Device *device, unsigned long long types, EventSet *into) {
   BEGIN(true);
   if (types != XID || into != set) return INVALID_ARGUMENT;
+  if (delay > 0) usleep(delay * 1000);
+  if (into != set) {
+    snprintf(misuse, sizeof misuse, "the set was freed while a device was registered in it");
+    return INVALID_ARGUMENT;
+  }
   device->registered = true;
   return SUCCESS;
 }
@@ -281,7 +286,9 @@ EXPORT int nvmlDeviceRegisterEvents(Device *device, unsigned long long types, Ev
 EXPORT int nvmlEventSetWait_v2(EventSet *from, EventData *data, unsigned int milliseconds) {
   BEGIN(true);
   if (from != set || milliseconds != 0) return INVALID_ARGUMENT;
-  if (from->from == from->to) return TIMEOUT;
+  /* After this Xid, the GPU is lost. */
+  bool lost = from->to > 0 && from->queue[(from->to - 1) % 1024].eventData == 79;
+  if (from->from == from->to) return lost ? GPU_IS_LOST : TIMEOUT;
   *data = from->queue[from->from++ % 1024];
   return SUCCESS;
 }
