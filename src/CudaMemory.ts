@@ -480,7 +480,7 @@ export const allocateHost = (
  * Takes as long as pinning new memory (see `allocateHost`), without blocking the event loop: memory is pinned in slices of 16 MiB, with
  * turns of the event loop in between. Prefer memory of `allocateHost` where you can choose, because it is pinned once and reused.
  *
- * Closing the scope returns at once. `bytes` of the buffer is then empty, and your array stays as it is: work that was enqueued before
+ * Closing the scope returns at once. `bytes` of the buffer is then empty, and your array stays usable: work that was enqueued before
  * may still read or write it. The memory is unpinned after that work, once no device has any, and is kept reachable until then. If it is
  * pinned again meanwhile, it stays pinned.
  *
@@ -567,7 +567,7 @@ export interface FromAddressOptions<out R = never> extends BufferOptions {
  * **Details**
  *
  * When the scope closes, new uses are refused, the work that uses the buffer is waited for (the fiber suspends, not the thread), and
- * then `release` runs, whatever happened before. The library never frees the memory. If the buffer cannot be made, `release` does not run.
+ * then `release` runs, also if waiting failed. The library never frees the memory. If the buffer cannot be made, `release` does not run.
  *
  * The driver is asked about the address (`cuPointerGetAttributes`). Fails with `InvalidArgument` if it is not device memory or managed
  * memory, or if fewer than `byteLength` bytes follow in its allocation, and with `DeviceMismatch` for memory of another device. Managed
@@ -1253,7 +1253,7 @@ const within = <A, E, R>(
  */
 export interface EnqueueOptions extends AccessOptions {
   /**
-   * What the codes mean that the call returns: their names, or a function that returns the name of a code or the reason of the failure.
+   * What the codes returned by the call mean: their names, or a function that returns the name of a code or the reason of the failure.
    * For functions of the driver and of the CUDA runtime, use `CudaError.reasonFromStatus`.
    */
   readonly status?: ForeignStatuses | undefined
@@ -1287,7 +1287,8 @@ export interface EnqueueOptions extends AccessOptions {
  * Enqueue all work on the given stream, and all of it before the call returns: an asynchronous call (`.async` in koffi) enqueues later. A
  * promise as the result fails with `InvalidArgument`.
  *
- * A later call that reports a failure of earlier work (a sticky status of the CUDA runtime) is only known to be one if `status` says so.
+ * A code that reports the failure of earlier work (a sticky status of the CUDA runtime) is a failure like others, unless `status` returns
+ * the driver's reason for it.
  *
  * **Example** (A function of a library)
  *

@@ -46,7 +46,7 @@ export interface HealthSample {
   readonly powerLimit: number | undefined
   /** Current clocks in MHz. */
   readonly clocks: { readonly sm: number | undefined; readonly memory: number | undefined }
-  /** Why the clocks are below their maximum. Empty if they are not. `gpuIdle` is no problem. */
+  /** Why the clocks are below their maximum. Empty if they are not. `gpuIdle` only says that there is nothing to do. */
   readonly throttleReasons: ReadonlyArray<ThrottleReason> | undefined
   /** Memory errors since the driver was loaded. Undefined if the device has no ECC or it is turned off. */
   readonly ecc: { readonly corrected: number; readonly uncorrected: number } | undefined

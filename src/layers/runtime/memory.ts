@@ -129,7 +129,7 @@ export interface MemoryOperations {
     byteLength: number,
     options?: MemoryOptions
   ) => Effect.Effect<DeviceMemoryRef, CudaError>
-  /** Reads what the driver knows of an address (`cuPointerGetAttributes`); undefined if it is no memory of CUDA. */
+  /** Reads what the driver knows of an address (`cuPointerGetAttributes`); undefined if CUDA does not know the memory. */
   readonly memoryAttributes: (
     deviceIndex: number,
     address: number
