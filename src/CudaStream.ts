@@ -266,12 +266,13 @@ export const defaultStream = (options: {
  *
  * The stream must belong to the device's primary context; otherwise fails with `InvalidContext`. Wrapping a stream again returns a
  * handle equal to the first. 0 and 1 stand for the legacy default stream, 2 for the per-thread one. `owner` stays reachable as long as
- * the returned stream does. Fails with `InvalidArgument` for a value that cannot be an address.
+ * the returned stream does, and as long as the library may use the stream. Fails with `InvalidArgument` for a value that cannot be an address.
  *
  * **Gotchas**
  *
  * The driver cannot tell a stream handle from any other number: passing a number that is not a `CUstream` crashes the process. The
- * stream must outlive every use of the wrapper, and the release of every buffer that was used on it.
+ * stream must outlive every use of the wrapper, the release of every buffer that was used on it, and the next launch of every executable
+ * graph that was last launched on it.
  *
  * @category constructors
  * @since 0.1.0
@@ -279,7 +280,7 @@ export const defaultStream = (options: {
 export const fromHandle = (handle: number | bigint, options: {
   /** The stream's device. Default: the current device. */
   readonly device?: DeviceInput | undefined
-  /** Kept reachable as long as the returned stream is, for example the object that destroys the `CUstream`. */
+  /** Kept reachable as long as the stream is used, for example the object that destroys the `CUstream`. */
   readonly owner?: unknown
 } = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.gen(function*() {

@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { statuses } from "../../src/cuda/status.ts"
 import { failsWith } from "../support/assertions.ts"
-import { onStub, openStub } from "../support/stubDriver.ts"
+import { logged, onStub, openStub, until } from "../support/stubDriver.ts"
 import { tracing, within } from "../support/tracing.ts"
 
 const stub = openStub()
@@ -137,6 +137,34 @@ describe("a call of native code", () => {
         stub.clear()
         yield* failsWith(fill(buffer, 1, stream), "ResourceReleased")
         assert.deepStrictEqual(stub.lines(), [])
+      })
+    ))
+
+  it.live("that reports a fault keeps what was pinned from being reused", () =>
+    logged(onStub(
+      stub,
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        yield* Effect.scoped(CudaMemory.allocateHost(4096))
+        yield* until("the memory is kept", () => stub.calls("cuMemHostRegister_v2").length === 1)
+        const { reasonFromStatus: status } = CudaError
+        const fault = statuses.IllegalAddress.code
+        yield* failsWith(CudaMemory.enqueue({ stream, status }, () => fault), "IllegalAddress")
+        stub.fault = fault
+        yield* failsWith(CudaMemory.allocateHost(4096), "IllegalAddress")
+      })
+    )))
+
+  it.live("that fails has its own failure, also if its uses cannot be marked", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size, { ordered: true })]
+        const failing = CudaMemory.enqueue({ writes: [buffer], stream, status: { 9: "BAD_COUNT" } }, () => {
+          stub.fail("cuEventRecord", 2)
+          return 9
+        })
+        const { message } = yield* Effect.flip(failing)
+        assert.include(message, "BAD_COUNT (9)")
       })
     ))
 })

@@ -123,6 +123,10 @@ export class NativeBackend implements Backend {
     return this.#driver.describe(status)
   }
 
+  noteLost(): void {
+    this.#driver.isLost = true
+  }
+
   settle(): void {
     this.#completion.settle()
   }

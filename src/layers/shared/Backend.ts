@@ -39,6 +39,8 @@ export interface Backend extends Owner {
   readonly describeStatus: (status: number) => { readonly name: string; readonly description: string } | undefined
   /** Additional information on the last status. The real driver never has any. */
   readonly explain?: (status: number) => Explanation | undefined
+  /** Notes that other native code has reported a fault. */
+  readonly noteLost?: () => void
 
   readonly devices: DeviceBackend
   readonly streams: StreamBackend

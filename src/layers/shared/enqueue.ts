@@ -162,6 +162,7 @@ const refuseResult = (
   if (typeof result !== "number" || !Number.isInteger(result)) return refuseKind(result)
   const meaning = typeof status === "function" ? status(result) : status?.[result]
   const reason = typeof meaning === "object" ? meaning : failed(result, meaning)
+  if ("isSticky" in reason && reason.isSticky) core.backend.noteLost?.()
   const context = { operation, deviceIndex: stream.deviceIndex, subject: String(stream) }
   return Effect.fail(fromReason(core.origins, reason, context))
 }
