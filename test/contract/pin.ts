@@ -204,6 +204,13 @@ export const pinContract = (rig: Rig): void =>
         yield* failsWith(CudaMemory.pin(array), "HostMemoryAlreadyRegistered")
       })))
 
+    it.effect("that the runtime allocated is refused", () =>
+      leavesNothing(Effect.gen(function*() {
+        const host = yield* CudaMemory.allocateHost(100_000)
+        yield* failsWith(CudaMemory.pin(host.bytes), "HostMemoryAlreadyRegistered")
+        yield* failsWith(CudaMemory.pin(host.bytes.subarray(4096, 8192)), "HostMemoryAlreadyRegistered")
+      })))
+
     it.effect("may share pages with other pinned memory", () =>
       leavesNothing(Effect.gen(function*() {
         const stream = yield* CudaStream.make()

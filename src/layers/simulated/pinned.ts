@@ -16,6 +16,8 @@ export class SimulatedPinned implements PinnedBackend {
   readonly #addresses: AddressSpace
   /** The pinned memory of the program. */
   readonly #arrays = new Map<HostMemoryResource, ArrayRange>()
+  /** The buffers of pinned memory that the runtime allocated. */
+  readonly #own = new WeakSet<ArrayBufferLike>()
 
   constructor(driver: SimulatedDriver, addresses: AddressSpace) {
     this.#driver = driver
@@ -37,6 +39,7 @@ export class SimulatedPinned implements PinnedBackend {
     model.usedHostMemory += byteLength
     const memory = new SimulatedHostMemory(owner, part, model.makeAddress(byteLength))
     this.#addresses.add(memory)
+    this.#own.add(memory.bytes.buffer)
     return memory
   }
 
@@ -55,9 +58,10 @@ export class SimulatedPinned implements PinnedBackend {
     })
   }
 
-  /** A status: refuses memory that is pinned only in part, and more memory than there is. */
+  /** A status: refuses memory that is pinned otherwise or only in part, and more memory than there is. */
   #refuse(bytes: Uint8Array): number {
     const { buffer, from, to } = rangeOf(bytes)
+    if (this.#own.has(buffer)) return statuses.HostMemoryAlreadyRegistered.code
     const others = Array.from(this.#arrays.values()).filter((other) =>
       other.buffer === buffer && other.from < to && from < other.to
     )
