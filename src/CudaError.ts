@@ -176,7 +176,7 @@ export interface DriverTooOld {
 }
 
 /**
- * The driver library lacks a function that the operation requires.
+ * The driver library, or another library, lacks a function that the operation requires.
  *
  * @category reasons
  * @since 0.1.0
@@ -184,6 +184,10 @@ export interface DriverTooOld {
 export interface FunctionMissing {
   readonly _tag: "FunctionMissing"
   readonly functionName: string
+  /** The library, for example `cuBLAS`; undefined for the driver. */
+  readonly library?: string | undefined
+  /** The version of the library that introduced the function, if it is known. */
+  readonly since?: string | undefined
 }
 
 /**
@@ -682,6 +686,12 @@ const describeLibrary = ({ advice, code, description, name }: LibraryFailed, cal
   `${call} returned ${name === undefined ? `status ${code}` : `${name} (${code})`}` +
   (description === "" ? "." : `: ${description}.`) + (advice === "" ? "" : ` ${advice}`)
 
+const describeMissing = ({ functionName, library, since }: FunctionMissing): string => {
+  if (library === undefined) return `the driver library has no function ${functionName}. Update the NVIDIA driver.`
+  const needed = since === undefined ? "a newer version of it" : `${library} ${since} or later`
+  return `the ${library} that was loaded has no function ${functionName}. Install ${needed}.`
+}
+
 const describe = (reason: CudaErrorReason, call: string | undefined): string => {
   switch (reason._tag) {
     case "InvalidArgument":
@@ -707,7 +717,7 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
         formatVersion(reason.required)
       } is required. Update the NVIDIA driver.`
     case "FunctionMissing":
-      return `the driver library has no function ${reason.functionName}. Update the NVIDIA driver.`
+      return describeMissing(reason)
     case "CannotRecord":
       return `this cannot be recorded${reason.frame === undefined ? "" : `, in ${reason.frame}`}: ${reason.because}.`
     case "GraphRefused":

@@ -15,6 +15,7 @@ import type { DeviceOperations, DeviceProperties } from "./runtime/devices.ts"
 import type { EventOperations } from "./runtime/events.ts"
 import type { GraphOperations, RecordingRef } from "./runtime/graphs.ts"
 import type { KernelOperations } from "./runtime/kernels.ts"
+import type { LibraryOperations } from "./runtime/libraries.ts"
 import type { ManagedOperations } from "./runtime/managed.ts"
 import type { MemoryOperations } from "./runtime/memory.ts"
 import type { ModuleOperations } from "./runtime/modules.ts"
@@ -30,6 +31,7 @@ export type * from "./runtime/devices.ts"
 export type * from "./runtime/events.ts"
 export * from "./runtime/graphs.ts"
 export type * from "./runtime/kernels.ts"
+export type * from "./runtime/libraries.ts"
 export type * from "./runtime/managed.ts"
 export type * from "./runtime/memory.ts"
 export type * from "./runtime/modules.ts"
@@ -86,6 +88,7 @@ export interface CudaRuntimeService
     ModuleOperations,
     KernelOperations,
     GraphOperations,
+    LibraryOperations,
     ProfilerOperations,
     ProgramOperations
 {

@@ -327,6 +327,8 @@ const poolOptions = {
   reuseAllowInternalDependencies: false
 }
 
+const emptyLibrary = { name: "empty", files: () => [], wheels: [], statuses: {}, functions: {} }
+
 /** Every operation, on resources created for it. */
 const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
   Effect.gen(function*() {
@@ -409,6 +411,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
       "CudaMemory.copy2D": runtime.memoryCopy2D(rows(0), rows(4), { width: 1, height: 2 }, stream),
       "CudaMemory.copyBatch": runtime.memoryCopyBatch([{ to: range(0), from: range(4) }], stream),
+      "CudaLibrary.load": runtime.libraryLoad(emptyLibrary, undefined),
       "CudaMemory.enqueue": runtime.memoryEnqueue({ simulate: () => {} }, () => {}, stream),
       "CudaMemory.endAccess": runtime.memoryEnd(access),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),

@@ -20,6 +20,7 @@ import { Driver } from "./Driver.ts"
 import { NativeEvents } from "./events.ts"
 import { NativeGraphs } from "./graphs.ts"
 import { NativeKernels } from "./kernels.ts"
+import { NativeLibraries } from "./libraries.ts"
 import { NativeManaged } from "./managed.ts"
 import { ManagedMemory } from "./ManagedMemory.ts"
 import { NativeMemory } from "./memory.ts"
@@ -67,6 +68,7 @@ export class NativeBackend implements Backend {
   readonly kernels: NativeKernels
   readonly graphs: NativeGraphs
   readonly captures: NativeCaptures
+  readonly libraries = new NativeLibraries()
   readonly profiler: NativeProfiler
   readonly programs: ProgramBackend
   readonly #driver: Driver

@@ -129,6 +129,8 @@ const rows = {
   ],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.deviceIndex, pool]],
 
+  libraryLoad: ["CudaLibrary.load", "dlopen", ({ name }) => [0, name], "contextFree"],
+
   profilerStart: ["CudaProfiler.capture", "cuProfilerStart", onDevice],
   profilerStop: ["CudaProfiler.endCapture", "cuProfilerStop", onDevice, "release"],
 

@@ -15,6 +15,7 @@ import type { DeviceBackend } from "./devices.ts"
 import type { EventBackend } from "./events.ts"
 import type { GraphBackend } from "./graphNodes.ts"
 import type { KernelBackend } from "./kernels.ts"
+import type { LibraryBackend } from "./libraries.ts"
 import type { ManagedBackend } from "./managed.ts"
 import type { MemoryBackend } from "./memory.ts"
 import type { ModuleBackend } from "./modules.ts"
@@ -55,6 +56,7 @@ export interface Backend extends Owner {
   readonly kernels: KernelBackend
   readonly graphs: GraphBackend
   readonly captures: CaptureBackend
+  readonly libraries: LibraryBackend
   readonly profiler: ProfilerBackend
   readonly programs: ProgramBackend
 

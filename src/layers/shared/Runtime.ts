@@ -20,6 +20,7 @@ import { eventOperations } from "./events.ts"
 import { foreignMemoryOperations } from "./foreignMemory.ts"
 import { graphOperations } from "./graphs.ts"
 import { kernelOperations } from "./kernels.ts"
+import { libraryOperations } from "./libraries.ts"
 import { managedOperations } from "./managed.ts"
 import { memoryOperations } from "./memory.ts"
 import { moduleOperations } from "./modules.ts"
@@ -62,6 +63,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...moduleOperations(core),
     ...kernelOperations(core),
     ...graphOperations(core),
+    ...libraryOperations(core),
     ...profilerOperations(core),
     ...programOperations(core),
     liveResources: Effect.sync(() => count(core))

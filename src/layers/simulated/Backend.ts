@@ -17,6 +17,7 @@ import { SimulatedDriver } from "./Driver.ts"
 import { SimulatedEvents } from "./events.ts"
 import { SimulatedGraphs } from "./graphs.ts"
 import { SimulatedKernels } from "./kernels.ts"
+import { SimulatedLibraries } from "./libraries.ts"
 import { SimulatedManaged } from "./managed.ts"
 import { SimulatedMemory } from "./memory.ts"
 import { SimulatedModules } from "./modules.ts"
@@ -53,6 +54,7 @@ export class SimulatedBackend implements Backend {
   readonly kernels: SimulatedKernels
   readonly graphs: SimulatedGraphs
   readonly captures: SimulatedCaptures
+  readonly libraries = new SimulatedLibraries()
   readonly profiler: SimulatedProfiler
   readonly programs = new SimulatedPrograms()
 
