@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
+import type * as Scope from "effect/Scope"
 import type {
   BytesKind,
   HandleKind,
@@ -19,17 +20,26 @@ import type {
   StreamKind,
   TextKind
 } from "./cuda/libraryParameters.ts"
-import type { PointerKind, ScalarKind } from "./cuda/parameters.ts"
+import type { PointerKind, ScalarKind, ScalarValues } from "./cuda/parameters.ts"
+import type { DeviceOptions } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
-import { oneLine, ResourceHandle } from "./internal/handles.ts"
-import { CudaRuntime } from "./layers/CudaRuntime.ts"
+import type { HostArray } from "./CudaMemory.ts"
+import type { CudaStream } from "./CudaStream.ts"
+import { isStream } from "./internal/given.ts"
+import { DeviceHandle, hex, oneLine, refuseArgument, ResourceHandle, unlessLive } from "./internal/handles.ts"
+import { onStream, resolveDevice } from "./internal/place.ts"
+import { makeScoped } from "./internal/scoped.ts"
+import { CudaRuntime, CurrentNodeName } from "./layers/CudaRuntime.ts"
 import type {
   CudaRuntimeService,
   LibraryDefinition,
   LibraryFunction,
   LibraryFunctions,
+  LibraryHandleRef,
   LibraryRef,
   LibraryStatuses,
+  PointerArgument,
+  RawAddress,
   ScalarArgument
 } from "./layers/CudaRuntime.ts"
 
@@ -251,7 +261,8 @@ export function nullable(kind: PointerKind | HandleKind | HostKind | TextKind): 
 }
 
 /**
- * The values that stand for the arguments in the `simulate` of a function: memory as its bytes, everything else as it was given.
+ * The values that stand for the arguments in the `simulate` of a function: memory as its bytes, handles as numbers, everything else as it
+ * was given.
  *
  * @category models
  * @since 0.1.0
@@ -266,6 +277,7 @@ type SimulatedArgument<Kind> = Kind extends ScalarKind<infer Name> ? ScalarArgum
   : Kind extends PointerKind<infer Nullable> | HostKind<infer Nullable> ? Uint8Array | OrNull<Nullable>
   : Kind extends TextKind<infer Nullable> ? string | OrNull<Nullable>
   : Kind extends BytesKind ? Uint8Array
+  : Kind extends HandleKind<string, infer Nullable> ? number | OrNull<Nullable>
   : never
 
 type OrNull<Nullable extends boolean> = Nullable extends false ? never : null
@@ -435,3 +447,279 @@ export const load = <Functions extends LibraryFunctions>(
     const ref = yield* runtime.libraryLoad(definition, options.path)
     return new LibraryImpl(runtime, ref, definition)
   }).pipe(Effect.withSpan("CudaLibrary.load", { attributes: { "cuda.library": definition?.name } }))
+
+/**
+ * A handle of a library on a device: a context, a plan, a generator, a communicator.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LibraryHandle<out Kind extends string = string> extends Pipeable, Inspectable {
+  readonly "~effect-cuda/CudaLibrary/Handle": "~effect-cuda/CudaLibrary/Handle"
+  readonly runtime: CudaRuntimeService
+  readonly ref: LibraryHandleRef
+  readonly kind: Kind
+  /** What the library knows it by, for other native code. */
+  readonly handle: number
+  readonly deviceIndex: number
+}
+
+const HandleTypeId = "~effect-cuda/CudaLibrary/Handle"
+
+/**
+ * Returns `true` if a value is a handle of a library.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isLibraryHandle = (u: unknown): u is LibraryHandle => Predicate.hasProperty(u, HandleTypeId)
+
+class LibraryHandleImpl<Kind extends string> extends DeviceHandle<LibraryHandleRef> implements LibraryHandle<Kind> {
+  readonly [HandleTypeId] = HandleTypeId
+  readonly kind: Kind
+  constructor(runtime: CudaRuntimeService, ref: LibraryHandleRef, kind: Kind) {
+    super(runtime, ref)
+    this.kind = kind
+  }
+  get handle(): number {
+    return this.ref.handle
+  }
+  toString(): string {
+    return oneLine("LibraryHandle", this.kind, hex(this.handle), `device ${this.deviceIndex}`, unlessLive(this.ref))
+  }
+  toJSON() {
+    const { deviceIndex, handle, kind } = this
+    return { _id: "LibraryHandle", kind, handle, deviceIndex, state: this.ref.state }
+  }
+}
+
+/**
+ * The arguments of a function, in order, without the stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type LibraryArguments<Parameters extends ReadonlyArray<LibraryParameter>> = Parameters extends
+  readonly [infer Kind, ...infer Rest extends ReadonlyArray<LibraryParameter>]
+  ? Kind extends StreamKind | NewHandleKind ? LibraryArguments<Rest>
+  : readonly [LibraryArgument<Kind>, ...LibraryArguments<Rest>]
+  : readonly []
+
+/**
+ * The argument of a kind of parameter.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type LibraryArgument<Kind> = Kind extends ScalarKind<infer Name> ? ScalarArgument<Name>
+  : Kind extends PointerKind<infer Nullable> ? PointerArgument | RawAddress | OrNull<Nullable>
+  : Kind extends HandleKind<infer Name, infer Nullable> ? LibraryHandle<Name> | OrNull<Nullable>
+  : Kind extends HostKind<infer Nullable> ? HostArray | OrNull<Nullable>
+  : Kind extends TextKind<infer Nullable> ? string | OrNull<Nullable>
+  : Kind extends BytesKind ? Uint8Array
+  : never
+
+/**
+ * What a call results in: nothing for a function that returns a status, otherwise its value.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type LibraryResult<Returns extends LibraryReturn> = Returns extends ScalarKind<infer Name> ? ScalarValues[Name]
+  : Returns extends TextKind ? string | undefined
+  : void
+
+/**
+ * The names of the functions that make a handle.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type MakerName<Functions extends LibraryFunctions> = {
+  [Name in keyof Functions]: [Extract<Functions[Name]["parameters"][number], NewHandleKind>] extends [never] ? never
+    : Name
+}[keyof Functions]
+
+/**
+ * The names of the functions that `call` accepts: those that make no handle.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type CallableName<Functions extends LibraryFunctions> = Exclude<keyof Functions, MakerName<Functions>>
+
+/**
+ * Calls a function of a library.
+ *
+ * **Details**
+ *
+ * A function that takes a stream or device memory enqueues work: on the given stream, or on the current one. It is then an operation like
+ * any other, as with `CudaMemory.enqueue`: its memory is checked and lives until the work is done, uses of ordered buffers wait for each other,
+ * and inside `CudaGraph.record` the driver captures it and it becomes a node. Other functions run on the device of their handle, or of the
+ * given stream, or on the current one, and depend on no stream.
+ *
+ * Every argument is checked before the call: numbers against their range, memory against its buffer, device and lifetime, handles against
+ * their kind, device and lifetime. Arguments that are wrong fail with `InvalidArgument`, `ResourceReleased`, `ForeignResource` or
+ * `DeviceMismatch`. A status other than 0 fails with `LibraryFailed`, with the library's name for it, and the function in `call`; or with
+ * the reason that the `statuses` of the description return. A function that the library lacks fails with `FunctionMissing`. After one of
+ * the codes in `faults`, the driver is asked whether the contexts are lost, and the failure has its `origin`.
+ *
+ * Functions with `thread: "own"` run on a thread of libuv's pool. Interruption ends the fiber at once; the call goes on, and handles and
+ * the runtime live until it ends. They cannot be recorded.
+ *
+ * On simulated devices, the function's `simulate` runs. Without one, the call fails with `InvalidArgument`.
+ *
+ * **Gotchas**
+ *
+ * Memory of the host is read and written during the call. A function that reads it later, on the stream, needs memory that stays as it
+ * is until then. Do not transfer an array while a call on a pool thread uses it.
+ *
+ * On pool threads no context is current, so a library that asks for the current device finds device 0.
+ *
+ * **Example** (Scaling a vector with cuBLAS)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaMemory, CudaParameter } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const cublas = CudaLibrary.define({
+ *   name: "cuBLAS",
+ *   files: (platform, cuda) => [platform === "win32" ? `cublas64_${cuda}.dll` : `libcublas.so.${cuda}`],
+ *   wheels: ["cublas"],
+ *   statuses: { 7: ["CUBLAS_STATUS_INVALID_VALUE", "an argument is invalid"] },
+ *   functions: {
+ *     cublasCreate_v2: CudaLibrary.func([CudaLibrary.newHandleOf("cublas")]),
+ *     cublasDestroy_v2: CudaLibrary.func([CudaLibrary.handleOf("cublas")], { thread: "own" }),
+ *     cublasSetStream_v2: CudaLibrary.func([CudaLibrary.handleOf("cublas"), CudaLibrary.stream]),
+ *     cublasSscal_v2: CudaLibrary.func([
+ *       CudaLibrary.handleOf("cublas"),
+ *       CudaParameter.i32,
+ *       CudaLibrary.hostInput,
+ *       CudaParameter.pointer,
+ *       CudaParameter.i32
+ *     ])
+ *   }
+ * })
+ *
+ * export const doubled = (vector: CudaMemory.DeviceBuffer) =>
+ *   Effect.gen(function*() {
+ *     const library = yield* CudaLibrary.load(cublas)
+ *     const handle = yield* CudaLibrary.handle(library, {
+ *       create: "cublasCreate_v2",
+ *       destroy: "cublasDestroy_v2",
+ *       setStream: "cublasSetStream_v2"
+ *     })
+ *     const count = vector.byteLength / 4
+ *     yield* CudaLibrary.call(library, "cublasSscal_v2", [handle, count, Float32Array.of(2), vector, 1])
+ *   }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const call = <Functions extends LibraryFunctions, const Name extends CallableName<Functions> & string>(
+  library: CudaLibrary<Functions>,
+  name: Name,
+  values: LibraryArguments<Functions[Name]["parameters"]>,
+  stream?: CudaStream
+): Effect.Effect<LibraryResult<Functions[Name]["returns"]>, CudaError> =>
+  callAny(library, name, values, stream) as Effect.Effect<LibraryResult<Functions[Name]["returns"]>, CudaError>
+
+const calling = "CudaLibrary.call"
+
+const callAny = (
+  library: CudaLibrary,
+  name: string,
+  values: ReadonlyArray<unknown>,
+  stream: CudaStream | undefined
+): Effect.Effect<unknown, CudaError> => {
+  if (!isCudaLibrary(library)) return refuseLibrary(calling, library)
+  const { definition, ref, runtime } = library
+  if (definition.functions[name]?.enqueues === true) {
+    return onStream(calling, runtime, undefined, stream, (on) =>
+      on.isRecording
+        ? namedNode(runtime.libraryCall(ref, name, values, on), name)
+        : runtime.libraryCall(ref, name, values, on))
+  }
+  const run = (deviceIndex: number) => runtime.libraryRun(ref, name, values, deviceIndex)
+  if (stream === undefined) return Effect.flatMap(resolveDevice(undefined), run)
+  return isStream(stream) ? run(stream.deviceIndex) : refuseArgument(calling, "stream", stream, "a stream")
+}
+
+const refuseLibrary = (operation: string, library: unknown) =>
+  refuseArgument(operation, "library", library, "a library loaded with CudaLibrary.load")
+
+/** Names the node of a recording after the function, unless the program has given it a name. */
+const namedNode = <A, E>(self: Effect.Effect<A, E>, name: string): Effect.Effect<A, E> =>
+  Effect.withFiber((fiber) =>
+    fiber.getRef(CurrentNodeName) === undefined ? Effect.provideService(self, CurrentNodeName, name) : self
+  )
+
+/** The name of the handle that a function makes. */
+type MadeBy<Function extends LibraryFunction> = Function["parameters"][number] extends infer Kind
+  ? Kind extends NewHandleKind<infer Name> ? Name : never
+  : never
+
+/**
+ * Options for making a handle.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface HandleOptions<Functions extends LibraryFunctions, Create extends keyof Functions>
+  extends DeviceOptions
+{
+  /** The function that makes it. */
+  readonly create: Create
+  /** The arguments of `create`, without the handle. Default: none. */
+  readonly values?: LibraryArguments<Functions[Create]["parameters"]> | undefined
+  /** The function that destroys it. The handle is its only parameter. */
+  readonly destroy: CallableName<Functions>
+  /**
+   * The function that sets the stream of the handle, for libraries whose functions do not take the stream. It is called before a call on
+   * another stream than the last one.
+   */
+  readonly setStream?: CallableName<Functions> | undefined
+}
+
+/**
+ * Makes a handle of a library on a device, by default the current one, that lives as long as its scope.
+ *
+ * **Details**
+ *
+ * Closing the scope refuses new calls, waits until the streams that used the handle have passed their work and calls on pool threads have
+ * ended, and then destroys it. Making and destroying a handle runs on the JS thread, or with `thread: "own"` on a pool thread; neither can be
+ * interrupted.
+ *
+ * **Gotchas**
+ *
+ * Only work that `call` enqueues is known. Keep the handle until recorded graphs with work of the library have run: they use its memory.
+ *
+ * A handle whose functions do not take the stream has state, such as a workspace, that two streams would share. Use one handle per stream, unless
+ * the library says otherwise.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const handle = <Functions extends LibraryFunctions, const Create extends MakerName<Functions>>(
+  library: CudaLibrary<Functions>,
+  options: HandleOptions<Functions, Create>
+): Effect.Effect<LibraryHandle<MadeBy<Functions[Create]>>, CudaError, CudaRuntime | Scope.Scope> => {
+  if (!isCudaLibrary(library)) return refuseLibrary(making, library)
+  if (!Predicate.isObject(options)) return refuseArgument(making, "options", options, "the names of functions")
+  const { create, destroy, device, setStream, values = [] } = options
+  return makeScoped(device, {
+    create: (runtime, deviceIndex) =>
+      runtime.libraryHandle(
+        library.ref,
+        { create: String(create), values, destroy: String(destroy), setStream: nameOf(setStream) },
+        deviceIndex
+      ),
+    destroy: (runtime, ref) => runtime.libraryDestroy(ref),
+    wrap: (runtime, ref) => new LibraryHandleImpl(runtime, ref, ref.kind as MadeBy<Functions[Create]>)
+  })
+}
+
+const making = "CudaLibrary.handle"
+
+const nameOf = (name: PropertyKey | undefined): string | undefined => name === undefined ? undefined : String(name)

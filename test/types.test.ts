@@ -3,7 +3,7 @@
  * decides; the test runs what it can without a device.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaDevice, CudaError, CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
+import { CudaDevice, CudaError, CudaEvent, CudaLibrary, CudaMemory, CudaParameter, CudaStream } from "effect-cuda"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -23,6 +23,71 @@ interface Given {
 }
 
 type Operation = Effect.Effect<void, CudaError.CudaError>
+
+const demo = CudaLibrary.define({
+  name: "demo",
+  files: () => ["libdemo.so.1"],
+  wheels: [],
+  statuses: {},
+  functions: {
+    create: CudaLibrary.func([CudaLibrary.newHandleOf("demo"), CudaParameter.i32]),
+    destroy: CudaLibrary.func([CudaLibrary.handleOf("demo")]),
+    scale: CudaLibrary.func(
+      [
+        CudaLibrary.handleOf("demo"),
+        CudaParameter.i32,
+        CudaLibrary.hostInput,
+        CudaParameter.input,
+        CudaLibrary.nullable(CudaParameter.output),
+        CudaLibrary.stream
+      ],
+      { simulate: (_, count, factor, from, to) => void to?.set(from.map((byte) => byte * count * factor[0]!)) }
+    ),
+    version: CudaLibrary.func([], { returns: CudaParameter.u64 }),
+    name: CudaLibrary.func([CudaLibrary.nullable(CudaLibrary.text)], { returns: CudaLibrary.text })
+  }
+})
+
+type Library = CudaLibrary.CudaLibrary<typeof demo.functions>
+
+/** Calls of a library: arguments and results have the types of the parameters, without the stream. */
+export const libraryCalls = (
+  library: Library,
+  handle: CudaLibrary.LibraryHandle<"demo">,
+  other: CudaLibrary.LibraryHandle<"other">,
+  { device, stream }: Given
+) => {
+  const factor = Float32Array.of(1)
+  const scale: Operation = CudaLibrary.call(library, "scale", [handle, 4, factor, device, null], stream)
+  const version: Effect.Effect<bigint, CudaError.CudaError> = CudaLibrary.call(library, "version", [])
+  const name: Effect.Effect<string | undefined, CudaError.CudaError> = CudaLibrary.call(library, "name", [null])
+  const made = CudaLibrary.handle(library, { create: "create", values: [3], destroy: "destroy" })
+  const isDemo = same<Effect.Success<typeof made>, CudaLibrary.LibraryHandle<"demo">>(true)
+  const any: CudaLibrary.CudaLibrary = library
+  return [
+    scale,
+    version,
+    name,
+    isDemo,
+    any,
+    // @ts-expect-error a handle of another kind
+    CudaLibrary.call(library, "scale", [other, 4, factor, device, null]),
+    // @ts-expect-error null where memory is needed
+    CudaLibrary.call(library, "scale", [handle, 4, factor, null, device]),
+    // @ts-expect-error an argument too few
+    CudaLibrary.call(library, "scale", [handle, 4, factor, device]),
+    // @ts-expect-error the stream is not among the arguments
+    CudaLibrary.call(library, "scale", [handle, 4, factor, device, null, stream]),
+    // @ts-expect-error no function of that name
+    CudaLibrary.call(library, "scales", []),
+    // @ts-expect-error makes a handle
+    CudaLibrary.call(library, "create", [3]),
+    // @ts-expect-error makes no handle
+    CudaLibrary.handle(library, { create: "destroy", destroy: "destroy" }),
+    // @ts-expect-error the value is a number
+    CudaLibrary.handle(library, { create: "create", values: ["3"], destroy: "destroy" })
+  ]
+}
 
 /** Every operation of two arguments, data first and data last: neither asks for anything. */
 export const bothForms = ({ device, event, host, stream, timed }: Given): ReadonlyArray<Operation> => [

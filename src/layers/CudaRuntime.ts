@@ -63,6 +63,8 @@ export interface LiveResources {
   readonly graphs: number
   /** Pools created by programs. */
   readonly pools: number
+  /** Handles of libraries. */
+  readonly handles: number
   /** Fibers waiting for the GPU. */
   readonly waits: number
 }

@@ -17,6 +17,7 @@ import { graphRegionContract } from "./graphRegions.ts"
 import { graphContract } from "./graphs.ts"
 import { hostFunctionContract } from "./hostFunctions.ts"
 import { kernelContract } from "./kernels.ts"
+import { libraryContract } from "./libraries.ts"
 import { lifetimeContract } from "./lifetimes.ts"
 import { managedContract } from "./managed.ts"
 import { memoryContract } from "./memory.ts"
@@ -52,6 +53,7 @@ export const contract = (rig: Rig): void => {
     captureContract(rig)
     graphRegionContract(rig)
     enqueueContract(rig)
+    libraryContract(rig)
     foreignMemoryContract(rig)
     pinContract(rig)
     foreignEventContract(rig)

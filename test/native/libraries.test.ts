@@ -2,19 +2,27 @@
  * Libraries that a program describes, on the driver: how they are found and loaded, and the calls they get.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaLibrary } from "effect-cuda"
+import { CudaError, CudaGraph, CudaLibrary, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { filesOf, placesOf } from "../../src/cuda/foreignLibrary.ts"
+import { statuses } from "../../src/cuda/status.ts"
 import { failsWith, refuses } from "../support/assertions.ts"
-import { onStub, openStub } from "../support/stubDriver.ts"
+import { started } from "../support/fibers.ts"
+import { logged, onStub, openStub, pause, until } from "../support/stubDriver.ts"
 import { demo, StubLibrary } from "../support/stubLibrary.ts"
+import { tracing, within } from "../support/tracing.ts"
+import type { Opened } from "../support/tracing.ts"
 
 const stub = openStub()
 const library = new StubLibrary(stub.path)
+const { opened } = tracing(stub)
 
 /** Runs an effect with a variable of the configuration. */
 const withVariable = (name: string, value: string) =>
@@ -113,4 +121,332 @@ describe("a described library", () => {
     assert.isFalse(matches.test("libdemo.so.13.1"))
     assert.deepStrictEqual(["libdemo.so.12", "libdemo.so.13"].sort(order), names)
   })
+})
+
+const size = 64
+const make = { create: "demoCreate", destroy: "demoDestroy", setStream: "demoSetStream" } as const
+
+/** Runs a program with the library, and asserts that it was used correctly and no handle is left. */
+const withDemo = <A, E>(
+  program: (
+    demo: Effect.Success<typeof load>,
+    opened: Opened
+  ) => Effect.Effect<A, E, CudaRuntime.CudaRuntime | Scope.Scope>
+) =>
+  Effect.gen(function*() {
+    library.reset()
+    const result = yield* opened((device) => Effect.flatMap(load, (demo) => program(demo, device)))
+    assert.strictEqual(library.misuse, "")
+    assert.strictEqual(library.live, 0)
+    return result
+  })
+
+const load = CudaLibrary.load(demo, { path: library.path })
+
+describe("a call of a library", () => {
+  it.live("gets its arguments and the stream, with the context of the device current, and nothing else", () =>
+    withDemo((demo, { context }) =>
+      Effect.gen(function*() {
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+        stub.clear()
+        library.clear()
+        yield* CudaLibrary.call(demo, "demoFill", [CudaMemory.slice(buffer, 8, 16), Uint8Array.of(3), 16], stream)
+        assert.deepStrictEqual(
+          stub.lines(),
+          within(context, ["cuMemsetD8Async", buffer.address + 8, 3, 16, stream.handle])
+        )
+        assert.deepStrictEqual(library.calls, ["demoFill context"])
+        stub.clear()
+        yield* CudaLibrary.call(demo, "demoNew", [])
+        assert.deepStrictEqual(stub.lines(), within(context))
+        stub.clear()
+        library.clear()
+        assert.strictEqual(yield* CudaLibrary.call(demo, "demoVersion", []), 9007199254740993n)
+        assert.strictEqual(yield* CudaLibrary.call(demo, "demoText", [0]), undefined)
+        assert.isUndefined(yield* CudaLibrary.call(demo, "demoNothing", []))
+        assert.deepStrictEqual(library.calls, ["demoVersion", "demoText context", "demoNothing context"])
+      })
+    ))
+
+  it.live("fails with the library's name for the code, and the function", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+        const fill = CudaLibrary.call(demo, "demoFill", [buffer, Uint8Array.of(3), size], stream)
+        library.fail("demoFill", 1)
+        const error = yield* Effect.flip(fill)
+        assert.deepStrictEqual([error.operation, error.call], ["CudaLibrary.call", "demoFill"])
+        assert.deepStrictEqual({ ...error.reason }, {
+          _tag: "LibraryFailed",
+          library: "demo",
+          code: 1,
+          name: "DEMO_BAD_VALUE",
+          description: "a value is bad",
+          advice: "",
+          isRetryable: false
+        })
+        assert.strictEqual(
+          error.message,
+          `CudaLibrary.call (${stream.ref}): demoFill returned DEMO_BAD_VALUE (1): a value is bad.`
+        )
+        library.fail("demoFill", 99)
+        assert.isUndefined((yield* failsWith(fill, "LibraryFailed")).name)
+        library.fail("demoNew", 1)
+        const { message } = yield* Effect.flip(CudaLibrary.call(demo, "demoNew", []))
+        assert.strictEqual(message, "CudaLibrary.call (device 0): demoNew returned DEMO_BAD_VALUE (1): a value is bad.")
+        library.fail("demoWait", 1)
+        const off = CudaLibrary.call(demo, "demoWait", [1, new Int32Array(1)])
+        assert.strictEqual((yield* Effect.flip(off)).call, "demoWait")
+      })
+    ))
+
+  it.live("asks the driver about a fault behind the codes that may mean one", () =>
+    logged(withDemo((demo) =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const fill = CudaLibrary.call(demo, "demoFill", [null, Uint8Array.of(3), size], stream)
+        library.fail("demoFill", 13)
+        const harmless = yield* Effect.flip(fill)
+        assert.deepStrictEqual([harmless.reason._tag, harmless.origin], ["LibraryFailed", undefined])
+        stub.fail("cuStreamQuery", statuses.IllegalAddress.code)
+        const error = yield* Effect.flip(fill)
+        assert.strictEqual(error.reason._tag, "LibraryFailed")
+        assert.strictEqual(error.origin?.status.code, statuses.IllegalAddress.code)
+        assert.strictEqual(error.origin?.operation, "CudaLibrary.call")
+      })
+    )))
+
+  it.live("may have statuses that are reasons", () =>
+    withDemo(() =>
+      Effect.gen(function*() {
+        const driver = yield* CudaLibrary.load({ ...demo, statuses: CudaError.reasonFromStatus }, {
+          path: library.path
+        })
+        library.fail("demoNew", statuses.InvalidValue.code)
+        yield* failsWith(CudaLibrary.call(driver, "demoNew", []), "InvalidValue")
+      })
+    ))
+
+  it.live("of a function that this version lacks fails when it is made", () =>
+    Effect.gen(function*() {
+      const old = new StubLibrary(stub.path, ["STUB_OLD"])
+      yield* onStub(
+        stub,
+        Effect.gen(function*() {
+          const demoOld = yield* CudaLibrary.load(demo, { path: old.path })
+          yield* CudaLibrary.call(demoOld, "demoText", [1])
+          const error = yield* Effect.flip(CudaLibrary.call(demoOld, "demoNew", []))
+          assert.strictEqual(
+            error.message,
+            "CudaLibrary.call: the demo that was loaded has no function demoNew. Install demo 2.0 or later."
+          )
+        })
+      )
+    }))
+
+  it.live("with ordered memory is waited for, and marked, whatever it returns", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const buffer = yield* CudaMemory.allocate(size, { ordered: true })
+        library.fail("demoFill", 1)
+        stub.clear()
+        yield* Effect.flip(CudaLibrary.call(demo, "demoFill", [buffer, Uint8Array.of(3), size], one))
+        const mark = stub.calls("cuEventRecord")[0]!.args[0]!
+        stub.clear()
+        yield* CudaMemory.fill(buffer, 1, other)
+        assert.deepStrictEqual(stub.lines()[0], ["cuStreamWaitEvent", other.handle, mark, 0])
+      })
+    ))
+
+  it.live("off the JS thread leaves the event loop free, and goes on when its fiber is interrupted", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 30
+        const out = new Int32Array(1)
+        let turns = 0
+        const ticking = setInterval(() => turns++, 1)
+        yield* CudaLibrary.call(demo, "demoWait", [5, out])
+        clearInterval(ticking)
+        assert.strictEqual(out[0], 6)
+        assert.isAbove(turns, 3)
+        assert.deepStrictEqual(library.calls, ["demoWait off"])
+        const fiber = yield* started(CudaLibrary.call(demo, "demoWait", [7, out]))
+        yield* Fiber.interrupt(fiber)
+        assert.strictEqual(out[0], 6)
+        yield* until("the call has ended", () => out[0] === 8)
+      })
+    ))
+
+  it.live("off the JS thread ends before its runtime does", () =>
+    Effect.gen(function*() {
+      const out = new Int32Array(1)
+      yield* withDemo((demo) =>
+        Effect.gen(function*() {
+          library.delay = 30
+          yield* Fiber.interrupt(yield* started(CudaLibrary.call(demo, "demoWait", [7, out])))
+          assert.strictEqual(out[0], 0)
+        })
+      )
+      assert.strictEqual(out[0], 8)
+    }))
+
+  it.live("is refused after the release of its runtime, and on another one", () =>
+    Effect.gen(function*() {
+      const kept = yield* onStub(stub, load)
+      yield* failsWith(CudaLibrary.call(kept, "demoNew", []), "ResourceReleased")
+      yield* onStub(
+        stub,
+        Effect.gen(function*() {
+          const { libraryRun } = yield* CudaRuntime.CudaRuntime
+          yield* failsWith(libraryRun(kept.ref, "demoNew", [], 0), "ForeignResource")
+        })
+      )
+    }))
+})
+
+describe("a handle of a library", () => {
+  it.live("is made and destroyed with the context of its device current", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        yield* Effect.scoped(Effect.gen(function*() {
+          const handle = yield* CudaLibrary.handle(demo, make)
+          assert.include(String(handle), "LibraryHandle(demo, 0x")
+          assert.strictEqual((yield* (yield* CudaRuntime.CudaRuntime).liveResources).handles, 1)
+        }))
+        assert.deepStrictEqual(library.calls, ["demoCreate context", "demoDestroy context"])
+        assert.strictEqual((yield* (yield* CudaRuntime.CudaRuntime).liveResources).handles, 0)
+      })
+    ))
+
+  it.live("is told its stream once per stream", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handle = yield* CudaLibrary.handle(demo, make)
+        const buffer = yield* CudaMemory.allocate(size)
+        const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        library.clear()
+        stub.clear()
+        const streams = [one, one, other, one]
+        for (const stream of streams) yield* CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+        const set = "demoSetStream context"
+        const fill = "demoFillOf context"
+        assert.deepStrictEqual(library.calls, [set, fill, fill, set, fill, set, fill])
+        assert.deepStrictEqual(stub.calls("cuMemsetD8Async").map(({ args }) => args[3]), streams.map((s) => s.handle))
+        library.fail("demoSetStream", 1)
+        const failing = CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], other)
+        assert.strictEqual((yield* Effect.flip(failing)).call, "demoSetStream")
+      })
+    ))
+
+  it.live("is set to the captured stream in a recording, and to none after it", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handle = yield* CudaLibrary.handle(demo, make)
+        const [buffer, stream] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+        const fill = (on?: CudaStream.CudaStream) => CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], on)
+        yield* fill(stream)
+        library.clear()
+        yield* CudaGraph.record(fill())
+        assert.deepStrictEqual(library.calls, [
+          "demoSetStream context",
+          "demoFillOf context",
+          "demoSetStream context"
+        ])
+        stub.clear()
+        yield* fill(stream)
+        assert.strictEqual(stub.calls("cuMemsetD8Async")[0]!.args[3], stream.handle)
+      })
+    ))
+
+  it.live("is destroyed once the streams that used it have passed their work", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const [buffer, stream] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+        const scope = yield* Scope.make()
+        const handle = yield* CudaLibrary.handle(demo, make).pipe(Scope.provide(scope))
+        const call = CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+        yield* call
+        stub.work(stream)
+        const closing = yield* started(Scope.close(scope, Exit.void))
+        yield* pause(5)
+        assert.strictEqual(library.live, 1)
+        yield* failsWith(call, "ResourceReleased")
+        stub.finish(stream)
+        yield* Fiber.join(closing)
+        assert.strictEqual(library.live, 0)
+      })
+    ))
+
+  it.live("is destroyed after the calls off the JS thread that use it", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 30
+        const out = new Int32Array(1)
+        yield* Effect.scoped(Effect.gen(function*() {
+          const handle = yield* CudaLibrary.handle(demo, make)
+          yield* Fiber.interrupt(yield* started(CudaLibrary.call(demo, "demoUse", [handle, out])))
+          assert.strictEqual(out[0], 0)
+        }))
+        assert.strictEqual(out[0], 1)
+      })
+    ))
+
+  it.live("may be made and destroyed off the JS thread, also if the fiber is interrupted meanwhile", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 20
+        const slow = { create: "demoCreateSlowly", destroy: "demoDestroySlowly", values: [7] } as const
+        yield* Effect.scoped(CudaLibrary.handle(demo, slow))
+        assert.deepStrictEqual(library.calls, ["demoCreateSlowly off", "demoDestroySlowly off"])
+        const fiber = yield* started(Effect.scoped(CudaLibrary.handle(demo, slow)))
+        yield* Fiber.interrupt(fiber)
+        assert.deepStrictEqual(library.calls.slice(2), ["demoCreateSlowly off", "demoDestroySlowly off"])
+        assert.strictEqual(library.live, 0)
+      })
+    ))
+
+  it.live("that cannot be made leaves nothing, and one that cannot be destroyed is logged", () =>
+    Effect.gen(function*() {
+      const { lines } = yield* logged(withDemo((demo) =>
+        Effect.gen(function*() {
+          library.fail("demoCreate", 1)
+          const error = yield* Effect.flip(CudaLibrary.handle(demo, make))
+          assert.deepStrictEqual([error.operation, error.call], ["CudaLibrary.handle", "demoCreate"])
+          library.fail("demoDestroy", 1)
+          yield* Effect.scoped(CudaLibrary.handle(demo, make))
+        })
+      ))
+      assert.lengthOf(lines, 1)
+      assert.include(lines[0], "CudaLibrary.release")
+      assert.include(lines[0], "DEMO_BAD_VALUE")
+    }))
+
+  it.live("is destroyed with its runtime, if its scope is still open", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const slow = { ...make, destroy: "demoDestroySlowly" } as const
+        yield* CudaLibrary.handle(demo, make).pipe(Scope.provide(scope))
+        yield* CudaLibrary.handle(demo, slow).pipe(Scope.provide(scope))
+        assert.strictEqual(library.live, 2)
+      })
+    ))
+
+  it.live("does not keep a stream that is gone", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const buffer = yield* CudaMemory.allocate(size)
+        yield* Effect.scoped(Effect.gen(function*() {
+          const handle = yield* CudaLibrary.handle(demo, make)
+          yield* Effect.scoped(
+            Effect.flatMap(
+              CudaStream.make(),
+              (stream) => CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+            )
+          )
+        }))
+        assert.deepStrictEqual(library.calls.slice(-2), ["demoSetStream context", "demoDestroy context"])
+      })
+    ))
 })

@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import type { CudaError } from "../../src/CudaError.ts"
+import * as CudaLibrary from "../../src/CudaLibrary.ts"
 import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
 import type { CompileRequest, CudaRuntimeService, EventRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
 import { operations as table } from "../../src/layers/runtime/operations.ts"
@@ -327,7 +328,19 @@ const poolOptions = {
   reuseAllowInternalDependencies: false
 }
 
-const emptyLibrary = { name: "empty", files: () => [], wheels: [], statuses: {}, functions: {} }
+const emptyLibrary = {
+  name: "empty",
+  files: () => [],
+  wheels: [],
+  statuses: {},
+  functions: {
+    nothing: CudaLibrary.func([], { simulate: () => 0 }),
+    make: CudaLibrary.func([CudaLibrary.newHandleOf("empty")], { simulate: () => 0 }),
+    destroy: CudaLibrary.func([CudaLibrary.handleOf("empty")])
+  }
+}
+
+const handleOptions = { create: "make", values: [], destroy: "destroy", setStream: undefined }
 
 /** Every operation, on resources created for it. */
 const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: EventRef) =>
@@ -364,6 +377,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const capture = yield* runtime.graphCapture(work, stream)
     const access = { stream, reads: [], writes: [], outer: undefined }
     yield* runtime.memoryBegin(access)
+    const library = yield* runtime.libraryLoad(emptyLibrary, undefined)
+    const libraryHandle = yield* runtime.libraryHandle(library, handleOptions, 0)
     const calls: { readonly [Name in OperationName]: Effect.Effect<unknown, CudaError> } = {
       "CudaBranch.fork": runtime.streamFork(stream, [branch]),
       "CudaBranch.join": runtime.streamJoin(stream, [branch]),
@@ -411,6 +426,9 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
       "CudaMemory.copy2D": runtime.memoryCopy2D(rows(0), rows(4), { width: 1, height: 2 }, stream),
       "CudaMemory.copyBatch": runtime.memoryCopyBatch([{ to: range(0), from: range(4) }], stream),
+      "CudaLibrary.call": runtime.libraryRun(library, "nothing", [], 0),
+      "CudaLibrary.handle": runtime.libraryHandle(library, handleOptions, 0),
+      "CudaLibrary.release": runtime.libraryDestroy(libraryHandle),
       "CudaLibrary.load": runtime.libraryLoad(emptyLibrary, undefined),
       "CudaMemory.enqueue": runtime.memoryEnqueue({ simulate: () => {} }, () => {}, stream),
       "CudaMemory.endAccess": runtime.memoryEnd(access),

@@ -6,6 +6,8 @@
 import type * as Effect from "effect/Effect"
 import type { LibraryParameter, LibraryReturn } from "../../cuda/libraryParameters.ts"
 import type { CudaError, CudaErrorReason } from "../../CudaError.ts"
+import type { ResourceState } from "./resources.ts"
+import type { StreamRef } from "./streams.ts"
 
 /**
  * A function of a library: its parameters, its result, where it may run, and what stands in for it on simulated devices.
@@ -79,6 +81,36 @@ export interface LibraryRef {
 }
 
 /**
+ * A handle of a library on a device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LibraryHandleRef {
+  /** The name that its parameters have, such as `cublas`. */
+  readonly kind: string
+  /** The address, or the number, that the library knows it by; made up on simulated devices. */
+  readonly handle: number
+  readonly deviceIndex: number
+  readonly state: ResourceState
+}
+
+/**
+ * How a handle is made and destroyed: names of functions.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LibraryHandleOptions {
+  readonly create: string
+  /** The arguments of `create`, without the handle. */
+  readonly values: ReadonlyArray<unknown>
+  readonly destroy: string
+  /** Sets the stream of the handle, for libraries whose functions enqueue on that. */
+  readonly setStream: string | undefined
+}
+
+/**
  * Operations on libraries that a program describes.
  *
  * @category models
@@ -90,4 +122,26 @@ export interface LibraryOperations {
     definition: LibraryDefinition,
     path: string | undefined
   ) => Effect.Effect<LibraryRef, CudaError>
+  /** Calls a function that enqueues work on a stream: one synchronous call, as `memoryEnqueue` makes it. */
+  readonly libraryCall: (
+    library: LibraryRef,
+    name: string,
+    values: ReadonlyArray<unknown>,
+    stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /** Calls a function that enqueues nothing, on the device of its handle, or on the given one. Returns its value. */
+  readonly libraryRun: (
+    library: LibraryRef,
+    name: string,
+    values: ReadonlyArray<unknown>,
+    deviceIndex: number
+  ) => Effect.Effect<unknown, CudaError>
+  /** Makes a handle. Cannot be interrupted once the call has begun. */
+  readonly libraryHandle: (
+    library: LibraryRef,
+    options: LibraryHandleOptions,
+    deviceIndex: number
+  ) => Effect.Effect<LibraryHandleRef, CudaError>
+  /** Destroys a handle once the work and the calls that use it have ended. */
+  readonly libraryDestroy: (handle: LibraryHandleRef) => Effect.Effect<void, CudaError>
 }

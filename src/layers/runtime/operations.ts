@@ -129,6 +129,10 @@ const rows = {
   ],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.deviceIndex, pool]],
 
+  libraryCall: ["CudaLibrary.call", "cuStreamWaitEvent", (_, __, ___, stream) => [stream.deviceIndex, stream]],
+  libraryRun: ["CudaLibrary.call", "cuCtxPushCurrent", (_, name, __, device) => [device, name]],
+  libraryHandle: ["CudaLibrary.handle", "cuCtxPushCurrent", ({ definition }, _, device) => [device, definition.name]],
+  libraryDestroy: ["CudaLibrary.release", "cuCtxPushCurrent", (handle) => [handle.deviceIndex, handle], "release"],
   libraryLoad: ["CudaLibrary.load", "dlopen", ({ name }) => [0, name], "contextFree"],
 
   profilerStart: ["CudaProfiler.capture", "cuProfilerStart", onDevice],
@@ -388,5 +392,6 @@ const nothingLive: LiveResources = {
   modules: 0,
   graphs: 0,
   pools: 0,
+  handles: 0,
   waits: 0
 }

@@ -21,10 +21,12 @@ import type { KernelCode, ModuleResource } from "./moduleResources.ts"
 import type {
   DeviceMemoryResource,
   EventResource,
+  HandleResource,
   HostMemoryResource,
   MemoryPoolResource,
   StreamResource
 } from "./resources.ts"
+import { Running } from "./Running.ts"
 import type { Cancel, WaitStage, Watch } from "./waits.ts"
 import { WeakValues } from "./WeakValues.ts"
 
@@ -48,6 +50,10 @@ export class Core {
   /** Pools created by the program. */
   readonly pools = new Set<MemoryPoolResource>()
   readonly graphs = new Set<GraphExecResource>()
+  /** Handles of libraries. */
+  readonly handles = new Set<HandleResource>()
+  /** Calls of libraries on pool threads. */
+  readonly libraryCalls = new Running()
   /** The number of recordings in progress. */
   recordings = 0
   /** Fails every pending wait when the runtime is released. */

@@ -79,6 +79,7 @@ const count = (core: Core): LiveResources => ({
   modules: core.modules.size,
   graphs: core.graphs.size,
   pools: core.pools.size,
+  handles: core.handles.size,
   waits: core.waits.size
 })
 
@@ -96,12 +97,23 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
   Effect.gen(function*() {
     core.closed = true
     yield* core.whenQuiet
-    const { eventDestroy, graphDestroy, memoryFree, moduleUnload, poolDestroy, streamDestroy, streamSynchronize } =
-      service
+    yield* core.libraryCalls.whenIdle
+    const {
+      eventDestroy,
+      graphDestroy,
+      libraryDestroy,
+      memoryFree,
+      moduleUnload,
+      poolDestroy,
+      streamDestroy,
+      streamSynchronize
+    } = service
     yield* releaseAll("stream", [...core.streams], streamDestroy)
     yield* releaseAll("stream", [...core.defaultStreams.values()], streamSynchronize)
     for (const stream of core.defaultStreams.values()) stream.state = "released"
     yield* releaseAll("executable graph", [...core.graphs], graphDestroy)
+    yield* releaseAll("handle", [...core.handles], libraryDestroy)
+    yield* core.libraryCalls.whenIdle
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
     for (const stream of core.foreignStreams.values()) stream.state = "released"
     yield* releaseAll("pool", [...core.pools], poolDestroy)

@@ -233,7 +233,7 @@ const isList = (value: unknown): value is ArrayLike<unknown> => isRecord(value) 
 export const isPart = (value: unknown): value is PointerArgument =>
   isRecord(value) && isRecord(value["buffer"]) && isRecord(value["buffer"]["ref"])
 
-const isRaw = (value: unknown): value is RawAddress =>
+export const isRaw = (value: unknown): value is RawAddress =>
   isRecord(value) && Number.isSafeInteger(value["address"]) && Number(value["address"]) >= 0
 
 export const isRange = (offset: number, byteLength: number, room: number): boolean =>

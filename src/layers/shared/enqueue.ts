@@ -4,12 +4,14 @@
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import { success } from "../../cuda/status.ts"
-import type { CudaError, LibraryFailed } from "../../CudaError.ts"
+import { CudaError } from "../../CudaError.ts"
+import type { CudaErrorReason, LibraryFailed } from "../../CudaError.ts"
 import type { EnqueuedCall, ForeignWork, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import { enqueueUsing } from "./accesses.ts"
 import { isPart, isRange } from "./arguments.ts"
 import { abandonCapture, beginCapture, Capture, endCapture, refuseSimulate } from "./captures.ts"
+import type { CaptureNames } from "./captures.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
 import { fromReason, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
@@ -23,18 +25,26 @@ import type { StreamResource } from "./resources.ts"
 type Call = (stream: number) => unknown
 type Parts = ReadonlyArray<PointerArgument>
 
+/** What a call is named in failures. */
+export interface CallNames extends CaptureNames {
+  /** The function; undefined if only the program knows it. */
+  readonly call: string | undefined
+}
+
 export const enqueueOperations = (core: Core): Pick<AccessOperations, "memoryEnqueue"> => ({
   memoryEnqueue: driverCall((work: EnqueuedCall, call: Call, stream: StreamRef) =>
-    enqueue(core, work, call, ownStream(stream))
+    enqueueCall(core, ofMemory, work, call, ownStream(stream))
   )
 })
 
 const operation = "CudaMemory.enqueue"
-const names = { begin: operation, end: operation }
+const ofMemory: CallNames = { begin: operation, end: operation, call: undefined }
 const none: Parts = []
 
-const enqueue = (
+/** Makes a call that enqueues work: checked, ordered, and captured in a recording. */
+export const enqueueCall = (
   core: Core,
+  names: CallNames,
   work: EnqueuedCall,
   call: Call,
   stream: StreamResource
@@ -45,17 +55,17 @@ const enqueue = (
     unusable(backend, stream) || typeof call !== "function" || !areUsable(core, reads, stream) ||
     !areUsable(core, writes, stream)
   ) {
-    return explain(core, reads, writes, call, stream)
+    return explain(core, names, reads, writes, call, stream)
   }
-  const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(operation, stream)
+  const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(names.begin, stream)
   if (elsewhere !== undefined) return elsewhere
   const runsNative = backend.captures.simulate === undefined
   if (stream.recording !== undefined || !runsNative || areOrdered(reads) || areOrdered(writes)) {
-    return enqueueInOrder(core, work, reads, writes, call, stream)
+    return enqueueInOrder(core, names, work, reads, writes, call, stream)
   }
   const used = use(reads, stream) || use(writes, stream)
-  if (used !== success) return core.fail(operation, used, stream)
-  return callNative(core, work, call, stream, stream.handle) ?? Effect.void
+  if (used !== success) return core.fail(names.begin, used, stream)
+  return callNative(core, names, work, call, stream, stream.handle) ?? Effect.void
 }
 
 const areUsable = ({ backend }: Core, parts: Parts, stream: StreamResource): boolean => {
@@ -87,23 +97,31 @@ const use = (parts: Parts, stream: StreamResource): number => {
 }
 
 /** Makes the call, with the context of the stream's device current. Returns its failure. */
-const callNative = (core: Core, work: EnqueuedCall, call: Call, stream: StreamResource, handle: number): Refusal => {
+const callNative = (
+  core: Core,
+  names: CallNames,
+  work: EnqueuedCall,
+  call: Call,
+  stream: StreamResource,
+  handle: number
+): Refusal => {
   const { captures } = core.backend
   const { deviceIndex } = stream
   const entered = captures.enter(deviceIndex)
-  if (entered !== success) return core.fail(operation, entered, stream)
+  if (entered !== success) return core.fail(names.begin, entered, stream)
   let result: unknown
   try {
     result = call(handle)
   } finally {
     captures.leave(deviceIndex)
   }
-  return result === undefined || result === success ? undefined : refuseResult(core, work, stream, result)
+  return result === undefined || result === success ? undefined : refuseResult(core, names, work, stream, result)
 }
 
 /** Work may have been enqueued even if the call failed, so its uses are marked however it ends. */
 const enqueueInOrder = (
   core: Core,
+  names: CallNames,
   work: EnqueuedCall,
   reads: Parts,
   writes: Parts,
@@ -112,36 +130,52 @@ const enqueueInOrder = (
 ): Effect.Effect<void, CudaError> => {
   const foreign = { reads: rangesOf(reads), writes: rangesOf(writes), simulate: work.simulate }
   if (core.backend.captures.simulate !== undefined && typeof foreign.simulate !== "function") {
-    return refuseSimulate(operation, foreign.simulate)
+    return refuseSimulate(names.begin, foreign.simulate)
   }
   let failed: Effect.Effect<void, CudaError> | undefined
   let thrown: Effect.Effect<never> | undefined
   const status = enqueueUsing(core, stream, foreign.reads, foreign.writes, () => {
     try {
-      failed = run(core, work, foreign, call, stream)
+      failed = run(core, names, work, foreign, call, stream)
     } catch (error) {
       thrown = Effect.die(error)
     }
     return success
   })
-  if (status !== success) failed ??= core.fail(operation, status, stream)
+  if (status !== success) failed ??= core.fail(names.begin, status, stream)
   return thrown ?? failed ?? Effect.void
 }
 
-const run = (core: Core, work: EnqueuedCall, foreign: ForeignWork, call: Call, stream: StreamResource) => {
-  if (stream.recording !== undefined) return record(core, work, foreign, call, stream)
+const run = (
+  core: Core,
+  names: CallNames,
+  work: EnqueuedCall,
+  foreign: ForeignWork,
+  call: Call,
+  stream: StreamResource
+) => {
+  if (stream.recording !== undefined) return record(core, names, work, foreign, call, stream)
   const { simulate } = core.backend.captures
-  if (simulate === undefined) return callNative(core, work, call, stream, stream.handle)
+  if (simulate === undefined) return callNative(core, names, work, call, stream, stream.handle)
   const status = simulate(foreign, stream)
-  return status === success ? undefined : core.fail(operation, status, stream)
+  return status === success ? undefined : core.fail(names.begin, status, stream)
 }
 
 /** Makes the call while the driver captures a stream of its own, and the captured work a node. */
-const record = (core: Core, work: EnqueuedCall, foreign: ForeignWork, call: Call, stream: StreamResource) => {
+const record = (
+  core: Core,
+  names: CallNames,
+  work: EnqueuedCall,
+  foreign: ForeignWork,
+  call: Call,
+  stream: StreamResource
+) => {
   const capture = beginCapture(core, names, foreign, stream)
   if (!(capture instanceof Capture)) return capture
   try {
-    const failed = capture.handle === undefined ? undefined : callNative(core, work, call, stream, capture.handle)
+    const failed = capture.handle === undefined
+      ? undefined
+      : callNative(core, names, work, call, stream, capture.handle)
     return failed ?? endCapture(core, capture)
   } finally {
     // Does nothing to a capture that has ended.
@@ -155,16 +189,29 @@ const rangesOf = (parts: Parts): ReadonlyArray<MemoryRange> =>
 /** The failure of a call that returned something other than success. */
 const refuseResult = (
   core: Core,
+  names: CallNames,
   { status }: EnqueuedCall,
   stream: StreamResource,
   result: unknown
 ): Effect.Effect<never, CudaError> => {
-  if (typeof result !== "number" || !Number.isInteger(result)) return refuseKind(result)
+  if (typeof result !== "number" || !Number.isInteger(result)) return refuseKind(names, result)
   const meaning = typeof status === "function" ? status(result) : status?.[result]
   const reason = typeof meaning === "object" ? meaning : failed(result, meaning)
   if ("isSticky" in reason && reason.isSticky) core.backend.noteLost?.()
-  const context = { operation, deviceIndex: stream.deviceIndex, subject: String(stream) }
-  return Effect.fail(fromReason(core.origins, reason, context))
+  return Effect.fail(foreignError(core, names, reason, stream.deviceIndex, String(stream)))
+}
+
+/** The failure of other native code. A library's own codes do not say whether the contexts were lost before. */
+export const foreignError = (
+  core: Core,
+  { begin: operation, call }: CallNames,
+  reason: CudaErrorReason,
+  deviceIndex: number,
+  subject: string
+): CudaError => {
+  const context = { operation, deviceIndex, subject, call }
+  if (reason._tag !== "LibraryFailed") return fromReason(core.origins, reason, context)
+  return new CudaError({ ...context, reason, origin: core.origins.first })
 }
 
 const failed = (code: number, name: string | undefined): LibraryFailed => ({
@@ -177,27 +224,40 @@ const failed = (code: number, name: string | undefined): LibraryFailed => ({
   isRetryable: false
 })
 
-const refuseKind = (result: unknown) => {
+const refuseKind = (names: CallNames, result: unknown) => {
   // Its later failure would otherwise end the process.
   if (Predicate.isPromiseLike(result)) result.then(undefined, () => {})
-  return refuseArgument(operation, "result", result, "a status number or nothing: the call must be synchronous")
+  return refuseArgument(names.begin, "result", result, "a status number or nothing: the call must be synchronous")
 }
 
-const explain = (core: Core, reads: Parts, writes: Parts, call: Call, stream: StreamResource): Refusal & object => {
-  if (unusable(core.backend, stream)) return refuseResource(operation, core.backend, stream)
-  return refuseParts(core, "writes", writes, stream) ?? refuseParts(core, "reads", reads, stream) ??
-    refuseArgument(operation, "call", call, "a function that enqueues work on a stream")
+const explain = (
+  core: Core,
+  names: CallNames,
+  reads: Parts,
+  writes: Parts,
+  call: Call,
+  stream: StreamResource
+): Refusal & object => {
+  if (unusable(core.backend, stream)) return refuseResource(names.begin, core.backend, stream)
+  return refuseParts(core, names, "writes", writes, stream) ?? refuseParts(core, names, "reads", reads, stream) ??
+    refuseArgument(names.begin, "call", call, "a function that enqueues work on a stream")
 }
 
-const refuseParts = ({ backend }: Core, name: string, parts: unknown, stream: StreamResource): Refusal => {
-  if (!Array.isArray(parts)) return refuseArgument(operation, name, parts, "an array of buffers or parts of buffers")
+const refuseParts = (
+  { backend }: Core,
+  names: CallNames,
+  name: string,
+  parts: unknown,
+  stream: StreamResource
+): Refusal => {
+  if (!Array.isArray(parts)) return refuseArgument(names.begin, name, parts, "an array of buffers or parts of buffers")
   for (const [index, part] of parts.entries()) {
     const at = `${name}[${index}]`
-    if (!isPart(part)) return refuseArgument(operation, at, part, "a buffer or a part of one")
+    if (!isPart(part)) return refuseArgument(names.begin, at, part, "a buffer or a part of one")
     const memory = ownMemory(part.buffer.ref)
-    if (unusableMemory(backend, memory)) return refuseResource(operation, backend, memory)
-    if (memory.kind === "device" && !isOn(memory, stream)) return refuseDevices(operation, memory, stream)
-    const refused = refuseRange(operation, at, { memory, offset: part.offset, byteLength: part.byteLength })
+    if (unusableMemory(backend, memory)) return refuseResource(names.begin, backend, memory)
+    if (memory.kind === "device" && !isOn(memory, stream)) return refuseDevices(names.begin, memory, stream)
+    const refused = refuseRange(names.begin, at, { memory, offset: part.offset, byteLength: part.byteLength })
     if (refused !== undefined) return refused
   }
   return undefined

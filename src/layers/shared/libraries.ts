@@ -2,40 +2,26 @@
  * Libraries that a program describes: the shared operations, and the backend functions they use.
  */
 import * as Effect from "effect/Effect"
-import type { ForeignLibrary, ForeignLoadResult, LibraryRequest } from "../../cuda/foreignLibrary.ts"
+import type { ForeignLoadResult, LibraryRequest } from "../../cuda/foreignLibrary.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { LibraryDefinition, LibraryRef } from "../CudaRuntime.ts"
+import type { LibraryDefinition } from "../CudaRuntime.ts"
 import type { LibraryOperations } from "../runtime/libraries.ts"
 import { readPath } from "./configuration.ts"
 import type { Core } from "./Core.ts"
 import { fileNames, refuseDefinition } from "./definitions.ts"
 import { refuse, refuseArgument } from "./failures.ts"
-import type { Owner } from "./resources.ts"
+import { callOperations } from "./libraryCalls.ts"
+import { LibraryResource } from "./libraryFunctions.ts"
+import { handleOperations } from "./libraryHandles.ts"
 
 export interface LibraryBackend {
   /** Loads a library; undefined where native code cannot run. */
   readonly load: ((request: LibraryRequest) => Promise<ForeignLoadResult>) | undefined
 }
 
-export class LibraryResource implements LibraryRef {
-  readonly owner: Owner
-  readonly definition: LibraryDefinition
-  /** Undefined on simulated devices. */
-  readonly foreign: ForeignLibrary | undefined
-  constructor(owner: Owner, definition: LibraryDefinition, foreign: ForeignLibrary | undefined) {
-    this.owner = owner
-    this.definition = definition
-    this.foreign = foreign
-  }
-  get path(): string | undefined {
-    return this.foreign?.path
-  }
-  toString(): string {
-    return this.definition.name
-  }
-}
-
 export const libraryOperations = (core: Core): LibraryOperations => ({
+  ...callOperations(core),
+  ...handleOperations(core),
   libraryLoad: (definition, path) => Effect.suspend(() => load(core, definition, path))
 })
 

@@ -4,6 +4,7 @@
  */
 import { eventFlags } from "../../cuda/flags.ts"
 import type { CUmemoryPool } from "../../cuda/handles.ts"
+import type { HandleType } from "../../cuda/libraryParameters.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type {
   Address,
@@ -12,6 +13,7 @@ import type {
   EventRef,
   HostAddress,
   HostMemoryRef,
+  LibraryHandleRef,
   ManagedMemoryRef,
   MemoryPoolRef,
   MemoryRef,
@@ -23,6 +25,7 @@ import { inBytes } from "../runtime/words.ts"
 import type { Slot } from "./graphNodes.ts"
 import type { Ordering, Track } from "./ordering.ts"
 import type { Line, RecordedPoint, Recording } from "./Recording.ts"
+import { Running } from "./Running.ts"
 
 /** Identifies the runtime that a resource belongs to. */
 export interface Owner {
@@ -34,6 +37,7 @@ const streamTag = Symbol("stream")
 const eventTag = Symbol("event")
 const memoryTag = Symbol("memory")
 const poolTag = Symbol("pool")
+const handleTag = Symbol("handle")
 
 export class StreamResource implements StreamRef {
   readonly tag = streamTag
@@ -244,8 +248,45 @@ export class HostMemoryResource extends MemoryResource<HostAddress> implements H
   }
 }
 
+/** A handle of a library, which must not be destroyed while calls or work use it. */
+export class HandleResource implements LibraryHandleRef {
+  readonly tag = handleTag
+  state: ResourceState = "live"
+  /** Calls on pool threads that use it. */
+  readonly calls = new Running()
+  /** The stream that the library was last told to use. */
+  stream: StreamResource | undefined
+  /** Tells the library which stream to use, by the handle of the stream. Undefined if its functions take the stream. */
+  setStream: ((handle: number, stream: StreamResource | undefined) => number) | undefined
+  readonly owner: Owner
+  readonly kind: string
+  readonly as: HandleType
+  readonly handle: number
+  readonly deviceIndex: number
+  readonly #users = new Set<StreamResource>()
+  constructor(owner: Owner, fields: Pick<HandleResource, "kind" | "as" | "handle" | "deviceIndex">) {
+    this.owner = owner
+    this.kind = fields.kind
+    this.as = fields.as
+    this.handle = fields.handle
+    this.deviceIndex = fields.deviceIndex
+  }
+  /** Notes that work on a stream is about to use it. */
+  usedOn(stream: StreamResource): void {
+    if (stream.recording !== undefined || this.#users.has(stream)) return
+    for (const user of this.#users) if (user.state === "released") this.#users.delete(user)
+    this.#users.add(stream)
+  }
+  get pendingUsers(): ReadonlyArray<StreamResource> {
+    return Array.from(this.#users).filter((stream) => stream.state !== "released")
+  }
+  toString(): string {
+    return `${this.kind} handle 0x${this.handle.toString(16)} of device ${this.deviceIndex}`
+  }
+}
+
 export type AnyMemoryResource = DeviceMemoryResource | HostMemoryResource
-export type Resource = StreamResource | EventResource | AnyMemoryResource | MemoryPoolResource
+export type Resource = StreamResource | EventResource | AnyMemoryResource | MemoryPoolResource | HandleResource
 
 /** A value of the wrong kind that was passed as a handle, past the types. */
 export interface WrongHandle {
@@ -290,6 +331,13 @@ export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => {
   const own = ref as MemoryPoolResource | undefined
   if (own?.tag === poolTag) return own
   return wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+}
+
+export const ownHandle = (ref: LibraryHandleRef): HandleResource => {
+  const own = ref as HandleResource | undefined
+  if (own?.tag === handleTag) return own
+  const expected = "a handle made with CudaLibrary.handle"
+  return wrongHandle(HandleResource.prototype, { given: ref, argument: "handle", expected })
 }
 
 /** Notes uses that are about to be enqueued, like `usedOn`. */

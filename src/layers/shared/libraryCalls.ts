@@ -1,0 +1,246 @@
+/**
+ * Calls of functions of libraries: on the JS thread, in the order of a stream or outside it, and on pool threads.
+ */
+import * as Effect from "effect/Effect"
+import { inTurn } from "../../cuda/asyncCalls.ts"
+import { success } from "../../cuda/status.ts"
+import { reasonFromStatus } from "../../CudaError.ts"
+import type { CudaError, CudaErrorReason } from "../../CudaError.ts"
+import type { LibraryRef, StreamRef } from "../CudaRuntime.ts"
+import type { LibraryOperations } from "../runtime/libraries.ts"
+import { refuseSimulate } from "./captures.ts"
+import type { Core } from "./Core.ts"
+import { enqueueCall, foreignError } from "./enqueue.ts"
+import type { CallNames } from "./enqueue.ts"
+import { refuseArgument, refuseResource } from "./failures.ts"
+import { deviceOf, findFunction, prepare, Prepared, valueOf } from "./libraryFunctions.ts"
+import type { FunctionCode, LibraryResource } from "./libraryFunctions.ts"
+import { operation as driverCall } from "./operation.ts"
+import type { Refusal } from "./ranges.ts"
+import { refuseInside } from "./recordings.ts"
+import { ownStream, unusable } from "./resources.ts"
+import type { HandleResource, StreamResource } from "./resources.ts"
+
+export const callOperations = (core: Core): Pick<LibraryOperations, "libraryCall" | "libraryRun"> => ({
+  libraryCall: driverCall((library: LibraryRef, name: string, values: ReadonlyArray<unknown>, stream: StreamRef) =>
+    call(core, library, name, values, ownStream(stream))
+  ),
+  libraryRun: (library, name, values, deviceIndex) =>
+    Effect.suspend(() => {
+      const code = findFunction(core, operation, library, name)
+      if (Effect.isEffect(code)) return code
+      const refused = refuseKind(code, false)
+      if (refused !== undefined) return refused
+      return runOn(core, namesOf(operation, code), code, values, deviceOf(values, deviceIndex), (result) =>
+        Effect.succeed(valueOf(code.spec.returns, result)))
+    })
+})
+
+const operation = "CudaLibrary.call"
+
+/** The names of a call in failures. The call that failed may be another one, which sets the stream of a handle. */
+interface Names extends CallNames {
+  call: string
+}
+
+export const namesOf = (operation: string, { name }: FunctionCode): Names => ({
+  begin: operation,
+  end: operation,
+  call: name
+})
+
+/** Refuses functions that are called in another way. */
+const refuseKind = ({ makes, name, spec }: FunctionCode, enqueues: boolean): Refusal => {
+  if (makes !== undefined) {
+    return refuseArgument(operation, "name", name, "a function that makes no handle: CudaLibrary.handle calls those")
+  }
+  if (spec.enqueues === enqueues) return undefined
+  return refuseArgument(operation, "name", name, `a function that enqueues ${enqueues ? "work" : "nothing"}`)
+}
+
+const call = (
+  core: Core,
+  library: LibraryRef,
+  name: string,
+  values: ReadonlyArray<unknown>,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const code = findFunction(core, operation, library, name)
+  if (Effect.isEffect(code)) return code
+  const refused = refuseKind(code, true)
+  if (refused !== undefined) return refused
+  if (unusable(core.backend, stream)) return refuseResource(operation, core.backend, stream)
+  const prepared = prepare(core, operation, code, values, stream)
+  if (!(prepared instanceof Prepared)) return prepared
+  for (const handle of prepared.handles) handle.usedOn(stream)
+  const names = namesOf(operation, code)
+  const work = {
+    reads: prepared.reads,
+    writes: prepared.writes,
+    status: (status: number) => reasonOf(core, code.library, status, stream),
+    simulate: simulationOf(code, prepared)
+  }
+  return enqueueCall(core, names, work, (handle) => invoke(names, code, prepared, stream, handle), stream)
+}
+
+/** Makes the call. A handle that has a stream gets this one first, and none that ends with a capture stays in it. */
+const invoke = (
+  names: Names,
+  { native, spec }: FunctionCode,
+  { handles, natives, streamAt }: Prepared,
+  stream: StreamResource,
+  handle: number
+): number | void => {
+  const isCaptured = stream.recording !== undefined
+  for (const { setStream } of handles) {
+    const status = setStream?.(handle, isCaptured ? undefined : stream) ?? success
+    if (status === success) continue
+    names.call = setStream!.name
+    return status
+  }
+  if (streamAt >= 0) natives[streamAt] = handle
+  const result = native!(...natives)
+  if (isCaptured) { for (const { setStream } of handles) setStream?.(0, undefined) }
+  return spec.returns === "void" ? undefined : Number(result)
+}
+
+/** The function of the program, with the bytes of the memory in its place among the arguments. */
+const simulationOf = (code: FunctionCode, { given, places }: Prepared) => {
+  const { simulate } = code.spec
+  if (simulate === undefined || code.native !== undefined) return undefined
+  return (reads: ReadonlyArray<Uint8Array>, writes: ReadonlyArray<Uint8Array>): void => {
+    const values = [...given]
+    for (const { at, index, list } of places) values[at] = (list === "reads" ? reads : writes)[index]
+    const status = pretend(code, values)
+    if (code.spec.returns === "status" && status !== undefined && status !== success) {
+      throw new Error(`${code.name} returned ${String(status)}`)
+    }
+  }
+}
+
+/** Calls the function of the program that stands in for native code. */
+const pretend = ({ spec }: FunctionCode, values: ReadonlyArray<unknown>): unknown => {
+  const simulate = spec.simulate as (...values: ReadonlyArray<unknown>) => unknown
+  return simulate(...values)
+}
+
+/** The reason for a code. Behind some codes there may be a fault of the GPU, which the driver knows. */
+const reasonOf = (
+  core: Core,
+  { definition }: LibraryResource,
+  code: number,
+  stream: StreamResource | undefined
+): CudaErrorReason => {
+  const { faults = [], name: library, statuses } = definition
+  if (faults.includes(code) && stream !== undefined && stream.recording === undefined) findFault(core, stream)
+  const meaning = typeof statuses === "function" ? statuses(code) : statuses[code]
+  if (typeof meaning === "object" && "_tag" in meaning) return meaning
+  const [name, description] = typeof meaning === "string" ? [meaning, ""] : meaning ?? [undefined, ""]
+  return { _tag: "LibraryFailed", library, code, name, description, advice: "", isRetryable: false }
+}
+
+const findFault = (core: Core, stream: StreamResource): void => {
+  const reason = reasonFromStatus(core.backend.streams.query(stream))
+  if (!("isSticky" in reason) || !reason.isSticky) return
+  const { deviceIndex } = stream
+  core.origins.first ??= { operation, deviceIndex, status: reason, at: Date.now() }
+}
+
+/** The failure for the code that a function returned. */
+const failed = (core: Core, names: CallNames, code: FunctionCode, status: number, deviceIndex: number) => {
+  const reason = reasonOf(core, code.library, status, core.defaultStreams.get(`${deviceIndex} legacy`))
+  if ("isSticky" in reason && reason.isSticky) core.backend.noteLost?.()
+  return Effect.fail(foreignError(core, names, reason, deviceIndex, `device ${deviceIndex}`))
+}
+
+/** Finishes a call with its result, as soon as it has ended. */
+type Finish<A> = (result: unknown, prepared: Prepared) => Effect.Effect<A, CudaError>
+
+/** Makes a call that enqueues nothing, where its description says. */
+export const runOn = <A>(
+  core: Core,
+  names: CallNames,
+  code: FunctionCode,
+  values: ReadonlyArray<unknown>,
+  deviceIndex: number,
+  finish: Finish<A>
+): Effect.Effect<A, CudaError> =>
+  core.whenOpen(names.begin, deviceIndex, () => {
+    const isOwn = code.spec.thread === "own"
+    const inside = isOwn && core.recordings !== 0 ? refuseInside(names.begin, offThreadWords) : undefined
+    if (inside !== undefined) return inside
+    const prepared = prepare(core, names.begin, code, values, { deviceIndex })
+    return prepared instanceof Prepared ? runPrepared(core, names, code, prepared, deviceIndex, finish) : prepared
+  })
+
+export const runPrepared = <A>(
+  core: Core,
+  names: CallNames,
+  code: FunctionCode,
+  prepared: Prepared,
+  deviceIndex: number,
+  finish: Finish<A>
+): Effect.Effect<A, CudaError> => {
+  const { returns, thread } = code.spec
+  const end = (result: unknown) => {
+    const isFailure = returns === "status" && result !== success
+    return isFailure ? failed(core, names, code, Number(result), deviceIndex) : finish(result, prepared)
+  }
+  if (code.native === undefined) return simulated(names, code, prepared, end)
+  if (thread === "own") return offThread(core, code, prepared, end)
+  return onThread(core, names, code, prepared, deviceIndex, end)
+}
+
+const offThreadWords = "the function runs off the JS thread. Call it before or after the recording"
+
+const simulated = <A>(
+  names: CallNames,
+  code: FunctionCode,
+  { given }: Prepared,
+  end: (result: unknown) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  code.spec.simulate === undefined
+    ? refuseSimulate(names.begin, undefined)
+    : end(pretend(code, given) ?? (code.spec.returns === "status" ? success : undefined))
+
+const onThread = <A>(
+  core: Core,
+  names: CallNames,
+  { native, spec }: FunctionCode,
+  { natives }: Prepared,
+  deviceIndex: number,
+  end: (result: unknown) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> => {
+  if (!spec.context) return end(native!(...natives))
+  const { captures } = core.backend
+  const entered = captures.enter(deviceIndex)
+  if (entered !== success) return core.failOn(names.begin, entered, deviceIndex, `device ${deviceIndex}`)
+  let result: unknown
+  try {
+    result = native!(...natives)
+  } finally {
+    captures.leave(deviceIndex)
+  }
+  return end(result)
+}
+
+/** A call that has begun ends, even if its fiber is interrupted: its arguments, handles and the runtime live until then. */
+const offThread = <A>(
+  core: Core,
+  { native }: FunctionCode,
+  { handles, natives }: Prepared,
+  end: (result: unknown) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  Effect.callback((resume) => {
+    const users = [core.libraryCalls, ...handles.map(({ calls }: HandleResource) => calls)]
+    const release = () => users.forEach((user) => user.end())
+    users.forEach((user) => user.begin())
+    const cancel = inTurn((onEnd) => native!.async(...natives, onEnd), (error, result) => {
+      const ended = error === null ? end(result) : Effect.die(error)
+      release()
+      resume(ended)
+    })
+    return Effect.sync(() => {
+      if (cancel()) release()
+    })
+  })

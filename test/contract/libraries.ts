@@ -1,0 +1,285 @@
+/**
+ * The contract of described libraries: their calls are operations with the checks, the order and the lifetimes of any other, and their handles
+ * are resources. On a GPU the calls go to a small C library, and on simulated devices to the functions of its description.
+ */
+import { assert, layer } from "@effect/vitest"
+import { CudaGraph, CudaLibrary, CudaMemory, CudaParameter, CudaStream } from "effect-cuda"
+import type { DeviceBuffer } from "effect-cuda/CudaMemory"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { Busy } from "../support/Rig.ts"
+import type { Rig } from "../support/Rig.ts"
+import { demo, StubLibrary } from "../support/stubLibrary.ts"
+
+const size = 64
+
+const bytesOf = (buffer: DeviceBuffer, stream?: CudaStream.CudaStream) =>
+  Effect.suspend(() => {
+    const bytes = new Uint8Array(size)
+    return Effect.as(CudaMemory.download(bytes, buffer, stream), bytes)
+  })
+
+const holds = (buffer: DeviceBuffer, value: number, stream?: CudaStream.CudaStream) =>
+  Effect.map(bytesOf(buffer, stream), (bytes) => assert.deepStrictEqual(bytes, new Uint8Array(size).fill(value)))
+
+const make = { create: "demoCreate", destroy: "demoDestroy", setStream: "demoSetStream" } as const
+
+export const libraryContract = (rig: Rig): void =>
+  layer(rig.layer, { excludeTestServices: true })("libraries", (it) => {
+    const isNative = rig.name !== "simulated"
+    const path = isNative ? new StubLibrary("libcuda.so.1").path : undefined
+    const load = CudaLibrary.load(demo, { path })
+    type Library = Effect.Success<typeof load>
+
+    const fill = (library: Library, buffer: DeviceBuffer | null, value: number, stream?: CudaStream.CudaStream) =>
+      CudaLibrary.call(library, "demoFill", [buffer, Uint8Array.of(value), size], stream)
+
+    it.effect("are bound to their runtime, and know where they are", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        assert.isTrue(CudaLibrary.isCudaLibrary(library))
+        assert.strictEqual(library.path, path)
+        assert.strictEqual(library.definition, demo)
+      })))
+
+    it.effect("enqueue on the given stream, on the current one, and on the default one", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const [one, other] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size)]
+        const stream = yield* CudaStream.make()
+        const steps = (given?: CudaStream.CudaStream) =>
+          Effect.gen(function*() {
+            yield* CudaMemory.fill(one, 1, given)
+            yield* fill(library, one, 2, given)
+            yield* fill(library, null, 3, given)
+            yield* CudaMemory.copy(other, one, given)
+            yield* holds(other, 2, given)
+          })
+        yield* steps(stream)
+        yield* CudaStream.withStream(steps(), stream)
+        yield* steps()
+      })))
+
+    it.effect("keep the order of ordered buffers, and their memory until the work is done", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const [left, right] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const [kept, ordered] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size, { ordered: true })]
+        yield* (yield* Busy).enqueue(left, 20)
+        yield* CudaMemory.fill(ordered, 1, left)
+        yield* fill(library, ordered, 2, right)
+        yield* CudaMemory.copy(kept, ordered, left)
+        yield* holds(kept, 2, left)
+        yield* (yield* Busy).enqueue(left, 20)
+        yield* Effect.scoped(Effect.gen(function*() {
+          const buffer = yield* CudaMemory.allocate(size)
+          yield* fill(library, buffer, 3, left)
+          yield* CudaMemory.copy(kept, buffer, left)
+        }))
+        yield* holds(kept, 3, left)
+      })))
+
+    it.effect("read memory of the host during the call", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+        const value = Uint8Array.of(4)
+        yield* (yield* Busy).enqueue(stream, 5)
+        yield* CudaLibrary.call(library, "demoFill", [buffer, value, BigInt(size)], stream)
+        value[0] = 9
+        yield* holds(buffer, 4, stream)
+      })))
+
+    it.effect("pass every kind of argument, and return values", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const id = new Uint8Array(128)
+        id[0] = 3
+        id[127] = 4
+        const out = new Float64Array(1)
+        yield* CudaLibrary.call(library, "demoSum", [
+          -100,
+          60000,
+          -5n,
+          2 ** 40,
+          0.5,
+          0.25,
+          true,
+          "four",
+          id,
+          Int32Array.of(1000),
+          out
+        ])
+        assert.strictEqual(out[0], -100 + 60000 - 5 + 2 ** 40 + 0.5 + 0.25 + 1 + 4 + 7 + 1000)
+        const view = new DataView(new ArrayBuffer(16), 8)
+        yield* CudaLibrary.call(library, "demoSum", [0, 0, 0, 0, 0, 0, false, null, id, null, view])
+        assert.strictEqual(view.getFloat64(0, true), 7)
+        assert.strictEqual(yield* CudaLibrary.call(library, "demoVersion", []), 9007199254740993n)
+        assert.strictEqual(yield* CudaLibrary.call(library, "demoText", [1]), "demo")
+      })))
+
+    it.effect("run off the JS thread if they block, but not in a recording", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const out = new Int32Array(1)
+        yield* CudaLibrary.call(library, "demoWait", [5, out])
+        assert.strictEqual(out[0], 6)
+        const recorded = CudaGraph.record(CudaLibrary.call(library, "demoWait", [5, out]))
+        assert.include((yield* failsWith(recorded, "CannotRecord")).because, "off the JS thread")
+      })))
+
+    it.effect("become nodes of a recording, named after the function", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const [one, other] = [yield* CudaMemory.allocate(size), yield* CudaMemory.allocate(size)]
+        const handle = yield* CudaLibrary.handle(library, make)
+        const graph = yield* CudaGraph.record(Effect.gen(function*() {
+          yield* fill(library, one, 4)
+          yield* CudaLibrary.call(library, "demoFillOf", [handle, other, 5, size]).pipe(CudaGraph.named("mine"))
+        }))
+        assert.deepStrictEqual(graph.nodes.map(({ kind, name, operation }) => [kind, name, operation]), [
+          ["graph", "demoFill", "CudaLibrary.call"],
+          ["graph", "mine", "CudaLibrary.call"]
+        ])
+        const [stream, exec] = [yield* CudaStream.make(), yield* CudaGraph.instantiate(graph)]
+        for (let launch = 0; launch < 2; launch++) {
+          yield* CudaMemory.fill(one, 1, stream)
+          yield* CudaMemory.fill(other, 1, stream)
+          yield* CudaGraph.launch(exec, stream)
+          yield* holds(one, 4, stream)
+          yield* holds(other, 5, stream)
+        }
+        yield* CudaLibrary.call(library, "demoFillOf", [handle, other, 6, size], stream)
+        yield* holds(other, 6, stream)
+      })))
+
+    it.effect("enqueue on the stream of the call through a handle that has a stream", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const handle = yield* CudaLibrary.handle(library, make)
+        assert.isTrue(CudaLibrary.isLibraryHandle(handle))
+        assert.strictEqual(handle.kind, "demo")
+        const buffer = yield* CudaMemory.allocate(size)
+        const streams = [yield* CudaStream.make(), yield* CudaStream.make()]
+        for (const stream of streams) {
+          yield* (yield* Busy).enqueue(stream, 5)
+          yield* CudaMemory.fill(buffer, 1, stream)
+          yield* CudaLibrary.call(library, "demoFillOf", [handle, buffer, 7, size], stream)
+          yield* holds(buffer, 7, stream)
+        }
+      })))
+
+    it.effect("refuse arguments that are wrong before the call", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+        const gone = yield* Effect.scoped(CudaMemory.allocate(size))
+        const value = Uint8Array.of(1)
+        const filling = (...values: ReadonlyArray<unknown>) =>
+          CudaLibrary.call(library, "demoFill", values as never, stream)
+        yield* refuses(filling(buffer, value), "arguments")
+        yield* refuses(CudaLibrary.call(library, "demoFill", null as never, stream), "arguments")
+        yield* refuses(filling(3, value, size), "arguments[0]")
+        yield* refuses(filling(buffer, null, size), "arguments[1]")
+        yield* refuses(filling(buffer, new Uint8Array(0), size), "arguments[1]")
+        yield* refuses(filling(buffer, 1, size), "arguments[1]")
+        yield* refuses(filling(buffer, value, -1), "arguments[2]")
+        yield* refuses(filling(buffer, value, 0.5), "arguments[2]")
+        yield* refuses(filling(CudaMemory.slice(buffer, 60, 8), value, 8), "arguments[0].byteLength")
+        yield* failsWith(filling(gone, value, size), "ResourceReleased")
+        yield* refuses(CudaLibrary.call(library, "demoWat" as never, [] as never), "name")
+        yield* refuses(CudaLibrary.call(library, "toString" as never, [] as never), "name")
+        yield* refuses(CudaLibrary.call(library, "demoCreate" as never, [] as never), "name")
+        yield* refuses(CudaLibrary.call({} as never, "demoFill" as never, [] as never), "library")
+        yield* refuses(CudaLibrary.call(library, "demoNew", [], 3 as never), "stream")
+        yield* refuses(CudaLibrary.call(library, "demoFill", [buffer, value, size], 3 as never), "stream")
+        const sum = (index: number, wrong: unknown) => {
+          const values: Array<unknown> = [0, 0, 0, 0, 0, 0, false, null, new Uint8Array(128), null, new Float64Array(1)]
+          values[index] = wrong
+          return refuses(CudaLibrary.call(library, "demoSum", values as never), `arguments[${index}]`)
+        }
+        const moved = new Float64Array(1)
+        structuredClone(moved, { transfer: [moved.buffer] })
+        const wrongs = [128, 65536, 2n ** 63n, -1n, "1", null, 1, "a\0b", new Uint8Array(127), [1], moved]
+        for (const [index, wrong] of wrongs.entries()) yield* sum(index, wrong)
+      })))
+
+    it.effect("refuse handles that are released, of another kind, or no handles", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const scope = yield* Scope.make()
+        const handle = yield* CudaLibrary.handle(library, make).pipe(Scope.provide(scope))
+        const buffer = yield* CudaMemory.allocate(size)
+        const using = (given: unknown) =>
+          CudaLibrary.call(library, "demoFillOf", [given as typeof handle, buffer, 1, size])
+        yield* using(handle)
+        yield* refuses(using(handle.handle), "arguments[0]")
+        yield* refuses(using(null), "arguments[0]")
+        yield* refuses(using(buffer), "arguments[0]")
+        yield* Scope.close(scope, Exit.void)
+        yield* failsWith(using(handle), "ResourceReleased")
+        const other = CudaLibrary.define({
+          ...demo,
+          functions: {
+            demoCreate: CudaLibrary.func([CudaLibrary.newHandleOf("other")], { simulate: () => 0 }),
+            demoDestroy: CudaLibrary.func([CudaLibrary.handleOf("other")])
+          }
+        })
+        const made = yield* CudaLibrary.handle(yield* CudaLibrary.load(other, { path }), {
+          create: "demoCreate",
+          destroy: "demoDestroy"
+        })
+        yield* refuses(using(made), "arguments[0]")
+      })))
+
+    it.effect("refuse functions that do not make or destroy handles", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const making = (options: object) => CudaLibrary.handle(library, { ...make, ...options } as never)
+        yield* refuses(making({ create: "demoFill" }), "create")
+        yield* refuses(making({ create: "none" }), "create")
+        yield* refuses(making({ destroy: "demoSetStream" }), "destroy")
+        yield* refuses(making({ setStream: "demoDestroy" }), "setStream")
+        yield* refuses(making({ values: [1] }), "arguments")
+        yield* refuses(CudaLibrary.handle(library, null as never), "options")
+        yield* refuses(CudaLibrary.handle({} as never, make as never), "library")
+        yield* refuses(making({ device: 99 }), "device")
+      })))
+
+    it.effect.skipIf(rig.deviceCount < 2)(
+      "refuse memory and handles of another device",
+      () =>
+        leavesNothing(Effect.gen(function*() {
+          const library = yield* load
+          const near = yield* CudaStream.make({ device: 0 })
+          const far = yield* CudaMemory.allocate(size, { device: 1 })
+          yield* failsWith(fill(library, far, 1, near), "DeviceMismatch")
+          const handle = yield* CudaLibrary.handle(library, { ...make, device: 1 })
+          assert.strictEqual(handle.deviceIndex, 1)
+          const buffer = yield* CudaMemory.allocate(size, { device: 0 })
+          const using = CudaLibrary.call(library, "demoFillOf", [handle, buffer, 1, size], near)
+          yield* failsWith(using, "DeviceMismatch")
+          yield* CudaLibrary.call(library, "demoUse", [handle, new Int32Array(1)])
+        }))
+    )
+
+    it.effect.skipIf(isNative)(
+      "without a function for simulated devices fail typed, and one that fails is a fault",
+      () =>
+        leavesNothing(Effect.gen(function*() {
+          const library = yield* load
+          yield* refuses(CudaLibrary.call(library, "demoNew", []), "simulate")
+          const handle = yield* CudaLibrary.handle(library, make)
+          const stream = yield* CudaStream.make()
+          yield* refuses(CudaLibrary.call(library, "demoSetStream", [handle], stream), "simulate")
+          const failing = CudaLibrary.define({
+            ...demo,
+            functions: { now: CudaLibrary.func([CudaParameter.i32], { simulate: (code) => code }) }
+          })
+          const now = CudaLibrary.call(yield* CudaLibrary.load(failing), "now", [1])
+          assert.strictEqual((yield* failsWith(now, "LibraryFailed")).name, "DEMO_BAD_VALUE")
+        }))
+    )
+  })
