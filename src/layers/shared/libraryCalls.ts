@@ -92,16 +92,27 @@ const invoke = (
   handle: number
 ): number | void => {
   const isCaptured = stream.recording !== undefined
+  const set = setStreams(names, handles, handle, isCaptured ? undefined : stream)
+  if (streamAt >= 0) natives[streamAt] = handle
+  const result = set === success ? native!(...natives) : set
+  if (isCaptured) { for (const { setStream } of handles) setStream?.(0, undefined) }
+  return spec.returns === "void" && set === success ? undefined : Number(result)
+}
+
+/** Returns the status of the first call that failed. */
+const setStreams = (
+  names: Names,
+  handles: ReadonlyArray<HandleResource>,
+  handle: number,
+  stream: StreamResource | undefined
+): number => {
   for (const { setStream } of handles) {
-    const status = setStream?.(handle, isCaptured ? undefined : stream) ?? success
+    const status = setStream?.(handle, stream) ?? success
     if (status === success) continue
     names.call = setStream!.name
     return status
   }
-  if (streamAt >= 0) natives[streamAt] = handle
-  const result = native!(...natives)
-  if (isCaptured) { for (const { setStream } of handles) setStream?.(0, undefined) }
-  return spec.returns === "void" ? undefined : Number(result)
+  return success
 }
 
 /** The function of the program, with the bytes of the memory in its place among the arguments. */

@@ -1,0 +1,66 @@
+/**
+ * Described libraries on simulated devices, where functions of the description run in virtual time.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { CudaLibrary, CudaMemory, CudaParameter, CudaStream, SimulatedRuntime } from "effect-cuda"
+import * as Effect from "effect/Effect"
+import { failsWith } from "../support/assertions.ts"
+
+const definition = CudaLibrary.define({
+  name: "demo",
+  files: () => [],
+  wheels: [],
+  statuses: { 1: ["DEMO_BAD_VALUE", "a value is bad"] },
+  functions: {
+    fail: CudaLibrary.func([CudaParameter.i32, CudaLibrary.stream], { simulate: (code) => code }),
+    throw: CudaLibrary.func([CudaLibrary.stream], {
+      simulate: () => {
+        throw new Error("no such plan")
+      }
+    }),
+    make: CudaLibrary.func([CudaLibrary.newHandleOf("plan", { as: "i32" }), CudaParameter.i32], { simulate: () => 0 }),
+    destroy: CudaLibrary.func([CudaLibrary.handleOf("plan", { as: "i32" })], { simulate: () => 0 }),
+    fill: CudaLibrary.func([CudaLibrary.handleOf("plan", { as: "i32" }), CudaParameter.pointer], {
+      simulate: (plan, bytes) => void bytes.fill(plan)
+    })
+  }
+})
+
+const simulated = Effect.provide(SimulatedRuntime.layer())
+
+describe("a library on simulated devices", () => {
+  it.live("that fails when the device reaches its work is a fault", () =>
+    Effect.gen(function*() {
+      const library = yield* CudaLibrary.load(definition)
+      const stream = yield* CudaStream.make()
+      yield* CudaLibrary.call(library, "fail", [0], stream)
+      yield* CudaStream.synchronize(stream)
+      yield* CudaLibrary.call(library, "fail", [1], stream)
+      const error = yield* Effect.flip(CudaStream.synchronize(stream))
+      assert.strictEqual(error.reason._tag, "LaunchFailed")
+      assert.include(error.message, "fail returned 1")
+    }).pipe(Effect.scoped, simulated))
+
+  it.live("that throws is a fault", () =>
+    Effect.gen(function*() {
+      const stream = yield* CudaStream.make()
+      yield* CudaLibrary.call(yield* CudaLibrary.load(definition), "throw", [], stream)
+      const error = yield* Effect.flip(CudaStream.synchronize(stream))
+      assert.include(error.message, "no such plan")
+    }).pipe(Effect.scoped, simulated))
+
+  it.live("tells its handles apart by numbers", () =>
+    Effect.gen(function*() {
+      const library = yield* CudaLibrary.load(definition)
+      const make = CudaLibrary.handle(library, { create: "make", values: [3], destroy: "destroy" })
+      const [one, other] = [yield* make, yield* make]
+      assert.notStrictEqual(one.handle, other.handle)
+      const buffer = yield* CudaMemory.allocate(4)
+      yield* CudaLibrary.call(library, "fill", [other, buffer])
+      const bytes = new Uint8Array(4)
+      yield* CudaMemory.download(bytes, buffer)
+      assert.strictEqual(bytes[0], other.handle % 256)
+      const raw = CudaLibrary.call(library, "fill", [other, CudaParameter.address(buffer.address)])
+      yield* failsWith(raw, "InvalidArgument")
+    }).pipe(Effect.scoped, simulated))
+})
