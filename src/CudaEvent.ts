@@ -128,12 +128,6 @@ export const isTimedEvent = (u: unknown): u is TimedEvent => Predicate.hasProper
 /** @internal */
 export class EventImpl extends DeviceHandle<EventRef> implements CudaEvent {
   readonly [TypeId] = TypeId
-  /** Keeps the owner of a foreign event reachable. */
-  readonly owner: unknown
-  constructor(runtime: CudaRuntimeService, ref: EventRef, owner?: unknown) {
-    super(runtime, ref)
-    this.owner = owner
-  }
   get handle(): number {
     return this.ref.handle
   }
@@ -225,7 +219,7 @@ export interface FromHandleOptions {
   readonly device?: DeviceInput | undefined
   /** Whether the event was created with timing, which the driver does not tell. Default: false. */
   readonly timing?: boolean | undefined
-  /** Kept reachable as long as the returned event is, for example the object that destroys the `CUevent`. */
+  /** Kept reachable as long as the event is used, for example the object that destroys the `CUevent`. */
   readonly owner?: unknown
 }
 
@@ -281,7 +275,7 @@ export function fromHandle(
     Effect.flatMap(resolveDevice(device), (index) =>
       Effect.map(
         runtime.eventFromHandle(index, typeof handle === "bigint" ? Number(handle) : handle, flags, owner),
-        (ref) => new Wrapper(runtime, ref, owner)
+        (ref) => new Wrapper(runtime, ref)
       )))
 }
 

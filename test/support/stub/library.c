@@ -73,8 +73,8 @@ static bool isLive(Handle *handle, const char *name) {
   return false;
 }
 
-EXPORT int demoCreate(Handle **out) {
-  int status = call("demoCreate");
+static int create(const char *name, Handle **out) {
+  int status = call(name);
   if (status) return status;
   Handle *handle = calloc(1, sizeof *handle);
   handle->magic = MAGIC;
@@ -84,17 +84,12 @@ EXPORT int demoCreate(Handle **out) {
   return 0;
 }
 
+EXPORT int demoCreate(Handle **out) { return create("demoCreate", out); }
+
 EXPORT int demoCreateSlowly(Handle **out, int value) {
   usleep(delay * 1000);
   if (value != 7) snprintf(misuse, sizeof misuse, "demoCreateSlowly: %d", value);
-  int status = call("demoCreateSlowly");
-  if (status) return status;
-  Handle *handle = calloc(1, sizeof *handle);
-  handle->magic = MAGIC;
-  handle->live = 1;
-  liveHandles++;
-  *out = handle;
-  return 0;
+  return create("demoCreateSlowly", out);
 }
 
 /* Keeps the memory, so that later uses of the handle are seen. */
