@@ -5,9 +5,6 @@ import { assert, describe, layer } from "@effect/vitest"
 import { CudaDevice, CudaHealth, CudaMemory } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
-import * as Schedule from "effect/Schedule"
-import * as Stream from "effect/Stream"
 import { load } from "../../src/cuda/nvmlLibrary.ts"
 import { gpu, nativeRig } from "../support/gpu.ts"
 
@@ -47,12 +44,6 @@ describe.skipIf(found?._tag !== "Loaded")("the health of a GPU", () => {
         const before = yield* CudaHealth.energy()
         yield* Effect.sleep("300 millis")
         assert.isAbove(yield* CudaHealth.energy(), before)
-      }))
-
-    it.effect("has no Xids while nothing fails", () =>
-      Effect.gen(function*() {
-        const first = CudaHealth.xids({ schedule: Schedule.spaced("10 millis") }).pipe(Stream.runHead)
-        assert.isTrue(Option.isNone(yield* Effect.timeoutOption(first, "300 millis")))
       }))
   })
 })

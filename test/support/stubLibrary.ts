@@ -70,6 +70,9 @@ const addressOf = (path: string, name: string): number => {
   }
 }
 
+/** Libraries that nothing refers to are unloaded, and loaded again without the functions they were given. */
+const kept: Array<StubLibrary> = []
+
 /** One loaded stub library, which enqueues through a driver. */
 export class StubLibrary {
   readonly path: string
@@ -81,6 +84,7 @@ export class StubLibrary {
     this.#driver = driver
     this.#control = bind(this.path)
     this.reset()
+    kept.push(this)
   }
 
   reset(): void {
