@@ -27,9 +27,10 @@ import type { HostArray } from "./CudaMemory.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { isStream } from "./internal/given.ts"
 import { DeviceHandle, hex, oneLine, refuseArgument, ResourceHandle, unlessLive } from "./internal/handles.ts"
+import { namedNode } from "./internal/node.ts"
 import { onStream, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
-import { CudaRuntime, CurrentNodeName } from "./layers/CudaRuntime.ts"
+import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type {
   CudaRuntimeService,
   LibraryDefinition,
@@ -38,6 +39,7 @@ import type {
   LibraryHandleRef,
   LibraryRef,
   LibraryStatuses,
+  NativeFunction,
   PointerArgument,
   RawAddress,
   ScalarArgument
@@ -109,6 +111,13 @@ export type {
    * @since 0.1.0
    */
   LibraryStatuses,
+  /**
+   * A C function: takes what its description says, as numbers, typed arrays and strings, and checks nothing.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  NativeFunction,
   /**
    * Where a function stores the handle that it creates.
    *
@@ -646,14 +655,61 @@ const callAny = (
   return isStream(stream) ? run(stream.deviceIndex) : refuseArgument(calling, "stream", stream, "a stream")
 }
 
+/**
+ * Finds a C function of a library, to make several calls in one `CudaMemory.enqueue`, as one operation. Undefined on simulated devices.
+ *
+ * **Details**
+ *
+ * The function takes pointers, streams and handles as numbers (`address`, `handle`), memory of the host as typed arrays, and structs as
+ * `{ bytes }`, and returns what C returns. With the library as the `status` of `enqueue`, codes fail as those of `call` do. Fails with
+ * `FunctionMissing` if the library lacks the function.
+ *
+ * **Gotchas**
+ *
+ * Nothing is checked: released memory, wrong numbers and wrong types crash the process or corrupt its memory. Prefer `call`.
+ *
+ * **Example** (Setting an attribute and enqueueing, as one operation)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaMemory, CudaParameter } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const solver = CudaLibrary.define({
+ *   name: "solver",
+ *   files: () => ["libsolver.so.1"],
+ *   wheels: [],
+ *   statuses: { 1: ["SOLVER_BAD_VALUE", "a value is bad"] },
+ *   functions: {
+ *     solverSetTolerance: CudaLibrary.func([CudaParameter.f64]),
+ *     solverRun: CudaLibrary.func([CudaParameter.pointer, CudaLibrary.stream])
+ *   }
+ * })
+ *
+ * export const solve = (matrix: CudaMemory.DeviceBuffer) =>
+ *   Effect.gen(function*() {
+ *     const library = yield* CudaLibrary.load(solver)
+ *     const setTolerance = yield* CudaLibrary.native(library, "solverSetTolerance")
+ *     const run = yield* CudaLibrary.native(library, "solverRun")
+ *     yield* CudaMemory.enqueue(
+ *       { writes: [matrix], status: library, simulate: () => {} },
+ *       (stream) => Number(setTolerance?.(1e-6)) || Number(run?.(matrix.address, stream))
+ *     )
+ *   })
+ * ```
+ *
+ * @category operations
+ * @since 0.1.0
+ */
+export const native = <Functions extends LibraryFunctions>(
+  library: CudaLibrary<Functions>,
+  name: keyof Functions & string
+): Effect.Effect<NativeFunction | undefined, CudaError> =>
+  isCudaLibrary(library)
+    ? library.runtime.libraryFunction(library.ref, name)
+    : refuseLibrary("CudaLibrary.native", library)
+
 const refuseLibrary = (operation: string, library: unknown) =>
   refuseArgument(operation, "library", library, "a library loaded with CudaLibrary.load")
-
-/** Names the node of a recording after the function, unless the program has given it a name. */
-const namedNode = <A, E>(self: Effect.Effect<A, E>, name: string): Effect.Effect<A, E> =>
-  Effect.withFiber((fiber) =>
-    fiber.getRef(CurrentNodeName) === undefined ? Effect.provideService(self, CurrentNodeName, name) : self
-  )
 
 /** The name of the handle that a function makes. */
 type MadeBy<Function extends LibraryFunction> = Function["parameters"][number] extends infer Kind

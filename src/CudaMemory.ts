@@ -1253,8 +1253,8 @@ const within = <A, E, R>(
  */
 export interface EnqueueOptions extends AccessOptions {
   /**
-   * What the codes returned by the call mean: their names, or a function that returns the name of a code or the reason of the failure.
-   * For functions of the driver and of the CUDA runtime, use `CudaError.reasonFromStatus`.
+   * What the codes returned by the call mean: their names, a function that returns the name of a code or the reason of the failure, or the
+   * `CudaLibrary` whose codes they are. For functions of the driver and of the CUDA runtime, use `CudaError.reasonFromStatus`.
    */
   readonly status?: ForeignStatuses | undefined
   /**

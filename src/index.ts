@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+export * as CudaBlas from "./CudaBlas.ts"
 export * as CudaBranch from "./CudaBranch.ts"
 export * as CudaDependency from "./CudaDependency.ts"
 export * as CudaDevice from "./CudaDevice.ts"

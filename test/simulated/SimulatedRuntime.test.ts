@@ -429,6 +429,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaLibrary.call": runtime.libraryRun(library, "nothing", [], 0),
       "CudaLibrary.handle": runtime.libraryHandle(library, handleOptions, 0),
       "CudaLibrary.release": runtime.libraryDestroy(libraryHandle),
+      "CudaLibrary.native": runtime.libraryFunction(library, "nothing"),
       "CudaLibrary.load": runtime.libraryLoad(emptyLibrary, undefined),
       "CudaMemory.enqueue": runtime.memoryEnqueue({ simulate: () => {} }, () => {}, stream),
       "CudaMemory.endAccess": runtime.memoryEnd(access),

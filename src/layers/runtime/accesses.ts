@@ -7,6 +7,7 @@ import type * as Effect from "effect/Effect"
 import type { CudaError, CudaErrorReason } from "../../CudaError.ts"
 import type { ForeignSimulation } from "./graphs.ts"
 import type { PointerArgument } from "./kernels.ts"
+import type { LibraryRef } from "./libraries.ts"
 import type { MemoryRange } from "./memory.ts"
 import type { StreamRef } from "./streams.ts"
 
@@ -25,7 +26,8 @@ export interface MemoryAccess {
 }
 
 /**
- * What the codes of other native code mean: their names, or a function that returns the name of a code, or the reason of the failure.
+ * What the codes of other native code mean: their names, a function that returns the name of a code or the reason of the failure, or the
+ * library whose codes they are.
  *
  * @category models
  * @since 0.1.0
@@ -33,6 +35,7 @@ export interface MemoryAccess {
 export type ForeignStatuses =
   | { readonly [code: number]: string }
   | ((code: number) => string | CudaErrorReason | undefined)
+  | { readonly ref: LibraryRef }
 
 /**
  * The memory that a call of other native code uses, and what its status means.
@@ -46,6 +49,8 @@ export interface EnqueuedCall {
   readonly status?: ForeignStatuses | undefined
   /** Stands in for the call on simulated devices, which cannot run native code. */
   readonly simulate?: ForeignSimulation | undefined
+  /** What failures name: the operation of the program, and the native function. */
+  readonly names?: { readonly operation: string; readonly call: string } | undefined
 }
 
 /**

@@ -111,6 +111,14 @@ export interface LibraryHandleOptions {
 }
 
 /**
+ * A C function: takes what its description says, as numbers, typed arrays and strings, and checks nothing.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type NativeFunction = (...values: ReadonlyArray<unknown>) => unknown
+
+/**
  * Operations on libraries that a program describes.
  *
  * @category models
@@ -122,6 +130,11 @@ export interface LibraryOperations {
     definition: LibraryDefinition,
     path: string | undefined
   ) => Effect.Effect<LibraryRef, CudaError>
+  /** Finds a C function; undefined on simulated devices. */
+  readonly libraryFunction: (
+    library: LibraryRef,
+    name: string
+  ) => Effect.Effect<NativeFunction | undefined, CudaError>
   /** Calls a function that enqueues work on a stream: one synchronous call, as `memoryEnqueue` makes it. */
   readonly libraryCall: (
     library: LibraryRef,

@@ -133,6 +133,7 @@ const rows = {
   libraryRun: ["CudaLibrary.call", "cuCtxPushCurrent", (_, name, __, device) => [device, name]],
   libraryHandle: ["CudaLibrary.handle", "cuCtxPushCurrent", ({ definition }, _, device) => [device, definition.name]],
   libraryDestroy: ["CudaLibrary.release", "cuCtxPushCurrent", (handle) => [handle.deviceIndex, handle], "release"],
+  libraryFunction: ["CudaLibrary.native", "dlsym", (_, name) => [0, name], "contextFree"],
   libraryLoad: ["CudaLibrary.load", "dlopen", ({ name }) => [0, name], "contextFree"],
 
   profilerStart: ["CudaProfiler.capture", "cuProfilerStart", onDevice],

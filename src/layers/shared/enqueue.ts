@@ -6,7 +6,7 @@ import * as Predicate from "effect/Predicate"
 import { success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { CudaErrorReason, LibraryFailed } from "../../CudaError.ts"
-import type { EnqueuedCall, ForeignWork, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
+import type { EnqueuedCall, ForeignWork, LibraryRef, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import { enqueueUsing } from "./accesses.ts"
 import { isPart, isRange } from "./arguments.ts"
@@ -15,6 +15,8 @@ import type { CaptureNames } from "./captures.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
 import { fromReason, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { reasonOf } from "./libraryFailures.ts"
+import { LibraryResource } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
@@ -33,12 +35,17 @@ export interface CallNames extends CaptureNames {
 
 export const enqueueOperations = (core: Core): Pick<AccessOperations, "memoryEnqueue"> => ({
   memoryEnqueue: driverCall((work: EnqueuedCall, call: Call, stream: StreamRef) =>
-    enqueueCall(core, ofMemory, work, call, ownStream(stream))
+    enqueueCall(core, work.names === undefined ? ofMemory : namesOf(work.names), work, call, ownStream(stream))
   )
 })
 
 const operation = "CudaMemory.enqueue"
 const ofMemory: CallNames = { begin: operation, end: operation, call: undefined }
+const namesOf = ({ call, operation }: NonNullable<EnqueuedCall["names"]>): CallNames => ({
+  begin: operation,
+  end: operation,
+  call
+})
 const none: Parts = []
 
 /** Makes a call that enqueues work: checked, ordered, and captured in a recording. */
@@ -195,11 +202,25 @@ const refuseResult = (
   result: unknown
 ): Effect.Effect<never, CudaError> => {
   if (typeof result !== "number" || !Number.isInteger(result)) return refuseKind(names, result)
-  const meaning = typeof status === "function" ? status(result) : status?.[result]
-  const reason = typeof meaning === "object" ? meaning : failed(result, meaning)
+  const reason = reasonFor(core, names, status, stream, result)
   if ("isSticky" in reason && reason.isSticky) core.backend.noteLost?.()
   return Effect.fail(foreignError(core, names, reason, stream.deviceIndex, String(stream)))
 }
+
+const reasonFor = (
+  core: Core,
+  { begin }: CallNames,
+  status: EnqueuedCall["status"],
+  stream: StreamResource,
+  result: number
+): CudaErrorReason => {
+  if (isOfLibrary(status)) return reasonOf(core, begin, status.ref, result, stream)
+  const meaning = typeof status === "function" ? status(result) : status?.[result]
+  return typeof meaning === "object" ? meaning : failed(result, meaning)
+}
+
+const isOfLibrary = (status: EnqueuedCall["status"]): status is { readonly ref: LibraryRef } =>
+  Predicate.hasProperty(status, "ref") && status.ref instanceof LibraryResource
 
 /** The failure of other native code. A library's own codes do not say whether the contexts were lost before. */
 export const foreignError = (

@@ -4,8 +4,7 @@
 import * as Effect from "effect/Effect"
 import { inTurn } from "../../cuda/asyncCalls.ts"
 import { success } from "../../cuda/status.ts"
-import { reasonFromStatus } from "../../CudaError.ts"
-import type { CudaError, CudaErrorReason } from "../../CudaError.ts"
+import type { CudaError } from "../../CudaError.ts"
 import type { LibraryRef, StreamRef } from "../CudaRuntime.ts"
 import type { LibraryOperations } from "../runtime/libraries.ts"
 import { refuseSimulate } from "./captures.ts"
@@ -13,15 +12,23 @@ import type { Core } from "./Core.ts"
 import { enqueueCall, foreignError } from "./enqueue.ts"
 import type { CallNames } from "./enqueue.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
+import { reasonOf } from "./libraryFailures.ts"
 import { deviceOf, findFunction, prepare, Prepared, valueOf } from "./libraryFunctions.ts"
-import type { FunctionCode, LibraryResource } from "./libraryFunctions.ts"
+import type { FunctionCode } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseInside } from "./recordings.ts"
 import { ownStream, unusable } from "./resources.ts"
 import type { HandleResource, StreamResource } from "./resources.ts"
 
-export const callOperations = (core: Core): Pick<LibraryOperations, "libraryCall" | "libraryRun"> => ({
+export const callOperations = (
+  core: Core
+): Pick<LibraryOperations, "libraryFunction" | "libraryCall" | "libraryRun"> => ({
+  libraryFunction: (library, name) =>
+    Effect.suspend(() => {
+      const code = findFunction(core, "CudaLibrary.native", library, name)
+      return Effect.isEffect(code) ? code : Effect.succeed(code.native)
+    }),
   libraryCall: driverCall((library: LibraryRef, name: string, values: ReadonlyArray<unknown>, stream: StreamRef) =>
     call(core, library, name, values, ownStream(stream))
   ),
@@ -77,7 +84,7 @@ const call = (
   const work = {
     reads: prepared.reads,
     writes: prepared.writes,
-    status: (status: number) => reasonOf(core, code.library, status, stream),
+    status: { ref: code.library },
     simulate: simulationOf(code, prepared)
   }
   return enqueueCall(core, names, work, (handle) => invoke(names, code, prepared, stream, handle), stream)
@@ -135,31 +142,9 @@ const pretend = ({ spec }: FunctionCode, values: ReadonlyArray<unknown>): unknow
   return simulate(...values)
 }
 
-/** The reason for a code. Behind some codes there may be a fault of the GPU, which the driver knows. */
-const reasonOf = (
-  core: Core,
-  { definition }: LibraryResource,
-  code: number,
-  stream: StreamResource | undefined
-): CudaErrorReason => {
-  const { faults = [], name: library, statuses } = definition
-  if (faults.includes(code) && stream !== undefined && stream.recording === undefined) findFault(core, stream)
-  const meaning = typeof statuses === "function" ? statuses(code) : statuses[code]
-  if (typeof meaning === "object" && "_tag" in meaning) return meaning
-  const [name, description] = typeof meaning === "string" ? [meaning, ""] : meaning ?? [undefined, ""]
-  return { _tag: "LibraryFailed", library, code, name, description, advice: "", isRetryable: false }
-}
-
-const findFault = (core: Core, stream: StreamResource): void => {
-  const reason = reasonFromStatus(core.backend.streams.query(stream))
-  if (!("isSticky" in reason) || !reason.isSticky) return
-  const { deviceIndex } = stream
-  core.origins.first ??= { operation, deviceIndex, status: reason, at: Date.now() }
-}
-
 /** The failure for the code that a function returned. */
 const failed = (core: Core, names: CallNames, code: FunctionCode, status: number, deviceIndex: number) => {
-  const reason = reasonOf(core, code.library, status, core.defaultStreams.get(`${deviceIndex} legacy`))
+  const reason = reasonOf(core, names.begin, code.library, status, core.defaultStreams.get(`${deviceIndex} legacy`))
   if ("isSticky" in reason && reason.isSticky) core.backend.noteLost?.()
   return Effect.fail(foreignError(core, names, reason, deviceIndex, `device ${deviceIndex}`))
 }

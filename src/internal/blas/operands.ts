@@ -1,0 +1,101 @@
+/**
+ * The operands of a product, checked against its plan.
+ */
+import { invalidArgument } from "../../CudaError.ts"
+import type { CudaError } from "../../CudaError.ts"
+import { isBuffer } from "../../CudaMemory.ts"
+import type { DeviceBuffer, Slice } from "../../CudaMemory.ts"
+import type { Problem } from "./problem.ts"
+
+type Part = Slice<DeviceBuffer>
+
+/** The memory and the factors of a product. */
+export interface Operands {
+  readonly a: Part
+  readonly b: Part
+  /** The matrix that is added, with the layout of the result. Default: the result. Only read if `beta` is not 0. */
+  readonly c?: Part | undefined
+  /** Where the result is stored. */
+  readonly d: Part
+  /** The bias, if the plan's epilogue adds one. */
+  readonly bias?: Part | undefined
+  /** Where the input of the activation is stored, if the plan's epilogue does so. */
+  readonly auxiliary?: Part | undefined
+  /** The factor of the product. Default: 1. */
+  readonly alpha?: number | undefined
+  /** The factor of `c`. Default: 0. */
+  readonly beta?: number | undefined
+  /** Numbers of `f32` in device memory by which 8-bit floats are multiplied, one for each matrix. Default: 1. */
+  readonly scales?: Scales | undefined
+}
+
+/** The factors of matrices of 8-bit floats. */
+export interface Scales {
+  readonly a?: Part | undefined
+  readonly b?: Part | undefined
+  readonly c?: Part | undefined
+  readonly d?: Part | undefined
+}
+
+export const multiplying = "CudaBlas.matmul"
+
+const no = (argument: string, value: unknown, expected: string) =>
+  invalidArgument(multiplying, argument, value, expected)
+
+/** Returns the failure of the first operand that does not fit. What does not depend on the plan is checked when the product is enqueued. */
+export const refuseOperands = (problem: Problem, operands: Operands): CudaError | undefined => {
+  if (typeof operands !== "object" || operands === null) return no("operands", operands, "the matrices a, b and d")
+  const { a, alpha = 1, auxiliary, b, beta = 0, bias, c, d } = operands
+  const { alignment } = problem
+  return refusePart("a", a, problem.a.byteLength, alignment) ??
+    refusePart("b", b, problem.b.byteLength, alignment) ??
+    refusePart("d", d, problem.d.byteLength, alignment) ??
+    (c === undefined ? refuseAddend(problem, beta) : refusePart("c", c, problem.c.byteLength, alignment)) ??
+    refuseOptional("bias", bias, problem.bias?.byteLength, 16) ??
+    refuseOptional("auxiliary", auxiliary, problem.auxiliary?.byteLength, 16) ??
+    refuseFactor("alpha", alpha, problem) ?? refuseFactor("beta", beta, problem) ??
+    refuseScales(problem, operands.scales)
+}
+
+const refusePart = (name: string, part: Part, byteLength: number, alignment: number): CudaError | undefined => {
+  if (!isPart(part)) return no(name, part, "a buffer of a device, or a part of one")
+  if (part.byteLength < byteLength) return no(name, part, `at least ${byteLength} bytes`)
+  if ((part.buffer.address + part.offset) % alignment === 0) return undefined
+  return no(name, part, `memory aligned to ${alignment} bytes, as planned`)
+}
+
+const isPart = (part: unknown): part is Part =>
+  typeof part === "object" && part !== null && "buffer" in part && isBuffer(part.buffer) &&
+  part.buffer.kind === "device"
+
+/** The result can be added to unless its type differs. */
+const refuseAddend = (problem: Problem, beta: number): CudaError | undefined =>
+  beta === 0 || problem.c.type === problem.d.type
+    ? undefined
+    : no("c", undefined, `a matrix of ${problem.c.type}, because beta is not 0`)
+
+const refuseOptional = (name: string, part: Part | undefined, byteLength: number | undefined, alignment: number) => {
+  if (byteLength !== undefined) return refusePart(name, part!, byteLength, alignment)
+  return part === undefined ? undefined : no(name, part, "undefined, because the plan has no such epilogue")
+}
+
+const refuseFactor = (name: string, factor: number, { scale }: Problem): CudaError | undefined => {
+  if (scale === "i32" ? Number.isInteger(factor) && (factor | 0) === factor : typeof factor === "number") {
+    return undefined
+  }
+  return no(name, factor, scale === "i32" ? "an integer of 32 bits" : "a number")
+}
+
+const refuseScales = (problem: Problem, scales: Scales | undefined): CudaError | undefined => {
+  if (scales === undefined) return undefined
+  if (typeof scales !== "object" || scales === null) return no("scales", scales, "factors of a, b, c and d")
+  for (const name of ["a", "b", "c", "d"] as const) {
+    const scale = scales[name]
+    if (scale === undefined) continue
+    const { type } = problem[name]
+    if (!type.startsWith("f8")) return no(`scales.${name}`, scale, `undefined, because ${name} is of ${type}`)
+    const refused = refusePart(`scales.${name}`, scale, 4, 4)
+    if (refused !== undefined) return refused
+  }
+  return undefined
+}
