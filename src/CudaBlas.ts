@@ -20,15 +20,16 @@ import type { CudaError } from "./CudaError.ts"
 import * as CudaLibrary from "./CudaLibrary.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { describe, findAlgorithms } from "./internal/blas/descriptors.ts"
+import type { Descriptors } from "./internal/blas/descriptors.ts"
 import { definition } from "./internal/blas/library.ts"
 import type { CublasLt } from "./internal/blas/library.ts"
 import type { MatrixType } from "./internal/blas/numbers.ts"
 import { multiplying } from "./internal/blas/operands.ts"
 import type { Operands, Scales } from "./internal/blas/operands.ts"
 import { enqueue, PlanImpl, PlanRef } from "./internal/blas/plan.ts"
-import type { NativeProduct, Shared } from "./internal/blas/plan.ts"
+import type { Shared } from "./internal/blas/plan.ts"
 import { planning, problemOf } from "./internal/blas/problem.ts"
-import type { Compute, Epilogue, Matrix, Problem, ProductOptions } from "./internal/blas/problem.ts"
+import type { Compute, Epilogue, Matrix, ProductOptions } from "./internal/blas/problem.ts"
 import { tune } from "./internal/blas/tuning.ts"
 import { Workspaces } from "./internal/blas/workspaces.ts"
 import { refuseArgument } from "./internal/handles.ts"
@@ -202,10 +203,9 @@ const makePlan = Effect.fnUntraced(function*(
   const handle = yield* getHandle
   const maxWorkspaceBytes = mostBytes ??
     (shared.runtime.devices[handle.deviceIndex]!.computeCapability.major >= 9 ? 32 * 2 ** 20 : 4 * 2 ** 20)
-  const native = yield* makeNative(shared.library, problem)
-  const algorithms = native === undefined
-    ? [simulated]
-    : yield* findAlgorithms(shared.library, handle, problem, native.descriptors, { count, maxWorkspaceBytes })
+  const descriptors = yield* describe(shared.library, problem)
+  const algorithms = yield* findAlgorithms(shared.library, handle, problem, descriptors, { count, maxWorkspaceBytes })
+  const native = yield* findNative(shared.library, descriptors)
   const scope = yield* Effect.scope
   const plan = new PlanRef(shared, handle, problem, native, algorithms[0]!, scope)
   yield* Effect.addFinalizer(() =>
@@ -217,15 +217,11 @@ const makePlan = Effect.fnUntraced(function*(
   return new PlanImpl(shared.runtime, plan)
 })
 
-const simulated = { bytes: new Uint8Array(), workspaceBytes: 0, waves: 1 }
-
-/** The native functions and descriptors; undefined on simulated devices. */
-const makeNative = Effect.fnUntraced(function*(library: CublasLt, problem: Problem) {
+/** The native functions; undefined on simulated devices. */
+const findNative = Effect.fnUntraced(function*(library: CublasLt, descriptors: Descriptors) {
   const matmul = yield* CudaLibrary.native(library, "cublasLtMatmul")
   const setAttribute = yield* CudaLibrary.native(library, "cublasLtMatmulDescSetAttribute")
-  if (matmul === undefined || setAttribute === undefined) return undefined
-  const native: NativeProduct = { matmul, setAttribute, descriptors: yield* describe(library, problem) }
-  return native
+  return matmul === undefined || setAttribute === undefined ? undefined : { matmul, setAttribute, descriptors }
 })
 
 /**

@@ -3,6 +3,7 @@
  */
 import { describe } from "@effect/vitest"
 import type { Rig } from "../support/Rig.ts"
+import { blasContract } from "./blas.ts"
 import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
@@ -54,6 +55,7 @@ export const contract = (rig: Rig): void => {
     graphRegionContract(rig)
     enqueueContract(rig)
     libraryContract(rig)
+    blasContract(rig)
     foreignMemoryContract(rig)
     pinContract(rig)
     foreignEventContract(rig)

@@ -12,6 +12,8 @@ import type * as Layer from "effect/Layer"
 export interface Rig {
   readonly name: string
   readonly deviceCount: number
+  /** Whether there is a cuBLASLt to multiply with. */
+  readonly hasBlas: boolean
   readonly layer: Layer.Layer<CudaRuntime | Busy | NativeCode, CudaError>
 }
 

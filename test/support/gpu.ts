@@ -6,6 +6,7 @@ import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import koffi from "koffi"
+import { load } from "../../src/cuda/foreignLibrary.ts"
 import "./deepStack.ts"
 import { Busy, NativeCode } from "./Rig.ts"
 import type { Rig } from "./Rig.ts"
@@ -122,10 +123,19 @@ export const gpu: Driver | undefined = open()
 export const launchFault = (stream: CudaStream): Effect.Effect<void> =>
   Effect.sync(() => gpu!.launch(stream.deviceIndex, "fault", stream.handle, 0n))
 
+const blas = gpu === undefined ? undefined : await load({
+  title: "cuBLASLt",
+  path: process.env["EFFECT_CUDA_CUBLASLT"],
+  files: ["libcublasLt.so.13", "libcublasLt.so.12"],
+  wheels: ["cublas"],
+  needs: []
+})
+
 /** The native runtime on this machine's GPUs. */
 export const nativeRig: Rig = {
   name: "native",
   deviceCount: gpu?.deviceCount ?? 1,
+  hasBlas: blas?._tag === "Loaded",
   layer: Layer.mergeAll(
     NativeRuntime.layer(),
     Layer.succeed(Busy, {

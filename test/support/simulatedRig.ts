@@ -27,6 +27,7 @@ const device = { memory: 2 ** 30 }
 export const simulatedRig: Rig = {
   name: "simulated",
   deviceCount: 2,
+  hasBlas: true,
   layer: Layer.provideMerge(
     Layer.merge(busy, native),
     SimulatedRuntime.layer({
