@@ -376,9 +376,9 @@ export const blasContract = (rig: Rig): void =>
         assert.deepStrictEqual(found, found.map(() => 2 * 32 * 32))
       })))
 
-    on(
-      "share the memory that their algorithm needs, on streams, on branches and in graphs",
-      () =>
+    on("share the memory that their algorithm needs", () =>
+      Effect.andThen(
+        poolStreams,
         cleanly(Effect.gen(function*() {
           // Few results and long sums: split, with partial results in the workspace.
           const options: PlanOptions = {
@@ -414,7 +414,7 @@ export const blasContract = (rig: Rig): void =>
           yield* CudaGraph.launch(exec)
           yield* check
         }))
-    )
+      ))
 
     on("choose among algorithms by timing them", () =>
       cleanly(Effect.gen(function*() {
@@ -533,6 +533,9 @@ export const blasContract = (rig: Rig): void =>
         }))
     )
   })
+
+/** Makes the pooled streams, which live as long as the runtime. */
+const poolStreams = CudaBranch.forEach(Array.from({ length: 32 }), () => Effect.void)
 
 const squareOptions = (size: number): PlanOptions => {
   const matrix = { rows: size, columns: size, type: "f32" } as const
