@@ -197,6 +197,13 @@ const addScales = (reads: Array<Part>, { a, b, c, d }: NonNullable<Operands["sca
 
 const addressOf = ({ buffer, offset }: Part): number => buffer.address + offset
 
+/** The library refuses the result's memory with another type even if nothing is added. */
+const addendAddress = ({ problem }: PlanRef, operands: Operands): number => {
+  const added = addendOf(operands)
+  if (added !== undefined) return addressOf(added)
+  return problem.c.type === problem.d.type ? addressOf(operands.d) : 0
+}
+
 /** Makes the calls. Returns the first status that is not 0. */
 const call = (plan: PlanRef, operands: Operands, workspace: DeviceBuffer | undefined, stream: number): number => {
   const { algorithm, alpha, beta, handle, isSwapped } = plan
@@ -216,7 +223,7 @@ const call = (plan: PlanRef, operands: Operands, workspace: DeviceBuffer | undef
       isSwapped ? a : b,
       descriptors.second,
       beta,
-      addressOf(addendOf(operands) ?? operands.d),
+      addendAddress(plan, operands),
       descriptors.c,
       addressOf(operands.d),
       descriptors.d,

@@ -33,7 +33,7 @@ export interface Epilogue {
   readonly activation?: "relu" | "gelu" | undefined
   /**
    * Also stores the input of the activation, for its derivative: for `gelu` a matrix like the result, and for `relu` a bit per element, set
-   * where the input was positive.
+   * where the input was not negative.
    */
   readonly auxiliary?: boolean | undefined
 }

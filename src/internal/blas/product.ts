@@ -100,7 +100,7 @@ const keeperOf = ({ activation, auxiliary, d }: Problem, bytes: ProductBytes): K
   return (value, row, column) => {
     const [line, at] = d.order === "row" ? [row, column] : [column, row]
     const bit = line * auxiliary.leading + at
-    if (value > 0) kept[bit >> 3]! |= 1 << (bit & 7)
+    if (value >= 0) kept[bit >> 3]! |= 1 << (bit & 7)
   }
 }
 
