@@ -31,6 +31,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "launch", part: "gpu" },
   { name: "forkJoin", part: "gpu" },
   { name: "graphs", part: "gpu" },
+  { name: "blas", part: "gpu" },
   { name: "pipeline", part: "gpu" },
   { name: "waiting/latency", part: "gpu" },
   { name: "waiting/cpu", part: "gpu" },

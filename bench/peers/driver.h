@@ -84,6 +84,7 @@ enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1,
   F(cuMemAllocFromPoolAsync, (CUdeviceptr *, size_t, CUmemoryPool, CUstream))                                          \
   F(cuMemFreeAsync, (CUdeviceptr, CUstream))                                                                           \
   F(cuMemAlloc_v2, (CUdeviceptr *, size_t))                                                                            \
+  F(cuMemFree_v2, (CUdeviceptr))                                                                                       \
   F(cuMemHostAlloc, (void **, size_t, unsigned))                                                                       \
   F(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void *, size_t, CUstream))                                               \
   F(cuMemcpyDtoHAsync_v2, (void *, CUdeviceptr, size_t, CUstream))                                                     \

@@ -52,7 +52,8 @@ export const startPeers = (
   )
 }
 
-const startPythonPeer = (
+/** Starts a Python program in a scope. Logs the reason if it cannot. */
+export const startPythonPeer = (
   name: string,
   program: string,
   library: string

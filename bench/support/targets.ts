@@ -36,6 +36,14 @@ const known = {
     text: "≤ 1.3 × C",
     isMet: (figure) => beside(figure, "C", (c) => figure.median <= 1.3 * c)
   },
+  product: {
+    text: "≥ 97 % of C's speed",
+    isMet: (figure) => beside(figure, "C", (c) => c >= 0.97 * figure.median)
+  },
+  encoder: {
+    text: "< PyTorch's CUDA graph",
+    isMet: (figure) => beside(figure, "PyTorch, CUDA graph", (torch) => figure.median < torch)
+  },
   rebinding: {
     text: "≤ C + 0.3 µs",
     isMet: (figure) => beside(figure, "C", (c) => figure.median <= c + 300)
