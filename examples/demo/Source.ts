@@ -54,7 +54,8 @@ const readFully = (path: string, file: FileHandle, into: Uint8Array, offset: num
     }
   }))
 
-const attempt = <A>(path: string, run: () => Promise<A>): Effect.Effect<A, FileProblem> =>
+/** Runs a promise of the file system. */
+export const attempt = <A>(path: string, run: () => Promise<A>): Effect.Effect<A, FileProblem> =>
   Effect.tryPromise({
     try: run,
     catch: (cause) => new FileProblem({ path, problem: describe(cause) })
