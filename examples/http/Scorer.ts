@@ -6,7 +6,6 @@
  */
 import {
   CudaDevice,
-  CudaError,
   CudaGraph,
   CudaKernel,
   CudaMemory,
@@ -15,6 +14,7 @@ import {
   CudaRuntime,
   CudaStream
 } from "effect-cuda"
+import type { CudaError } from "effect-cuda"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import type * as Duration from "effect/Duration"
@@ -26,6 +26,7 @@ import * as Pool from "effect/Pool"
 import * as Request from "effect/Request"
 import * as RequestResolver from "effect/RequestResolver"
 import * as Semaphore from "effect/Semaphore"
+import { makeSlots, watchGpu } from "./Gpu.ts"
 import * as Kernel from "./Kernel.ts"
 
 /** A dense layer with one output: `sigmoid(weights · features + bias)`. */
@@ -226,13 +227,6 @@ const makeSlot = (batches: Batches, maxBatch: number, width: number) =>
 
 const floatBytes = Float32Array.BYTES_PER_ELEMENT
 
-/** Acquires every slot once, so that lack of memory fails the layer instead of the first callers. */
-const makeSlots = Effect.fnUntraced(function*<A, E, R>(size: number, acquire: Effect.Effect<A, E, R>) {
-  const pool = yield* Pool.make({ acquire, size })
-  yield* Effect.scoped(Effect.replicateEffect(Pool.get(pool), size, { discard: true }))
-  return pool
-})
-
 /** Scores a batch on the current stream. */
 const runBatch = Effect.fnUntraced(function*(width: number, slot: Slot, rows: Rows) {
   const floats = CudaMemory.view(slot.hostRows, Float32Array)
@@ -244,23 +238,3 @@ const runBatch = Effect.fnUntraced(function*(width: number, slot: Slot, rows: Ro
   // A copy, because the next batch reuses the memory.
   return CudaMemory.view(slot.hostScores, Float32Array).slice(0, rows.length)
 })
-
-/**
- * Remembers the loss of the GPU, after which no call in this process can succeed: logs it once, and makes no more
- * calls.
- */
-const watchGpu = () => {
-  let loss: CudaError.CudaError | undefined
-  const notice = (error: unknown) =>
-    Effect.suspend(() => {
-      if (loss !== undefined || !CudaError.isCudaError(error) || !error.isSticky) return Effect.void
-      loss = error
-      return Effect.logFatal("The GPU is lost; this process must be restarted.", error)
-    })
-  return {
-    watch: <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E | CudaError.CudaError> =>
-      Effect.suspend((): Effect.Effect<A, E | CudaError.CudaError> =>
-        loss === undefined ? Effect.tapError(effect, notice) : Effect.fail(loss)
-      )
-  }
-}
