@@ -24,6 +24,7 @@ import * as Scope from "effect/Scope"
 import { nothingHeld } from "./support/assertions.ts"
 import { program, simulatedKernels } from "./support/kernels.ts"
 import { assertReleased, openStub, stubLayer, until } from "./support/stubDriver.ts"
+import { OthersYield } from "./support/yielding.ts"
 
 const stub = openStub()
 
@@ -62,20 +63,6 @@ const turns = (count: number) => Effect.forEach(Array.from({ length: count }), (
 
 /** Numbers of operations after which a fiber yields. With fewer than 3, a fiber makes no progress. */
 const periods = [3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 23]
-
-/** Makes every fiber but one yield at its n-th operation. */
-class OthersYield extends Scheduler.MixedScheduler {
-  readonly #fiber: number
-  readonly #at: number
-  constructor(fiber: number, at: number) {
-    super()
-    this.#fiber = fiber
-    this.#at = at
-  }
-  override shouldYield(fiber: Fiber.Fiber<unknown, unknown>): boolean {
-    return fiber.id !== this.#fiber && fiber.currentOpCount === this.#at
-  }
-}
 
 const loaded = Effect.flatMap(program, (made) => CudaModule.load(made))
 

@@ -118,6 +118,13 @@ export const libraryContract = (rig: Rig): void =>
         assert.strictEqual(view.getFloat64(0, true), 7)
         assert.strictEqual(yield* CudaLibrary.call(library, "demoVersion", []), 9007199254740993n)
         assert.strictEqual(yield* CudaLibrary.call(library, "demoText", [1]), "demo")
+        assert.strictEqual(yield* CudaLibrary.call(library, "demoHalf", []), 1.5)
+        assert.strictEqual(yield* CudaLibrary.call(library, "demoLeast", []), -(2n ** 63n))
+        const part = new Uint8Array(200).subarray(50, 178).fill(3, 0, 1)
+        const outs = new Float64Array(3)
+        const most = [0, 0, -(2n ** 63n), 2n ** 64n - 1n, 0, 0, false, "", part, null, outs.subarray(1, 2)] as const
+        yield* CudaLibrary.call(library, "demoSum", most)
+        assert.deepStrictEqual([...outs], [0, 2 ** 63 + 3, 0])
       })))
 
     it.effect("run off the JS thread if they block, but not in a recording", () =>

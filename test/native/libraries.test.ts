@@ -7,6 +7,7 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -19,6 +20,10 @@ import { logged, onStub, openStub, pause, until } from "../support/stubDriver.ts
 import { demo, StubLibrary } from "../support/stubLibrary.ts"
 import { tracing, within } from "../support/tracing.ts"
 import type { Opened } from "../support/tracing.ts"
+import { OthersYield } from "../support/yielding.ts"
+
+/** How many operations a fiber that calls a library makes, at most. */
+const mostOperations = 40
 
 const stub = openStub()
 const library = new StubLibrary(stub.path)
@@ -143,6 +148,11 @@ const withDemo = <A, E>(
 
 const load = CudaLibrary.load(demo, { path: library.path })
 
+/** A function of the program that is wrong. */
+const noStatus = (): string => {
+  throw new Error("no such code")
+}
+
 describe("a call of a library", () => {
   it.live("gets its arguments and the stream, with the context of the device current, and nothing else", () =>
     withDemo((demo, { context }) =>
@@ -165,6 +175,19 @@ describe("a call of a library", () => {
         assert.strictEqual(yield* CudaLibrary.call(demo, "demoText", [0]), undefined)
         assert.isUndefined(yield* CudaLibrary.call(demo, "demoNothing", []))
         assert.deepStrictEqual(library.calls, ["demoVersion", "demoText context", "demoNothing context"])
+      })
+    ))
+
+  it.live("passes and returns every bit of numbers, and parts of arrays", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        assert.strictEqual(yield* CudaLibrary.call(demo, "demoHalf", []), 1.5)
+        assert.strictEqual(yield* CudaLibrary.call(demo, "demoLeast", []), -(2n ** 63n))
+        const part = new Uint8Array(200).subarray(50, 178).fill(3, 0, 1)
+        const outs = new Float64Array(3)
+        const most = [0, 0, -(2n ** 63n), 2n ** 64n - 1n, 0, 0, false, "", part, null, outs.subarray(1, 2)] as const
+        yield* CudaLibrary.call(demo, "demoSum", most)
+        assert.deepStrictEqual([...outs], [0, 2 ** 63 + 3, 0])
       })
     ))
 
@@ -215,6 +238,27 @@ describe("a call of a library", () => {
         assert.strictEqual(error.origin?.operation, "CudaLibrary.call")
       })
     )))
+
+  it.live("that enqueues nothing asks the driver as well, also if nothing has used the device", () =>
+    logged(withDemo((demo) =>
+      Effect.gen(function*() {
+        library.fail("demoNew", 13)
+        stub.fail("cuStreamQuery", statuses.IllegalAddress.code)
+        const error = yield* Effect.flip(CudaLibrary.call(demo, "demoNew", []))
+        assert.strictEqual(error.origin?.status.code, statuses.IllegalAddress.code)
+        assert.strictEqual(error.origin?.operation, "CudaLibrary.call")
+      })
+    )))
+
+  it.live("may have statuses that throw: the call has ended all the same", () =>
+    withDemo(() =>
+      Effect.gen(function*() {
+        const throwing = yield* CudaLibrary.load({ ...demo, statuses: noStatus }, { path: library.path })
+        library.fail("demoWait", 1)
+        const exit = yield* Effect.exit(CudaLibrary.call(throwing, "demoWait", [1, new Int32Array(1)]))
+        assert.isTrue(Exit.hasDies(exit))
+      })
+    ))
 
   it.live("may have statuses that are reasons", () =>
     withDemo(() =>
@@ -275,6 +319,20 @@ describe("a call of a library", () => {
         yield* Fiber.interrupt(fiber)
         assert.strictEqual(out[0], 6)
         yield* until("the call has ended", () => out[0] === 8)
+      })
+    ))
+
+  it.live("off the JS thread does not begin with memory that was transferred before its turn", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 5
+        const outs = Array.from({ length: 80 }, () => new Int32Array(1))
+        const calls = yield* Effect.forEach(outs, (out) =>
+          Effect.forkChild(CudaLibrary.call(demo, "demoWait", [1, out]), { startImmediately: true }))
+        const last = outs.at(-1)!
+        structuredClone(last, { transfer: [last.buffer] })
+        yield* refuses(Fiber.join(calls.at(-1)!), "arguments")
+        yield* Effect.forEach(calls, Fiber.await)
       })
     ))
 
@@ -392,6 +450,48 @@ describe("a handle of a library", () => {
       })
     ))
 
+  it.live("is destroyed after those calls also if its streams cannot be waited for", () =>
+    logged(withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 40
+        const out = new Int32Array(1)
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+        const scope = yield* Scope.make()
+        const handle = yield* CudaLibrary.handle(demo, make).pipe(Scope.provide(scope))
+        yield* CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+        const fiber = yield* Effect.forkChild(CudaLibrary.call(demo, "demoUse", [handle, out]), {
+          startImmediately: true
+        })
+        stub.fail("cuEventRecord", statuses.InvalidValue.code)
+        stub.fail("cuStreamQuery", statuses.InvalidValue.code, { times: -1 })
+        yield* Scope.close(scope, Exit.void)
+        assert.strictEqual(out[0], 1)
+        yield* Fiber.join(fiber)
+      })
+    )))
+
+  it.live("that is released before a call begins, in a fiber that yields, is not used by it", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber.id))
+        library.delay = 1
+        let refused = 0
+        for (let period = 3; period < mostOperations; period++) {
+          const scope = yield* Scope.make()
+          const handle = yield* CudaLibrary.handle(demo, make).pipe(Scope.provide(scope))
+          const fiber = yield* CudaLibrary.call(demo, "demoUse", [handle, new Int32Array(1)]).pipe(
+            Effect.provideService(Scheduler.Scheduler, new OthersYield(self, period)),
+            Effect.forkChild({ startImmediately: true })
+          )
+          yield* Scope.close(scope, Exit.void)
+          const exit = yield* Fiber.await(fiber)
+          if (Exit.isFailure(exit)) refused++
+          assert.strictEqual(library.misuse, "", `at operation ${period}`)
+        }
+        assert.isAbove(refused, 0)
+      })
+    ))
+
   it.live("may be made and destroyed off the JS thread, also if the fiber is interrupted meanwhile", () =>
     withDemo((demo) =>
       Effect.gen(function*() {
@@ -421,6 +521,30 @@ describe("a handle of a library", () => {
       assert.include(lines[0], "CudaLibrary.release")
       assert.include(lines[0], "DEMO_BAD_VALUE")
     }))
+
+  it.live("counts as released, and is logged, if the statuses of its library throw", () =>
+    Effect.gen(function*() {
+      const { lines } = yield* logged(withDemo(() =>
+        Effect.gen(function*() {
+          const throwing = yield* CudaLibrary.load({ ...demo, statuses: noStatus }, { path: library.path })
+          library.fail("demoDestroy", 1)
+          yield* Effect.scoped(CudaLibrary.handle(throwing, make))
+          assert.strictEqual((yield* (yield* CudaRuntime.CudaRuntime).liveResources).handles, 0)
+        })
+      ))
+      assert.lengthOf(lines, 1)
+      assert.include(lines[0], "demoDestroy threw")
+    }))
+
+  it.live("that cannot be made because of a fault is the origin of later failures", () =>
+    logged(withDemo((demo) =>
+      Effect.gen(function*() {
+        library.fail("demoCreate", 13)
+        stub.fail("cuStreamQuery", statuses.IllegalAddress.code)
+        const error = yield* Effect.flip(CudaLibrary.handle(demo, make))
+        assert.strictEqual(error.origin?.operation, "CudaLibrary.handle")
+      })
+    )))
 
   it.live("is destroyed with its runtime, if its scope is still open", () =>
     withDemo((demo) =>

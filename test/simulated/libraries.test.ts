@@ -63,4 +63,15 @@ describe("a library on simulated devices", () => {
       const raw = CudaLibrary.call(library, "fill", [other, CudaParameter.address(buffer.address)])
       yield* failsWith(raw, "InvalidArgument")
     }).pipe(Effect.scoped, simulated))
+
+  it.live("refuses handles of another runtime, on whatever device", () =>
+    Effect.gen(function*() {
+      const make = { create: "make", values: [3], destroy: "destroy", device: 1 } as const
+      const handle = yield* CudaLibrary.handle(yield* CudaLibrary.load(definition), make)
+      const using = Effect.flatMap(
+        CudaLibrary.load(definition),
+        (library) => CudaLibrary.call(library, "destroy", [handle])
+      )
+      yield* failsWith(using.pipe(Effect.provide(SimulatedRuntime.layer({ devices: 1 }))), "ForeignResource")
+    }).pipe(Effect.scoped, Effect.provide(SimulatedRuntime.layer({ devices: 2 }))))
 })

@@ -5,7 +5,7 @@ import { CudaLibrary, CudaParameter } from "effect-cuda"
 import koffi from "koffi"
 import { buildLibrary } from "./stub/build.ts"
 
-const { bool, f32, f64, i32, i64, i8, output, u16, u64, u8 } = CudaParameter
+const { bool, f16, f32, f64, i32, i64, i8, output, u16, u64, u8 } = CudaParameter
 const { bytes, func, handleOf, hostInput, hostOutput, newHandleOf, nullable, stream, text } = CudaLibrary
 
 const demoHandle = handleOf("demo")
@@ -41,6 +41,8 @@ export const demo = CudaLibrary.define({
     demoUse: func([demoHandle, hostOutput], { thread: "own", simulate: () => 0 }),
     demoVersion: func([], { returns: u64, context: false, simulate: () => 9007199254740993n }),
     demoText: func([i32], { returns: nullable(text), simulate: () => "demo" }),
+    demoHalf: func([], { returns: f16, simulate: () => 1.5 }),
+    demoLeast: func([], { returns: i64, simulate: () => -(2n ** 63n) }),
     demoNothing: func([], { returns: "void" }),
     demoNew: func([], { since: "2.0" })
   }

@@ -1,10 +1,19 @@
 /**
- * Has every fiber of a test file yield after a few operations instead of 2,048, so that interruption and other fibers come between any
- * two steps. `npm run test:yielding` runs all tests like this.
+ * Fibers that yield at any step.
  */
-import { MaxOpsBeforeYield } from "effect/Scheduler"
+import type * as Fiber from "effect/Fiber"
+import * as Scheduler from "effect/Scheduler"
 
-/** With fewer, effects that must make progress between two yields would starve. */
-const operations = 5
-
-void Object.assign(MaxOpsBeforeYield, { defaultValue: () => operations, "~effect/Context/defaultValue": operations })
+/** Makes every fiber but one yield at its n-th operation. */
+export class OthersYield extends Scheduler.MixedScheduler {
+  readonly #fiber: number
+  readonly #at: number
+  constructor(fiber: number, at: number) {
+    super()
+    this.#fiber = fiber
+    this.#at = at
+  }
+  override shouldYield(fiber: Fiber.Fiber<unknown, unknown>): boolean {
+    return fiber.id !== this.#fiber && fiber.currentOpCount === this.#at
+  }
+}

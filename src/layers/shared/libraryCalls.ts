@@ -3,6 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { inTurn } from "../../cuda/asyncCalls.ts"
+import type { OnEnd } from "../../cuda/asyncCalls.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { LibraryRef, StreamRef } from "../CudaRuntime.ts"
@@ -11,7 +12,7 @@ import { refuseSimulate } from "./captures.ts"
 import type { Core } from "./Core.ts"
 import { enqueueCall, foreignError } from "./enqueue.ts"
 import type { CallNames } from "./enqueue.ts"
-import { refuseArgument, refuseResource } from "./failures.ts"
+import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { reasonOf } from "./libraryFailures.ts"
 import { deviceOf, findFunction, prepare, Prepared, valueOf } from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
@@ -38,8 +39,8 @@ export const callOperations = (
       if (Effect.isEffect(code)) return code
       const refused = refuseKind(code, false)
       if (refused !== undefined) return refused
-      return runOn(core, namesOf(operation, code), code, values, deviceOf(values, deviceIndex), (result) =>
-        Effect.succeed(valueOf(code.spec.returns, result)))
+      return runOn(core, namesOf(operation, code), code, values, deviceOf(core, values, deviceIndex), (result) =>
+        Effect.succeed(valueOf(code, result)))
     })
 })
 
@@ -144,7 +145,7 @@ const pretend = ({ spec }: FunctionCode, values: ReadonlyArray<unknown>): unknow
 
 /** The failure for the code that a function returned. */
 const failed = (core: Core, names: CallNames, code: FunctionCode, status: number, deviceIndex: number) => {
-  const reason = reasonOf(core, names.begin, code.library, status, core.defaultStreams.get(`${deviceIndex} legacy`))
+  const reason = reasonOf(core, names.begin, code.library, status, deviceIndex)
   if ("isSticky" in reason && reason.isSticky) core.backend.noteLost?.()
   return Effect.fail(foreignError(core, names, reason, deviceIndex, `device ${deviceIndex}`))
 }
@@ -183,7 +184,7 @@ export const runPrepared = <A>(
     return isFailure ? failed(core, names, code, Number(result), deviceIndex) : finish(result, prepared)
   }
   if (code.native === undefined) return simulated(names, code, prepared, end)
-  if (thread === "own") return offThread(core, code, prepared, end)
+  if (thread === "own") return offThread(core, names, code, prepared, end)
   return onThread(core, names, code, prepared, deviceIndex, end)
 }
 
@@ -223,16 +224,24 @@ const onThread = <A>(
 /** A call that has begun ends, even if its fiber is interrupted: its arguments, handles and the runtime live until then. */
 const offThread = <A>(
   core: Core,
+  names: CallNames,
   { native }: FunctionCode,
-  { handles, natives }: Prepared,
+  prepared: Prepared,
   end: (result: unknown) => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> =>
   Effect.callback((resume) => {
+    const { handles, natives } = prepared
+    const gone = refuseGone(core, names.begin, prepared)
+    if (gone !== undefined) return resume(gone)
     const users = [core.libraryCalls, ...handles.map(({ calls }: HandleResource) => calls)]
     const release = () => users.forEach((user) => user.end())
     users.forEach((user) => user.begin())
-    const cancel = inTurn((onEnd) => native!.async(...natives, onEnd), (error, result) => {
-      const ended = error === null ? end(result) : Effect.die(error)
+    const begin = (onEnd: OnEnd) => {
+      if (prepared.isMoved) throw moved
+      native!.async(...natives, onEnd)
+    }
+    const cancel = inTurn(begin, (error, result) => {
+      const ended = error === null ? ending(() => end(result)) : refuseBegin(names.begin, error)
       release()
       resume(ended)
     })
@@ -240,3 +249,33 @@ const offThread = <A>(
       if (cancel()) release()
     })
   })
+
+/** The fiber may yield before its call begins, and what the call uses may be released meanwhile. Releases come late themselves. */
+const refuseGone = (core: Core, operation: string, { handles, isRelease }: Prepared): Refusal => {
+  if (isRelease) return undefined
+  if (core.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
+  const gone = handles.filter((handle) => unusable(core.backend, handle))
+  return gone.length === 0 ? undefined : refuseResource(operation, core.backend, ...gone)
+}
+
+/** Functions of the program may throw, and the call must still be known to have ended. */
+const ending = <A>(end: () => Effect.Effect<A, CudaError>): Effect.Effect<A, CudaError> => {
+  try {
+    return end()
+  } catch (error) {
+    return Effect.die(error)
+  }
+}
+
+/** Thrown for a call that cannot begin. */
+const moved = new Error("memory of the host was transferred")
+
+const refuseBegin = (operation: string, error: unknown): Effect.Effect<never, CudaError> =>
+  error === moved
+    ? refuseDescribed(
+      operation,
+      "arguments",
+      "an array whose ArrayBuffer was transferred before the call began",
+      "an array that stays until the call has ended"
+    )
+    : Effect.die(error)

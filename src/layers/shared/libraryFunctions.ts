@@ -3,7 +3,7 @@
  */
 import type * as Effect from "effect/Effect"
 import type { ForeignFunction, ForeignLibrary } from "../../cuda/foreignLibrary.ts"
-import type { HandleKind, HandleType, LibraryParameter, LibraryReturn } from "../../cuda/libraryParameters.ts"
+import type { HandleKind, HandleType, LibraryParameter } from "../../cuda/libraryParameters.ts"
 import { scalarReaders, scalarWords, scalarWriters } from "../../cuda/parameters.ts"
 import type { PointerKind, ScalarKind, ScalarName, Writer } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -115,8 +115,14 @@ export class Prepared {
   readonly handles: Array<HandleResource> = []
   /** Where the stream is; -1 for none. */
   streamAt = -1
+  /** Whether the call destroys a handle. */
+  isRelease = false
   /** Where the handle that the call makes is stored. */
   out: BigUint64Array | Int32Array | undefined
+  /** Whether the program has transferred memory of the host since it was checked. */
+  get isMoved(): boolean {
+    return this.natives.some((native) => ArrayBuffer.isView(native) && native.byteLength === 0)
+  }
 }
 
 /** Where a call is made: on a stream, or only on a device. */
@@ -209,9 +215,11 @@ const addScalar = (operation: string, path: string, { kind }: ScalarKind, value:
   if (writers[kind]?.(value) !== true) {
     return refuseArgument(operation, path, value, `${scalarWords[kind]} (${kind})`)
   }
-  const isHalf = kind === "f16" || kind === "bf16"
-  return push(prepared, isHalf ? scratch.getUint16(0, true) : value, value)
+  return push(prepared, isHalf(kind) ? scratch.getUint16(0, true) : value, value)
 }
+
+/** 16-bit floats are passed and returned as their bits. */
+const isHalf = (kind: ScalarName): boolean => kind === "f16" || kind === "bf16"
 
 const addPointer = (
   core: Core,
@@ -275,12 +283,12 @@ const refOf = (value: unknown): unknown =>
   typeof value === "object" && value !== null && "ref" in value ? value.ref : value
 
 /** The device of the first handle among the values, for calls that name no other. */
-export const deviceOf = (values: ReadonlyArray<unknown>, otherwise: number): number => {
+export const deviceOf = ({ backend }: Core, values: ReadonlyArray<unknown>, otherwise: number): number => {
   if (!Array.isArray(values)) return otherwise
   for (const value of values) {
     const given = refOf(value)
     const handle = ownHandle(given as HandleResource)
-    if (handle === given) return handle.deviceIndex
+    if (handle === given && handle.owner === backend) return handle.deviceIndex
   }
   return otherwise
 }
@@ -314,10 +322,11 @@ const bytesOf = (value: unknown): Uint8Array | undefined => {
 }
 
 /** The value that a function returned. */
-export const valueOf = (returns: LibraryReturn, result: unknown): unknown => {
+export const valueOf = ({ native, spec: { returns } }: FunctionCode, result: unknown): unknown => {
   if (returns === "status" || returns === "void") return undefined
   if (returns.kind === "text") return result ?? undefined
-  if (writers[returns.kind]?.(result) !== true) return result
+  const passed = native !== undefined && isHalf(returns.kind) ? "u16" : returns.kind
+  if (writers[passed]?.(result) !== true) return result
   return scalarReaders[returns.kind](scratch, 0)
 }
 

@@ -25,8 +25,7 @@ export const handleOperations = (core: Core): Pick<LibraryOperations, "libraryHa
       if (handle.state !== "live") return Effect.void
       handle.state = "closing"
       // The runtime is not released meanwhile, because its release would end the wait.
-      const drained = core.acquiring.withPermit(untilUnused(core, handle))
-      return Effect.onExit(drained, () => destroy(core, handle))
+      return core.acquiring.withPermit(Effect.onExit(untilUnused(core, handle), () => destroy(core, handle)))
     }))
 })
 
@@ -115,7 +114,7 @@ const untilUnused = (core: Core, handle: HandleResource): Effect.Effect<void, Cu
     const idle = Effect.whileLoop({ while: () => !isHung && isUsed(), body: () => Effect.sleep(1), step: () => {} })
     return Effect.andThen(idle, Effect.fail(error))
   })
-  return Effect.andThen(unused, handle.calls.whenIdle)
+  return Effect.ensuring(unused, handle.calls.whenIdle)
 }
 
 const destroy = (core: Core, handle: HandleResource): Effect.Effect<void, CudaError> =>
@@ -123,14 +122,17 @@ const destroy = (core: Core, handle: HandleResource): Effect.Effect<void, CudaEr
     const code = destroyers.get(handle)!
     forgetStream(core, handle)
     const prepared = new Prepared()
+    prepared.isRelease = true
     prepared.natives.push(handle.handle)
     prepared.given.push(handle.handle)
     const isPretended = code.native === undefined && code.spec.simulate === undefined
     const call = isPretended
       ? Effect.void
-      : runPrepared(core, namesOf(releasing, code), code, prepared, handle.deviceIndex, () => Effect.void)
+      : Effect.suspend(() =>
+        runPrepared(core, namesOf(releasing, code), code, prepared, handle.deviceIndex, () => Effect.void)
+      )
     return Effect.ensuring(
-      call,
+      Effect.catchDefect(call, (defect) => Effect.logWarning(`${releasing} (${handle}): ${code.name} threw`, defect)),
       Effect.sync(() => {
         handle.state = "released"
         core.handles.delete(handle)

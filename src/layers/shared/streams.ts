@@ -167,15 +167,27 @@ const defaultStream = (core: Core, operation: string, deviceIndex: number, mode:
     if (!Object.hasOwn(defaultStreamHandles, mode)) {
       return refuseArgument(operation, "mode", mode, `"legacy" or "perThread"`)
     }
-    const key = `${deviceIndex} ${mode}`
-    const known = core.defaultStreams.get(key)
-    if (known !== undefined) return Effect.succeed(known)
-    const status = core.backend.streams.defaultOf(deviceIndex, mode)
-    if (status !== success) return core.failOn(operation, status, deviceIndex, `device ${deviceIndex}`)
-    const stream = core.backend.streams.created!
-    core.defaultStreams.set(key, stream)
-    return Effect.succeed(stream)
+    const stream = findDefault(core, deviceIndex, mode)
+    return typeof stream === "number"
+      ? core.failOn(operation, stream, deviceIndex, `device ${deviceIndex}`)
+      : Effect.succeed(stream)
   })
+
+/** A default stream of a device that is open, or the status of the call that failed. */
+export const findDefault = (
+  core: Core,
+  deviceIndex: number,
+  mode: "legacy" | "perThread"
+): StreamResource | number => {
+  const key = `${deviceIndex} ${mode}`
+  const known = core.defaultStreams.get(key)
+  if (known !== undefined) return known
+  const status = core.backend.streams.defaultOf(deviceIndex, mode)
+  if (status !== success) return status
+  const stream = core.backend.streams.created!
+  core.defaultStreams.set(key, stream)
+  return stream
+}
 
 /** The priority that options ask for, if the device has it. */
 export const priorityOf = (core: Core, options: StreamOptions): number | Effect.Effect<never, CudaError> => {

@@ -165,6 +165,17 @@ EXPORT const char *demoText(int code) {
   return code == 0 ? NULL : "demo";
 }
 
+/* A 16-bit float is returned as its bits, as a struct of them is. */
+EXPORT uint16_t demoHalf(void) {
+  call("demoHalf");
+  return 0x3e00;
+}
+
+EXPORT int64_t demoLeast(void) {
+  call("demoLeast");
+  return INT64_MIN;
+}
+
 EXPORT void demoNothing(void) { call("demoNothing"); }
 
 #ifndef STUB_OLD
