@@ -211,6 +211,13 @@ export const libraryContract = (rig: Rig): void =>
         structuredClone(moved, { transfer: [moved.buffer] })
         const wrongs = [128, 65536, 2n ** 63n, -1n, "1", null, 1, "a\0b", new Uint8Array(127), [1], moved]
         for (const [index, wrong] of wrongs.entries()) yield* sum(index, wrong)
+        const shared = new Uint8Array(new SharedArrayBuffer(4))
+        assert.include(
+          (yield* failsWith(filling(buffer, shared, size), "InvalidArgument")).expected,
+          "SharedArrayBuffer"
+        )
+        const { message } = yield* Effect.flip(filling(buffer, value, -1))
+        assert.include(message, "CudaLibrary.call (demoFill): arguments[2] is -1; expected ")
       })))
 
     it.effect("refuse handles that are released, of another kind, or no handles", () =>
@@ -239,6 +246,14 @@ export const libraryContract = (rig: Rig): void =>
           destroy: "demoDestroy"
         })
         yield* refuses(using(made), "arguments[0]")
+        const number = CudaLibrary.define({
+          ...demo,
+          functions: {
+            demoUse: CudaLibrary.func([CudaLibrary.handleOf("other", { as: "i32" })], { simulate: () => 0 })
+          }
+        })
+        const asNumber = CudaLibrary.call(yield* CudaLibrary.load(number, { path }), "demoUse", [made])
+        assert.include((yield* failsWith(asNumber, "InvalidArgument")).expected, "as an int")
       })))
 
     it.effect("refuse functions that do not make or destroy handles", () =>

@@ -6,6 +6,8 @@ import { CudaLibrary, CudaMemory, CudaParameter, CudaStream, SimulatedRuntime } 
 import * as Effect from "effect/Effect"
 import { failsWith } from "../support/assertions.ts"
 
+const shown: Array<ReadonlyArray<number>> = []
+
 const definition = CudaLibrary.define({
   name: "demo",
   files: () => [],
@@ -20,6 +22,9 @@ const definition = CudaLibrary.define({
     }),
     make: CudaLibrary.func([CudaLibrary.newHandleOf("plan", { as: "i32" }), CudaParameter.i32], { simulate: () => 0 }),
     destroy: CudaLibrary.func([CudaLibrary.handleOf("plan", { as: "i32" })], { simulate: () => 0 }),
+    show: CudaLibrary.func([CudaLibrary.bytes(4), CudaLibrary.hostInput, CudaLibrary.stream], {
+      simulate: (struct, array) => void shown.push([...struct], [...array])
+    }),
     fill: CudaLibrary.func([CudaLibrary.handleOf("plan", { as: "i32" }), CudaParameter.pointer], {
       simulate: (plan, bytes) => void bytes.fill(plan)
     })
@@ -47,6 +52,17 @@ describe("a library on simulated devices", () => {
       yield* CudaLibrary.call(yield* CudaLibrary.load(definition), "throw", [], stream)
       const error = yield* Effect.flip(CudaStream.synchronize(stream))
       assert.include(error.message, "no such plan")
+    }).pipe(Effect.scoped, simulated))
+
+  it.live("sees structs and memory of the host as they were when the call was made", () =>
+    Effect.gen(function*() {
+      const [struct, array] = [Buffer.of(1, 2, 3, 4), Buffer.of(5)]
+      const stream = yield* CudaStream.make()
+      yield* CudaLibrary.call(yield* CudaLibrary.load(definition), "show", [struct, array], stream)
+      struct.fill(9)
+      array.fill(9)
+      yield* CudaStream.synchronize(stream)
+      assert.deepStrictEqual(shown, [[1, 2, 3, 4], [5]])
     }).pipe(Effect.scoped, simulated))
 
   it.live("tells its handles apart by numbers", () =>

@@ -1,12 +1,12 @@
 /**
  * Functions of libraries: what a call passes to C, after every argument was checked.
  */
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import type { ForeignFunction, ForeignLibrary } from "../../cuda/foreignLibrary.ts"
-import type { HandleKind, HandleType, LibraryParameter } from "../../cuda/libraryParameters.ts"
+import type { HandleKind, HandleType, HostKind, LibraryParameter } from "../../cuda/libraryParameters.ts"
 import { scalarReaders, scalarWords, scalarWriters } from "../../cuda/parameters.ts"
 import type { PointerKind, ScalarKind, ScalarName, Writer } from "../../cuda/parameters.ts"
-import type { CudaError } from "../../CudaError.ts"
+import { CudaError } from "../../CudaError.ts"
 import type { LibraryDefinition, LibraryFunction, LibraryRef, PointerArgument } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
 import { isPart, isRaw } from "./arguments.ts"
@@ -128,8 +128,23 @@ export class Prepared {
 /** Where a call is made: on a stream, or only on a device. */
 export type Site = StreamResource | { readonly deviceIndex: number; readonly tag?: undefined }
 
-/** Checks the arguments of a call. Returns the failure of the first that is wrong. */
+/** Checks the arguments of a call. Returns the failure of the first that is wrong, which names the function. */
 export const prepare = (
+  core: Core,
+  operation: string,
+  code: FunctionCode,
+  values: ReadonlyArray<unknown>,
+  site: Site
+): Prepared | Effect.Effect<never, CudaError> => {
+  const prepared = check(core, operation, code, values, site)
+  return prepared instanceof Prepared ? prepared : about(code.name, prepared)
+}
+
+/** Makes a failure say which function it is about. */
+const about = (subject: string, refused: Effect.Effect<never, CudaError>) =>
+  Effect.mapError(refused, (error) => new CudaError({ ...error, subject }))
+
+const check = (
   core: Core,
   operation: string,
   code: FunctionCode,
@@ -179,7 +194,7 @@ const add = (
     case "handle":
       return addHandle(core, operation, path, kind, value, prepared, site)
     case "host":
-      return addHost(operation, path, kind.access, kind.nullable, value, prepared)
+      return addHost(core, operation, path, kind, value, prepared)
     case "text":
       if (value === null ? !kind.nullable : typeof value !== "string" || value.includes("\0")) {
         return refuseArgument(operation, path, value, `a string without zero bytes${orNull(kind)}`)
@@ -189,7 +204,7 @@ const add = (
       if (!(value instanceof Uint8Array) || value.byteLength !== kind.size) {
         return refuseArgument(operation, path, value, `a Uint8Array of ${counted(kind.size, "byte")}`)
       }
-      return push(prepared, { bytes: value }, value)
+      return pushBytes(prepared, new Uint8Array(value))
     case "stream":
     case "newHandle":
       return undefined
@@ -197,6 +212,9 @@ const add = (
       return addScalar(operation, path, kind, value, prepared)
   }
 }
+
+/** The call may begin later, and the function for simulated devices runs when the device reaches the work. */
+const pushBytes = (prepared: Prepared, bytes: Uint8Array): undefined => push(prepared, { bytes }, bytes)
 
 const push = (prepared: Prepared, native: unknown, given: unknown): undefined => {
   prepared.natives.push(native)
@@ -221,6 +239,8 @@ const addScalar = (operation: string, path: string, { kind }: ScalarKind, value:
 /** 16-bit floats are passed and returned as their bits. */
 const isHalf = (kind: ScalarName): boolean => kind === "f16" || kind === "bf16"
 
+const isSimulated = ({ backend }: Core): boolean => backend.libraries.load === undefined
+
 const addPointer = (
   core: Core,
   operation: string,
@@ -232,8 +252,7 @@ const addPointer = (
 ): Refusal => {
   if (!isPart(value)) {
     if (value === null && kind.nullable) return push(prepared, 0, null)
-    const isSimulated = core.backend.libraries.load === undefined
-    if (isRaw(value) && !isSimulated) return push(prepared, value.address, value)
+    if (isRaw(value) && !isSimulated(core)) return push(prepared, value.address, value)
     return refuseArgument(operation, path, value, `a buffer or a part of one${orNull(kind)}`)
   }
   const memory = ownMemory(value.buffer.ref)
@@ -263,7 +282,8 @@ const addHandle = (
   const given = refOf(value)
   const handle = ownHandle(given as HandleResource)
   if (handle.kind !== kind.of || handle.as !== kind.as) {
-    return refuseArgument(operation, path, value, `a handle of the kind ${kind.of}${orNull(kind)}`)
+    const passed = handle.kind === kind.of ? `, which C passes as ${handleWords[kind.as]}` : ""
+    return refuseArgument(operation, path, value, `a handle of the kind ${kind.of}${passed}${orNull(kind)}`)
   }
   if (unusable(core.backend, handle)) return refuseResource(operation, core.backend, handle)
   if (handle.deviceIndex !== site.deviceIndex) {
@@ -278,6 +298,8 @@ const addHandle = (
   prepared.handles.push(handle)
   return push(prepared, handle.handle, handle.handle)
 }
+
+const handleWords: { readonly [As in HandleType]: string } = { pointer: "a pointer", i32: "an int" }
 
 const refOf = (value: unknown): unknown =>
   typeof value === "object" && value !== null && "ref" in value ? value.ref : value
@@ -295,19 +317,20 @@ export const deviceOf = ({ backend }: Core, values: ReadonlyArray<unknown>, othe
 
 /** Without memory, an array has no bytes. */
 const addHost = (
+  core: Core,
   operation: string,
   path: string,
-  access: "read" | "write",
-  nullable: boolean,
+  kind: HostKind,
   value: unknown,
   prepared: Prepared
 ): Refusal => {
-  if (value === null && nullable) return push(prepared, null, null)
+  if (value === null && kind.nullable) return push(prepared, null, null)
   const bytes = bytesOf(value)
   if (bytes === undefined) {
-    return refuseArgument(operation, path, value, `a typed array that is not empty${orNull({ nullable })}`)
+    const expected = `a typed array, neither empty nor of a SharedArrayBuffer${orNull(kind)}`
+    return refuseArgument(operation, path, value, expected)
   }
-  return push(prepared, bytes, access === "read" ? bytes.slice() : bytes)
+  return push(prepared, bytes, kind.access === "read" && isSimulated(core) ? bytes.slice() : bytes)
 }
 
 const bytesOf = (value: unknown): Uint8Array | undefined => {
