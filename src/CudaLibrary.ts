@@ -453,9 +453,14 @@ export const load = <Functions extends LibraryFunctions>(
 ): Effect.Effect<CudaLibrary<Functions>, CudaError, CudaRuntime> =>
   Effect.gen(function*() {
     const runtime = yield* CudaRuntime
+    if (typeof options !== "object" || options === null) {
+      return yield* refuseArgument(loading, "options", options, "options for loading")
+    }
     const ref = yield* runtime.libraryLoad(definition, options.path)
     return new LibraryImpl(runtime, ref, definition)
-  }).pipe(Effect.withSpan("CudaLibrary.load", { attributes: { "cuda.library": definition?.name } }))
+  }).pipe(Effect.withSpan(loading, { attributes: { "cuda.library": definition?.name } }))
+
+const loading = "CudaLibrary.load"
 
 /**
  * A handle of a library on a device: a context, a plan, a generator, a communicator.

@@ -90,6 +90,30 @@ describe("a described library", () => {
       })
     ))
 
+  it.live("may have a description that is an instance of a class", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        class Demo {
+          readonly name = "demo"
+          readonly wheels = []
+          readonly functions = demo.functions
+          readonly file = "libeffectcudademo.so.1"
+          files() {
+            return [this.file]
+          }
+          statuses(code: number) {
+            return `${this.name} ${code}`
+          }
+        }
+        const loaded = yield* CudaLibrary.load(new Demo(), { path: library.path })
+        library.fail("demoNew", 2)
+        const error = yield* failsWith(CudaLibrary.call(loaded, "demoNew", []), "LibraryFailed")
+        assert.strictEqual(error.name, "demo 2")
+        library.reset()
+      })
+    ))
+
   it.live("cannot have a description that is wrong", () =>
     onStub(
       stub,
@@ -99,6 +123,8 @@ describe("a described library", () => {
         yield* refuses(load({ name: "" }), "definition.name")
         yield* refuses(load({ wheels: "demo" }), "definition.wheels")
         yield* refuses(load({ statuses: 1 }), "definition.statuses")
+        yield* refuses(load({ statuses: { 1: null } }), "definition.statuses.1")
+        yield* refuses(load({ statuses: { 1: ["BAD"] } }), "definition.statuses.1")
         yield* refuses(load({ faults: ["13"] }), "definition.faults")
         yield* refuses(load({ needs: [{}] }), "definition.needs[0].name")
         yield* refuses(load({ files: () => ["../libdemo.so"] }), "files of demo")
@@ -107,11 +133,14 @@ describe("a described library", () => {
           load({ functions: { f: CudaLibrary.func(parameters as never, options) } })
         yield* refuses(func(["int"]), "definition.functions.f.parameters[0]")
         yield* refuses(func([CudaLibrary.bytes(0)]), "definition.functions.f.parameters[0]")
+        yield* refuses(func([CudaLibrary.bytes(2 ** 30)]), "definition.functions.f.parameters[0]")
+        yield* refuses(func(Array.from({ length: 65 }, () => CudaLibrary.hostInput)), "definition.functions.f")
         yield* refuses(func([], { returns: "int" }), "definition.functions.f.returns")
         yield* refuses(func([CudaLibrary.stream, CudaLibrary.stream]), "definition.functions.f")
         yield* refuses(func([CudaLibrary.stream], { thread: "own" }), "definition.functions.f")
         yield* refuses(func([CudaLibrary.stream], { enqueues: false }), "definition.functions.f")
         yield* refuses(CudaLibrary.load(demo, { path: "libdemo\0.so" }), "path")
+        yield* refuses(CudaLibrary.load(demo, null as never), "options")
       })
     ))
 

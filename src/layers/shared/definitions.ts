@@ -10,20 +10,25 @@ import { refuseArgument, refuseDescribed } from "./failures.ts"
 import { isKind } from "./parameterKinds.ts"
 import type { Refusal } from "./ranges.ts"
 
+interface Given {
+  readonly [field: PropertyKey]: unknown
+}
+
 /** Refuses what is not a description of a library. */
 export const refuseDefinition = (operation: string, given: unknown, path = "definition"): Refusal => {
   if (!Predicate.isObject(given)) return refuseArgument(operation, path, given, "the description of a library")
-  const { faults = [], files, functions, name, needs = [], statuses, wheels }: { readonly [field: string]: unknown } = {
-    ...given
-  }
+  const { faults = [], files, functions, name, needs = [], statuses, wheels }: Given = given
   const no = (field: string, value: unknown, expected: string) =>
     refuseArgument(operation, `${path}.${field}`, value, expected)
   if (!Predicate.isString(name) || !/\w/.test(name)) return no("name", name, "a name with a letter or a digit")
   if (typeof files !== "function") return no("files", files, "a function that returns names of files")
   if (!isListOf(wheels, Predicate.isString)) return no("wheels", wheels, "an array of names of folders")
   if (!isListOf(faults, Number.isInteger)) return no("faults", faults, "an array of codes")
-  if (!Predicate.isObject(statuses) && typeof statuses !== "function") {
-    return no("statuses", statuses, "names and meanings of codes, or a function")
+  if (typeof statuses !== "function") {
+    if (!Predicate.isObject(statuses)) return no("statuses", statuses, "names and meanings of codes, or a function")
+    for (const [code, meaning] of Object.entries(statuses)) {
+      if (!isMeaning(meaning)) return no(`statuses.${code}`, meaning, "the name and the meaning of the code")
+    }
   }
   if (!Array.isArray(needs)) return no("needs", needs, "an array of descriptions of libraries")
   if (!Predicate.isObject(functions)) return no("functions", functions, "an object of functions")
@@ -38,20 +43,23 @@ export const refuseDefinition = (operation: string, given: unknown, path = "defi
   return undefined
 }
 
+const isMeaning = (value: unknown): boolean =>
+  Array.isArray(value) && value.length === 2 && value.every(Predicate.isString)
+
 const isListOf = (value: unknown, isOne: (item: unknown) => boolean): boolean =>
   Array.isArray(value) && value.every(isOne)
 
 /** The names of a library's file: for the driver's CUDA version first, then for the others. */
 export const fileNames = (
   operation: string,
-  { files, name }: LibraryDefinition,
+  definition: LibraryDefinition,
   driverMajor: number
 ): ReadonlyArray<string> | Effect.Effect<never, CudaError> => {
   const majors = [...new Set([driverMajor, 13, 12])]
-  const found: ReadonlyArray<unknown> = majors.map((major) => files(process.platform, major))
+  const found: ReadonlyArray<unknown> = majors.map((major) => definition.files(process.platform, major))
   const names = found.flat()
   if (found.every(Array.isArray) && names.every(isFileName)) return [...new Set(names)]
-  return refuseArgument(operation, `files of ${name}`, found, "names of files, without folders")
+  return refuseArgument(operation, `files of ${definition.name}`, found, "names of files, without folders")
 }
 
 const isFileName = (name: unknown): name is string =>
@@ -69,6 +77,9 @@ const refuseFunction = (operation: string, path: string, given: unknown): Refusa
     return refuseArgument(operation, `${path}.returns`, returns, "\"status\", \"void\", a number or a text")
   }
   const no = (value: string, expected: string) => refuseDescribed(operation, path, value, expected)
+  if (parameters.length > mostParameters) {
+    return no(`a function with ${parameters.length} parameters`, `one with at most ${mostParameters}`)
+  }
   if (count("stream") > 1) return no("a function with several streams", "a function with one stream")
   if (count("newHandle") > 1) return no("a function that makes several handles", "a function that makes one")
   if (enqueues && count("newHandle") > 0) {
@@ -88,6 +99,10 @@ const refuseFunction = (operation: string, path: string, given: unknown): Refusa
   }
   return undefined
 }
+
+/** The limits of koffi, for functions and for parts of their arguments. */
+const mostParameters = 64
+const mostBytes = 64 * 1024 * 1024
 
 const isFunctionLike = (value: unknown): value is LibraryFunction =>
   Predicate.isObject(value) && "parameters" in value && Array.isArray(value.parameters) && "returns" in value &&
@@ -111,7 +126,8 @@ const isLibraryParameter = (value: unknown): value is LibraryParameter => {
     case "host":
       return Predicate.hasProperty(value, "access") && (value.access === "read" || value.access === "write")
     case "bytes":
-      return Predicate.hasProperty(value, "size") && Number.isSafeInteger(value.size) && Number(value.size) > 0
+      return Predicate.hasProperty(value, "size") && Number.isSafeInteger(value.size) && Number(value.size) > 0 &&
+        Number(value.size) <= mostBytes
     default:
       return value.kind === "stream" || value.kind === "text"
   }

@@ -17,9 +17,9 @@ export const reasonOf = (
   code: number,
   place: StreamResource | number
 ): CudaErrorReason => {
-  const { faults = [], name: library, statuses } = definition
+  const { faults = [], name: library } = definition
   if (faults.includes(code)) findFault(core, operation, place)
-  const meaning = typeof statuses === "function" ? statuses(code) : statuses[code]
+  const meaning = typeof definition.statuses === "function" ? definition.statuses(code) : definition.statuses[code]
   if (Predicate.hasProperty(meaning, "_tag")) return meaning
   const [name, description] = typeof meaning === "string" ? [meaning, ""] : meaning ?? [undefined, ""]
   return { _tag: "LibraryFailed", library, code, name, description, advice: "", isRetryable: false }
