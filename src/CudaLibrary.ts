@@ -735,13 +735,18 @@ export interface HandleOptions<Functions extends LibraryFunctions, Create extend
   /** The arguments of `create`, without the handle. Default: none. */
   readonly values?: LibraryArguments<Functions[Create]["parameters"]> | undefined
   /** The function that destroys it. The handle is its only parameter. */
-  readonly destroy: CallableName<Functions>
+  readonly destroy: CallableName<Functions> & string
   /**
    * The function that sets the stream of the handle, for libraries whose functions do not take the stream. It is called before a call on
    * another stream than the last one.
    */
-  readonly setStream?: CallableName<Functions> | undefined
+  readonly setStream?: (CallableName<Functions> & string) | undefined
 }
+
+/** Arguments that `create` has must be given. */
+type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["parameters"]> extends readonly []
+  ? unknown
+  : { readonly values: LibraryArguments<Function["parameters"]> }
 
 /**
  * Makes a handle of a library on a device, by default the current one, that lives as long as its scope.
@@ -762,9 +767,9 @@ export interface HandleOptions<Functions extends LibraryFunctions, Create extend
  * @category constructors
  * @since 0.1.0
  */
-export const handle = <Functions extends LibraryFunctions, const Create extends MakerName<Functions>>(
+export const handle = <Functions extends LibraryFunctions, const Create extends MakerName<Functions> & string>(
   library: CudaLibrary<Functions>,
-  options: HandleOptions<Functions, Create>
+  options: HandleOptions<Functions, Create> & NeedsValues<Functions[Create]>
 ): Effect.Effect<LibraryHandle<MadeBy<Functions[Create]>>, CudaError, CudaRuntime | Scope.Scope> => {
   if (!isCudaLibrary(library)) return refuseLibrary(making, library)
   if (!Predicate.isObject(options)) return refuseArgument(making, "options", options, "the names of functions")
@@ -773,7 +778,7 @@ export const handle = <Functions extends LibraryFunctions, const Create extends 
     create: (runtime, deviceIndex) =>
       runtime.libraryHandle(
         library.ref,
-        { create: String(create), values, destroy: String(destroy), setStream: nameOf(setStream) },
+        { create, values, destroy, setStream },
         deviceIndex
       ),
     destroy: (runtime, ref) => runtime.libraryDestroy(ref),
@@ -782,5 +787,3 @@ export const handle = <Functions extends LibraryFunctions, const Create extends 
 }
 
 const making = "CudaLibrary.handle"
-
-const nameOf = (name: PropertyKey | undefined): string | undefined => name === undefined ? undefined : String(name)

@@ -84,6 +84,8 @@ export const libraryCalls = (
     CudaLibrary.call(library, "create", [3]),
     // @ts-expect-error makes no handle
     CudaLibrary.handle(library, { create: "destroy", destroy: "destroy" }),
+    // @ts-expect-error a value is needed
+    CudaLibrary.handle(library, { create: "create", destroy: "destroy" }),
     // @ts-expect-error the value is a number
     CudaLibrary.handle(library, { create: "create", values: ["3"], destroy: "destroy" })
   ]

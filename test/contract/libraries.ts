@@ -262,6 +262,7 @@ export const libraryContract = (rig: Rig): void =>
         const making = (options: object) => CudaLibrary.handle(library, { ...make, ...options } as never)
         yield* refuses(making({ create: "demoFill" }), "create")
         yield* refuses(making({ create: "none" }), "create")
+        assert.strictEqual((yield* failsWith(making({ create: undefined }), "InvalidArgument")).value, "undefined")
         yield* refuses(making({ destroy: "demoSetStream" }), "destroy")
         yield* refuses(making({ setStream: "demoDestroy" }), "setStream")
         yield* refuses(making({ values: [1] }), "arguments")
