@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import {
   CudaEvent,
+  CudaLibrary,
   CudaMemory,
   CudaMemoryPool,
   CudaModule,
@@ -24,9 +25,11 @@ import * as Scope from "effect/Scope"
 import { nothingHeld } from "./support/assertions.ts"
 import { program, simulatedKernels } from "./support/kernels.ts"
 import { assertReleased, openStub, stubLayer, until } from "./support/stubDriver.ts"
+import { demo, StubLibrary } from "./support/stubLibrary.ts"
 import { OthersYield } from "./support/yielding.ts"
 
 const stub = openStub()
+const library = new StubLibrary(stub.path)
 
 /** The handle of an event of another process. */
 let remote: Uint8Array = new Uint8Array()
@@ -68,6 +71,25 @@ const loaded = Effect.flatMap(program, (made) => CudaModule.load(made))
 
 type Acquire = readonly [string, Effect.Effect<unknown, CudaError.CudaError, Runtime | Scope.Scope>]
 
+/** Handles that are made and destroyed on the JS thread, and on pool threads. */
+const handles = (path?: string): ReadonlyArray<Acquire> => [
+  [
+    "a handle of a library",
+    Effect.flatMap(
+      CudaLibrary.load(demo, { path }),
+      (library) => CudaLibrary.handle(library, { create: "demoCreate", destroy: "demoDestroy" })
+    )
+  ],
+  [
+    "a handle of a library off the JS thread",
+    Effect.flatMap(
+      CudaLibrary.load(demo, { path }),
+      (library) =>
+        CudaLibrary.handle(library, { create: "demoCreateSlowly", values: [7], destroy: "demoDestroySlowly" })
+    )
+  ]
+]
+
 const acquires: ReadonlyArray<Acquire> = [
   ["a stream", CudaStream.make()],
   ["an event", CudaEvent.make()],
@@ -86,13 +108,14 @@ const acquires: ReadonlyArray<Acquire> = [
 
 const onDriver: ReadonlyArray<Acquire> = [
   ...acquires,
+  ...handles(library.path),
   ["an event of another process", Effect.suspend(() => CudaEvent.fromIpcHandle(remote))]
 ]
 
 describe.each(
   [
     ["the driver", native, onDriver],
-    ["a simulated device", simulated, acquires]
+    ["a simulated device", simulated, [...acquires, ...handles()]]
   ] as const
 )("on %s", (_, runtime, acquires) => {
   describe.each([
@@ -116,6 +139,7 @@ describe.each(
           }
         }
         yield* until("libraries are unloaded", () => stub.live.libraries === 0)
+        assert.deepStrictEqual([library.live, library.misuse], [0, ""])
       }).pipe(Effect.provide(runtime)))
   })
 

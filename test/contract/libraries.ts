@@ -294,9 +294,12 @@ export const libraryContract = (rig: Rig): void =>
         leavesNothing(Effect.gen(function*() {
           const library = yield* load
           yield* refuses(CudaLibrary.call(library, "demoNew", []), "simulate")
+          assert.include((yield* Effect.flip(CudaLibrary.call(library, "demoNew", []))).message, "demoNew")
           const handle = yield* CudaLibrary.handle(library, make)
           const stream = yield* CudaStream.make()
-          yield* refuses(CudaLibrary.call(library, "demoSetStream", [handle], stream), "simulate")
+          const setting = CudaLibrary.call(library, "demoSetStream", [handle], stream)
+          yield* refuses(setting, "simulate")
+          assert.include((yield* Effect.flip(setting)).message, "demoSetStream")
           const failing = CudaLibrary.define({
             ...demo,
             functions: { now: CudaLibrary.func([CudaParameter.i32], { simulate: (code) => code }) }

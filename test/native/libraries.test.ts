@@ -365,6 +365,23 @@ describe("a call of a library", () => {
       })
     ))
 
+  it.live("off the JS thread is not made if its fiber is interrupted before its turn", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 5
+        yield* Effect.scoped(Effect.gen(function*() {
+          const handle = yield* CudaLibrary.handle(demo, make)
+          const use = CudaLibrary.call(demo, "demoUse", [handle, new Int32Array(1)])
+          const fibers = yield* Effect.forEach(
+            Array.from({ length: 80 }),
+            () => Effect.forkChild(use, { startImmediately: true })
+          )
+          yield* Effect.forEach([...fibers.slice(0, 10), ...fibers.slice(70)], Fiber.interrupt)
+        }))
+        assert.lengthOf(library.calls.filter((call) => call.startsWith("demoUse")), 70)
+      })
+    ))
+
   it.live("off the JS thread ends before its runtime does", () =>
     Effect.gen(function*() {
       const out = new Int32Array(1)
@@ -446,6 +463,24 @@ describe("a handle of a library", () => {
       })
     ))
 
+  it.live("is not left with the captured stream if the call or the setting fails", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handle = yield* CudaLibrary.handle(demo, make)
+        const [buffer, stream] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+        const fill = (on?: CudaStream.CudaStream) => CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], on)
+        const failing = ["demoFillOf", "demoSetStream"] as const
+        for (const name of failing) {
+          library.fail(name, 1)
+          yield* failsWith(CudaGraph.record(fill()), "LibraryFailed")
+          library.fail(name, 0)
+          stub.clear()
+          yield* fill(stream)
+          assert.strictEqual(stub.calls("cuMemsetD8Async")[0]!.args[3], stream.handle)
+        }
+      })
+    ))
+
   it.live("is destroyed once the streams that used it have passed their work", () =>
     withDemo((demo) =>
       Effect.gen(function*() {
@@ -520,6 +555,31 @@ describe("a handle of a library", () => {
         assert.isAbove(refused, 0)
       })
     ))
+
+  it.live("does not outlive its runtime, if a fiber that yields is releasing it", () =>
+    Effect.gen(function*() {
+      const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber.id))
+      const destroys = ["demoDestroy", "demoDestroySlowly"] as const
+      const cases = destroys.flatMap((destroy) => [false, true].map((isBusy) => ({ destroy, isBusy })))
+      for (const { destroy, isBusy } of cases) {
+        for (let period = 3; period < mostOperations; period++) {
+          const scope = yield* Scope.make()
+          yield* withDemo((demo) =>
+            Effect.gen(function*() {
+              const handle = yield* CudaLibrary.handle(demo, { ...make, destroy }).pipe(Scope.provide(scope))
+              const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+              yield* CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+              if (isBusy) stub.work(stream)
+              yield* Scope.close(scope, Exit.void).pipe(
+                Effect.provideService(Scheduler.Scheduler, new OthersYield(self, period)),
+                Effect.forkDetach({ startImmediately: true })
+              )
+              setTimeout(() => stub.finish(stream), 1)
+            })
+          )
+        }
+      }
+    }))
 
   it.live("may be made and destroyed off the JS thread, also if the fiber is interrupted meanwhile", () =>
     withDemo((demo) =>

@@ -2,11 +2,16 @@
  * Described libraries on simulated devices, where functions of the description run in virtual time.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaLibrary, CudaMemory, CudaParameter, CudaStream, SimulatedRuntime } from "effect-cuda"
+import { CudaLibrary, CudaMemory, CudaParameter, CudaRuntime, CudaStream, SimulatedRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import { failsWith } from "../support/assertions.ts"
+import { logged } from "../support/stubDriver.ts"
 
 const shown: Array<ReadonlyArray<number>> = []
+
+const noPlan = (): never => {
+  throw new Error("no such plan")
+}
 
 const definition = CudaLibrary.define({
   name: "demo",
@@ -15,13 +20,10 @@ const definition = CudaLibrary.define({
   statuses: { 1: ["DEMO_BAD_VALUE", "a value is bad"] },
   functions: {
     fail: CudaLibrary.func([CudaParameter.i32, CudaLibrary.stream], { simulate: (code) => code }),
-    throw: CudaLibrary.func([CudaLibrary.stream], {
-      simulate: () => {
-        throw new Error("no such plan")
-      }
-    }),
+    throw: CudaLibrary.func([CudaLibrary.stream], { simulate: noPlan }),
     make: CudaLibrary.func([CudaLibrary.newHandleOf("plan", { as: "i32" }), CudaParameter.i32], { simulate: () => 0 }),
     destroy: CudaLibrary.func([CudaLibrary.handleOf("plan", { as: "i32" })], { simulate: () => 0 }),
+    throwing: CudaLibrary.func([CudaLibrary.handleOf("plan", { as: "i32" })], { simulate: noPlan }),
     show: CudaLibrary.func([CudaLibrary.bytes(4), CudaLibrary.hostInput, CudaLibrary.stream], {
       simulate: (struct, array) => void shown.push([...struct], [...array])
     }),
@@ -79,6 +81,21 @@ describe("a library on simulated devices", () => {
       const raw = CudaLibrary.call(library, "fill", [other, CudaParameter.address(buffer.address)])
       yield* failsWith(raw, "InvalidArgument")
     }).pipe(Effect.scoped, simulated))
+
+  it.live("whose function throws while a handle is destroyed logs it", () =>
+    Effect.gen(function*() {
+      const { lines } = yield* logged(
+        Effect.gen(function*() {
+          const library = yield* CudaLibrary.load(definition)
+          const make = CudaLibrary.handle(library, { create: "make", values: [3], destroy: "throwing" })
+          yield* Effect.scoped(make)
+          assert.strictEqual((yield* (yield* CudaRuntime.CudaRuntime).liveResources).handles, 0)
+          yield* make
+        }).pipe(Effect.scoped, simulated)
+      )
+      assert.lengthOf(lines, 2)
+      for (const line of lines) assert.include(line, "throwing threw Error: no such plan")
+    }))
 
   it.live("refuses handles of another runtime, on whatever device", () =>
     Effect.gen(function*() {

@@ -52,7 +52,7 @@ export class Core {
   readonly graphs = new Set<GraphExecResource>()
   /** Handles of libraries. */
   readonly handles = new Set<HandleResource>()
-  /** Calls of libraries on pool threads. */
+  /** Calls of libraries on pool threads, and releases of handles. */
   readonly libraryCalls = new Running()
   /** The number of recordings in progress. */
   recordings = 0

@@ -14,7 +14,7 @@ import { enqueueCall, foreignError } from "./enqueue.ts"
 import type { CallNames } from "./enqueue.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { reasonOf } from "./libraryFailures.ts"
-import { deviceOf, findFunction, prepare, Prepared, valueOf } from "./libraryFunctions.ts"
+import { about, deviceOf, findFunction, prepare, Prepared, valueOf } from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
@@ -80,6 +80,9 @@ const call = (
   if (unusable(core.backend, stream)) return refuseResource(operation, core.backend, stream)
   const prepared = prepare(core, operation, code, values, stream)
   if (!(prepared instanceof Prepared)) return prepared
+  if (code.native === undefined && code.spec.simulate === undefined) {
+    return about(name, refuseSimulate(operation, undefined))
+  }
   for (const handle of prepared.handles) handle.usedOn(stream)
   const names = namesOf(operation, code)
   const work = {
@@ -165,7 +168,7 @@ export const runOn = <A>(
   core.whenOpen(names.begin, deviceIndex, () => {
     const isOwn = code.spec.thread === "own"
     const inside = isOwn && core.recordings !== 0 ? refuseInside(names.begin, offThreadWords) : undefined
-    if (inside !== undefined) return inside
+    if (inside !== undefined) return about(code.name, inside)
     const prepared = prepare(core, names.begin, code, values, { deviceIndex })
     return prepared instanceof Prepared ? runPrepared(core, names, code, prepared, deviceIndex, finish) : prepared
   })
@@ -197,7 +200,7 @@ const simulated = <A>(
   end: (result: unknown) => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> =>
   code.spec.simulate === undefined
-    ? refuseSimulate(names.begin, undefined)
+    ? about(code.name, refuseSimulate(names.begin, undefined))
     : end(pretend(code, given) ?? (code.spec.returns === "status" ? success : undefined))
 
 const onThread = <A>(

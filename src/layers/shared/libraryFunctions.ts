@@ -141,7 +141,7 @@ export const prepare = (
 }
 
 /** Makes a failure say which function it is about. */
-const about = (subject: string, refused: Effect.Effect<never, CudaError>) =>
+export const about = (subject: string, refused: Effect.Effect<never, CudaError>) =>
   Effect.mapError(refused, (error) => new CudaError({ ...error, subject }))
 
 const check = (

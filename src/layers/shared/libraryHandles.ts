@@ -13,8 +13,7 @@ import { findFunction, isAlike, madeBy, Prepared } from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
 import { HandleResource, ownHandle } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
-import { watchAll } from "./waits.ts"
-import type { Watch } from "./waits.ts"
+import { watchUsers } from "./waits.ts"
 
 export const handleOperations = (core: Core): Pick<LibraryOperations, "libraryHandle" | "libraryDestroy"> => ({
   libraryHandle: (library, options, deviceIndex) => Effect.suspend(() => make(core, library, options, deviceIndex)),
@@ -24,8 +23,10 @@ export const handleOperations = (core: Core): Pick<LibraryOperations, "libraryHa
       if (handle.owner !== core.backend) return refuseResource(releasing, core.backend, handle)
       if (handle.state !== "live") return Effect.void
       handle.state = "closing"
-      // The runtime is not released meanwhile, because its release would end the wait.
-      return core.acquiring.withPermit(Effect.onExit(untilUnused(core, handle), () => destroy(core, handle)))
+      // The runtime is not released meanwhile. The fiber may yield at any step from here.
+      core.libraryCalls.begin()
+      const destroyed = Effect.onExit(untilUnused(core, handle), () => destroy(core, handle))
+      return Effect.ensuring(destroyed, Effect.sync(() => core.libraryCalls.end()))
     }))
 })
 
@@ -106,8 +107,7 @@ const untilUnused = (core: Core, handle: HandleResource): Effect.Effect<void, Cu
   const users = handle.pendingUsers
   if (users.length === 0) return handle.calls.whenIdle
   const { streams } = core.backend
-  const watches = users.map((user): Watch => (onDone, options) => streams.watch(user, onDone, options))
-  const waited = core.wait(releasing, handle.deviceIndex, String(handle), watchAll(watches))
+  const waited = core.wait(releasing, handle.deviceIndex, String(handle), watchUsers(streams, handle))
   const isUsed = () => users.some((user) => user.state !== "released" && streams.query(user) === notReady)
   const unused = Effect.catch(waited, (error) => {
     const isHung = error.reason._tag === "NeverFinishes"

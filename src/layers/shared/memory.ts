@@ -15,8 +15,8 @@ import type { Refusal } from "./ranges.ts"
 import { refuseToRecord } from "./recordings.ts"
 import { ownMemory, ownPool, ownStream, unusable } from "./resources.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, MemoryPoolResource, StreamResource } from "./resources.ts"
-import { watchAll } from "./waits.ts"
-import type { Cancel, OnDone, Watch } from "./waits.ts"
+import { watchUsers } from "./waits.ts"
+import type { Cancel, OnDone } from "./waits.ts"
 
 export interface MemoryBackend {
   /** The memory made by `allocate`. */
@@ -194,8 +194,8 @@ const untilUnused = (core: Core, memory: DeviceMemoryResource): Effect.Effect<vo
   const users = memory.pendingUsers
   if (users.length === 0) return Effect.void
   const { streams } = core.backend
-  const watches = users.map((user): Watch => (onDone, options) => streams.watch(user, onDone, options))
-  const waited = core.wait("CudaMemory.release", memory.deviceIndex, String(memory), watchAll(watches))
+  const watch = watchUsers(streams, memory)
+  const waited = core.wait("CudaMemory.release", memory.deviceIndex, String(memory), watch)
   const isUsed = () => users.some((user) => user.state !== "released" && streams.query(user) === notReady)
   return Effect.catch(waited, (error) => {
     const isHung = error.reason._tag === "NeverFinishes"

@@ -3,6 +3,7 @@
  */
 import { success } from "../../cuda/status.ts"
 import type { WaitOptions } from "../CudaRuntime.ts"
+import type { StreamResource } from "./resources.ts"
 
 /** The status of a watch that can never end. The driver never returns it. */
 export const neverFinishes = -1
@@ -29,6 +30,14 @@ export interface DriverFailure {
   /** The log of the driver's JIT compiler. */
   readonly log?: string | undefined
 }
+
+/** Watches the streams that still use a resource when the watch begins: some may be destroyed before that. */
+export const watchUsers = (
+  streams: { readonly watch: (stream: StreamResource, onDone: OnDone, options?: WaitOptions) => Cancel },
+  resource: { readonly pendingUsers: ReadonlyArray<StreamResource> }
+): Watch =>
+(onDone, options) =>
+  watchAll(resource.pendingUsers.map((user): Watch => (...rest) => streams.watch(user, ...rest)))(onDone, options)
 
 /** Combines watches: ends when all have ended, or at the first fault. */
 export const watchAll = (watches: ReadonlyArray<Watch>): Watch => (onDone, options) => {
