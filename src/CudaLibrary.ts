@@ -194,7 +194,7 @@ export const stream: StreamKind = Object.freeze({ kind: "stream" })
 
 /**
  * Memory of the host that the function reads before it returns (`const void*`): a factor, an algorithm, a descriptor. The argument is a
- * typed array that is not empty.
+ * typed array that is not empty, and not of a `SharedArrayBuffer`.
  *
  * @category parameters
  * @since 0.1.0
@@ -222,7 +222,8 @@ export const text: TextKind<false> = Object.freeze({ kind: "text", nullable: fal
  *
  * **Gotchas**
  *
- * C passes structs of up to 16 bytes that contain floating-point numbers in other registers. They are not supported.
+ * C passes structs of up to 16 bytes that contain floating-point numbers in other registers, on Arm also larger ones of up to four equal
+ * floating-point numbers. They are not supported.
  *
  * @category parameters
  * @since 0.1.0
@@ -319,7 +320,10 @@ export interface FunctionOptions<
    * block. Functions that enqueue work run on the JS thread, because their place in the order would be unknown.
    */
   readonly thread?: "js" | "own" | undefined
-  /** Whether the context of the device is current during the call. Default: true on the JS thread. On pool threads it never is. */
+  /**
+   * Whether the context of the device is current during the call. Default: true on the JS thread. On pool threads it never is, and for
+   * functions that enqueue work it always is.
+   */
   readonly context?: boolean | undefined
   /** Whether it enqueues work on the GPU. Default: true if it takes a stream or device memory. */
   readonly enqueues?: boolean | undefined
@@ -327,7 +331,7 @@ export interface FunctionOptions<
   readonly since?: string | undefined
   /**
    * What it does on simulated devices. That of a function that enqueues work runs in stream order, when the device reaches the work: an
-   * exception, or a status other than 0, is then a fault of the device.
+   * exception, or a status other than 0, is then a fault of the device, and memory of the host that it writes is written only then.
    */
   readonly simulate?: ((...values: SimulatedArguments<Parameters>) => SimulatedResult<Returns>) | undefined
 }
@@ -383,7 +387,7 @@ const isOfDevice = (parameter: LibraryParameter): boolean =>
  * ```ts
  * import { CudaLibrary, CudaParameter } from "effect-cuda"
  *
- * const { f32, i32, input, pointer } = CudaParameter
+ * const { i32, pointer } = CudaParameter
  *
  * export const cublas = CudaLibrary.define({
  *   name: "cuBLAS",
@@ -585,10 +589,15 @@ export type CallableName<Functions extends LibraryFunctions> = Exclude<keyof Fun
  *
  * **Gotchas**
  *
+ * A function that enqueues work, but has neither a stream nor a handle with `setStream`, enqueues it where the library does, usually on the
+ * default stream. Call it on that one: otherwise the order and the lifetimes of its memory are those of the wrong stream.
+ *
  * Memory of the host is read and written during the call. A function that reads it later, on the stream, needs memory that stays as it
  * is until then. Do not transfer an array while a call on a pool thread uses it.
  *
- * On pool threads no context is current, so a library that asks for the current device finds device 0.
+ * On pool threads no context is current, so a library that asks for the current device finds device 0. libuv's pool has 4 threads, unless
+ * `UV_THREADPOOL_SIZE` says otherwise: calls that wait for each other, such as one per rank of a communicator, never end if there are more of
+ * them than threads.
  *
  * **Example** (Scaling a vector with cuBLAS)
  *
@@ -757,7 +766,11 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  * ended, and then destroys it. Making and destroying a handle runs on the JS thread, or with `thread: "own"` on a pool thread; neither can be
  * interrupted.
  *
+ * On simulated devices, handles are numbers. `create` needs a `simulate`; that of `destroy` is called if there is one, and `setStream` is not.
+ *
  * **Gotchas**
+ *
+ * A handle belongs to the file whose function made it. Its name alone is checked, so do not pass it to another file of the same library.
  *
  * Only work that `call` enqueues is known. Keep the handle until recorded graphs with work of the library have run: they use its memory.
  *

@@ -7,12 +7,14 @@ import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
 import { statuses } from "../../src/cuda/status.ts"
 import { failsWith, refuses } from "../support/assertions.ts"
 import { started } from "../support/fibers.ts"
 import { logged, onStub, openStub, pause } from "../support/stubDriver.ts"
 import { tracing, within } from "../support/tracing.ts"
+import { OthersYield } from "../support/yielding.ts"
 
 const stub = openStub()
 const { opened } = tracing(stub)
@@ -173,6 +175,29 @@ describe("memory of other native code", () => {
       const { callCount } = stub
       yield* Scope.close(scope, Exit.void)
       assert.deepStrictEqual([freed, stub.callCount], [1, callCount])
+    }))
+
+  it.live("does not wait for a stream that was destroyed before its fiber went on", () =>
+    Effect.gen(function*() {
+      const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber.id))
+      for (let period = 3; period < 40; period++) {
+        yield* opened(() =>
+          Effect.gen(function*() {
+            const scope = yield* Scope.make()
+            const { address, release } = yield* allocated
+            const buffer = yield* Scope.provide(CudaMemory.fromAddress(address, size), scope)
+            yield* Effect.scoped(Effect.gen(function*() {
+              yield* CudaMemory.fill(buffer, 1, yield* CudaStream.make())
+              yield* Scope.close(scope, Exit.void).pipe(
+                Effect.provideService(Scheduler.Scheduler, new OthersYield(self, period)),
+                Effect.forkDetach({ startImmediately: true })
+              )
+            }))
+            yield* pause(1)
+            yield* release
+          })
+        )
+      }
     }))
 
   it.live("is not given back while a foreign stream uses it, also if the runtime closes meanwhile", () =>
