@@ -32,6 +32,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "forkJoin", part: "gpu" },
   { name: "graphs", part: "gpu" },
   { name: "blas", part: "gpu" },
+  { name: "encoder", part: "gpu" },
   { name: "pipeline", part: "gpu" },
   { name: "waiting/latency", part: "gpu" },
   { name: "waiting/cpu", part: "gpu" },

@@ -4,24 +4,20 @@
  *
  * Activations are rows of bfloat16, one row per token. A batch has `batch` sequences, all padded to `length` tokens.
  */
-import { CudaKernel, CudaModule, CudaParameter, CudaProgram, CudaRuntime } from "effect-cuda"
-import type { CudaError, CudaMemory } from "effect-cuda"
+import { CudaKernel, CudaModule, CudaParameter, CudaProgram } from "effect-cuda"
+import type { CudaError, CudaMemory, CudaRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { readFile } from "node:fs/promises"
-import { fileURLToPath } from "node:url"
-import { attempt } from "../demo/Source.ts"
-import type { FileProblem } from "../demo/Source.ts"
 import type { Config } from "./Config.ts"
 
 const { i32, input, output } = CudaParameter
 
 /** The parameters of the kernels in `kernels.cu`. */
 export const parameters = {
-  /** ids, words, positions, gamma, beta, out, length, hidden, vocabulary */
-  embed: [input, input, input, input, input, output, i32, i32, i32],
-  /** x, gamma, beta, out, hidden */
-  norm: [input, input, input, output, i32],
+  /** ids, words, positions, gamma, beta, out, tokens, length, hidden, vocabulary */
+  embed: [input, input, input, input, input, output, i32, i32, i32, i32],
+  /** x, gamma, beta, out, tokens, hidden */
+  layerNorm: [input, input, input, output, i32, i32],
   /** qkv, lengths, out, length, heads */
   attention: [input, input, output, i32, i32],
   /** x, lengths, out, length, hidden */
@@ -36,21 +32,17 @@ export interface Batch {
   readonly length: number
 }
 
-/** Threads of a block. */
-const block = 128
-
 /** The shapes of the launches. */
 const shapes = {
-  /** A block per token. */
-  rows: ({ batch, length }: Batch) => ({ grid: batch * length, block }),
-  /** A block per 64 queries of a head of a sequence. */
-  attention: ({ batch, length }: Batch, heads: number) => ({
-    grid: [Math.ceil(length / 64), heads, batch] as const,
-    block,
-    sharedBytes: 0
+  /** A warp per token. */
+  rows: (tokens: number) => ({ grid: Math.ceil(tokens / 4), block: 128 }),
+  /** A block per some queries of a head of a sequence. */
+  attention: ({ batch, length }: Batch, heads: number, queries: number) => ({
+    grid: [Math.ceil(length / queries), heads, batch] as const,
+    block: 128
   }),
   /** A block per sequence. */
-  pool: ({ batch }: Batch) => ({ grid: batch, block })
+  pool: ({ batch }: Batch) => ({ grid: batch, block: 256 })
 }
 
 type Memory = CudaMemory.Slice<CudaMemory.DeviceBuffer>
@@ -85,36 +77,39 @@ export interface Kernels {
 /** Loads the kernels for a model. */
 export const load = (
   { heads, hidden, vocabulary }: Config
-): Effect.Effect<Kernels, CudaError.CudaError | FileProblem, CudaRuntime.CudaRuntime | Scope.Scope> =>
+): Effect.Effect<Kernels, CudaError.CudaError, CudaRuntime.CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
     const module = yield* CudaModule.load(yield* program)
     const embed = yield* CudaKernel.get(module, "embed", parameters.embed)
-    const norm = yield* CudaKernel.get(module, "norm", parameters.norm)
-    const attention = yield* CudaKernel.get(module, "attention", parameters.attention)
+    const layerNorm = yield* CudaKernel.get(module, "layerNorm", parameters.layerNorm)
+    const attention = {
+      64: yield* CudaKernel.get(module, "attention64", parameters.attention),
+      128: yield* CudaKernel.get(module, "attention128", parameters.attention)
+    }
     const pool = yield* CudaKernel.get(module, "pool", parameters.pool)
     const kernels: Kernels = {
-      embed: (batch, { ids, norm: { beta, gamma }, positions, words }, out) => {
-        const args = [ids, words, positions, gamma, beta, out, batch.length, hidden, vocabulary] as const
-        return CudaKernel.launch(embed, shapes.rows(batch), args)
+      embed: ({ batch, length }, { ids, norm: { beta, gamma }, positions, words }, out) => {
+        const tokens = batch * length
+        const args = [ids, words, positions, gamma, beta, out, tokens, length, hidden, vocabulary] as const
+        return CudaKernel.launch(embed, shapes.rows(tokens), args)
       },
-      norm: (batch, x, { beta, gamma }, out) =>
-        CudaKernel.launch(norm, shapes.rows(batch), [x, gamma, beta, out, hidden]),
-      attention: (batch, qkv, lengths, out) =>
-        CudaKernel.launch(attention, shapes.attention(batch, heads), [qkv, lengths, out, batch.length, heads]),
+      norm: ({ batch, length }, x, { beta, gamma }, out) => {
+        const tokens = batch * length
+        return CudaKernel.launch(layerNorm, shapes.rows(tokens), [x, gamma, beta, out, tokens, hidden])
+      },
+      attention: (batch, qkv, lengths, out) => {
+        const queries = queriesOf(batch)
+        const shape = shapes.attention(batch, heads, queries)
+        return CudaKernel.launch(attention[queries], shape, [qkv, lengths, out, batch.length, heads])
+      },
       pool: (batch, x, lengths, out) =>
         CudaKernel.launch(pool, shapes.pool(batch), [x, lengths, out, batch.length, hidden])
     }
     return kernels
   })
 
-/** Next to this file, for the compiled example in `dist-examples` as well. */
-const source = fileURLToPath(new URL("../../examples/encoder/kernels.cu", import.meta.url))
+/** Large batches fill the GPU with blocks of more queries, which read each key less often. */
+const queriesOf = ({ batch, length }: Batch): 64 | 128 => batch * length >= 2048 ? 128 : 64
 
-/** A simulated device has no use for the source. */
-const program = Effect.flatMap(CudaRuntime.CudaRuntime, ({ kind }) =>
-  kind === "simulated"
-    ? CudaProgram.compile("// see SimulatedKernels.ts")
-    : Effect.flatMap(
-      attempt(source, () => readFile(source, "utf8")),
-      (text) => CudaProgram.compile(text, { name: "kernels.cu", options: ["--std=c++17"] })
-    ))
+/** Next to its source, for the compiled example in `dist-examples` as well. */
+const program = CudaProgram.fromFile(new URL("../../examples/encoder/kernels.ptx", import.meta.url))

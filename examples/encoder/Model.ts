@@ -7,7 +7,6 @@ import { CudaBlas, CudaGraph, CudaMemory, CudaStream } from "effect-cuda"
 import type { CudaError, CudaRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { FileProblem } from "../demo/Source.ts"
 import type { Config } from "./Config.ts"
 import * as Kernels from "./Kernels.ts"
 import type { Batch } from "./Kernels.ts"
@@ -23,7 +22,7 @@ export interface Model {
 export const make = (
   config: Config,
   tensors: DeviceTensors
-): Effect.Effect<Model, CudaError.CudaError | FileProblem, CudaRuntime.CudaRuntime | Scope.Scope> =>
+): Effect.Effect<Model, CudaError.CudaError, CudaRuntime.CudaRuntime | Scope.Scope> =>
   Effect.map(Kernels.load(config), (kernels) => ({ config, kernels, weights: group(config, tensors) }))
 
 type Memory = CudaMemory.Slice<CudaMemory.DeviceBuffer>
@@ -79,6 +78,8 @@ export interface Session {
     batch: Batch,
     sequences: ReadonlyArray<Int32Array>
   ) => Effect.Effect<ReadonlyArray<Float32Array>, CudaError.CudaError>
+  /** A row of each token of the last batch, before pooling. */
+  readonly rows: CudaMemory.DeviceBuffer
   /** Records a batch of a size, unless it was recorded before. `run` does so, too. */
   readonly graph: (batch: Batch) => Effect.Effect<CudaGraph.CudaGraphExec, CudaError.CudaError>
 }
@@ -109,6 +110,7 @@ export const session = Effect.fnUntraced(function*(model: Model, most: Batch) {
   const context = yield* Effect.context<CudaRuntime.CudaRuntime>()
   const session: Session = {
     run: (batch, sequences) => Effect.provideContext(run(batch, sequences), context),
+    rows: memory.x,
     graph
   }
   return session

@@ -6,16 +6,31 @@ import * as Bfloat16 from "./Bfloat16.ts"
 import { headSize } from "./Config.ts"
 import { parameters } from "./Kernels.ts"
 
+const attention = SimulatedRuntime.kernel({
+  parameters: parameters.attention,
+  run: ({ args: [qkv, lengths, out, length, heads], grid }) => {
+    const rows = decoded(qkv, grid.z * length * 3 * heads * headSize)
+    const keys = lengths.view(Int32Array)
+    const mixed = new Float32Array(rows.length / 3)
+    for (let sequence = 0; sequence < grid.z; sequence++) {
+      for (let head = 0; head < heads; head++) {
+        attend(rows, mixed, { first: sequence * length, queries: length, keys: keys[sequence]!, head, heads })
+      }
+    }
+    store(out, mixed)
+  }
+})
+
 /** The `kernels` option of a simulated runtime. */
 export const kernels = {
   embed: SimulatedRuntime.kernel({
     parameters: parameters.embed,
-    run: ({ args: [ids, words, positions, gamma, beta, out, length, hidden, vocabulary], grid }) => {
-      const tokens = ids.view(Int32Array)
+    run: ({ args: [ids, words, positions, gamma, beta, out, tokens, length, hidden, vocabulary] }) => {
+      const given = ids.view(Int32Array)
       const [word, position] = [decoded(words), decoded(positions)]
-      const sums = new Float32Array(grid.x * hidden)
-      for (let token = 0; token < grid.x; token++) {
-        const id = Math.min(Math.max(tokens[token]!, 0), vocabulary - 1)
+      const sums = new Float32Array(tokens * hidden)
+      for (let token = 0; token < tokens; token++) {
+        const id = Math.min(Math.max(given[token]!, 0), vocabulary - 1)
         for (let column = 0; column < hidden; column++) {
           sums[token * hidden + column] = word[id * hidden + column]! + position[(token % length) * hidden + column]!
         }
@@ -23,27 +38,15 @@ export const kernels = {
       store(out, normalized(sums, hidden, decoded(gamma), decoded(beta)))
     }
   }),
-  norm: SimulatedRuntime.kernel({
-    parameters: parameters.norm,
-    run: ({ args: [x, gamma, beta, out, hidden], grid }) => {
-      const rows = decoded(x, grid.x * hidden)
+  layerNorm: SimulatedRuntime.kernel({
+    parameters: parameters.layerNorm,
+    run: ({ args: [x, gamma, beta, out, tokens, hidden] }) => {
+      const rows = decoded(x, tokens * hidden)
       store(out, normalized(rows, hidden, decoded(gamma), decoded(beta)))
     }
   }),
-  attention: SimulatedRuntime.kernel({
-    parameters: parameters.attention,
-    run: ({ args: [qkv, lengths, out, length, heads], grid }) => {
-      const rows = decoded(qkv, grid.z * length * 3 * heads * headSize)
-      const keys = lengths.view(Int32Array)
-      const mixed = new Float32Array(rows.length / 3)
-      for (let sequence = 0; sequence < grid.z; sequence++) {
-        for (let head = 0; head < heads; head++) {
-          attend(rows, mixed, { first: sequence * length, queries: length, keys: keys[sequence]!, head, heads })
-        }
-      }
-      store(out, mixed)
-    }
-  }),
+  attention64: attention,
+  attention128: attention,
   pool: SimulatedRuntime.kernel({
     parameters: parameters.pool,
     run: ({ args: [x, lengths, out, length, hidden], grid }) => {
