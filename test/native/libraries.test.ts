@@ -16,6 +16,7 @@ import { filesOf, placesOf } from "../../src/cuda/foreignLibrary.ts"
 import { statuses } from "../../src/cuda/status.ts"
 import { failsWith, refuses } from "../support/assertions.ts"
 import { started } from "../support/fibers.ts"
+import { garbageCollected, untilCollected } from "../support/garbage.ts"
 import { logged, onStub, openStub, pause, until } from "../support/stubDriver.ts"
 import { demo, StubLibrary } from "../support/stubLibrary.ts"
 import { tracing, within } from "../support/tracing.ts"
@@ -379,6 +380,24 @@ describe("a call of a library", () => {
           yield* Effect.forEach([...fibers.slice(0, 10), ...fibers.slice(70)], Fiber.interrupt)
         }))
         assert.lengthOf(library.calls.filter((call) => call.startsWith("demoUse")), 70)
+      })
+    ))
+
+  it.live("off the JS thread keeps memory of the host until it ends, also without its fiber", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 500
+        const begin = () => {
+          const out = new Int32Array(1)
+          const call = CudaLibrary.call(demo, "demoWait", [5, out])
+          return Effect.as(Effect.flatMap(started(call), Fiber.interrupt), new WeakRef(out.buffer))
+        }
+        const memory = yield* Effect.suspend(begin)
+        yield* garbageCollected
+        assert.deepStrictEqual(library.calls, [])
+        assert.isDefined(memory.deref())
+        yield* until("the call has ended", () => library.calls.length > 0)
+        yield* untilCollected("the memory is collected", () => memory.deref() === undefined)
       })
     ))
 

@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { ForeignFunction, ForeignLibrary } from "../../cuda/foreignLibrary.ts"
-import type { HandleKind, HandleType, HostKind, LibraryParameter } from "../../cuda/libraryParameters.ts"
+import type { HandleKind, HandleType, HostKind, LibraryParameter, NewHandleKind } from "../../cuda/libraryParameters.ts"
 import { scalarReaders, scalarWords, scalarWriters } from "../../cuda/parameters.ts"
 import type { PointerKind, ScalarKind, ScalarName, Writer } from "../../cuda/parameters.ts"
 import { CudaError } from "../../CudaError.ts"
@@ -56,6 +56,8 @@ export class FunctionCode {
   readonly native: ForeignFunction | undefined
   /** The parameters that have an argument. */
   readonly arity: number
+  /** Undefined if the function does not make handles. */
+  readonly makes: NewHandleKind | undefined
   constructor(
     library: LibraryResource,
     name: string,
@@ -67,10 +69,7 @@ export class FunctionCode {
     this.spec = spec
     this.native = native
     this.arity = spec.parameters.filter(hasArgument).length
-  }
-  /** Undefined if the function does not make handles. */
-  get makes(): Extract<LibraryParameter, { readonly kind: "newHandle" }> | undefined {
-    return this.spec.parameters.find((kind) => kind.kind === "newHandle")
+    this.makes = spec.parameters.find((kind) => kind.kind === "newHandle")
   }
 }
 
