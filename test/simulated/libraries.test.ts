@@ -4,8 +4,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import { CudaLibrary, CudaMemory, CudaParameter, CudaRuntime, CudaStream, SimulatedRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
-import { failsWith } from "../support/assertions.ts"
-import { logged } from "../support/stubDriver.ts"
+import { failsWith, refuses } from "../support/assertions.ts"
+import { logged, pause } from "../support/stubDriver.ts"
 
 const shown: Array<ReadonlyArray<number>> = []
 
@@ -65,6 +65,31 @@ describe("a library on simulated devices", () => {
       array.fill(9)
       yield* CudaStream.synchronize(stream)
       assert.deepStrictEqual(shown, [[1, 2, 3, 4], [5]])
+    }).pipe(Effect.scoped, simulated))
+
+  it.live("refuses results of the wrong kind, and promises, which nothing would wait for", () =>
+    Effect.gen(function*() {
+      const late = async () => {
+        throw new Error("late")
+      }
+      const wrong = CudaLibrary.define({
+        ...definition,
+        functions: {
+          number: CudaLibrary.func([], { returns: CudaParameter.u64, simulate: () => -1n }),
+          name: CudaLibrary.func([], { returns: CudaLibrary.text, simulate: () => 5 as never }),
+          status: CudaLibrary.func([], { simulate: () => "one" as never }),
+          late: CudaLibrary.func([], { simulate: late as never }),
+          nothing: CudaLibrary.func([], { returns: "void", simulate: late }),
+          enqueued: CudaLibrary.func([CudaLibrary.stream], { simulate: late as never })
+        }
+      })
+      const library = yield* CudaLibrary.load(wrong)
+      const names = ["number", "name", "status", "late", "nothing"] as const
+      for (const name of names) yield* refuses(CudaLibrary.call(library, name, []), "result")
+      const stream = yield* CudaStream.make()
+      yield* CudaLibrary.call(library, "enqueued", [], stream)
+      assert.include((yield* Effect.flip(CudaStream.synchronize(stream))).message, "promise")
+      yield* pause(1)
     }).pipe(Effect.scoped, simulated))
 
   it.live("tells its handles apart by numbers", () =>

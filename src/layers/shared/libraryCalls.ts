@@ -14,7 +14,7 @@ import { enqueueCall, foreignError } from "./enqueue.ts"
 import type { CallNames } from "./enqueue.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { reasonOf } from "./libraryFailures.ts"
-import { about, deviceOf, findFunction, prepare, Prepared, valueOf } from "./libraryFunctions.ts"
+import { about, deviceOf, findFunction, prepare, Prepared, valueOf, wrongResult } from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
@@ -130,13 +130,16 @@ const setStreams = (
 const simulationOf = (code: FunctionCode, { given, places }: Prepared) => {
   const { simulate } = code.spec
   if (simulate === undefined || code.native !== undefined) return undefined
-  return (reads: ReadonlyArray<Uint8Array>, writes: ReadonlyArray<Uint8Array>): void => {
+  return (reads: ReadonlyArray<Uint8Array>, writes: ReadonlyArray<Uint8Array>): unknown => {
     const values = [...given]
     for (const { at, index, list } of places) values[at] = (list === "reads" ? reads : writes)[index]
     const status = pretend(code, values)
+    // The simulated device refuses it.
+    if (Predicate.isPromiseLike(status)) return status
     if (code.spec.returns === "status" && status !== undefined && status !== success) {
       throw new Error(`${code.name} returned ${String(status)}`)
     }
+    return undefined
   }
 }
 
@@ -198,10 +201,15 @@ const simulated = <A>(
   code: FunctionCode,
   { given }: Prepared,
   end: (result: unknown) => Effect.Effect<A, CudaError>
-): Effect.Effect<A, CudaError> =>
-  code.spec.simulate === undefined
-    ? about(code.name, refuseSimulate(names.begin, undefined))
-    : end(pretend(code, given) ?? (code.spec.returns === "status" ? success : undefined))
+): Effect.Effect<A, CudaError> => {
+  if (code.spec.simulate === undefined) return about(code.name, refuseSimulate(names.begin, undefined))
+  const result = pretend(code, given)
+  const expected = wrongResult(code, result)
+  if (expected === undefined) return end(result ?? (code.spec.returns === "status" ? success : undefined))
+  // Its later failure would otherwise end the process.
+  if (Predicate.isPromiseLike(result)) result.then(undefined, () => {})
+  return about(code.name, refuseArgument(names.begin, "result", result, expected))
+}
 
 const onThread = <A>(
   core: Core,

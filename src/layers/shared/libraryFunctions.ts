@@ -2,6 +2,7 @@
  * Functions of libraries: what a call passes to C, after every argument was checked.
  */
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import type { ForeignFunction, ForeignLibrary } from "../../cuda/foreignLibrary.ts"
 import type { HandleKind, HandleType, HostKind, LibraryParameter, NewHandleKind } from "../../cuda/libraryParameters.ts"
 import { scalarReaders, scalarWords, scalarWriters } from "../../cuda/parameters.ts"
@@ -341,6 +342,25 @@ const bytesOf = (value: unknown): Uint8Array | undefined => {
   } catch {
     return undefined
   }
+}
+
+/** What a function for simulated devices must return, in words; undefined if it has. */
+export const wrongResult = ({ spec: { returns } }: FunctionCode, result: unknown): string | undefined => {
+  if (returns === "void") {
+    return Predicate.isPromiseLike(result)
+      ? "nothing: the function must be synchronous"
+      : undefined
+  }
+  if (returns === "status") {
+    const isRight = result === undefined || Number.isInteger(result)
+    return isRight ? undefined : "a status number or nothing: the function must be synchronous"
+  }
+  if (returns.kind === "text") {
+    return result === undefined || result === null || typeof result === "string"
+      ? undefined
+      : "a string"
+  }
+  return writers[returns.kind]?.(result) === true ? undefined : `${scalarWords[returns.kind]} (${returns.kind})`
 }
 
 /** The value that a function returned. */
