@@ -2,6 +2,7 @@
  * Calls of functions of libraries: on the JS thread, in the order of a stream or outside it, and on pool threads.
  */
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import { inTurn } from "../../cuda/asyncCalls.ts"
 import type { OnEnd } from "../../cuda/asyncCalls.ts"
 import { success } from "../../cuda/status.ts"
