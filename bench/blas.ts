@@ -24,7 +24,7 @@ import { runOnGpu } from "./support/run.ts"
 import type { Ground } from "./support/run.ts"
 import { fixed, median, times } from "./support/statistics.ts"
 
-/** Sizes of products, and how many are measured at a time. */
+/** Sizes of products, and how many are measured at a time. Smaller ones would measure the host. */
 interface Size {
   readonly m: number
   readonly n: number
@@ -33,9 +33,9 @@ interface Size {
 }
 
 const sizes: ReadonlyArray<Size> = [
-  { m: 128, n: 2304, k: 768, count: 200 },
-  { m: 1024, n: 768, k: 3072, count: 200 },
   { m: 2048, n: 2048, k: 2048, count: 200 },
+  { m: 8192, n: 2304, k: 768, count: 200 },
+  { m: 8192, n: 768, k: 3072, count: 200 },
   { m: 65_536, n: 3072, k: 768, count: 10 },
   { m: 8192, n: 8192, k: 8192, count: 10 }
 ]
