@@ -9,7 +9,7 @@
  *     curl localhost:3000/health
  *
  * `http/Scorer.ts` contains the batching, `http/Api.ts` the routes and the responses to failures, `http/Server.ts` the
- * server, and `http/Kernel.ts` the kernel.
+ * server, and `http/Kernel.ts` the kernel. `encoder.ts` is a larger service of the same kind.
  */
 import { AutoRuntime } from "effect-cuda"
 import * as Layer from "effect/Layer"

@@ -3,10 +3,10 @@
  * its input and normalized, as in BERT. A batch of a given size is recorded once, as a graph of all its kernels, matrix
  * products and copies, and then runs with one launch.
  */
-import { CudaBlas, CudaGraph, CudaMemory, CudaStream } from "effect-cuda"
-import type { CudaError, CudaRuntime } from "effect-cuda"
+import { CudaBlas, CudaGraph, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
+import type { CudaError } from "effect-cuda"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import type { Config } from "./Config.ts"
 import * as Kernels from "./Kernels.ts"
 import type { Batch } from "./Kernels.ts"
@@ -107,9 +107,9 @@ export const session = Effect.fnUntraced(function*(model: Model, most: Batch) {
     return sequences.map((_, row) => embeddings.slice(row * hidden, (row + 1) * hidden))
   })
 
-  const context = yield* Effect.context<CudaRuntime.CudaRuntime>()
+  const runtime = yield* CudaRuntime.CudaRuntime
   const session: Session = {
-    run: (batch, sequences) => Effect.provideContext(run(batch, sequences), context),
+    run: (batch, sequences) => Effect.provideService(run(batch, sequences), CudaRuntime.CudaRuntime, runtime),
     rows: memory.x,
     graph
   }
@@ -141,7 +141,9 @@ type SessionMemory = Effect.Success<ReturnType<typeof allocate>>
 
 /** Records graphs one by one, when they are first needed, and keeps them. */
 const makeGraphs = Effect.fnUntraced(function*(model: Model, memory: SessionMemory) {
-  const services = yield* Effect.context<CudaRuntime.CudaRuntime | CudaBlas.CudaBlas | Scope.Scope>()
+  const runtime = yield* CudaRuntime.CudaRuntime
+  const blas = yield* CudaBlas.CudaBlas
+  const scope = yield* Effect.scope
   const graphs = new Map<string, CudaGraph.CudaGraphExec>()
   const plans = new Map<number, Plans>()
 
@@ -157,9 +159,15 @@ const makeGraphs = Effect.fnUntraced(function*(model: Model, memory: SessionMemo
     if (kept !== undefined) return kept
     const products = yield* plansFor(batch.batch * batch.length)
     const exec = yield* CudaGraph.instantiate(yield* CudaGraph.record(encode(model, products, memory, batch)))
+    yield* CudaGraph.upload(exec)
     graphs.set(key, exec)
     return exec
-  }, Effect.provideContext(services))
+  }, (record) =>
+    record.pipe(
+      Effect.provideService(CudaRuntime.CudaRuntime, runtime),
+      Effect.provideService(CudaBlas.CudaBlas, blas),
+      Scope.provide(scope)
+    ))
 })
 
 /** The matrix products of a layer, for a number of rows. Those of all layers have the same sizes. */

@@ -53,7 +53,9 @@ export const compile = (): Compiled => {
   const tsc = join(root, "node_modules", "typescript", "bin", "tsc")
   const compiled = spawnSync(process.execPath, [tsc, "-p", home], { encoding: "utf8" })
   if (compiled.status !== 0) throw new Error(`The examples do not compile:\n${compiled.stdout}${compiled.stderr}`)
-  copyFileSync(join(root, "examples/demo/kernels.ptx"), join(home, "examples/demo/kernels.ptx"))
+  for (const file of ["examples/demo/kernels.ptx", "examples/encoder/kernels.ptx"]) {
+    copyFileSync(join(root, file), join(home, file))
+  }
   // No GPU, even if there is one: the tests must be the same everywhere.
   const env = { ...process.env, EFFECT_CUDA_RUNTIME: "simulated", NO_COLOR: "1" }
   const program = (example: string) => join(home, "examples", `${example}.js`)

@@ -18,7 +18,7 @@ import { nothingHeld } from "../support/assertions.ts"
 import { newPath } from "./support.ts"
 
 /** Larger weights than usual, so that attention is not the same to all tokens. */
-const options = { seed: 3, spread: 0.1 }
+export const options = { seed: 3, spread: 0.1 }
 
 const config = configs.tiny
 
@@ -39,7 +39,7 @@ const loaded = Effect.gen(function*() {
 })
 
 /** A sequence of ids that differs by its number. */
-const sequence = (length: number, number: number) =>
+export const sequence = (length: number, number: number) =>
   Int32Array.from({ length }, (_, index) => (number * 101 + index * index * 7 + index * 3) % config.vocabulary)
 
 const dot = (one: ArrayLike<number>, other: ArrayLike<number>) =>
