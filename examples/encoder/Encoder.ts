@@ -123,7 +123,13 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const sizes = doubling(1, maxBatch)
   const pool = yield* makeSlots(slots, makeSlot(model, { batch: maxBatch, length: maxLength }))
   const batches = lengths.flatMap((length) => sizes.map((batch) => ({ batch, length })))
-  if (warmUp) yield* useAll(pool, slots, ({ session }) => Effect.forEach(batches, session.graph))
+  if (warmUp) {
+    yield* useAll(
+      pool,
+      slots,
+      (slot) => CudaStream.withStream(Effect.forEach(batches, slot.session.graph), slot.stream)
+    )
+  }
   const gpu = watchGpu()
   const admission = yield* Semaphore.make(maxWaiting)
 
