@@ -103,8 +103,7 @@ export const make = Effect.fnUntraced(function*<A, E>({ run, workers, ...options
       Effect.callback((resume) => {
         if (isStopped) return resume(new Stopped())
         const request = { ids, since: now(), resume }
-        waiting.add(request)
-        arrivals.openUnsafe()
+        if (waiting.add(request)) arrivals.openUnsafe()
         return Effect.sync(() => waiting.remove(request))
       }),
     state: () => ({

@@ -45,8 +45,11 @@ export class WaitingRequests<Request extends Waiting> {
     return this.#buckets.reduce((sum, { requests }) => sum + requests.size, 0)
   }
 
-  add(request: Request): void {
-    this.#bucketOf(request)?.requests.add(request)
+  /** Returns whether a batch may be due earlier than without it. */
+  add(request: Request): boolean {
+    const requests = this.#bucketOf(request)?.requests
+    requests?.add(request)
+    return requests?.size === 1 || requests?.size === this.#maxBatch
   }
 
   /** Forgets a request whose caller has left. Does nothing if it is in a batch already. */
