@@ -8,7 +8,7 @@
  */
 import { spawnSync } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { availableParallelism, tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { writeDocument } from "./support/document.ts"
@@ -33,6 +33,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "graphs", part: "gpu" },
   { name: "blas", part: "gpu" },
   { name: "encoder", part: "gpu" },
+  { name: "encoderService", part: "gpu" },
   { name: "pipeline", part: "gpu" },
   { name: "waiting/latency", part: "gpu" },
   { name: "waiting/cpu", part: "gpu" },
@@ -62,11 +63,20 @@ const isWanted = ({ name, part }: Benchmark): boolean =>
   !flags.includes(part === "gpu" ? "--no-gpu" : "--gpu") &&
   (names.length === 0 || names.some((wanted) => name.endsWith(wanted)))
 
+/**
+ * On large machines, benchmarks and their peers share some cores, which are all the same distance from each other and from memory. Otherwise,
+ * ratios depend on where the system puts each process.
+ */
+const cores = "2-9"
+const isPinned = availableParallelism() >= 16 && spawnSync("taskset", ["--version"]).status === 0
+const command = isPinned ? ["taskset", "-c", cores, process.execPath] : [process.execPath]
+
 const run = ({ name, parameters = [] }: Benchmark, folder: string): Results | undefined => {
   const path = fileURLToPath(new URL(`./${name}.ts`, import.meta.url))
   const resultsPath = join(folder, "results.json")
   rmSync(resultsPath, { force: true })
-  const { signal } = spawnSync(process.execPath, [...process.execArgv, path, ...parameters], {
+  const [program, ...before] = command
+  const { signal } = spawnSync(program!, [...before, ...process.execArgv, path, ...parameters], {
     stdio: "inherit",
     timeout,
     env: { ...process.env, [resultsVariable]: resultsPath }

@@ -1,14 +1,14 @@
 /**
  * The encoder of `examples/encoder`, in the shape of BERT-base: the time of the GPU for a batch as a graph, compared with PyTorch, eager and as
- * a CUDA graph, for the same weights and tokens; and how far the activations of both are from those in float32.
+ * a CUDA graph, for the same weights and tokens; how far the activations of both are from those in float32; and where the time of the largest
+ * batch goes, by a timeline of its regions.
  *
  * The library's graph includes uploading the tokens and pooling, which PyTorch's does not. Batches run one after another; all ways take turns
  * within a round, and figures are medians of rounds.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { configs } from "../../examples/encoder/Config.ts"
 import * as Model from "../../examples/encoder/Model.ts"
@@ -20,6 +20,7 @@ import * as CudaEvent from "../../src/CudaEvent.ts"
 import * as CudaGraph from "../../src/CudaGraph.ts"
 import * as CudaMemory from "../../src/CudaMemory.ts"
 import * as CudaStream from "../../src/CudaStream.ts"
+import * as CudaTiming from "../../src/CudaTiming.ts"
 import { CudaRuntime } from "../../src/layers/CudaRuntime.ts"
 import { startPythonPeer } from "../support/peer.ts"
 import type { Peer } from "../support/peer.ts"
@@ -28,6 +29,7 @@ import { makeFigure } from "../support/results.ts"
 import type { Figure } from "../support/results.ts"
 import { runOnGpu } from "../support/run.ts"
 import { fixed, median, times } from "../support/statistics.ts"
+import { folder } from "./folder.ts"
 
 /** A batch, and how often it runs at a time. */
 interface Load {
@@ -57,11 +59,6 @@ const tokensOf = ({ batch, length }: Load): ReadonlyArray<Int32Array> => {
       return Math.floor(state * base.vocabulary / 2 ** 32)
     }))
 }
-
-const folder = Effect.acquireRelease(
-  Effect.sync(() => mkdtempSync(join(tmpdir(), "effect-cuda-bench-"))),
-  (path) => Effect.sync(() => rmSync(path, { recursive: true }))
-)
 
 /** Milliseconds of the GPU per batch. */
 const makeOurs = Effect.fnUntraced(function*(session: Model.Session, load: Load) {
@@ -147,6 +144,7 @@ const benchmark = Effect.gen(function*() {
       ]
     })
   )
+  yield* printParts(session, loads.at(-1)!)
   if (peer !== undefined) yield* printDifferences(peer, session, join(path, "rows"))
   return loads.map((load, index) => {
     const { eager, graph, ours } = measured[index]!
@@ -155,14 +153,66 @@ const benchmark = Effect.gen(function*() {
   })
 })
 
+/** Operations of a layer's parts, in floating-point operations per token. */
+const partsOf = ({ length }: Load): Readonly<Record<string, number>> => {
+  const { hidden, inner } = base
+  const product = (inputs: number, outputs: number) => 2 * inputs * outputs
+  return {
+    qkv: product(hidden, 3 * hidden),
+    attention: 4 * length * hidden,
+    output: product(hidden, hidden),
+    norm: 0,
+    up: product(hidden, inner),
+    down: product(inner, hidden)
+  }
+}
+
+/** Prints where the time of a batch goes. The events between the parts take a few microseconds each. */
+const printParts = Effect.fnUntraced(function*(session: Model.Session, load: Load) {
+  const exec = yield* session.graph(load)
+  const stream = yield* CudaStream.make()
+  const launched = Effect.andThen(CudaGraph.launch(exec, stream), CudaStream.synchronize(stream))
+  yield* CudaTiming.timeline(launched)
+  const [{ regions }] = yield* CudaTiming.timeline(launched)
+  const millisOf = (name: string) =>
+    regions.filter((region) => region.name === name).reduce((sum, region) => sum + millisIn(region), 0)
+  const operations = partsOf(load)
+  const sums = Object.keys(operations).map((name) => [name, millisOf(name)] as const)
+  const all = sums.reduce((sum, [, millis]) => sum + millis, 0)
+  const tokens = base.layers * load.batch * load.length
+  printTable(
+    `Where the time of ${nameOf(load)} goes`,
+    ["", "ms", "%", "TFLOP/s"],
+    sums.map(([name, millis]) => [
+      name,
+      fixed(millis, 2),
+      fixed(100 * millis / all, 1),
+      operations[name] === 0 ? "–" : fixed(operations[name]! * tokens / millis / 1e9, 0)
+    ])
+  )
+})
+
+const millisIn = ({ duration }: CudaTiming.Region): number => Duration.toMillis(duration)
+
 const printDifferences = Effect.fnUntraced(function*(peer: Peer, session: Model.Session, path: string) {
   const compared = loads.filter(({ batch, length }) => batch * length <= 16_384)
   const found = yield* Effect.forEach(compared, (load) => compare(peer, session, load, path))
   printTable(
-    "Differences of the activations from float32, relative to its greatest and its mean; least cosine of a token",
-    ["batch × length", "greatest, PyTorch", "ours", "mean, PyTorch", "ours", "×", "cosine, PyTorch", "ours"],
+    "Differences of the activations from float32, relative to its greatest and its mean; cosine of all, and the least of a token",
+    [
+      "batch × length",
+      "greatest, PyTorch",
+      "ours",
+      "mean, PyTorch",
+      "ours",
+      "×",
+      "cosine, PyTorch",
+      "ours",
+      "least, PyTorch",
+      "ours"
+    ],
     compared.map((load, index) => {
-      const [greatest, ourGreatest, mean, ourMean, cosine, ourCosine] = found[index]!
+      const [greatest, ourGreatest, mean, ourMean, cosine, ourCosine, least, ourLeast] = found[index]!
       return [
         nameOf(load),
         fixed(greatest, 5),
@@ -171,7 +221,9 @@ const printDifferences = Effect.fnUntraced(function*(peer: Peer, session: Model.
         fixed(ourMean, 6),
         times(ourMean!, mean),
         fixed(cosine, 6),
-        fixed(ourCosine, 6)
+        fixed(ourCosine, 6),
+        fixed(least, 6),
+        fixed(ourLeast, 6)
       ]
     })
   )

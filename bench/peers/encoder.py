@@ -7,8 +7,8 @@ Arguments: `encoder.py PTX torch`. Answers
 - `load PATH` with the number of tensors of a safetensors file;
 - `run BATCH LENGTH eager|graph COUNT` with the nanoseconds of the GPU for COUNT runs, one after another;
 - `compare BATCH LENGTH PATH` with the greatest differences from float32, relative to its greatest number, of PyTorch's bf16 and of the
-  activations in a file (bf16), with the differences in the mean (root mean square), and with the least cosines of a token's activations,
-  always in this order.
+  activations in a file (bf16), with the differences in the mean (root mean square), with the cosines of all activations, and with the least
+  cosines of a token's activations, always in this order.
 
 The tokens are the numbers of a linear congruential generator, as in the benchmark.
 """
@@ -127,7 +127,8 @@ class Peer:
         differences = [((found - expected).abs().max() / expected.abs().max()).item() for found in (own, theirs)]
         means = [((found - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt()).item() for found in (own, theirs)]
         cosines = [F.cosine_similarity(found, expected, dim=1).min().item() for found in (own, theirs)]
-        return [*differences, *means, *cosines]
+        whole = [F.cosine_similarity(found.flatten().double(), expected.flatten().double(), dim=0).item() for found in (own, theirs)]
+        return [*differences, *means, *whole, *cosines]
 
 
 def answer(peer, line):

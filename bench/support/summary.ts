@@ -25,7 +25,9 @@ const pythonPeers = ["cuda.core", "CuPy", "PyTorch"]
 
 /** The fastest Python peer of a figure. */
 export const bestPython = ({ beside }: Figure): Figure["beside"][number] | undefined =>
-  beside.filter(({ name }) => pythonPeers.includes(name)).toSorted((left, right) => left.median - right.median)[0]
+  beside.filter(({ name }) => pythonPeers.includes(name.split(",")[0]!)).toSorted((left, right) =>
+    left.median - right.median
+  )[0]
 
 export const valueOf = ({ unit }: Figure, value: number): string =>
   unit === "exponent" ? value.toFixed(2) : `${rounded(value)} ${unit}`

@@ -3,7 +3,7 @@
  * its input and normalized, as in BERT. A batch of a given size is recorded once, as a graph of all its kernels, matrix
  * products and copies, and then runs with one launch.
  */
-import { CudaBlas, CudaGraph, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
+import { CudaBlas, CudaGraph, CudaMemory, CudaRuntime, CudaStream, CudaTiming } from "effect-cuda"
 import type { CudaError } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
@@ -211,7 +211,7 @@ const encode = ({ config, kernels, weights }: Model, plans: Plans, memory: Sessi
     yield* copyStart(hostEmbeddings, embeddings, 4 * batch.batch * config.hidden)
   })
 
-/** Replaces `x` by the output of a layer. */
+/** Replaces `x` by the output of a layer. Its parts are regions, which cost nothing unless a timeline measures them. */
 const encodeLayer = Effect.fnUntraced(function*(
   kernels: Kernels.Kernels,
   layer: Layer,
@@ -219,13 +219,13 @@ const encodeLayer = Effect.fnUntraced(function*(
   { context, inner, lengths, qkv, sum, x }: SessionMemory,
   batch: Batch
 ) {
-  yield* multiply(plans.qkv, layer.qkv, x, qkv)
-  yield* kernels.attention(batch, qkv, lengths, context)
-  yield* multiply(plans.output, layer.output, context, sum, x)
-  yield* kernels.norm(batch, sum, layer.attentionNorm, x)
-  yield* multiply(plans.up, layer.up, x, inner)
-  yield* multiply(plans.down, layer.down, inner, sum, x)
-  yield* kernels.norm(batch, sum, layer.mlpNorm, x)
+  yield* multiply(plans.qkv, layer.qkv, x, qkv).pipe(CudaTiming.region("qkv"))
+  yield* kernels.attention(batch, qkv, lengths, context).pipe(CudaTiming.region("attention"))
+  yield* multiply(plans.output, layer.output, context, sum, x).pipe(CudaTiming.region("output"))
+  yield* kernels.norm(batch, sum, layer.attentionNorm, x).pipe(CudaTiming.region("norm"))
+  yield* multiply(plans.up, layer.up, x, inner).pipe(CudaTiming.region("up"))
+  yield* multiply(plans.down, layer.down, inner, sum, x).pipe(CudaTiming.region("down"))
+  yield* kernels.norm(batch, sum, layer.mlpNorm, x).pipe(CudaTiming.region("norm"))
 })
 
 /** `to = from · weightᵀ + bias`, plus `added` if there is one. */

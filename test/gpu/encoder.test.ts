@@ -12,7 +12,7 @@ import * as Weights from "../../examples/encoder/Weights.ts"
 import { kernelTests } from "../encoder/kernels.ts"
 import { agrees, modelTests, options as weights, sequence } from "../encoder/model.ts"
 import { newPath } from "../encoder/support.ts"
-import { missing } from "../support/nvrtc.ts"
+import { gpu, nativeRig } from "../support/gpu.ts"
 
 const runtime = NativeRuntime.layer()
 
@@ -36,7 +36,7 @@ const served = Effect.gen(function*() {
   }).pipe(Effect.provideContext(services))
 }).pipe(Effect.scoped)
 
-describe.skipIf(missing !== undefined)("the encoder on a GPU", () => {
+describe.skipIf(gpu === undefined || !nativeRig.hasBlas)("the encoder on a GPU", () => {
   describe("its kernels", () => kernelTests(runtime))
   describe("the model", () => modelTests(runtime))
 

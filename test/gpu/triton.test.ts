@@ -14,7 +14,7 @@ import { gpu, nativeRig } from "../support/gpu.ts"
 const { f32, i32, input, nullable, output, pointer } = CudaParameter
 
 const hasTriton = gpu !== undefined && spawnSync("python3", ["-c", "import triton"]).status === 0
-const script = fileURLToPath(new URL("../support/triton.py", import.meta.url))
+const script = fileURLToPath(new URL("../support/compileTriton.py", import.meta.url))
 
 /** Triton adds two pointers to scratch memory, which is null unless the metadata asks for some. */
 const scratch = nullable(pointer)

@@ -1,4 +1,4 @@
-"""Compiles two Triton kernels ahead: `triton.py FOLDER MAJOR MINOR` writes NAME.cubin and NAME.json, what a launch needs to know."""
+"""Compiles two Triton kernels ahead: `compileTriton.py FOLDER MAJOR MINOR` writes NAME.cubin and NAME.json, what a launch needs to know."""
 
 import json
 import sys
