@@ -23,6 +23,9 @@ import { fixed, quantile } from "../support/statistics.ts"
 import { folder } from "./folder.ts"
 
 const rates = [100, 500, 1000, 2000]
+
+/** How long the first request of a batch waits for others, in milliseconds. */
+const windows = [0, 2]
 const seconds = 3
 const longest = 256
 
@@ -50,7 +53,7 @@ const startClient = Effect.fnUntraced(function*(url: string) {
   return client
 })
 
-const benchmark = Effect.gen(function*() {
+const benchmark = Effect.fnUntraced(function*(window: number) {
   const url = yield* serve(handle, { port: 0 })
   const client = yield* startClient(url)
   const encoder = yield* Encoder
@@ -78,10 +81,11 @@ const benchmark = Effect.gen(function*() {
       fixed(late.p99, 2),
       fixed(late.max)
     ])
-    figures.push(makeFigure({ group: "encoder service, latency", name: `${rate} requests/s`, unit: "ms" }, latencies))
+    const name = `${rate} requests/s, a window of ${window} ms`
+    figures.push(makeFigure({ group: "encoder service, latency", name, unit: "ms" }, latencies))
   }
   printTable(
-    "Requests over HTTP, latency in ms; event loop: lateness of timers in ms",
+    `Requests over HTTP, a window of ${window} ms: latency in ms; event loop: lateness of timers in ms`,
     ["requests/s", "answers", "failures", "p50", "p99", "max", "batch", "loop p99", "loop max"],
     rows
   )
@@ -93,8 +97,15 @@ await runOnGpu("encoder service", (ground) =>
     const runtime = yield* ground.makeRuntime()
     const path = join(yield* folder, "model.safetensors")
     yield* Effect.orDie(Weights.write(path, configs.base))
-    const encoder = Layer.provideMerge(Encoder.layer({ path }), CudaBlas.layer())
-    return yield* Effect.orDie(
-      benchmark.pipe(Effect.scoped, Effect.provide(encoder), Effect.provideService(CudaRuntime, runtime))
-    )
+    const measure = (window: number) => {
+      const encoder = Layer.provideMerge(Encoder.layer({ path, window }), CudaBlas.layer())
+      return benchmark(window).pipe(
+        Effect.scoped,
+        Effect.provide(encoder),
+        Effect.provideService(CudaRuntime, runtime),
+        Effect.orDie
+      )
+    }
+    const figures = yield* Effect.forEach(windows, measure)
+    return figures.flat()
   }))
