@@ -8,6 +8,7 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type { Inspectable } from "effect/Inspectable"
 import * as Layer from "effect/Layer"
 import type { Pipeable } from "effect/Pipeable"
@@ -29,13 +30,13 @@ import type { Operands, Scales } from "./internal/blas/operands.ts"
 import { enqueue, PlanImpl, PlanRef } from "./internal/blas/plan.ts"
 import type { Shared } from "./internal/blas/plan.ts"
 import { planning, problemOf } from "./internal/blas/problem.ts"
-import type { Compute, Epilogue, Matrix, ProductOptions } from "./internal/blas/problem.ts"
+import type { Compute, Epilogue, Matrix, Problem, ProductOptions } from "./internal/blas/problem.ts"
 import { tune } from "./internal/blas/tuning.ts"
 import { Workspaces } from "./internal/blas/workspaces.ts"
-import { refuseArgument } from "./internal/handles.ts"
+import { named, refuseArgument } from "./internal/handles.ts"
 import { namedNode } from "./internal/node.ts"
 import { isWhole } from "./internal/numbers.ts"
-import { onStream, resolveDevice } from "./internal/place.ts"
+import { CurrentPlace, onStream, resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, ResourceState } from "./layers/CudaRuntime.ts"
 
@@ -146,22 +147,21 @@ const make = Effect.fnUntraced(function*(options: BlasOptions) {
   const library = yield* CudaLibrary.load(definition, { path })
   const shared: Shared = { runtime, library, workspaces: new Workspaces(runtime, scope) }
   const handleOf = yield* makeHandles(library, runtime, scope)
-  const version = library.path === undefined ? 0n : yield* CudaLibrary.call(library, "cublasLtGetVersion", [])
+  // A call of the library would open the current device.
+  const getVersion = yield* CudaLibrary.native(library, "cublasLtGetVersion")
   return CudaBlas.of({
-    version: version === 0n ? undefined : versionOf(Number(version)),
+    version: getVersion === undefined ? undefined : versionOf(Number(getVersion())),
     path: library.path,
     plan: (options) =>
       Effect.flatMap(
         resolveDevice(options?.device),
         (deviceIndex) => makePlan(shared, handleOf(deviceIndex), options, maxWorkspaceBytes)
-      ).pipe(
-        Effect.withSpan("CudaBlas.plan")
-      )
+      ).pipe(named(planning), Effect.withSpan(planning))
   })
 })
 
 const versionOf = (version: number): string => {
-  // Since 13, a component has two digits more.
+  // Since 12, the minor version has two digits.
   const unit = version >= 100_000 ? 100 : 10
   return [Math.floor(version / (100 * unit)), Math.floor(version / 100) % unit, version % 100].join(".")
 }
@@ -201,6 +201,34 @@ const makePlan = Effect.fnUntraced(function*(
   const { tune: count = 1 } = options
   if (!isWhole(count, 1, 100)) return yield* refuseArgument(planning, "tune", count, "an integer from 1 to 100")
   const handle = yield* getHandle
+  const plan = planOn(handle, shared, problem, count, mostBytes).pipe(
+    Effect.updateService(CurrentPlace, (outer) => ({ deviceIndex: handle.deviceIndex, stream: undefined, outer }))
+  )
+  return yield* inOwnScope(plan)
+})
+
+/** Makes something in a scope of its own, so that nothing of it is released while it is made, even if the outer scope is closed meanwhile. */
+const inOwnScope = <A, E, R>(
+  self: Effect.Effect<A, E, R>
+): Effect.Effect<A, E, Exclude<R, Scope.Scope> | Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function*() {
+      const outer = yield* Effect.scope
+      const scope = yield* Scope.make()
+      const close = Scope.close(scope, Exit.void)
+      const made = yield* restore(self).pipe(Scope.provide(scope), Effect.onError(() => close))
+      yield* Scope.addFinalizer(outer, close)
+      return made
+    })
+  )
+
+const planOn = Effect.fnUntraced(function*(
+  handle: Handle,
+  shared: Shared,
+  problem: Problem,
+  count: number,
+  mostBytes: number | undefined
+) {
   const maxWorkspaceBytes = mostBytes ??
     (shared.runtime.devices[handle.deviceIndex]!.computeCapability.major >= 9 ? 32 * 2 ** 20 : 4 * 2 ** 20)
   const descriptors = yield* describe(shared.library, problem)
@@ -296,6 +324,7 @@ export const isMatmulPlan = (u: unknown): u is MatmulPlan => Predicate.hasProper
  * import { CudaBlas } from "effect-cuda"
  * import type { CudaMemory } from "effect-cuda"
  * import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
  *
  * // y = gelu(x · wᵀ + bias)
  * export const linear = (tokens: number, inputs: number, outputs: number) =>

@@ -5,6 +5,8 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { CudaError } from "../../CudaError.ts"
 import * as CudaLibrary from "../../CudaLibrary.ts"
+import type { NativeFunction } from "../../layers/CudaRuntime.ts"
+import { released } from "../handles.ts"
 import { layoutAttributes, notSupported, preferenceAttributes, productAttributes, reasonOf, result } from "./library.ts"
 import type { CublasLt } from "./library.ts"
 import { numberTypes } from "./numbers.ts"
@@ -26,8 +28,6 @@ export interface Algorithm {
   readonly workspaceBytes: number
   readonly waves: number
 }
-
-type Made = Effect.Effect<number, CudaError, Scope.Scope>
 
 const computes = { f64: 70, f32: 68, tf32: 77, fastF16: 74, fastBf16: 75, i32: 72 } as const
 
@@ -57,8 +57,9 @@ const describeProduct = Effect.fnUntraced(function*(library: CublasLt, problem: 
   const { transposeFirst, transposeSecond } = inColumns(problem)
   const { auxiliary, bias, compute, scale } = problem
   const descriptor = yield* make(
-    (out) => CudaLibrary.call(library, "cublasLtMatmulDescCreate", [out, computes[compute], numberTypes[scale].code]),
-    (address) => CudaLibrary.call(library, "cublasLtMatmulDescDestroy", [address])
+    library,
+    "cublasLtMatmulDescDestroy",
+    (out) => CudaLibrary.call(library, "cublasLtMatmulDescCreate", [out, computes[compute], numberTypes[scale].code])
   )
   const set = (attribute: number, value: Uint8Array | Int32Array | BigInt64Array) =>
     CudaLibrary.call(library, "cublasLtMatmulDescSetAttribute", [descriptor, attribute, value, value.byteLength])
@@ -79,9 +80,10 @@ const describeLayout = Effect.fnUntraced(function*(library: CublasLt, layout: La
   const { columns, count, leading, order, rows, stride, type } = layout
   const [height, width] = order === "row" ? [columns, rows] : [rows, columns]
   const descriptor = yield* make(
+    library,
+    "cublasLtMatrixLayoutDestroy",
     (out) =>
-      CudaLibrary.call(library, "cublasLtMatrixLayoutCreate", [out, numberTypes[type].code, height, width, leading]),
-    (address) => CudaLibrary.call(library, "cublasLtMatrixLayoutDestroy", [address])
+      CudaLibrary.call(library, "cublasLtMatrixLayoutCreate", [out, numberTypes[type].code, height, width, leading])
   )
   const set = (attribute: number, value: Int32Array | BigInt64Array) =>
     CudaLibrary.call(library, "cublasLtMatrixLayoutSetAttribute", [descriptor, attribute, value, value.byteLength])
@@ -98,8 +100,9 @@ const describePreference = Effect.fnUntraced(function*(
   maxWorkspaceBytes: number
 ) {
   const descriptor = yield* make(
-    (out) => CudaLibrary.call(library, "cublasLtMatmulPreferenceCreate", [out]),
-    (address) => CudaLibrary.call(library, "cublasLtMatmulPreferenceDestroy", [address])
+    library,
+    "cublasLtMatmulPreferenceDestroy",
+    (out) => CudaLibrary.call(library, "cublasLtMatmulPreferenceCreate", [out])
   )
   const set = (attribute: number, value: Uint32Array | BigUint64Array) =>
     CudaLibrary.call(library, "cublasLtMatmulPreferenceSetAttribute", [descriptor, attribute, value, value.byteLength])
@@ -111,18 +114,25 @@ const describePreference = Effect.fnUntraced(function*(
   return descriptor
 })
 
-/** A descriptor that lives as long as the scope. */
-const make = (
-  create: (out: BigUint64Array) => Effect.Effect<void, CudaError>,
-  destroy: (address: number) => Effect.Effect<void, CudaError>
-): Made =>
+/** A descriptor that lives as long as the scope. It may be destroyed after the runtime, because the library stays loaded. */
+const make = Effect.fnUntraced(function*(
+  library: CublasLt,
+  destroy: keyof CublasLt["definition"]["functions"],
+  create: (out: BigUint64Array) => Effect.Effect<void, CudaError>
+) {
+  const destroyer = yield* CudaLibrary.native(library, destroy)
+  const out = new BigUint64Array(1)
+  return yield* Effect.acquireRelease(
+    Effect.map(create(out), () => Number(out[0])),
+    (address) => destroyer === undefined ? Effect.void : released(call(destroy, destroyer, address))
+  )
+})
+
+const call = (name: string, destroyer: NativeFunction, address: number): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
-    const out = new BigUint64Array(1)
-    return Effect.acquireRelease(
-      Effect.map(create(out), () => Number(out[0])),
-      // After the runtime there is no library to call, and only memory of the process is left.
-      (address) => Effect.ignore(destroy(address))
-    )
+    const code = Number(destroyer(address))
+    if (code === 0) return Effect.void
+    return Effect.fail(new CudaError({ operation: "CudaBlas.release", call: name, reason: reasonOf(code) }))
   })
 
 /** Asks for algorithms, the best first, off the JS thread: the first question takes 0.1 s. */
@@ -137,7 +147,7 @@ export const findAlgorithms = (
     const preference = yield* describePreference(library, problem, options.maxWorkspaceBytes)
     const results = new Uint8Array(options.count * result.bytes)
     const found = new Int32Array(1)
-    yield* CudaLibrary.call(library, "cublasLtMatmulAlgoGetHeuristic", [
+    const asked = CudaLibrary.call(library, "cublasLtMatmulAlgoGetHeuristic", [
       handle,
       product,
       first,
@@ -149,6 +159,8 @@ export const findAlgorithms = (
       results,
       found
     ])
+    // The call goes on after an interruption, and uses the descriptors.
+    yield* Effect.uninterruptible(asked)
     const algorithms = algorithmsOf(results, found[0]!)
     if (algorithms.length > 0) return algorithms
     return yield* new CudaError({

@@ -30,8 +30,12 @@ const codes: { readonly [code: number]: readonly [name: string, description: str
   16: ["CUBLAS_STATUS_LICENSE_ERROR", "the library found no license"]
 }
 
+/** Stands for a status of a product whose plan was released before the call. */
+export const planReleased = -1
+
 /** The reason for a code. */
 export const reasonOf = (code: number): CudaErrorReason => {
+  if (code === planReleased) return { _tag: "ResourceReleased", resource: "the plan" }
   const [name, description = "", advice = ""] = codes[code] ?? []
   return { _tag: "LibraryFailed", library: "cuBLASLt", code, name, description, advice, isRetryable: code === 3 }
 }

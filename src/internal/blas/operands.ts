@@ -42,9 +42,42 @@ export const multiplying = "CudaBlas.matmul"
 const no = (argument: string, value: unknown, expected: string) =>
   invalidArgument(multiplying, argument, value, expected)
 
+/** Reads everything once: the object of the program may change until the call, and a getter may return anything. */
+export const readOperands = (operands: Operands): Operands => {
+  if (!isObject(operands)) return operands
+  const { a, alpha, auxiliary, b, beta, bias, c, d, scales } = operands
+  return {
+    a: readPart(a),
+    b: readPart(b),
+    c: readPart(c),
+    d: readPart(d),
+    bias: readPart(bias),
+    auxiliary: readPart(auxiliary),
+    alpha,
+    beta,
+    scales: readScales(scales)
+  }
+}
+
+const isObject = (value: unknown): value is object => typeof value === "object" && value !== null
+
+function readPart(part: Part): Part
+function readPart(part: Part | undefined): Part | undefined
+function readPart(part: Part | undefined): Part | undefined {
+  if (!isObject(part) || isBuffer(part)) return part
+  const { buffer, byteLength, offset } = part
+  return { buffer, byteLength, offset }
+}
+
+const readScales = (scales: Scales | undefined): Scales | undefined => {
+  if (!isObject(scales)) return scales
+  const { a, b, c, d } = scales
+  return { a: readPart(a), b: readPart(b), c: readPart(c), d: readPart(d) }
+}
+
 /** Returns the failure of the first operand that does not fit. What does not depend on the plan is checked when the product is enqueued. */
 export const refuseOperands = (problem: Problem, operands: Operands): CudaError | undefined => {
-  if (typeof operands !== "object" || operands === null) return no("operands", operands, "the matrices a, b and d")
+  if (!isObject(operands)) return no("operands", operands, "the matrices a, b and d")
   const { a, alpha = 1, auxiliary, b, beta = 0, bias, c, d } = operands
   const { alignment } = problem
   return refusePart("a", a, problem.a.byteLength, alignment) ??
@@ -65,7 +98,7 @@ const refusePart = (name: string, part: Part, byteLength: number, alignment: num
 }
 
 const isPart = (part: unknown): part is Part =>
-  typeof part === "object" && part !== null && "buffer" in part && isBuffer(part.buffer) &&
+  isObject(part) && "buffer" in part && isBuffer(part.buffer) &&
   part.buffer.kind === "device"
 
 /** The result can be added to unless its type differs. */
@@ -88,7 +121,7 @@ const refuseFactor = (name: string, factor: number, { scale }: Problem): CudaErr
 
 const refuseScales = (problem: Problem, scales: Scales | undefined): CudaError | undefined => {
   if (scales === undefined) return undefined
-  if (typeof scales !== "object" || scales === null) return no("scales", scales, "factors of a, b, c and d")
+  if (!isObject(scales)) return no("scales", scales, "factors of a, b, c and d")
   for (const name of ["a", "b", "c", "d"] as const) {
     const scale = scales[name]
     if (scale === undefined) continue

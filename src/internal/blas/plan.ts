@@ -9,14 +9,14 @@ import type { DeviceBuffer, Slice } from "../../CudaMemory.ts"
 import type { CudaRuntimeService, NativeFunction, ResourceState, StreamRef } from "../../layers/CudaRuntime.ts"
 import { DeviceHandle, oneLine, unlessLive } from "../handles.ts"
 import type { Algorithm, Descriptors } from "./descriptors.ts"
-import { productAttributes } from "./library.ts"
+import { planReleased, productAttributes } from "./library.ts"
 import type { CublasLt } from "./library.ts"
-import { multiplying, refuseOperands } from "./operands.ts"
+import { multiplying, readOperands, refuseOperands } from "./operands.ts"
 import type { Operands } from "./operands.ts"
 import { inColumns } from "./problem.ts"
 import type { Problem } from "./problem.ts"
 import { multiply } from "./product.ts"
-import { allocate } from "./workspaces.ts"
+import { allocate, isUsable } from "./workspaces.ts"
 import type { Workspaces } from "./workspaces.ts"
 
 type Part = Slice<DeviceBuffer>
@@ -116,18 +116,51 @@ export class PlanImpl extends DeviceHandle<PlanRef> {
 /** Enqueues a product. */
 export const enqueue = (plan: PlanRef, operands: Operands, stream: StreamRef): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
-    const refused = refuseState(plan) ?? refuseOperands(plan.problem, operands) ?? refuseStream(plan, stream)
-    if (refused !== undefined) return refused
-    const { workspaceBytes } = plan.algorithm
-    if (workspaceBytes === 0) return enqueueWith(plan, operands, stream, undefined)
-    const kept = stream.isRecording ? plan.workspace : plan.shared.workspaces.on(stream, workspaceBytes)
-    if (kept !== undefined) return enqueueWith(plan, operands, stream, kept)
-    return Effect.flatMap(makeWorkspace(plan, stream), (made) => enqueueWith(plan, operands, stream, made))
+    const given = readOperands(operands)
+    return refuseOperands(plan.problem, given) ?? refuseStream(plan, stream) ?? enqueueGiven(plan, given, stream)
   })
 
+const enqueueGiven = (plan: PlanRef, operands: Operands, stream: StreamRef): Effect.Effect<void, CudaError> => {
+  const refused = refuseState(plan)
+  if (refused !== undefined) return refused
+  const { workspaceBytes } = plan.algorithm
+  // The runtime refuses a stream that is gone.
+  if (workspaceBytes === 0 || stream.state !== "live") return enqueueWith(plan, operands, stream, undefined)
+  const kept = workspaceOf(plan, stream)
+  return kept === undefined ? enqueueAfterMaking(plan, operands, stream) : enqueueIn(kept, plan, operands, stream)
+}
+
+/** While the workspace was made, the plan may have been released, and the workspace replaced. */
+const enqueueAfterMaking = (plan: PlanRef, operands: Operands, stream: StreamRef): Effect.Effect<void, CudaError> =>
+  Effect.flatMap(makeWorkspace(plan, stream), () => enqueueGiven(plan, operands, stream))
+
+/** Other fibers may run before the call, and replace the workspace. Then it is refused, and nothing was enqueued. */
+const enqueueIn = (
+  workspace: DeviceBuffer,
+  plan: PlanRef,
+  operands: Operands,
+  stream: StreamRef
+): Effect.Effect<void, CudaError> =>
+  Effect.catch(
+    enqueueWith(plan, operands, stream, workspace),
+    (error) =>
+      isUsable(workspace) || error.reason._tag !== "ResourceReleased"
+        ? Effect.fail(error)
+        : enqueueGiven(plan, operands, stream)
+  )
+
+const workspaceOf = (plan: PlanRef, stream: StreamRef): DeviceBuffer | undefined => {
+  if (!stream.isRecording) return plan.shared.workspaces.on(stream, plan.algorithm.workspaceBytes)
+  return plan.workspace !== undefined && isUsable(plan.workspace) ? plan.workspace : undefined
+}
+
+/** The layer's scope is closed before the handle is destroyed. */
+const isReleased = (plan: PlanRef): boolean =>
+  plan.state !== "live" || plan.handle.ref.state !== "live" || plan.shared.workspaces.isClosed
+
 const refuseState = (plan: PlanRef): CudaError | undefined => {
-  const resource = plan.state !== "live" ? plan : plan.handle.ref.state !== "live" ? plan.handle : undefined
-  if (resource === undefined) return undefined
+  if (!isReleased(plan)) return undefined
+  const resource = plan.state !== "live" ? plan : plan.handle
   return new CudaError({
     operation: multiplying,
     deviceIndex: plan.deviceIndex,
@@ -145,11 +178,14 @@ const refuseStream = (plan: PlanRef, stream: StreamRef): CudaError | undefined =
   })
 }
 
-const makeWorkspace = (plan: PlanRef, stream: StreamRef): Effect.Effect<DeviceBuffer, CudaError> => {
+const makeWorkspace = (plan: PlanRef, stream: StreamRef): Effect.Effect<void, CudaError> => {
   const { algorithm: { workspaceBytes }, deviceIndex, scope, shared: { runtime, workspaces } } = plan
   if (!stream.isRecording) return workspaces.make(stream, workspaceBytes)
-  const made = allocate(runtime, deviceIndex, workspaceBytes, { ordered: true }, scope)
-  return Effect.map(made, (buffer) => plan.workspace ??= buffer)
+  return allocate(runtime, deviceIndex, workspaceBytes, { ordered: true }, scope, ({ buffer, release }) => {
+    if (workspaceOf(plan, stream) !== undefined) return release
+    plan.workspace = buffer
+    return Effect.void
+  })
 }
 
 const enqueueWith = (
@@ -204,8 +240,9 @@ const addendAddress = ({ problem }: PlanRef, operands: Operands): number => {
   return problem.c.type === problem.d.type ? addressOf(operands.d) : 0
 }
 
-/** Makes the calls. Returns the first status that is not 0. */
+/** Makes the calls. Returns the first status that is not 0. Other fibers may have released the plan after it was checked. */
 const call = (plan: PlanRef, operands: Operands, workspace: DeviceBuffer | undefined, stream: number): number => {
+  if (isReleased(plan)) return planReleased
   const { algorithm, alpha, beta, handle, isSwapped } = plan
   const { descriptors, matmul } = plan.native!
   const status = setPointers(plan, operands)

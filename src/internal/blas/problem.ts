@@ -5,7 +5,7 @@
  * A matrix in row order is its transpose in column order. If the result is in row order, the transposed product is computed, with the
  * operands swapped: `dᵀ = bᵀ · aᵀ`.
  */
-import { invalidArgument } from "../../CudaError.ts"
+import { invalidArgument, isCudaError } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { isWhole } from "../numbers.ts"
 import { numberTypes } from "./numbers.ts"
@@ -107,14 +107,16 @@ const types = Object.keys(numberTypes).join(", ")
 /** Checks the options of a plan. */
 export const problemOf = (options: ProductOptions): Problem | CudaError => {
   const [a, b, d] = [layoutOf("a", options?.a), layoutOf("b", options?.b), layoutOf("d", options?.d)]
-  if (!isLayout(a)) return a
-  if (!isLayout(b)) return b
-  if (!isLayout(d)) return d
-  const { alignment = 16, compute = "f32", epilogue = {}, fastAccumulation = false } = options
-  const { transposeA = false, transposeB = false } = options
+  if (isCudaError(a)) return a
+  if (isCudaError(b)) return b
+  if (isCudaError(d)) return d
+  const { alignment = 16, compute = "f32", fastAccumulation = false, transposeA = false, transposeB = false } = options
+  const epilogue = epilogueOf(options.epilogue)
+  if (isCudaError(epilogue)) return epilogue
   const [rows, depth] = transposeA ? [a.columns, a.rows] : [a.rows, a.columns]
   const [height, columns] = transposeB ? [b.columns, b.rows] : [b.rows, b.columns]
-  const refused = refuseSizes(rows, depth, height, columns, d) ?? refuseBatches(a, b, d) ?? refuseTypes(a, b, d) ??
+  const refused = refuseFlags({ transposeA, transposeB, fastAccumulation }) ??
+    refuseSizes(rows, depth, height, columns, d) ?? refuseBatches(a, b, d) ?? refuseTypes(a, b, d) ??
     refuseEpilogue(epilogue, d) ?? refuseCompute(compute, a) ?? refuseAlignment(alignment)
   if (refused !== undefined) return refused
   const biasType = isEighth(d.type) ? "bf16" : d.type
@@ -140,28 +142,45 @@ export const problemOf = (options: ProductOptions): Problem | CudaError => {
   }
 }
 
-const isLayout = (value: Layout | CudaError): value is Layout => "leading" in value
-
 const no = (argument: string, value: unknown, expected: string) => invalidArgument(planning, argument, value, expected)
 
 const layoutOf = (name: string, matrix: Matrix): Layout | CudaError => {
   if (typeof matrix !== "object" || matrix === null) return no(name, matrix, "a matrix with rows, columns and a type")
   const { batch = { count: 1, stride: 0 }, columns, order = "row", rows, type } = matrix
-  if (!Object.hasOwn(numberTypes, type)) return no(`${name}.type`, type, `one of ${types}`)
+  if (typeof type !== "string" || !Object.hasOwn(numberTypes, type)) return no(`${name}.type`, type, `one of ${types}`)
   if (order !== "row" && order !== "column") return no(`${name}.order`, order, `"row" or "column"`)
   const most = 2 ** 31 - 1
-  if (!isWhole(rows, 1, most)) return no(`${name}.rows`, rows, "an integer of at least 1")
-  if (!isWhole(columns, 1, most)) return no(`${name}.columns`, columns, "an integer of at least 1")
+  if (!isWhole(rows, 1, most)) return no(`${name}.rows`, rows, `an integer from 1 to ${most}`)
+  if (!isWhole(columns, 1, most)) return no(`${name}.columns`, columns, `an integer from 1 to ${most}`)
   const [lines, length] = order === "row" ? [rows, columns] : [columns, rows]
   const { leading = length } = matrix
   if (!isWhole(leading, length)) {
     return no(`${name}.leading`, leading, `at least ${length}, the length of a ${order === "row" ? "row" : "column"}`)
   }
-  const { count, stride } = batch ?? {}
-  if (!isWhole(count, 1, most)) return no(`${name}.batch.count`, count, "an integer of at least 1")
+  if (typeof batch !== "object" || batch === null) return no(`${name}.batch`, batch, "an object with count and stride")
+  const { count, stride } = batch
+  if (!isWhole(count, 1, most)) return no(`${name}.batch.count`, count, `an integer from 1 to ${most}`)
   if (!isWhole(stride, 0)) return no(`${name}.batch.stride`, stride, "an integer of at least 0, in elements")
-  const elements = (count - 1) * stride + (lines - 1) * leading + length
-  return { type, order, rows, columns, leading, count, stride, byteLength: elements * numberTypes[type].size }
+  const byteLength = ((count - 1) * stride + (lines - 1) * leading + length) * numberTypes[type].size
+  // Beyond this, not even the library's own numbers would be right.
+  if (!isWhole(byteLength, 1)) return no(name, `of ${byteLength} bytes`, "a matrix of at most 2^53 bytes")
+  return { type, order, rows, columns, leading, count, stride, byteLength }
+}
+
+/** Reads each option once, since a getter may return anything. */
+const epilogueOf = (epilogue: Epilogue = {}): Epilogue | CudaError => {
+  if (typeof epilogue !== "object" || epilogue === null) {
+    return no("epilogue", epilogue, "an object with bias, activation and auxiliary")
+  }
+  const { activation, auxiliary, bias } = epilogue
+  return { activation, auxiliary, bias }
+}
+
+const refuseFlags = (flags: { readonly [name: string]: unknown }): CudaError | undefined => {
+  for (const [name, flag] of Object.entries(flags)) {
+    if (typeof flag !== "boolean") return no(name, flag, "true or false")
+  }
+  return undefined
 }
 
 const refuseSizes = (rows: number, depth: number, height: number, columns: number, d: Layout) => {

@@ -26,6 +26,7 @@ export const tune = (plan: PlanRef, algorithms: ReadonlyArray<Algorithm>): Effec
     const { deviceIndex: device } = plan
     const stream = yield* CudaStream.make({ device })
     const operands = yield* allocateOperands(plan, stream)
+    yield* Effect.addFinalizer(() => plan.shared.workspaces.release(stream.ref))
     const [start, end] = [
       yield* CudaEvent.make({ device, timing: true }),
       yield* CudaEvent.make({ device, timing: true })

@@ -8,62 +8,85 @@ import type { CudaError } from "../../CudaError.ts"
 import * as CudaMemory from "../../CudaMemory.ts"
 import { CudaRuntime } from "../../layers/CudaRuntime.ts"
 import type { CudaRuntimeService, StreamRef } from "../../layers/CudaRuntime.ts"
+import { named } from "../handles.ts"
+import { multiplying } from "./operands.ts"
 
-interface Workspace {
+/** A workspace that was made, and how it is released before its scope. */
+interface Made {
   readonly buffer: CudaMemory.DeviceBuffer
-  readonly scope: Scope.Closeable
+  readonly release: Effect.Effect<void>
 }
 
 /** The workspaces of a service. */
 export class Workspaces {
   readonly #runtime: CudaRuntimeService
   readonly #scope: Scope.Scope
-  readonly #byStream = new Map<StreamRef, Workspace>()
+  readonly #byStream = new Map<StreamRef, Made>()
   constructor(runtime: CudaRuntimeService, scope: Scope.Scope) {
     this.#runtime = runtime
     this.#scope = scope
   }
 
+  /** Whether the service was released, or is about to be. */
+  get isClosed(): boolean {
+    return this.#scope.state._tag === "Closed"
+  }
+
   /** The workspace of a stream, if it is large enough. Products of one stream run one after another, so they share it. */
   on(stream: StreamRef, byteLength: number): CudaMemory.DeviceBuffer | undefined {
     const buffer = this.#byStream.get(stream)?.buffer
-    return buffer !== undefined && buffer.byteLength >= byteLength ? buffer : undefined
+    return buffer !== undefined && buffer.byteLength >= byteLength && isUsable(buffer) ? buffer : undefined
   }
 
   /** Makes a workspace for a stream, and releases the smaller one before it and those of streams that are gone. */
-  readonly make = (stream: StreamRef, byteLength: number): Effect.Effect<CudaMemory.DeviceBuffer, CudaError> =>
-    Effect.uninterruptible(
-      Effect.flatMap(
-        Scope.fork(this.#scope),
-        (scope) =>
-          allocate(this.#runtime, stream.deviceIndex, byteLength, {}, scope).pipe(
-            Effect.onError(() => Scope.close(scope, Exit.void)),
-            Effect.tap((buffer) => this.#replace(stream, { buffer, scope }))
-          )
-      )
-    )
+  make(stream: StreamRef, byteLength: number): Effect.Effect<void, CudaError> {
+    return allocate(this.#runtime, stream.deviceIndex, byteLength, {}, this.#scope, (made) =>
+      // Another fiber may have made one meanwhile.
+      this.on(stream, byteLength) === undefined ? this.#replace(stream, made) : made.release)
+  }
 
-  #replace(stream: StreamRef, made: Workspace): Effect.Effect<void> {
-    const gone: Array<Workspace> = []
+  /** Releases the workspace of a stream. */
+  release(stream: StreamRef): Effect.Effect<void> {
+    const known = this.#byStream.get(stream)
+    this.#byStream.delete(stream)
+    return known?.release ?? Effect.void
+  }
+
+  #replace(stream: StreamRef, made: Made): Effect.Effect<void> {
+    const gone: Array<Made> = []
     for (const [other, workspace] of this.#byStream) {
       if (other !== stream && other.state === "live") continue
       gone.push(workspace)
       this.#byStream.delete(other)
     }
     this.#byStream.set(stream, made)
-    return Effect.forEach(gone, ({ scope }) => Scope.close(scope, Exit.void), { discard: true })
+    return Effect.forEach(gone, ({ release }) => release, { discard: true })
   }
 }
 
-/** Allocates memory that lives as long as a scope, outside of recordings. */
+export const isUsable = (buffer: CudaMemory.DeviceBuffer): boolean => buffer.ref.state === "live"
+
+/**
+ * Allocates memory that lives as long as a scope, outside of recordings, and passes it on. Interruption ends the wait for memory, and comes
+ * before it was passed on or not at all.
+ */
 export const allocate = (
   runtime: CudaRuntimeService,
   device: number,
   byteLength: number,
   options: { readonly ordered?: boolean },
-  scope: Scope.Scope
-): Effect.Effect<CudaMemory.DeviceBuffer, CudaError> =>
-  CudaMemory.allocate(byteLength, { device, ordered: false, ...options }).pipe(
-    Effect.provideService(CudaRuntime, runtime),
-    Effect.provideService(Scope.Scope, scope)
+  outer: Scope.Scope,
+  use: (made: Made) => Effect.Effect<void>
+): Effect.Effect<void, CudaError> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Scope.fork(outer), (scope) => {
+      const release = Scope.close(scope, Exit.void)
+      return restore(CudaMemory.allocate(byteLength, { device, ordered: false, ...options })).pipe(
+        Effect.provideService(CudaRuntime, runtime),
+        Effect.provideService(Scope.Scope, scope),
+        named(multiplying),
+        Effect.onError(() => release),
+        Effect.flatMap((buffer) => use({ buffer, release }))
+      )
+    })
   )
