@@ -3,6 +3,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
+  CudaBlas,
   CudaBranch,
   CudaDependency,
   CudaEvent,
@@ -82,6 +83,24 @@ describe("a handle prints as one line", () => {
       const kernel = yield* CudaKernel.get(module, "scale", [CudaParameter.u32, CudaParameter.f32])
       printsAs(kernel, "CudaKernel(scale, u32, f32)")
     }).pipe(Effect.scoped, inRuntime))
+
+  it.live("plans of products, and their state once they are released", () =>
+    Effect.gen(function*() {
+      const matrix = { rows: 8, columns: 4, type: "bf16" } as const
+      const scope = yield* Scope.make()
+      const plan = yield* CudaBlas.plan({
+        a: matrix,
+        b: { ...matrix, rows: 4, columns: 16 },
+        d: { rows: 8, columns: 16, type: "f32" },
+        device: 1
+      }).pipe(Scope.provide(scope))
+      printsAs(plan, "MatmulPlan(8 × 16 × 4, bf16 · bf16 → f32, device 1)")
+      assert.deepInclude(plan.toJSON(), { _id: "MatmulPlan", rows: 8, columns: 16, depth: 4, state: "live" })
+      assert.isTrue(CudaBlas.isMatmulPlan(plan))
+      assert.isFalse(CudaBlas.isMatmulPlan({ plan }))
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual(String(plan), "MatmulPlan(8 × 16 × 4, bf16 · bf16 → f32, device 1, released)")
+    }).pipe(Effect.provide(CudaBlas.layer()), inRuntime))
 
   it.live("branches and task graphs", () =>
     Effect.gen(function*() {

@@ -3,10 +3,20 @@
  * decides; the test runs what it can without a device.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaDevice, CudaError, CudaEvent, CudaLibrary, CudaMemory, CudaParameter, CudaStream } from "effect-cuda"
+import {
+  CudaBlas,
+  CudaDevice,
+  CudaError,
+  CudaEvent,
+  CudaLibrary,
+  CudaMemory,
+  CudaParameter,
+  CudaStream
+} from "effect-cuda"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false
@@ -88,6 +98,51 @@ export const libraryCalls = (
     CudaLibrary.handle(library, { create: "create", destroy: "destroy" }),
     // @ts-expect-error the value is a number
     CudaLibrary.handle(library, { create: "create", values: ["3"], destroy: "destroy" })
+  ]
+}
+
+/** C functions take and return anything, and are found by the names of the description. */
+export const nativeFunctions = (library: Library) => {
+  const found = CudaLibrary.native(library, "scale")
+  const isFunction = same<Effect.Success<typeof found>, CudaLibrary.NativeFunction | undefined>(true)
+  const isFailing = same<Effect.Error<typeof found>, CudaError.CudaError>(true)
+  const asksForNothing = same<Effect.Services<typeof found>, never>(true)
+  return [
+    isFunction,
+    isFailing,
+    asksForNothing,
+    CudaMemory.enqueue({ status: library }, () => 0),
+    // @ts-expect-error no function of that name
+    CudaLibrary.native(library, "scales")
+  ]
+}
+
+/** Products: a plan asks for the service and a scope, and a product for nothing. */
+export const products = ({ device, host, stream }: Given, plan: CudaBlas.MatmulPlan) => {
+  const matrix = { rows: 16, columns: 16, type: "f32" } as const
+  const planned = CudaBlas.plan({ a: matrix, b: matrix, d: { ...matrix, order: "column" }, epilogue: { bias: true } })
+  const isPlan = same<Effect.Success<typeof planned>, CudaBlas.MatmulPlan>(true)
+  const asksFor = same<Effect.Services<typeof planned>, CudaBlas.CudaBlas | Scope.Scope>(true)
+  const operands = { a: device, b: CudaMemory.slice(device, 0, 1024), d: device }
+  const product: Operation = CudaBlas.matmul(plan, { ...operands, alpha: 2, bias: undefined }, stream)
+  const layer: Layer.Layer<CudaBlas.CudaBlas, CudaError.CudaError, CudaRuntime> = CudaBlas.layer()
+  return [
+    isPlan,
+    asksFor,
+    product,
+    layer,
+    // @ts-expect-error no such type of numbers
+    CudaBlas.plan({ a: { ...matrix, type: "f128" }, b: matrix, d: matrix }),
+    // @ts-expect-error no result
+    CudaBlas.plan({ a: matrix, b: matrix }),
+    // @ts-expect-error no such activation
+    CudaBlas.plan({ a: matrix, b: matrix, d: matrix, epilogue: { activation: "tanh" } }),
+    // @ts-expect-error memory of the host
+    CudaBlas.matmul(plan, { ...operands, a: host }),
+    // @ts-expect-error no memory for the result
+    CudaBlas.matmul(plan, { a: device, b: device }),
+    // @ts-expect-error not a plan
+    CudaBlas.matmul({ rows: 16 }, operands)
   ]
 }
 
