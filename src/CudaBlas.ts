@@ -33,7 +33,8 @@ import { planning, problemOf } from "./internal/blas/problem.ts"
 import type { Compute, Epilogue, Matrix, Problem, ProductOptions } from "./internal/blas/problem.ts"
 import { tune } from "./internal/blas/tuning.ts"
 import { Workspaces } from "./internal/blas/workspaces.ts"
-import { named, refuseArgument } from "./internal/handles.ts"
+import { isStream } from "./internal/given.ts"
+import { named, refuseArgument, refuseForeign } from "./internal/handles.ts"
 import { namedNode } from "./internal/node.ts"
 import { isWhole } from "./internal/numbers.ts"
 import { CurrentPlace, onStream, resolveDevice } from "./internal/place.ts"
@@ -373,10 +374,15 @@ export const plan = (options: PlanOptions): Effect.Effect<MatmulPlan, CudaError,
  */
 export const matmul = (plan: MatmulPlan, operands: Operands, stream?: CudaStream): Effect.Effect<void, CudaError> => {
   if (!isPlanImpl(plan)) return refuseArgument(multiplying, "plan", plan, "a plan made with CudaBlas.plan")
+  if (stream !== undefined && isForeign(stream, plan.runtime)) return refuseForeign(multiplying, stream)
   return onStream(multiplying, plan.runtime, plan.deviceIndex, stream, (on) => {
     const enqueued = enqueue(plan.ref, operands, on)
     return on.isRecording ? namedNode(enqueued, "matmul") : enqueued
   })
 }
+
+/** Found before a workspace is made for it. */
+const isForeign = (stream: CudaStream, { identity }: CudaRuntimeService): boolean =>
+  isStream(stream) && stream.runtime.identity !== identity
 
 const isPlanImpl = (plan: unknown): plan is PlanImpl => plan instanceof PlanImpl

@@ -347,6 +347,17 @@ export const blasContract = (rig: Rig): void =>
         yield* isProduct(d, 16, stream)
       })))
 
+    on("do not see what changes after the call", () =>
+      cleanly(Effect.gen(function*() {
+        const { a, b, d, plan } = yield* square(16)
+        const stream = yield* CudaStream.make()
+        const operands = { a, b, d, alpha: 1, beta: 0 }
+        yield* (yield* Busy).enqueue(stream, 20)
+        yield* CudaBlas.matmul(plan, operands, stream)
+        Object.assign(operands, { a: d, alpha: 3, beta: 1 })
+        yield* isProduct(d, 16, stream)
+      })))
+
     on("order the uses of ordered buffers", () =>
       cleanly(Effect.gen(function*() {
         const { a, b, plan } = yield* square(16)

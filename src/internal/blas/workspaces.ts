@@ -11,6 +11,9 @@ import type { CudaRuntimeService, StreamRef } from "../../layers/CudaRuntime.ts"
 import { named } from "../handles.ts"
 import { multiplying } from "./operands.ts"
 
+/** How many streams of other code have a workspace. Those that are gone look like the others. */
+const mostForeign = 16
+
 /** A workspace that was made, and how it is released before its scope. */
 interface Made {
   readonly buffer: CudaMemory.DeviceBuffer
@@ -38,7 +41,10 @@ export class Workspaces {
     return buffer !== undefined && buffer.byteLength >= byteLength && isUsable(buffer) ? buffer : undefined
   }
 
-  /** Makes a workspace for a stream, and releases the smaller one before it and those of streams that are gone. */
+  /**
+   * Makes a workspace for a stream, and releases the smaller one before it and those of streams that are gone. A product that was prepared
+   * with one of these makes another one.
+   */
   make(stream: StreamRef, byteLength: number): Effect.Effect<void, CudaError> {
     return allocate(this.#runtime, stream.deviceIndex, byteLength, {}, this.#scope, (made) =>
       // Another fiber may have made one meanwhile.
@@ -53,14 +59,13 @@ export class Workspaces {
   }
 
   #replace(stream: StreamRef, made: Made): Effect.Effect<void> {
-    const gone: Array<Made> = []
-    for (const [other, workspace] of this.#byStream) {
-      if (other !== stream && other.state === "live") continue
-      gone.push(workspace)
-      this.#byStream.delete(other)
-    }
+    const streams = Array.from(this.#byStream.keys())
+    const gone = streams.filter((other) => other === stream || other.state !== "live")
+    const foreign = streams.filter((other) => other.origin === "foreign" && !gone.includes(other))
+    if (stream.origin === "foreign") gone.push(...foreign.slice(0, Math.max(foreign.length + 1 - mostForeign, 0)))
+    const releases = gone.map((other) => this.release(other))
     this.#byStream.set(stream, made)
-    return Effect.forEach(gone, ({ release }) => release, { discard: true })
+    return Effect.forEach(releases, (release) => release, { discard: true })
   }
 }
 
