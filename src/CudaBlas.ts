@@ -317,7 +317,8 @@ export const isMatmulPlan = (u: unknown): u is MatmulPlan => Predicate.hasProper
  * 8-bit types need an `a` in row order, a transposed `b`, and sizes that are multiples of 16.
  *
  * Plan before a recording: inside one, it fails with `CannotRecord`. If the algorithm needs memory to work in, all graphs with products
- * of one plan share it, and these products run one after another, also on branches. Keep the plan as long as the graphs are launched.
+ * of one plan share it, and these products run one after another, also on branches. Keep the plan and the layer as long as the graphs
+ * are launched.
  *
  * **Example** (A linear layer with a bias and an activation)
  *

@@ -1110,6 +1110,29 @@ describe("planning", () => {
       }
     })))
 
+  it.live("promises no alignment that the matrices of a batch do not have, and elements their own", () =>
+    withBlas(Effect.gen(function*() {
+      const preferenceOf = (options: PlanOptions) =>
+        Effect.map(CudaBlas.plan(options), () => blas.heuristics.at(-1)!.preference)
+      const batch = (stride: number) => ({ ...square("f32").a, batch: { count: 2, stride } })
+      // The result is in rows, so b is first.
+      assert.deepInclude(yield* preferenceOf({ a: batch(257), b: batch(0), d: batch(258) }), {
+        5: 16,
+        6: 4,
+        7: 8,
+        8: 8
+      })
+      assert.deepInclude(yield* preferenceOf({ a: batch(2 ** 50 + 2), b: batch(256), d: batch(256) }), { 5: 16, 6: 8 })
+      assert.deepInclude(yield* preferenceOf({ ...square("f64"), alignment: 1 }), { 5: 8, 6: 8, 7: 8, 8: 8 })
+      const plan = yield* CudaBlas.plan({ ...square("f16"), alignment: 1 })
+      const buffer = yield* CudaMemory.allocate(1024)
+      const [a, b, d] = [2, 34, 66].map((offset) => CudaMemory.slice(buffer, offset, 512))
+      yield* CudaBlas.matmul(plan, { a: a!, b: b!, d: d! })
+      // A fault of the GPU would end all contexts.
+      yield* refuses(CudaBlas.matmul(plan, { a: CudaMemory.slice(buffer, 1, 512), b: b!, d: d! }), "a")
+      yield* refuses(CudaBlas.matmul(plan, { a: a!, b: b!, d: CudaMemory.slice(buffer, 3, 512) }), "d")
+    })))
+
   it.live("cannot be recorded, and leaves nothing", () =>
     withBlas(Effect.gen(function*() {
       yield* failsWith(CudaGraph.record(Effect.scoped(CudaBlas.plan(square()))), "CannotRecord")

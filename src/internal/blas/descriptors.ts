@@ -10,7 +10,7 @@ import { released } from "../handles.ts"
 import { layoutAttributes, notSupported, preferenceAttributes, productAttributes, reasonOf, result } from "./library.ts"
 import type { CublasLt } from "./library.ts"
 import { numberTypes } from "./numbers.ts"
-import { inColumns, planning } from "./problem.ts"
+import { commonAlignment, inColumns, planning } from "./problem.ts"
 import type { Layout, Problem } from "./problem.ts"
 
 /** The addresses of the descriptors of a product. */
@@ -96,7 +96,7 @@ const describeLayout = Effect.fnUntraced(function*(library: CublasLt, layout: La
 
 const describePreference = Effect.fnUntraced(function*(
   library: CublasLt,
-  { alignment }: Problem,
+  problem: Problem,
   maxWorkspaceBytes: number
 ) {
   const descriptor = yield* make(
@@ -108,9 +108,12 @@ const describePreference = Effect.fnUntraced(function*(
     CudaLibrary.call(library, "cublasLtMatmulPreferenceSetAttribute", [descriptor, attribute, value, value.byteLength])
   const { maxWorkspaceBytes: most, minAlignmentA, minAlignmentB, minAlignmentC, minAlignmentD } = preferenceAttributes
   yield* set(most, BigUint64Array.of(BigInt(maxWorkspaceBytes)))
-  for (const attribute of [minAlignmentA, minAlignmentB, minAlignmentC, minAlignmentD]) {
-    yield* set(attribute, Uint32Array.of(alignment))
-  }
+  const { first, second } = inColumns(problem)
+  const align = (attribute: number, layout: Layout) => set(attribute, Uint32Array.of(commonAlignment(problem, layout)))
+  yield* align(minAlignmentA, first)
+  yield* align(minAlignmentB, second)
+  yield* align(minAlignmentC, problem.c)
+  yield* align(minAlignmentD, problem.d)
   return descriptor
 })
 

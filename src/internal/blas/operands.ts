@@ -5,6 +5,7 @@ import { invalidArgument } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { isBuffer } from "../../CudaMemory.ts"
 import type { DeviceBuffer, Slice } from "../../CudaMemory.ts"
+import { alignmentOf } from "./problem.ts"
 import type { Problem } from "./problem.ts"
 
 type Part = Slice<DeviceBuffer>
@@ -79,22 +80,24 @@ const readScales = (scales: Scales | undefined): Scales | undefined => {
 export const refuseOperands = (problem: Problem, operands: Operands): CudaError | undefined => {
   if (!isObject(operands)) return no("operands", operands, "the matrices a, b and d")
   const { a, alpha = 1, auxiliary, b, beta = 0, bias, c, d } = operands
-  const { alignment } = problem
-  return refusePart("a", a, problem.a.byteLength, alignment) ??
-    refusePart("b", b, problem.b.byteLength, alignment) ??
-    refusePart("d", d, problem.d.byteLength, alignment) ??
-    (c === undefined ? refuseAddend(problem, beta) : refusePart("c", c, problem.c.byteLength, alignment)) ??
+  return refuseMatrix("a", a, problem) ?? refuseMatrix("b", b, problem) ?? refuseMatrix("d", d, problem) ??
+    (c === undefined ? refuseAddend(problem, beta) : refuseMatrix("c", c, problem)) ??
     refuseOptional("bias", bias, problem.bias?.byteLength, 16) ??
     refuseOptional("auxiliary", auxiliary, problem.auxiliary?.byteLength, 16) ??
     refuseFactor("alpha", alpha, problem) ?? refuseFactor("beta", beta, problem) ??
     refuseScales(problem, operands.scales)
 }
 
+const refuseMatrix = (name: "a" | "b" | "c" | "d", part: Part, problem: Problem): CudaError | undefined => {
+  const layout = problem[name]
+  return refusePart(name, part, layout.byteLength, alignmentOf(problem, layout))
+}
+
 const refusePart = (name: string, part: Part, byteLength: number, alignment: number): CudaError | undefined => {
   if (!isPart(part)) return no(name, part, "a buffer of a device, or a part of one")
   if (part.byteLength < byteLength) return no(name, part, `at least ${byteLength} bytes`)
   if ((part.buffer.address + part.offset) % alignment === 0) return undefined
-  return no(name, part, `memory aligned to ${alignment} bytes, as planned`)
+  return no(name, part, `memory aligned to ${alignment} bytes`)
 }
 
 const isPart = (part: unknown): part is Part =>

@@ -55,7 +55,10 @@ export interface ProductOptions {
   readonly compute?: Compute | undefined
   /** For 8-bit floats: accumulates faster, with fewer bits. Default: false. */
   readonly fastAccumulation?: boolean | undefined
-  /** Bytes to whose multiples all addresses are aligned. Less may need slower algorithms. Default: 16. */
+  /**
+   * Bytes to whose multiples the addresses of the matrices are aligned, a power of 2. Less may need slower algorithms. Default: 16. Elements
+   * are always aligned to their own size.
+   */
   readonly alignment?: number | undefined
 }
 
@@ -265,6 +268,18 @@ const refuseAlignment = (alignment: number) =>
   isWhole(alignment, 1, 256) && Number.isInteger(Math.log2(alignment))
     ? undefined
     : no("alignment", alignment, "a power of 2 up to 256")
+
+/** The alignment of the addresses of a matrix. The GPU cannot read elements that are not aligned, and that would be a fault. */
+export const alignmentOf = ({ alignment }: Problem, { type }: Layout): number =>
+  Math.max(alignment, numberTypes[type].size)
+
+/** The alignment of every matrix of a batch. */
+export const commonAlignment = (problem: Problem, layout: Layout): number => {
+  let common = alignmentOf(problem, layout)
+  const distance = layout.count > 1 ? layout.stride * numberTypes[layout.type].size : 0
+  while (distance % common !== 0) common /= 2
+  return common
+}
 
 /** A product of matrices in column order. */
 export interface ColumnProduct {

@@ -286,11 +286,18 @@ EXPORT int cublasLtMatmulAlgoGetHeuristic(Descriptor *handle, Descriptor *produc
 }
 #endif
 
+static int64_t widthOf(const Descriptor *layout) {
+  switch (layout->made[0]) {
+  case 1: return 8;
+  case 0: case 10: return 4;
+  case 2: case 14: return 2;
+  default: return 1;
+  }
+}
+
 static int64_t bytesOf(const Descriptor *layout) {
-  int64_t width = layout->made[0] == 1 ? 8 : layout->made[0] == 0 || layout->made[0] == 10 ? 4
-                  : layout->made[0] == 2 || layout->made[0] == 14 ? 2 : 1;
   int64_t last = layout->isSet[5] ? ((int64_t)layout->values[5] - 1) * (int64_t)layout->values[6] : 0;
-  return width * (last + (layout->made[2] - 1) * layout->made[3] + layout->made[1]);
+  return widthOf(layout) * (last + (layout->made[2] - 1) * layout->made[3] + layout->made[1]);
 }
 
 static double factor(const Descriptor *product, const void *value) {
@@ -307,7 +314,8 @@ EXPORT int cublasLtMatmul(Descriptor *handle, Descriptor *product, const void *a
   const char *name = "cublasLtMatmul";
   int status = call(name);
   if (!is(handle, HANDLE, name) || !agree(name, product, aLayout, bLayout, cLayout, dLayout)) return INVALID_VALUE;
-  if ((a | b | c | d | workspace) % 4 != 0) MISUSE("%s: an address that is not aligned", name);
+  bool aligned = a % widthOf(aLayout) == 0 && b % widthOf(bLayout) == 0 && c % widthOf(cLayout) == 0 && d % widthOf(dLayout) == 0;
+  if (!aligned || workspace % 256 != 0) MISUSE("%s: an address that is not aligned", name);
   for (int word = 1; word < 8; word++) {
     if (algorithm[word] != algorithm[0]) MISUSE("%s: not an algorithm of the heuristic", name);
   }
