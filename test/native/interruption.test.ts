@@ -8,6 +8,7 @@ import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaGraph from "effect-cuda/CudaGraph"
 import * as CudaKernel from "effect-cuda/CudaKernel"
+import * as CudaLibrary from "effect-cuda/CudaLibrary"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
@@ -23,8 +24,10 @@ import type * as Scope from "effect/Scope"
 import { nothingHeld } from "../support/assertions.ts"
 import { program as kernels, signatures } from "../support/kernels.ts"
 import { assertQuiet, assertReleased, openStub, pause, stubLayer } from "../support/stubDriver.ts"
+import { demo, StubLibrary } from "../support/stubLibrary.ts"
 
 const stub = openStub()
+const library = new StubLibrary(stub.path)
 
 /** When a fiber is interrupted, relative to the k-th operation. */
 const moments = ["before", "during", "after"] as const
@@ -40,7 +43,8 @@ const releases: ReadonlyArray<keyof CudaRuntimeService> = [
   "moduleUnload",
   "graphDestroy",
   "graphAbandon",
-  "graphAbandonCapture"
+  "graphAbandonCapture",
+  "libraryDestroy"
 ]
 
 /** The runtime with every operation except releases passed through `step`. */
@@ -252,11 +256,36 @@ const others: Program = Effect.gen(function*() {
   assert.strictEqual(held, 1)
 })
 
+/** Calls of a library on both threads, with a handle, in the order of streams, and through its C functions. */
+const libraries: Program = Effect.gen(function*() {
+  const loaded = yield* CudaLibrary.load(demo, { path: library.path })
+  const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(chunk, { ordered: true })]
+  const make = { create: "demoCreate", destroy: "demoDestroySlowly", setStream: "demoSetStream" } as const
+  for (let round = 0; round < 2; round++) {
+    yield* Effect.scoped(Effect.gen(function*() {
+      const handle = yield* CudaLibrary.handle(loaded, make)
+      yield* CudaLibrary.call(loaded, "demoFillOf", [handle, buffer, round + 1, chunk], stream)
+      const out = new Int32Array(1)
+      yield* CudaLibrary.call(loaded, "demoUse", [handle, out])
+      assert.strictEqual(out[0], 1)
+    }))
+    const fill = yield* CudaLibrary.native(loaded, "demoFill")
+    yield* CudaMemory.enqueue(
+      { writes: [buffer], stream, status: loaded },
+      (handle) => Number(fill?.(buffer.address, Uint8Array.of(round + 3), chunk, handle))
+    )
+    const bytes = new Uint8Array(chunk)
+    yield* CudaMemory.download(bytes, buffer, stream)
+    assert.isTrue(bytes.every((byte) => byte === round + 3))
+  }
+}).pipe(Effect.ensuring(Effect.sync(() => assert.strictEqual(library.misuse, ""))))
+
 const programs: ReadonlyArray<readonly [string, Program, operations: number]> = [
   ["a pipeline", pipeline, 40],
   ["a program that uses memory of every kind", memories, 30],
   ["a program that records and launches graphs", graphs, 60],
-  ["a program that shares memory and events with other code", others, 20]
+  ["a program that shares memory and events with other code", others, 20],
+  ["a program that calls a library", libraries, 15]
 ]
 
 describe.each(programs)("%s", (_, program, least) => {
