@@ -690,6 +690,16 @@ describe("algorithms", () => {
       blas.fail("cublasLtMatmul", 0, { times: 0 })
       assert.deepStrictEqual({ ...(yield* liveResources), handles: 0 }, before)
     })))
+
+  it.live("whose workspace does not fit are left out by tuning", () =>
+    withBlas(
+      Effect.gen(function*() {
+        blas.results = [{ workspace: 64 * mebi }, {}]
+        const plan = yield* CudaBlas.plan({ ...square(), tune: 2 })
+        assert.strictEqual(plan.workspaceBytes, 0)
+      }),
+      { prepare: () => void (stub.memory = 16 * mebi) }
+    ))
 })
 
 const planFunctions = [
@@ -775,7 +785,10 @@ describe("a failure", () => {
       const operands = yield* memory()
       const { graphs, streams } = stub.live
       blas.fail("cublasLtMatmul", 14)
+      stub.clear()
       yield* failsWith(CudaGraph.record(CudaBlas.matmul(plan, operands)), "LibraryFailed")
+      // Asking the captured stream about a fault would end the capture with another failure.
+      assert.deepStrictEqual(stub.calls("cuStreamQuery"), [])
       assert.deepStrictEqual([stub.live.graphs, stub.live.streams], [graphs, streams])
       const graph = yield* CudaGraph.record(CudaBlas.matmul(plan, operands))
       assert.deepStrictEqual(graph.nodes.map((node) => node.name), ["matmul"])

@@ -20,6 +20,8 @@ const repeats = 10
 /** The values do not matter much, but the power that zeros save does. */
 const pattern = 0x3c
 
+const never = () => Effect.succeed(Infinity)
+
 /** Sets the fastest algorithm. Those that fail are left out. */
 export const tune = (plan: PlanRef, algorithms: ReadonlyArray<Algorithm>): Effect.Effect<void, CudaError> =>
   Effect.gen(function*() {
@@ -42,7 +44,7 @@ export const tune = (plan: PlanRef, algorithms: ReadonlyArray<Algorithm>): Effec
     for (let round = 0; round < rounds; round++) {
       for (const [index, algorithm] of algorithms.entries()) {
         plan.algorithm = algorithm
-        const millis = yield* Effect.catchReason(time, "CudaError", "LibraryFailed", () => Effect.succeed(Infinity))
+        const millis = yield* Effect.catchReasons(time, "CudaError", { LibraryFailed: never, OutOfMemory: never })
         best[index] = Math.min(best[index]!, millis)
       }
     }
