@@ -52,7 +52,7 @@ export class Workspaces {
   }
 
   /** Releases the workspace of a stream. */
-  release(stream: StreamRef): Effect.Effect<void> {
+  #release(stream: StreamRef): Effect.Effect<void> {
     const known = this.#byStream.get(stream)
     this.#byStream.delete(stream)
     return known?.release ?? Effect.void
@@ -63,7 +63,7 @@ export class Workspaces {
     const gone = streams.filter((other) => other === stream || other.state !== "live")
     const foreign = streams.filter((other) => other.origin === "foreign" && !gone.includes(other))
     if (stream.origin === "foreign") gone.push(...foreign.slice(0, Math.max(foreign.length + 1 - mostForeign, 0)))
-    const releases = gone.map((other) => this.release(other))
+    const releases = gone.map((other) => this.#release(other))
     this.#byStream.set(stream, made)
     return Effect.forEach(releases, (release) => release, { discard: true })
   }
