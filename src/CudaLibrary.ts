@@ -766,13 +766,16 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  * ended, and then destroys it. Making and destroying a handle runs on the JS thread, or with `thread: "own"` on a pool thread; neither can be
  * interrupted.
  *
+ * A graph holds the handles that `call` was given while it was recorded. Destroying one waits for launches in progress, and later launches fail
+ * with `ResourceReleased`, which names it.
+ *
  * On simulated devices, handles are numbers. `create` needs a `simulate`; that of `destroy` is called if there is one, and `setStream` is not.
  *
  * **Gotchas**
  *
  * A handle belongs to the file whose function made it. Its name alone is checked, so do not pass it to another file of the same library.
  *
- * Only work that `call` enqueues is known. Keep the handle until recorded graphs with work of the library have run: they use its memory.
+ * Only work that `call` enqueues or records is known. Keep the handle until other work that uses it is done.
  *
  * A handle whose functions do not take the stream has state, such as a workspace, that two streams would share. Use one handle per stream, unless
  * the library says otherwise.

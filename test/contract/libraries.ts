@@ -162,6 +162,61 @@ export const libraryContract = (rig: Rig): void =>
         yield* holds(other, 6, stream)
       })))
 
+    it.effect("make graphs that hold their handles: a launch fails with the name of one that was released", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+        const scope = yield* Scope.make()
+        const handle = yield* CudaLibrary.handle(library, make).pipe(Scope.provide(scope))
+        const using = yield* CudaGraph.record(CudaLibrary.call(library, "demoFillOf", [handle, buffer, 5, size]))
+        const embedding = yield* CudaGraph.record(CudaGraph.embed(using))
+        const kept = yield* CudaLibrary.handle(library, make)
+        const other = yield* CudaGraph.record(CudaLibrary.call(library, "demoFillOf", [kept, buffer, 6, size]))
+        const [direct, outer, updated, replaced, freed] = [
+          yield* CudaGraph.instantiate(using),
+          yield* CudaGraph.instantiate(embedding),
+          yield* CudaGraph.instantiate(other),
+          yield* CudaGraph.instantiate(yield* CudaGraph.record(CudaMemory.fill(buffer, 1))),
+          yield* CudaGraph.instantiate(using)
+        ]
+        yield* CudaGraph.update(updated, using)
+        yield* CudaGraph.updateOrReplace(replaced, embedding)
+        yield* CudaGraph.update(freed, other)
+        for (const exec of [direct, outer, updated, replaced]) {
+          yield* CudaMemory.fill(buffer, 1, stream)
+          yield* CudaGraph.launch(exec, stream)
+          yield* holds(buffer, 5, stream)
+        }
+        yield* Scope.close(scope, Exit.void)
+        for (const exec of [direct, outer, updated, replaced]) {
+          const { resource } = yield* failsWith(CudaGraph.launch(exec, stream), "ResourceReleased")
+          assert.include(resource, "demo handle")
+        }
+        yield* failsWith(CudaGraph.instantiate(embedding), "ResourceReleased")
+        yield* failsWith(CudaGraph.record(CudaGraph.embed(using)), "ResourceReleased")
+        yield* failsWith(CudaGraph.update(freed, using), "ResourceReleased")
+        yield* CudaGraph.launch(freed, stream)
+        yield* CudaGraph.updateOrReplace(direct, other)
+        yield* CudaGraph.launch(direct, stream)
+        yield* holds(buffer, 6, stream)
+      })))
+
+    it.effect("are in graphs whose launches keep the handle until they are done", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
+        const scope = yield* Scope.make()
+        const handle = yield* CudaLibrary.handle(library, make).pipe(Scope.provide(scope))
+        const recorded = CudaGraph.record(CudaLibrary.call(library, "demoFillOf", [handle, buffer, 5, size]))
+        const exec = yield* CudaGraph.instantiate(yield* recorded)
+        yield* (yield* Busy).enqueue(stream, 30)
+        yield* CudaGraph.launch(exec, stream)
+        yield* CudaGraph.updateOrReplace(exec, yield* CudaGraph.record(CudaMemory.fill(buffer, 1)))
+        assert.isFalse(yield* CudaStream.query(stream))
+        yield* Scope.close(scope, Exit.void)
+        assert.isTrue(yield* CudaStream.query(stream))
+      })))
+
     it.effect("enqueue on the stream of the call through a handle that has a stream", () =>
       leavesNothing(Effect.gen(function*() {
         const library = yield* load

@@ -519,6 +519,32 @@ describe("a handle of a library", () => {
       })
     ))
 
+  it.live("in a graph is destroyed after the launches in progress, and the driver sees no later one", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const [buffer, stream] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+        const scope = yield* Scope.make()
+        const handle = yield* CudaLibrary.handle(demo, make).pipe(Scope.provide(scope))
+        const recorded = CudaGraph.record(CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size]))
+        const exec = yield* CudaGraph.instantiate(yield* recorded, { instances: 2 })
+        const launch = CudaGraph.launch(exec, stream)
+        yield* launch
+        stub.work(stream)
+        const closing = yield* started(Scope.close(scope, Exit.void))
+        yield* pause(5)
+        assert.strictEqual(library.live, 1)
+        stub.clear()
+        const { resource } = yield* failsWith(launch, "ResourceReleased")
+        assert.strictEqual(resource, String(handle.ref))
+        assert.deepStrictEqual(stub.calls("cuGraphLaunch"), [])
+        stub.finish(stream)
+        yield* Fiber.join(closing)
+        assert.strictEqual(library.live, 0)
+        yield* failsWith(launch, "ResourceReleased")
+        assert.deepStrictEqual(stub.calls("cuGraphLaunch"), [])
+      })
+    ))
+
   it.live("is destroyed after the calls off the JS thread that use it", () =>
     withDemo((demo) =>
       Effect.gen(function*() {

@@ -45,6 +45,7 @@ export const graphOf = (
     scratchBytes: 0,
     memories: [],
     modules: [],
+    handles: [],
     events,
     reads: [],
     writes: [],

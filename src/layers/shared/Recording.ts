@@ -11,7 +11,6 @@ import type { CUstream } from "../../cuda/handles.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
 import { CurrentNodeName } from "../CudaRuntime.ts"
 import type {
-  ForeignWork,
   GraphMemoryParameter,
   GraphPlaceholder,
   GraphRegionRef,
@@ -21,7 +20,7 @@ import type {
 } from "../CudaRuntime.ts"
 import type { Marker, MarkerBackend } from "./accesses.ts"
 import type { PointerSlot } from "./arguments.ts"
-import type { CapturedGraph } from "./captures.ts"
+import type { CapturedCall, CapturedGraph } from "./captures.ts"
 import type { CopyBackend, RowsTransfer, Transfer } from "./copies.ts"
 import {
   devicePlaceholder,
@@ -446,12 +445,12 @@ export class Recording implements RecordingRef {
   capture(
     stream: StreamResource,
     captured: CapturedGraph,
-    { reads, simulate, writes }: ForeignWork,
+    { handles = [], reads, simulate, writes }: CapturedCall,
     operation: string
   ): void {
     const ranges = (given: ReadonlyArray<MemoryRange>) =>
       given.map((range) => ({ ...range, memory: ownMemory(range.memory) }))
-    const work: NodeWork = { kind: "graph", captured, priority: stream.priority, simulate }
+    const work: NodeWork = { kind: "graph", captured, priority: stream.priority, simulate, handles }
     this.#add(stream, [{ work, operation, reads: ranges(reads), writes: ranges(writes) }])
   }
 

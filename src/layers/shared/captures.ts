@@ -12,7 +12,7 @@ import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
-import type { StreamResource } from "./resources.ts"
+import type { HandleResource, StreamResource } from "./resources.ts"
 
 /** A capture in progress. Each backend has its own kind. */
 export interface DriverCapture {
@@ -44,6 +44,11 @@ export interface CaptureBackend {
   readonly leave: (deviceIndex: number) => void
 }
 
+/** Work of native code, and the handles of libraries that it uses. */
+export interface CapturedCall extends ForeignWork {
+  readonly handles?: ReadonlyArray<HandleResource> | undefined
+}
+
 /** The names of the operations that begin and end a capture, for failures. */
 export interface CaptureNames {
   readonly begin: string
@@ -54,13 +59,13 @@ export class Capture implements CaptureRef {
   isOver = false
   readonly names: CaptureNames
   readonly handle: number | undefined
-  readonly work: ForeignWork
+  readonly work: CapturedCall
   readonly stream: StreamResource
   /** Undefined outside recordings. */
   readonly driver: DriverCapture | undefined
   constructor(
     names: CaptureNames,
-    work: ForeignWork,
+    work: CapturedCall,
     stream: StreamResource,
     driver: DriverCapture | undefined,
     handle: number | undefined
@@ -91,7 +96,7 @@ const names: CaptureNames = { begin: "CudaGraph.capture", end: "CudaGraph.endCap
 export const beginCapture = (
   core: Core,
   names: CaptureNames,
-  work: ForeignWork,
+  work: CapturedCall,
   stream: StreamResource
 ): Capture | Effect.Effect<never, CudaError> => {
   const { captures } = core.backend

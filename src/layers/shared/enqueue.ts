@@ -6,12 +6,12 @@ import * as Predicate from "effect/Predicate"
 import { success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { CudaErrorReason, LibraryFailed } from "../../CudaError.ts"
-import type { EnqueuedCall, ForeignWork, LibraryRef, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
+import type { EnqueuedCall, LibraryRef, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import { enqueueUsing } from "./accesses.ts"
 import { isPart, isRange } from "./arguments.ts"
 import { abandonCapture, beginCapture, Capture, endCapture, refuseSimulate } from "./captures.ts"
-import type { CaptureNames } from "./captures.ts"
+import type { CapturedCall, CaptureNames } from "./captures.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
 import { fromReason, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
@@ -22,7 +22,7 @@ import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
-import type { StreamResource } from "./resources.ts"
+import type { HandleResource, StreamResource } from "./resources.ts"
 
 type Call = (stream: number) => unknown
 type Parts = ReadonlyArray<PointerArgument>
@@ -48,11 +48,16 @@ const namesOf = ({ call, operation }: NonNullable<EnqueuedCall["names"]>): CallN
 })
 const none: Parts = []
 
+/** A call with the handles of libraries that it uses. */
+interface CallWithHandles extends EnqueuedCall {
+  readonly handles?: ReadonlyArray<HandleResource> | undefined
+}
+
 /** Makes a call that enqueues work: checked, ordered, and captured in a recording. */
 export const enqueueCall = (
   core: Core,
   names: CallNames,
-  work: EnqueuedCall,
+  work: CallWithHandles,
   call: Call,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
@@ -129,13 +134,14 @@ const callNative = (
 const enqueueInOrder = (
   core: Core,
   names: CallNames,
-  work: EnqueuedCall,
+  work: CallWithHandles,
   reads: Parts,
   writes: Parts,
   call: Call,
   stream: StreamResource
 ): Effect.Effect<void, CudaError> => {
-  const foreign = { reads: rangesOf(reads), writes: rangesOf(writes), simulate: work.simulate }
+  const { handles, simulate } = work
+  const foreign = { reads: rangesOf(reads), writes: rangesOf(writes), simulate, handles }
   if (core.backend.captures.simulate !== undefined && typeof foreign.simulate !== "function") {
     return refuseSimulate(names.begin, foreign.simulate)
   }
@@ -157,7 +163,7 @@ const run = (
   core: Core,
   names: CallNames,
   work: EnqueuedCall,
-  foreign: ForeignWork,
+  foreign: CapturedCall,
   call: Call,
   stream: StreamResource
 ) => {
@@ -173,7 +179,7 @@ const record = (
   core: Core,
   names: CallNames,
   work: EnqueuedCall,
-  foreign: ForeignWork,
+  foreign: CapturedCall,
   call: Call,
   stream: StreamResource
 ) => {

@@ -12,7 +12,7 @@ import { refuseModule } from "./modules.ts"
 import type { Refusal } from "./ranges.ts"
 import { unusable, unusableMemory } from "./resources.ts"
 
-/** Refuses a graph of another runtime, and one whose memory or modules are gone. */
+/** Refuses a graph of another runtime, and one whose memory, modules or handles are gone. */
 export const refuseGraph = (core: Core, operation: string, graph: GraphResource): Refusal => {
   const { backend } = core
   if (core.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
@@ -20,6 +20,7 @@ export const refuseGraph = (core: Core, operation: string, graph: GraphResource)
   for (const memory of graph.memories) {
     if (unusableMemory(backend, memory)) return refuseResource(operation, backend, memory)
   }
+  for (const handle of graph.handles) if (unusable(backend, handle)) return refuseResource(operation, backend, handle)
   for (const event of graph.events) if (unusable(backend, event)) return refuseResource(operation, backend, event)
   for (const module of graph.modules) if (isGone(backend, module)) return refuseModule(core, operation, module)
   return undefined

@@ -123,10 +123,11 @@ const refuseStream = (core: Core, operation: string, exec: GraphExecResource, st
 }
 
 /** True if the graph uses something that was released. */
-const hasGone = ({ backend }: Core, { events, memories, modules }: GraphResource): boolean => {
+const hasGone = ({ backend }: Core, { events, handles, memories, modules }: GraphResource): boolean => {
   for (const memory of memories) if (unusableMemory(backend, memory)) return true
   for (const module of modules) if (isGone(backend, module)) return true
   for (const event of events) if (unusable(backend, event)) return true
+  for (const handle of handles) if (unusable(backend, handle)) return true
   return false
 }
 
@@ -362,7 +363,7 @@ export const remake = (
   return success
 }
 
-/** Notes the memory that a launch uses, unless the last launch of the instance was the same. */
+/** Notes the memory and the handles that a launch uses, unless the last launch of the instance was the same. */
 const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamResource): number => {
   if (instance.notedOn === stream) return success
   for (const memory of graph.memories) {
@@ -373,6 +374,7 @@ const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamR
     const status = slot === undefined ? success : instance.bindings.get(slot)!.memory.usedOn(stream)
     if (status !== success) return status
   }
+  for (const handle of graph.handles) handle.usedOn(stream)
   const status = instance.scratch?.usedOn(stream) ?? success
   if (status === success) instance.notedOn = stream
   return status

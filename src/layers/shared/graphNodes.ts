@@ -25,7 +25,7 @@ import type { CapturedGraph } from "./captures.ts"
 import type { RowsTransfer, Transfer } from "./copies.ts"
 import type { KernelCode, KernelResource, ModuleResource } from "./moduleResources.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "./resources.ts"
-import type { AnyMemoryResource, EventResource, Owner, StreamResource } from "./resources.ts"
+import type { AnyMemoryResource, EventResource, HandleResource, Owner, StreamResource } from "./resources.ts"
 
 /** The recording that a placeholder belongs to. */
 export interface SlotOwner {
@@ -159,6 +159,8 @@ export interface CapturedWork {
   /** The priority of the stream. */
   readonly priority: number
   readonly simulate: ForeignSimulation | undefined
+  /** The handles of libraries that it uses. */
+  readonly handles: ReadonlyArray<HandleResource>
 }
 
 /** Where a region begins or ends. Does nothing, except in instances that measure regions. */
@@ -236,6 +238,13 @@ export const withIndices = (work: NodeWork, indexOf: (index: number) => number):
 /** Whether a node has a priority, so that launches use those of the nodes instead of that of the stream. */
 export const hasPriority = ({ work }: GraphNode): boolean => "priority" in work && work.priority !== 0
 
+/** The handles of libraries that nodes use, each once. */
+export const handlesOf = (nodes: ReadonlyArray<GraphNode>): ReadonlyArray<HandleResource> => {
+  const handles = new Set<HandleResource>()
+  for (const { work } of nodes) if (work.kind === "graph") { for (const handle of work.handles) handles.add(handle) }
+  return Array.from(handles)
+}
+
 /** The name of a frame and where it is. */
 export const describeFrame = (frame: References.StackFrame | undefined): string | undefined => {
   if (frame === undefined) return undefined
@@ -276,6 +285,8 @@ export class GraphResource implements GraphRef {
   /** Those of other devices. */
   readonly peers: ReadonlyArray<DeviceMemoryResource>
   readonly modules: ReadonlyArray<ModuleResource>
+  /** The handles of libraries that it uses, each once. */
+  readonly handles: ReadonlyArray<HandleResource>
   /** The events that it records, in the order of recording. */
   readonly events: ReadonlyArray<EventResource>
   /** All bytes that it reads and writes, merged. Scratch memory is left out. */
@@ -300,6 +311,7 @@ export class GraphResource implements GraphRef {
       | "scratchBytes"
       | "memories"
       | "modules"
+      | "handles"
       | "events"
       | "reads"
       | "writes"
@@ -323,6 +335,7 @@ export class GraphResource implements GraphRef {
     this.peers = fields.memories.filter((memory) => memory.kind === "device")
       .filter((memory) => isPeer(memory, fields.deviceIndex))
     this.modules = fields.modules
+    this.handles = fields.handles
     this.events = fields.events
     this.reads = fields.reads
     this.writes = fields.writes

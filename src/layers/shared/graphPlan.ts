@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 import type { GraphRegionRef } from "../CudaRuntime.ts"
-import { GraphResource } from "./graphNodes.ts"
+import { GraphResource, handlesOf } from "./graphNodes.ts"
 import type { GraphNode, NodeRange } from "./graphNodes.ts"
 import type { ModuleResource } from "./moduleResources.ts"
 import type { Recording } from "./Recording.ts"
@@ -42,6 +42,7 @@ export const graphOf = (owner: Owner, recording: Recording): Effect.Effect<Graph
       scratchBytes: byteLength,
       memories: Array.from(new Set(used)),
       modules: modulesOf(nodes),
+      handles: handlesOf(nodes),
       events,
       reads,
       writes,

@@ -90,7 +90,8 @@ const call = (
     reads: prepared.reads,
     writes: prepared.writes,
     status: { ref: code.library },
-    simulate: simulationOf(code, prepared)
+    simulate: simulationOf(code, prepared),
+    handles: prepared.handles
   }
   return enqueueCall(core, names, work, (handle) => invoke(names, code, prepared, stream, handle), stream)
 }
