@@ -750,6 +750,11 @@ export interface HandleOptions<Functions extends LibraryFunctions, Create extend
    * another stream than the last one.
    */
   readonly setStream?: (CallableName<Functions> & string) | undefined
+  /**
+   * Whether calls with the handle wait, on the GPU, for earlier calls with it on other streams. For handles with state, such as a workspace,
+   * that several streams use. Default: false.
+   */
+  readonly ordered?: boolean | undefined
 }
 
 /** Arguments that `create` has must be given. */
@@ -766,6 +771,11 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  * ended, and then destroys it. Making and destroying a handle runs on the JS thread, or with `thread: "own"` on a pool thread; neither can be
  * interrupted.
  *
+ * With `ordered`, the state of the handle is ordered like an ordered buffer that every call writes: a call waits for earlier ones on other
+ * streams, recorded calls depend on each other, and a launch of a graph counts as one call. While one stream alone uses the handle, this costs
+ * nothing on the GPU; the first call on a second stream waits for all work of the first one so far. Calls of functions that enqueue nothing do
+ * not wait.
+ *
  * A graph holds the handles that `call` was given while it was recorded. Destroying one waits for launches in progress, and later launches fail
  * with `ResourceReleased`, which names it.
  *
@@ -777,8 +787,8 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  *
  * Only work that `call` enqueues or records is known. Keep the handle until other work that uses it is done.
  *
- * A handle whose functions do not take the stream has state, such as a workspace, that two streams would share. Use one handle per stream, unless
- * the library says otherwise.
+ * A handle whose functions do not take the stream has state, such as a workspace, that two streams would share at the same time. Unless the
+ * library says otherwise, make it `ordered`, or use one handle per stream. The same holds for launches of graphs that were recorded with it.
  *
  * @category constructors
  * @since 0.1.0
@@ -789,12 +799,12 @@ export const handle = <Functions extends LibraryFunctions, const Create extends 
 ): Effect.Effect<LibraryHandle<MadeBy<Functions[Create]>>, CudaError, CudaRuntime | Scope.Scope> => {
   if (!isCudaLibrary(library)) return refuseLibrary(making, library)
   if (!Predicate.isObject(options)) return refuseArgument(making, "options", options, "the names of functions")
-  const { create, destroy, device, setStream, values = [] } = options
+  const { create, destroy, device, ordered, setStream, values = [] } = options
   return makeScoped(device, {
     create: (runtime, deviceIndex) =>
       runtime.libraryHandle(
         library.ref,
-        { create, values, destroy, setStream },
+        { create, values, destroy, setStream, ordered },
         deviceIndex
       ),
     destroy: (runtime, ref) => runtime.libraryDestroy(ref),

@@ -162,6 +162,62 @@ export const libraryContract = (rig: Rig): void =>
         yield* holds(other, 6, stream)
       })))
 
+    it.effect("with an ordered handle wait for those on other streams, also in and among graphs", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const handle = yield* CudaLibrary.handle(library, { ...make, ordered: true })
+        const [left, right] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const buffer = yield* CudaMemory.allocate(size)
+        const busy = (stream: CudaStream.CudaStream) => Effect.flatMap(Busy, ({ enqueue }) => enqueue(stream, 20))
+        const using = (value: number, stream?: CudaStream.CudaStream) =>
+          CudaLibrary.call(library, "demoFillOf", [handle, buffer, value, size], stream)
+        const ends = (value: number) =>
+          Effect.andThen(
+            CudaStream.synchronize(left),
+            Effect.andThen(CudaStream.synchronize(right), holds(buffer, value))
+          )
+        yield* busy(left)
+        yield* using(1, left)
+        yield* using(2, right)
+        yield* ends(2)
+        yield* busy(right)
+        yield* using(3, right)
+        yield* using(4, left)
+        yield* using(5, left)
+        yield* ends(5)
+        const graph = yield* CudaGraph.record(Effect.gen(function*() {
+          const side = yield* CudaStream.make()
+          const inside = yield* CudaStream.make()
+          yield* CudaStream.waitStream(side, inside)
+          yield* using(6, side)
+          yield* using(7, inside)
+          for (const stream of [side, inside]) yield* CudaStream.waitStream(yield* CudaStream.current(), stream)
+        }))
+        assert.deepStrictEqual(graph.nodes.map(({ dependencies }) => dependencies), [[], [0]])
+        const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
+        yield* busy(left)
+        yield* CudaGraph.launch(exec, left)
+        yield* using(8, right)
+        yield* ends(8)
+        yield* busy(right)
+        yield* using(9, right)
+        yield* CudaGraph.launch(exec, left)
+        yield* ends(7)
+        const other = yield* CudaGraph.instantiate(yield* CudaGraph.record(using(10)))
+        yield* busy(left)
+        yield* CudaGraph.launch(exec, left)
+        yield* CudaGraph.launch(other, right)
+        yield* ends(10)
+        const outer = yield* CudaGraph.record(Effect.gen(function*() {
+          const side = yield* CudaStream.make()
+          yield* using(11, side)
+          yield* CudaGraph.embed(graph)
+          yield* using(12, side)
+          yield* CudaStream.waitStream(yield* CudaStream.current(), side)
+        }))
+        assert.deepStrictEqual(outer.nodes.map(({ dependencies }) => dependencies), [[], [0], [1], [2]])
+      })))
+
     it.effect("make graphs that hold their handles: a launch fails with the name of one that was released", () =>
       leavesNothing(Effect.gen(function*() {
         const library = yield* load

@@ -462,6 +462,96 @@ describe("a handle of a library", () => {
       })
     ))
 
+  it.live("that is ordered costs nothing on one stream, and what an ordered buffer costs on several", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handle = yield* CudaLibrary.handle(demo, { ...make, ordered: true })
+        const buffer = yield* CudaMemory.allocate(size)
+        const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const fill = (stream: CudaStream.CudaStream) =>
+          CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+        const order = () =>
+          stub.lines().filter(([name]) => name === "cuEventRecord" || name === "cuStreamWaitEvent").map(
+            ([name, ...args]) => [name, name === "cuEventRecord" ? args[1] : args[0]]
+          )
+        stub.clear()
+        for (let call = 0; call < 3; call++) yield* fill(one)
+        assert.deepStrictEqual(order(), [])
+        const record = (stream: CudaStream.CudaStream) => ["cuEventRecord", stream.handle]
+        const wait = (stream: CudaStream.CudaStream) => ["cuStreamWaitEvent", stream.handle]
+        yield* fill(other)
+        assert.deepStrictEqual(order(), [record(one), wait(other), record(other)])
+        stub.clear()
+        yield* fill(other)
+        assert.deepStrictEqual(order(), [record(other)])
+        stub.clear()
+        yield* fill(one)
+        yield* fill(one)
+        assert.deepStrictEqual(order(), [wait(one), record(one), record(one)])
+        const exec = yield* CudaGraph.instantiate(
+          yield* CudaGraph.record(CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size]))
+        )
+        stub.clear()
+        yield* CudaGraph.launch(exec, other)
+        assert.deepStrictEqual(order(), [wait(other), record(other)])
+      })
+    ))
+
+  it.live("that is ordered does not wait for streams that are gone", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handle = yield* CudaLibrary.handle(demo, { ...make, ordered: true })
+        const buffer = yield* CudaMemory.allocate(size)
+        for (let stream = 0; stream < 3; stream++) {
+          stub.clear()
+          yield* Effect.scoped(Effect.gen(function*() {
+            yield* CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], yield* CudaStream.make())
+            assert.deepStrictEqual(stub.calls("cuStreamWaitEvent"), [])
+            assert.deepStrictEqual(stub.calls("cuEventRecord"), [])
+          }))
+        }
+      })
+    ))
+
+  it.live("that is ordered is waited for on streams of other code with a mark after each call", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handle = yield* CudaLibrary.handle(demo, { ...make, ordered: true })
+        const [buffer, own] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+        const foreign = yield* CudaStream.fromHandle(stub.foreignStream(0))
+        const fill = (stream: CudaStream.CudaStream) =>
+          CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+        stub.clear()
+        yield* fill(foreign)
+        assert.strictEqual(stub.calls("cuEventRecord")[0]?.args[1], foreign.handle)
+        stub.clear()
+        yield* fill(own)
+        assert.strictEqual(stub.calls("cuStreamWaitEvent")[0]?.args[0], own.handle)
+        assert.notInclude(stub.calls("cuEventRecord").map(({ args }) => args[1]), foreign.handle)
+      })
+    ))
+
+  it.live("that is ordered is used again after a wait for it has failed", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handle = yield* CudaLibrary.handle(demo, { ...make, ordered: true })
+        const buffer = yield* CudaMemory.allocate(size)
+        const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const fill = (stream: CudaStream.CudaStream) =>
+          CudaLibrary.call(demo, "demoFillOf", [handle, buffer, 1, size], stream)
+        yield* fill(one)
+        for (const name of ["cuEventRecord", "cuStreamWaitEvent"] as const) {
+          stub.fail(name, statuses.InvalidValue.code)
+          library.clear()
+          yield* failsWith(fill(other), "InvalidValue")
+          assert.deepStrictEqual(library.calls, [])
+        }
+        stub.clear()
+        yield* fill(other)
+        assert.strictEqual(stub.calls("cuStreamWaitEvent")[0]!.args[0], other.handle)
+      })
+    ))
+
   it.live("is set to the captured stream in a recording, and to none after it", () =>
     withDemo((demo) =>
       Effect.gen(function*() {

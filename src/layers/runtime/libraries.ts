@@ -108,6 +108,8 @@ export interface LibraryHandleOptions {
   readonly destroy: string
   /** Sets the stream of the handle, for libraries whose functions enqueue on that. */
   readonly setStream: string | undefined
+  /** Whether calls with it on different streams wait for each other, as uses of an ordered buffer do. */
+  readonly ordered?: boolean | undefined
 }
 
 /**

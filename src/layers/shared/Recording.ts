@@ -36,7 +36,7 @@ import { withOptions } from "./memory.ts"
 import type { KernelResource } from "./moduleResources.ts"
 import { Ordering } from "./ordering.ts"
 import { ownMemory, StreamResource } from "./resources.ts"
-import type { AnyMemoryResource, DeviceMemoryResource, EventResource, Owner } from "./resources.ts"
+import type { AnyMemoryResource, DeviceMemoryResource, EventResource, HandleResource, Owner } from "./resources.ts"
 import type { Cancel } from "./waits.ts"
 
 /** By line, the last of its nodes that something is ordered after. */
@@ -198,7 +198,7 @@ export class Recording implements RecordingRef {
   /** By parameter, the slot of its memory. */
   readonly slotOf: ReadonlyArray<number | undefined>
   readonly #bytes = new Copies()
-  readonly #orderings = new Map<AnyMemoryResource, Ordering>()
+  readonly #orderings = new Map<AnyMemoryResource | HandleResource, Ordering>()
   readonly #scalars: number
   /** The placeholders for memory, by slot. */
   readonly #memories: Array<AnyMemoryResource> = []
@@ -301,13 +301,13 @@ export class Recording implements RecordingRef {
     return slot === undefined || slot.recording === this.root ? success : statuses.InvalidValue.code
   }
 
-  /** The uses of an ordered buffer within the recording. */
-  orderingOf(memory: AnyMemoryResource): Ordering | undefined {
-    if (memory.ordering === undefined) return undefined
-    const known = this.#orderings.get(memory)
+  /** The uses of an ordered buffer or handle within the recording. */
+  orderingOf(used: AnyMemoryResource | HandleResource): Ordering | undefined {
+    if (used.ordering === undefined) return undefined
+    const known = this.#orderings.get(used)
     if (known !== undefined) return known
     const made = new Ordering()
-    this.#orderings.set(memory, made)
+    this.#orderings.set(used, made)
     return made
   }
 

@@ -9,13 +9,13 @@ import type { MemoryAccess, MemoryRange, WaitOptions } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
-import { Access, marksOfPart, Track, Work } from "./ordering.ts"
-import type { Mark, Part } from "./ordering.ts"
+import { Access, all, marksOfPart, Track, Work } from "./ordering.ts"
+import type { Mark, Ordering, Part } from "./ordering.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere, refuseWaiting } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory, useAll } from "./resources.ts"
-import type { StreamResource } from "./resources.ts"
+import type { AnyMemoryResource, HandleResource, StreamResource } from "./resources.ts"
 import { watchAll } from "./waits.ts"
 import type { Cancel, OnDone, Watch } from "./waits.ts"
 
@@ -47,7 +47,7 @@ export const accessOperations = (core: Core): Omit<AccessOperations, "memoryEnqu
 }
 
 /**
- * Enqueues work that uses at least one ordered buffer: waits for earlier conflicting uses, then marks the work for
+ * Enqueues work that uses at least one ordered buffer or handle: waits for earlier conflicting uses, then marks the work for
  * later ones. Returns the status of the call, or of the wait or marker that failed.
  */
 export const enqueueOrdered = (
@@ -55,10 +55,11 @@ export const enqueueOrdered = (
   stream: StreamResource,
   reads: ReadonlyArray<MemoryRange>,
   writes: ReadonlyArray<MemoryRange>,
-  call: () => number
+  call: () => number,
+  handles: Handles = none
 ): number => {
   const { copies, markers } = stream.recording ?? core.backend
-  const work = new Work(trackOf(core, stream), partsOf(stream, reads, writes))
+  const work = new Work(trackOf(core, stream), partsOf(stream, reads, writes, handles))
   const begun = work.begin(markers)
   if (begun !== success) return begun
   copies.enqueuedPart = false
@@ -68,24 +69,39 @@ export const enqueueOrdered = (
   return status === success ? marked : status
 }
 
-/** Enqueues work on memory of any kind: notes its uses, and keeps the order of ordered buffers. */
+/** Enqueues work on memory of any kind: notes its uses, and keeps the order of ordered buffers and handles. */
 export const enqueueUsing = (
   core: Core,
   stream: StreamResource,
   reads: ReadonlyArray<MemoryRange>,
   writes: ReadonlyArray<MemoryRange>,
-  call: () => number
+  call: () => number,
+  handles: Handles = none
 ): number => {
   const memories = [...reads, ...writes].map(({ memory }) => ownMemory(memory))
   const used = useAll(memories, stream)
   if (used !== success) return used
-  return memories.every(({ ordering }) => ordering === undefined)
+  return memories.every(({ ordering }) => ordering === undefined) && useAlone(core, handles, stream)
     ? call()
-    : enqueueOrdered(core, stream, reads, writes, call)
+    : enqueueOrdered(core, stream, reads, writes, call, handles)
+}
+
+type Handles = ReadonlyArray<HandleResource>
+
+const none: Handles = []
+
+/** Notes the uses of handles before work is enqueued, if none of it has to wait for another stream or to be marked. Returns false otherwise. */
+export const useAlone = (core: Core, handles: Handles, stream: StreamResource): boolean => {
+  for (let index = 0; index < handles.length; index++) {
+    const { ordering } = handles[index]!
+    if (ordering === undefined) continue
+    if (stream.recording !== undefined || !ordering.useAlone(trackOf(core, stream))) return false
+  }
+  return true
 }
 
 /** A wrapped stream shares the track of the stream that owns the handle. */
-const trackOf = (core: Core, stream: StreamResource): Track => {
+export const trackOf = (core: Core, stream: StreamResource): Track => {
   if (stream.track !== undefined) return stream.track
   if (stream.origin !== "foreign") return stream.track = new Track(stream)
   for (const owned of core.streams) {
@@ -94,28 +110,35 @@ const trackOf = (core: Core, stream: StreamResource): Track => {
   return stream.track = new Track(stream)
 }
 
-/** The ranges in ordered buffers, reads first. */
+/** The ranges in ordered buffers, reads first, and the ordered handles. */
 const partsOf = (
   stream: StreamResource,
   reads: ReadonlyArray<MemoryRange>,
-  writes: ReadonlyArray<MemoryRange>
+  writes: ReadonlyArray<MemoryRange>,
+  handles: Handles = none
 ): ReadonlyArray<Part> => {
   const parts: Array<Part> = []
   for (const range of reads) addPart(parts, stream, range, false)
   for (const range of writes) addPart(parts, stream, range, true)
+  for (const handle of handles) {
+    const ordering = orderingOf(stream, handle)
+    if (ordering !== undefined) parts.push({ ordering, ...all })
+  }
   return parts
 }
 
 const addPart = (
   parts: Array<Part>,
-  { recording }: StreamResource,
+  stream: StreamResource,
   { byteLength, memory, offset }: MemoryRange,
   writes: boolean
 ): void => {
-  const own = ownMemory(memory)
-  const ordering = recording === undefined ? own.ordering : recording.orderingOf(own)
+  const ordering = orderingOf(stream, ownMemory(memory))
   if (ordering !== undefined && byteLength > 0) parts.push({ ordering, from: offset, to: offset + byteLength, writes })
 }
+
+const orderingOf = ({ recording }: StreamResource, used: AnyMemoryResource | HandleResource): Ordering | undefined =>
+  recording === undefined ? used.ordering : recording.orderingOf(used)
 
 const accessOperation = "CudaMemory.access"
 

@@ -8,7 +8,7 @@ import { CudaError } from "../../CudaError.ts"
 import type { CudaErrorReason, LibraryFailed } from "../../CudaError.ts"
 import type { EnqueuedCall, LibraryRef, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
-import { enqueueUsing } from "./accesses.ts"
+import { enqueueUsing, useAlone } from "./accesses.ts"
 import { isPart, isRange } from "./arguments.ts"
 import { abandonCapture, beginCapture, Capture, endCapture, refuseSimulate } from "./captures.ts"
 import type { CapturedCall, CaptureNames } from "./captures.ts"
@@ -47,6 +47,7 @@ const namesOf = ({ call, operation }: NonNullable<EnqueuedCall["names"]>): CallN
   call
 })
 const none: Parts = []
+const noHandles: ReadonlyArray<HandleResource> = []
 
 /** A call with the handles of libraries that it uses. */
 interface CallWithHandles extends EnqueuedCall {
@@ -72,7 +73,10 @@ export const enqueueCall = (
   const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(names.begin, stream)
   if (elsewhere !== undefined) return elsewhere
   const runsNative = backend.captures.simulate === undefined
-  if (stream.recording !== undefined || !runsNative || areOrdered(reads) || areOrdered(writes)) {
+  if (
+    stream.recording !== undefined || !runsNative || areOrdered(reads) || areOrdered(writes) ||
+    !useAlone(core, work.handles ?? noHandles, stream)
+  ) {
     return enqueueInOrder(core, names, work, reads, writes, call, stream)
   }
   const used = use(reads, stream) || use(writes, stream)
@@ -154,7 +158,7 @@ const enqueueInOrder = (
       thrown = Effect.die(error)
     }
     return success
-  })
+  }, handles)
   if (status !== success) failed ??= core.fail(names.begin, status, stream)
   return thrown ?? failed ?? Effect.void
 }

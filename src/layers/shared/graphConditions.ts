@@ -10,6 +10,7 @@ import type { GraphOperations } from "../runtime/graphs.ts"
 import { enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import { handlesOf } from "./graphNodes.ts"
 import { bring } from "./kernelCode.ts"
 import type { KernelCode, ModuleResource } from "./moduleResources.ts"
 import { refuseRange } from "./ranges.ts"
@@ -81,11 +82,12 @@ const addCondition = (
   const inside = allInside(recording, bodies)
   const reads = [range, ...inside.flatMap((index) => nodes[index]!.reads)]
   const writes = inside.flatMap((index) => nodes[index]!.writes)
+  const handles = handlesOf(inside.map((index) => nodes[index]!))
   return Effect.flatMap(setterOf(core, stream.deviceIndex), (setter) => {
     const status = enqueueUsing(core, stream, reads, writes, () => {
       recording.condition(stream, { condition, value: range, setter }, bodies)
       return success
-    })
+    }, handles)
     return status === success ? Effect.void : core.fail(conditionOperation, status, stream)
   })
 }

@@ -55,7 +55,7 @@ export const embed = (
   const status = enqueueUsing(core, stream, reads, writes, () => {
     recording.embed(stream, graph.nodes.map((node) => inside.node(node)))
     return success
-  })
+  }, graph.handles)
   if (status !== success) return core.fail(embedOperation, status, stream)
   for (const event of graph.events) {
     event.inside = pointOf(stream)

@@ -9,7 +9,7 @@ import type { CudaError } from "../../CudaError.ts"
 import type { GraphExecRef, GraphMemoryParameter, GraphValue, MemoryRange, StreamRef } from "../CudaRuntime.ts"
 import type { GraphOperations } from "../runtime/graphs.ts"
 import { counted, inBytes } from "../runtime/words.ts"
-import { enqueueOrdered } from "./accesses.ts"
+import { enqueueOrdered, useAlone } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { failGraph, ownExec, refuseGraph } from "./graphChecks.ts"
@@ -381,7 +381,7 @@ const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamR
 }
 
 const enqueueUses = (core: Core, graph: GraphResource, instance: GraphInstance, stream: StreamResource): number =>
-  usesOrdered(graph, instance)
+  usesOrdered(graph, instance) || !useAlone(core, graph.handles, stream)
     ? enqueueInOrder(core, graph, instance, stream)
     : core.backend.graphs.launch(instance, graph, stream)
 
@@ -394,7 +394,7 @@ const enqueueInOrder = (
 ): number => {
   const rangesOf = (ranges: ReadonlyArray<NodeRange>) => ranges.map((range) => boundRange(range, instance.bindings))
   const call = () => core.backend.graphs.launch(instance, graph, stream)
-  return enqueueOrdered(core, stream, rangesOf(graph.reads), rangesOf(graph.writes), call)
+  return enqueueOrdered(core, stream, rangesOf(graph.reads), rangesOf(graph.writes), call, graph.handles)
 }
 
 const usesOrdered = (graph: GraphResource, { bindings }: GraphInstance): boolean => {

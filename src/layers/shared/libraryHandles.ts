@@ -11,6 +11,7 @@ import { refuseArgument, refuseResource } from "./failures.ts"
 import { namesOf, runOn, runPrepared } from "./libraryCalls.ts"
 import { findFunction, isAlike, madeBy, Prepared } from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
+import { Ordering } from "./ordering.ts"
 import { HandleResource, ownHandle } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 import { watchUsers } from "./waits.ts"
@@ -63,6 +64,7 @@ const make = (
       const address = create.native === undefined ? ++simulatedHandles : madeBy(prepared)
       const handle = new HandleResource(core.backend, { kind, as, handle: address, deviceIndex })
       if (setStream?.native !== undefined) handle.setStream = setterOf(handle, setStream)
+      if (options.ordered === true) handle.ordering = new Ordering()
       destroyers.set(handle, destroy)
       core.handles.add(handle)
       return Effect.succeed(handle)
@@ -135,6 +137,7 @@ const destroy = (core: Core, handle: HandleResource): Effect.Effect<void, CudaEr
       Effect.catchDefect(call, (defect) => Effect.logWarning(`${releasing} (${handle}): ${code.name} threw`, defect)),
       Effect.sync(() => {
         handle.state = "released"
+        handle.ordering?.close()
         core.handles.delete(handle)
       })
     )

@@ -149,6 +149,9 @@ export class Use implements Bytes, Place {
 
 const neverOver = Number.POSITIVE_INFINITY
 
+/** The state of a handle is one thing. */
+export const all: Bytes = { from: 0, to: 1, writes: true }
+
 /** Number of uses at which finished ones are pruned. */
 const fewUses = 32
 
@@ -159,6 +162,8 @@ export class Ordering {
   readonly accesses = new Set<Access>()
   #pruneAt = fewUses
   #isOver = false
+  /** Whether several streams have used it. */
+  #isShared = false
 
   add(use: Use, markers: Markers): void {
     if (this.#isOver) return use.mark?.release()
@@ -167,6 +172,27 @@ export class Ordering {
     if (this.uses.length < this.#pruneAt) return
     this.#drop((earlier) => isDone(earlier, markers))
     this.#pruneAt = Math.max(fewUses, 2 * this.uses.length)
+  }
+
+  /**
+   * Notes a use of all of it by a stream, if no other stream has used it: nothing must wait, and no mark is made. Returns false otherwise.
+   * Only for work that is enqueued next. Another stream's first use makes the mark, and waits for all that the stream has then.
+   */
+  useAlone(track: Track): boolean {
+    // A stream of other code may be gone when the mark is needed.
+    if (this.#isShared || track.stream.origin === "foreign") return false
+    for (const use of this.uses) {
+      if (use.track === track || use.track.isOver) continue
+      this.#isShared = true
+      return false
+    }
+    const last = this.uses.at(-1)
+    if (last !== undefined && last.track === track && last.mark === undefined && last.position > track.position) {
+      return true
+    }
+    this.#drop(() => true)
+    this.uses.push(new Use(track, all, undefined))
+    return true
   }
 
   delete(use: Use): void {

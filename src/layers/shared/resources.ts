@@ -258,6 +258,8 @@ export class HandleResource implements LibraryHandleRef {
   stream: StreamResource | undefined
   /** Tells the library which stream to use, by the handle of the stream. Undefined if its functions take the stream. */
   setStream: ((handle: number, stream: StreamResource | undefined) => number) | undefined
+  /** The uses of its state, if they are ordered. */
+  ordering: Ordering | undefined
   readonly owner: Owner
   readonly kind: string
   readonly as: HandleType
