@@ -42,7 +42,8 @@ import type {
   NativeFunction,
   PointerArgument,
   RawAddress,
-  ScalarArgument
+  ScalarArgument,
+  StreamRef
 } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaLibrary"
@@ -495,12 +496,11 @@ export const isLibraryHandle = (u: unknown): u is LibraryHandle => Predicate.has
 class LibraryHandleImpl<Kind extends string> extends DeviceHandle<LibraryHandleRef> implements LibraryHandle<Kind> {
   readonly [HandleTypeId] = HandleTypeId
   readonly kind: Kind
-  constructor(runtime: CudaRuntimeService, ref: LibraryHandleRef, kind: Kind) {
+  readonly handle: number
+  constructor(runtime: CudaRuntimeService, ref: LibraryHandleRef, handle: number, kind: Kind) {
     super(runtime, ref)
+    this.handle = handle
     this.kind = kind
-  }
-  get handle(): number {
-    return this.ref.handle
   }
   toString(): string {
     return oneLine("LibraryHandle", this.kind, hex(this.handle), `device ${this.deviceIndex}`, unlessLive(this.ref))
@@ -508,6 +508,46 @@ class LibraryHandleImpl<Kind extends string> extends DeviceHandle<LibraryHandleR
   toJSON() {
     const { deviceIndex, handle, kind } = this
     return { _id: "LibraryHandle", kind, handle, deviceIndex, state: this.ref.state }
+  }
+}
+
+/**
+ * Handles of a library on a device, one per stream. As an argument, it is the handle of the stream of the call.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamHandles<out Kind extends string = string> extends Pipeable, Inspectable {
+  readonly "~effect-cuda/CudaLibrary/StreamHandles": "~effect-cuda/CudaLibrary/StreamHandles"
+  readonly runtime: CudaRuntimeService
+  readonly ref: LibraryHandleRef
+  readonly kind: Kind
+  readonly deviceIndex: number
+}
+
+const StreamHandlesTypeId = "~effect-cuda/CudaLibrary/StreamHandles"
+
+/**
+ * Returns `true` if a value is handles of a library, one per stream.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isStreamHandles = (u: unknown): u is StreamHandles => Predicate.hasProperty(u, StreamHandlesTypeId)
+
+class StreamHandlesImpl<Kind extends string> extends DeviceHandle<LibraryHandleRef> implements StreamHandles<Kind> {
+  readonly [StreamHandlesTypeId] = StreamHandlesTypeId
+  readonly kind: Kind
+  constructor(runtime: CudaRuntimeService, ref: LibraryHandleRef, kind: Kind) {
+    super(runtime, ref)
+    this.kind = kind
+  }
+  toString(): string {
+    return oneLine("StreamHandles", this.kind, `device ${this.deviceIndex}`, unlessLive(this.ref))
+  }
+  toJSON() {
+    const { deviceIndex, kind } = this
+    return { _id: "StreamHandles", kind, deviceIndex, state: this.ref.state }
   }
 }
 
@@ -531,7 +571,7 @@ export type LibraryArguments<Parameters extends ReadonlyArray<LibraryParameter>>
  */
 export type LibraryArgument<Kind> = Kind extends ScalarKind<infer Name> ? ScalarArgument<Name>
   : Kind extends PointerKind<infer Nullable> ? PointerArgument | RawAddress | OrNull<Nullable>
-  : Kind extends HandleKind<infer Name, infer Nullable> ? LibraryHandle<Name> | OrNull<Nullable>
+  : Kind extends HandleKind<infer Name, infer Nullable> ? LibraryHandle<Name> | StreamHandles<Name> | OrNull<Nullable>
   : Kind extends HostKind<infer Nullable> ? HostArray | OrNull<Nullable>
   : Kind extends TextKind<infer Nullable> ? string | OrNull<Nullable>
   : Kind extends BytesKind ? Uint8Array
@@ -664,9 +704,9 @@ const callAny = (
         ? namedNode(runtime.libraryCall(ref, name, values, on), name)
         : runtime.libraryCall(ref, name, values, on))
   }
-  const run = (deviceIndex: number) => runtime.libraryRun(ref, name, values, deviceIndex)
+  const run = (place: number | StreamRef) => runtime.libraryRun(ref, name, values, place)
   if (stream === undefined) return Effect.flatMap(resolveDevice(undefined), run)
-  return isStream(stream) ? run(stream.deviceIndex) : refuseArgument(calling, "stream", stream, "a stream")
+  return isStream(stream) ? run(stream.ref) : refuseArgument(calling, "stream", stream, "a stream")
 }
 
 /**
@@ -752,9 +792,14 @@ export interface HandleOptions<Functions extends LibraryFunctions, Create extend
   readonly setStream?: (CallableName<Functions> & string) | undefined
   /**
    * Whether calls with the handle wait, on the GPU, for earlier calls with it on other streams. For handles with state, such as a workspace,
-   * that several streams use. Default: false.
+   * that several streams use. Default: false. Not together with `perStream`.
    */
   readonly ordered?: boolean | undefined
+  /**
+   * Whether to make a handle per stream, when it is first used there. For handles with state whose streams should not wait for each other.
+   * Default: false.
+   */
+  readonly perStream?: boolean | undefined
 }
 
 /** Arguments that `create` has must be given. */
@@ -776,6 +821,13 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  * nothing on the GPU; the first call on a second stream waits for all work of the first one so far. Calls of functions that enqueue nothing do
  * not wait.
  *
+ * With `perStream`, calls use the handle of their stream. It is made with the same `create`, `values` and `setStream` by the first call there,
+ * which fails if that fails; concurrent ones wait for it. The handles of streams that are gone are destroyed when another one is made, all of them
+ * at the end of the scope; until then, `liveResources` counts each. A function that enqueues nothing is called with the handle of the stream that
+ * `call` is given, and refused without one, because the handles of other streams would keep their settings. In a recording, a handle
+ * of its own is made for the calls inside, because the graph may be launched on any stream: its nodes with it, its launches and those of graphs
+ * that embed it are ordered, as with `ordered`. It is destroyed like those of streams, once the graph is garbage.
+ *
  * A graph holds the handles that `call` was given while it was recorded. Destroying one waits for launches in progress, and later launches fail
  * with `ResourceReleased`, which names it.
  *
@@ -788,28 +840,45 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  * Only work that `call` enqueues or records is known. Keep the handle until other work that uses it is done.
  *
  * A handle whose functions do not take the stream has state, such as a workspace, that two streams would share at the same time. Unless the
- * library says otherwise, make it `ordered`, or use one handle per stream. The same holds for launches of graphs that were recorded with it.
+ * library says otherwise, make it `ordered` or `perStream`. The same holds for launches of graphs that were recorded with it.
  *
  * @category constructors
  * @since 0.1.0
  */
-export const handle = <Functions extends LibraryFunctions, const Create extends MakerName<Functions> & string>(
+export function handle<Functions extends LibraryFunctions, const Create extends MakerName<Functions> & string>(
   library: CudaLibrary<Functions>,
-  options: HandleOptions<Functions, Create> & NeedsValues<Functions[Create]>
-): Effect.Effect<LibraryHandle<MadeBy<Functions[Create]>>, CudaError, CudaRuntime | Scope.Scope> => {
+  options:
+    & HandleOptions<Functions, Create>
+    & NeedsValues<Functions[Create]>
+    & { readonly perStream?: false | undefined }
+): Effect.Effect<LibraryHandle<MadeBy<Functions[Create]>>, CudaError, CudaRuntime | Scope.Scope>
+export function handle<Functions extends LibraryFunctions, const Create extends MakerName<Functions> & string>(
+  library: CudaLibrary<Functions>,
+  options:
+    & HandleOptions<Functions, Create>
+    & NeedsValues<Functions[Create]>
+    & { readonly perStream: true; readonly ordered?: false | undefined }
+): Effect.Effect<StreamHandles<MadeBy<Functions[Create]>>, CudaError, CudaRuntime | Scope.Scope>
+export function handle<Functions extends LibraryFunctions, const Create extends MakerName<Functions> & string>(
+  library: CudaLibrary<Functions>,
+  options: HandleOptions<Functions, Create>
+): Effect.Effect<AnyHandle<MadeBy<Functions[Create]>>, CudaError, CudaRuntime | Scope.Scope> {
   if (!isCudaLibrary(library)) return refuseLibrary(making, library)
   if (!Predicate.isObject(options)) return refuseArgument(making, "options", options, "the names of functions")
-  const { create, destroy, device, ordered, setStream, values = [] } = options
+  const { create, destroy, device, ordered, perStream, setStream, values = [] } = options
   return makeScoped(device, {
     create: (runtime, deviceIndex) =>
-      runtime.libraryHandle(
-        library.ref,
-        { create, values, destroy, setStream, ordered },
-        deviceIndex
-      ),
+      runtime.libraryHandle(library.ref, { create, values, destroy, setStream, ordered, perStream }, deviceIndex),
     destroy: (runtime, ref) => runtime.libraryDestroy(ref),
-    wrap: (runtime, ref) => new LibraryHandleImpl(runtime, ref, ref.kind as MadeBy<Functions[Create]>)
+    wrap: (runtime, ref): AnyHandle<MadeBy<Functions[Create]>> => {
+      const kind = ref.kind as MadeBy<Functions[Create]>
+      return ref.handle === undefined
+        ? new StreamHandlesImpl(runtime, ref, kind)
+        : new LibraryHandleImpl(runtime, ref, ref.handle, kind)
+    }
   })
 }
+
+type AnyHandle<Kind extends string> = LibraryHandle<Kind> | StreamHandles<Kind>
 
 const making = "CudaLibrary.handle"

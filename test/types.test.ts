@@ -73,12 +73,21 @@ export const libraryCalls = (
   const name: Effect.Effect<string | undefined, CudaError.CudaError> = CudaLibrary.call(library, "name", [null])
   const made = CudaLibrary.handle(library, { create: "create", values: [3], destroy: "destroy" })
   const isDemo = same<Effect.Success<typeof made>, CudaLibrary.LibraryHandle<"demo">>(true)
+  const perStream = { create: "create", values: [3], destroy: "destroy", perStream: true } as const
+  const streamed = CudaLibrary.handle(library, perStream)
+  const isStreamed = same<Effect.Success<typeof streamed>, CudaLibrary.StreamHandles<"demo">>(true)
+  const scaleStreamed = Effect.flatMap(
+    streamed,
+    (handles) => CudaLibrary.call(library, "scale", [handles, 4, factor, device, null], stream)
+  )
   const any: CudaLibrary.CudaLibrary = library
   return [
     scale,
     version,
     name,
     isDemo,
+    isStreamed,
+    scaleStreamed,
     any,
     // @ts-expect-error a handle of another kind
     CudaLibrary.call(library, "scale", [other, 4, factor, device, null]),
@@ -96,6 +105,8 @@ export const libraryCalls = (
     CudaLibrary.handle(library, { create: "destroy", destroy: "destroy" }),
     // @ts-expect-error a value is needed
     CudaLibrary.handle(library, { create: "create", destroy: "destroy" }),
+    // @ts-expect-error a handle per stream needs no order
+    CudaLibrary.handle(library, { ...perStream, ordered: true }),
     // @ts-expect-error the value is a number
     CudaLibrary.handle(library, { create: "create", values: ["3"], destroy: "destroy" })
   ]

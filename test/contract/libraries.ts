@@ -5,6 +5,7 @@
 import { assert, layer } from "@effect/vitest"
 import { CudaGraph, CudaLibrary, CudaMemory, CudaParameter, CudaStream } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
+import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
@@ -216,6 +217,125 @@ export const libraryContract = (rig: Rig): void =>
           yield* CudaStream.waitStream(yield* CudaStream.current(), side)
         }))
         assert.deepStrictEqual(outer.nodes.map(({ dependencies }) => dependencies), [[], [0], [1], [2]])
+        const condition = yield* CudaMemory.allocate(4)
+        const conditional = yield* CudaGraph.record(Effect.gen(function*() {
+          const side = yield* CudaStream.make()
+          yield* using(13, side)
+          yield* CudaGraph.when(condition, using(14))
+          yield* using(15, side)
+          yield* CudaStream.waitStream(yield* CudaStream.current(), side)
+        }))
+        const [first, body, when, last] = conditional.nodes
+        assert.deepStrictEqual(
+          [first, body, when, last].map((node) => [node?.kind, node?.dependencies]),
+          [["graph", []], ["graph", []], ["conditional", [0]], ["graph", [2]]]
+        )
+      })))
+
+    it.effect("use the handle of their stream, which is made by the first call, and destroyed after the stream", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const buffer = yield* CudaMemory.allocate(size)
+        const { liveResources } = yield* CudaRuntime
+        const counts = (expected: number) =>
+          Effect.map(liveResources, ({ handles }) => assert.strictEqual(handles, expected))
+        const slow = { ...make, create: "demoCreateSlowly", values: [7], destroy: "demoDestroySlowly" } as const
+        const creations = [
+          CudaLibrary.handle(library, { ...make, perStream: true }),
+          CudaLibrary.handle(library, { ...slow, perStream: true })
+        ]
+        for (const creation of creations) {
+          yield* Effect.scoped(Effect.gen(function*() {
+            const handles = yield* creation
+            assert.isTrue(CudaLibrary.isStreamHandles(handles))
+            assert.isFalse(CudaLibrary.isLibraryHandle(handles))
+            assert.strictEqual(String(handles), "StreamHandles(demo, device 0)")
+            const using = (value: number, stream?: CudaStream.CudaStream) =>
+              CudaLibrary.call(library, "demoFillOf", [handles, buffer, value, size], stream)
+            yield* counts(0)
+            yield* Effect.scoped(Effect.gen(function*() {
+              for (const stream of [yield* CudaStream.make(), yield* CudaStream.make()]) {
+                yield* (yield* Busy).enqueue(stream, 5)
+                yield* CudaMemory.fill(buffer, 1, stream)
+                yield* Effect.all([using(3, stream), using(3, stream)], { concurrency: 2 })
+                yield* holds(buffer, 3, stream)
+              }
+              yield* counts(2)
+            }))
+            yield* using(4)
+            yield* holds(buffer, 4)
+            yield* counts(1)
+          }))
+          yield* counts(0)
+        }
+      })))
+
+    it.effect("that enqueue nothing use the handle of the stream that they are given, and need one", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const stream = yield* CudaStream.make()
+        const handles = yield* CudaLibrary.handle(library, { ...make, perStream: true })
+        const using = (on?: CudaStream.CudaStream) =>
+          CudaLibrary.call(library, "demoUse", [handles, new Int32Array(1)], on)
+        const { expected } = yield* failsWith(using(), "InvalidArgument")
+        assert.include(expected, "the stream whose handle is meant")
+        yield* refuses(CudaStream.withStream(using(), stream), "arguments[0]")
+        yield* using(stream)
+        yield* using(stream)
+        assert.strictEqual((yield* (yield* CudaRuntime).liveResources).handles, 1)
+        const gone = yield* Effect.scoped(CudaStream.make())
+        yield* failsWith(using(gone), "ResourceReleased")
+        const released = yield* Effect.scoped(CudaLibrary.handle(library, { ...make, perStream: true }))
+        const late = CudaLibrary.call(library, "demoUse", [released, new Int32Array(1)], stream)
+        assert.include((yield* failsWith(late, "ResourceReleased")).resource, "demo handles of streams")
+      })))
+
+    it.effect("in a recording use a handle of the recording, whose launches are ordered", () =>
+      leavesNothing(Effect.gen(function*() {
+        const library = yield* load
+        const scope = yield* Scope.make()
+        const slow = { create: "demoCreateSlowly", values: [7], destroy: "demoDestroySlowly" } as const
+        const making = CudaLibrary.handle(library, { ...slow, setStream: "demoSetStream", perStream: true })
+        const handles = yield* making.pipe(Scope.provide(scope))
+        const { liveResources } = yield* CudaRuntime
+        const buffer = yield* CudaMemory.allocate(size)
+        const [left, right] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const using = (value: number, stream?: CudaStream.CudaStream) =>
+          CudaLibrary.call(library, "demoFillOf", [handles, buffer, value, size], stream)
+        const graph = yield* CudaGraph.record(Effect.gen(function*() {
+          const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+          yield* using(1, one)
+          yield* using(2, other)
+          yield* CudaStream.waitStream(yield* CudaStream.current(), other)
+        }))
+        assert.deepStrictEqual(graph.nodes.map(({ dependencies }) => dependencies), [[], [0]])
+        assert.strictEqual((yield* liveResources).handles, 1)
+        const outer = yield* CudaGraph.record(Effect.andThen(CudaGraph.embed(graph), CudaMemory.fill(buffer, 3)))
+        const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
+        const embedding = yield* CudaGraph.instantiate(outer)
+        const ends = (value: number) =>
+          Effect.andThen(
+            CudaStream.synchronize(left),
+            Effect.andThen(CudaStream.synchronize(right), holds(buffer, value))
+          )
+        yield* (yield* Busy).enqueue(left, 20)
+        yield* CudaGraph.launch(embedding, left)
+        yield* CudaGraph.launch(exec, right)
+        yield* ends(2)
+        yield* (yield* Busy).enqueue(right, 20)
+        yield* CudaGraph.launch(exec, right)
+        yield* CudaGraph.launch(embedding, left)
+        yield* ends(3)
+        yield* (yield* Busy).enqueue(left, 20)
+        yield* CudaGraph.launch(exec, left)
+        yield* Scope.close(scope, Exit.void)
+        assert.isTrue(yield* CudaStream.query(left))
+        assert.strictEqual((yield* liveResources).handles, 0)
+        for (const each of [exec, embedding]) {
+          const { resource } = yield* failsWith(CudaGraph.launch(each, left), "ResourceReleased")
+          assert.include(resource, "demo handle")
+        }
+        yield* failsWith(CudaGraph.record(using(1)), "ResourceReleased")
       })))
 
     it.effect("make graphs that hold their handles: a launch fails with the name of one that was released", () =>
@@ -377,6 +497,9 @@ export const libraryContract = (rig: Rig): void =>
         yield* refuses(making({ destroy: "demoSetStream" }), "destroy")
         yield* refuses(making({ setStream: "demoDestroy" }), "setStream")
         yield* refuses(making({ values: [1] }), "arguments")
+        yield* refuses(making({ perStream: true, values: [1] }), "arguments")
+        yield* refuses(making({ perStream: true, ordered: true }), "ordered")
+        yield* refuses(making({ perStream: true, device: 99 }), "device")
         yield* refuses(CudaLibrary.handle(library, null as never), "options")
         yield* refuses(CudaLibrary.handle({} as never, make as never), "library")
         yield* refuses(making({ device: 99 }), "device")
@@ -396,6 +519,9 @@ export const libraryContract = (rig: Rig): void =>
           const using = CudaLibrary.call(library, "demoFillOf", [handle, buffer, 1, size], near)
           yield* failsWith(using, "DeviceMismatch")
           yield* CudaLibrary.call(library, "demoUse", [handle, new Int32Array(1)])
+          const handles = yield* CudaLibrary.handle(library, { ...make, device: 1, perStream: true })
+          yield* failsWith(CudaLibrary.call(library, "demoUse", [handles, new Int32Array(1)], near), "DeviceMismatch")
+          yield* failsWith(CudaLibrary.call(library, "demoFillOf", [handles, buffer, 1, size], near), "DeviceMismatch")
         }))
     )
 

@@ -798,3 +798,281 @@ describe("a handle of a library", () => {
       })
     ))
 })
+
+describe("handles of streams", () => {
+  const perStream = { ...make, perStream: true } as const
+  const slow = {
+    ...make,
+    create: "demoCreateSlowly",
+    values: [7],
+    destroy: "demoDestroySlowly",
+    perStream: true
+  } as const
+  type Demo = Effect.Success<typeof load>
+  type Handles = CudaLibrary.StreamHandles<"demo">
+
+  const fill = (demo: Demo, handles: Handles, buffer: CudaMemory.DeviceBuffer, stream?: CudaStream.CudaStream) =>
+    CudaLibrary.call(demo, "demoFillOf", [handles, buffer, 1, size], stream)
+
+  const passed = (name: string) => library.handles.filter(([called]) => called === name).map(([, handle]) => handle)
+
+  const count = Effect.flatMap(
+    CudaRuntime.CudaRuntime,
+    ({ liveResources }) => Effect.map(liveResources, ({ handles }) => handles)
+  )
+
+  it.live("are made, and told their stream, by the first call on each, and used by the others", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handles = yield* CudaLibrary.handle(demo, perStream)
+        const buffer = yield* CudaMemory.allocate(size)
+        const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        assert.deepStrictEqual([library.calls, yield* count], [[], 0])
+        stub.clear()
+        const streams = [one, other, one, other, other]
+        for (const stream of streams) yield* fill(demo, handles, buffer, stream)
+        const [create, set, used] = ["demoCreate context", "demoSetStream context", "demoFillOf context"]
+        assert.deepStrictEqual(library.calls, [create, set, used, create, set, used, used, used, used])
+        const [first, second] = passed("demoCreate")
+        assert.deepStrictEqual(passed("demoSetStream"), [first, second])
+        assert.deepStrictEqual(passed("demoFillOf"), [first, second, first, second, second])
+        assert.deepStrictEqual(stub.calls("cuMemsetD8Async").map(({ args }) => args[3]), streams.map((s) => s.handle))
+        assert.deepStrictEqual(stub.calls("cuStreamWaitEvent"), [])
+        assert.deepStrictEqual(stub.calls("cuEventRecord"), [])
+        assert.strictEqual(yield* count, 2)
+        yield* CudaLibrary.call(demo, "demoUse", [handles, new Int32Array(1)], other)
+        assert.deepStrictEqual(passed("demoUse"), [second])
+      })
+    ))
+
+  it.live("are destroyed with the next one if their stream is gone, all at the end, each after its work", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const handles = yield* CudaLibrary.handle(demo, perStream).pipe(Scope.provide(scope))
+        const [buffer, stream] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+        yield* fill(demo, handles, buffer, stream)
+        const [kept] = passed("demoCreate")
+        for (let round = 0; round < 3; round++) {
+          library.clear()
+          yield* Effect.scoped(Effect.flatMap(CudaStream.make(), (own) => fill(demo, handles, buffer, own)))
+          assert.deepStrictEqual(library.calls.includes("demoDestroy context"), round > 0)
+          assert.strictEqual(yield* count, 2)
+          assert.notInclude(passed("demoDestroy"), kept)
+        }
+        stub.work(stream)
+        const closing = yield* started(Scope.close(scope, Exit.void))
+        yield* pause(5)
+        assert.include([1, 2], library.live)
+        yield* failsWith(fill(demo, handles, buffer, stream), "ResourceReleased")
+        stub.finish(stream)
+        yield* Fiber.join(closing)
+        assert.deepStrictEqual([library.live, yield* count], [0, 0])
+      })
+    ))
+
+  it.live("that cannot be made fail the call, and are made by a later one", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const buffer = yield* CudaMemory.allocate(size)
+        const makings = [
+          ["demoCreate", CudaLibrary.handle(demo, perStream)],
+          ["demoCreateSlowly", CudaLibrary.handle(demo, slow)]
+        ] as const
+        for (const [name, making] of makings) {
+          yield* Effect.scoped(Effect.gen(function*() {
+            const handles = yield* making
+            library.fail(name, 1)
+            const error = yield* Effect.flip(fill(demo, handles, buffer))
+            assert.deepStrictEqual([error.operation, error.call, error.reason._tag], [
+              "CudaLibrary.call",
+              name,
+              "LibraryFailed"
+            ])
+            assert.strictEqual(yield* count, 0)
+            library.fail(name, 0)
+            yield* fill(demo, handles, buffer)
+            assert.strictEqual(yield* count, 1)
+          }))
+        }
+      })
+    ))
+
+  it.live("are told their stream by the call if that failed at first", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handles = yield* CudaLibrary.handle(demo, perStream)
+        const [buffer, stream] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+        library.fail("demoSetStream", 1)
+        assert.strictEqual((yield* Effect.flip(fill(demo, handles, buffer, stream))).call, "demoSetStream")
+        library.fail("demoSetStream", 0)
+        stub.clear()
+        yield* fill(demo, handles, buffer, stream)
+        assert.strictEqual(stub.calls("cuMemsetD8Async")[0]!.args[3], stream.handle)
+        assert.lengthOf(passed("demoCreate"), 1)
+      })
+    ))
+
+  it.live("are made once for concurrent calls, off the JS thread, also if the first is interrupted", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 20
+        yield* Effect.scoped(Effect.gen(function*() {
+          const handles = yield* CudaLibrary.handle(demo, slow)
+          const buffer = yield* CudaMemory.allocate(size)
+          const first = yield* started(fill(demo, handles, buffer))
+          const others = yield* Effect.forEach([1, 2, 3], () => started(fill(demo, handles, buffer)))
+          yield* Fiber.interrupt(first)
+          yield* Effect.forEach(others, Fiber.join)
+          assert.lengthOf(passed("demoCreateSlowly"), 1)
+          assert.lengthOf(passed("demoFillOf"), 3)
+          assert.strictEqual(yield* count, 1)
+        }))
+        assert.strictEqual(library.live, 0)
+      })
+    ))
+
+  it.live("that are being made when their scope closes are destroyed", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        library.delay = 20
+        const scope = yield* Scope.make()
+        const handles = yield* CudaLibrary.handle(demo, slow).pipe(Scope.provide(scope))
+        const buffer = yield* CudaMemory.allocate(size)
+        const calling = yield* started(Effect.exit(fill(demo, handles, buffer)))
+        const later = yield* started(Effect.exit(fill(demo, handles, buffer, yield* CudaStream.make())))
+        yield* Scope.close(scope, Exit.void)
+        assert.deepStrictEqual([library.live, yield* count], [0, 0])
+        for (const fiber of [calling, later]) assert.isTrue(Exit.isFailure(yield* Fiber.join(fiber)))
+      })
+    ))
+
+  it.live(
+    "leave nothing, at whatever step the fiber that makes or releases one yields or is interrupted",
+    () =>
+      Effect.gen(function*() {
+        const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber.id))
+        const cases = ["scope", "interrupt", "runtime", "closing"] as const
+        for (const isSlow of [false, true]) {
+          for (const what of cases) {
+            for (let period = 3; period < mostOperations; period += 1) {
+              const scope = yield* Scope.make()
+              yield* withDemo((demo) =>
+                Effect.gen(function*() {
+                  const making = isSlow
+                    ? CudaLibrary.handle(demo, slow)
+                    : CudaLibrary.handle(demo, { ...make, perStream: true })
+                  const handles = yield* making.pipe(Scope.provide(scope))
+                  const buffer = yield* CudaMemory.allocate(size)
+                  yield* Effect.scoped(Effect.flatMap(CudaStream.make(), (own) => fill(demo, handles, buffer, own)))
+                  const yields = Effect.provideService(Scheduler.Scheduler, new OthersYield(self, period))
+                  if (what === "closing") {
+                    yield* fill(demo, handles, buffer)
+                    yield* Effect.forkDetach(yields(Scope.close(scope, Exit.void)), { startImmediately: true })
+                    return
+                  }
+                  const fiber = yield* Effect.forkDetach(yields(Effect.exit(fill(demo, handles, buffer))), {
+                    startImmediately: true
+                  })
+                  if (what === "scope") {
+                    yield* Scope.close(scope, Exit.void)
+                    assert.deepStrictEqual([library.live, yield* count], [0, 0])
+                  }
+                  if (what === "interrupt") yield* Fiber.interrupt(fiber)
+                })
+              )
+              assert.strictEqual(library.misuse, "", `${what} at operation ${period}`)
+              yield* Scope.close(scope, Exit.void)
+              assert.deepStrictEqual([library.misuse, library.live], ["", 0], `${what} at operation ${period}`)
+            }
+          }
+        }
+      }),
+    60_000
+  )
+
+  it.live("in a recording are one of the recording, which its launches and those of graphs with it share in order", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handles = yield* CudaLibrary.handle(demo, slow)
+        const buffer = yield* CudaMemory.allocate(size)
+        const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        yield* fill(demo, handles, buffer, one)
+        const record = CudaGraph.record(Effect.gen(function*() {
+          const side = yield* CudaStream.make()
+          yield* fill(demo, handles, buffer, side)
+          yield* CudaStream.waitStream(yield* CudaStream.current(), side)
+          yield* fill(demo, handles, buffer)
+        }))
+        library.clear()
+        const graph = yield* record
+        const [own] = passed("demoCreateSlowly")
+        assert.deepStrictEqual(passed("demoFillOf"), [own, own])
+        assert.strictEqual(yield* count, 2)
+        yield* record
+        assert.strictEqual(new Set(passed("demoFillOf")).size, 2)
+        const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
+        const embedding = yield* CudaGraph.instantiate(yield* CudaGraph.record(CudaGraph.embed(graph)))
+        stub.clear()
+        yield* CudaGraph.launch(exec, one)
+        assert.deepStrictEqual(stub.calls("cuStreamWaitEvent"), [])
+        yield* CudaGraph.launch(exec, other)
+        assert.deepStrictEqual(stub.calls("cuStreamWaitEvent").map(({ args }) => args[0]), [other.handle])
+        yield* CudaGraph.launch(embedding, one)
+        assert.deepStrictEqual(stub.calls("cuStreamWaitEvent").map(({ args }) => args[0]), [other.handle, one.handle])
+        stub.clear()
+        yield* fill(demo, handles, buffer, one)
+        assert.deepStrictEqual(stub.calls("cuStreamWaitEvent"), [])
+      })
+    ))
+
+  it.live.each([false, true])(
+    "of recordings are destroyed after the last launch of their graph, which no call waits for (%s)",
+    (isClosing) =>
+      withDemo((demo) =>
+        Effect.gen(function*() {
+          const scope = yield* Scope.make()
+          const handles = yield* CudaLibrary.handle(demo, perStream).pipe(Scope.provide(scope))
+          const [buffer, stream] = [yield* CudaMemory.allocate(size), yield* CudaStream.make()]
+          yield* Effect.scoped(Effect.gen(function*() {
+            const exec = yield* CudaGraph.instantiate(yield* CudaGraph.record(fill(demo, handles, buffer)))
+            yield* CudaGraph.launch(exec, stream)
+          }))
+          const [own] = passed("demoCreate")
+          stub.work(stream)
+          yield* garbageCollected
+          yield* fill(demo, handles, buffer)
+          assert.strictEqual(yield* count, 2)
+          const closing = isClosing ? yield* started(Scope.close(scope, Exit.void)) : undefined
+          yield* pause(5)
+          assert.notInclude(passed("demoDestroy"), own)
+          stub.finish(stream)
+          yield* closing === undefined
+            ? until("the handle is destroyed", () => passed("demoDestroy").includes(own!))
+            : Fiber.join(closing)
+          assert.include(passed("demoDestroy"), own)
+          yield* Scope.close(scope, Exit.void)
+          assert.strictEqual(yield* count, 0)
+        })
+      )
+  )
+
+  it.live("of recordings are destroyed with the next one once no graph has them", () =>
+    withDemo((demo) =>
+      Effect.gen(function*() {
+        const handles = yield* CudaLibrary.handle(demo, perStream)
+        const buffer = yield* CudaMemory.allocate(size)
+        const kept = yield* CudaGraph.record(
+          CudaGraph.embed(yield* CudaGraph.record(fill(demo, handles, buffer)))
+        )
+        const [own] = passed("demoCreate")
+        const record = Effect.asVoid(CudaGraph.record(fill(demo, handles, buffer)))
+        for (let round = 0; round < 20 && passed("demoDestroy").length === 0; round++) {
+          yield* Effect.andThen(record, garbageCollected)
+        }
+        assert.isAbove(passed("demoDestroy").length, 0)
+        assert.notInclude(passed("demoDestroy"), own)
+        yield* CudaGraph.launch(yield* CudaGraph.instantiate(kept))
+      })
+    ))
+})

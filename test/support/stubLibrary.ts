@@ -55,6 +55,7 @@ const bind = (path: string) => {
   return {
     reset: bound("stub_reset", "void", ["uint64_t", "uint64_t"]),
     log: bound("stub_log", "str", []),
+    handles: bound("stub_handles", "str", []),
     logClear: bound("stub_log_clear", "void", []),
     misuse: bound("stub_misuse", "str", []),
     live: bound("stub_live", "int", []),
@@ -97,6 +98,15 @@ export class StubLibrary {
   get calls(): ReadonlyArray<string> {
     const log: string = this.#control.log()
     return log.split("\n").filter((line) => line !== "")
+  }
+
+  /** The calls with a handle, each as the name and the handle. */
+  get handles(): ReadonlyArray<readonly [name: string, handle: number]> {
+    const log: string = this.#control.handles()
+    return log.split("\n").filter((line) => line !== "").map((line) => {
+      const [name = "", handle] = line.split(" ")
+      return [name, Number(handle)] as const
+    })
   }
 
   clear(): void {

@@ -89,8 +89,8 @@ export interface LibraryRef {
 export interface LibraryHandleRef {
   /** The name that its parameters have, such as `cublas`. */
   readonly kind: string
-  /** The address, or the number, that the library knows it by; made up on simulated devices. */
-  readonly handle: number
+  /** The address, or the number, that the library knows it by; made up on simulated devices. Undefined for handles of streams. */
+  readonly handle: number | undefined
   readonly deviceIndex: number
   readonly state: ResourceState
 }
@@ -110,6 +110,8 @@ export interface LibraryHandleOptions {
   readonly setStream: string | undefined
   /** Whether calls with it on different streams wait for each other, as uses of an ordered buffer do. */
   readonly ordered?: boolean | undefined
+  /** Whether it stands for one handle per stream, made when it is first used there. */
+  readonly perStream?: boolean | undefined
 }
 
 /**
@@ -144,12 +146,15 @@ export interface LibraryOperations {
     values: ReadonlyArray<unknown>,
     stream: StreamRef
   ) => Effect.Effect<void, CudaError>
-  /** Calls a function that enqueues nothing, on the device of its handle, or on the given one. Returns its value. */
+  /**
+   * Calls a function that enqueues nothing, on the device of its handle, or on the given one. Returns its value. A stream stands for its
+   * device, and says which of the handles of streams are meant.
+   */
   readonly libraryRun: (
     library: LibraryRef,
     name: string,
     values: ReadonlyArray<unknown>,
-    deviceIndex: number
+    place: number | StreamRef
   ) => Effect.Effect<unknown, CudaError>
   /** Makes a handle. Cannot be interrupted once the call has begun. */
   readonly libraryHandle: (

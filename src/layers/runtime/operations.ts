@@ -130,7 +130,10 @@ const rows = {
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.deviceIndex, pool]],
 
   libraryCall: ["CudaLibrary.call", "cuStreamWaitEvent", (_, __, ___, stream) => [stream.deviceIndex, stream]],
-  libraryRun: ["CudaLibrary.call", "cuCtxPushCurrent", (_, name, __, device) => [device, name]],
+  libraryRun: ["CudaLibrary.call", "cuCtxPushCurrent", (_, name, __, place) => [
+    typeof place === "number" ? place : place.deviceIndex,
+    name
+  ]],
   libraryHandle: ["CudaLibrary.handle", "cuCtxPushCurrent", ({ definition }, _, device) => [device, definition.name]],
   libraryDestroy: ["CudaLibrary.release", "cuCtxPushCurrent", (handle) => [handle.deviceIndex, handle], "release"],
   libraryFunction: ["CudaLibrary.native", "dlsym", (_, name) => [0, name], "contextFree"],

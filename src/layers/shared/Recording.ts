@@ -450,7 +450,8 @@ export class Recording implements RecordingRef {
   ): void {
     const ranges = (given: ReadonlyArray<MemoryRange>) =>
       given.map((range) => ({ ...range, memory: ownMemory(range.memory) }))
-    const work: NodeWork = { kind: "graph", captured, priority: stream.priority, simulate, handles }
+    const keepers = handles.map(({ keeper }) => keeper?.deref())
+    const work: NodeWork = { kind: "graph", captured, priority: stream.priority, simulate, handles, keepers }
     this.#add(stream, [{ work, operation, reads: ranges(reads), writes: ranges(writes) }])
   }
 

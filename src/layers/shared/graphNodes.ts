@@ -161,6 +161,8 @@ export interface CapturedWork {
   readonly simulate: ForeignSimulation | undefined
   /** The handles of libraries that it uses. */
   readonly handles: ReadonlyArray<HandleResource>
+  /** What keeps those that only graphs use. */
+  readonly keepers: ReadonlyArray<object | undefined>
 }
 
 /** Where a region begins or ends. Does nothing, except in instances that measure regions. */

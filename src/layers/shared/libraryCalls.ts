@@ -15,7 +15,16 @@ import { enqueueCall, foreignError } from "./enqueue.ts"
 import type { CallNames } from "./enqueue.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { reasonOf } from "./libraryFailures.ts"
-import { about, deviceOf, findFunction, prepare, Prepared, valueOf, wrongResult } from "./libraryFunctions.ts"
+import {
+  about,
+  deviceOf,
+  findFunction,
+  prepare,
+  Prepared,
+  valueOf,
+  withHandles,
+  wrongResult
+} from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
 import type { Refusal } from "./ranges.ts"
@@ -34,14 +43,23 @@ export const callOperations = (
   libraryCall: driverCall((library: LibraryRef, name: string, values: ReadonlyArray<unknown>, stream: StreamRef) =>
     call(core, library, name, values, ownStream(stream))
   ),
-  libraryRun: (library, name, values, deviceIndex) =>
+  libraryRun: (library, name, values, place) =>
     Effect.suspend(() => {
       const code = findFunction(core, operation, library, name)
       if (Effect.isEffect(code)) return code
-      const refused = refuseKind(code, false)
+      const refused = refuseKind(code, false) ?? refuseOffThread(core, operation, code)
       if (refused !== undefined) return refused
-      return runOn(core, namesOf(operation, code), code, values, deviceOf(core, values, deviceIndex), (result) =>
-        Effect.succeed(valueOf(code, result)))
+      const stream = typeof place === "object" ? ownStream(place) : undefined
+      const deviceIndex = deviceOf(core, values, typeof place === "object" ? place.deviceIndex : place)
+      const site = { deviceIndex, stream }
+      return runOn(
+        core,
+        namesOf(operation, code),
+        code,
+        values,
+        site,
+        (result) => Effect.succeed(valueOf(code, result))
+      )
     })
 })
 
@@ -83,6 +101,9 @@ const call = (
   if (!(prepared instanceof Prepared)) return prepared
   if (code.native === undefined && code.spec.simulate === undefined) {
     return about(name, refuseSimulate(operation, undefined))
+  }
+  if (prepared.missing.length > 0) {
+    return withHandles(operation, prepared, stream, () => call(core, library, name, values, stream))
   }
   for (const handle of prepared.handles) handle.usedOn(stream)
   const names = namesOf(operation, code)
@@ -161,21 +182,27 @@ const failed = (core: Core, names: CallNames, code: FunctionCode, status: number
 /** Finishes a call with its result, as soon as it has ended. */
 type Finish<A> = (result: unknown, prepared: Prepared) => Effect.Effect<A, CudaError>
 
+/** Refuses a call that runs off the JS thread in a recording. */
+export const refuseOffThread = ({ recordings }: Core, operation: string, { name, spec }: FunctionCode): Refusal => {
+  const inside = spec.thread === "own" && recordings !== 0 ? refuseInside(operation, offThreadWords) : undefined
+  return inside === undefined ? undefined : about(name, inside)
+}
+
 /** Makes a call that enqueues nothing, where its description says. */
 export const runOn = <A>(
   core: Core,
   names: CallNames,
   code: FunctionCode,
   values: ReadonlyArray<unknown>,
-  deviceIndex: number,
+  site: { readonly deviceIndex: number; readonly stream?: StreamResource | undefined },
   finish: Finish<A>
 ): Effect.Effect<A, CudaError> =>
-  core.whenOpen(names.begin, deviceIndex, () => {
-    const isOwn = code.spec.thread === "own"
-    const inside = isOwn && core.recordings !== 0 ? refuseInside(names.begin, offThreadWords) : undefined
-    if (inside !== undefined) return about(code.name, inside)
-    const prepared = prepare(core, names.begin, code, values, { deviceIndex })
-    return prepared instanceof Prepared ? runPrepared(core, names, code, prepared, deviceIndex, finish) : prepared
+  core.whenOpen(names.begin, site.deviceIndex, () => {
+    const prepared = prepare(core, names.begin, code, values, site)
+    if (!(prepared instanceof Prepared)) return prepared
+    return prepared.missing.length === 0 || site.stream === undefined
+      ? runPrepared(core, names, code, prepared, site.deviceIndex, finish)
+      : withHandles(names.begin, prepared, site.stream, () => runOn(core, names, code, values, site, finish))
   })
 
 export const runPrepared = <A>(

@@ -10,14 +10,16 @@ import type { PointerKind, ScalarKind, ScalarName, Writer } from "../../cuda/par
 import { CudaError } from "../../CudaError.ts"
 import type { LibraryDefinition, LibraryFunction, LibraryRef, PointerArgument } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
+import { trackOf } from "./accesses.ts"
 import { isPart, isRaw } from "./arguments.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseDevices, refuseResource } from "./failures.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownHandle, ownMemory, unusable, unusableMemory } from "./resources.ts"
-import type { HandleResource, Owner, StreamResource } from "./resources.ts"
+import { refuseElsewhere } from "./recordings.ts"
+import { HandleResource, ownHandle, ownMemory, unusable, unusableMemory } from "./resources.ts"
+import type { HandlePlace, Owner, StreamHandles, StreamResource } from "./resources.ts"
 
 export class LibraryResource implements LibraryRef {
   readonly owner: Owner
@@ -113,6 +115,8 @@ export class Prepared {
   /** Where the bytes of device memory are among what the function for simulated devices gets. */
   readonly places: Array<{ readonly at: number; readonly list: "reads" | "writes"; readonly index: number }> = []
   readonly handles: Array<HandleResource> = []
+  /** Handles of streams without one for the stream of the call. It must be made first. */
+  readonly missing: Array<StreamHandles> = []
   /** Where the stream is; -1 for none. */
   streamAt = -1
   /** Whether the call destroys a handle. */
@@ -125,8 +129,15 @@ export class Prepared {
   }
 }
 
+/** A call that enqueues nothing. The stream, if one was given, only says which handles are meant. */
+interface OffStream {
+  readonly deviceIndex: number
+  readonly tag?: undefined
+  readonly stream?: StreamResource | undefined
+}
+
 /** Where a call is made: on a stream, or only on a device. */
-export type Site = StreamResource | { readonly deviceIndex: number; readonly tag?: undefined }
+export type Site = StreamResource | OffStream
 
 /** Checks the arguments of a call. Returns the failure of the first that is wrong, which names the function. */
 export const prepare = (
@@ -295,9 +306,53 @@ const addHandle = (
       deviceIndices: [handle.deviceIndex, site.deviceIndex]
     })
   }
+  if (handle instanceof HandleResource) return pushHandle(prepared, handle)
+  const stream = site.tag === undefined ? site.stream : site
+  if (stream === undefined) {
+    const expected = "a handle that is not per stream, or a call with the stream whose handle is meant"
+    return refuseArgument(operation, path, value, expected)
+  }
+  return addHandleOf(core, operation, handle, stream, prepared)
+}
+
+const pushHandle = (prepared: Prepared, handle: HandleResource): undefined => {
   prepared.handles.push(handle)
   return push(prepared, handle.handle, handle.handle)
 }
+
+const addHandleOf = (
+  core: Core,
+  operation: string,
+  handles: StreamHandles,
+  stream: StreamResource,
+  prepared: Prepared
+): Refusal => {
+  const { backend } = core
+  if (unusable(backend, stream)) return refuseResource(operation, backend, stream)
+  if (stream.deviceIndex !== handles.deviceIndex) return refuseDevices(operation, handles, stream)
+  const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(operation, stream)
+  if (elsewhere !== undefined) return elsewhere
+  const own = handles.find(placeOf(core, stream))
+  if (own !== undefined) return pushHandle(prepared, own)
+  prepared.missing.push(handles)
+  return push(prepared, 0, 0)
+}
+
+/** What has a handle of its own: the stream, or the recording that it is part of, because launches run on any stream. */
+export const placeOf = (core: Core, stream: StreamResource): HandlePlace =>
+  stream.recording?.root ?? trackOf(core, stream).stream
+
+/** Makes the missing handles, and repeats what needs them. */
+export const withHandles = <A>(
+  operation: string,
+  { missing }: Prepared,
+  stream: StreamResource,
+  again: () => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  Effect.andThen(
+    Effect.forEach(missing, (handles) => handles.make(operation, stream), { discard: true }),
+    Effect.suspend(again)
+  )
 
 const handleWords: { readonly [As in HandleType]: string } = { pointer: "a pointer", i32: "an int" }
 

@@ -2,17 +2,20 @@
  * Handles of libraries: made by one function, and destroyed by another once nothing uses them.
  */
 import * as Effect from "effect/Effect"
+import * as Semaphore from "effect/Semaphore"
+import type { HandleType } from "../../cuda/libraryParameters.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { LibraryHandleOptions, LibraryRef } from "../CudaRuntime.ts"
 import type { LibraryOperations } from "../runtime/libraries.ts"
+import { refuseSimulate } from "./captures.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument, refuseResource } from "./failures.ts"
-import { namesOf, runOn, runPrepared } from "./libraryCalls.ts"
-import { findFunction, isAlike, madeBy, Prepared } from "./libraryFunctions.ts"
+import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import { namesOf, refuseOffThread, runOn, runPrepared } from "./libraryCalls.ts"
+import { about, findFunction, isAlike, madeBy, placeOf, prepare, Prepared } from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
 import { Ordering } from "./ordering.ts"
-import { HandleResource, ownHandle } from "./resources.ts"
+import { HandleResource, ownHandle, StreamHandles, unusable } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 import { watchUsers } from "./waits.ts"
 
@@ -23,11 +26,7 @@ export const handleOperations = (core: Core): Pick<LibraryOperations, "libraryHa
       const handle = ownHandle(ref)
       if (handle.owner !== core.backend) return refuseResource(releasing, core.backend, handle)
       if (handle.state !== "live") return Effect.void
-      handle.state = "closing"
-      // The runtime is not released meanwhile. The fiber may yield at any step from here.
-      core.libraryCalls.begin()
-      const destroyed = Effect.onExit(untilUnused(core, handle), () => destroy(core, handle))
-      return Effect.ensuring(destroyed, Effect.sync(() => core.libraryCalls.end()))
+      return handle instanceof HandleResource ? release(core, handle) : releaseAll(core, handle)
     }))
 })
 
@@ -37,15 +36,41 @@ const releasing = "CudaLibrary.release"
 /** How each handle is destroyed. */
 const destroyers = new WeakMap<HandleResource, FunctionCode>()
 
+/** Held while handles of streams are made or destroyed. */
+const busy = new WeakMap<StreamHandles, Semaphore.Semaphore>()
+
 /** Simulated handles are numbers that no device uses. */
 let simulatedHandles = 0
+
+/** How handles are made and destroyed. */
+interface Recipe {
+  readonly create: FunctionCode
+  readonly values: ReadonlyArray<unknown>
+  readonly destroy: FunctionCode
+  readonly setStream: FunctionCode | undefined
+  readonly kind: string
+  readonly as: HandleType
+  readonly ordered: boolean
+}
 
 const make = (
   core: Core,
   library: LibraryRef,
   options: LibraryHandleOptions,
   deviceIndex: number
-): Effect.Effect<HandleResource, CudaError> => {
+): Effect.Effect<HandleResource | StreamHandles, CudaError> => {
+  const recipe = recipeOf(core, library, options)
+  if (Effect.isEffect(recipe)) return recipe
+  if (options.perStream === true) return makePerStream(core, recipe, deviceIndex)
+  return refuseOffThread(core, making, recipe.create) ??
+    Effect.uninterruptible(makeOne(core, making, recipe, deviceIndex))
+}
+
+const recipeOf = (
+  core: Core,
+  library: LibraryRef,
+  options: LibraryHandleOptions
+): Recipe | Effect.Effect<never, CudaError> => {
   const create = findFunction(core, making, library, options.create, "create")
   if (Effect.isEffect(create)) return create
   const { makes } = create
@@ -59,18 +84,142 @@ const make = (
   }
   const setStream = streamSetter(core, library, options.setStream, kind, as)
   if (Effect.isEffect(setStream)) return setStream
-  return Effect.uninterruptible(
-    runOn(core, namesOf(making, create), create, options.values, deviceIndex, (_, prepared) => {
-      const address = create.native === undefined ? ++simulatedHandles : madeBy(prepared)
-      const handle = new HandleResource(core.backend, { kind, as, handle: address, deviceIndex })
-      if (setStream?.native !== undefined) handle.setStream = setterOf(handle, setStream)
-      if (options.ordered === true) handle.ordering = new Ordering()
-      destroyers.set(handle, destroy)
-      core.handles.add(handle)
-      return Effect.succeed(handle)
+  const ordered = options.ordered === true
+  if (ordered && options.perStream === true) {
+    return refuseDescribed(
+      making,
+      "ordered",
+      "true, with perStream",
+      "one of the two: a handle per stream needs no order"
+    )
+  }
+  return { create, values: options.values, destroy, setStream, kind, as, ordered }
+}
+
+const makeOne = (
+  core: Core,
+  operation: string,
+  { as, create, destroy, kind, ordered, setStream, values }: Recipe,
+  deviceIndex: number,
+  adopt?: (handle: HandleResource) => void
+): Effect.Effect<HandleResource, CudaError> =>
+  runOn(core, namesOf(operation, create), create, values, { deviceIndex }, (_, prepared) => {
+    const address = create.native === undefined ? ++simulatedHandles : madeBy(prepared)
+    const handle = new HandleResource(core.backend, { kind, as, handle: address, deviceIndex })
+    if (setStream?.native !== undefined) handle.setStream = setterOf(handle, setStream)
+    if (ordered) handle.ordering = new Ordering()
+    destroyers.set(handle, destroy)
+    core.handles.add(handle)
+    adopt?.(handle)
+    return Effect.succeed(handle)
+  })
+
+/** Checks what can be checked before the first handle is made. */
+const makePerStream = (
+  core: Core,
+  recipe: Recipe,
+  deviceIndex: number
+): Effect.Effect<StreamHandles, CudaError> =>
+  core.whenOpen(making, deviceIndex, () => {
+    const { create, values } = recipe
+    const prepared = prepare(core, making, create, values, { deviceIndex })
+    if (!(prepared instanceof Prepared)) return prepared
+    if (create.native === undefined && create.spec.simulate === undefined) {
+      return about(create.name, refuseSimulate(making, undefined))
+    }
+    const own = { ...recipe, values: [...values] }
+    const handles = new StreamHandles(core.backend, { ...recipe, deviceIndex }, (handles, operation, stream) =>
+      makeFor(core, operation, handles, own, stream))
+    busy.set(handles, Semaphore.makeUnsafe(1))
+    return Effect.succeed(handles)
+  })
+
+/** Makes the handle of a stream or of its recording. Another call may be making it, and everything may be released meanwhile. */
+const makeFor = (
+  core: Core,
+  operation: string,
+  handles: StreamHandles,
+  recipe: Recipe,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const { backend } = core
+  const one = Effect.suspend((): Effect.Effect<void, CudaError> => {
+    if (unusable(backend, handles) || unusable(backend, stream)) {
+      return refuseResource(operation, backend, handles, stream)
+    }
+    const place = placeOf(core, stream)
+    if (handles.find(place) !== undefined) return Effect.void
+    // Launches of a graph may overlap on several streams.
+    const own = { ...recipe, ordered: stream.recording !== undefined }
+    const adopt = (handle: HandleResource) => {
+      handles.add(place, handle)
+      if (!own.ordered) setFirst(core, handle, stream)
+    }
+    return Effect.andThen(
+      releaseUnneeded(core, handles),
+      Effect.suspend(() => Effect.asVoid(makeOne(core, operation, own, handles.deviceIndex, adopt)))
+    )
+  })
+  return busy.get(handles)!.withPermit(Effect.uninterruptible(one))
+}
+
+/** Some libraries forget what a handle was told, such as its workspace, when its stream is set. If this fails, the call does it. */
+const setFirst = ({ backend: { captures } }: Core, handle: HandleResource, stream: StreamResource): void => {
+  if (handle.setStream === undefined || stream.state !== "live" || captures.enter(handle.deviceIndex) !== success) {
+    return
+  }
+  handle.setStream(stream.handle, stream)
+  captures.leave(handle.deviceIndex)
+}
+
+const release = (core: Core, handle: HandleResource): Effect.Effect<void, CudaError> => {
+  handle.state = "closing"
+  // The runtime is not released meanwhile. The fiber may yield at any step from here.
+  core.libraryCalls.begin()
+  const destroyed = Effect.onExit(untilUnused(core, handle), () => destroy(core, handle))
+  return Effect.ensuring(destroyed, Effect.sync(() => core.libraryCalls.end()))
+}
+
+/** Waits for a handle that is being made, and releases all. */
+const releaseAll = (core: Core, handles: StreamHandles): Effect.Effect<void> => {
+  handles.state = "closing"
+  core.libraryCalls.begin()
+  const all = Effect.suspend(() => Effect.forEach(take(handles, () => true), (handle) => quietly(core, handle)))
+  const released = Effect.andThen(busy.get(handles)!.withPermit(all), handles.releases.whenIdle)
+  return Effect.ensuring(
+    released,
+    Effect.sync(() => {
+      handles.state = "released"
+      core.libraryCalls.end()
     })
   )
 }
+
+/** Releases those of streams that are gone, and begins to release those of graphs that are gone: their last launches may take long. */
+const releaseUnneeded = (core: Core, handles: StreamHandles): Effect.Effect<void> =>
+  Effect.forEach(take(handles, ({ isUnneeded }) => isUnneeded), (handle) => {
+    if (handle.pendingUsers.length === 0) return quietly(core, handle)
+    handles.releases.begin()
+    const released = Effect.ensuring(quietly(core, handle), Effect.sync(() => handles.releases.end()))
+    return Effect.asVoid(Effect.forkDetach(Effect.uninterruptible(released), { startImmediately: true }))
+  }, { discard: true })
+
+/** Takes some of the handles, without those that the runtime has released. */
+const take = (
+  { all }: StreamHandles,
+  isTaken: (handle: HandleResource) => boolean
+): ReadonlyArray<HandleResource> => {
+  const taken = Array.from(all).filter(isTaken)
+  for (const handle of taken) all.delete(handle)
+  return taken.filter(({ state }) => state === "live")
+}
+
+const quietly = (core: Core, handle: HandleResource): Effect.Effect<void> =>
+  handle.state === "live" ? Effect.catch(release(core, handle), logFailure) : Effect.void
+
+/** Failures that follow from lost contexts are logged at debug level. */
+const logFailure = ({ message, origin }: CudaError): Effect.Effect<void> =>
+  origin === undefined ? Effect.logWarning(message) : Effect.logDebug(message)
 
 const streamSetter = (
   core: Core,

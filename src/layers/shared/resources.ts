@@ -2,10 +2,12 @@
  * The resources of a runtime, with the state its operations need: the implementation of the public references of
  * `CudaRuntime`. Runtimes use these classes, or subclasses with more state.
  */
+import type * as Effect from "effect/Effect"
 import { eventFlags } from "../../cuda/flags.ts"
 import type { CUmemoryPool } from "../../cuda/handles.ts"
 import type { HandleType } from "../../cuda/libraryParameters.ts"
 import { statuses, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
 import type {
   Address,
   DeviceMemoryRef,
@@ -38,6 +40,7 @@ const eventTag = Symbol("event")
 const memoryTag = Symbol("memory")
 const poolTag = Symbol("pool")
 const handleTag = Symbol("handle")
+const streamHandlesTag = Symbol("streamHandles")
 
 export class StreamResource implements StreamRef {
   readonly tag = streamTag
@@ -260,6 +263,10 @@ export class HandleResource implements LibraryHandleRef {
   setStream: ((handle: number, stream: StreamResource | undefined) => number) | undefined
   /** The uses of its state, if they are ordered. */
   ordering: Ordering | undefined
+  /** The only stream that uses it; undefined if others may. */
+  of: StreamResource | undefined
+  /** What nodes of graphs hold, if only graphs use it. */
+  keeper: WeakRef<object> | undefined
   readonly owner: Owner
   readonly kind: string
   readonly as: HandleType
@@ -282,13 +289,71 @@ export class HandleResource implements LibraryHandleRef {
   get pendingUsers(): ReadonlyArray<StreamResource> {
     return Array.from(this.#users).filter((stream) => stream.state !== "released")
   }
+  /** True if its stream is gone, or all graphs that could use it. */
+  get isUnneeded(): boolean {
+    return this.of?.state === "released" || (this.keeper !== undefined && this.keeper.deref() === undefined)
+  }
   toString(): string {
     return `${this.kind} handle 0x${this.handle.toString(16)} of device ${this.deviceIndex}`
   }
 }
 
+/** Makes the handle of a stream, for an operation, unless there is one. */
+export type MakeHandle = (operation: string, stream: StreamResource) => Effect.Effect<void, CudaError>
+
+/** Handles of a library, one per stream and one per recording, made when they are first used. */
+export class StreamHandles implements LibraryHandleRef {
+  readonly tag = streamHandlesTag
+  state: ResourceState = "live"
+  readonly handle = undefined
+  readonly all = new Set<HandleResource>()
+  /** Releases in progress that no fiber of the program waits for. */
+  readonly releases = new Running()
+  readonly make: MakeHandle
+  readonly owner: Owner
+  readonly kind: string
+  readonly as: HandleType
+  readonly deviceIndex: number
+  /** A recording keeps the keeper of its handle until its nodes do. */
+  readonly #of = new WeakMap<HandlePlace, { readonly handle: HandleResource; readonly keeper: object | undefined }>()
+  constructor(
+    owner: Owner,
+    fields: Pick<StreamHandles, "kind" | "as" | "deviceIndex">,
+    make: (handles: StreamHandles, ...rest: Parameters<MakeHandle>) => ReturnType<MakeHandle>
+  ) {
+    this.make = (...rest) => make(this, ...rest)
+    this.owner = owner
+    this.kind = fields.kind
+    this.as = fields.as
+    this.deviceIndex = fields.deviceIndex
+  }
+  find(place: HandlePlace): HandleResource | undefined {
+    return this.#of.get(place)?.handle
+  }
+  add(place: HandlePlace, handle: HandleResource): void {
+    const isStream = place instanceof StreamResource
+    const keeper = isStream ? undefined : {}
+    handle.of = isStream ? place : undefined
+    handle.keeper = keeper && new WeakRef(keeper)
+    this.#of.set(place, { handle, keeper })
+    this.all.add(handle)
+  }
+  toString(): string {
+    return `${this.kind} handles of streams of device ${this.deviceIndex}`
+  }
+}
+
+/** What has a handle of its own. */
+export type HandlePlace = StreamResource | Recording
+
 export type AnyMemoryResource = DeviceMemoryResource | HostMemoryResource
-export type Resource = StreamResource | EventResource | AnyMemoryResource | MemoryPoolResource | HandleResource
+export type Resource =
+  | StreamResource
+  | EventResource
+  | AnyMemoryResource
+  | MemoryPoolResource
+  | HandleResource
+  | StreamHandles
 
 /** A value of the wrong kind that was passed as a handle, past the types. */
 export interface WrongHandle {
@@ -335,9 +400,9 @@ export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => {
   return wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
 }
 
-export const ownHandle = (ref: LibraryHandleRef): HandleResource => {
-  const own = ref as HandleResource | undefined
-  if (own?.tag === handleTag) return own
+export const ownHandle = (ref: LibraryHandleRef): HandleResource | StreamHandles => {
+  const own = ref as HandleResource | StreamHandles | undefined
+  if (own?.tag === handleTag || own?.tag === streamHandlesTag) return own
   const expected = "a handle made with CudaLibrary.handle"
   return wrongHandle(HandleResource.prototype, { given: ref, argument: "handle", expected })
 }

@@ -33,7 +33,7 @@ static pthread_t mainThread;
 static Fill fill;
 static Current current;
 static int liveHandles, delay, failStatus;
-static char misuse[256], failing[64], logText[1 << 16];
+static char misuse[256], failing[64], logText[1 << 16], handleText[1 << 16];
 
 enum { MAGIC = 0xb1a5 };
 
@@ -42,11 +42,12 @@ EXPORT void stub_reset(uint64_t fillAddress, uint64_t currentAddress) {
   fill = (Fill)fillAddress;
   current = (Current)currentAddress;
   liveHandles = delay = failStatus = 0;
-  misuse[0] = failing[0] = logText[0] = 0;
+  misuse[0] = failing[0] = logText[0] = handleText[0] = 0;
 }
 
 EXPORT const char *stub_log(void) { return logText; }
-EXPORT void stub_log_clear(void) { logText[0] = 0; }
+EXPORT const char *stub_handles(void) { return handleText; }
+EXPORT void stub_log_clear(void) { logText[0] = handleText[0] = 0; }
 EXPORT const char *stub_misuse(void) { return misuse; }
 EXPORT int stub_live(void) { return liveHandles; }
 EXPORT void stub_set_delay(int milliseconds) { delay = milliseconds; }
@@ -67,7 +68,16 @@ static int call(const char *name) {
   return status;
 }
 
+/* Logs the handle of a call. */
+static void note(const char *name, Handle *handle) {
+  pthread_mutex_lock(&lock);
+  size_t used = strlen(handleText);
+  snprintf(handleText + used, sizeof handleText - used, "%s %lu\n", name, (unsigned long)(uintptr_t)handle);
+  pthread_mutex_unlock(&lock);
+}
+
 static bool isLive(Handle *handle, const char *name) {
+  note(name, handle);
   if (handle && handle->magic == MAGIC && handle->live) return true;
   snprintf(misuse, sizeof misuse, "%s: not a live handle", name);
   return false;
@@ -81,6 +91,7 @@ static int create(const char *name, Handle **out) {
   handle->live = 1;
   liveHandles++;
   *out = handle;
+  note(name, handle);
   return 0;
 }
 
