@@ -821,12 +821,16 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  * nothing on the GPU; the first call on a second stream waits for all work of the first one so far. Calls of functions that enqueue nothing do
  * not wait.
  *
- * With `perStream`, calls use the handle of their stream. It is made with the same `create`, `values` and `setStream` by the first call there,
- * which fails if that fails; concurrent ones wait for it. The handles of streams that are gone are destroyed when another one is made, all of them
- * at the end of the scope; until then, `liveResources` counts each. A function that enqueues nothing is called with the handle of the stream that
- * `call` is given, and refused without one, because the handles of other streams would keep their settings. In a recording, a handle
- * of its own is made for the calls inside, because the graph may be launched on any stream: its nodes with it, its launches and those of graphs
- * that embed it are ordered, as with `ordered`. It is destroyed like those of streams, once the graph is garbage.
+ * With `perStream`, calls use the handle of their stream. The first call on a stream makes it, with the same `create`, `values` and
+ * `setStream`, and fails if that fails; concurrent calls wait for it. `liveResources` counts each. The handles of streams that are gone are
+ * destroyed when another one is made, and all at the end of the scope.
+ *
+ * A function that enqueues nothing is called with the handle of the stream that `call` is given. Without one it is refused: what it sets would be
+ * missing in the handles of other streams.
+ *
+ * A recording has a handle of its own, because its graph may be launched on any stream, several times at once. That one is `ordered`: the nodes that
+ * use it, the launches of the graph, and those of graphs that embed it wait for each other. It is destroyed like those of streams, once
+ * the graph is garbage and its launches are done.
  *
  * A graph holds the handles that `call` was given while it was recorded. Destroying one waits for launches in progress, and later launches fail
  * with `ResourceReleased`, which names it.
@@ -841,6 +845,49 @@ type NeedsValues<Function extends LibraryFunction> = LibraryArguments<Function["
  *
  * A handle whose functions do not take the stream has state, such as a workspace, that two streams would share at the same time. Unless the
  * library says otherwise, make it `ordered` or `perStream`. The same holds for launches of graphs that were recorded with it.
+ *
+ * With `perStream`, `values` are kept, and memory of the host among them is read whenever a handle is made. There is no number for other native code.
+ * The end of a stream of other code (`CudaStream.fromHandle`) is not known, so its handle lives until the end of the scope.
+ *
+ * **Example** (cuBLAS on several streams)
+ *
+ * ```ts
+ * import { CudaBranch, CudaLibrary, CudaMemory, CudaParameter } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const cublas = CudaLibrary.define({
+ *   name: "cuBLAS",
+ *   files: (platform, cuda) => [platform === "win32" ? `cublas64_${cuda}.dll` : `libcublas.so.${cuda}`],
+ *   wheels: ["cublas"],
+ *   statuses: { 7: ["CUBLAS_STATUS_INVALID_VALUE", "an argument is invalid"] },
+ *   functions: {
+ *     cublasCreate_v2: CudaLibrary.func([CudaLibrary.newHandleOf("cublas")]),
+ *     cublasDestroy_v2: CudaLibrary.func([CudaLibrary.handleOf("cublas")], { thread: "own" }),
+ *     cublasSetStream_v2: CudaLibrary.func([CudaLibrary.handleOf("cublas"), CudaLibrary.stream]),
+ *     cublasSscal_v2: CudaLibrary.func([
+ *       CudaLibrary.handleOf("cublas"),
+ *       CudaParameter.i32,
+ *       CudaLibrary.hostInput,
+ *       CudaParameter.pointer,
+ *       CudaParameter.i32
+ *     ])
+ *   }
+ * })
+ *
+ * export const doubled = (vectors: ReadonlyArray<CudaMemory.DeviceBuffer>) =>
+ *   Effect.gen(function*() {
+ *     const library = yield* CudaLibrary.load(cublas)
+ *     const handles = yield* CudaLibrary.handle(library, {
+ *       create: "cublasCreate_v2",
+ *       destroy: "cublasDestroy_v2",
+ *       setStream: "cublasSetStream_v2",
+ *       perStream: true
+ *     })
+ *     const scale = (vector: CudaMemory.DeviceBuffer) =>
+ *       CudaLibrary.call(library, "cublasSscal_v2", [handles, vector.byteLength / 4, Float32Array.of(2), vector, 1])
+ *     yield* CudaBranch.all(vectors.map(scale))
+ *   }).pipe(Effect.scoped)
+ * ```
  *
  * @category constructors
  * @since 0.1.0
