@@ -31,7 +31,7 @@ export interface Options {
   readonly lengths?: ReadonlyArray<number> | undefined
   /** Maximum number of sequences in a batch. */
   readonly maxBatch?: number | undefined
-  /** How long the first sequence of a batch waits for more. */
+  /** How long the first sequence of a batch waits for more. Default: 0, as sequences collect while all slots are busy. */
   readonly window?: Duration.Input | undefined
   /** Maximum number of batches in flight. Further sequences wait. */
   readonly slots?: number | undefined
@@ -136,7 +136,7 @@ const make = Effect.fnUntraced(function*(options: Options) {
   const batcher = yield* Batcher.make({
     lengths,
     maxBatch,
-    window: Duration.toMillis(Duration.fromInputUnsafe(options.window ?? "2 millis")),
+    window: Duration.toMillis(Duration.fromInputUnsafe(options.window ?? 0)),
     workers: slots,
     run: (length, sequences) => {
       // A batch runs in the smallest that has room for it.
