@@ -138,7 +138,12 @@ class StreamPool<Stream extends AnyStream> {
       const known = this.#refs[slot]
       if (known !== undefined) return Effect.succeed(this.#handle(runtime, slot, known))
       return Effect.map(
-        runtime.streamCreate({ deviceIndex: this.deviceIndex, priority: this.#priority, nonBlocking: true }),
+        runtime.streamCreate({
+          deviceIndex: this.deviceIndex,
+          priority: this.#priority,
+          nonBlocking: true,
+          pooled: true
+        }),
         (ref) => this.#handle(runtime, slot, this.#refs[slot] = ref)
       )
     })

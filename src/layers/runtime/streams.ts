@@ -40,6 +40,8 @@ export interface StreamOptions {
   /** How to treat a number outside the device's range: fail (the default), or clamp it to the range. */
   readonly outOfRange?: "fail" | "clamp" | undefined
   readonly nonBlocking: boolean
+  /** Whether it will live as long as the runtime. Changes nothing: a layer that looks for leaks can leave it out. */
+  readonly pooled?: boolean | undefined
 }
 
 /**

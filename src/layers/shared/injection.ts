@@ -17,6 +17,8 @@ import { operation as driverCall } from "./operation.ts"
 interface PlannedFailure {
   readonly operation: OperationName
   readonly status: StatusTag
+  /** How many calls pass first. */
+  passing: number
   times: number
   isMet: boolean
 }
@@ -38,15 +40,15 @@ export class Injection {
     this.isArmed = true
   }
 
-  add(operation: OperationName, status: StatusTag, times: number): void {
-    this.#planned.push({ operation, status, times, isMet: false })
+  add(operation: OperationName, status: StatusTag, times: number, passing = 0): void {
+    this.#planned.push({ operation, status, passing, times, isMet: false })
     this.isArmed = true
   }
 
   /** Consumes one failure of an operation. */
   take(operation: OperationName): StatusTag | undefined {
     const next = this.#planned.find((planned) => planned.operation === operation)
-    if (next === undefined) return undefined
+    if (next === undefined || next.passing-- > 0) return undefined
     next.isMet = true
     next.times--
     if (next.times === 0) this.#keep((planned) => planned !== next)
