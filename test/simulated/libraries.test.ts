@@ -48,6 +48,21 @@ describe("a library on simulated devices", () => {
       assert.include(error.message, "fail returned 1")
     }).pipe(Effect.scoped, simulated))
 
+  it.live("makes no handle once the contexts are lost, also in the call at which they are lost", () =>
+    Effect.gen(function*() {
+      const { liveResources } = yield* CudaRuntime.CudaRuntime
+      const control = yield* SimulatedRuntime.SimulatedControl
+      const library = yield* CudaLibrary.load(definition)
+      const make = CudaLibrary.handle(library, { create: "make", values: [7], destroy: "destroy" })
+      yield* Effect.scoped(Effect.gen(function*() {
+        yield* make
+        yield* control.failNext("CudaLibrary.handle", "IllegalAddress")
+        yield* failsWith(make, "IllegalAddress")
+        yield* failsWith(make, "IllegalAddress")
+      }))
+      assert.strictEqual((yield* liveResources).handles, 0)
+    }).pipe(simulated))
+
   it.live("that throws is a fault", () =>
     Effect.gen(function*() {
       const stream = yield* CudaStream.make()

@@ -102,16 +102,34 @@ const makeOne = (
   { as, create, destroy, kind, ordered, setStream, values }: Recipe,
   deviceIndex: number,
   adopt?: (handle: HandleResource) => void
-): Effect.Effect<HandleResource, CudaError> =>
-  runOn(core, namesOf(operation, create), create, values, { deviceIndex }, (_, prepared) => {
-    const address = create.native === undefined ? ++simulatedHandles : madeBy(prepared)
-    const handle = new HandleResource(core.backend, { kind, as, handle: address, deviceIndex })
-    if (setStream?.native !== undefined) handle.setStream = setterOf(handle, setStream)
-    if (ordered) handle.ordering = new Ordering()
-    destroyers.set(handle, destroy)
-    core.handles.add(handle)
-    adopt?.(handle)
-    return Effect.succeed(handle)
+): Effect.Effect<HandleResource, CudaError> => {
+  const run = () =>
+    runOn(core, namesOf(operation, create), create, values, { deviceIndex }, (_, prepared) => {
+      const address = create.native === undefined ? ++simulatedHandles : madeBy(prepared)
+      const handle = new HandleResource(core.backend, { kind, as, handle: address, deviceIndex })
+      if (setStream?.native !== undefined) handle.setStream = setterOf(handle, setStream)
+      if (ordered) handle.ordering = new Ordering()
+      destroyers.set(handle, destroy)
+      core.handles.add(handle)
+      adopt?.(handle)
+      return Effect.succeed(handle)
+    })
+  return create.native === undefined ? inContext(core, operation, deviceIndex, run) : run()
+}
+
+/** Fails if the contexts are lost, which a function of the program does not notice as native code does. */
+const inContext = <A>(
+  core: Core,
+  operation: string,
+  deviceIndex: number,
+  call: () => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  core.whenOpen(operation, deviceIndex, () => {
+    const { captures } = core.backend
+    const entered = captures.enter(deviceIndex)
+    if (entered !== success) return core.failOn(operation, entered, deviceIndex, `device ${deviceIndex}`)
+    captures.leave(deviceIndex)
+    return call()
   })
 
 /** Checks what can be checked before the first handle is made. */

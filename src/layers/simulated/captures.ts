@@ -57,9 +57,9 @@ export class SimulatedCaptures implements CaptureBackend {
 
   abandon(): void {}
 
-  /** There is no native code to enter for. */
-  enter(): number {
-    return success
+  /** There is no native code to enter for, but the context may be lost. */
+  enter(deviceIndex: number): number {
+    return this.#driver.begin("cuCtxPushCurrent", this.#driver.device(deviceIndex))
   }
 
   leave(): void {}
