@@ -323,7 +323,7 @@ export const forkContract = (rig: Rig): void =>
         Effect.gen(function*() {
           const { device, host } = yield* makeBuffer
           const branch = yield* CudaBranch.fork(
-            Effect.andThen(Effect.andThen(busyHere(30), CudaMemory.fill(device, 4)), Effect.fail("no" as const))
+            Effect.andThen(Effect.andThen(busyHere(100), CudaMemory.fill(device, 4)), Effect.fail("no" as const))
           )
           assert.strictEqual(yield* Effect.flip(CudaBranch.join(branch)), "no")
           assert.isFalse(yield* CudaStream.query(stream))
