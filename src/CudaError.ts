@@ -221,6 +221,22 @@ export interface GraphRefused {
 }
 
 /**
+ * A use of memory without an order to another one, found by `CheckedRuntime`. Nothing was enqueued.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface RaceDetected {
+  readonly _tag: "RaceDetected"
+  /** The two uses in words, the earlier one first; a single one for use of released memory. */
+  readonly accesses: ReadonlyArray<string>
+  /** The call that would order them. */
+  readonly fix: string | undefined
+  /** The whole report as text. */
+  readonly report: string
+}
+
+/**
  * The simulated device detected that a wait can never end, because nothing it waits for is running or can start.
  *
  * @category reasons
@@ -379,6 +395,7 @@ export type CudaErrorReason =
   | CannotRecord
   | GraphRefused
   | NeverFinishes
+  | RaceDetected
   | CompilationFailed
   | InvalidCompileOption
   | CompilerFailed
@@ -726,6 +743,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       }: ${reason.because}.`
     case "NeverFinishes":
       return `${reason.resource} can never finish: ${reason.because}.`
+    case "RaceDetected":
+      return reason.report
     case "CompilationFailed":
       return describeCompilation(reason)
     case "InvalidCompileOption":

@@ -242,6 +242,7 @@ export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements D
 class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
   declare readonly ref: ManagedMemoryRef
   get bytes(): Uint8Array<ArrayBuffer> {
+    this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "bytes")
     return this.ref.bytes
   }
 }
@@ -264,6 +265,7 @@ export class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements Hos
     return this.ref.isOrdered
   }
   get bytes(): Uint8Array<ArrayBuffer> {
+    this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "bytes")
     return this.ref.bytes
   }
   toString(): string {
@@ -759,7 +761,7 @@ export const rows: {
  * @since 0.1.0
  */
 export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: TypedArrayConstructor<A>): A => {
-  const bytes = self?.buffer?.bytes
+  const bytes = self?.buffer?.ref?.bytes
   if (bytes === undefined) throw invalidArgument("CudaMemory.view", "buffer", self, "pinned or managed memory")
   const { buffer, byteOffset, byteLength } = bytes
   // Live memory has bytes until the program transfers them.
@@ -774,6 +776,7 @@ export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: Ty
       `CudaMemory.view: bytes ${self.offset} to ${end} of a buffer of ${byteLength} bytes, as elements of ${Type.BYTES_PER_ELEMENT} bytes`
     )
   }
+  self.buffer.runtime.hostAccess?.(rangeOf(self), "CudaMemory.view")
   return new Type(buffer, byteOffset + self.offset, Math.floor(self.byteLength / Type.BYTES_PER_ELEMENT))
 }
 

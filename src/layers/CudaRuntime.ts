@@ -17,7 +17,7 @@ import type { GraphOperations, RecordingRef } from "./runtime/graphs.ts"
 import type { KernelOperations } from "./runtime/kernels.ts"
 import type { LibraryOperations } from "./runtime/libraries.ts"
 import type { ManagedOperations } from "./runtime/managed.ts"
-import type { MemoryOperations } from "./runtime/memory.ts"
+import type { MemoryOperations, MemoryRange } from "./runtime/memory.ts"
 import type { ModuleOperations } from "./runtime/modules.ts"
 import type { PinnedOperations } from "./runtime/pinned.ts"
 import type { PoolOperations } from "./runtime/pools.ts"
@@ -99,6 +99,8 @@ export interface CudaRuntimeService
   readonly identity: object
   /** The recording whose streams and memory this runtime makes; undefined outside recordings. */
   readonly recording: RecordingRef | undefined
+  /** Called when the program takes the bytes of pinned or managed memory; undefined if no layer looks at that. */
+  readonly hostAccess: ((range: MemoryRange, operation: string) => void) | undefined
   readonly driverVersion: number
   readonly devices: ReadonlyArray<DeviceProperties>
   /** The resources that the runtime currently holds. */

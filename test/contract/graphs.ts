@@ -15,6 +15,7 @@ import {
   CudaTaskGraph,
   CudaTiming
 } from "effect-cuda"
+import { unchecked } from "effect-cuda/CheckedRuntime"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -224,7 +225,7 @@ const recordingContract = (rig: Rig): void =>
             }))
           const inTurn = yield* CudaGraph.record(Effect.andThen(step(a!, b!), step(b!, a!)))
           assert.strictEqual(inTurn.scratchBytes, size)
-          const sideBySide = yield* CudaGraph.record(CudaBranch.all([step(a!, b!), step(a!, b!)]))
+          const sideBySide = yield* unchecked(CudaGraph.record(CudaBranch.all([step(a!, b!), step(a!, b!)])))
           assert.isAbove(sideBySide.scratchBytes, size)
           const exec = yield* CudaGraph.instantiate(inTurn, { instances: 2 })
           yield* CudaGraph.launch(exec)
@@ -339,7 +340,7 @@ const launchContract = (rig: Rig): void =>
           assert.strictEqual(both.instances, 2)
           yield* busy.enqueue(slow, 200)
           yield* CudaGraph.launch(both, slow)
-          yield* CudaGraph.launch(both, quick)
+          yield* unchecked(CudaGraph.launch(both, quick))
           yield* CudaStream.synchronize(quick)
           assert.isFalse(yield* CudaStream.query(slow))
         })

@@ -380,6 +380,7 @@ export const refusing = (wrong: WrongHandle): CudaRuntimeService => {
     kind: "simulated",
     identity: wrong,
     recording: undefined,
+    hostAccess: undefined,
     driverVersion: 0,
     devices: [],
     liveResources: Effect.succeed(nothingLive)

@@ -47,6 +47,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     kind: core.backend.kind,
     identity: core.backend,
     recording: undefined,
+    hostAccess: undefined,
     driverVersion: core.backend.driverVersion,
     devices: core.backend.devices.all,
     ...deviceOperations(core),

@@ -55,3 +55,13 @@ class DriverCall<P1, P2, P3, P4, A> extends Effectable.Class<A, CudaError> {
     return run(this.first, this.second, this.third, this.fourth)
   }
 }
+
+/**
+ * Evaluates effects made by `operation` right here, instead of in the fiber's run loop. What they return is returned as it is: an exit, or
+ * an effect that has more to do.
+ */
+export const evaluate = <A>(effect: Operation<A>): Operation<A> => {
+  let at = effect
+  while (at instanceof DriverCall) at = at.asEffect()
+  return at
+}

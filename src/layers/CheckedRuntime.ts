@@ -1,0 +1,362 @@
+/**
+ * A layer around any runtime that finds races: uses of the same memory on different streams, or by the host, without an order between
+ * them.
+ *
+ * It watches every operation with vector clocks, and decides from the order that the program expresses, not from what happened to run
+ * first. A race is therefore found on the first run, on a simulated device as well as on a GPU. It costs nothing where it is not provided.
+ * Depends on the runtime's interface and on its shared foundation.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { CudaError } from "../CudaError.ts"
+import type {
+  AccessKind,
+  CheckedAccess,
+  CheckedBytes,
+  Leftover,
+  MisusedEvent,
+  Race,
+  Report,
+  UsedAfterRelease
+} from "./checked/reports.ts"
+import { watched } from "./checked/watch.ts"
+import { CurrentUnchecked, lineOf, Watcher } from "./checked/Watcher.ts"
+import { CudaRuntime } from "./CudaRuntime.ts"
+import type { CudaRuntimeService } from "./CudaRuntime.ts"
+import { around } from "./runtime/operations.ts"
+import type { OperationCall } from "./runtime/operations.ts"
+import { evaluate } from "./shared/operation.ts"
+
+export type {
+  /**
+   * How an operation uses bytes.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  AccessKind,
+  /**
+   * A use of memory by an operation.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  CheckedAccess,
+  /**
+   * Bytes of a buffer.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  CheckedBytes,
+  /**
+   * A resource that is left when the runtime ends.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  Leftover,
+  /**
+   * A wait for an event that orders nothing the program meant.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  MisusedEvent,
+  /**
+   * Two uses of the same bytes, of which one writes, without an order between them.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  Race,
+  /**
+   * A report of a checker.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  Report,
+  /**
+   * Use of memory that its owner has released, through another buffer over it.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  UsedAfterRelease
+}
+
+/**
+ * Options for checking.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CheckOptions {
+  /**
+   * What happens besides collecting reports. `"fail"`: an operation that races fails with `RaceDetected`, and enqueues nothing; other
+   * reports are logged. `"log"`: reports are logged as warnings. `"collect"`: nothing. Default: `"log"`.
+   */
+  readonly mode?: "fail" | "log" | "collect" | undefined
+  /** Returns true for reports to ignore. */
+  readonly ignore?: ((report: Report) => boolean) | undefined
+  /** Called with every report, also with those made when the runtime ends. */
+  readonly onReport?: ((report: Report) => void) | undefined
+  /**
+   * Whether reports name the line of each call. That takes microseconds per operation. Otherwise they name the innermost span or named
+   * function. Default: false.
+   */
+  readonly stacks?: boolean | undefined
+  /** Whether to report misused events. Default: true. */
+  readonly events?: boolean | undefined
+  /** Whether to report that the host takes bytes that work may still write. Default: true. */
+  readonly hostAccess?: boolean | undefined
+}
+
+/**
+ * What was seen so far.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CheckSummary {
+  /** The number of reports, including those that were not kept: the first 1000 are. */
+  readonly reports: number
+  /** The number of uses of memory that were checked. */
+  readonly accesses: number
+  /** What could not be known, and counted as ordered. */
+  readonly unknown: {
+    /** Raw addresses among arguments. */
+    readonly rawAddresses: number
+    /** Waits for events that other code may have recorded. */
+    readonly foreignEvents: number
+    /** Times when the host took bytes of which work may still write some. */
+    readonly hostLooks: number
+    /** Graphs of more than 10,000 nodes. */
+    readonly largeGraphs: number
+  }
+}
+
+/**
+ * Reads the reports of a checked runtime.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CheckerService {
+  /** The reports so far, in order. */
+  readonly reports: Effect.Effect<ReadonlyArray<Report>>
+  /** What was seen so far. */
+  readonly summary: Effect.Effect<CheckSummary>
+  /** Drops the reports so far. */
+  readonly clear: Effect.Effect<void>
+  /** Fails with `RaceDetected` if there is a report of any kind, for the end of tests. */
+  readonly expectNone: Effect.Effect<void, CudaError>
+}
+
+/**
+ * The service that reads the reports of a checked runtime.
+ *
+ * **Example** (A test that finds a missing wait)
+ *
+ * ```ts
+ * import { CheckedRuntime, CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ *
+ * const test = Effect.gen(function*() {
+ *   const copy = yield* CudaStream.make()
+ *   const compute = yield* CudaStream.make()
+ *   const input = yield* CudaMemory.allocate(1024)
+ *   const output = yield* CudaMemory.allocate(1024)
+ *   yield* CudaMemory.fill(input, 1, copy)
+ *   yield* CudaMemory.copy(output, input, compute) // nothing makes compute wait for copy
+ *   const checker = yield* CheckedRuntime.Checker
+ *   return yield* checker.reports // one Race, whose fix is CudaStream.waitStream
+ * }).pipe(
+ *   Effect.scoped,
+ *   Effect.provide(CheckedRuntime.layer({ mode: "collect" }).pipe(Layer.provide(SimulatedRuntime.layer())))
+ * )
+ * ```
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class Checker extends Context.Service<Checker, CheckerService>()("effect-cuda/layers/CheckedRuntime") {}
+
+/**
+ * Leaves the operations of a region unchecked: their uses of memory are not compared with others. The order that they make still counts.
+ *
+ * **Example** (A race on purpose)
+ *
+ * ```ts
+ * import { CheckedRuntime, CudaMemory } from "effect-cuda"
+ *
+ * declare const progress: CudaMemory.HostBuffer
+ * declare const counter: CudaMemory.DeviceBuffer
+ *
+ * // Reads a counter while kernels increment it: any value is good.
+ * const peek = CheckedRuntime.unchecked(CudaMemory.copy(progress, counter))
+ * ```
+ *
+ * @category regions
+ * @since 0.1.0
+ */
+export const unchecked = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.provideService(self, CurrentUnchecked, true)
+
+/**
+ * Wraps a runtime so that it is checked. The result has the identity of the inner runtime. Only operations of programs that use the result
+ * are seen. When the scope closes, reports the resources that are left.
+ *
+ * **Example** (A GPU that is checked)
+ *
+ * ```ts
+ * import { CheckedRuntime, NativeRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const checked = Effect.gen(function*() {
+ *   const { checker, runtime } = yield* CheckedRuntime.make(yield* NativeRuntime.make(), { mode: "fail" })
+ *   return { checker, runtime }
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = (
+  runtime: CudaRuntimeService,
+  options: CheckOptions = {}
+): Effect.Effect<
+  { readonly runtime: CudaRuntimeService; readonly checker: CheckerService },
+  never,
+  Scope.Scope
+> =>
+  Effect.gen(function*() {
+    const watcher = new Watcher({
+      mode: options.mode ?? "log",
+      stacks: options.stacks ?? false,
+      events: options.events ?? true,
+      hostAccess: options.hostAccess ?? true,
+      ignore: options.ignore,
+      onReport: options.onReport
+    })
+    yield* Effect.addFinalizer(() => reportLeftovers(watcher))
+    return { runtime: check(runtime, watcher), checker: checkerOf(watcher) }
+  })
+
+const check = (runtime: CudaRuntimeService, watcher: Watcher): CudaRuntimeService => {
+  const members = watched(watcher, runtime)
+  const wrapped = around(runtime, ({ member }, call) => {
+    const watching = members[member] as OperationCall | undefined
+    if (watching === undefined) return call
+    return watcher.options.stacks ? withLine(watcher, watching) : watching
+  })
+  const { hostAccess } = runtime
+  return {
+    ...wrapped,
+    hostAccess: (range, operation) => {
+      hostAccess?.(range, operation)
+      watcher.look(range, operation)
+    }
+  }
+}
+
+/** Notes the line of each call. */
+const withLine = (watcher: Watcher, call: OperationCall): OperationCall => {
+  const withLine: OperationCall = (...args) => {
+    const line = lineOf(withLine)
+    const run = call(...args)
+    return Effect.suspend(() => {
+      watcher.line = line
+      const result = evaluate(run)
+      watcher.line = undefined
+      return result
+    })
+  }
+  return withLine
+}
+
+const reportLeftovers = (watcher: Watcher): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { ignore, mode } = watcher.options
+    const left = watcher.leftovers.filter((report) => ignore?.(report) !== true)
+    for (const report of left) watcher.keep(report)
+    return mode === "collect"
+      ? Effect.void
+      : Effect.forEach(left, ({ message }) => Effect.logWarning(message), { discard: true })
+  })
+
+const checkerOf = (watcher: Watcher): CheckerService => ({
+  reports: Effect.sync(() => [...watcher.reports]),
+  summary: Effect.sync(() => ({
+    reports: watcher.reports.length + watcher.dropped,
+    accesses: watcher.checks.accesses,
+    unknown: { ...watcher.unknown }
+  })),
+  clear: Effect.sync(() => {
+    watcher.reports.length = 0
+    watcher.dropped = 0
+  }),
+  expectNone: Effect.suspend(() => {
+    const { reports } = watcher
+    if (reports.length === 0) return Effect.void
+    const report = reports.map(({ message }) => message).join("\n\n")
+    return Effect.fail(
+      new CudaError({
+        operation: "CheckedRuntime.expectNone",
+        reason: { _tag: "RaceDetected", accesses: [], fix: undefined, report }
+      })
+    )
+  })
+})
+
+/**
+ * Checks the runtime of a layer, and provides `Checker` to read the reports.
+ *
+ * **Details**
+ *
+ * Finds, for all memory that operations name as buffers, by address and byte range:
+ *
+ * - reads and writes of the same bytes without an order between them: copies, fills, launches by the kinds of their parameters, calls of
+ *   libraries and other native code by what they are told to read and write, and launches of graphs;
+ * - the same inside a graph, when its recording ends;
+ * - the host taking bytes of pinned or managed memory, with `bytes` or `CudaMemory.view`, all of which work may still write;
+ * - use of memory after its owner released it, through a buffer made with `CudaMemory.fromAddress`;
+ * - waits for events that were never recorded, and records that replace one on another stream that nobody waited for;
+ * - resources that are left when the runtime ends.
+ *
+ * Order comes from streams, events, waits, forks and joins, ordered buffers, allocation in stream order, the legacy default stream,
+ * launches of one instance of a graph, and from everything that the host waited for or saw finished.
+ *
+ * **Gotchas**
+ *
+ * What cannot be known counts as ordered, and `Checker.summary` counts it. Not seen: memory behind raw addresses, what kernels do beyond
+ * their declared parameters, writes by the host to memory that work reads, and what the host does with a view that it took earlier. Taking
+ * bytes counts as reading them, so take a view after waiting.
+ *
+ * A kernel parameter of the kind `pointer` counts as written. Declare parameters that are only read with `CudaParameter.input`.
+ *
+ * **Example** (Tests that fail at a race)
+ *
+ * ```ts
+ * import { CheckedRuntime, SimulatedRuntime } from "effect-cuda"
+ * import * as Layer from "effect/Layer"
+ *
+ * const testRuntime = CheckedRuntime.layer({ mode: "fail" }).pipe(Layer.provide(SimulatedRuntime.layer()))
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options: CheckOptions = {}): Layer.Layer<CudaRuntime | Checker, never, CudaRuntime> =>
+  Layer.effectContext(
+    Effect.map(
+      Effect.flatMap(CudaRuntime, (runtime) => make(runtime, options)),
+      ({ checker, runtime }) => Context.make(CudaRuntime, runtime).pipe(Context.add(Checker, checker))
+    )
+  )

@@ -1,0 +1,314 @@
+/**
+ * The checks of one runtime: which streams used which bytes, and what is ordered after what. Plain functions over references, without
+ * Effect.
+ */
+import type { MemoryRef, StreamRef } from "../CudaRuntime.ts"
+import { explainRace, printed, printWhere } from "./explain.ts"
+import type { Piece, Users } from "./Pieces.ts"
+import { Regions } from "./Regions.ts"
+import type { Region } from "./Regions.ts"
+import { usedAfterRelease } from "./reports.ts"
+import type { AccessKind, Report } from "./reports.ts"
+import { isBefore, joined, Timelines } from "./timelines.ts"
+import type { Known, Point, Timeline } from "./timelines.ts"
+
+/** Where in the program something happened: a span, a named function, or the line of a call. Printed only for a report. */
+export interface Where {
+  readonly name: string
+  readonly stack: () => string | undefined
+}
+
+/** Bytes that an operation uses. */
+export interface Use {
+  readonly memory: MemoryRef
+  readonly offset: number
+  readonly byteLength: number
+  readonly kind: AccessKind
+  readonly argument: string | undefined
+}
+
+/** An operation on a stream. */
+export interface Work {
+  readonly operation: string
+  readonly uses: ReadonlyArray<Use>
+  readonly where: Where | undefined
+}
+
+/** A use that happened. It is also the point after it. */
+export interface Access extends Point {
+  readonly use: Use
+  readonly operation: string
+  readonly where: Where | undefined
+  /** True for a use whose operation failed. */
+  isVoid: boolean
+}
+
+/** Work of other code that has begun and not ended. */
+export interface OpenWork extends Work {
+  readonly timeline: Timeline
+  /** The epoch of its beginning. */
+  readonly since: number
+}
+
+const isNeeded = ({ epoch, isVoid, timeline }: Access): boolean => !isVoid && timeline.done < epoch
+
+const nothing: ReadonlyArray<Report> = []
+
+export class Checks {
+  readonly timelines = new Timelines()
+  readonly #byRef = new WeakMap<StreamRef, Timeline>()
+  readonly #byId = new Map<string, Timeline>()
+  readonly #regions = new Regions<Access>(isNeeded)
+  readonly #open = new Set<OpenWork>()
+  /** The number of uses seen. */
+  accesses = 0
+
+  /** The timeline of a stream. Wrappers of a stream share its timeline. */
+  timelineOf(ref: StreamRef): Timeline {
+    return this.#byRef.get(ref) ?? this.#makeTimeline(ref)
+  }
+
+  #makeTimeline(ref: StreamRef): Timeline {
+    const key = `${ref.deviceIndex} ${ref.id}`
+    let timeline = this.#byId.get(key)
+    if (timeline === undefined) {
+      timeline = this.timelines.make({
+        name: String(ref),
+        deviceIndex: ref.deviceIndex,
+        isBlocking: !ref.nonBlocking,
+        isLegacy: ref.id === 0,
+        isForeign: ref.origin === "foreign"
+      })
+      this.#byId.set(key, timeline)
+    }
+    this.#byRef.set(ref, timeline)
+    return timeline
+  }
+
+  /** Ends the timeline of a stream that was drained and destroyed. */
+  endTimeline(ref: StreamRef): void {
+    const timeline = this.#byRef.get(ref)
+    if (timeline === undefined) return
+    this.#byId.delete(`${ref.deviceIndex} ${ref.id}`)
+    this.#byRef.delete(ref)
+    this.timelines.end(timeline)
+  }
+
+  allocate(memory: MemoryRef): void {
+    this.#regions.allocate(memory)
+  }
+
+  /** Notes memory of other code, or of a module, which may be part of a buffer. */
+  adopt(memory: MemoryRef): void {
+    this.#regions.of(memory)
+  }
+
+  release(memory: MemoryRef, isOwner: boolean, where: Where | undefined): void {
+    this.#regions.release(memory, isOwner, where)
+  }
+
+  /** What comes before work: what its stream knows, and for ordered buffers, the conflicting uses that it waits for. */
+  knownBy(timeline: Timeline, { uses }: Work): Known {
+    let known = this.timelines.knownBy(timeline)
+    for (const use of uses) {
+      const allocated = this.#allocatedIn.get(use.memory)
+      if (allocated !== undefined) known = joined(timeline, known, allocated)
+      if (use.memory.isOrdered) known = this.#knownByUse(timeline, known, use)
+    }
+    return known
+  }
+
+  /** The points of allocations in stream order, which other streams wait for before their first use. */
+  readonly #allocatedIn = new WeakMap<MemoryRef, Point>()
+
+  allocateIn(memory: MemoryRef, stream: StreamRef): void {
+    this.allocate(memory)
+    this.#allocatedIn.set(memory, this.timelines.pointOf(this.timelineOf(stream)))
+  }
+
+  #knownByUse(timeline: Timeline, before: Known, use: Use): Known {
+    let known = before
+    const join = (point: Point) => {
+      known = joined(timeline, known, point)
+    }
+    this.#visit(use, ({ reads, write }) => {
+      if (write !== undefined) join(write)
+      if (use.kind !== "reads") reads.forEach(join)
+    })
+    for (const open of this.#open) if (conflictsWith(open, use)) join(open.timeline.point)
+    return known
+  }
+
+  /** Reports what is wrong with work that is about to be enqueued. `since` is for work that began earlier, at that epoch. */
+  find(timeline: Timeline, known: Known, work: Work, since?: number): ReadonlyArray<Report> {
+    let reports: Array<Report> | undefined
+    for (const use of work.uses) {
+      const region = this.#regions.of(use.memory)
+      if (region.released.length > 0) reports = addReleased(reports, region, timeline, work, use)
+      this.#visitIn(region, use, (piece) => {
+        const earlier = conflictIn(piece, timeline, known, use, since)
+        if (earlier === undefined || hasReported(reports, earlier, use)) return
+        reports ??= []
+        reports.push(explainRace(earlier, { timeline, known, work, use }, piece))
+      })
+    }
+    return reports ?? nothing
+  }
+
+  /** Notes work that was enqueued. Returns its uses, to void if it turns out to have failed. */
+  commit(timeline: Timeline, known: Known, { operation, uses, where }: Work, since?: number): ReadonlyArray<Access> {
+    timeline.known = known
+    const now = ++timeline.epoch
+    const accesses: Array<Access> = []
+    for (const use of uses) {
+      if (use.byteLength === 0) continue
+      const access = { timeline, epoch: since ?? now, known, use, operation, where, isVoid: false }
+      accesses.push(access)
+      this.#note(access)
+    }
+    this.accesses += uses.length
+    if (this.#open.size > 0) this.#holdBack(timeline, uses)
+    return accesses
+  }
+
+  #note(access: Access): void {
+    const { memory, offset, byteLength, kind } = access.use
+    const from = memory.address + offset
+    const change = kind === "reads"
+      ? (users: Users<Access>) => withRead(users, access)
+      : () => ({ write: access, reads: noReads })
+    this.#regions.of(memory).pieces.update(from, from + byteLength, change)
+  }
+
+  /** Orders the rest of open work on ordered buffers after work that came in between. */
+  #holdBack(timeline: Timeline, uses: ReadonlyArray<Use>): void {
+    for (const open of this.#open) {
+      if (open.timeline === timeline) continue
+      if (uses.some((use) => use.memory.isOrdered && conflictsWith(open, use))) {
+        this.timelines.wait(open.timeline, timeline.point)
+      }
+    }
+  }
+
+  /** Notes that other code begins to enqueue work on a stream. */
+  begin(timeline: Timeline, work: Work): OpenWork {
+    const known = this.knownBy(timeline, work)
+    timeline.known = known
+    const open = { ...work, timeline, since: ++timeline.epoch }
+    this.#open.add(open)
+    return open
+  }
+
+  end(open: OpenWork): void {
+    this.#open.delete(open)
+  }
+
+  /**
+   * What writes bytes that the host looks at. The host need not look at all of them, so it is only known to look at bytes in flight if all
+   * of them are.
+   */
+  findHost(use: Use): { readonly write: Access; readonly isCertain: boolean } | undefined {
+    let inFlight = 0
+    let found: Access | undefined
+    const start = use.memory.address + use.offset
+    this.#visit(use, ({ from, to, write }) => {
+      if (write === undefined || !isNeeded(write)) return
+      found ??= write
+      inFlight += Math.min(to, start + use.byteLength) - Math.max(from, start)
+    })
+    return found === undefined ? undefined : { write: found, isCertain: inFlight === use.byteLength }
+  }
+
+  /** The points that the host waits for with the uses of a range of an ordered buffer. */
+  pointsOf(use: Use): ReadonlyArray<Point> {
+    const points: Array<Point> = []
+    this.#visit(use, ({ reads, write }) => {
+      if (write !== undefined) points.push(write)
+      points.push(...reads)
+    })
+    for (const open of this.#open) if (conflictsWith(open, use)) points.push(open.timeline.point)
+    return points
+  }
+
+  #visit(use: Use, look: (piece: Piece<Access>) => void): void {
+    this.#visitIn(this.#regions.of(use.memory), use, look)
+  }
+
+  #visitIn(region: Region<Access>, { byteLength, memory, offset }: Use, look: (piece: Piece<Access>) => void): void {
+    const from = memory.address + offset
+    if (byteLength > 0) region.pieces.visit(from, from + byteLength, look)
+  }
+
+  /** The number of regions, pieces and streams that are kept. */
+  get size(): { readonly regions: number; readonly streams: number } {
+    return { regions: this.#regions.size, streams: this.timelines.live.size }
+  }
+}
+
+const noReads: ReadonlyArray<Access> = []
+
+/** Adds a read: one per stream, the last. */
+const withRead = ({ reads, write }: Users<Access>, access: Access): Users<Access> => {
+  if (reads.length === 0) return { write, reads: [access] }
+  const at = reads.findIndex(({ timeline }) => timeline === access.timeline)
+  if (at < 0) return { write, reads: [...reads.filter(isNeeded), access] }
+  return reads[at]!.epoch > access.epoch ? { write, reads } : { write, reads: reads.with(at, access) }
+}
+
+/** The use of a piece that conflicts with a later one and is not ordered before it. */
+const conflictIn = (
+  { reads, write }: Piece<Access>,
+  timeline: Timeline,
+  known: Known,
+  use: Use,
+  since: number | undefined
+): Access | undefined => {
+  if (write !== undefined && !isOrdered(write, timeline, known, since)) return write
+  if (use.kind === "reads") return undefined
+  for (const read of reads) if (!isOrdered(read, timeline, known, since)) return read
+  return undefined
+}
+
+/**
+ * Whether an earlier use comes before a later one. Work that began earlier may also come before it, in part: then it counts as ordered if
+ * any point since the beginning does.
+ */
+const isOrdered = (earlier: Access, timeline: Timeline, known: Known, since: number | undefined): boolean => {
+  if (earlier.isVoid || isBefore(earlier, timeline, known)) return true
+  if (since === undefined) return false
+  return timeline.done >= since || (earlier.known[timeline.index] ?? 0) >= since
+}
+
+const overlaps = (one: Use, other: Use): boolean => {
+  if (one.memory.kind !== other.memory.kind) return false
+  const from = one.memory.address + one.offset
+  const otherFrom = other.memory.address + other.offset
+  return from < otherFrom + other.byteLength && otherFrom < from + one.byteLength
+}
+
+const conflictsWith = (open: OpenWork, use: Use): boolean =>
+  open.uses.some((other) =>
+    other.memory.isOrdered && (other.kind !== "reads" || use.kind !== "reads") && overlaps(other, use)
+  )
+
+const hasReported = (reports: ReadonlyArray<Report> | undefined, earlier: Access, use: Use): boolean =>
+  reports?.some((report) =>
+    report._tag === "Race" && report.first.operation === earlier.operation &&
+    report.first.argument === earlier.use.argument && report.second.argument === use.argument &&
+    report.first.stream === earlier.timeline.name && report.bytes.memory === String(use.memory)
+  ) === true
+
+const addReleased = (
+  reports: Array<Report> | undefined,
+  { released }: Region<Access>,
+  timeline: Timeline,
+  work: Work,
+  use: Use
+): Array<Report> | undefined => {
+  const from = use.memory.address + use.offset
+  const gone = released.find((range) => range.from < from + use.byteLength && from < range.to)
+  if (gone === undefined) return reports
+  const access = printed(timeline.name, work.operation, use, work.where)
+  const bytes = { memory: String(use.memory), offset: use.offset, byteLength: use.byteLength }
+  return [...reports ?? [], usedAfterRelease({ access, bytes, released: printWhere(gone.where) })]
+}

@@ -1,0 +1,244 @@
+/**
+ * What a checker does with its findings: which it keeps, and whether they fail, are logged, or are only collected.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as References from "effect/References"
+import { CudaError } from "../../CudaError.ts"
+import type { MemoryRange, StreamRef } from "../CudaRuntime.ts"
+import { evaluate } from "../shared/operation.ts"
+import { Checks } from "./Checks.ts"
+import type { Use, Where, Work } from "./Checks.ts"
+import { explainHost, printWhere } from "./explain.ts"
+import { accessesOf, describeBytes, leftover } from "./reports.ts"
+import type { Race, Report, UsedAfterRelease } from "./reports.ts"
+import type { Known, Timeline } from "./timelines.ts"
+import type { Collected } from "./uses.ts"
+
+/** Whether the operations of a region are left unchecked. */
+export const CurrentUnchecked = Context.Reference<boolean>("effect-cuda/layers/CheckedRuntime/CurrentUnchecked", {
+  defaultValue: () => false
+})
+
+export interface WatchOptions {
+  readonly mode: "fail" | "log" | "collect"
+  readonly stacks: boolean
+  readonly events: boolean
+  readonly hostAccess: boolean
+  readonly ignore: ((report: Report) => boolean) | undefined
+  readonly onReport: ((report: Report) => void) | undefined
+}
+
+/** What could not be known, and counts as ordered. */
+export interface Unknowns {
+  rawAddresses: number
+  foreignEvents: number
+  hostLooks: number
+  largeGraphs: number
+}
+
+type Run<A = void> = Effect.Effect<A, CudaError>
+
+/** The most reports that are kept. */
+const mostReports = 1000
+
+const noUses: ReadonlyArray<Use> = []
+
+export class Watcher {
+  readonly checks = new Checks()
+  readonly options: WatchOptions
+  readonly unknown: Unknowns = { rawAddresses: 0, foreignEvents: 0, hostLooks: 0, largeGraphs: 0 }
+  readonly reports: Array<Report> = []
+  /** The line of the call that is being evaluated, with `stacks`. */
+  line: Where | undefined
+  /** Reports beyond those that are kept. */
+  dropped = 0
+  /** The resources that are not released, with the operations that made them. */
+  readonly #made = new Map<object, { readonly operation: string; readonly where: Where | undefined }>()
+
+  constructor(options: WatchOptions) {
+    this.options = options
+  }
+
+  /** Where in the program the current operation is. */
+  get where(): Where | undefined {
+    return this.line ?? Fiber.getCurrent()?.getRef(References.CurrentStackFrame)
+  }
+
+  get isUnchecked(): boolean {
+    return Fiber.getCurrent()?.getRef(CurrentUnchecked) === true
+  }
+
+  /** Enqueues work that uses memory. */
+  enqueue<A>(
+    operation: string,
+    stream: StreamRef,
+    uses: ReadonlyArray<Use>,
+    inner: Run<A>,
+    next?: () => void
+  ): Run<A> {
+    const { checks } = this
+    const fiber = Fiber.getCurrent()
+    const isUnchecked = fiber?.getRef(CurrentUnchecked) === true
+    const where = this.line ?? fiber?.getRef(References.CurrentStackFrame)
+    const timeline = checks.timelineOf(stream)
+    const work = { operation, uses: isUnchecked ? noUses : uses, where }
+    const known = checks.knownBy(timeline, work)
+    const reports = checks.find(timeline, known, work)
+    return reports.length === 0
+      ? this.#run(timeline, work, known, inner, next)
+      : this.meet(
+        operation,
+        stream.deviceIndex,
+        reports,
+        Effect.suspend(() => this.#run(timeline, work, known, inner, next))
+      )
+  }
+
+  enqueueCollected(
+    operation: string,
+    stream: StreamRef,
+    { unknown, uses }: Collected,
+    inner: Run
+  ): Run {
+    this.unknown.rawAddresses += unknown
+    return this.enqueue(operation, stream, uses, inner)
+  }
+
+  /** Runs an operation, and notes its uses unless it fails. */
+  #run<A>(timeline: Timeline, work: Work, known: Known, inner: Run<A>, next: (() => void) | undefined): Run<A> {
+    const result = evaluate(inner)
+    if (!Exit.isExit(result)) return this.#runOn(timeline, work, known, result, next)
+    if (Exit.isSuccess(result)) {
+      this.checks.commit(timeline, known, work)
+      next?.()
+    }
+    return result
+  }
+
+  /** The operation may have enqueued its work by now, or do so later. */
+  #runOn<A>(timeline: Timeline, work: Work, known: Known, inner: Run<A>, next: (() => void) | undefined): Run<A> {
+    const accesses = this.checks.commit(timeline, known, work)
+    next?.()
+    return Effect.onError(inner, () =>
+      Effect.sync(() => {
+        for (const access of accesses) access.isVoid = true
+      }))
+  }
+
+  /** Keeps reports, then fails, or goes on. */
+  meet<A>(
+    operation: string,
+    deviceIndex: number,
+    reports: ReadonlyArray<Report>,
+    goOn: Run<A>,
+    isRelease = false
+  ): Run<A> {
+    const kept = this.isUnchecked ? [] : reports.filter((report) => this.options.ignore?.(report) !== true)
+    for (const report of kept) this.keep(report)
+    const [first] = kept.filter(isAboutMemory)
+    if (first !== undefined && this.options.mode === "fail") {
+      const failed = Effect.fail(errorOf(operation, first, deviceIndex))
+      return isRelease ? Effect.andThen(goOn, failed) : failed
+    }
+    if (kept.length === 0 || this.options.mode === "collect") return goOn
+    return Effect.andThen(
+      Effect.forEach(kept, ({ message }) => Effect.logWarning(message), { discard: true }),
+      goOn
+    )
+  }
+
+  keep(report: Report): void {
+    if (this.reports.length < mostReports) this.reports.push(report)
+    else this.dropped++
+    this.options.onReport?.(report)
+  }
+
+  /** Called when the program looks at memory of the host. */
+  look({ byteLength, memory, offset }: MemoryRange, operation: string): void {
+    if (!this.options.hostAccess || memory.state !== "live" || this.isUnchecked) return
+    const use: Use = { memory, offset, byteLength, kind: "reads", argument: undefined }
+    const found = this.checks.findHost(use)
+    if (found === undefined) return
+    if (!found.isCertain) {
+      this.unknown.hostLooks++
+      return
+    }
+    const report = explainHost(found.write, use, operation, this.where)
+    if (this.options.ignore?.(report) === true) return
+    this.keep(report)
+    if (this.options.mode === "fail") throw errorOf(operation, report, 0)
+    if (this.options.mode === "log") Effect.runFork(Effect.logWarning(report.message))
+  }
+
+  made(resource: object, operation: string, where: Where | undefined): void {
+    this.#made.set(resource, { operation, where })
+  }
+
+  released(resource: object): void {
+    this.#made.delete(resource)
+  }
+
+  /** Reports the resources that are left. */
+  get leftovers(): ReadonlyArray<Report> {
+    return Array.from(
+      this.#made,
+      ([resource, { operation, where }]) =>
+        leftover({ operation, resource: String(resource), frame: printWhere(where) })
+    )
+  }
+}
+
+const isAboutMemory = (report: Report): report is Race | UsedAfterRelease =>
+  report._tag === "Race" || report._tag === "UsedAfterRelease"
+
+/** Whether work on a stream is enqueued now, rather than recorded or refused. */
+export const isEnqueued = (stream: StreamRef): boolean => stream?.isRecording === false && stream.state === "live"
+
+/** The failure for a report. */
+export const errorOf = (operation: string, report: Race | UsedAfterRelease, deviceIndex: number): CudaError =>
+  new CudaError({
+    operation,
+    deviceIndex,
+    subject: describeBytes(report.bytes),
+    reason: {
+      _tag: "RaceDetected",
+      accesses: accessesOf(report),
+      fix: report._tag === "Race" ? report.fix : undefined,
+      report: report.message
+    }
+  })
+
+/** Runs an operation, and calls `next` with its result as soon as it is known. */
+export const after = <A>(inner: Run<A>, next: (value: A) => void): Run<A> => {
+  const result = evaluate(inner)
+  if (isSuccess(result)) {
+    next(result.value)
+    return result
+  }
+  if (Exit.isExit(result)) return result
+  return Effect.map(result, (value) => {
+    next(value)
+    return value
+  })
+}
+
+const isSuccess = <A>(run: Run<A>): run is Exit.Success<A, CudaError> => Exit.isExit(run) && Exit.isSuccess(run)
+
+/** The line of a call, with `stacks`. */
+export const lineOf = (caller: (...args: ReadonlyArray<never>) => unknown): Where => {
+  const trace: { stack?: string } = {}
+  const limit = Error.stackTraceLimit
+  Error.stackTraceLimit = 20
+  Error.captureStackTrace(trace, caller)
+  Error.stackTraceLimit = limit
+  return { name: "", stack: () => lineIn(trace.stack ?? "") }
+}
+
+/** The first line of a stack outside this library and Effect. */
+const lineIn = (stack: string): string | undefined =>
+  stack.split("\n").slice(1).find((line) => !isInside.test(line))?.trim().replace(/^at /, "")
+
+const isInside = /node_modules\/effect\/|effect-cuda\/(src|dist)\/|node:internal|\/src\/(layers|internal|Cuda\w+\.ts)/

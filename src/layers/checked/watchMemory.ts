@@ -1,0 +1,90 @@
+/**
+ * What is made and released: memory, and the resources that may be left when the runtime ends.
+ */
+import * as Effect from "effect/Effect"
+import type { CudaError } from "../../CudaError.ts"
+import type { CudaRuntimeService, MemoryRef, StreamRef } from "../CudaRuntime.ts"
+import { operations } from "../runtime/operations.ts"
+import type { OperationMember } from "../runtime/operations.ts"
+import { ownMemory } from "../shared/resources.ts"
+import type { Watched } from "./watch.ts"
+import { isEnqueued } from "./Watcher.ts"
+import type { Watcher } from "./Watcher.ts"
+
+export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watched => {
+  const { checks } = watcher
+  const made = <A extends object>(
+    member: OperationMember,
+    run: Effect.Effect<A, CudaError>,
+    next?: (made: A) => void
+  ) =>
+    Effect.suspend(() => {
+      const { where } = watcher
+      return Effect.map(run, (resource) => {
+        watcher.made(resource, operations[member].name, where)
+        next?.(resource)
+        return resource
+      })
+    })
+  const gone = <A>(resource: object, run: Effect.Effect<A, CudaError>) =>
+    Effect.suspend(() => {
+      watcher.released(resource)
+      return run
+    })
+  const allocated = (memory: MemoryRef) => checks.allocate(memory)
+  return {
+    streamCreate: (options) => {
+      const run = inner.streamCreate(options)
+      return options?.pooled === true ? run : made("streamCreate", run)
+    },
+    streamDestroy: (stream) =>
+      Effect.suspend(() => {
+        watcher.released(stream)
+        return isEnqueued(stream) && stream.origin === "owned"
+          ? Effect.onExit(inner.streamDestroy(stream), () => Effect.sync(() => endIfReleased(watcher, stream)))
+          : inner.streamDestroy(stream)
+      }),
+    eventCreate: (device, flags) => made("eventCreate", inner.eventCreate(device, flags)),
+    eventFromIpcHandle: (device, handle) => made("eventFromIpcHandle", inner.eventFromIpcHandle(device, handle)),
+    eventDestroy: (event) => gone(event, inner.eventDestroy(event)),
+    memoryAllocate: (device, byteLength, options) =>
+      made("memoryAllocate", inner.memoryAllocate(device, byteLength, options), (memory) => {
+        const stream = options?.stream
+        if (stream === undefined || !isEnqueued(stream)) allocated(memory)
+        else checks.allocateIn(memory, stream)
+      }),
+    managedAllocate: (device, byteLength, options) =>
+      made("managedAllocate", inner.managedAllocate(device, byteLength, options), allocated),
+    hostAllocate: (byteLength, options) => made("hostAllocate", inner.hostAllocate(byteLength, options), allocated),
+    hostPin: (bytes, options) => made("hostPin", inner.hostPin(bytes, options), allocated),
+    memoryFromAddress: (device, address, byteLength, options) =>
+      made(
+        "memoryFromAddress",
+        inner.memoryFromAddress(device, address, byteLength, options),
+        (memory) => checks.adopt(memory)
+      ),
+    memoryFree: (memory) =>
+      Effect.suspend(() => {
+        watcher.released(memory)
+        if (memory?.state === "live") checks.release(memory, isOwner(memory), watcher.where)
+        return inner.memoryFree(memory)
+      }),
+    poolCreate: (device, options) => made("poolCreate", inner.poolCreate(device, options)),
+    poolDestroy: (pool) => gone(pool, inner.poolDestroy(pool)),
+    moduleLoad: (image, options) => made("moduleLoad", inner.moduleLoad(image, options)),
+    moduleUnload: (module) => gone(module, inner.moduleUnload(module)),
+    graphInstantiate: (graph, instances) => made("graphInstantiate", inner.graphInstantiate(graph, instances)),
+    graphDestroy: (exec) => gone(exec, inner.graphDestroy(exec)),
+    libraryHandle: (library, options, device) => made("libraryHandle", inner.libraryHandle(library, options, device)),
+    libraryDestroy: (handle) => gone(handle, inner.libraryDestroy(handle))
+  }
+}
+
+const isOwner = (memory: MemoryRef): boolean => {
+  const own = ownMemory(memory)
+  return own.kind === "host" || !own.isForeign
+}
+
+const endIfReleased = ({ checks }: Watcher, stream: StreamRef): void => {
+  if (stream.state === "released") checks.endTimeline(stream)
+}
