@@ -29,6 +29,7 @@ const stub = ["stub"]
 const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "operations", part: "gpu" },
   { name: "launch", part: "gpu" },
+  { name: "checked", part: "gpu" },
   { name: "forkJoin", part: "gpu" },
   { name: "graphs", part: "gpu" },
   { name: "blas", part: "gpu" },
@@ -44,6 +45,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "startup", part: "gpu" },
   { name: "operations", part: "noGpu", parameters: stub },
   { name: "launch", part: "noGpu", parameters: stub },
+  { name: "checked", part: "noGpu", parameters: stub },
   { name: "forkJoin", part: "noGpu", parameters: stub },
   { name: "graphs", part: "noGpu", parameters: stub },
   { name: "simulated", part: "noGpu" },

@@ -24,7 +24,7 @@ import type {
   UsedAfterRelease
 } from "./checked/reports.ts"
 import { watched } from "./checked/watch.ts"
-import { CurrentUnchecked, lineOf, Watcher } from "./checked/Watcher.ts"
+import { lineOf, unchecked as uncheckedRegion, Watcher } from "./checked/Watcher.ts"
 import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService } from "./CudaRuntime.ts"
 import { around } from "./runtime/operations.ts"
@@ -206,8 +206,7 @@ export class Checker extends Context.Service<Checker, CheckerService>()("effect-
  * @category regions
  * @since 0.1.0
  */
-export const unchecked = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.provideService(self, CurrentUnchecked, true)
+export const unchecked = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => uncheckedRegion(self)
 
 /**
  * Wraps a runtime so that it is checked. The result has the identity of the inner runtime. Only operations of programs that use the result

@@ -163,7 +163,7 @@ class Driven {
       kind: part.writes ? "writes" : "reads",
       argument: undefined
     }))
-    const work = { operation: "use", uses, where: undefined }
+    const work = { operation: "use", uses, where: undefined, isVoid: false }
     const known = this.#checks.knownBy(timeline, work)
     if (this.#checks.find(timeline, known, work).length > 0) return true
     this.#checks.commit(timeline, known, work)

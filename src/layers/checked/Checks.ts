@@ -4,7 +4,7 @@
  */
 import type { MemoryRef, StreamRef } from "../CudaRuntime.ts"
 import { explainRace, printed, printWhere } from "./explain.ts"
-import type { Piece, Users } from "./Pieces.ts"
+import type { Piece, Pieces, Users } from "./Pieces.ts"
 import { Regions } from "./Regions.ts"
 import type { Region } from "./Regions.ts"
 import { usedAfterRelease } from "./reports.ts"
@@ -32,15 +32,24 @@ export interface Work {
   readonly operation: string
   readonly uses: ReadonlyArray<Use>
   readonly where: Where | undefined
+  /** True if it turned out to have failed, so that its uses did not happen. */
+  isVoid: boolean
 }
 
 /** A use that happened. It is also the point after it. */
-export interface Access extends Point {
+export class Access implements Point {
+  readonly timeline: Timeline
+  readonly epoch: number
+  readonly known: Known
   readonly use: Use
-  readonly operation: string
-  readonly where: Where | undefined
-  /** True for a use whose operation failed. */
-  isVoid: boolean
+  readonly work: Work
+  constructor(timeline: Timeline, epoch: number, known: Known, use: Use, work: Work) {
+    this.timeline = timeline
+    this.epoch = epoch
+    this.known = known
+    this.use = use
+    this.work = work
+  }
 }
 
 /** Work of other code that has begun and not ended. */
@@ -50,7 +59,7 @@ export interface OpenWork extends Work {
   readonly since: number
 }
 
-const isNeeded = ({ epoch, isVoid, timeline }: Access): boolean => !isVoid && timeline.done < epoch
+const isNeeded = ({ epoch, timeline, work }: Access): boolean => !work.isVoid && timeline.done < epoch
 
 const nothing: ReadonlyArray<Report> = []
 
@@ -110,9 +119,12 @@ export class Checks {
   /** What comes before work: what its stream knows, and for ordered buffers, the conflicting uses that it waits for. */
   knownBy(timeline: Timeline, { uses }: Work): Known {
     let known = this.timelines.knownBy(timeline)
-    for (const use of uses) {
-      const allocated = this.#allocatedIn.get(use.memory)
-      if (allocated !== undefined) known = joined(timeline, known, allocated)
+    for (let index = 0; index < uses.length; index++) {
+      const use = uses[index]!
+      if (this.#isAllocatedIn) {
+        const allocated = this.#allocatedIn.get(use.memory)
+        if (allocated !== undefined) known = joined(timeline, known, allocated)
+      }
       if (use.memory.isOrdered) known = this.#knownByUse(timeline, known, use)
     }
     return known
@@ -120,9 +132,12 @@ export class Checks {
 
   /** The points of allocations in stream order, which other streams wait for before their first use. */
   readonly #allocatedIn = new WeakMap<MemoryRef, Point>()
+  /** Whether there were any. */
+  #isAllocatedIn = false
 
   allocateIn(memory: MemoryRef, stream: StreamRef): void {
     this.allocate(memory)
+    this.#isAllocatedIn = true
     this.#allocatedIn.set(memory, this.timelines.pointOf(this.timelineOf(stream)))
   }
 
@@ -141,43 +156,67 @@ export class Checks {
 
   /** Reports what is wrong with work that is about to be enqueued. `since` is for work that began earlier, at that epoch. */
   find(timeline: Timeline, known: Known, work: Work, since?: number): ReadonlyArray<Report> {
-    let reports: Array<Report> | undefined
-    for (const use of work.uses) {
+    const { uses } = work
+    let reports = nothing
+    for (let index = 0; index < uses.length; index++) {
+      const use = uses[index]!
       const region = this.#regions.of(use.memory)
-      if (region.released.length > 0) reports = addReleased(reports, region, timeline, work, use)
-      this.#visitIn(region, use, (piece) => {
-        const earlier = conflictIn(piece, timeline, known, use, since)
-        if (earlier === undefined || hasReported(reports, earlier, use)) return
-        reports ??= []
-        reports.push(explainRace(earlier, { timeline, known, work, use }, piece))
-      })
+      const from = use.memory.address + use.offset
+      const piece = region.pieces.exactly(from, from + use.byteLength)
+      // Most uses are of the same bytes as the last ones, and of memory that nobody else owns.
+      if (piece === undefined || region.released.length > 0) {
+        reports = this.#findIn(region, reports, timeline, known, work, use, since)
+      } else if (conflictIn(piece, timeline, known, use, since) !== undefined) {
+        reports = addRace(reports, piece, timeline, known, work, use, since)
+      }
     }
-    return reports ?? nothing
+    return reports
   }
 
-  /** Notes work that was enqueued. Returns its uses, to void if it turns out to have failed. */
-  commit(timeline: Timeline, known: Known, { operation, uses, where }: Work, since?: number): ReadonlyArray<Access> {
+  #findIn(
+    region: Region<Access>,
+    before: ReadonlyArray<Report>,
+    timeline: Timeline,
+    known: Known,
+    work: Work,
+    use: Use,
+    since: number | undefined
+  ): ReadonlyArray<Report> {
+    let reports = region.released.length > 0 ? addReleased(before, region, timeline, work, use) : before
+    this.#visitIn(region, use, (piece) => {
+      reports = addRace(reports, piece, timeline, known, work, use, since)
+    })
+    return reports
+  }
+
+  /** Notes work that was enqueued. */
+  commit(timeline: Timeline, known: Known, work: Work, since?: number): void {
+    const { uses } = work
     timeline.known = known
     const now = ++timeline.epoch
-    const accesses: Array<Access> = []
-    for (const use of uses) {
-      if (use.byteLength === 0) continue
-      const access = { timeline, epoch: since ?? now, known, use, operation, where, isVoid: false }
-      accesses.push(access)
-      this.#note(access)
+    for (let index = 0; index < uses.length; index++) {
+      this.#note(new Access(timeline, since ?? now, known, uses[index]!, work))
     }
     this.accesses += uses.length
     if (this.#open.size > 0) this.#holdBack(timeline, uses)
-    return accesses
   }
 
   #note(access: Access): void {
-    const { memory, offset, byteLength, kind } = access.use
+    const { byteLength, kind, memory, offset } = access.use
+    if (byteLength === 0) return
     const from = memory.address + offset
-    const change = kind === "reads"
-      ? (users: Users<Access>) => withRead(users, access)
-      : () => ({ write: access, reads: noReads })
-    this.#regions.of(memory).pieces.update(from, from + byteLength, change)
+    const { pieces } = this.#regions.of(memory)
+    const piece = pieces.exactly(from, from + byteLength)
+    if (piece === undefined) return noteIn(pieces, access, from)
+    if (kind !== "reads") {
+      piece.write = access
+      piece.reads = noReads
+    } else if (piece.reads.length === 1 && piece.reads[0]!.timeline === access.timeline) {
+      if (piece.reads[0]!.epoch <= access.epoch) piece.reads = [access]
+    } else {
+      piece.reads = withRead(piece, access).reads
+    }
+    pieces.settle()
   }
 
   /** Orders the rest of open work on ordered buffers after work that came in between. */
@@ -247,6 +286,29 @@ export class Checks {
 
 const noReads: ReadonlyArray<Access> = []
 
+const noteIn = (pieces: Pieces<Access>, access: Access, from: number): void => {
+  const { byteLength, kind } = access.use
+  const change = kind === "reads"
+    ? (users: Users<Access>) => withRead(users, access)
+    : () => ({ write: access, reads: noReads })
+  pieces.update(from, from + byteLength, change)
+}
+
+/** Adds a race to reports, if there is one. */
+const addRace = (
+  reports: ReadonlyArray<Report>,
+  piece: Piece<Access>,
+  timeline: Timeline,
+  known: Known,
+  work: Work,
+  use: Use,
+  since: number | undefined
+): ReadonlyArray<Report> => {
+  const earlier = conflictIn(piece, timeline, known, use, since)
+  if (earlier === undefined || hasReported(reports, earlier, use)) return reports
+  return [...reports, explainRace(earlier, { timeline, known, work, use }, piece)]
+}
+
 /** Adds a read: one per stream, the last. */
 const withRead = ({ reads, write }: Users<Access>, access: Access): Users<Access> => {
   if (reads.length === 0) return { write, reads: [access] }
@@ -274,7 +336,7 @@ const conflictIn = (
  * any point since the beginning does.
  */
 const isOrdered = (earlier: Access, timeline: Timeline, known: Known, since: number | undefined): boolean => {
-  if (earlier.isVoid || isBefore(earlier, timeline, known)) return true
+  if (earlier.work.isVoid || isBefore(earlier, timeline, known)) return true
   if (since === undefined) return false
   return timeline.done >= since || (earlier.known[timeline.index] ?? 0) >= since
 }
@@ -291,24 +353,24 @@ const conflictsWith = (open: OpenWork, use: Use): boolean =>
     other.memory.isOrdered && (other.kind !== "reads" || use.kind !== "reads") && overlaps(other, use)
   )
 
-const hasReported = (reports: ReadonlyArray<Report> | undefined, earlier: Access, use: Use): boolean =>
-  reports?.some((report) =>
-    report._tag === "Race" && report.first.operation === earlier.operation &&
+const hasReported = (reports: ReadonlyArray<Report>, earlier: Access, use: Use): boolean =>
+  reports.some((report) =>
+    report._tag === "Race" && report.first.operation === earlier.work.operation &&
     report.first.argument === earlier.use.argument && report.second.argument === use.argument &&
     report.first.stream === earlier.timeline.name && report.bytes.memory === String(use.memory)
-  ) === true
+  )
 
 const addReleased = (
-  reports: Array<Report> | undefined,
+  reports: ReadonlyArray<Report>,
   { released }: Region<Access>,
   timeline: Timeline,
   work: Work,
   use: Use
-): Array<Report> | undefined => {
+): ReadonlyArray<Report> => {
   const from = use.memory.address + use.offset
   const gone = released.find((range) => range.from < from + use.byteLength && from < range.to)
   if (gone === undefined) return reports
   const access = printed(timeline.name, work.operation, use, work.where)
   const bytes = { memory: String(use.memory), offset: use.offset, byteLength: use.byteLength }
-  return [...reports ?? [], usedAfterRelease({ access, bytes, released: printWhere(gone.where) })]
+  return [...reports, usedAfterRelease({ access, bytes, released: printWhere(gone.where) })]
 }

@@ -3,17 +3,25 @@
  * piece. Plain data, without Effect.
  */
 
-/** A range of bytes with the same users. */
-export interface Piece<out User> {
-  readonly from: number
-  readonly to: number
+/** The users of bytes: the last write, and the reads since then, which are never mutated. */
+export interface Users<out User> {
   readonly write: User | undefined
-  /** The reads since the write. Never mutated. */
   readonly reads: ReadonlyArray<User>
 }
 
-/** The users of a piece after another use. */
-export type Users<User> = Pick<Piece<User>, "write" | "reads">
+/** A range of bytes with the same users. */
+export class Piece<User> implements Users<User> {
+  from: number
+  to: number
+  write: User | undefined
+  reads: ReadonlyArray<User>
+  constructor(from: number, to: number, { reads, write }: Users<User>) {
+    this.from = from
+    this.to = to
+    this.write = write
+    this.reads = reads
+  }
+}
 
 const noReads: ReadonlyArray<never> = []
 
@@ -26,6 +34,7 @@ export class Pieces<User extends object> {
   /** In order, without overlaps. Bytes between pieces have no users. */
   #list: Array<Piece<User>> = []
   #dropAt = fewPieces
+  #found = 0
   readonly #isNeeded: (user: User) => boolean
 
   /** Users that nobody needs are dropped from time to time. */
@@ -35,6 +44,19 @@ export class Pieces<User extends object> {
 
   get length(): number {
     return this.#list.length
+  }
+
+  /** The only piece that overlaps a range, if it is exactly that range. After its users change, call `settle`. */
+  exactly(from: number, to: number): Piece<User> | undefined {
+    const index = this.#list.length === 1 ? 0 : this.#find(from)
+    const piece = this.#list[index]
+    this.#found = index
+    return piece !== undefined && piece.from === from && piece.to === to ? piece : undefined
+  }
+
+  /** Merges the piece that `exactly` found with its neighbours, if they have the same users by now. */
+  settle(): void {
+    if (this.#list.length > 1) this.#merge(this.#found, this.#found)
   }
 
   /** Calls `look` with the pieces that overlap a range, in order. */
@@ -49,8 +71,10 @@ export class Pieces<User extends object> {
     const start = this.#find(from)
     const first = list[start]
     if (first !== undefined && first.from === from && first.to === to) {
-      list[start] = { from, to, ...change(first) }
-      this.#merge(start, start)
+      const { reads, write } = change(first)
+      first.write = write
+      first.reads = reads
+      if (list.length > 1) this.#merge(start, start)
       return
     }
     let end = start
@@ -91,7 +115,7 @@ export class Pieces<User extends object> {
       const left = list[at - 1]!
       const right = list[at]!
       if (left.to !== right.from || !haveSameUsers(left, right)) continue
-      list[at - 1] = { ...left, to: right.to }
+      left.to = right.to
       list.splice(at, 1)
     }
   }
@@ -117,16 +141,15 @@ const changedPieces = <User>(
   let at = from
   for (let index = start; index < end; index++) {
     const piece = list[index]!
-    if (piece.from < from) pieces.push({ ...piece, to: from })
-    if (piece.from > at) pieces.push({ from: at, to: piece.from, ...change(nobody) })
+    if (piece.from < from) pieces.push(new Piece(piece.from, from, piece))
+    if (piece.from > at) pieces.push(new Piece(at, piece.from, change(nobody)))
     const until = Math.min(piece.to, to)
-    pieces.push({ from: Math.max(piece.from, from), to: until, ...change(piece) })
-    if (piece.to > to) pieces.push({ ...piece, from: to })
+    pieces.push(new Piece(Math.max(piece.from, from), until, change(piece)))
+    if (piece.to > to) pieces.push(new Piece(to, piece.to, piece))
     at = until
   }
   if (at < to) {
-    const rest = { from: at, to, ...change(nobody) }
-    pieces.push(rest)
+    pieces.push(new Piece(at, to, change(nobody)))
   }
   return pieces
 }

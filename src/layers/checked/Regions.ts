@@ -76,6 +76,19 @@ const absorb = <User extends object>(region: Region<User>, old: Region<User>): v
   old.into = region
 }
 
+/** Where a buffer is. */
+class Place<User extends object> {
+  readonly regions: Regions<User>
+  readonly region: Region<User>
+  constructor(regions: Regions<User>, region: Region<User>) {
+    this.regions = regions
+    this.region = region
+  }
+}
+
+/** Memory with a field for what is known of it. */
+export type CheckedMemory = MemoryRef & { checked?: unknown }
+
 export class Regions<User extends object> {
   readonly #spaces = { host: new Space<User>(), device: new Space<User>() }
   readonly #known = new WeakMap<MemoryRef, Region<User>>()
@@ -91,17 +104,19 @@ export class Regions<User extends object> {
   }
 
   /** The region of a buffer. */
-  of(memory: MemoryRef): Region<User> {
-    const known = this.#known.get(memory)
-    if (known === undefined) return this.#add(memory)
-    return known.into === undefined ? known : this.#follow(memory, known)
+  of(memory: CheckedMemory): Region<User> {
+    const { checked } = memory
+    if (checked instanceof Place && checked.regions === this && checked.region.into === undefined) return checked.region
+    return this.#find(memory)
   }
 
-  #follow(memory: MemoryRef, region: Region<User>): Region<User> {
-    let last = region
-    while (last.into !== undefined) last = last.into
-    this.#known.set(memory, last)
-    return last
+  /** Finds the region, and keeps it with the memory. Only one of several checkers around a runtime can. */
+  #find(memory: CheckedMemory): Region<User> {
+    let region = this.#known.get(memory) ?? this.#add(memory)
+    while (region.into !== undefined) region = region.into
+    this.#known.set(memory, region)
+    if (memory.checked === undefined || memory.checked instanceof Place) memory.checked = new Place(this, region)
+    return region
   }
 
   #add(memory: MemoryRef): Region<User> {
@@ -123,10 +138,11 @@ export class Regions<User extends object> {
   }
 
   /** Ends a buffer. If it owned the memory and others remain, they may not be used any longer. */
-  release(memory: MemoryRef, isOwner: boolean, where: Where | undefined): void {
+  release(memory: CheckedMemory, isOwner: boolean, where: Where | undefined): void {
     if (!this.#known.has(memory)) return
     const region = this.of(memory)
     this.#known.delete(memory)
+    memory.checked = undefined
     region.holders--
     if (region.holders === 0) return this.#spaces[memory.kind].delete(region)
     if (isOwner) region.released.push({ from: memory.address, to: memory.address + memory.byteLength, where })

@@ -18,9 +18,18 @@ import type { Known, Timeline } from "./timelines.ts"
 import type { Collected } from "./uses.ts"
 
 /** Whether the operations of a region are left unchecked. */
-export const CurrentUnchecked = Context.Reference<boolean>("effect-cuda/layers/CheckedRuntime/CurrentUnchecked", {
+const CurrentUnchecked = Context.Reference<boolean>("effect-cuda/layers/CheckedRuntime/CurrentUnchecked", {
   defaultValue: () => false
 })
+
+/** Whether there was such a region: reading a reference on every operation costs more than this. */
+let isUsed = false
+
+export const unchecked = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => {
+    isUsed = true
+    return Effect.provideService(self, CurrentUnchecked, true)
+  })
 
 export interface WatchOptions {
   readonly mode: "fail" | "log" | "collect"
@@ -68,7 +77,7 @@ export class Watcher {
   }
 
   get isUnchecked(): boolean {
-    return Fiber.getCurrent()?.getRef(CurrentUnchecked) === true
+    return isUsed && Fiber.getCurrent()?.getRef(CurrentUnchecked) === true
   }
 
   /** Enqueues work that uses memory. */
@@ -81,10 +90,10 @@ export class Watcher {
   ): Run<A> {
     const { checks } = this
     const fiber = Fiber.getCurrent()
-    const isUnchecked = fiber?.getRef(CurrentUnchecked) === true
+    const isUnchecked = isUsed && fiber?.getRef(CurrentUnchecked) === true
     const where = this.line ?? fiber?.getRef(References.CurrentStackFrame)
     const timeline = checks.timelineOf(stream)
-    const work = { operation, uses: isUnchecked ? noUses : uses, where }
+    const work = { operation, uses: isUnchecked ? noUses : uses, where, isVoid: false }
     const known = checks.knownBy(timeline, work)
     const reports = checks.find(timeline, known, work)
     return reports.length === 0
@@ -97,12 +106,7 @@ export class Watcher {
       )
   }
 
-  enqueueCollected(
-    operation: string,
-    stream: StreamRef,
-    { unknown, uses }: Collected,
-    inner: Run
-  ): Run {
+  enqueueCollected(stream: StreamRef, { operation, unknown, uses }: Collected, inner: Run): Run {
     this.unknown.rawAddresses += unknown
     return this.enqueue(operation, stream, uses, inner)
   }
@@ -120,11 +124,11 @@ export class Watcher {
 
   /** The operation may have enqueued its work by now, or do so later. */
   #runOn<A>(timeline: Timeline, work: Work, known: Known, inner: Run<A>, next: (() => void) | undefined): Run<A> {
-    const accesses = this.checks.commit(timeline, known, work)
+    this.checks.commit(timeline, known, work)
     next?.()
     return Effect.onError(inner, () =>
       Effect.sync(() => {
-        for (const access of accesses) access.isVoid = true
+        work.isVoid = true
       }))
   }
 

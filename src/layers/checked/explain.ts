@@ -36,7 +36,7 @@ export const explainRace = (first: Access, later: Later, piece: Pick<Piece<Acces
   const from = Math.max(piece.from, memory.address + offset)
   const to = Math.min(piece.to, memory.address + offset + byteLength)
   return raceOf({
-    first: printed(first.timeline.name, first.operation, first.use, first.where),
+    first: printed(first.timeline.name, first.work.operation, first.use, first.work.where),
     second: printed(later.timeline.name, later.work.operation, later.use, later.work.where),
     bytes: { memory: String(memory), offset: from - memory.address, byteLength: to - from },
     ...missingEdge(first, later)
@@ -47,10 +47,10 @@ export const explainRace = (first: Access, later: Later, piece: Pick<Piece<Acces
 export const explainHost = (write: Access, use: Use, operation: string, where: Where | undefined): Race => {
   const { name } = write.timeline
   return raceOf({
-    first: printed(name, write.operation, write.use, write.where),
+    first: printed(name, write.work.operation, write.use, write.work.where),
     second: printed("the host", operation, use, where),
     bytes: { memory: String(use.memory), offset: use.offset, byteLength: use.byteLength },
-    missing: `The host has not waited for ${write.operation}.`,
+    missing: `The host has not waited for ${write.work.operation}.`,
     fix: `Before ${operation}, call CudaStream.synchronize(${name}).`
   })
 }
@@ -62,7 +62,9 @@ const missingEdge = (first: Access, { known, timeline, work }: Later): Pick<Race
   if (recordedEvent !== undefined && recordedEpoch >= first.epoch) {
     return {
       missing:
-        `${String(recordedEvent)} was recorded on ${from.name} after ${first.operation}, but ${timeline.name} does ` +
+        `${
+          String(recordedEvent)
+        } was recorded on ${from.name} after ${first.work.operation}, but ${timeline.name} does ` +
         "not wait for it.",
       fix: `Before ${operation}, call CudaStream.waitEvent(${timeline.name}, ${String(recordedEvent)}).`
     }

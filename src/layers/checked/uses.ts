@@ -20,6 +20,8 @@ import type { AccessKind } from "./reports.ts"
 
 /** Where uses are collected. */
 export interface Collected {
+  /** What the operation is called. */
+  readonly operation: string
   readonly uses: Array<Use>
   /** The number of raw addresses: nobody knows what is used through them. */
   unknown: number
@@ -172,18 +174,19 @@ const planOf = (kernel: KernelRef): Plan => {
   return plan
 }
 
-/** What launches of a kernel are called. */
-export const nameOfLaunch = (kernel: KernelRef): string => planOf(kernel).operation
-
 /** The uses of a launch, by the kinds of the kernel's parameters. */
 export const ofLaunch = (kernel: KernelRef, values: ReadonlyArray<unknown>): Collected => {
-  const collected: Collected = { uses: [], unknown: 0 }
-  for (const { collect, index, name } of planOf(kernel).pointers) collect(collected, values[index], name)
+  const { operation, pointers } = planOf(kernel)
+  const collected: Collected = { operation, uses: [], unknown: 0 }
+  for (let at = 0; at < pointers.length; at++) {
+    const { collect, index, name } = pointers[at]!
+    collect(collected, values[index], name)
+  }
   return collected
 }
 
-export const ofCall = ({ reads = [], writes = [] }: EnqueuedCall): Collected => {
-  const collected: Collected = { uses: [], unknown: 0 }
+export const ofCall = ({ names, reads = [], writes = [] }: EnqueuedCall): Collected => {
+  const collected: Collected = { operation: names?.operation ?? "CudaMemory.enqueue", uses: [], unknown: 0 }
   for (const [index, part] of reads.entries()) addPart(collected, part, "read", `reads[${index}]`)
   for (const [index, part] of writes.entries()) addPart(collected, part, "write", `writes[${index}]`)
   return collected
@@ -193,7 +196,7 @@ const hasArgument = ({ kind }: LibraryParameter): boolean => kind !== "stream" &
 
 /** The uses of a call of a library, by the kinds of the function's parameters. */
 export const ofLibraryCall = (library: LibraryRef, name: string, values: ReadonlyArray<unknown>): Collected => {
-  const collected: Collected = { uses: [], unknown: 0 }
+  const collected: Collected = { operation: `CudaLibrary.call of ${name}`, uses: [], unknown: 0 }
   const parameters = library.definition.functions[name]?.parameters.filter(hasArgument) ?? []
   for (const [index, kind] of parameters.entries()) {
     if (kind.kind === "pointer") addPart(collected, values[index], kind.access, `arguments[${index}]`)

@@ -4,7 +4,6 @@
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
 import type {
-  CaptureRef,
   CudaRuntimeService,
   KernelRef,
   LaunchConfig,
@@ -16,7 +15,7 @@ import type {
 import { operation } from "../shared/operation.ts"
 import { ownMemory } from "../shared/resources.ts"
 import type { OpenWork, Use } from "./Checks.ts"
-import { nameOfLaunch, ofBatch, ofCall, ofCopy, ofCopy2D, ofFill, ofLaunch, ofLibraryCall, ofRanges } from "./uses.ts"
+import { ofBatch, ofCall, ofCopy, ofCopy2D, ofFill, ofLaunch, ofLibraryCall, ofRanges } from "./uses.ts"
 import type { Collected } from "./uses.ts"
 import { after, isEnqueued } from "./Watcher.ts"
 import type { Watcher } from "./Watcher.ts"
@@ -37,7 +36,7 @@ const read = <A>(uses: () => A, otherwise: A): A => {
 }
 
 const nothing: ReadonlyArray<Use> = []
-const nothingCollected: Collected = { uses: [], unknown: 0 }
+const nothingCollected = (operation: string): Collected => ({ operation, uses: [], unknown: 0 })
 
 export const watched = (watcher: Watcher, inner: CudaRuntimeService): Watched => {
   const events = new Events()
@@ -94,7 +93,7 @@ const readLaunch = (kernel: KernelRef, values: ReadonlyArray<unknown>): Collecte
   try {
     return ofLaunch(kernel, values)
   } catch {
-    return nothingCollected
+    return nothingCollected("CudaKernel.launch")
   }
 }
 
@@ -103,34 +102,36 @@ const watchedCalls = (watcher: Watcher, inner: CudaRuntimeService): Watched => (
     (kernel: KernelRef, config: LaunchConfig, values: ReadonlyArray<unknown>, stream: StreamRef) => {
       const run = inner.kernelLaunch(kernel, config, values, stream)
       if (!isEnqueued(stream) || kernel?.module?.state !== "live") return run
-      return watcher.enqueueCollected(nameOfLaunch(kernel), stream, readLaunch(kernel, values), run)
+      return watcher.enqueueCollected(stream, readLaunch(kernel, values), run)
     }
   ),
   memoryEnqueue: (work, call, stream) =>
     Effect.suspend(() => {
       const run = inner.memoryEnqueue(work, call, stream)
       if (!isEnqueued(stream)) return run
-      const name = work?.names?.operation ?? "CudaMemory.enqueue"
-      return watcher.enqueueCollected(name, stream, read(() => ofCall(work), nothingCollected), run)
+      return watcher.enqueueCollected(stream, read(() => ofCall(work), nothingCollected("CudaMemory.enqueue")), run)
     }),
   libraryCall: (library, name, values, stream) =>
     Effect.suspend(() => {
       const run = inner.libraryCall(library, name, values, stream)
       if (!isEnqueued(stream)) return run
-      const collected = read(() => ofLibraryCall(library, name, values), nothingCollected)
-      return watcher.enqueueCollected(`CudaLibrary.call of ${name}`, stream, collected, run)
+      const collected = read(() => ofLibraryCall(library, name, values), nothingCollected("CudaLibrary.call"))
+      return watcher.enqueueCollected(stream, collected, run)
     })
 })
 
 /** Work that other code enqueues over a period of time. */
 const watchedAccesses = (watcher: Watcher, inner: CudaRuntimeService): Watched => {
   const { checks } = watcher
-  const open = new WeakMap<MemoryAccess | CaptureRef, OpenWork>()
-  const begin = (key: MemoryAccess | CaptureRef, name: string, stream: StreamRef, uses: ReadonlyArray<Use>) => {
+  const open = new WeakMap<MemoryAccess, OpenWork>()
+  const begin = (key: MemoryAccess, name: string, stream: StreamRef, uses: ReadonlyArray<Use>) => {
     if (!isEnqueued(stream) || watcher.isUnchecked) return
-    open.set(key, checks.begin(checks.timelineOf(stream), { operation: name, uses, where: watcher.where }))
+    open.set(
+      key,
+      checks.begin(checks.timelineOf(stream), { operation: name, uses, where: watcher.where, isVoid: false })
+    )
   }
-  const end = (key: MemoryAccess | CaptureRef, run: Effect.Effect<void, CudaError>) =>
+  const end = (key: MemoryAccess, run: Effect.Effect<void, CudaError>) =>
     Effect.suspend(() => {
       const own = open.get(key)
       if (own === undefined) return run
@@ -148,14 +149,7 @@ const watchedAccesses = (watcher: Watcher, inner: CudaRuntimeService): Watched =
       Effect.suspend(() => {
         const points = read(() => checks.pointsOf(wholeUse(range)), [])
         return after(inner.memorySynchronize(range), () => points.forEach((point) => checks.timelines.finish(point)))
-      }),
-    graphCapture: (work, stream) =>
-      Effect.map(inner.graphCapture(work, stream), (capture) => {
-        begin(capture, "CudaGraph.capture", stream, read(() => ofRanges(work.reads, work.writes), nothing))
-        return capture
-      }),
-    graphEndCapture: (capture) => end(capture, inner.graphEndCapture(capture)),
-    graphAbandonCapture: (capture) => end(capture, inner.graphAbandonCapture(capture))
+      })
   }
 }
 

@@ -133,6 +133,8 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   onRelease: (() => void) | undefined
   /** Set for a placeholder in a recorded graph. */
   slot: Slot | undefined
+  /** What the checker around the runtime knows of it. */
+  checked: unknown
   readonly owner: Owner
   readonly address: Pointer
   readonly byteLength: number
