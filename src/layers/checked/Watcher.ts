@@ -12,6 +12,7 @@ import { evaluate } from "../shared/operation.ts"
 import { Checks } from "./Checks.ts"
 import type { Use, Where, Work } from "./Checks.ts"
 import { explainHost, printWhere } from "./explain.ts"
+import { OrderedHandles } from "./handles.ts"
 import { accessesOf, describeBytes, leftover } from "./reports.ts"
 import type { Race, Report, UsedAfterRelease } from "./reports.ts"
 import type { Known, Timeline } from "./timelines.ts"
@@ -57,6 +58,7 @@ const noUses: ReadonlyArray<Use> = []
 
 export class Watcher {
   readonly checks = new Checks()
+  readonly handles = new OrderedHandles(this.checks.timelines)
   readonly options: WatchOptions
   readonly unknown: Unknowns = { rawAddresses: 0, foreignEvents: 0, hostLooks: 0, largeGraphs: 0 }
   readonly reports: Array<Report> = []
@@ -106,9 +108,14 @@ export class Watcher {
       )
   }
 
-  enqueueCollected(stream: StreamRef, { operation, unknown, uses }: Collected, inner: Run): Run {
+  enqueueCollected(
+    stream: StreamRef,
+    { operation, unknown, uses }: Collected,
+    inner: Run,
+    next?: () => void
+  ): Run {
     this.unknown.rawAddresses += unknown
-    return this.enqueue(operation, stream, uses, inner)
+    return this.enqueue(operation, stream, uses, inner, next)
   }
 
   /** Runs an operation, and notes its uses unless it fails. */

@@ -15,6 +15,7 @@ import type {
 import { operation } from "../shared/operation.ts"
 import { ownMemory } from "../shared/resources.ts"
 import type { OpenWork, Use } from "./Checks.ts"
+import { orderedAmong } from "./handles.ts"
 import { ofBatch, ofCall, ofCopy, ofCopy2D, ofFill, ofLaunch, ofLibraryCall, ofRanges } from "./uses.ts"
 import type { Collected } from "./uses.ts"
 import { after, isEnqueued } from "./Watcher.ts"
@@ -116,7 +117,10 @@ const watchedCalls = (watcher: Watcher, inner: CudaRuntimeService): Watched => (
       const run = inner.libraryCall(library, name, values, stream)
       if (!isEnqueued(stream)) return run
       const collected = read(() => ofLibraryCall(library, name, values), nothingCollected("CudaLibrary.call"))
-      return watcher.enqueueCollected(stream, collected, run)
+      const handles = read(() => orderedAmong(values), [])
+      const timeline = watcher.checks.timelineOf(stream)
+      watcher.handles.wait(timeline, handles)
+      return watcher.enqueueCollected(stream, collected, run, () => watcher.handles.used(timeline, handles))
     })
 })
 

@@ -86,12 +86,15 @@ const launchOn = <A>(
   // An instance runs one launch at a time.
   const before = state.launches[state.next]
   if (before !== undefined) timelines.wait(timeline, before)
+  const graph = exec.graph instanceof GraphResource ? exec.graph : undefined
+  const handles = graph?.handles.filter(({ ordering }) => ordering !== undefined) ?? []
+  watcher.handles.wait(timeline, handles)
   return watcher.enqueue("CudaGraph.launch", stream, uses, run, () => {
     const point = timelines.pointOf(timeline)
     state.launches[state.next] = point
     state.next = (state.next + 1) % exec.instances
-    const recorded = exec.graph instanceof GraphResource ? exec.graph.events : []
-    for (const event of [...recorded, ...measured]) {
+    watcher.handles.used(timeline, handles)
+    for (const event of [...graph?.events ?? [], ...measured]) {
       const own = events.of(event)
       own.point = point
       own.isWaited = true
