@@ -2,6 +2,8 @@
  * Random programs, compared with an oracle that looks for a path between each two uses in a graph of everything that happened.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { nullHandle, offsetBy } from "../../src/cuda/handles.ts"
+import type { CUdeviceptr } from "../../src/cuda/handles.ts"
 import { Checks } from "../../src/layers/checked/Checks.ts"
 import type { Use } from "../../src/layers/checked/Checks.ts"
 import type { Point } from "../../src/layers/checked/timelines.ts"
@@ -135,19 +137,28 @@ class Driven {
     this.#streams = kinds.map((kind) => this.#stream(kind))
     this.#buffers = ordered.map((isOrdered, index) => ({
       kind: "device",
-      address: 0x1000 * (index + 1),
+      address: offsetBy(nullHandle<CUdeviceptr>(), 0x1000 * (index + 1)),
       byteLength: bufferSize,
       isOrdered,
       isManaged: false,
       deviceIndex: 0,
       state: "live"
-    } as unknown as MemoryRef))
+    }))
     for (const buffer of this.#buffers) this.#checks.allocate(buffer)
   }
 
   #stream(kind: Kind): StreamRef {
     const id = kind === "legacy" ? 0 : this.#nextId++
-    return { id, deviceIndex: 0, nonBlocking: kind === "nonBlocking", origin: "owned" } as unknown as StreamRef
+    return {
+      handle: nullHandle(),
+      id,
+      deviceIndex: 0,
+      priority: 0,
+      nonBlocking: kind === "nonBlocking",
+      origin: "owned",
+      isRecording: false,
+      state: "live"
+    }
   }
 
   #timeline(stream: number) {

@@ -2,31 +2,19 @@
  * The stub cuBLASLt (`stub/cublasLt.c`) for tests, and its control.
  */
 import { assert } from "@effect/vitest"
-import koffi from "koffi"
 import type { definition } from "../../src/internal/blas/library.ts"
 import { buildLibrary } from "./stub/build.ts"
+import { addressOf, bindStub, keepLoaded, linesOf } from "./stub/loaded.ts"
 
-const bind = (path: string) => {
-  const library = koffi.load(path)
-  const bound = (name: string, result: string, parameters: ReadonlyArray<string>) =>
-    library.func(name, result, [...parameters])
-  return {
-    reset: bound("stub_reset", "void", ["uint64_t", "uint64_t"]),
-    log: bound("stub_log", "str", []),
+const bind = (path: string) =>
+  bindStub(path, (bound) => ({
     records: bound("stub_records", "str", []),
-    logClear: bound("stub_log_clear", "void", []),
-    misuse: bound("stub_misuse", "str", []),
     live: bound("stub_live", "int", ["int"]),
-    setDelay: bound("stub_set_delay", "void", ["int"]),
     fail: bound("stub_fail", "void", ["str", "int", "int", "int"]),
     failuresLeft: bound("stub_failures_left", "int", []),
     setResults: bound("stub_set_results", "void", ["int"]),
     setResult: bound("stub_set_result", "void", ["int", "uint64_t", "int"])
-  }
-}
-
-/** The address of a function of the stub driver. */
-const addressOf = (path: string, name: string): number => Number(koffi.load(path).symbol(name))
+  }))
 
 /** Attributes of a descriptor, by number. */
 export type Attributes = { readonly [attribute: string]: number }
@@ -68,9 +56,6 @@ export interface MatmulRecord extends ProductRecord {
 
 const kinds = ["handles", "products", "layouts", "preferences"] as const
 
-/** Libraries that nothing refers to are unloaded, and loaded again without the functions they were given. */
-const kept: Array<StubCublasLt> = []
-
 /** One loaded stub, which enqueues through a driver. */
 export class StubCublasLt {
   readonly path: string
@@ -82,7 +67,7 @@ export class StubCublasLt {
     this.#driver = driver
     this.#control = bind(this.path)
     this.reset()
-    kept.push(this)
+    keepLoaded(this)
   }
 
   reset(): void {
@@ -144,5 +129,3 @@ export class StubCublasLt {
     assert.strictEqual(this.#control.failuresLeft(), 0, "failures that were asked for and never happened")
   }
 }
-
-const linesOf = (text: string): ReadonlyArray<string> => text.split("\n").filter((line) => line !== "")

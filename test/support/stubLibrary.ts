@@ -2,8 +2,8 @@
  * The stub library (`stub/library.c`) for tests, its description, and its control.
  */
 import { CudaLibrary, CudaParameter } from "effect-cuda"
-import koffi from "koffi"
 import { buildLibrary } from "./stub/build.ts"
+import { addressOf, bindStub, keepLoaded, linesOf } from "./stub/loaded.ts"
 
 const { bool, f16, f32, f64, i32, i64, i8, output, u16, u64, u8 } = CudaParameter
 const { bytes, func, handleOf, hostInput, hostOutput, newHandleOf, nullable, stream, text } = CudaLibrary
@@ -48,33 +48,12 @@ export const demo = CudaLibrary.define({
   }
 })
 
-const bind = (path: string) => {
-  const library = koffi.load(path)
-  const bound = (name: string, result: string, parameters: ReadonlyArray<string>) =>
-    library.func(name, result, [...parameters])
-  return {
-    reset: bound("stub_reset", "void", ["uint64_t", "uint64_t"]),
-    log: bound("stub_log", "str", []),
+const bind = (path: string) =>
+  bindStub(path, (bound) => ({
     handles: bound("stub_handles", "str", []),
-    logClear: bound("stub_log_clear", "void", []),
-    misuse: bound("stub_misuse", "str", []),
     live: bound("stub_live", "int", []),
-    setDelay: bound("stub_set_delay", "void", ["int"]),
     fail: bound("stub_fail", "void", ["str", "int"])
-  }
-}
-
-/** The address of a function; 0 if the library has none of that name. */
-const addressOf = (path: string, name: string): number => {
-  try {
-    return Number(koffi.load(path).symbol(name))
-  } catch {
-    return 0
-  }
-}
-
-/** Libraries that nothing refers to are unloaded, and loaded again without the functions they were given. */
-const kept: Array<StubLibrary> = []
+  }))
 
 /** One loaded stub library, which enqueues through a driver. */
 export class StubLibrary {
@@ -87,7 +66,7 @@ export class StubLibrary {
     this.#driver = driver
     this.#control = bind(this.path)
     this.reset()
-    kept.push(this)
+    keepLoaded(this)
   }
 
   reset(): void {
@@ -96,8 +75,7 @@ export class StubLibrary {
 
   /** The calls, each followed by " off" if it was made off the JS thread, and by " context" if a context was current. */
   get calls(): ReadonlyArray<string> {
-    const log: string = this.#control.log()
-    return log.split("\n").filter((line) => line !== "")
+    return linesOf(this.#control.log())
   }
 
   /** The calls with a handle, each as the name and the handle. */
