@@ -1,5 +1,6 @@
 // The lint rule `house/floors`: which files under src/ may import which others (static, dynamic and type-only imports alike).
-// Modules may import the interfaces of services, layers the C interface, and src/cuda only itself and koffi.
+// Modules may import the interfaces of services, layers the C interface, and src/cuda only itself and koffi. The command line is above
+// them all.
 import { dirname, relative, resolve, sep } from "node:path"
 import { fileURLToPath } from "node:url"
 
@@ -17,6 +18,8 @@ const floorOf = (path) =>
     ? "layers"
     : path === "src/index.ts"
     ? "barrel"
+    : path.startsWith("src/cli/")
+    ? "cli"
     : "module"
 
 const objection = (file, source) => {
@@ -33,12 +36,14 @@ const objection = (file, source) => {
 
   const target = relative(root, resolve(root, dirname(file), source)).split(sep).join("/")
   const targetFloor = floorOf(target)
-  const isAbove = targetFloor === "module" || targetFloor === "barrel"
+  const isAbove = targetFloor === "module" || targetFloor === "barrel" || targetFloor === "cli"
   const isLayer = targetFloor === "layers" || targetFloor === "native"
   if (floor === "cuda" && (isAbove || isLayer)) return "src/cuda must not import from the floors above it."
   if ((floor === "layers" || floor === "native") && isAbove && target !== sharedByAll) {
     return `A layer must not import a module above it, except ${sharedByAll}.`
   }
+  if (targetFloor === "cli" && floor !== "cli") return "Only the command line imports the command line."
+  if (floor === "cli" && targetFloor === "barrel") return "Inside src, import the module, not the barrel."
   if (floor === "module" && targetFloor === "barrel") return "Inside src, import the module, not the barrel."
   if (floor === "module" && isLayer && !interfaces.includes(target)) {
     return `A module must not import a layer other than the interfaces, ${interfaces.join(" and ")}.`
