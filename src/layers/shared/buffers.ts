@@ -5,17 +5,31 @@ import { ReadableStream } from "node:stream/web"
 import type { ReadableByteStreamController } from "node:stream/web"
 import { markAsUntransferable } from "node:worker_threads"
 
-/** Available since Node.js 22. Moves marked memory as well; in Node.js 20, `structuredClone` copies marked memory. */
+/** Available since Node.js 22. In Node.js 20, `structuredClone` copies marked memory. */
 const prototype: ArrayBuffer & { readonly transfer?: (this: ArrayBuffer) => ArrayBuffer } = ArrayBuffer.prototype
 const { transfer } = prototype
 
+/** Since Node.js 24, and in Deno, marked memory cannot be moved at all. */
+const movesMarked = (): boolean => {
+  if (transfer === undefined) return false
+  const buffer = new ArrayBuffer(1)
+  markAsUntransferable(buffer)
+  try {
+    transfer.call(buffer)
+    return true
+  } catch {
+    return false
+  }
+}
+
+const marks = movesMarked()
+
 /**
- * Marks a buffer so that `structuredClone` and `postMessage` refuse to transfer it. Only from Node.js 22 on, where
- * `moved` needs neither of them. Programs can still transfer the buffer in other ways, so operations check whether it
- * was.
+ * Marks a buffer so that `structuredClone` and `postMessage` refuse to transfer it, where `moved` still can (Node.js 22). Programs can
+ * still transfer the buffer in other ways, so operations check whether it was.
  */
 export const guarded = (buffer: ArrayBuffer): ArrayBuffer => {
-  if (transfer !== undefined) markAsUntransferable(buffer)
+  if (marks) markAsUntransferable(buffer)
   return buffer
 }
 
