@@ -91,16 +91,30 @@ const bundler = (name, packages, command, args, { external }) => {
 }
 
 const esbuild = (out, external) => [
-  "main.js", "--bundle", "--platform=node", "--format=esm", `--outfile=${out}`,
+  "main.js",
+  "--bundle",
+  "--platform=node",
+  "--format=esm",
+  `--outfile=${out}`,
   "--banner:js=import { createRequire as requireOf } from 'node:module'; const require = requireOf(import.meta.url);",
   ...external ? ["--external:koffi"] : ["--loader:.node=empty"]
 ]
 const rollup = (out, external) => [
-  "main.js", "-f", "esm", "-d", out, "-p", "@rollup/plugin-node-resolve={preferBuiltins:true}",
-  "-p", "@rollup/plugin-commonjs={ignoreDynamicRequires:true}", "--silent", ...external ? ["--external", "koffi"] : []
+  "main.js",
+  "-f",
+  "esm",
+  "-d",
+  out,
+  "-p",
+  "@rollup/plugin-node-resolve={preferBuiltins:true}",
+  "-p",
+  "@rollup/plugin-commonjs={ignoreDynamicRequires:true}",
+  "--silent",
+  ...external ? ["--external", "koffi"] : []
 ]
 const webpack = (out, external) => {
-  const config = `export default { mode: "production", target: "node20", entry: "./main.js", experiments: { outputModule: true },
+  const config =
+    `export default { mode: "production", target: "node20", entry: "./main.js", experiments: { outputModule: true },
     output: { path: import.meta.dirname, filename: "${out}", module: true, chunkFormat: "module", asyncChunks: false },
     externalsType: "import", externals: ${external ? `{ koffi: "koffi" }` : "{}"}, optimization: { minimize: false },
     module: { rules: [{ test: /\\.node$/, type: "asset/inline" }] }, ignoreWarnings: [() => true] }`
@@ -115,7 +129,11 @@ const vite = (out, external) => {
   return ["build", "--config", "vite.config.js"]
 }
 const bun = (out, external) => [
-  "build", "main.js", "--target=node", `--outfile=${out}`, ...external ? ["--external", "koffi"] : []
+  "build",
+  "main.js",
+  "--target=node",
+  `--outfile=${out}`,
+  ...external ? ["--external", "koffi"] : []
 ]
 
 const bundlers = {
@@ -129,7 +147,9 @@ const bundlers = {
 const rows = {
   "npm": () => expect(run(installed(), "node", ["main.js"])),
   "npm, its commands": () => {
-    const { ok } = JSON.parse(spawnSync("npx", ["effect-cuda", "doctor", "--json"], { cwd: installed(), encoding: "utf8" }).stdout)
+    const { ok } = JSON.parse(
+      spawnSync("npx", ["effect-cuda", "doctor", "--json"], { cwd: installed(), encoding: "utf8" }).stdout
+    )
     run(installed(), "npx", ["effect-cuda", "demo", "main.js"])
     return `doctor (${ok ? "GPU" : "no GPU"}) and demo run`
   },
@@ -159,7 +179,8 @@ const rows = {
       "yarn.lock": "",
       ".yarnrc.yml": `nodeLinker: ${linker}\nenableTelemetry: false\nenableGlobalCache: false\n`
     })
-    const yarn = (...args) => tool(folder, "@yarnpkg/cli-dist@4", "yarn", args, { YARN_ENABLE_IMMUTABLE_INSTALLS: "false" })
+    const yarn = (...args) =>
+      tool(folder, "@yarnpkg/cli-dist@4", "yarn", args, { YARN_ENABLE_IMMUTABLE_INSTALLS: "false" })
     yarn("add", `effect-cuda@file:${tarball}`, `effect@${effectVersion}`)
     return expect(yarn("node", "main.js"))
   }])),
@@ -169,11 +190,13 @@ const rows = {
       [`${name}, koffi bundled`, () => bundler(name, packages, command, args, { external: false })]
     ])
   ),
-  ...Object.fromEntries(["20.19", "22", "24", "26"].map((version) => [`Node.js ${version}`, () =>
-    expect(tool(installed(), `node@${version}`, "node", ["main.js"]))])),
+  ...Object.fromEntries(
+    ["20.19", "22", "24", "26"].map((
+      version
+    ) => [`Node.js ${version}`, () => expect(tool(installed(), `node@${version}`, "node", ["main.js"]))])
+  ),
   "Bun": () => expect(tool(installed(), "bun@1", "bun", ["main.js"])),
-  "Deno": () =>
-    expect(tool(installed(), "deno@2", "deno", ["run", "--node-modules-dir=manual", "-A", "main.js"])),
+  "Deno": () => expect(tool(installed(), "deno@2", "deno", ["run", "--node-modules-dir=manual", "-A", "main.js"])),
   "Deno, import without permissions": () => {
     writeFileSync(join(installed(), "import.js"), `import "effect-cuda"; console.log("imported")\n`)
     const args = ["run", "--node-modules-dir=manual", "--no-prompt", "import.js"]
@@ -183,7 +206,9 @@ const rows = {
 
 run(root, "npm", ["pack", "--silent", "--pack-destination", work])
 const wanted = process.argv.slice(2)
-const chosen = Object.entries(rows).filter(([name]) => wanted.length === 0 || wanted.some((part) => name.includes(part)))
+const chosen = Object.entries(rows).filter(([name]) =>
+  wanted.length === 0 || wanted.some((part) => name.includes(part))
+)
 const results = []
 for (const [name, attempt] of chosen) {
   const start = Date.now()
@@ -193,7 +218,11 @@ for (const [name, attempt] of chosen) {
   } catch (error) {
     result = { name, ok: false, text: error.message }
   }
-  console.error(`${result.ok ? "ok  " : "FAIL"} ${name} (${((Date.now() - start) / 1000).toFixed(1)} s)${result.ok ? "" : `\n${result.text}`}`)
+  console.error(
+    `${result.ok ? "ok  " : "FAIL"} ${name} (${((Date.now() - start) / 1000).toFixed(1)} s)${
+      result.ok ? "" : `\n${result.text}`
+    }`
+  )
   results.push(result)
 }
 console.log("\n| installed with | result |\n| --- | --- |")
