@@ -232,6 +232,7 @@ describe("koffi that cannot be loaded", () => {
     return runChild(`
       import { register } from "node:module"
       import * as Effect from "effect/Effect"
+      process.noDeprecation = true // register, since Node.js 26
       register("data:text/javascript," + encodeURIComponent(${JSON.stringify(hook)}))
       const { AutoRuntime, CudaRuntime, NativeRuntime } = await import("./index.js")
       for (const layer of [NativeRuntime.layer(), AutoRuntime.layer()]) {
