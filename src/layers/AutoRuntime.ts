@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -54,6 +55,31 @@ export const layer = (options: AutoOptions = {}): Layer.Layer<CudaRuntime, CudaE
           return Effect.fail(invalidArgument(operation, variable, choice, `"native", "simulated", or no value`))
       }
     })
+  )
+
+/**
+ * Like `layer`, with options from the program's `ConfigProvider`: one `Config` for all, or one per option. Fails with `ConfigError` as well.
+ *
+ * **Example** (Options from environment variables)
+ *
+ * ```ts
+ * import { AutoRuntime } from "effect-cuda"
+ * import * as Config from "effect/Config"
+ *
+ * export const layer = AutoRuntime.layerConfig({
+ *   simulated: { devices: Config.Int("SIMULATED_DEVICES") }
+ * })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: Config.Wrap<AutoOptions>
+): Layer.Layer<CudaRuntime, CudaError | Config.ConfigError> =>
+  Layer.unwrap(
+    Effect.flatMap(Effect.promise(() => import("effect/Config")), ({ unwrap }) =>
+      Effect.map(unwrap<AutoOptions>(options), layer))
   )
 
 const operation = "AutoRuntime.layer"

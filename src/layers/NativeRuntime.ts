@@ -6,6 +6,7 @@
  *
  * @since 0.1.0
  */
+import type * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -97,3 +98,29 @@ export const make = (options: NativeOptions = {}): Effect.Effect<CudaRuntimeServ
  */
 export const layer = (options: NativeOptions = {}): Layer.Layer<CudaRuntime, CudaError> =>
   Layer.effect(CudaRuntime, make(options))
+
+/**
+ * Like `layer`, with options from the program's `ConfigProvider`: one `Config` for all, or one per option. Fails with `ConfigError` as well.
+ *
+ * **Example** (Options from environment variables)
+ *
+ * ```ts
+ * import { NativeRuntime } from "effect-cuda"
+ * import * as Config from "effect/Config"
+ *
+ * export const layer = NativeRuntime.layerConfig({
+ *   wait: { pollFor: Config.Duration("GPU_POLL_FOR").pipe(Config.withDefault("200 micros")) },
+ *   pinned: { maxBytes: Config.Int("GPU_PINNED_BYTES") }
+ * })
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerConfig = (
+  options: Config.Wrap<NativeOptions>
+): Layer.Layer<CudaRuntime, CudaError | Config.ConfigError> =>
+  Layer.unwrap(
+    Effect.flatMap(Effect.promise(() => import("effect/Config")), ({ unwrap }) =>
+      Effect.map(unwrap<NativeOptions>(options), layer))
+  )
