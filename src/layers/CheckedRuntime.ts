@@ -8,11 +8,15 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { CudaError } from "../CudaError.ts"
+import { IgnoreList } from "./checked/ignore.ts"
+import type { AccessMatch, Ignore, IgnoreCount, IgnoreRule, TextMatch } from "./checked/ignore.ts"
 import type {
   AccessKind,
   CheckedAccess,
@@ -40,6 +44,13 @@ export type {
    */
   AccessKind,
   /**
+   * What one of the accesses of a report must match, or as a pair, what its two accesses must match.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  AccessMatch,
+  /**
    * A use of memory by an operation.
    *
    * @category models
@@ -53,6 +64,27 @@ export type {
    * @since 0.1.0
    */
   CheckedBytes,
+  /**
+   * Reports to ignore: a rule, or a function that returns true for them.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  Ignore,
+  /**
+   * A rule or function, and how many reports it has ignored.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  IgnoreCount,
+  /**
+   * Reports to ignore: those that match everything that the rule names.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  IgnoreRule,
   /**
    * A resource that is left when the runtime ends.
    *
@@ -82,6 +114,13 @@ export type {
    */
   Report,
   /**
+   * What a text of a report must be: the text, or a pattern in it.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  TextMatch,
+  /**
    * Use of memory that its owner has released, through another buffer over it.
    *
    * @category models
@@ -102,8 +141,8 @@ export interface CheckOptions {
    * reports are logged. `"log"`: reports are logged as warnings. `"collect"`: nothing. Default: `"log"`.
    */
   readonly mode?: "fail" | "log" | "collect" | undefined
-  /** Returns true for reports to ignore. */
-  readonly ignore?: ((report: Report) => boolean) | undefined
+  /** Reports to ignore: rules with their reasons, functions that return true for them, or both. */
+  readonly ignore?: Ignore | ReadonlyArray<Ignore> | undefined
   /** Called with every report, also with those made when the runtime ends. */
   readonly onReport?: ((report: Report) => void) | undefined
   /**
@@ -126,6 +165,10 @@ export interface CheckOptions {
 export interface CheckSummary {
   /** The number of reports, including those that were not kept: the first 1000 are. */
   readonly reports: number
+  /** The rules and functions of `ignore`, and those added with `Checker.ignore`, with the number of reports that each has ignored. */
+  readonly ignored: ReadonlyArray<IgnoreCount>
+  /** Those that have ignored nothing so far. At the end, they are out of date or wrong. */
+  readonly unused: ReadonlyArray<Ignore>
   /** The number of uses of memory that were checked. */
   readonly accesses: number
   /** What could not be known, and counted as ordered. */
@@ -154,6 +197,8 @@ export interface CheckerService {
   readonly summary: Effect.Effect<CheckSummary>
   /** Drops the reports so far. */
   readonly clear: Effect.Effect<void>
+  /** Ignores more until the scope closes, for example races on a buffer that the program has just made. */
+  readonly ignore: (ignore: Ignore) => Effect.Effect<void, never, Scope.Scope>
   /** Fails with `RaceDetected` if there is a report of any kind, for the end of tests. */
   readonly expectNone: Effect.Effect<void, CudaError>
 }
@@ -234,21 +279,24 @@ export const make = (
   { readonly runtime: CudaRuntimeService; readonly checker: CheckerService },
   never,
   Scope.Scope
-> =>
+> => Effect.map(start(runtime, options), ({ checker, runtime }) => ({ checker, runtime }))
+
+const start = (runtime: CudaRuntimeService, options: CheckOptions) =>
   Effect.gen(function*() {
+    const ignoring = new IgnoreList(options.ignore)
     const watcher = new Watcher({
       mode: options.mode ?? "log",
       stacks: options.stacks ?? false,
       events: options.events ?? true,
       hostAccess: options.hostAccess ?? true,
-      ignore: options.ignore,
+      ignore: ignoring.ignores,
       onReport: options.onReport
     })
     yield* Effect.addFinalizer(() => reportLeftovers(watcher))
-    return { runtime: check(runtime, watcher), checker: checkerOf(watcher) }
+    return { watcher, runtime: wrap(runtime, watcher), checker: checkerOf(watcher, ignoring) }
   })
 
-const check = (runtime: CudaRuntimeService, watcher: Watcher): CudaRuntimeService => {
+const wrap = (runtime: CudaRuntimeService, watcher: Watcher): CudaRuntimeService => {
   const members = watched(watcher, runtime)
   const wrapped = around(runtime, ({ member }, call) => {
     const watching = members[member] as OperationCall | undefined
@@ -290,10 +338,12 @@ const reportLeftovers = (watcher: Watcher): Effect.Effect<void> =>
       : Effect.forEach(left, ({ message }) => Effect.logWarning(message), { discard: true })
   })
 
-const checkerOf = (watcher: Watcher): CheckerService => ({
+const checkerOf = (watcher: Watcher, ignoring: IgnoreList): CheckerService => ({
   reports: Effect.sync(() => [...watcher.reports]),
   summary: Effect.sync(() => ({
     reports: watcher.reports.length + watcher.dropped,
+    ignored: ignoring.counts,
+    unused: ignoring.counts.filter(({ ignored }) => ignored === 0).map(({ ignore }) => ignore),
     accesses: watcher.checks.accesses,
     unknown: { ...watcher.unknown }
   })),
@@ -301,18 +351,102 @@ const checkerOf = (watcher: Watcher): CheckerService => ({
     watcher.reports.length = 0
     watcher.dropped = 0
   }),
-  expectNone: Effect.suspend(() => {
-    const { reports } = watcher
-    if (reports.length === 0) return Effect.void
-    const report = reports.map(({ message }) => message).join("\n\n")
-    return Effect.fail(
-      new CudaError({
-        operation: "CheckedRuntime.expectNone",
-        reason: { _tag: "RaceDetected", accesses: [], fix: undefined, report }
-      })
-    )
-  })
+  ignore: (ignore) =>
+    Effect.asVoid(
+      Effect.acquireRelease(Effect.sync(() => ignoring.add(ignore)), (remove) => Effect.sync(remove))
+    ),
+  expectNone: Effect.suspend(() => failWith("CheckedRuntime.expectNone", watcher))
 })
+
+/** Fails with all reports, if there are any. */
+const failWith = (operation: string, { dropped, reports }: Watcher): Effect.Effect<void, CudaError> => {
+  if (reports.length === 0) return Effect.void
+  const more = dropped === 0 ? [] : [`and ${dropped} more`]
+  const report = [...reports.map(({ message }) => message), ...more].join("\n\n")
+  return Effect.fail(
+    new CudaError({ operation, reason: { _tag: "RaceDetected", accesses: [], fix: undefined, report } })
+  )
+}
+
+/**
+ * Runs a program with its runtime checked, and fails with `RaceDetected` at its end if there is a report of any kind: with all of them,
+ * including what the program has left. For tests.
+ *
+ * **Details**
+ *
+ * The program goes on after a race, so that one run finds all. It has a scope of its own, which closes before resources that are left are
+ * reported. If the program fails as well, the failure comes first, and the reports come with it.
+ *
+ * **Gotchas**
+ *
+ * Only what uses the runtime of the program is checked: provide the layers of the program inside, and the runtime outside.
+ *
+ * **Example** (A test of a service)
+ *
+ * ```ts
+ * import { CheckedRuntime, CudaMemory, SimulatedRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const buffer = yield* CudaMemory.allocate(1024)
+ *   yield* CudaMemory.upload(buffer, new Uint8Array(1024))
+ * })
+ *
+ * const test = CheckedRuntime.check(program).pipe(Effect.provide(SimulatedRuntime.layer()))
+ * ```
+ *
+ * **Example** (`it.checked`, with `@effect/vitest`)
+ *
+ * ```ts
+ * import { it as effectIt } from "@effect/vitest"
+ * import { CheckedRuntime, CudaMemory, SimulatedRuntime } from "effect-cuda"
+ * import type { CudaRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import type * as Scope from "effect/Scope"
+ *
+ * type Needs = CudaRuntime.CudaRuntime | CheckedRuntime.Checker | Scope.Scope
+ *
+ * const checked = <A, E>(name: string, program: () => Effect.Effect<A, E, Needs>) =>
+ *   effectIt.effect(name, () => CheckedRuntime.check(program()).pipe(Effect.provide(SimulatedRuntime.layer())))
+ *
+ * const it = Object.assign(effectIt, { checked })
+ *
+ * it.checked("fills a buffer", () =>
+ *   Effect.gen(function*() {
+ *     const buffer = yield* CudaMemory.allocate(1024)
+ *     yield* CudaMemory.fill(buffer, 1)
+ *   }))
+ * ```
+ *
+ * @category testing
+ * @since 0.1.0
+ */
+export const check = <A, E, R>(
+  program: Effect.Effect<A, E, R>,
+  options: Omit<CheckOptions, "mode"> = {}
+): Effect.Effect<A, E | CudaError, CudaRuntime | Exclude<Exclude<R, Scope.Scope>, Checker | CudaRuntime>> =>
+  Effect.flatMap(CudaRuntime, (inner) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const { checker, runtime, watcher } = yield* Scope.provide(start(inner, { ...options, mode: "collect" }), scope)
+        const services = Context.make(CudaRuntime, runtime).pipe(Context.add(Checker, checker))
+        const exit = yield* Effect.exit(restore(Effect.provideContext(Effect.scoped(program), services)))
+        // What is left is reported when this scope closes.
+        yield* Scope.close(scope, exit)
+        return yield* withReports(exit, yield* Effect.exit(failWith("CheckedRuntime.check", watcher)))
+      })
+    ))
+
+/** How a program ended, and what was found besides. */
+const withReports = <A, E>(
+  exit: Exit.Exit<A, E>,
+  found: Exit.Exit<void, CudaError>
+): Exit.Exit<A, E | CudaError> => {
+  if (Exit.isSuccess(found)) return exit
+  if (Exit.isSuccess(exit)) return Exit.failCause(found.cause)
+  return Exit.failCause(Cause.combine<E | CudaError, CudaError>(exit.cause, found.cause))
+}
 
 /**
  * Checks the runtime of a layer, and provides `Checker` to read the reports.

@@ -22,7 +22,11 @@ export const simulated = SimulatedRuntime.layer({
 })
 
 /** The reports of a program, with those made when the runtime ends. */
-export const reportsOf = (program: Program, options: CheckedRuntime.CheckOptions = {}) =>
+export const reportsOf = (
+  program: Program,
+  options: CheckedRuntime.CheckOptions = {},
+  runtime: Layer.Layer<CudaRuntime, CudaError> = simulated
+) =>
   Effect.suspend(() => {
     const reports: Array<CheckedRuntime.Report> = []
     const layer = CheckedRuntime.layer({
@@ -31,20 +35,28 @@ export const reportsOf = (program: Program, options: CheckedRuntime.CheckOptions
       onReport: (report) => reports.push(report)
     })
     return Effect.as(
-      Effect.scoped(program).pipe(Effect.provide(layer.pipe(Layer.provide(simulated)))),
+      Effect.scoped(program).pipe(Effect.provide(layer.pipe(Layer.provide(runtime)))),
       reports
     )
   })
 
+/** A race as `expectReports` expects it. */
+export const raceOf = (first: string, uses: string, second: string, alsoUses: string): string =>
+  `${first} ${uses}, ${second} ${alsoUses}`
+
 const printed = (report: CheckedRuntime.Report): string =>
   report._tag === "Race"
-    ? `${report.first.operation} ${report.first.kind}, ${report.second.operation} ${report.second.kind}`
+    ? raceOf(report.first.operation, report.first.kind, report.second.operation, report.second.kind)
     : report._tag === "MisusedEvent"
     ? report.problem
     : report._tag
 
 /** Checks the reports of a program, each as the two operations, or as its kind. */
-export const expectReports = (program: Program, expected: ReadonlyArray<string>) =>
-  Effect.map(reportsOf(program), (reports) => {
+export const expectReports = (
+  program: Program,
+  expected: ReadonlyArray<string>,
+  runtime?: Layer.Layer<CudaRuntime, CudaError>
+) =>
+  Effect.map(reportsOf(program, {}, runtime), (reports) => {
     assert.deepStrictEqual(reports.map(printed), expected, reports.map(({ message }) => message).join("\n"))
   })

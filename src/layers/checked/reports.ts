@@ -191,3 +191,9 @@ export const accessesOf = (report: Race | UsedAfterRelease): ReadonlyArray<strin
 
 /** Prints a number of bytes of a buffer, for subjects. */
 export const describeBytes = ({ byteLength, memory }: CheckedBytes): string => `${inBytes(byteLength)} of ${memory}`
+
+/** The operations of a report, as rules compare them. */
+export const accessesIn = (report: Report): ReadonlyArray<Partial<CheckedAccess>> => {
+  if (report._tag === "Race") return [report.first, report.second]
+  return "access" in report ? [report.access] : [report]
+}
