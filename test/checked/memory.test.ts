@@ -2,6 +2,7 @@
  * Every kind of memory: globals of modules, slices and views, and memory of other code.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as CheckedRuntime from "effect-cuda/CheckedRuntime"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
@@ -9,8 +10,9 @@ import * as CudaModule from "effect-cuda/CudaModule"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { program as kernels, signatures } from "../support/kernels.ts"
+import { onStub, openStub } from "../support/stubDriver.ts"
 import { expectReports, raceOf, reportsOf } from "./support.ts"
 
 const size = 64
@@ -35,7 +37,6 @@ const writes = (one: Part, other: Part, ordered = false) =>
 const parts: Record<string, Effect.Effect<readonly [Part, Part], CudaError, CudaRuntime | Scope.Scope>> = {
   "a global of a module": Effect.gen(function*() {
     const module = yield* CudaModule.load(yield* kernels)
-    // Each call returns a buffer of its own over the same memory.
     return [yield* CudaModule.global(module, "counter"), yield* CudaModule.global(module, "counter")]
   }),
   "slices that overlap": Effect.map(CudaMemory.allocate(size), (buffer) => [slice(buffer, 0, 40), slice(buffer, 32)]),
@@ -126,19 +127,40 @@ describe("globals of modules", () => {
       []
     ))
 
-  it.live("of a module that was unloaded and loaded again are new memory", () =>
+  it.live("are released with their module", () =>
     expectReports(
       Effect.gen(function*() {
+        const [one] = yield* pair
+        const part = yield* Effect.scoped(Effect.gen(function*() {
+          const { address } = yield* CudaModule.global(yield* CudaModule.load(yield* kernels), "counter")
+          const part = yield* CudaMemory.fromAddress(address, 4).pipe(Scope.provide(yield* Scope.make()))
+          yield* fill(part, 1, one)
+          return part
+        }))
+        yield* fill(part, 2, one)
+      }),
+      ["UsedAfterRelease", "Leftover"]
+    ))
+})
+
+describe("on the driver", () => {
+  const stub = openStub()
+
+  it.live("a global at the address of one that was unloaded is new memory", () =>
+    onStub(
+      stub,
+      Effect.scoped(Effect.gen(function*() {
         const [one, other] = yield* pair
         const image = yield* kernels
         const use = (stream: CudaStream.CudaStream) =>
           Effect.scoped(Effect.gen(function*() {
-            yield* fill(yield* CudaModule.global(yield* CudaModule.load(image), "counter"), 1, stream)
+            const counter = yield* CudaModule.global(yield* CudaModule.load(image), "counter")
+            yield* fill(counter, 1, stream)
+            return counter.address
           }))
-        yield* use(one)
-        yield* use(other)
-      }),
-      []
+        assert.strictEqual(yield* use(one), yield* use(other))
+        yield* (yield* CheckedRuntime.Checker).expectNone
+      })).pipe(Effect.provide(CheckedRuntime.layer({ mode: "collect" })))
     ))
 })
 

@@ -3,9 +3,10 @@
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryRef, StreamRef } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, MemoryRef, ModuleRef, StreamRef } from "../CudaRuntime.ts"
 import { operations } from "../runtime/operations.ts"
 import type { OperationMember } from "../runtime/operations.ts"
+import { ownModule } from "../shared/moduleResources.ts"
 import { ownMemory } from "../shared/resources.ts"
 import type { Watched } from "./watch.ts"
 import { isEnqueued } from "./Watcher.ts"
@@ -72,12 +73,24 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
     poolCreate: (device, options) => made("poolCreate", inner.poolCreate(device, options)),
     poolDestroy: (pool) => gone(pool, inner.poolDestroy(pool)),
     moduleLoad: (image, options) => made("moduleLoad", inner.moduleLoad(image, options)),
-    moduleUnload: (module) => gone(module, inner.moduleUnload(module)),
+    moduleGlobal: (module, name, device) =>
+      Effect.tap(inner.moduleGlobal(module, name, device), (memory) => Effect.sync(() => checks.adopt(memory))),
+    moduleUnload: (module) =>
+      Effect.suspend(() => {
+        watcher.released(module)
+        // Its variables end with it, and their addresses may come back with another module.
+        if (module?.state === "live") releaseGlobals(watcher, module)
+        return inner.moduleUnload(module)
+      }),
     graphInstantiate: (graph, instances) => made("graphInstantiate", inner.graphInstantiate(graph, instances)),
     graphDestroy: (exec) => gone(exec, inner.graphDestroy(exec)),
     libraryHandle: (library, options, device) => made("libraryHandle", inner.libraryHandle(library, options, device)),
     libraryDestroy: (handle) => gone(handle, inner.libraryDestroy(handle))
   }
+}
+
+const releaseGlobals = ({ checks, where }: Watcher, module: ModuleRef): void => {
+  for (const memory of ownModule(module).globals.values()) checks.release(memory, true, where)
 }
 
 const isOwner = (memory: MemoryRef): boolean => {
