@@ -3,7 +3,7 @@ import { AutoRuntime, CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 
-const program = Effect.gen(function*() {
+export const program = Effect.gen(function*() {
   const device = yield* CudaDevice.current
   const stream = yield* CudaStream.make()
   const numbers = Float32Array.of(1, 2, 3, 4, 5, 6)

@@ -3,7 +3,7 @@
  * in a typed failure.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CudaBlas, CudaDevice, CudaFaults, CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
+import { CudaBlas, CudaFaults, SimulatedRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { mkdtempSync, rmSync } from "node:fs"
@@ -18,6 +18,7 @@ import * as Weights from "../../examples/encoder/Weights.ts"
 import * as Kernel from "../../examples/http/Kernel.ts"
 import { Scorer } from "../../examples/http/Scorer.ts"
 import { DeviceCache } from "../../examples/service.ts"
+import { hello } from "./hello.ts"
 import { fastRuntime, makeBytes, memorySource } from "./support.ts"
 
 const maxRuns = 300
@@ -33,22 +34,7 @@ const isCudaError = (failure: { readonly _tag: string }, fault: CudaFaults.Fault
   fault !== undefined && failure._tag === "CudaError"
 
 describe("with any fault, nothing is left of", () => {
-  it.effect("hello", () =>
-    // The program of examples/hello.ts, which runs when it is imported.
-    explored(CudaFaults.everyCall(
-      Effect.gen(function*() {
-        const device = yield* CudaDevice.current
-        const stream = yield* CudaStream.make()
-        const numbers = Float32Array.of(1, 2, 3, 4, 5, 6)
-        const buffer = yield* CudaMemory.allocate(numbers.byteLength)
-        yield* CudaMemory.upload(buffer, numbers, stream)
-        yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 8), 0, stream)
-        const answer = new Float32Array(numbers.length)
-        yield* CudaMemory.download(answer, buffer, stream)
-        assert.deepStrictEqual([device.name, ...answer], ["Simulated GPU", 0, 0, 3, 4, 5, 6])
-      }),
-      { mayFail: isCudaError }
-    )))
+  it.effect("hello", () => explored(CudaFaults.everyCall(hello, { mayFail: isCudaError })))
 
   it.effect("the demo", () =>
     explored(CudaFaults.everyCall(pipelined(memorySource(makeBytes(3 * 256 + 1)), { chunkBytes: 256, slots: 2 }), {
