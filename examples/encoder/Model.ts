@@ -88,12 +88,12 @@ export interface Session {
 export const session = Effect.fnUntraced(function*(model: Model, most: Batch) {
   const { hidden } = model.config
   const memory = yield* allocate(model.config, most)
-  const ids = CudaMemory.view(memory.hostIds, Int32Array)
-  const lengths = CudaMemory.view(memory.hostLengths, Int32Array)
-  const embeddings = CudaMemory.view(memory.hostEmbeddings, Float32Array)
   const graph = yield* makeGraphs(model, memory)
 
   const run = Effect.fnUntraced(function*(batch: Batch, sequences: ReadonlyArray<Int32Array>) {
+    // Views are taken when they are used, so that a race checker sees when that is.
+    const ids = CudaMemory.view(memory.hostIds, Int32Array)
+    const lengths = CudaMemory.view(memory.hostLengths, Int32Array)
     // Room that is left over holds sequences of one token, whose embeddings nobody reads.
     ids.fill(0, 0, batch.batch * batch.length)
     lengths.fill(1, 0, batch.batch)
@@ -103,6 +103,7 @@ export const session = Effect.fnUntraced(function*(model: Model, most: Batch) {
     }
     yield* CudaGraph.launch(yield* graph(batch))
     yield* CudaStream.synchronize(yield* CudaStream.current())
+    const embeddings = CudaMemory.view(startOf(memory.hostEmbeddings, 4 * batch.batch * hidden), Float32Array)
     // Copies, because the next batch reuses the memory.
     return sequences.map((_, row) => embeddings.slice(row * hidden, (row + 1) * hidden))
   })
@@ -232,6 +233,11 @@ const encodeLayer = Effect.fnUntraced(function*(
 const multiply = (plan: CudaBlas.MatmulPlan, { bias, weight }: Linear, from: Memory, to: Memory, added?: Memory) =>
   CudaBlas.matmul(plan, { a: from, b: weight, bias, d: to, c: added, beta: added === undefined ? 0 : 1 })
 
-/** The memory of a session has room for larger batches. */
 const copyStart = (to: CudaMemory.Slice, from: CudaMemory.Slice, byteLength: number) =>
-  CudaMemory.copy(CudaMemory.slice(to, 0, byteLength), CudaMemory.slice(from, 0, byteLength))
+  CudaMemory.copy(startOf(to, byteLength), startOf(from, byteLength))
+
+/** The memory of a session has room for larger batches. */
+const startOf = <Buffer extends CudaMemory.DeviceBuffer | CudaMemory.HostBuffer>(
+  memory: CudaMemory.Slice<Buffer>,
+  byteLength: number
+) => CudaMemory.slice(memory, 0, byteLength)

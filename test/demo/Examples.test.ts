@@ -9,6 +9,7 @@ import { readFileSync } from "node:fs"
 import { afterAll, beforeAll } from "vitest"
 import { CacheFailed, CacheFull, DeviceCache, NoValue } from "../../examples/service.ts"
 import { nothingHeld } from "../support/assertions.ts"
+import { checkedMachine } from "../support/checkedMachine.ts"
 import { compile } from "./compiled.ts"
 import type { Compiled } from "./compiled.ts"
 import { makeBytes } from "./support.ts"
@@ -40,7 +41,7 @@ describe("DeviceCache", () => {
   const machine = SimulatedRuntime.layer({
     devices: [{ memory, hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }]
   })
-  const layer = Layer.provideMerge(DeviceCache.layer, machine)
+  const layer = Layer.provideMerge(DeviceCache.layer, checkedMachine(machine))
 
   it.live("returns the latest value of each key", () =>
     Effect.gen(function*() {

@@ -23,6 +23,7 @@ import type { Model, Options as ScorerOptions } from "../../examples/http/Scorer
 import { serve } from "../../examples/http/Server.ts"
 import type { Options as ServerOptions } from "../../examples/http/Server.ts"
 import { nothingHeld } from "../support/assertions.ts"
+import { checkedMachine } from "../support/checkedMachine.ts"
 import { compile } from "./compiled.ts"
 import type { Compiled } from "./compiled.ts"
 
@@ -31,12 +32,12 @@ const model: Model = { weights: Float32Array.of(0.5, -0.25, 1), bias: 0.125 }
 const expected = (features: ReadonlyArray<number>): number =>
   1 / (1 + Math.exp(-features.reduce((sum, feature, index) => sum + feature * model.weights[index]!, model.bias)))
 
-/** A machine whose kernel takes a time that the test can change. */
+/** A machine whose kernel takes a time that the test can change, and on which races fail. */
 const machineWith = (cost: () => Duration.Input = () => "50 micros") =>
-  SimulatedRuntime.layer({
+  checkedMachine(SimulatedRuntime.layer({
     kernels: { [Kernel.name]: { ...Kernel.simulated[Kernel.name], cost } },
     recordTimeline: true
-  })
+  }))
 
 interface Options {
   readonly scorer?: Partial<ScorerOptions> | undefined
@@ -100,7 +101,7 @@ describe("the service", () => {
       const answers = yield* Effect.forEach(rows, (row) => score(url, row), { concurrency: "unbounded" })
       for (const [index, answer] of answers.entries()) isScore(answer, rows[index]!)
       assert.isBelow((yield* launches).length, rows.length)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("batches concurrent requests into one launch of a fixed size", () =>
     Effect.gen(function*() {
@@ -115,7 +116,7 @@ describe("the service", () => {
         requests: 30,
         meanBatchSize: 10
       })
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("runs a partial batch when its deadline passes", () =>
     Effect.gen(function*() {
@@ -123,7 +124,7 @@ describe("the service", () => {
       isScore(yield* score(url, three), three)
       isScore(yield* score(url, [0, 0, 0]), [0, 0, 0])
       assert.strictEqual((yield* launches).length, 2)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("has at most as many batches in flight as slots", () =>
     Effect.gen(function*() {
@@ -132,7 +133,7 @@ describe("the service", () => {
       const [first, second, third] = yield* launches
       assert.isBelow(second!.start, first!.end)
       assert.isAtLeast(third!.start, first!.end)
-    }).pipe(Effect.provide(machineWith(() => "100 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "100 millis"))))
 })
 
 describe("a service that cannot start", () => {
@@ -142,7 +143,7 @@ describe("a service that cannot start", () => {
       const failure = yield* Effect.flip(start({ server: { port: Number(port) } }))
       assert.strictEqual(failure._tag, "ListenFailed")
       assert.match(failure.message, /^cannot listen: .*EADDRINUSE/)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("reports that the GPU is out of memory", () =>
     Effect.gen(function*() {
@@ -164,7 +165,7 @@ describe("a request that cannot be answered", () => {
     Effect.gen(function*() {
       const url = yield* start()
       isProblem(yield* request(`${url}/score`, { method: "POST", body: String(body) }), 400, detail)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("is rejected for a body that is too large, whether or not its size is known in advance", () =>
     Effect.gen(function*() {
@@ -175,7 +176,7 @@ describe("a request that cannot be answered", () => {
       const chunked: RequestInit = { method, body: new Blob([body]).stream(), duplex: "half" }
       isProblem(yield* request(url, chunked), 413, /^the body is larger than 1000 bytes$/)
       isProblem(yield* request(url, { method, body: "x".repeat(1000) }), 400, /JSON/)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("is rejected for an unknown route or method", () =>
     Effect.gen(function*() {
@@ -184,7 +185,7 @@ describe("a request that cannot be answered", () => {
       const wrong = yield* request(`${url}/score?quick`)
       isProblem(wrong, 405, /POST$/)
       assert.strictEqual(wrong.headers.get("allow"), "POST")
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("is rejected at once when too many requests wait", () =>
     Effect.gen(function*() {
@@ -195,7 +196,7 @@ describe("a request that cannot be answered", () => {
       isProblem(refused[0]!, 503, /^2 requests are already waiting$/)
       assert.strictEqual(refused[0]!.headers.get("retry-after"), "1")
       isScore(yield* score(url, three), three)
-    }).pipe(Effect.provide(machineWith(() => "400 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "400 millis"))))
 
   it.live("is retryable when the GPU is out of memory", () =>
     Effect.gen(function*() {
@@ -206,7 +207,7 @@ describe("a request that cannot be answered", () => {
       isProblem(refused, 503, /short of resources/)
       assert.strictEqual(refused.headers.get("retry-after"), "1")
       isScore(yield* score(url, three), three)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("is retryable when there was no memory to replace that of a failed batch", () =>
     Effect.gen(function*() {
@@ -217,7 +218,7 @@ describe("a request that cannot be answered", () => {
       isProblem(yield* score(url, three), 503, /short of resources/)
       isProblem(yield* score(url, three), 503, /short of resources/)
       isScore(yield* score(url, three), three)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("times out, and its GPU work does not affect later requests", () => {
     let cost: Duration.Input = "600 millis"
@@ -226,7 +227,7 @@ describe("a request that cannot be answered", () => {
       isProblem(yield* score(url, three), 504, /took too long/)
       cost = "50 micros"
       isScore(yield* score(url, [3, 2, 1]), [3, 2, 1])
-    }).pipe(Effect.provide(machineWith(() => cost)))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => cost)))
   })
 
   it.live("returns only a log reference when the GPU fails otherwise", () => {
@@ -239,7 +240,7 @@ describe("a request that cannot be answered", () => {
       assert.strictEqual(logged.length, 1)
       assert.match(logged[0]!, /^Error A request failed.*CUDA_ERROR_INVALID_VALUE/)
       isScore(yield* score(url, three), three)
-    }).pipe(Effect.provide(machineWith()), logTo(logged))
+    }).pipe(Effect.scoped, Effect.provide(machineWith()), logTo(logged))
   })
 
   it.live("is answered even on a defect of the service", () =>
@@ -295,7 +296,7 @@ describe("a client that leaves", () => {
       })
       isScore(answer, three)
       assert.propertyVal((yield* healthOf(url)).body, "requests", 1)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 })
 
 describe("the end of the service", () => {

@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Kernels from "../../examples/demo/Kernels.ts"
 import type { Source } from "../../examples/demo/Source.ts"
 import type { Summary } from "../../examples/demo/Summary.ts"
+import { checkedMachine } from "../support/checkedMachine.ts"
 
 /** Bytes whose period is no possible chunk size. */
 export const makeBytes = (byteLength: number): Uint8Array =>
@@ -35,11 +36,11 @@ export const memorySource = (bytes: Uint8Array): Source => ({
     })
 })
 
-/** A device that takes almost no time. */
-export const fastRuntime = SimulatedRuntime.layer({
+/** A device that takes almost no time, and on which races fail. */
+export const fastRuntime = checkedMachine(SimulatedRuntime.layer({
   devices: [{ hostBandwidth: 1e12, deviceBandwidth: 1e12, copyLatency: 0 }],
   kernels: Kernels.simulated(1e12)
-})
+}))
 
 type Service = CudaRuntime.CudaRuntimeService
 

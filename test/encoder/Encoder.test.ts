@@ -30,6 +30,7 @@ import { serve } from "../../examples/http/Server.ts"
 import { compile } from "../demo/compiled.ts"
 import type { Compiled } from "../demo/compiled.ts"
 import { nothingHeld } from "../support/assertions.ts"
+import { checkedMachine } from "../support/checkedMachine.ts"
 import { agrees, options as weights, sequence } from "./model.ts"
 
 const home = mkdtempSync(join(tmpdir(), "effect-cuda-encoder-"))
@@ -37,9 +38,11 @@ const path = join(home, "model.safetensors")
 beforeAll(() => Effect.runPromise(Weights.write(path, configs.tiny, weights)))
 afterAll(() => rmSync(home, { recursive: true, force: true }))
 
-/** A machine on which a batch takes a time that the test can change. */
+/** A machine on which a batch takes a time that the test can change, and on which races fail. */
 const machineWith = (cost: () => Duration.Input = () => "50 micros", memory = 2 ** 34) =>
-  SimulatedRuntime.layer({ devices: [{ memory }], kernels: { ...kernels, pool: { ...kernels.pool, cost } } })
+  checkedMachine(
+    SimulatedRuntime.layer({ devices: [{ memory }], kernels: { ...kernels, pool: { ...kernels.pool, cost } } })
+  )
 
 /** Starts the service for the lifetime of the scope, with a timeout that no busy machine reaches. */
 const start = (options: Partial<Options> = {}) =>
@@ -77,7 +80,7 @@ describe("the encoder", () => {
       const { batches, requests } = yield* encoder.health
       assert.strictEqual(requests, 12)
       assert.isBelow(batches, 9)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("batches by length", () =>
     Effect.gen(function*() {
@@ -93,7 +96,7 @@ describe("the encoder", () => {
         requests: 8,
         meanBatchSize: 4
       })
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("takes any list of ids", () =>
     Effect.gen(function*() {
@@ -101,11 +104,11 @@ describe("the encoder", () => {
       agrees(yield* encoder.encode([1, 2, 3]), Int32Array.of(1, 2, 3))
       agrees(yield* encoder.encode(Uint8Array.of(1, 2, 3)), Int32Array.of(1, 2, 3))
       agrees(yield* encoder.encode([-1, 2, 1000]), Int32Array.of(0, 2, 255))
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("has at most as many batches in flight as slots", () =>
     Effect.gen(function*() {
-      const encoder = yield* start({ maxBatch: 1, slots: 2, window: 0 })
+      const encoder = yield* start({ maxBatch: 1, slots: 2, window: 0, lengths: [32], warmUp: true })
       const fiber = yield* Effect.forkChild(
         Effect.replicateEffect(encoder.encode(ids), 3, { concurrency: "unbounded" })
       )
@@ -115,7 +118,7 @@ describe("the encoder", () => {
       })
       assert.strictEqual(found.waiting, 1)
       yield* Fiber.join(fiber)
-    }).pipe(Effect.provide(machineWith(() => "100 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "1 second"))))
 
   it.live("records the sizes of batches at the start, or when they are needed", () =>
     Effect.gen(function*() {
@@ -130,7 +133,7 @@ describe("the encoder", () => {
       assert.strictEqual((yield* liveResources).graphs, 0)
       agrees(yield* encoder.encode(ids), ids)
       assert.strictEqual((yield* liveResources).graphs, 1)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 })
 
 describe("an encoder that cannot start", () => {
@@ -141,7 +144,7 @@ describe("an encoder that cannot start", () => {
       const other = join(home, "other")
       writeFileSync(other, "no tensors here")
       assert.match((yield* Effect.flip(start({ path: other }))).message, /other: a header of \d+ bytes is too large/)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live.each([[[]], [[0]], [[1.5]], [[32, 65]], [[NaN]]])(
     "refuses the lengths %j",
@@ -150,7 +153,7 @@ describe("an encoder that cannot start", () => {
         const failure = yield* Effect.flip(start({ lengths: lengths! }))
         assert.strictEqual(failure._tag, "WrongLengths")
         assert.match(failure.message, /; expected integers from 1 to 64$/)
-      }).pipe(Effect.provide(machineWith()))
+      }).pipe(Effect.scoped, Effect.provide(machineWith()))
   )
 
   it.live("reports that the GPU is out of memory", () =>
@@ -159,7 +162,7 @@ describe("an encoder that cannot start", () => {
       assert.match(failure.message, /CUDA_ERROR_OUT_OF_MEMORY/)
       const { liveResources } = yield* CudaRuntime.CudaRuntime
       assert.deepStrictEqual({ ...yield* liveResources, streams: 0 }, nothingHeld)
-    }).pipe(Effect.provide(machineWith(undefined, 3e6))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(undefined, 3e6))))
 })
 
 describe("a sequence that cannot be embedded", () => {
@@ -170,7 +173,7 @@ describe("a sequence that cannot be embedded", () => {
       const failure = yield* Effect.flip(encoder.encode(sequence(65, 1)))
       assert.instanceOf(failure, TooLong)
       assert.strictEqual(failure.message, "the text has 65 tokens; at most 64 are possible")
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("is refused at once when too many requests wait", () =>
     Effect.gen(function*() {
@@ -179,7 +182,7 @@ describe("a sequence that cannot be embedded", () => {
       const problems = yield* Effect.replicateEffect(problem, 3, { concurrency: "unbounded" })
       assert.deepStrictEqual(problems.flat(), [new Overloaded({ maxWaiting: 2 })])
       agrees(yield* encoder.encode(ids), ids)
-    }).pipe(Effect.provide(machineWith(() => "200 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "200 millis"))))
 
   it.live("times out, on the GPU and before it, and does not disturb later requests", () => {
     let cost: Duration.Input = "500 millis"
@@ -192,7 +195,7 @@ describe("a sequence that cannot be embedded", () => {
       agrees(yield* encoder.encode(ids), ids)
       // The one that timed out before its batch was never on the GPU.
       assert.strictEqual((yield* encoder.health).requests, 2)
-    }).pipe(Effect.provide(machineWith(() => cost)))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => cost)))
   })
 
   it.live("does not reach the GPU if its caller leaves", () =>
@@ -201,7 +204,7 @@ describe("a sequence that cannot be embedded", () => {
       assert.isTrue(Option.isNone(yield* Effect.timeoutOption(encoder.encode(ids), "20 millis")))
       agrees(yield* encoder.encode(ids), ids)
       assert.strictEqual((yield* encoder.health).requests, 1)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("fails when the GPU is out of memory, and the next one has new memory", () =>
     Effect.gen(function*() {
@@ -214,7 +217,7 @@ describe("a sequence that cannot be embedded", () => {
         assert.isTrue(failure._tag === "CudaError" && failure.isRetryable)
       }
       agrees(yield* encoder.encode(ids), ids)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 })
 
 describe("the GPU", () => {
@@ -225,7 +228,7 @@ describe("the GPU", () => {
       yield* Effect.sleep("20 millis")
       assert.instanceOf(yield* Effect.flip(encoder.health), Stuck)
       yield* Effect.retry(encoder.health, Schedule.spaced("20 millis"))
-    }).pipe(Effect.provide(machineWith(() => "500 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "500 millis"))))
 
   it.live("if lost, fails requests in flight, later ones and the health, and is logged once", () => {
     const logged: Array<string> = []
@@ -262,7 +265,7 @@ describe("the end of the encoder", () => {
       const { liveResources } = yield* CudaRuntime.CudaRuntime
       // Pooled streams belong to the runtime.
       assert.deepStrictEqual({ ...yield* liveResources, streams: 0 }, nothingHeld)
-    }).pipe(Effect.provide(machineWith(() => "100 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "1 second"))))
 })
 
 const request = (url: string, init: RequestInit = {}) =>
@@ -295,7 +298,7 @@ describe("the API", () => {
       const { body } = yield* request(`${url}/health`)
       assert.strictEqual(body.status, "healthy")
       assert.strictEqual(body.requests, 4)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live.each<[string, string, RegExp]>([
     ["invalid JSON", "{", /JSON/],
@@ -309,14 +312,14 @@ describe("the API", () => {
       assert.strictEqual(answer.status, 400)
       assert.strictEqual(answer.headers.get("content-type"), "application/problem+json")
       assert.match(answer.body.detail, detail)
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("rejects unknown routes and methods", () =>
     Effect.gen(function*() {
       const url = yield* served()
       assert.strictEqual((yield* request(`${url}/other`)).status, 404)
       assert.strictEqual((yield* request(`${url}/embed`)).headers.get("allow"), "POST")
-    }).pipe(Effect.provide(machineWith())))
+    }).pipe(Effect.scoped, Effect.provide(machineWith())))
 
   it.live("says when to try again", () =>
     Effect.gen(function*() {
@@ -326,7 +329,7 @@ describe("the API", () => {
       assert.strictEqual(refused.status, 503)
       assert.strictEqual(refused.headers.get("retry-after"), "1")
       assert.match(refused.body.detail, /^1 request is already waiting$/)
-    }).pipe(Effect.provide(machineWith(() => "200 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "200 millis"))))
 
   it.live("reports a timeout, and a GPU that is stuck", () =>
     Effect.gen(function*() {
@@ -336,7 +339,7 @@ describe("the API", () => {
       yield* Effect.sleep("20 millis")
       const health = yield* request(`${url}/health`)
       assert.deepStrictEqual([health.status, health.body], [503, { status: "unhealthy", problem: "Stuck" }])
-    }).pipe(Effect.provide(machineWith(() => "500 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "500 millis"))))
 
   it.live("reports a lost GPU", () =>
     Effect.gen(function*() {
@@ -363,7 +366,7 @@ describe("the API", () => {
       const { body, status } = yield* Fiber.join(fiber)
       assert.strictEqual(status, 200)
       agrees(Float32Array.from(body.embedding), bytes("x"))
-    }).pipe(Effect.provide(machineWith(() => "200 millis"))))
+    }).pipe(Effect.scoped, Effect.provide(machineWith(() => "200 millis"))))
 })
 
 describe("the program", () => {
