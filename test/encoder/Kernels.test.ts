@@ -6,9 +6,10 @@ import { SimulatedRuntime } from "effect-cuda"
 import { configs, weightsOf } from "../../examples/encoder/Config.ts"
 import * as Reference from "../../examples/encoder/Reference.ts"
 import { kernels } from "../../examples/encoder/SimulatedKernels.ts"
+import { checkedMachine } from "../support/checkedMachine.ts"
 import { kernelTests } from "./kernels.ts"
 
-describe("the kernels on a simulated device", () => kernelTests(SimulatedRuntime.layer({ kernels })))
+describe("the kernels on a simulated device", () => kernelTests(checkedMachine(SimulatedRuntime.layer({ kernels }))))
 
 describe("the reference", () => {
   const close = (actual: ArrayLike<number>, expected: ReadonlyArray<number>) => {

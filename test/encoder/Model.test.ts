@@ -11,10 +11,11 @@ import * as SafeTensors from "../../examples/encoder/SafeTensors.ts"
 import { kernels } from "../../examples/encoder/SimulatedKernels.ts"
 import { upload } from "../../examples/encoder/Upload.ts"
 import * as Weights from "../../examples/encoder/Weights.ts"
+import { checkedMachine } from "../support/checkedMachine.ts"
 import { modelTests } from "./model.ts"
 import { newPath } from "./support.ts"
 
-const runtime = SimulatedRuntime.layer({ kernels })
+const runtime = checkedMachine(SimulatedRuntime.layer({ kernels }))
 
 describe("the model on a simulated device", () => {
   modelTests(runtime)

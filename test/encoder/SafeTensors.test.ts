@@ -9,6 +9,7 @@ import { dirname } from "node:path"
 import * as SafeTensors from "../../examples/encoder/SafeTensors.ts"
 import { upload } from "../../examples/encoder/Upload.ts"
 import { leavesNothing, nothingHeld } from "../support/assertions.ts"
+import { checkedMachine } from "../support/checkedMachine.ts"
 import { newPath } from "./support.ts"
 
 const bytes = (length: number, first = 0) => Uint8Array.from({ length }, (_, index) => first + index * 7)
@@ -158,7 +159,7 @@ describe("a foreign file", () => {
 })
 
 describe("an upload", () => {
-  const machine = SimulatedRuntime.layer({ recordTimeline: true })
+  const machine = checkedMachine(SimulatedRuntime.layer({ recordTimeline: true }))
 
   it.live.each([1, 3, 10, 40, 1000])(
     "brings every tensor to the device, in chunks of %d bytes",
@@ -178,7 +179,7 @@ describe("an upload", () => {
         const { liveResources } = yield* CudaRuntime.CudaRuntime
         const { deviceBuffers, hostBuffers, streams } = yield* liveResources
         assert.deepStrictEqual([deviceBuffers, hostBuffers, streams], [1, 0, 0])
-      }).pipe(Effect.provide(machine))
+      }).pipe(Effect.scoped, Effect.provide(machine))
   )
 
   it.live("overlaps its copies", () =>
@@ -190,14 +191,14 @@ describe("an upload", () => {
       const copies = (yield* control.timeline).filter(({ kind }) => kind === "hostToDevice")
       assert.strictEqual(copies.length, 16)
       assert.strictEqual(new Set(copies.map(({ streamId }) => streamId)).size, 4)
-    }).pipe(Effect.provide(machine)))
+    }).pipe(Effect.scoped, Effect.provide(machine)))
 
   it.live("of a file without tensors brings nothing", () =>
     Effect.gen(function*() {
       const path = yield* newPath
       yield* SafeTensors.write(path, [])
       assert.strictEqual((yield* upload(yield* SafeTensors.open(path))).size, 0)
-    }).pipe(Effect.provide(machine)))
+    }).pipe(Effect.scoped, Effect.provide(machine)))
 
   it.live("fails if the file has become shorter, and leaves nothing", () =>
     leavesNothing(Effect.gen(function*() {
@@ -207,7 +208,7 @@ describe("an upload", () => {
       truncateSync(path, readFileSync(path).byteLength - 1)
       const failure = yield* Effect.flip(upload(file, { chunkBytes: 10 }))
       assert.match(failure.message, /was truncated while it was being read/)
-    })).pipe(Effect.provide(machine)))
+    })).pipe(Effect.scoped, Effect.provide(machine)))
 
   it.live("fails if the device has no memory for it", () =>
     Effect.gen(function*() {
