@@ -348,6 +348,125 @@ describe("an exploration", () => {
     }))
 })
 
+describe("pairs of faults", () => {
+  /** Cleans up after a failure with two releases, the second of which depends on the first. */
+  const careless = Effect.gen(function*() {
+    const runtime = yield* CudaRuntime.CudaRuntime
+    const make = Effect.all([runtime.eventCreate(0, 0), runtime.eventCreate(0, 0)])
+    yield* Effect.acquireUseRelease(
+      make,
+      () => CudaMemory.allocate(64),
+      ([one, other], exit) =>
+        Exit.isFailure(exit)
+          ? Effect.andThen(runtime.eventDestroy(one), runtime.eventDestroy(other))
+          : Effect.ensuring(Effect.ignore(runtime.eventDestroy(one)), Effect.ignore(runtime.eventDestroy(other)))
+    )
+  })
+  const options = {
+    operations: ["CudaMemory.allocate", "CudaEvent.release"],
+    statuses: ["InvalidValue"],
+    interruptions: []
+  } as const
+
+  it.effect("find what goes wrong only in the cleanup of a failure", () =>
+    Effect.gen(function*() {
+      yield* Effect.flatMap(CudaFaults.everyCall(careless, options), CudaFaults.expectNone)
+      const report = yield* CudaFaults.everyCall(careless, { ...options, depth: 2 })
+      const left = report.runs.filter((run) => tagsOf(run).includes("Leaked"))
+      const fault = {
+        ...fails("CudaMemory.allocate", "InvalidValue"),
+        followedBy: fails("CudaEvent.release", "InvalidValue")
+      }
+      assert.deepStrictEqual(left.map((run) => run.fault), [fault])
+      assert.include(
+        CudaFaults.format(report),
+        "CudaMemory.allocate, call 1, fails with InvalidValue, then CudaEvent.release, call 1, fails with InvalidValue\n" +
+          "  problem: left live: events 1\n" +
+          `  replay: { only: ${JSON.stringify(fault)} }`
+      )
+      const again = yield* CudaFaults.everyCall(careless, { only: fault })
+      assert.deepStrictEqual(again.runs.map(({ problems }) => problems), [left[0]!.problems])
+    }))
+
+  it.effect("fail the calls of a second attempt", () =>
+    Effect.gen(function*() {
+      const twice = Effect.retry(CudaMemory.allocateHost(64), { times: 1 })
+      const only = { operations: ["CudaMemory.allocateHost"], statuses: ["InvalidValue"], interruptions: [] } as const
+      const { runs } = yield* CudaFaults.everyCall(twice, { ...only, depth: 2 })
+      assert.deepStrictEqual(runs.map(({ exit, fault }) => [CudaFaults.describe(fault), exit?._tag]), [
+        ["CudaMemory.allocateHost, call 1, fails with InvalidValue", "Success"],
+        [
+          "CudaMemory.allocateHost, call 1, fails with InvalidValue, " +
+          "then CudaMemory.allocateHost, call 2, fails with InvalidValue",
+          "Failure"
+        ]
+      ])
+    }))
+
+  it.effect("interrupt a cleanup, and fail the cleanup of an interruption", () =>
+    Effect.gen(function*() {
+      const report = yield* Effect.flatMap(CudaFaults.everyCall(copy, { depth: 2 }), CudaFaults.expectNone)
+      const pairs = report.runs.flatMap(({ fault }) =>
+        fault?.followedBy === undefined ? [] : [[fault, fault.followedBy] as const]
+      )
+      assert.strictEqual(report.skippedPairs, 0)
+      assert.isTrue(pairs.some(([first, second]) => "interrupt" in first && "status" in second))
+      assert.isTrue(pairs.some(([first, second]) => "status" in first && "interrupt" in second))
+      for (const [first, second] of pairs) {
+        assert.isFalse("interrupt" in first && "interrupt" in second)
+        const isLost = "status" in first && first.status === "IllegalAddress"
+        assert.isFalse(isLost && "status" in second, "every call fails anyway")
+      }
+      assert.deepStrictEqual(report.runs.filter(({ notes }) => notes.some(({ _tag }) => _tag === "NotReached")), [])
+    }))
+
+  it.effect("are bounded, come after faults from all over the program, and are counted", () =>
+    Effect.gen(function*() {
+      const all = yield* CudaFaults.everyCall(copy, { depth: 2 })
+      const single = all.runs.filter(({ fault }) => fault?.followedBy === undefined)
+      const total = all.runs.length - single.length
+      for (const maxPairs of [1, 7, 40]) {
+        const report = yield* CudaFaults.everyCall(copy, { depth: 2, maxPairs })
+        assert.strictEqual(report.runs.length, single.length + maxPairs)
+        assert.strictEqual(report.skippedPairs, total - maxPairs)
+        assert.match(
+          CudaFaults.format(report),
+          new RegExp(`^${total - maxPairs} pairs of ${total} left out, because of maxPairs$`, "m")
+        )
+      }
+      const few = yield* CudaFaults.everyCall(copy, { depth: 2, maxPairs: 7 })
+      const first = few.runs.filter(({ fault }) => fault?.followedBy !== undefined).map(({ fault }) => fault!.operation)
+      assert.isAbove(new Set(first).size, 3)
+    }))
+
+  it.effect("that cannot be are refused", () =>
+    Effect.gen(function*() {
+      const only = { ...fails("CudaMemory.copy", "InvalidValue"), times: 2 }
+      const second = { ...fails("CudaMemory.copy", "InvalidValue"), occurrence: 2 }
+      yield* refuses(
+        CudaFaults.everyCall(copy, { only: { ...only, followedBy: second } }),
+        "only.followedBy.occurrence"
+      )
+      yield* refuses(
+        CudaFaults.everyCall(copy, { only: { ...only, followedBy: { ...second, times: 0 } } }),
+        "only.times"
+      )
+      const three: number = 3
+      yield* refuses(CudaFaults.everyCall(copy, { depth: three as 2 }), "depth")
+      yield* refuses(CudaFaults.everyCall(copy, { maxPairs: 0 }), "maxPairs")
+    }))
+
+  it.effect("whose second call is not made are noted", () =>
+    Effect.gen(function*() {
+      const only = {
+        ...fails("CudaMemory.copy", "InvalidValue"),
+        followedBy: fails("CudaStream.synchronize", "InvalidValue")
+      }
+      const { runs } = yield* CudaFaults.everyCall(copy, { only })
+      assert.deepStrictEqual(runs[0]!.notes, [{ _tag: "NotReached" }])
+    }))
+})
+
 describe("on the driver", () => {
   const stub = openStub()
   const native = Layer.suspend(() => {

@@ -18,7 +18,8 @@ import { statuses } from "../cuda/status.ts"
 import type { StatusTag } from "../cuda/status.ts"
 import type { CudaError } from "../CudaError.ts"
 import type { CudaRuntime, LiveResources } from "./CudaRuntime.ts"
-import { choose, isOperation, planFor } from "./exploration/plan.ts"
+import { choose, choosePairs, comesAfter, faultsOf, isOperation, planFor } from "./exploration/plan.ts"
+import type { FaultKinds } from "./exploration/plan.ts"
 import { describeFault, describeReport } from "./exploration/report.ts"
 import { runOnce } from "./exploration/runs.ts"
 import type { Setting } from "./exploration/runs.ts"
@@ -54,6 +55,8 @@ export interface FailingCall {
   readonly status: StatusTag
   /** How many calls of the operation fail, beginning with this one. Default: 1. */
   readonly times?: number | undefined
+  /** A second fault in the same run, at a call that comes after this one (see `Options.depth`). */
+  readonly followedBy?: SingleFault | undefined
 }
 
 /**
@@ -71,7 +74,17 @@ export interface InterruptedCall {
    * began. `after`: it has succeeded, but the program does not know yet.
    */
   readonly interrupt: "before" | "during" | "after"
+  /** A second fault in the same run: a call that fails after this one (see `Options.depth`). */
+  readonly followedBy?: SingleFault | undefined
 }
+
+/**
+ * A fault that no other follows.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type SingleFault = Omit<FailingCall, "followedBy"> | Omit<InterruptedCall, "followedBy">
 
 /**
  * What is injected into a run.
@@ -116,7 +129,7 @@ export type Problem<E> =
  * - `Succeeded`: the program succeeded although a call failed, for example because it tried again. Not noted of releases, whose
  *   failures are only logged.
  * - `Unrelated`: the program failed, but neither with the injected status nor because of it.
- * - `NotReached`: the program did not make the call, because its calls differ from run to run.
+ * - `NotReached`: the program did not make the call, or the one of the second fault, because its calls differ from run to run.
  *
  * @category models
  * @since 0.1.0
@@ -157,6 +170,8 @@ export interface Report<E> {
   readonly runs: ReadonlyArray<Run<E>>
   /** The faults left out because of `maxRuns`. */
   readonly skipped: ReadonlyArray<Fault>
+  /** The number of pairs of faults left out because of `maxPairs`. */
+  readonly skippedPairs: number
 }
 
 /**
@@ -176,13 +191,20 @@ export interface Options<E> {
   readonly statuses?: ReadonlyArray<StatusTag> | undefined
   /** When programs are interrupted, relative to a call. Default: before, during and after. */
   readonly interruptions?: ReadonlyArray<InterruptedCall["interrupt"]> | undefined
+  /**
+   * 2: every run that shows no problem is followed by runs with a second fault as well, at the calls that the program makes after the
+   * first one, such as those that clean up or try again. Default: 1.
+   */
+  readonly depth?: 1 | 2 | undefined
+  /** Limit on the number of runs with two faults. If there are more, some after every first fault. Default: 1000. */
+  readonly maxPairs?: number | undefined
   /** Runs the program with this fault only, to replay what a report has found. */
   readonly only?: Fault | undefined
   /** Whether the program may end with a failure; `fault` is undefined for the undisturbed run. Default: with any, if there is a fault. */
   readonly mayFail?: ((failure: E, fault: Fault | undefined) => boolean) | undefined
   /** The number of runs at the same time. Default: 1. */
   readonly concurrency?: number | undefined
-  /** Limit on the number of runs, besides the undisturbed one. If there are more, some from all over the program. Default: 1000. */
+  /** Limit on the number of runs with one fault. If there are more, some from all over the program. Default: 1000. */
   readonly maxRuns?: number | undefined
   /** When a program has hung. Default: 1 minute, of virtual time. */
   readonly deadline?: Duration.Input | undefined
@@ -203,12 +225,16 @@ export interface Options<E> {
  * A failure is injected as `FaultInjection` does it: the call does not reach the runtime, unless it releases something. Allocations
  * that are out of memory are tried again by the library, so they fail twice: once, and often enough for the program to see it.
  *
+ * With `depth: 2`, faults come in pairs as well: each run with one fault tells which calls the disturbed program makes after it, and each
+ * of these fails, too, or is where the program is interrupted. After a sticky status all calls fail anyway, so there the second fault is
+ * an interruption. After an interruption it is a failure.
+ *
  * Time is virtual: when all fibers wait, the clock jumps to the end of the next sleep, unless Node.js is reading a file or the like.
  *
  * **Gotchas**
  *
  * The calls of a program must not depend on chance, or some are not reached. Calls that only a disturbed program makes, for example to
- * try again, do not fail.
+ * try again, fail with `depth: 2` only.
  *
  * Other asynchronous work, such as timers of JavaScript and threads of native code, takes no virtual time, and counts as hanging after
  * 50 ms. Use `time: "real"` for such programs.
@@ -241,6 +267,17 @@ export interface Options<E> {
  *   runtime: SimulatedRuntime.layer({ devices: [{ memory: 2 ** 20 }] }),
  *   only: { operation: "CudaMemory.allocate", occurrence: 1, status: "OutOfMemory", times: 2 }
  * }).pipe(Effect.tap((report) => Console.log(CudaFaults.format(report))))
+ * ```
+ *
+ * **Example** (Two faults in a run)
+ *
+ * ```ts
+ * import { CudaFaults, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.scoped(CudaMemory.allocateHost(1024))
+ *
+ * const test = CudaFaults.everyCall(program, { depth: 2, maxPairs: 200 }).pipe(Effect.flatMap(CudaFaults.expectNone))
  * ```
  *
  * @category exploration
@@ -284,8 +321,7 @@ const explore = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
   options: Options<E>
 ): Effect.fn.Return<Report<E>, ELayer | CudaError, RIn | Exclude<Exclude<R, Scope.Scope>, CudaRuntime | ROut>> {
   yield* refuseOptions(options)
-  const { concurrency = 1, interruptions = moments, maxRuns = 1000, mayFail, statuses: tags = ordinaryStatuses } =
-    options
+  const { concurrency = 1, depth = 1, maxPairs = 1000, maxRuns = 1000, mayFail } = options
   const setting: Setting<A, E, R, ROut, ELayer, RIn> = {
     program,
     runtime,
@@ -293,16 +329,19 @@ const explore = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
     deadline: Duration.fromInputUnsafe(options.deadline ?? "1 minute"),
     mayFail: mayFail ?? ((_, fault) => fault !== undefined)
   }
+  const kinds: FaultKinds = {
+    operations: options.operations,
+    statuses: options.statuses ?? ordinaryStatuses,
+    moments: options.interruptions ?? moments
+  }
   const { run: undisturbed, steps } = yield* runOnce(setting, undefined)
-  const meant = steps.filter(({ operation }) => options.operations?.includes(operation) ?? true)
-  const plan = options.only === undefined ? planFor(meant, tags, interruptions) : [options.only]
-  const { chosen, skipped } = choose(plan, maxRuns)
-  const runs = yield* Effect.forEach(
-    chosen,
-    (fault) => Effect.map(runOnce(setting, fault, steps.length), ({ run }) => run),
-    { concurrency }
-  )
-  return { undisturbed, steps, runs, skipped }
+  const runAll = (faults: ReadonlyArray<Fault>) =>
+    Effect.forEach(faults, (fault) => runOnce(setting, fault, steps.length), { concurrency })
+  const { chosen, skipped } = choose(options.only === undefined ? planFor(steps, kinds) : [options.only], maxRuns)
+  const single = yield* runAll(chosen)
+  const pairs = choosePairs(depth === 2 && options.only === undefined ? single : [], kinds, maxPairs)
+  const runs = [...single, ...yield* runAll(pairs.chosen)].map(({ run }) => run)
+  return { undisturbed, steps, runs, skipped, skippedPairs: pairs.skipped }
 })
 
 const moments = ["before", "during", "after"] as const
@@ -312,20 +351,37 @@ const ordinaryStatuses = ["InvalidValue", "OutOfMemory", "IllegalAddress"] as co
 const refuseOptions = (options: Options<never>): Effect.Effect<void, CudaError> => {
   const refuse = (argument: string, value: unknown, expected: string) =>
     refuseArgument("CudaFaults.everyCall", argument, value, expected)
-  const { concurrency = 1, deadline = "1 minute", interruptions = moments, maxRuns = 1, only, time = "virtual" } =
-    options
-  const operation = [...options.operations ?? [], ...only === undefined ? [] : [only.operation]]
+  const {
+    concurrency = 1,
+    deadline = "1 minute",
+    depth = 1,
+    interruptions = moments,
+    maxPairs = 1,
+    maxRuns = 1,
+    only
+  } = options
+  const { time = "virtual" } = options
+  const faults = only === undefined ? [] : faultsOf(only)
+  const operation = [...options.operations ?? [], ...faults.map(({ operation }) => operation)]
     .find((name) => !isOperation(name))
   if (operation !== undefined) return refuse("operations", operation, "names of operations")
-  const status = [...options.statuses ?? [], ...only !== undefined && "status" in only ? [only.status] : []]
+  const status = [...options.statuses ?? [], ...faults.flatMap((one) => "status" in one ? [one.status] : [])]
     .find((tag) => !Object.hasOwn(statuses, tag))
   if (status !== undefined) return refuse("statuses", status, "tags of statuses")
-  const moment = [...interruptions, ...only !== undefined && "interrupt" in only ? [only.interrupt] : []]
+  const moment = [...interruptions, ...faults.flatMap((one) => "interrupt" in one ? [one.interrupt] : [])]
     .find((one) => !moments.includes(one))
   if (moment !== undefined) return refuse("interruptions", moment, moments.join(", "))
-  if (!isCount(only?.occurrence ?? 1)) return refuse("only.occurrence", only?.occurrence, "an integer above 0")
-  const times = only !== undefined && "status" in only ? only.times ?? 1 : 1
-  if (!isCount(times)) return refuse("only.times", times, "an integer above 0")
+  for (const one of faults) {
+    if (!isCount(one.occurrence)) return refuse("only.occurrence", one.occurrence, "an integer above 0")
+    const times = "status" in one ? one.times ?? 1 : 1
+    if (!isCount(times)) return refuse("only.times", times, "an integer above 0")
+  }
+  const [first, second] = faults
+  if (first !== undefined && second !== undefined && !comesAfter(second, first)) {
+    return refuse("only.followedBy.occurrence", second.occurrence, "a call after the first fault")
+  }
+  if (depth !== 1 && depth !== 2) return refuse("depth", depth, "1 or 2")
+  if (!isCount(maxPairs)) return refuse("maxPairs", maxPairs, "an integer above 0")
   if (!isCount(concurrency)) return refuse("concurrency", concurrency, "an integer above 0")
   if (!isCount(maxRuns)) return refuse("maxRuns", maxRuns, "an integer above 0")
   const limit = Option.filter(

@@ -1,21 +1,24 @@
 /**
- * Watches the calls of one run, and puts its fault where it belongs.
+ * Watches the calls of one run, and puts its faults where they belong.
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
-import type { Fault, InterruptedCall, Problem, Step } from "../CudaFaults.ts"
+import type { Fault, InterruptedCall, Problem, SingleFault, Step } from "../CudaFaults.ts"
 import type { CudaRuntimeService, StreamOptions } from "../CudaRuntime.ts"
 import { around } from "../runtime/operations.ts"
 import type { Operation, OperationName } from "../runtime/operations.ts"
 import { inject, Injection } from "../shared/injection.ts"
+import { faultsOf } from "./plan.ts"
 
 /** As many calls as any program makes that does not try the same again and again. */
 const mostCalls = (undisturbed: number): number => 20 * undisturbed + 1000
 
 export class Probe {
   readonly steps: Array<Step> = []
-  readonly fault: Fault | undefined
-  isReached = false
+  /** One after the other. */
+  readonly faults: ReadonlyArray<SingleFault>
+  /** The faults whose calls were made, with the number of calls by then. */
+  readonly #reached = new Map<SingleFault, number>()
   /** Streams that live as long as the runtime. */
   pooledStreams = 0
   /** Interrupts the program. */
@@ -28,8 +31,18 @@ export class Probe {
   readonly #counts = new Map<OperationName, number>()
 
   constructor(fault: Fault | undefined, undisturbedCalls: number | undefined) {
-    this.fault = fault
+    this.faults = fault === undefined ? [] : faultsOf(fault)
     this.#most = undisturbedCalls === undefined ? Infinity : mostCalls(undisturbedCalls)
+  }
+
+  isReached(fault: SingleFault): boolean {
+    return this.#reached.has(fault)
+  }
+
+  /** The calls after the first fault. */
+  get stepsAfter(): ReadonlyArray<Step> {
+    const at = this.faults[0] === undefined ? undefined : this.#reached.get(this.faults[0])
+    return at === undefined ? [] : this.steps.slice(at)
   }
 
   /** The problems that calls have shown. */
@@ -49,34 +62,39 @@ export class Probe {
   wrap(runtime: CudaRuntimeService): CudaRuntimeService {
     return around(this.#failing(runtime), (operation, call) => (...args) =>
       Effect.suspend(() => {
-        const isFault = this.#enter(operation)
-        if (isFault) this.isReached = true
+        const fault = this.#enter(operation)
+        if (fault !== undefined) this.#reached.set(fault, this.steps.length)
+        const isFault = fault !== undefined
         const watched = Effect.tap(
           Effect.tapError(call(...args), (error) => Effect.sync(() => this.#failed(operation, error, isFault))),
           () => Effect.sync(() => this.#succeeded(operation, args))
         )
-        return isFault && this.fault !== undefined && "interrupt" in this.fault
-          ? this.#interrupted(this.fault.interrupt, watched)
-          : watched
+        return isFault && "interrupt" in fault ? this.#interrupted(fault.interrupt, watched) : watched
       }))
   }
 
   #failing(runtime: CudaRuntimeService): CudaRuntimeService {
-    if (this.fault === undefined || "interrupt" in this.fault) return runtime
     const injection = new Injection()
-    const { occurrence, operation, status, times = 1 } = this.fault
-    injection.add(operation, status, times, occurrence - 1)
-    return inject(runtime, injection)
+    let passed: SingleFault | undefined
+    for (const fault of this.faults) {
+      if ("interrupt" in fault) continue
+      const { occurrence, operation, status, times = 1 } = fault
+      // Calls are counted from the last failure of the same operation.
+      const before = passed?.operation === operation ? callsUntil(passed) : 0
+      injection.add(operation, status, times, occurrence - 1 - before)
+      passed = fault
+    }
+    return passed === undefined ? runtime : inject(runtime, injection)
   }
 
-  /** Counts a call, and tells whether it is the one of the fault. */
-  #enter({ name }: Operation): boolean {
+  /** Counts a call, and returns the fault that it is the call of. */
+  #enter({ name }: Operation): SingleFault | undefined {
     const occurrence = (this.#counts.get(name) ?? 0) + 1
     this.#counts.set(name, occurrence)
     this.steps.push({ index: this.steps.length + 1, operation: name, occurrence })
     // Again and again, because the program may have been in a region that cannot be interrupted.
     if (this.isRestless) this.interrupt()
-    return this.fault?.operation === name && this.fault.occurrence === occurrence
+    return this.faults.find((fault) => fault.operation === name && fault.occurrence === occurrence)
   }
 
   #failed({ kind }: Operation, error: CudaError, isFault: boolean): void {
@@ -100,3 +118,6 @@ export class Probe {
     }
   }
 }
+
+/** The number of calls of its operation until a fault is over. */
+const callsUntil = (fault: SingleFault): number => fault.occurrence - 1 + ("status" in fault ? fault.times ?? 1 : 1)

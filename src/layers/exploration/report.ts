@@ -2,13 +2,16 @@
  * Reports of explorations as text.
  */
 import { CudaError } from "../../CudaError.ts"
-import type { Fault, Note, Problem, Report, Run } from "../CudaFaults.ts"
+import type { Fault, Note, Problem, Report, Run, SingleFault } from "../CudaFaults.ts"
+import { faultsOf } from "./plan.ts"
 
 const count = (number: number, what: string): string => `${number} ${what}${number === 1 ? "" : "s"}`
 
 /** A fault in words. */
-export const describeFault = (fault: Fault | undefined): string => {
-  if (fault === undefined) return "undisturbed"
+export const describeFault = (fault: Fault | undefined): string =>
+  fault === undefined ? "undisturbed" : faultsOf(fault).map(describeSingle).join(", then ")
+
+const describeSingle = (fault: SingleFault): string => {
   const call = `${fault.operation}, call ${fault.occurrence}`
   if ("interrupt" in fault) return `interrupted ${fault.interrupt} ${call}`
   const times = fault.times === undefined || fault.times === 1 ? "" : ` ${fault.times} times`
@@ -64,14 +67,21 @@ const describeRun = ({ fault, notes, problems }: Run<unknown>): ReadonlyArray<st
   ...(problems.length > 0 && fault !== undefined ? [`  replay: { only: ${JSON.stringify(fault)} }`] : [])
 ]
 
+const leftOut = (left: number, made: number, what: string, why: string): ReadonlyArray<string> =>
+  left === 0 ? [] : [`${count(left, what)} of ${made + left} left out, because of ${why}`]
+
 /** A report in lines: a summary, and every run that shows something. */
-export const describeReport = ({ runs, skipped, steps, undisturbed }: Report<unknown>): ReadonlyArray<string> => {
+export const describeReport = (
+  { runs, skipped, skippedPairs, steps, undisturbed }: Report<unknown>
+): ReadonlyArray<string> => {
   const all = [undisturbed, ...runs]
   const problems = all.flatMap((run) => run.problems)
   const notes = all.flatMap((run) => run.notes)
-  const left = skipped.length === 0
-    ? []
-    : [`${count(skipped.length, "run")} of ${runs.length + skipped.length} left out, because of maxRuns`]
+  const pairs = runs.filter(({ fault }) => fault?.followedBy !== undefined).length
+  const left = [
+    ...leftOut(skipped.length, runs.length - pairs, "run", "maxRuns"),
+    ...leftOut(skippedPairs, pairs, "pair", "maxPairs")
+  ]
   return [
     `${count(runs.length, "run")} of a program with ${count(steps.length, "call")}: ` +
     `${count(problems.length, "problem")}, ${count(notes.length, "note")}`,

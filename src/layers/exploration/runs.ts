@@ -12,7 +12,7 @@ import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import type { StatusTag } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
-import type { Fault, Note, Problem, Run, Step } from "../CudaFaults.ts"
+import type { Fault, Note, Problem, Run, SingleFault, Step } from "../CudaFaults.ts"
 import { CudaRuntime } from "../CudaRuntime.ts"
 import type { LiveResources } from "../CudaRuntime.ts"
 import { kindOf } from "./plan.ts"
@@ -35,6 +35,8 @@ export type Provided<R, ROut> = Exclude<Exclude<R, Scope.Scope>, CudaRuntime | R
 export interface Ran<E> {
   readonly run: Run<E>
   readonly steps: ReadonlyArray<Step>
+  /** Those after its first fault. */
+  readonly stepsAfter: ReadonlyArray<Step>
 }
 
 /** Runs a program once, with a fault or, if it is undefined, undisturbed. Fails if there is no runtime. */
@@ -63,7 +65,7 @@ export const runOnce = <A, E, R, ROut, ELayer, RIn>(
     const close = Effect.flatMap(fork(Scope.close(scope, Exit.void)), (fiber) => ended(fiber, "runtime"))
     const build = Layer.buildWithMemoMap(setting.runtime, Layer.makeMemoMapUnsafe(), scope)
     const built = yield* ended(yield* fork(build), "runtime")
-    if (built === undefined) return { run: run(), steps: [] }
+    if (built === undefined) return { run: run(), steps: [], stepsAfter: [] }
     if (Exit.isFailure(built)) return yield* Effect.andThen(close, Effect.failCause(built.cause))
 
     const runtime = Context.get(built.value, CudaRuntime)
@@ -78,8 +80,8 @@ export const runOnce = <A, E, R, ROut, ELayer, RIn>(
     yield* close
     if (probe.isRestless && exit !== undefined) found.problems.push({ _tag: "Hung", phase: "program" })
     found.problems.push(...probe.problems)
-    if (exit !== undefined) judge(setting, probe, exit, found)
-    return { run: run(exit), steps: probe.steps }
+    if (exit !== undefined) judge(setting, probe, fault, exit, found)
+    return { run: run(exit), steps: probe.steps, stepsAfter: probe.stepsAfter }
   }))
 
 type Phase = Extract<Problem<never>, { readonly _tag: "Hung" }>["phase"]
@@ -122,29 +124,35 @@ const findLeaks = <E>(before: LiveResources, after: LiveResources, { problems }:
 /** What the end of the program shows. */
 const judge = <A, E>(
   { mayFail }: Pick<Setting<A, E, never, never, never, never>, "mayFail">,
-  { fault, isReached }: Probe,
+  probe: Probe,
+  fault: Fault | undefined,
   exit: Exit.Exit<A, E>,
   { notes, problems }: Found<E>
 ): void => {
-  if (fault !== undefined && !isReached) notes.push({ _tag: "NotReached" })
+  const { faults } = probe
+  if (faults.some((one) => !probe.isReached(one))) notes.push({ _tag: "NotReached" })
   if (Exit.isSuccess(exit)) {
-    const hasFailed = fault !== undefined && "status" in fault && isReached
-    if (hasFailed && kindOf(fault.operation) !== "release") notes.push({ _tag: "Succeeded" })
+    const hasFailed = faults.some((one) =>
+      "status" in one && probe.isReached(one) && kindOf(one.operation) !== "release"
+    )
+    if (hasFailed) notes.push({ _tag: "Succeeded" })
     return
   }
-  const wasInterrupted = (fault !== undefined && "interrupt" in fault) || problems.some(({ _tag }) => _tag === "Hung")
+  const wasInterrupted = faults.some((one) => "interrupt" in one) || problems.some(({ _tag }) => _tag === "Hung")
   for (const reason of exit.cause.reasons) {
     if (Cause.isDieReason(reason)) problems.push({ _tag: "Died", defect: reason.defect })
     if (Cause.isInterruptReason(reason) && !wasInterrupted) problems.push({ _tag: "Interrupted" })
     if (!Cause.isFailReason(reason)) continue
     const failure = reason.error
     if (!mayFail(failure, fault)) problems.push({ _tag: "UnexpectedFailure", failure })
-    else if (fault !== undefined && !mentions(failure, fault)) notes.push({ _tag: "Unrelated", failure })
+    else if (fault !== undefined && !faults.some((one) => mentions(failure, one))) {
+      notes.push({ _tag: "Unrelated", failure })
+    }
   }
 }
 
 /** Whether an injected failure is a failure, or among its causes. */
-const mentions = (failure: unknown, fault: Fault): boolean =>
+const mentions = (failure: unknown, fault: SingleFault): boolean =>
   "status" in fault && causes(failure).some((cause) => isOf(cause, fault.status))
 
 const isOf = (cause: unknown, status: StatusTag): boolean => cause instanceof CudaError && cause.reason._tag === status
