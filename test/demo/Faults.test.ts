@@ -23,6 +23,9 @@ import { fastRuntime, makeBytes, memorySource } from "./support.ts"
 
 const maxRuns = 300
 
+/** Few runs with two faults. EFFECT_CUDA_PAIRS sets how many, for longer explorations by hand. */
+const pairs = { depth: 2, maxPairs: Number(process.env["EFFECT_CUDA_PAIRS"] ?? 150) } as const
+
 /** Asserts that there are no problems, and returns the report. */
 const explored = <E, ELayer, R>(exploration: Effect.Effect<CudaFaults.Report<E>, ELayer, R>) =>
   Effect.tap(
@@ -34,12 +37,13 @@ const isCudaError = (failure: { readonly _tag: string }, fault: CudaFaults.Fault
   fault !== undefined && failure._tag === "CudaError"
 
 describe("with any fault, nothing is left of", () => {
-  it.effect("hello", () => explored(CudaFaults.everyCall(hello, { mayFail: isCudaError })))
+  it.effect("hello", () => explored(CudaFaults.everyCall(hello, { ...pairs, mayFail: isCudaError })))
 
   it.effect("the demo", () =>
     explored(CudaFaults.everyCall(pipelined(memorySource(makeBytes(3 * 256 + 1)), { chunkBytes: 256, slots: 2 }), {
       runtime: fastRuntime,
       maxRuns,
+      ...pairs,
       mayFail: isCudaError
     })))
 
@@ -51,7 +55,7 @@ describe("with any fault, nothing is left of", () => {
         yield* cache.put("a", makeBytes(50))
         assert.deepStrictEqual(yield* cache.get("a"), makeBytes(50))
       }).pipe(Effect.provide(DeviceCache.layer)),
-      { mayFail: (failure, fault) => fault !== undefined && failure._tag !== "NoValue" }
+      { ...pairs, mayFail: (failure, fault) => fault !== undefined && failure._tag !== "NoValue" }
     )))
 
   it.effect("the scorer", () => {
@@ -65,6 +69,7 @@ describe("with any fault, nothing is left of", () => {
     return explored(CudaFaults.everyCall(Effect.provide(program, Scorer.layer(options)), {
       runtime: SimulatedRuntime.layer({ kernels: Kernel.simulated }),
       maxRuns,
+      ...pairs,
       mayFail: isCudaError
     }))
   })
@@ -90,7 +95,14 @@ describe("with any fault, nothing is left of", () => {
         mayFail: isCudaError
       }
       return Effect.andThen(
-        explored(CudaFaults.everyCall(encoding, { ...options, maxRuns: 100 })),
+        explored(
+          CudaFaults.everyCall(encoding, {
+            ...options,
+            maxRuns: 100,
+            ...pairs,
+            maxPairs: Math.ceil(pairs.maxPairs / 3)
+          })
+        ),
         // All faults of the handle of cuBLASLt, of which there is only one.
         explored(CudaFaults.everyCall(encoding, {
           ...options,
