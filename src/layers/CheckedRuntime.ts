@@ -407,7 +407,7 @@ const failWith = (operation: string, { dropped, reports }: Watcher): Effect.Effe
  * type Needs = CudaRuntime.CudaRuntime | CheckedRuntime.Checker | Scope.Scope
  *
  * const checked = <A, E>(name: string, program: () => Effect.Effect<A, E, Needs>) =>
- *   effectIt.effect(name, () => CheckedRuntime.check(program()).pipe(Effect.provide(SimulatedRuntime.layer())))
+ *   effectIt.live(name, () => CheckedRuntime.check(program()).pipe(Effect.provide(SimulatedRuntime.layer())))
  *
  * const it = Object.assign(effectIt, { checked })
  *
