@@ -4,6 +4,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
+  CheckedRuntime,
   CudaBlas,
   CudaDevice,
   CudaError,
@@ -242,3 +243,27 @@ const adopt = () => CudaMemory.fromAddress(1n, 1, { release: Effect.void })
 const makeTimed = () => CudaEvent.make({ timing: true })
 const makeUntimed = () => CudaEvent.make({ blocking: true })
 const measure = (timed: CudaEvent.TimedEvent) => CudaEvent.elapsedTime(timed, timed)
+
+describe("a check", () => {
+  it("needs a runtime and what else the program needs, and adds the failure of reports", () => {
+    const of = (program: Effect.Effect<number, "no", CudaRuntime | CheckedRuntime.Checker | Scope.Scope | "more">) =>
+      CheckedRuntime.check(program)
+    assert.isTrue(
+      same<ReturnType<typeof of>, Effect.Effect<number, "no" | CudaError.CudaError, CudaRuntime | "more">>(true)
+    )
+  })
+
+  it("ignores by rules, functions, or both", () => {
+    const rule: CheckedRuntime.IgnoreRule = { reason: "on purpose", report: ["Race"], operation: ["a", /b/] }
+    const options: ReadonlyArray<CheckedRuntime.CheckOptions> = [
+      { ignore: rule },
+      { ignore: (report) => report._tag === "Race" },
+      { ignore: [rule, () => true] },
+      { ignore: undefined }
+    ]
+    assert.lengthOf(options, 4)
+    // @ts-expect-error a rule says why
+    const wrong: CheckedRuntime.IgnoreRule = { report: "Race" }
+    assert.isDefined(wrong)
+  })
+})

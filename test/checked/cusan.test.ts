@@ -16,7 +16,6 @@
  * Without a meaning here:
  * - 09_cudamemcpy_default: copies between host memory.
  * - 12_struct_ptr, 34_negative_array (expected to fail there): kernels that find pointers in memory. Nobody sees these addresses.
- * - 18_cuda_event_with_flags: events have no flag for how the host waits. The case is here with a timed event instead.
  * - 29_tsan_cuda_to_mpi, 30_tsan_annotate_cuda_to_mpi: 03_cuda_to_mpi with other instrumentation.
  * - test/pass, test/kernel_analysis: what is inserted into programs, and what their kernels do. test/hip_runtime: the same cases for HIP.
  */
@@ -337,7 +336,7 @@ const cases: Record<string, Case> = {
     program: ({ managed, write }, sync) =>
       Effect.gen(function*() {
         const stream1 = yield* blocking
-        const event = yield* CudaEvent.make({ timing: true })
+        const event = yield* CudaEvent.make({ blocking: true })
         yield* write(managed, stream1)
         yield* CudaEvent.record(event, stream1)
         yield* sync(until(CudaEvent.query(event)))
