@@ -10,8 +10,8 @@
  *   expected to fail). Allocations of this library are in stream order or cached, and order nothing, so both races remain.
  * - 11, 13: CuSan looks into kernels. Here, a kernel declares its parameters, so a pointer that a kernel leaves alone is declared as
  *   nullable and given as null.
- *
  * - 19: copies between host memory are refused here, so a copy to the device stands in for them.
+ * - 28: there is no fill of rows, so a fill of bytes stands in for it.
  *
  * Without a meaning here:
  * - 09_cudamemcpy_default: copies between host memory.
