@@ -18,6 +18,7 @@ import { join } from "node:path"
 import { scalarReaders, scalarSizes, scalarWriters } from "../src/cuda/parameters.ts"
 import type { ParameterKind, ScalarName } from "../src/cuda/parameters.ts"
 import { failsWith, refuses } from "./support/assertions.ts"
+import { checkedMachine } from "./support/checkedMachine.ts"
 import { program } from "./support/kernels.ts"
 
 interface Given {
@@ -259,12 +260,13 @@ describe("layouts", () => {
 })
 
 /** Runs a program on a simulated device with these kernels, with the test's clock. */
+/** On a machine on which races fail. */
 const simulated = (
   kernels: Readonly<Record<string, SimulatedRuntime.SimulatedKernel>>,
   options: SimulatedRuntime.SimulatedOptions = {}
 ) =>
 <A, E>(effect: Effect.Effect<A, E, CudaRuntime | SimulatedRuntime.SimulatedControl | Scope.Scope>) =>
-  Effect.provide(Effect.scoped(effect), Layer.fresh(SimulatedRuntime.layer({ ...options, kernels })))
+  Effect.provide(Effect.scoped(effect), Layer.fresh(checkedMachine(SimulatedRuntime.layer({ ...options, kernels }))))
 
 const get = <const Parameters extends ReadonlyArray<ParameterKind>>(name: string, parameters: Parameters) =>
   Effect.flatMap(
@@ -329,7 +331,7 @@ describe("kernels of simulated devices", () => {
       const [stream, other] = yield* Effect.all([CudaStream.make(), CudaStream.make()])
       const [one, two] = yield* Effect.all([CudaMemory.allocate(4), CudaMemory.allocate(8)])
       yield* CudaMemory.fill(one, 1, stream)
-      yield* CudaMemory.fill(two, 2, stream)
+      yield* CudaMemory.fill(two, 2, other)
       yield* CudaKernel.launch(kernel, { grid: 5, block: 1 }, [{ at: one, n: 3 }, [4, 5], null], stream)
       yield* CudaKernel.launch(kernel, { grid: 6, block: 1 }, [{ at: two, n: 7 }, [8, 9], two], other)
       yield* TestClock.adjust("10 millis")
