@@ -13,7 +13,7 @@ import type { CudaError } from "./CudaError.ts"
 import { named, refuseArgument } from "./internal/handles.ts"
 import { CurrentPlace, resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
-import type { DeviceProperties, MemoryInfo, PriorityRange } from "./layers/CudaRuntime.ts"
+import type { DeviceProperties, DeviceUsage, MemoryInfo, PriorityRange } from "./layers/CudaRuntime.ts"
 
 /**
  * A device: its index, name, UUID, compute capability, memory size in bytes and PCI bus ID.
@@ -38,6 +38,16 @@ export type {
    * @since 0.1.0
    */
   PeerAttribute
+}
+
+export type {
+  /**
+   * What this runtime holds and does on a device.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  DeviceUsage
 }
 
 /**
@@ -175,7 +185,7 @@ export const priorityRange = (device?: DeviceInput): Effect.Effect<PriorityRange
   onDevice(device, (runtime, index) => runtime.devicePriorityRange(index))
 
 /**
- * Returns whether kernels on a device could access the memory of another one directly (`cuDeviceCanAccessPeer`). `CudaMemory.copy`
+ * Returns whether `enablePeerAccess` can let a device access the memory of another one (`cuDeviceCanAccessPeer`). `CudaMemory.copy`
  * works between any two devices regardless.
  *
  * @category accessors
@@ -225,6 +235,147 @@ export const peerAttribute = (
     (runtime, index) =>
       Effect.flatMap(resolveDevice(peer), (peerIndex) => runtime.devicePeerAttribute(index, peerIndex, name))
   )
+
+/**
+ * The link from a device to another one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceLink {
+  /** The index of the device that accesses. */
+  readonly device: number
+  /** The index of the device whose memory is accessed. */
+  readonly peer: number
+  /** Whether `enablePeerAccess` can give access. */
+  readonly canAccess: boolean
+  /** 0 for the fastest kind of link in the machine. */
+  readonly performanceRank: number
+  /** Whether atomic operations of kernels on memory of the peer are atomic there. */
+  readonly nativeAtomics: boolean
+  /** Whether CUDA arrays of the peer are accessible too. */
+  readonly arrayAccess: boolean
+}
+
+/**
+ * Describes the link from a device to another one (`cuDeviceGetP2PAttribute`).
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` if the two are the same device. To know how fast a link is, measure a copy: the driver only ranks links.
+ *
+ * **Example** (Devices with native atomics)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const isDirect = Effect.map(CudaDevice.link(0, 1), ({ canAccess, nativeAtomics }) => canAccess && nativeAtomics)
+ * ```
+ *
+ * @category peer access
+ * @since 0.1.0
+ */
+export const link = (
+  device: DeviceInput,
+  peer: DeviceInput
+): Effect.Effect<DeviceLink, CudaError, CudaRuntime> =>
+  onDevice(device, (runtime, index) =>
+    Effect.gen(function*() {
+      const peerIndex = yield* resolveDevice(peer)
+      const read = (name: PeerAttribute) => runtime.devicePeerAttribute(index, peerIndex, name)
+      return {
+        device: index,
+        peer: peerIndex,
+        performanceRank: yield* read("performanceRank"),
+        canAccess: (yield* read("accessSupported")) !== 0,
+        nativeAtomics: (yield* read("nativeAtomicSupported")) !== 0,
+        arrayAccess: (yield* read("arrayAccessSupported")) !== 0
+      }
+    })).pipe(named("CudaDevice.link"))
+
+/**
+ * Lets a device access the memory of another one for as long as the runtime lives: kernels, fills and calls of libraries on streams of
+ * `device` may then use buffers of `peer`. Access is one way; call it twice for both.
+ *
+ * **Details**
+ *
+ * Covers the buffers of the runtime's own pool of `peer`, those of pools made without the option `peers`, before or after, and memory that
+ * other code allocated with `cuMemAlloc` (`cuCtxEnablePeerAccess` and `cuMemPoolSetAccess`). Does nothing if the device already has access.
+ * Without access, using a buffer of another device fails with `DeviceMismatch`, except in copies, which work between any two devices.
+ *
+ * Fails with `PeerAccessUnsupported` if the devices have no such link, with `TooManyPeers` if the driver can connect no more devices, and
+ * with `InvalidArgument` if the two are the same device.
+ *
+ * The option `peers` of the runtime's layer does this for all devices.
+ *
+ * **Gotchas**
+ *
+ * Pools of other code, and the variables of modules, stay out of reach.
+ *
+ * The values of a graph's memory parameters must be memory of the graph's device, with or without access.
+ *
+ * **Example** (A kernel that reads the memory of another device)
+ *
+ * ```ts
+ * import { CudaDevice, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   yield* CudaDevice.enablePeerAccess(1, 0)
+ *   const table = yield* CudaMemory.allocate(4096, { device: 0 })
+ *   yield* CudaMemory.fill(table, 1).pipe(CudaDevice.withDevice(1)) // written by device 1
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category peer access
+ * @since 0.1.0
+ */
+export const enablePeerAccess = (
+  device: DeviceInput,
+  peer: DeviceInput
+): Effect.Effect<void, CudaError, CudaRuntime> =>
+  onDevice(
+    device,
+    (runtime, index) => Effect.flatMap(resolveDevice(peer), (peerIndex) => runtime.deviceEnablePeer(index, peerIndex))
+  )
+
+/**
+ * Ends the access that `enablePeerAccess` gave (`cuCtxDisablePeerAccess`). Does nothing if there is none.
+ *
+ * **Details**
+ *
+ * From now on, using buffers of `peer` on `device` fails with `DeviceMismatch`. Then waits until the work on the streams of both devices
+ * so far is done, since it may use the memory, and takes the access away. If that wait is interrupted, the driver's access stays. Pools with
+ * the option `peers` are not affected. Cannot be used inside a recording.
+ *
+ * Memory that a graph with copies between the two devices uses stays accessible to the driver.
+ *
+ * @category peer access
+ * @since 0.1.0
+ */
+export const disablePeerAccess = (
+  device: DeviceInput,
+  peer: DeviceInput
+): Effect.Effect<void, CudaError, CudaRuntime> =>
+  onDevice(
+    device,
+    (runtime, index) => Effect.flatMap(resolveDevice(peer), (peerIndex) => runtime.deviceDisablePeer(index, peerIndex))
+  )
+
+/**
+ * Counts what this runtime holds and does on a device, by default the current one: streams, streams with unfinished work (`cuStreamQuery`),
+ * and live buffers.
+ *
+ * **Details**
+ *
+ * Does not know about other processes, other runtimes and other code. `CudaDevice.memoryInfo` and `CudaHealth.sample` do.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const usage = (device?: DeviceInput): Effect.Effect<DeviceUsage, CudaError, CudaRuntime> =>
+  onDevice(device, (runtime, index) => runtime.deviceUsage(index))
 
 /**
  * Waits until all work enqueued on the device's streams so far is done, by default on the current device. Suspends the fiber, not the

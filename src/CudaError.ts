@@ -102,6 +102,8 @@ export interface DeviceMismatch {
   /** The two resources. */
   readonly resources: readonly [string, string]
   readonly deviceIndices: readonly [number, number]
+  /** What to do about it, if there is a way to use them together. */
+  readonly advice?: string | undefined
 }
 
 /**
@@ -718,7 +720,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
     case "ForeignResource":
       return `${reason.resource} belongs to another runtime. Use it with the runtime that created it.`
     case "DeviceMismatch":
-      return `${reason.resources[0]} and ${reason.resources[1]} are on different devices.`
+      return `${reason.resources[0]} and ${reason.resources[1]} are on different devices.` +
+        (reason.advice === undefined ? "" : ` ${reason.advice}`)
     case "TimingDisabled":
       return `${reason.resource} does not record times. Create it with { timing: true }.`
     case "NotRecorded":

@@ -17,7 +17,7 @@ import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import { refOfPool, runtimeOfPool } from "./internal/given.ts"
 import { DeviceHandle, hex, oneLine, unlessLive } from "./internal/handles.ts"
-import { resolveDevice } from "./internal/place.ts"
+import { deviceIndexOf, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type { CudaRuntimeService, MemoryPoolRef, MemoryPoolStatistics } from "./layers/CudaRuntime.ts"
@@ -68,6 +68,11 @@ export interface MakeOptions {
    * that work on one stream never delays another.
    */
   readonly reuseAllowInternalDependencies?: boolean | undefined
+  /**
+   * The other devices that may access the pool's memory. Default: those that have access to its device, now or later
+   * (`CudaDevice.enablePeerAccess`).
+   */
+  readonly peers?: ReadonlyArray<DeviceInput> | undefined
 }
 
 export type {
@@ -138,7 +143,8 @@ export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaE
         releaseThreshold: options.releaseThreshold ?? Number.POSITIVE_INFINITY,
         reuseFollowEventDependencies: options.reuseFollowEventDependencies ?? true,
         reuseAllowOpportunistic: options.reuseAllowOpportunistic ?? true,
-        reuseAllowInternalDependencies: options.reuseAllowInternalDependencies ?? false
+        reuseAllowInternalDependencies: options.reuseAllowInternalDependencies ?? false,
+        peers: options.peers && Array.from(options.peers, (peer) => deviceIndexOf(peer, Number.NaN))
       }),
     destroy: (runtime, ref) => runtime.poolDestroy(ref),
     wrap: (runtime, ref) => new MemoryPoolImpl(runtime, ref)
@@ -196,6 +202,70 @@ export const setReleaseThreshold: {
   (self: MemoryPool, bytes: number): Effect.Effect<void, CudaError> =>
     runtimeOfPool(self).poolSetReleaseThreshold(refOfPool(self), bytes)
 )
+
+/**
+ * Lets another device access the memory of a pool (`cuMemPoolSetAccess`), that of existing buffers too. Does nothing if it already can.
+ *
+ * **Details**
+ *
+ * Kernels, fills and calls of libraries on streams of that device may then use the pool's buffers. For the runtime's own pool, does the
+ * same as `CudaDevice.enablePeerAccess`. Fails with `PeerAccessUnsupported` if the devices have no such link, and with `InvalidArgument`
+ * for the pool's own device.
+ *
+ * **Example** (One pool that another device may use)
+ *
+ * ```ts
+ * import { CudaMemory, CudaMemoryPool } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const shared = Effect.gen(function*() {
+ *   const pool = yield* CudaMemoryPool.make({ device: 0, peers: [] })
+ *   yield* CudaMemoryPool.allowAccess(pool, 1)
+ *   return yield* CudaMemory.allocate(4096, { pool })
+ * })
+ * ```
+ *
+ * @category peer access
+ * @since 0.1.0
+ */
+export const allowAccess: {
+  (device: DeviceInput): (self: MemoryPool) => Effect.Effect<void, CudaError>
+  (self: MemoryPool, device: DeviceInput): Effect.Effect<void, CudaError>
+} = dual(
+  2,
+  (self: MemoryPool, device: DeviceInput): Effect.Effect<void, CudaError> =>
+    runtimeOfPool(self).poolAllowAccess(refOfPool(self), deviceIndexOf(device, Number.NaN))
+)
+
+/**
+ * Ends the access of another device to the memory of a pool (`cuMemPoolSetAccess`). Does nothing if there is none.
+ *
+ * **Details**
+ *
+ * From now on, using the pool's buffers on that device fails with `DeviceMismatch`. Then waits until the work on the streams of both devices
+ * so far is done, and takes the access away, unless a graph copies the memory. For the runtime's own pool, does the same as
+ * `CudaDevice.disablePeerAccess`. Cannot be used inside a recording.
+ *
+ * @category peer access
+ * @since 0.1.0
+ */
+export const denyAccess: {
+  (device: DeviceInput): (self: MemoryPool) => Effect.Effect<void, CudaError>
+  (self: MemoryPool, device: DeviceInput): Effect.Effect<void, CudaError>
+} = dual(
+  2,
+  (self: MemoryPool, device: DeviceInput): Effect.Effect<void, CudaError> =>
+    runtimeOfPool(self).poolDenyAccess(refOfPool(self), deviceIndexOf(device, Number.NaN))
+)
+
+/**
+ * Lists the indices of the other devices that may access the memory of a pool, in ascending order.
+ *
+ * @category peer access
+ * @since 0.1.0
+ */
+export const peers = (self: MemoryPool): ReadonlyArray<number> =>
+  Array.from(self.ref.peers).toSorted((one, other) => one - other)
 
 /**
  * Returns unused memory of a pool to the system, except for `keepBytes` (`cuMemPoolTrimTo`).

@@ -76,7 +76,7 @@ export const pointerAttributes = {
 } as const
 
 /** `CUmemAccess_flags`. */
-export const poolAccess = { readWrite: 3 } as const
+export const poolAccess = { none: 0, readWrite: 3 } as const
 
 /** `CUmemorytype`. */
 export const memoryTypes = { host: 1, device: 2 } as const

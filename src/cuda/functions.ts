@@ -73,6 +73,8 @@ export const driverFunctions = {
   cuCtxPushCurrent_v2: [context],
   cuCtxPopCurrent_v2: [memory],
   cuCtxGetStreamPriorityRange: [memory, memory],
+  cuCtxEnablePeerAccess: [context, uint],
+  cuCtxDisablePeerAccess: [context],
   cuMemGetInfo_v2: [memory, memory],
   cuStreamCreateWithPriority: [memory, uint, int],
   cuStreamDestroy_v2: [stream],

@@ -51,6 +51,11 @@ export interface NativeOptions {
    * loop. `CudaRuntime.CurrentWaitOptions` overrides this for a region.
    */
   readonly wait?: WaitOptions | undefined
+  /**
+   * Whether devices may access the memory of each other from the start: `"all"` gives every device that the program uses access to all
+   * others, where the driver offers it, as `CudaDevice.enablePeerAccess` does. Default: `"none"`.
+   */
+  readonly peers?: "none" | "all" | undefined
   /** Pinned host memory. */
   readonly pinned?: {
     /**

@@ -114,13 +114,13 @@ export interface SimulatedDeviceOptions {
   readonly memory?: number | undefined
   /** Default: 9.0. */
   readonly computeCapability?: { readonly major: number; readonly minor: number } | undefined
-  /** Default: 2, one for uploads and peer copies and one for downloads. With 1, they take turns. */
+  /** Default: 2, one for uploads and for peer copies of its streams, and one for downloads. With 1, they take turns. */
   readonly copyEngines?: number | undefined
   /** Bytes per second between the host and the device, in each direction. Default: 50e9. */
   readonly hostBandwidth?: number | undefined
   /** Bytes per second of fills and of copies within the device. Default: 2e12. */
   readonly deviceBandwidth?: number | undefined
-  /** Bytes per second between devices. Default: 200e9. */
+  /** Bytes per second between devices, in each direction; the slower end counts. Default: 200e9. */
   readonly peerBandwidth?: number | undefined
   /** The fixed time of every copy, in addition to its transfer time. Default: 5 µs. */
   readonly copyLatency?: Duration.Input | undefined
@@ -143,6 +143,13 @@ export interface SimulatedOptions {
   readonly devices?: number | ReadonlyArray<SimulatedDeviceOptions> | undefined
   /** Whether a device can access the memory of a peer. Default: true. */
   readonly peerAccess?: boolean | ((deviceIndex: number, peer: number) => boolean) | undefined
+  /** Whether devices have that access from the start, as with the option of `NativeRuntime`. Default: `"none"`. */
+  readonly peers?: "none" | "all" | undefined
+  /**
+   * Bytes per second of copies from one device to another, by their indices, for machines whose links differ. Default: `peerBandwidth`.
+   * Copies between devices without peer access go through the host instead.
+   */
+  readonly linkBandwidth?: ((from: number, to: number) => number) | undefined
   /** CUDA version of the driver. Default: 13000, which is CUDA 13.0. */
   readonly driverVersion?: number | undefined
   /** Limit on pinned host memory, in bytes. Default: no limit. */

@@ -24,6 +24,7 @@ import { managedContract } from "./managed.ts"
 import { memoryContract } from "./memory.ts"
 import { memoryPoolContract, streamOrderedContract } from "./memoryPools.ts"
 import { orderingContract } from "./ordering.ts"
+import { peerContract } from "./peers.ts"
 import { pinContract } from "./pin.ts"
 import { pipelineContract } from "./pipeline.ts"
 import { profilerContract } from "./profiler.ts"
@@ -43,6 +44,7 @@ export const contract = (rig: Rig): void => {
     memoryContract(rig)
     copyContract(rig)
     memoryPoolContract(rig)
+    peerContract(rig)
     streamOrderedContract(rig)
     managedContract(rig)
     hostFunctionContract(rig)

@@ -18,6 +18,12 @@ const mebi = 1024 ** 2
 /** Pinned memory is known to the driver in segments of 16 MiB. */
 const segment = 16 * mebi
 const twoDevices = { prepare: () => void (stub.devices = 2) }
+const unlinkedDevices = {
+  prepare: () => {
+    stub.devices = 2
+    stub.unlinked = true
+  }
+}
 
 /** Gives each row its own byte. */
 const paint = (host: CudaMemory.HostBuffer, pitch: number, width: number, rows: number) => {
@@ -181,7 +187,7 @@ describe("a 2D copy", () => {
       })
     ))
 
-  it.live("between devices goes row by row, with both contexts", () =>
+  it.live("between devices without a link goes row by row, with both contexts", () =>
     opened(
       ({ context }) =>
         Effect.gen(function*() {
@@ -189,11 +195,15 @@ describe("a 2D copy", () => {
           const stream = yield* CudaStream.make({ device: 1 })
           const from = yield* CudaMemory.allocate(64)
           const to = yield* CudaMemory.allocate(64, { device: 1 })
-          const { lines } = yield* callsOf(
-            CudaMemory.copy2D(CudaMemory.rows(to, 20), CudaMemory.rows(from, 16), { width: 8, height: 3 }, stream)
+          const copy = CudaMemory.copy2D(
+            CudaMemory.rows(to, 20),
+            CudaMemory.rows(from, 16),
+            { width: 8, height: 3 },
+            stream
           )
+          const { calls } = yield* callsOf(copy)
           assert.deepStrictEqual(
-            lines,
+            calls.filter(({ name }) => name.startsWith("cuMemcpy")).map(({ args, name }) => [name, ...args]),
             [0, 1, 2].map((row) => [
               "cuMemcpyPeerAsync",
               to.address + row * 20,
@@ -205,7 +215,25 @@ describe("a 2D copy", () => {
             ])
           )
           const tight = yield* callsOf(CudaMemory.copy2D(to, from, { width: 8, height: 3 }, stream))
-          assert.deepStrictEqual(tight.calls.map(({ args, name }) => [name, args[4]]), [["cuMemcpyPeerAsync", 24]])
+          const copied = tight.calls.filter(({ name }) => name.startsWith("cuMemcpy"))
+          assert.deepStrictEqual(copied.map(({ args, name }) => [name, args[4]]), [["cuMemcpyPeerAsync", 24]])
+        }),
+      unlinkedDevices
+    ))
+
+  it.live("between devices with a link is a single call", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          yield* openDevice(1)
+          const stream = yield* CudaStream.make({ device: 1 })
+          const from = yield* CudaMemory.allocate(64)
+          const to = yield* CudaMemory.allocate(64, { device: 1 })
+          const size = { width: 8, height: 3 }
+          const copy = CudaMemory.copy2D(CudaMemory.rows(to, 20), CudaMemory.rows(from, 16), size, stream)
+          yield* copy
+          const again = yield* callsOf(copy)
+          assert.deepStrictEqual(again.calls.map(({ name }) => name), ["cuMemcpy2DAsync_v2"])
         }),
       twoDevices
     ))
@@ -382,7 +410,23 @@ describe("a batch of copies", () => {
       })
     ))
 
-  it.live("falls back to single copies when one is between devices", () =>
+  it.live("takes copies between devices with a link", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          yield* openDevice(1)
+          const stream = yield* CudaStream.make()
+          const made = yield* prepared
+          const far = yield* CudaMemory.allocate(64, { device: 1 })
+          const copies = [...made.copies, { destination: far, source: made.from }]
+          const { calls } = yield* callsOf(CudaMemory.copyBatch(copies, stream))
+          const names = calls.map(({ name }) => name).filter((name) => name.startsWith("cuMemcpy"))
+          assert.deepStrictEqual(names, ["cuMemcpyBatchAsync"])
+        }),
+      twoDevices
+    ))
+
+  it.live("falls back to single copies when one is between devices without a link", () =>
     opened(
       ({ context }) =>
         Effect.gen(function*() {
@@ -391,17 +435,17 @@ describe("a batch of copies", () => {
           const made = yield* prepared
           const far = yield* CudaMemory.allocate(64, { device: 1 })
           const copies = [...made.copies, { destination: far, source: made.from }]
-          const { lines } = yield* callsOf(CudaMemory.copyBatch(copies, stream))
+          const { calls } = yield* callsOf(CudaMemory.copyBatch(copies, stream))
           assert.deepStrictEqual(
-            lines,
-            within(
-              context,
+            calls.filter(({ name }) => name.startsWith("cuMemcpy")).map(({ args, name }) => [name, ...args]),
+            [
               ...oneByOne(made, stream.handle),
               ["cuMemcpyPeerAsync", far.address, other.context, made.from.address, context, 64, stream.handle]
-            )
+            ]
           )
+          assert.lengthOf(stub.calls("cuMemPoolSetAccess"), 0)
         }),
-      twoDevices
+      unlinkedDevices
     ))
 
   it.live("runs in the context of its stream when that is on another device than the copies", () =>

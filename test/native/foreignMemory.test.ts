@@ -41,7 +41,7 @@ describe("memory of other native code", () => {
         stub.clear()
         yield* Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.fromAddress(address, size, { release })
-          assert.deepStrictEqual(stub.lines(), within(context, ["cuPointerGetAttributes", 5, address]))
+          assert.deepStrictEqual(stub.lines(), within(context, ["cuPointerGetAttributes", 6, address]))
           yield* CudaMemory.fill(buffer, 1, stream)
         }))
         assert.strictEqual(freed.times, 1)

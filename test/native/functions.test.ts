@@ -683,10 +683,15 @@ describe("memory", () => {
           const stream = yield* CudaStream.make({ device: 1 })
           const from = yield* CudaMemory.allocate(256)
           const to = yield* CudaMemory.allocate(256, { device: 1 })
+          const first = yield* callsOf(CudaMemory.copy(to, from, stream))
           const { lines } = yield* callsOf(CudaMemory.copy(to, from, stream))
-          assert.deepStrictEqual(lines, [
-            ["cuMemcpyPeerAsync", to.address, other.context, from.address, context, 256, stream.handle]
-          ])
+          const copied = ["cuMemcpyPeerAsync", to.address, other.context, from.address, context, 256, stream.handle]
+          assert.deepStrictEqual(lines, [copied])
+          const names = ["cuDeviceCanAccessPeer", "cuCtxPushCurrent_v2", "cuMemPoolSetAccess", "cuCtxPopCurrent_v2"]
+          assert.deepStrictEqual(first.calls.map(({ name }) => name), [...names, ...names, "cuMemcpyPeerAsync"])
+          assert.deepStrictEqual(first.lines.at(-1), copied)
+          const access = first.calls.filter(({ name }) => name === "cuMemPoolSetAccess")
+          assert.deepStrictEqual(access.map(({ args }) => args.slice(1)), [[0, 3], [1, 3]])
         }),
       { prepare: () => void (stub.devices = 2) }
     ))
@@ -934,6 +939,18 @@ describe("the table", () => {
           const copy = Effect.flatMap(CudaStream.current(), (stream) => CudaMemory.copy(here, there, stream))
           yield* CudaGraph.instantiate(yield* CudaGraph.record(copy))
           assert.lengthOf(stub.calls("cuMemPoolSetAccess"), 1)
+        }),
+      { prepare: () => void (stub.devices = 2) }
+    ))
+
+  it.live("has the functions of peer access, tested elsewhere", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          yield* CudaDevice.enablePeerAccess(1, 0)
+          yield* CudaDevice.disablePeerAccess(1, 0)
+          assert.lengthOf(stub.calls("cuCtxEnablePeerAccess"), 1)
+          assert.lengthOf(stub.calls("cuCtxDisablePeerAccess"), 1)
         }),
       { prepare: () => void (stub.devices = 2) }
     ))

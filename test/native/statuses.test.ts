@@ -148,6 +148,8 @@ const busyStream = Effect.tap(stream, (made) => Effect.sync(() => stub.work(made
 const onForeignStream = Effect.andThen(openDevice, Effect.sync(() => stub.foreignStream(0)))
 const remoteHandle = Effect.sync(() => stub.remoteEvent().handle)
 
+const bothDevices = Effect.all([stream, CudaStream.make({ device: 1 })])
+
 const devices: ReadonlyArray<Scenario> = [
   failing("cuDeviceGetAttribute", "CudaDevice.attribute", openDevice, () => CudaDevice.attribute("warpSize"), {
     subject: /warpSize/
@@ -173,6 +175,22 @@ const devices: ReadonlyArray<Scenario> = [
     () => CudaDevice.peerAttribute(0, 1, "performanceRank"),
     { subject: /performanceRank of devices 0 and 1/ }
   ),
+  ...(["cuCtxPushCurrent_v2", "cuCtxEnablePeerAccess", "cuDeviceCanAccessPeer", "cuMemPoolSetAccess"] as const).map(
+    (name) =>
+      failing(name, "CudaDevice.enablePeerAccess", bothDevices, () => CudaDevice.enablePeerAccess(1, 0), {
+        subject: /devices 1 and 0/
+      })
+  ),
+  ...(["cuMemPoolSetAccess", "cuCtxDisablePeerAccess"] as const).map((name) =>
+    failing(
+      name,
+      "CudaDevice.disablePeerAccess",
+      Effect.andThen(bothDevices, CudaDevice.enablePeerAccess(1, 0)),
+      () => CudaDevice.disablePeerAccess(1, 0),
+      { subject: /devices 1 and 0/ }
+    )
+  ),
+  failing("cuStreamQuery", "CudaDevice.usage", stream, () => CudaDevice.usage()),
   failing("cuEventRecord", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize()),
   failing("cuEventCreate", "CudaDevice.synchronize", stream, () => CudaDevice.synchronize())
 ]
@@ -315,6 +333,11 @@ const memory: ReadonlyArray<Scenario> = [
   ),
   copying("cuMemcpyDtoHAsync_v2", (made) => CudaMemory.copy(made.host, made.from, made.stream)),
   copying("cuMemcpyDtoDAsync_v2", (made) => CudaMemory.copy(made.to, made.from, made.stream)),
+  ...(["cuDeviceCanAccessPeer", "cuMemPoolSetAccess"] as const).map((name) =>
+    failing(name, "CudaMemory.copy", peers, (made) => CudaMemory.copy(made.to, made.from, made.stream), {
+      where: "between devices"
+    })
+  ),
   failing("cuMemcpyPeerAsync", "CudaMemory.copy", peers, (made) => CudaMemory.copy(made.to, made.from, made.stream)),
   filling("cuMemsetD8Async", "fill"),
   filling("cuMemsetD16Async", "fill16"),
@@ -402,6 +425,21 @@ const pools: ReadonlyArray<Scenario> = [
     pool,
     CudaMemoryPool.setReleaseThreshold(0),
     { subject: ofPool }
+  ),
+  ...(["cuDeviceCanAccessPeer", "cuMemPoolSetAccess"] as const).flatMap((name) => [
+    failing(name, "CudaMemoryPool.make", bothDevices, () => CudaMemoryPool.make({ peers: [1] })),
+    failing(
+      name,
+      "CudaMemoryPool.allowAccess",
+      Effect.andThen(bothDevices, pool),
+      (made) => CudaMemoryPool.allowAccess(made, 1)
+    )
+  ]),
+  failing(
+    "cuMemPoolSetAccess",
+    "CudaMemoryPool.denyAccess",
+    Effect.andThen(bothDevices, CudaMemoryPool.make({ peers: [1] })),
+    (made) => CudaMemoryPool.denyAccess(made, 1)
   ),
   ...(["cuStreamQuery", "cuStreamSynchronize", "cuMemPoolTrimTo"] as const).map((name) =>
     failing(name, "CudaMemoryPool.trim", pool, (made) => CudaMemoryPool.trim(made))

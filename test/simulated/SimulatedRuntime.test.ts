@@ -384,6 +384,9 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaBranch.join": runtime.streamJoin(stream, [branch]),
       "CudaDevice.attribute": runtime.deviceAttribute(0, "warpSize"),
       "CudaDevice.canAccessPeer": runtime.deviceCanAccessPeer(0, 0),
+      "CudaDevice.disablePeerAccess": runtime.deviceDisablePeer(0, 1),
+      "CudaDevice.enablePeerAccess": runtime.deviceEnablePeer(0, 1),
+      "CudaDevice.usage": runtime.deviceUsage(0),
       "CudaDevice.memoryInfo": runtime.deviceMemoryInfo(0),
       "CudaDevice.peerAttribute": runtime.devicePeerAttribute(0, 1, "performanceRank"),
       "CudaDevice.priorityRange": runtime.devicePriorityRange(0),
@@ -441,6 +444,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.reclaim": runtime.memoryReclaim(0),
       "CudaMemory.release": runtime.memoryFree(oldMemory),
       "CudaMemory.synchronize": runtime.memorySynchronize({ memory: ordered, offset: 0, byteLength: 8 }),
+      "CudaMemoryPool.allowAccess": runtime.poolAllowAccess(pool, 1),
+      "CudaMemoryPool.denyAccess": runtime.poolDenyAccess(pool, 1),
       "CudaMemoryPool.make": runtime.poolCreate(0, poolOptions),
       "CudaMemoryPool.ofDevice": runtime.poolOfDevice(0),
       "CudaMemoryPool.release": runtime.poolDestroy(oldPool),
@@ -463,14 +468,15 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     return calls
   })
 
-/** Work that keeps a stream busy until time passes. */
+/** Work that keeps a stream busy until time passes, or waits for such work. */
 const takesTime = [
   "CudaGraph.launch",
   "CudaMemory.copy",
   "CudaMemory.copy2D",
   "CudaMemory.copyBatch",
   "CudaMemory.fill",
-  "CudaMemory.prefetch"
+  "CudaMemory.prefetch",
+  "CudaMemoryPool.denyAccess"
 ]
 
 const names = Object.keys(operationCalls) as ReadonlyArray<OperationName>
@@ -562,6 +568,7 @@ describe("options", () => {
       const priorityRange = { least: -1, greatest: 0 }
       assert.strictEqual(yield* refused({ devices: [{ priorityRange }] }), "devices[0].priorityRange")
       assert.strictEqual(yield* refused({ hostMemory: -1 }), "hostMemory")
+      assert.strictEqual(yield* refused({ peers: "some" as never }), "peers")
       assert.strictEqual(yield* refused({ devices: "2" as never }), "devices")
       const computeCapability = { major: NaN, minor: 0 }
       assert.strictEqual(yield* refused({ devices: [{ computeCapability }] }), "devices[0].computeCapability")
@@ -620,6 +627,41 @@ describe("options", () => {
       const { message } = yield* Effect.flip(recorded(1))
       assert.include(message, "device 1 cannot access the buffer of 4 bytes")
       assert.deepStrictEqual(yield* runtime.devicePriorityRange(0), { least: 0, greatest: -5 })
+    }))
+
+  it.effect("have links of their own bandwidth, and copy through the host without one", () =>
+    Effect.gen(function*() {
+      const { control, runtime } = yield* start({
+        devices: Array.from({ length: 4 }, () => ({ copyLatency: 0, hostBandwidth: 1e9, peerBandwidth: 100e9 })),
+        peerAccess: (one, other) => one !== 3 && other !== 3,
+        linkBandwidth: (from, to) => from + to === 1 ? 10e9 : 5e9,
+        recordTimeline: true,
+        peers: "all"
+      })
+      const copied = Effect.fnUntraced(function*(from: number, to: number) {
+        const [source, target] = [yield* runtime.memoryAllocate(from, 1000), yield* runtime.memoryAllocate(to, 1000)]
+        const stream = yield* runtime.streamCreate({ deviceIndex: from, priority: 0, nonBlocking: true })
+        const whole = (memory: typeof source) => ({ memory, offset: 0, byteLength: 1000 })
+        yield* runtime.memoryCopy(whole(target), whole(source), stream)
+        yield* TestClock.adjust(1)
+        yield* runtime.streamSynchronize(stream)
+        const { end = 0, start = 0 } = (yield* control.timeline).findLast(({ kind }) => kind === "peerToPeer") ?? {}
+        return end - start
+      })
+      assert.deepStrictEqual(yield* Effect.all([copied(0, 1), copied(1, 2), copied(2, 3)]), [100, 200, 1000])
+      const rank = (peer: number) => runtime.devicePeerAttribute(0, peer, "performanceRank")
+      assert.deepStrictEqual(yield* Effect.all([rank(1), rank(2), rank(3)]), [0, 1, 2])
+      const fill = (device: number, memoryDevice: number) =>
+        Effect.gen(function*() {
+          const memory = yield* runtime.memoryAllocate(memoryDevice, 8)
+          const stream = yield* runtime.streamCreate({ deviceIndex: device, priority: 0, nonBlocking: true })
+          yield* runtime.memoryFill({ memory, offset: 0, byteLength: 8 }, 0, 8, stream)
+          yield* TestClock.adjust(1)
+        })
+      yield* fill(2, 1)
+      yield* fill(0, 2)
+      assert.strictEqual(yield* reasonOf(fill(3, 0)), "DeviceMismatch")
+      assert.strictEqual(yield* reasonOf(runtime.deviceEnablePeer(3, 0)), "PeerAccessUnsupported")
     }))
 
   it.effect("can disable features, and the device then answers like a GPU without them", () =>

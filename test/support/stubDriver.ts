@@ -77,6 +77,7 @@ const bind = (path: string) => {
     fail: bound("stub_fail", "void", ["str", "int", "int", "int"]),
     failuresLeft: bound("stub_failures_left", "int", []),
     setDevices: bound("stub_set_devices", "void", ["int"]),
+    setUnlinked: bound("stub_set_unlinked", "void", ["int"]),
     setVersion: bound("stub_set_version", "void", ["int"]),
     setMemory: bound("stub_set_memory", "void", ["uint64_t"]),
     setPriorities: bound("stub_set_priorities", "void", ["int", "int"]),
@@ -167,6 +168,11 @@ export class StubDriver {
 
   set devices(count: number) {
     this.#control.setDevices(count)
+  }
+
+  /** Whether devices cannot access each other. */
+  set unlinked(unlinked: boolean) {
+    this.#control.setUnlinked(unlinked ? 1 : 0)
   }
 
   set version(version: number) {

@@ -26,6 +26,7 @@ import { ManagedMemory } from "./ManagedMemory.ts"
 import { NativeMemory } from "./memory.ts"
 import { ModuleLoader } from "./ModuleLoader.ts"
 import { NativeModules } from "./modules.ts"
+import { NativePeers } from "./peers.ts"
 import { NativePinned } from "./pinned.ts"
 import { PinnedMemory } from "./PinnedMemory.ts"
 import type { PinnedPolicy } from "./PinnedMemory.ts"
@@ -39,6 +40,8 @@ import type { Waker } from "./Waker.ts"
 export interface NativePolicy {
   readonly wait: WaitPolicy
   readonly pinned: PinnedPolicy
+  /** Whether every device gets access to the memory of all others, where the driver offers it. */
+  readonly connectsAll: boolean
 }
 
 /** The dependencies of the native backend. */
@@ -64,6 +67,7 @@ export class NativeBackend implements Backend {
   readonly managed: NativeManaged
   readonly copies: NativeCopies
   readonly pools: NativePools
+  readonly peers: NativePeers
   readonly modules: NativeModules
   readonly kernels: NativeKernels
   readonly graphs: NativeGraphs
@@ -107,14 +111,16 @@ export class NativeBackend implements Backend {
       driver.warn
     )
     this.pinned = new NativePinned(driver, this.#pinnedMemory, releases)
-    this.copies = new NativeCopies(driver)
     this.pools = new NativePools(driver, this.#managedMemory)
+    this.peers = new NativePeers(driver, this.devices, this.pools, policy.connectsAll)
+    this.copies = new NativeCopies(driver, this.peers)
+    this.memory.pools = this.pools
     this.#loader = new ModuleLoader(library, this, areIdle, driver.warn)
     this.modules = new NativeModules(driver, this.#loader)
     this.kernels = new NativeKernels(driver, this.devices)
     this.captures = new NativeCaptures(driver)
     this.profiler = new NativeProfiler(driver)
-    this.graphs = new NativeGraphs(driver, this.events)
+    this.graphs = new NativeGraphs(driver, this.events, this.peers)
   }
 
   get call(): string {

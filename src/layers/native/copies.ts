@@ -10,27 +10,34 @@ import type { CopyBackend, RowsTransfer, Transfer } from "../shared/copies.ts"
 import type { AnyMemoryResource, DeviceMemoryResource, StreamResource } from "../shared/resources.ts"
 import type { NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
+import type { NativePeers } from "./peers.ts"
 import { arePeers, isInOneSegment, pieceOf, rowOf, rowsOf } from "./pieces.ts"
 import { nativeStream } from "./streams.ts"
 
 export class NativeCopies implements CopyBackend {
   enqueuedPart = false
   readonly #driver: Driver
+  readonly #peers: NativePeers
   /** `CUDA_MEMCPY2D`. */
   readonly #rows = new BigUint64Array(16)
   readonly #rowTypes = new Int32Array(this.#rows.buffer)
 
-  constructor(driver: Driver) {
+  constructor(driver: Driver, peers: NativePeers) {
     this.#driver = driver
+    this.#peers = peers
   }
 
   copy(transfer: Transfer, resource: StreamResource): number {
+    const joined = this.#join(transfer)
+    if (joined !== success) return joined
     const stream = nativeStream(resource)
     if (!stream.needsContext) return this.#copy(transfer, stream)
     return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#copy(transfer, stream))
   }
 
   copyRows(transfer: RowsTransfer, resource: StreamResource): number {
+    const joined = this.#join(transfer)
+    if (joined !== success) return joined
     const stream = nativeStream(resource)
     if (!stream.needsContext) return this.#copyRows(transfer, stream)
     return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#copyRows(transfer, stream))
@@ -38,6 +45,10 @@ export class NativeCopies implements CopyBackend {
 
   /** Batches need a current context on every stream; other copies only on default streams. */
   copyBatch(transfers: ReadonlyArray<Transfer>, resource: StreamResource): number {
+    for (const transfer of transfers) {
+      const joined = this.#join(transfer)
+      if (joined !== success) return joined
+    }
     const stream = nativeStream(resource)
     return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#copyBatch(transfers, stream))
   }
@@ -54,6 +65,18 @@ export class NativeCopies implements CopyBackend {
     const to = offsetBy(memory.address, offset)
     if (!stream.needsContext) return this.#fill(to, value, bits, count, stream)
     return this.#driver.inContextOf(stream.deviceIndex, "", () => this.#fill(to, value, bits, count, stream))
+  }
+
+  /** Gives devices the access that a copy between them needs to go straight over their link. */
+  #join({ from, to }: Ends): number {
+    if (to.kind === "host" || from.kind === "host" || !arePeers(to, from)) return success
+    return this.#peers.join(to, from)
+  }
+
+  /** Whether the driver has to stage a copy, which it does in fewer calls than other copies. */
+  #isStaged({ from, to }: Ends): boolean {
+    if (to.kind === "host" || from.kind === "host" || !arePeers(to, from)) return false
+    return this.#peers.join(to, from) !== success || !this.#peers.isDirect
   }
 
   #fill(to: CUdeviceptr, value: number, bits: 8 | 16 | 32, count: number, { handle }: NativeStream): number {
@@ -107,15 +130,16 @@ export class NativeCopies implements CopyBackend {
     )
   }
 
-  /** Enqueues runs of rows in one call each. A row across segments or between devices is copied separately. */
+  /** Enqueues runs of rows in one call each. A row across segments, or one that the driver stages, is copied separately. */
   #copyRows(transfer: RowsTransfer, stream: NativeStream): number {
     const { from, fromOffset, fromPitch, height, to, toOffset, toPitch, width } = transfer
     if (toPitch === width && fromPitch === width) {
       return this.#copy({ to, toOffset, from, fromOffset, byteLength: width * height }, stream)
     }
+    const isStaged = this.#isStaged(transfer)
     let row = 0
     while (row < height) {
-      const rows = Math.min(height - row, rowsOf(transfer, row))
+      const rows = isStaged ? 0 : Math.min(height - row, rowsOf(transfer, row))
       const status = rows === 0
         ? this.#copy(rowOf(transfer, row), stream)
         : this.#driver.answer(
@@ -151,11 +175,11 @@ export class NativeCopies implements CopyBackend {
     this.#rows[word + 6] = BigInt(pitch)
   }
 
-  /** The driver supports no batches on the legacy default stream or between devices. Older drivers support none. */
+  /** The driver supports no batches on the legacy default stream, and of copies that it stages. Older drivers support none. */
   #copyBatch(transfers: ReadonlyArray<Transfer>, stream: NativeStream): number {
     const { cuMemcpyBatchAsync: batch } = this.#driver.calls
     const takesBatch = stream.handle !== defaultStreamHandles.legacy && transfers.length > 1
-    if (batch === undefined || !takesBatch || transfers.some(({ from, to }) => arePeers(to, from))) {
+    if (batch === undefined || !takesBatch || transfers.some((transfer) => this.#isStaged(transfer))) {
       return this.#copyEach(transfers, stream)
     }
     const [to, from, sizes] = piecesOf(transfers)
@@ -174,6 +198,8 @@ export class NativeCopies implements CopyBackend {
     return success
   }
 }
+
+type Ends = Pick<Transfer, "to" | "from">
 
 /** The `CUmemcpyAttributes` of all copies of a batch. */
 const inStreamOrder = new Int32Array(6)

@@ -26,7 +26,7 @@ import type { NativeEvents } from "./events.ts"
 import { KernelBlock } from "./GraphBlocks.ts"
 import type { Setter } from "./GraphBlocks.ts"
 import { GraphBuild, GraphMemory, piecesOf, writeFill } from "./GraphBuild.ts"
-import { PeerAccess } from "./peers.ts"
+import type { NativePeers } from "./peers.ts"
 import { setterImage } from "./setter.ts"
 import { nativeStream } from "./streams.ts"
 
@@ -115,16 +115,16 @@ export class NativeGraphs implements GraphBackend {
   refusal: GraphRefusal | undefined
   readonly #driver: Driver
   readonly #events: NativeEvents
-  readonly #peers: PeerAccess
+  readonly #peers: NativePeers
   readonly #memory: GraphMemory
   readonly #exec = new Out<CUgraphExec>()
   readonly #instantiate = new Uint32Array(instantiateAt.words)
   readonly #update = new Uint32Array(updateAt.words)
 
-  constructor(driver: Driver, events: NativeEvents) {
+  constructor(driver: Driver, events: NativeEvents, peers: NativePeers) {
     this.#driver = driver
     this.#events = events
-    this.#peers = new PeerAccess(driver)
+    this.#peers = peers
     this.#memory = new GraphMemory(driver.library)
   }
 
@@ -160,7 +160,7 @@ export class NativeGraphs implements GraphBackend {
   #build(graph: GraphResource, bindings: Bindings, idle?: CUevent): GraphBuild | number {
     this.refusal = undefined
     for (const memory of graph.peers) {
-      const allowed = this.#peers.allow(graph.deviceIndex, memory)
+      const allowed = this.#peers.hold(graph.deviceIndex, memory)
       if (allowed !== success) return allowed
     }
     const build = new GraphBuild(this.#driver, this.#memory, graph, bindings, idle)

@@ -2,7 +2,8 @@
  * Device memory on the driver: allocated from pools, and released in stream order.
  */
 import { memoryTypes, pointerAttributes } from "../../cuda/flags.ts"
-import type { CUdeviceptr, CUstream } from "../../cuda/handles.ts"
+import { nullHandle } from "../../cuda/handles.ts"
+import type { CUdeviceptr, CUmemoryPool, CUstream } from "../../cuda/handles.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { PointerAttributes } from "../CudaRuntime.ts"
 import type { MemoryBackend } from "../shared/memory.ts"
@@ -16,6 +17,7 @@ import type { Driver } from "./Driver.ts"
 import { Lane } from "./Lane.ts"
 import { NativeManagedMemory } from "./ManagedMemory.ts"
 import type { ManagedMemory } from "./ManagedMemory.ts"
+import type { NativePools } from "./pools.ts"
 import type { Releases } from "./Releases.ts"
 import { nativeStream } from "./streams.ts"
 import type { NativeStreams } from "./streams.ts"
@@ -28,6 +30,9 @@ export class NativeMemory implements MemoryBackend {
   readonly #releases: Releases
   /** Set by the backend after construction, because `ManagedMemory` depends on idle detection, which depends on this part. */
   managed: ManagedMemory | undefined
+  /** Set by the backend after construction, for the pools that found memory belongs to. */
+  pools: NativePools | undefined
+  #foundPool = nullHandle<CUmemoryPool>()
   readonly #out = new Out<CUdeviceptr>()
   /** A word per attribute, for the driver to write, and their addresses. */
   readonly #attributes = new Uint32Array(new ArrayBuffer(8 * attributes.length))
@@ -67,11 +72,18 @@ export class NativeMemory implements MemoryBackend {
       this.#driver.calls.cuPointerGetAttributes(attributes.length, attributes, this.#places, address as CUdeviceptr)
     const status = this.#driver.inContextOf(index, "cuPointerGetAttributes", call)
     this.found = status === success ? foundIn(words) : undefined
+    this.#foundPool = (words[2 * poolWord + 1]! * 2 ** 32 + words[2 * poolWord]!) as CUmemoryPool
     return status
   }
 
+  /** Memory in no pool is accessible to the devices that have access to its device. That of other code's pools is to none. */
   adopt(index: number, address: number, byteLength: number): DeviceMemoryResource {
-    return new DeviceMemoryResource(this.#driver.owner, address as CUdeviceptr, byteLength, index)
+    const memory = new DeviceMemoryResource(this.#driver.owner, address as CUdeviceptr, byteLength, index)
+    const isInPool = this.#foundPool !== nullHandle()
+    const pool = isInPool ? this.pools?.withHandle(this.#foundPool) : this.pools?.ofDevice(index)
+    if (pool !== undefined) memory.peers = pool.peers
+    if (isInPool) memory.pool = pool
+    return memory
   }
 
   free(memory: DeviceMemoryResource): number {
@@ -177,8 +189,12 @@ const attributes = Int32Array.of(
   pointerAttributes.isManaged,
   pointerAttributes.deviceOrdinal,
   pointerAttributes.rangeStart,
-  pointerAttributes.rangeSize
+  pointerAttributes.rangeSize,
+  pointerAttributes.pool
 )
+
+/** The position of the pool among the attributes. */
+const poolWord = 5
 
 const foundIn = (words: Uint32Array): PointerAttributes | undefined => {
   const [type = 0, , managed = 0, , ordinal = 0] = words

@@ -22,17 +22,15 @@ const roomAt = (memory: AnyMemoryResource, offset: number): number =>
 export const pieceOf = ({ byteLength, from, fromOffset, to, toOffset }: Transfer, done: number): number =>
   Math.min(byteLength - done, roomAt(to, toOffset + done), roomAt(from, fromOffset + done))
 
-/** How many rows, starting with `row`, one call can copy; 0 if the row itself must be split or is copied between devices. */
+/** How many rows, starting with `row`, one call can copy; 0 if the row itself must be split. */
 export const rowsOf = (
   { from, fromOffset, fromPitch, to, toOffset, toPitch, width }: RowsTransfer,
   row: number
 ): number =>
-  arePeers(to, from)
-    ? 0
-    : Math.min(
-      rowsIn(roomAt(to, toOffset + row * toPitch), toPitch, width),
-      rowsIn(roomAt(from, fromOffset + row * fromPitch), fromPitch, width)
-    )
+  Math.min(
+    rowsIn(roomAt(to, toOffset + row * toPitch), toPitch, width),
+    rowsIn(roomAt(from, fromOffset + row * fromPitch), fromPitch, width)
+  )
 
 const rowsIn = (room: number, pitch: number, width: number): number =>
   room < width ? 0 : Math.floor((room - width) / pitch) + 1
@@ -78,7 +76,7 @@ export const rowPieces = (transfer: RowsTransfer): Array<RowsTransfer> => {
   }
   const pieces: Array<RowsTransfer> = []
   for (let row = 0; row < height;) {
-    const rows = Math.min(height - row, rowsOf(transfer, row))
+    const rows = arePeers(transfer.to, transfer.from) ? 0 : Math.min(height - row, rowsOf(transfer, row))
     if (rows <= 1) pieces.push(...copyPieces(rowOf(transfer, row)))
     else {
       const [toRow, fromRow] = [toOffset + row * toPitch, fromOffset + row * fromPitch]

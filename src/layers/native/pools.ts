@@ -2,6 +2,7 @@
  * Pools of device memory on the driver.
  */
 import { poolAttributes } from "../../cuda/flags.ts"
+import type { CUmemoryPool } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type { MemoryPoolOptions, MemoryPoolStatistics } from "../CudaRuntime.ts"
 import type { PoolBackend } from "../shared/pools.ts"
@@ -17,6 +18,8 @@ export class NativePools implements PoolBackend {
   readonly #managed: ManagedMemory
   /** The runtime's pools, by device, if a program asked for them. */
   readonly #own: Array<MemoryPoolResource | undefined> = []
+  /** The pools of the program. */
+  readonly #ofProgram = new Map<number, MemoryPoolResource>()
 
   constructor(driver: Driver, managed: ManagedMemory) {
     this.#driver = driver
@@ -35,6 +38,7 @@ export class NativePools implements PoolBackend {
       return this.#driver.answer("cuMemPoolSetAttribute", status)
     }
     this.created = new MemoryPoolResource(this.#driver.owner, handle, index, "owned")
+    this.#ofProgram.set(handle, this.created)
     return success
   }
 
@@ -43,7 +47,14 @@ export class NativePools implements PoolBackend {
     return this.#own[index] ??= new MemoryPoolResource(owner, this.#driver.device(index).pool, index, "runtime")
   }
 
+  /** The pool with a handle; undefined for a pool of other code. */
+  withHandle(handle: CUmemoryPool): MemoryPoolResource | undefined {
+    const device = this.#driver.opened.find((opened) => opened?.pool === handle)
+    return device === undefined ? this.#ofProgram.get(handle) : this.ofDevice(device.index)
+  }
+
   destroy(pool: MemoryPoolResource): number {
+    this.#ofProgram.delete(pool.handle)
     return this.#driver.answer("cuMemPoolDestroy", this.#driver.calls.cuMemPoolDestroy(pool.handle))
   }
 

@@ -77,7 +77,12 @@ const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, Cuda
     pinned: {
       maxBytes: options.pinned?.maxBytes ?? totalmem(),
       keepBytes: options.pinned?.keepBytes ?? 1024 ** 3
-    }
+    },
+    connectsAll: options.peers === "all"
+  }
+  const { peers = "none" } = options
+  if (peers !== "none" && peers !== "all") {
+    return Effect.fail(invalidArgument(operation, "peers", peers, `"none" or "all"`))
   }
   for (const [argument, value] of Object.entries({ pollFor: policy.wait.pollFor, ...policy.pinned })) {
     if (value >= 0) continue

@@ -49,6 +49,23 @@ export interface PriorityRange {
 }
 
 /**
+ * What this runtime holds and does on a device.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeviceUsage {
+  /** Streams with work that has not finished. */
+  readonly busyStreams: number
+  /** Live streams, including pooled ones. */
+  readonly streams: number
+  /** Live buffers. */
+  readonly buffers: number
+  /** Bytes of live buffers. */
+  readonly bytes: number
+}
+
+/**
  * Operations on devices.
  *
  * @category models
@@ -69,6 +86,12 @@ export interface DeviceOperations {
     peer: number,
     attribute: PeerAttribute
   ) => Effect.Effect<number, CudaError>
+  /** Lets a device access the memory of another (`cuCtxEnablePeerAccess`, and `cuMemPoolSetAccess` for its pools). */
+  readonly deviceEnablePeer: (deviceIndex: number, peer: number) => Effect.Effect<void, CudaError>
+  /** Ends that access, once the work on the streams of both devices is done (`cuCtxDisablePeerAccess`). */
+  readonly deviceDisablePeer: (deviceIndex: number, peer: number) => Effect.Effect<void, CudaError>
+  /** Counts what this runtime holds and does on a device. */
+  readonly deviceUsage: (deviceIndex: number) => Effect.Effect<DeviceUsage, CudaError>
   /** Waits for the work on the streams of the device that this runtime created, and on the default streams it was asked for. */
   readonly deviceSynchronize: (deviceIndex: number) => Effect.Effect<void, CudaError>
 }

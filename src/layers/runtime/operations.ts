@@ -47,6 +47,17 @@ const rows = {
     (device, peer, name) => [device, `${name} of devices ${device} and ${peer}`],
     "contextFree"
   ],
+  deviceEnablePeer: [
+    "CudaDevice.enablePeerAccess",
+    "cuCtxEnablePeerAccess",
+    (device, peer) => [device, `devices ${device} and ${peer}`]
+  ],
+  deviceDisablePeer: [
+    "CudaDevice.disablePeerAccess",
+    "cuCtxDisablePeerAccess",
+    (device, peer) => [device, `devices ${device} and ${peer}`]
+  ],
+  deviceUsage: ["CudaDevice.usage", "cuStreamQuery", onDevice],
   deviceSynchronize: ["CudaDevice.synchronize", "cuStreamQuery", onDevice],
 
   streamCreate: ["CudaStream.make", "cuStreamCreateWithPriority", ({ deviceIndex }) => onDevice(deviceIndex)],
@@ -127,6 +138,8 @@ const rows = {
     "cuMemPoolSetAttribute",
     (pool) => [pool.deviceIndex, pool]
   ],
+  poolAllowAccess: ["CudaMemoryPool.allowAccess", "cuMemPoolSetAccess", (pool) => [pool.deviceIndex, pool]],
+  poolDenyAccess: ["CudaMemoryPool.denyAccess", "cuMemPoolSetAccess", (pool) => [pool.deviceIndex, pool]],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.deviceIndex, pool]],
 
   libraryCall: ["CudaLibrary.call", "cuStreamWaitEvent", (_, __, ___, stream) => [stream.deviceIndex, stream]],

@@ -19,6 +19,8 @@ export interface MemoryPoolRef {
   readonly deviceIndex: number
   /** The pool's owner: a scope (`owned`), or the runtime. */
   readonly origin: "owned" | "runtime"
+  /** The indices of the other devices that may access its memory. */
+  readonly peers: ReadonlySet<number>
   readonly state: ResourceState
 }
 
@@ -42,6 +44,8 @@ export interface MemoryPoolOptions {
   readonly reuseAllowOpportunistic: boolean
   /** Whether the driver may insert a dependency so that an allocation reuses memory being freed on another stream. */
   readonly reuseAllowInternalDependencies: boolean
+  /** The other devices that may access its memory. Undefined for those that have access to its device, now or later. */
+  readonly peers?: ReadonlyArray<number> | undefined
 }
 
 /**
@@ -80,6 +84,10 @@ export interface PoolOperations {
   readonly poolResetHighWater: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
   /** Sets how much unused memory the pool keeps (`cuMemPoolSetAttribute`). */
   readonly poolSetReleaseThreshold: (pool: MemoryPoolRef, bytes: number) => Effect.Effect<void, CudaError>
+  /** Lets a device access the memory of the pool (`cuMemPoolSetAccess`). */
+  readonly poolAllowAccess: (pool: MemoryPoolRef, deviceIndex: number) => Effect.Effect<void, CudaError>
+  /** Ends that access, once the work on the streams of both devices is done (`cuMemPoolSetAccess`). */
+  readonly poolDenyAccess: (pool: MemoryPoolRef, deviceIndex: number) => Effect.Effect<void, CudaError>
   /** Trims the pool (`cuMemPoolTrimTo`) after the releases enqueued so far. */
   readonly poolTrim: (pool: MemoryPoolRef, keepBytes: number) => Effect.Effect<void, CudaError>
 }

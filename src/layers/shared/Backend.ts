@@ -19,6 +19,7 @@ import type { LibraryBackend } from "./libraries.ts"
 import type { ManagedBackend } from "./managed.ts"
 import type { MemoryBackend } from "./memory.ts"
 import type { ModuleBackend } from "./modules.ts"
+import type { PeerBackend } from "./peers.ts"
 import type { PinnedBackend } from "./pinned.ts"
 import type { PoolBackend } from "./pools.ts"
 import type { ProfilerBackend } from "./profiler.ts"
@@ -52,6 +53,7 @@ export interface Backend extends Owner {
   readonly managed: ManagedBackend
   readonly copies: CopyBackend
   readonly pools: PoolBackend
+  readonly peers: PeerBackend
   readonly modules: ModuleBackend
   readonly kernels: KernelBackend
   readonly graphs: GraphBackend

@@ -18,6 +18,7 @@ import type { GraphExecResource } from "./graphNodes.ts"
 import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
 import type { KernelCode, ModuleResource } from "./moduleResources.ts"
+import { connect } from "./peers.ts"
 import type {
   DeviceMemoryResource,
   EventResource,
@@ -141,11 +142,14 @@ export class Core {
     const open = Effect.suspend((): Effect.Effect<void, CudaError> => {
       if (this.#opened[deviceIndex] === true) return Effect.void
       if (this.closed) return refuse(operation, { _tag: "ResourceReleased", resource: "the runtime" })
-      return Effect.mapBoth(this.backend.devices.open(deviceIndex), {
+      return Effect.matchEffect(this.backend.devices.open(deviceIndex), {
         onSuccess: () => {
+          const others = [...this.#opened.keys()].filter((index) => this.#opened[index] === true)
           this.#opened[deviceIndex] = true
+          return connect(this, deviceIndex, others)
         },
-        onFailure: ({ call, status }) => this.error(operation, status, deviceIndex, `device ${deviceIndex}`, call)
+        onFailure: ({ call, status }) =>
+          Effect.fail(this.error(operation, status, deviceIndex, `device ${deviceIndex}`, call))
       })
     })
     return Effect.uninterruptible(this.#opening[deviceIndex]!.withPermit(open))

@@ -24,6 +24,7 @@ import { libraryOperations } from "./libraries.ts"
 import { managedOperations } from "./managed.ts"
 import { memoryOperations } from "./memory.ts"
 import { moduleOperations } from "./modules.ts"
+import { peerOperations } from "./peers.ts"
 import { pinnedOperations } from "./pinned.ts"
 import { poolOperations } from "./pools.ts"
 import { profilerOperations } from "./profiler.ts"
@@ -61,6 +62,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...accessOperations(core),
     ...enqueueOperations(core),
     ...poolOperations(core),
+    ...peerOperations(core),
     ...moduleOperations(core),
     ...kernelOperations(core),
     ...graphOperations(core),

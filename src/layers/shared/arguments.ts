@@ -8,7 +8,7 @@ import type { ArrayKind, ParameterKind, PointerKind, StructKind, Writer } from "
 import type { CudaError } from "../../CudaError.ts"
 import type { PointerArgument, RawAddress } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
-import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import { peerAdvice, refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { ownMemory, unusableMemory } from "./resources.ts"
@@ -121,7 +121,7 @@ export class Arguments {
 
   #reaches(memory: AnyMemoryResource): boolean {
     if (memory.kind === "host") return this.#reach.reachesHost(this.#device)
-    return memory.deviceIndex === this.#device || memory.isManaged
+    return memory.isWithinReachOf(this.#device)
   }
 
   #structWriter({ fields, offsets }: StructKind, offset: number): Writer {
@@ -195,7 +195,8 @@ export class Arguments {
       return refuseArgument(operation, path, memory, "device memory: kernels on this device cannot access host memory")
     }
     const resources = [String(memory), `the kernel on device ${this.#device}`] as const
-    return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices: [memory.deviceIndex, this.#device] })
+    const deviceIndices = [memory.deviceIndex, this.#device] as const
+    return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices, advice: peerAdvice(...deviceIndices) })
   }
 
   #explainStruct(operation: string, path: string, { fields }: StructKind, value: unknown): Refusal {

@@ -9,7 +9,7 @@ import type { CopyOperations } from "../runtime/copies.ts"
 import { counted, inBytes } from "../runtime/words.ts"
 import { enqueueOrdered, enqueueUsing } from "./accesses.ts"
 import type { Core } from "./Core.ts"
-import { refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { refuseArgument, refuseReach, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
 import { nameAt, refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
@@ -214,7 +214,7 @@ const fill = (
   if (memory.kind === "host") return refuseArgument(operation, "destination", memory, "a device buffer")
   const refused = refuseRange(operation, "destination", range) ?? refuseFill(operation, range, value, bits)
   if (refused !== undefined) return refused
-  if (!isOn(memory, stream)) return refuseDevices(operation, memory, stream)
+  if (!isOn(memory, stream)) return refuseReach(operation, memory, stream)
   const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(operation, stream)
   if (elsewhere !== undefined) return elsewhere
   const count = range.byteLength / widths[bits].bytes
@@ -277,13 +277,13 @@ const refusePlacement = (
   stream: StreamResource
 ): Refusal => {
   if (from.kind === "device" && isOn(from, stream)) return undefined
-  if (to.kind === "device") return isOn(to, stream) ? undefined : refuseDevices(operation, to, stream)
-  return from.kind === "device" ? refuseDevices(operation, from, stream) : undefined
+  if (to.kind === "device") return isOn(to, stream) ? undefined : refuseReach(operation, to, stream)
+  return from.kind === "device" ? refuseReach(operation, from, stream) : undefined
 }
 
-/** Managed memory is accessible from every device. */
+/** True if work on a stream may use the memory, on its own device or as a peer. */
 export const isOn = (memory: DeviceMemoryResource, stream: StreamResource): boolean =>
-  memory.deviceIndex === stream.deviceIndex || memory.isManaged
+  memory.isWithinReachOf(stream.deviceIndex)
 
 /** Exclusive upper limit and size of a fill value, by its width in bits. */
 const widths = {

@@ -4,8 +4,9 @@
 import * as Effect from "effect/Effect"
 import { deviceAttributes, peerAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute, PeerAttribute } from "../../cuda/flags.ts"
-import { success } from "../../cuda/status.ts"
-import type { DeviceProperties, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
+import { notReady, success } from "../../cuda/status.ts"
+import type { CudaError } from "../../CudaError.ts"
+import type { DeviceProperties, DeviceUsage, MemoryInfo, PriorityRange } from "../CudaRuntime.ts"
 import type { DeviceOperations } from "../runtime/devices.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
@@ -32,7 +33,9 @@ export interface DeviceBackend {
   readonly watchIdle: (deviceIndex: number, onDone: OnDone) => Cancel
 }
 
-export const deviceOperations = (core: Core): DeviceOperations => ({
+export const deviceOperations = (
+  core: Core
+): Omit<DeviceOperations, "deviceEnablePeer" | "deviceDisablePeer"> => ({
   deviceAttribute: (device, attribute) =>
     core.onDevice("CudaDevice.attribute", device, () => {
       if (!Object.hasOwn(deviceAttributes, attribute)) {
@@ -72,6 +75,7 @@ export const deviceOperations = (core: Core): DeviceOperations => ({
       return core.failOn(operation, status, device, `${attribute} of devices ${device} and ${peer}`)
     })
   },
+  deviceUsage: (device) => core.onDevice("CudaDevice.usage", device, () => usageOf(core, device)),
   deviceSynchronize: (device) =>
     core.onDevice("CudaDevice.synchronize", device, () => {
       const waits = core.recordings === 0 ? undefined : refuseWaiting("CudaDevice.synchronize")
@@ -94,3 +98,22 @@ export const deviceOperations = (core: Core): DeviceOperations => ({
       )
     })
 })
+
+const usageOf = (core: Core, deviceIndex: number): Effect.Effect<DeviceUsage, CudaError> => {
+  const streams = Array.from(core.streams).filter((stream) => stream.deviceIndex === deviceIndex)
+  const defaults = Array.from(core.defaultStreams.values()).filter((stream) => stream.deviceIndex === deviceIndex)
+  let busyStreams = 0
+  for (const stream of [...streams, ...defaults]) {
+    const status = core.backend.streams.query(stream)
+    if (status === notReady) busyStreams++
+    else if (status !== success) return core.fail("CudaDevice.usage", status, stream)
+  }
+  let buffers = 0
+  let bytes = 0
+  for (const memory of core.deviceMemory) {
+    if (memory.deviceIndex !== deviceIndex || memory.isForeign) continue
+    buffers++
+    bytes += memory.byteLength
+  }
+  return Effect.succeed({ busyStreams, streams: streams.length, buffers, bytes })
+}

@@ -14,7 +14,7 @@ import { abandonCapture, beginCapture, Capture, endCapture, refuseSimulate } fro
 import type { CapturedCall, CaptureNames } from "./captures.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
-import { fromReason, refuseArgument, refuseDevices, refuseResource } from "./failures.ts"
+import { fromReason, refuseArgument, refuseReach, refuseResource } from "./failures.ts"
 import { reasonOf } from "./libraryFailures.ts"
 import { LibraryResource } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
@@ -287,7 +287,7 @@ const refuseParts = (
     if (!isPart(part)) return refuseArgument(names.begin, at, part, "a buffer or a part of one")
     const memory = ownMemory(part.buffer.ref)
     if (unusableMemory(backend, memory)) return refuseResource(names.begin, backend, memory)
-    if (memory.kind === "device" && !isOn(memory, stream)) return refuseDevices(names.begin, memory, stream)
+    if (memory.kind === "device" && !isOn(memory, stream)) return refuseReach(names.begin, memory, stream)
     const refused = refuseRange(names.begin, at, { memory, offset: part.offset, byteLength: part.byteLength })
     if (refused !== undefined) return refused
   }

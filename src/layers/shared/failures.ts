@@ -6,7 +6,7 @@ import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../
 import type { CudaErrorFields, CudaErrorReason, FaultOrigin } from "../../CudaError.ts"
 import type { Backend } from "./Backend.ts"
 import { wrongOf } from "./resources.ts"
-import type { Owner, Resource } from "./resources.ts"
+import type { DeviceMemoryResource, Owner, Resource } from "./resources.ts"
 import { neverFinishes } from "./waits.ts"
 
 /** The first fault of a runtime, which explains every sticky failure after it. */
@@ -108,6 +108,21 @@ const refuseGivenAway = (operation: string, memory: Resource): Effect.Effect<nev
     `${memory}, whose ArrayBuffer was transferred`,
     "a buffer that was not transferred: copy its bytes instead"
   )
+
+/** What to do about memory of one device that work on another one is to use. */
+export const peerAdvice = (memoryDevice: number, device: number): string =>
+  `Copy the memory, or give access with CudaDevice.enablePeerAccess(${device}, ${memoryDevice}) or the options of its pool.`
+
+/** Refuses memory that work on a stream of another device cannot use. */
+export const refuseReach = (
+  operation: string,
+  memory: DeviceMemoryResource,
+  stream: Resource & { readonly deviceIndex: number }
+): Effect.Effect<never, CudaError> => {
+  const deviceIndices = [memory.deviceIndex, stream.deviceIndex] as const
+  const resources = [String(memory), String(stream)] as const
+  return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices, advice: peerAdvice(...deviceIndices) })
+}
 
 /** Refuses two resources that are on different devices. */
 export const refuseDevices = (

@@ -14,7 +14,7 @@ import { trackOf } from "./accesses.ts"
 import { isPart, isRaw } from "./arguments.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
-import { refuse, refuseArgument, refuseDescribed, refuseDevices, refuseResource } from "./failures.ts"
+import { refuse, refuseArgument, refuseDescribed, refuseDevices, refuseReach, refuseResource } from "./failures.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere } from "./recordings.ts"
@@ -269,7 +269,7 @@ const addPointer = (
   const memory = ownMemory(value.buffer.ref)
   if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   if (memory.kind === "device" && site.tag !== undefined && !isOn(memory, site)) {
-    return refuseDevices(operation, memory, site)
+    return refuseReach(operation, memory, site)
   }
   const { byteLength, offset } = value
   const refused = refuseRange(operation, path, { memory, offset, byteLength })

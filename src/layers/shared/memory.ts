@@ -88,6 +88,8 @@ export const allocate = (
     return Effect.fail(allocationError(core, operation, status, deviceIndex, subject, byteLength))
   }
   const memory = withOptions(core.backend.memory.allocated!, options)
+  memory.pool = pool ?? core.backend.pools.ofDevice(deviceIndex)
+  memory.peers = memory.pool.peers
   core.deviceMemory.add(memory)
   return stream === undefined
     ? whenReady(core, operation, memory)

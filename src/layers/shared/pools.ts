@@ -9,6 +9,7 @@ import type { PoolOperations } from "../runtime/pools.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { reclaim } from "./memory.ts"
+import { allowFirst } from "./peers.ts"
 import type { Refusal } from "./ranges.ts"
 import { ownPool, unusable } from "./resources.ts"
 import type { MemoryPoolResource } from "./resources.ts"
@@ -29,9 +30,15 @@ export interface PoolBackend {
   readonly trim: (pool: MemoryPoolResource, keepBytes: number) => number
 }
 
-export const poolOperations = (core: Core): PoolOperations => ({
+export const poolOperations = (core: Core): Omit<PoolOperations, "poolAllowAccess" | "poolDenyAccess"> => ({
   poolCreate: (device, options) =>
-    core.onDevice("CudaMemoryPool.make", device, () => create(core, "CudaMemoryPool.make", device, options)),
+    core.onDevice("CudaMemoryPool.make", device, () =>
+      options.peers === undefined
+        ? create(core, makeOperation, device, options)
+        : Effect.andThen(
+          openAll(core, options.peers),
+          Effect.suspend(() => create(core, makeOperation, device, options))
+        )),
   poolOfDevice: (device) =>
     core.onDevice("CudaMemoryPool.ofDevice", device, () => Effect.succeed(core.backend.pools.ofDevice(device))),
   poolDestroy: (ref) => Effect.suspend(() => destroy(core, "CudaMemoryPool.release", ownPool(ref))),
@@ -87,8 +94,28 @@ const create = (core: Core, operation: string, deviceIndex: number, options: Mem
   const status = core.backend.pools.create(deviceIndex, options)
   if (status !== success) return core.failOn(operation, status, deviceIndex, `a pool of device ${deviceIndex}`)
   const pool = core.backend.pools.created!
-  core.pools.add(pool)
-  return Effect.succeed(pool)
+  const allowed = allowFirst(core, pool, options.peers)
+  if (allowed === success) {
+    core.pools.add(pool)
+    return Effect.succeed(pool)
+  }
+  const error = core.error(operation, allowed, deviceIndex, String(pool))
+  core.backend.pools.destroy(pool)
+  return Effect.fail(error)
+}
+
+const makeOperation = "CudaMemoryPool.make"
+
+/** Opens the devices that are to access a new pool. */
+const openAll = (core: Core, peers: ReadonlyArray<number>): Effect.Effect<void, CudaError> => {
+  if (!Array.isArray(peers)) return refuseArgument(makeOperation, "peers", peers, "an array of devices")
+  return Effect.forEach(
+    peers.entries(),
+    ([index, peer]) =>
+      core.refuseDevice(makeOperation, `peers[${index}]`, peer) ??
+        core.whenOpen(makeOperation, peer, () => Effect.void),
+    { discard: true }
+  )
 }
 
 /** Refuses anything but a non-negative integer or `Infinity`, which means no limit. */

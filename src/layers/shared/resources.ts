@@ -178,6 +178,8 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   }
 }
 
+const noPeers: ReadonlySet<number> = new Set()
+
 export class DeviceMemoryResource extends MemoryResource<Address> implements DeviceMemoryRef {
   readonly kind = "device"
   readonly deviceIndex: number
@@ -186,9 +188,17 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
   isForeign = false
   /** The stream whose order the allocation follows; undefined if the memory was ready for every stream. */
   allocatedOn: StreamResource | undefined
+  /** The pool that it comes from; undefined for memory of other code. */
+  pool: MemoryPoolResource | undefined
+  /** The other devices that may access it. Shared with its pool, so that it changes with it. */
+  peers: ReadonlySet<number> = noPeers
   constructor(owner: Owner, address: Address, byteLength: number, deviceIndex: number) {
     super(owner, address, byteLength)
     this.deviceIndex = deviceIndex
+  }
+  /** True if kernels, fills and calls of libraries on a device may use it. Managed memory is accessible from every device. */
+  isWithinReachOf(deviceIndex: number): boolean {
+    return this.deviceIndex === deviceIndex || this.isManaged || this.peers.has(deviceIndex)
   }
   /** The stream it was allocated on, if that is live and no other stream's work may still use the memory. */
   get soleUser(): StreamResource | undefined {
@@ -218,6 +228,11 @@ export class MemoryPoolResource implements MemoryPoolRef {
   readonly handle: CUmemoryPool
   readonly deviceIndex: number
   readonly origin: "owned" | "runtime"
+  readonly peers = new Set<number>()
+  /** The devices that copies and graphs need access for, which keep the driver's access as long as the pool lives. */
+  readonly held = new Set<number>()
+  /** True if it is accessible to whatever device has access to its own. */
+  followsDevice = true
   constructor(owner: Owner, handle: CUmemoryPool, deviceIndex: number, origin: "owned" | "runtime") {
     this.owner = owner
     this.handle = handle

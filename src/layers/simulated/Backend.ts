@@ -22,6 +22,7 @@ import { SimulatedManaged } from "./managed.ts"
 import { SimulatedMemory } from "./memory.ts"
 import { SimulatedModules } from "./modules.ts"
 import type { ResolvedOptions } from "./options.ts"
+import { SimulatedPeers } from "./peers.ts"
 import { SimulatedPinned } from "./pinned.ts"
 import { SimulatedPools } from "./pools.ts"
 import { SimulatedProfiler } from "./profiler.ts"
@@ -50,6 +51,7 @@ export class SimulatedBackend implements Backend {
   readonly managed: SimulatedManaged
   readonly copies: SimulatedCopies
   readonly pools: SimulatedPools
+  readonly peers: SimulatedPeers
   readonly modules: SimulatedModules
   readonly kernels: SimulatedKernels
   readonly graphs: SimulatedGraphs
@@ -68,6 +70,7 @@ export class SimulatedBackend implements Backend {
     this.events = new SimulatedEvents(driver)
     this.markers = new SimulatedMarkers(driver)
     this.pools = new SimulatedPools(driver)
+    this.peers = new SimulatedPeers(driver)
     this.memory = new SimulatedMemory(driver, addresses, this.pools)
     this.pinned = new SimulatedPinned(driver, addresses)
     this.managed = new SimulatedManaged(driver, addresses)

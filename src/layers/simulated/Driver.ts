@@ -41,6 +41,7 @@ export class SimulatedDriver {
     this.options = options
     this.#world = worldOf(clock)
     this.model = new Model(this.#world.world, options.devices.map((device) => device.traits), options.recordTimeline)
+    this.model.linkBandwidth = options.linkBandwidth
     this.pacer = new Pacer(this.model, clock, this.#world, context, this.#explain)
   }
 

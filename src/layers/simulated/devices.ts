@@ -57,12 +57,25 @@ export class SimulatedDevices implements DeviceBackend {
     return success
   }
 
-  /** Needs no context, as on a GPU. All links perform equally. */
+  /** Needs no context, as on a GPU. */
   peerAttribute(deviceIndex: number, peer: number, attribute: PeerAttribute): number {
     this.#driver.call = "cuDeviceGetP2PAttribute"
     const isReachable = this.#driver.options.peerAccess(deviceIndex, peer)
-    this.value = attribute !== "performanceRank" && isReachable ? 1 : 0
+    this.value = attribute === "performanceRank" ? this.#rank(deviceIndex, peer) : isReachable ? 1 : 0
     return success
+  }
+
+  /** The number of faster kinds of links in the machine. */
+  #rank(deviceIndex: number, peer: number): number {
+    const { linkBandwidth } = this.#driver.options
+    const own = linkBandwidth(deviceIndex, peer)
+    const faster = new Set<number>()
+    for (const from of this.all.keys()) {
+      for (const to of this.all.keys()) {
+        if (from !== to && linkBandwidth(from, to) > own) faster.add(linkBandwidth(from, to))
+      }
+    }
+    return faster.size
   }
 
   /** Always true: here, loading code takes no time and never blocks. */

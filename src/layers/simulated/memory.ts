@@ -63,7 +63,9 @@ export class SimulatedMemory implements MemoryBackend {
   adopt(deviceIndex: number, address: number, byteLength: number): DeviceMemoryResource {
     const memory = this.#addresses.find(address)!
     const part = new StoragePart(memoryPart(memory), address - memory.address, byteLength)
-    return new SimulatedDeviceMemory(this.#driver.owner, part, address, deviceIndex)
+    const adopted = new SimulatedDeviceMemory(this.#driver.owner, part, address, deviceIndex)
+    if (memory.kind === "device") adopted.peers = memory.peers
+    return adopted
   }
 
   free(memory: DeviceMemoryResource): number {

@@ -17,6 +17,9 @@ export interface ResolvedOptions {
   readonly devices: ReadonlyArray<ResolvedDevice>
   readonly driverVersion: number
   readonly peerAccess: (deviceIndex: number, peer: number) => boolean
+  readonly connectsAll: boolean
+  /** Bytes per second of copies between two devices. */
+  readonly linkBandwidth: (from: number, to: number) => number
   /** Limit on pinned host memory, in bytes. */
   readonly hostMemory: number
   readonly recordTimeline: boolean
@@ -55,16 +58,33 @@ export const resolve = (options: SimulatedOptions): Effect.Effect<ResolvedOption
       const { argument, expected, value } = refused ?? refusedDevices(options.devices)
       return refuseArgument("SimulatedRuntime.make", argument, value, expected)
     }
+    const resolved = devices.map(resolveDevice)
+    const canAccess = typeof peerAccess === "function" ? peerAccess : () => peerAccess
     return Effect.succeed({
-      devices: devices.map(resolveDevice),
+      devices: resolved,
       driverVersion: options.driverVersion ?? 13000,
-      peerAccess: typeof peerAccess === "function" ? peerAccess : () => peerAccess,
+      peerAccess: canAccess,
+      connectsAll: options.peers === "all",
+      linkBandwidth: linksOf(resolved, canAccess, options.linkBandwidth),
       hostMemory: options.hostMemory ?? Infinity,
       kernels: new Map(Object.entries(options.kernels ?? {})),
       globals: new Map(Object.entries(options.globals ?? {}).map(([name, initial]) => [name, bytesOf(initial)])),
       recordTimeline: options.recordTimeline ?? false
     })
   })
+
+/** Without peer access either way, copies go through the host. A bandwidth of the options that is not positive is not used. */
+const linksOf = (
+  devices: ReadonlyArray<ResolvedDevice>,
+  peerAccess: ResolvedOptions["peerAccess"],
+  linkBandwidth: SimulatedOptions["linkBandwidth"]
+): ResolvedOptions["linkBandwidth"] =>
+(from, to) => {
+  const ends = [devices[from]!.traits, devices[to]!.traits]
+  if (!peerAccess(from, to) && !peerAccess(to, from)) return Math.min(...ends.map((traits) => traits.hostBandwidth))
+  const own = linkBandwidth?.(from, to)
+  return own !== undefined && own > 0 ? own : Math.min(...ends.map((traits) => traits.peerBandwidth))
+}
 
 /** The options of each device; undefined for an invalid number of devices or an empty array. */
 const deviceFields = (
@@ -90,7 +110,8 @@ const refusedDevices = (devices: unknown): RefusedOption => ({
 })
 
 const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
-  const { driverVersion, hostMemory } = options
+  const { driverVersion, hostMemory, peers = "none" } = options
+  if (peers !== "none" && peers !== "all") return { argument: "peers", value: peers, expected: `"none" or "all"` }
   if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
     return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
   }

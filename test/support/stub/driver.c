@@ -121,6 +121,8 @@ typedef struct {
   int device;
   int retained;
   Handle legacy, per_thread;
+  /* A bit for each other device that it has access to. */
+  unsigned peers;
 } Context;
 
 typedef struct {
@@ -269,6 +271,8 @@ static struct {
   Handle primary[MAX_DEVICES];
   bool initialized;
   int devices, version, init_status, fault, pending;
+  /* Whether devices can access each other. */
+  bool unlinked;
   int least, greatest;
   uint64_t memory, clock, next_id;
   /* The allocations that are not valid yet. */
@@ -853,7 +857,7 @@ EXPORT Status cuDeviceGetPCIBusId(char *text, int size, int device) {
 EXPORT Status cuDeviceCanAccessPeer(int *can, int device, int peer) {
   Call call = begin("cuDeviceCanAccessPeer", ALWAYS);
   if (is_device(&call, device - DEVICE_BASE) && is_device(&call, peer - DEVICE_BASE)) {
-    add_int(&call, *can = device != peer);
+    add_int(&call, *can = device != peer && !stub.unlinked);
   }
   add_int(&call, device);
   add_int(&call, peer);
@@ -918,6 +922,39 @@ EXPORT Status cuCtxPopCurrent_v2(Handle *out) {
     call.status = INVALID_CONTEXT;
   }
   if (ok(&call)) add_wide(&call, *out = stack[--depth]);
+  return end(&call);
+}
+
+/* The current context and the one of a peer; NULL unless both are live. */
+static Context *with_peer(Call *call, Handle handle, Context **peer) {
+  add_wide(call, handle);
+  *peer = context_of(call, handle);
+  Context *context = ok(call) ? find(CONTEXT, call->context) : NULL;
+  return ok(call) ? context : NULL;
+}
+
+EXPORT Status cuCtxEnablePeerAccess(Handle handle, unsigned flags) {
+  Call call = begin("cuCtxEnablePeerAccess", NEEDS_CONTEXT);
+  Context *peer;
+  Context *context = with_peer(&call, handle, &peer);
+  add_int(&call, (int)flags);
+  if (context == NULL) return end(&call);
+  unsigned bit = 1u << peer->device;
+  if (flags != 0) call.status = INVALID_VALUE;
+  else if (context->device == peer->device || stub.unlinked) call.status = 217;
+  else if (context->peers & bit) call.status = 704;
+  else context->peers |= bit;
+  return end(&call);
+}
+
+EXPORT Status cuCtxDisablePeerAccess(Handle handle) {
+  Call call = begin("cuCtxDisablePeerAccess", NEEDS_CONTEXT);
+  Context *peer;
+  Context *context = with_peer(&call, handle, &peer);
+  if (context == NULL) return end(&call);
+  unsigned bit = 1u << peer->device;
+  if ((context->peers & bit) == 0) call.status = 705;
+  context->peers &= ~bit;
   return end(&call);
 }
 
@@ -1206,8 +1243,12 @@ EXPORT Status cuMemPoolSetAccess(Handle handle, const PoolAccess *access, size_t
   for (size_t i = 0; ok(&call) && i < count; i++) {
     add_int(&call, access[i].location_id);
     add_int(&call, access[i].flags);
-    if (access[i].location_type != 1 || access[i].flags != 3) call.status = INVALID_VALUE;
-    if (is_device(&call, access[i].location_id)) pool->accessible |= 1u << access[i].location_id;
+    bool gives = access[i].flags == 3;
+    if (access[i].location_type != 1 || (!gives && access[i].flags != 0)) call.status = INVALID_VALUE;
+    if (!is_device(&call, access[i].location_id)) continue;
+    if (!gives && access[i].location_id == pool->device) call.status = INVALID_DEVICE;
+    else if (gives) pool->accessible |= 1u << access[i].location_id;
+    else pool->accessible &= ~(1u << access[i].location_id);
   }
   return end(&call);
 }
@@ -1504,12 +1545,22 @@ EXPORT Status cuMemcpyDtoHAsync_v2(uint8_t *to, const uint8_t *from, size_t byte
   return copy(&call, to, from, bytes, stream);
 }
 
+/* Only cuMemcpyPeerAsync copies between pools of devices without access. */
+static void check_pools(Call *call, const uint8_t *to_address, const uint8_t *from_address) {
+  Allocation *to = allocation_at(to_address, 1), *from = allocation_at(from_address, 1);
+  if (!ok(call) || to == NULL || from == NULL || to->pool == NULL || from->pool == NULL) return;
+  if (to->pool->managed || from->pool->managed || to->pool->device == from->pool->device) return;
+  bool both = (to->pool->accessible & 1u << from->pool->device) && (from->pool->accessible & 1u << to->pool->device);
+  if (!both) call->status = INVALID_VALUE;
+}
+
 EXPORT Status cuMemcpyDtoDAsync_v2(uint8_t *to, const uint8_t *from, size_t bytes, Handle stream) {
   Call call = begin("cuMemcpyDtoDAsync_v2", 0);
   add_wide(&call, (uint64_t)to);
   add_wide(&call, (uint64_t)from);
   check_device(&call, to, bytes);
   check_device(&call, from, bytes);
+  check_pools(&call, to, from);
   return copy(&call, to, from, bytes, stream);
 }
 
@@ -1562,6 +1613,7 @@ EXPORT Status cuMemcpy2DAsync_v2(const Rows *rows, Handle stream_handle) {
   add_wide(&call, rows->height);
   add_wide(&call, stream_handle);
   Stream *stream = stream_of(&call, stream_handle);
+  check_pools(&call, to, from);
   if (ok(&call)) {
     Op *op = enqueue(stream, COPY);
     op->to = to;
@@ -1598,6 +1650,7 @@ EXPORT Status cuMemcpyBatchAsync(uint8_t **to, uint8_t **from, const size_t *byt
     add_wide(&call, bytes[i]);
     check_either(&call, to[i], bytes[i]);
     check_either(&call, from[i], bytes[i]);
+    check_pools(&call, to[i], from[i]);
     if (ok(&call) && bytes[i] == 0) call.status = INVALID_VALUE;
   }
   for (size_t i = 0; ok(&call) && i < count; i++) {
@@ -3035,6 +3088,7 @@ static void set_defaults(void) {
   stub.remote_count = 0;
   stub.initialized = false;
   stub.devices = STUB_DEVICES;
+  stub.unlinked = false;
   stub.version = STUB_VERSION;
   stub.init_status = STUB_INIT;
   stub.fault = stub.pending = 0;
@@ -3106,6 +3160,7 @@ EXPORT int stub_failures_left(void) {
 }
 
 EXPORT void stub_set_devices(int count) { stub.devices = count; }
+EXPORT void stub_set_unlinked(int unlinked) { stub.unlinked = unlinked != 0; }
 EXPORT void stub_set_version(int version) { stub.version = version; }
 EXPORT void stub_set_memory(uint64_t bytes) { stub.memory = bytes; }
 

@@ -34,6 +34,8 @@ export class Model implements WatcherHome {
   readonly decided: Array<Watcher> = []
   readonly timeline: Array<TimelineEntry> | undefined
   wake: () => void = () => {}
+  /** Bytes per second of copies between two devices. */
+  linkBandwidth: ((from: number, to: number) => number) | undefined
   usedHostMemory = 0
   readonly #streams = new Map<number, Stream>()
   #nextHandle = firstHandle
@@ -124,7 +126,10 @@ export class Model implements WatcherHome {
     const kind = copyKind(to, from)
     const { traits } = stream.device
     const engine = engineOf(stream.device, kind)
-    const duration = traits.copyLatency + transferTime(bytes, bandwidthOf(stream.device, kind))
+    const bandwidth = kind === "peerToPeer"
+      ? this.linkBandwidth?.(from.device!.ordinal, to.device!.ordinal)
+      : undefined
+    const duration = traits.copyLatency + transferTime(bytes, bandwidth ?? bandwidthOf(stream.device, kind))
     to.touch()
     from.touch()
     this.world.enqueue(new Operation({ kind, stream, bytes, engine, duration, act }))
