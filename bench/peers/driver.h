@@ -81,6 +81,7 @@ enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1,
   F(cuEventSynchronize, (CUevent))                                                                                     \
   F(cuMemPoolCreate, (CUmemoryPool *, const CUmemPoolProps *))                                                         \
   F(cuMemPoolSetAttribute, (CUmemoryPool, int, void *))                                                                \
+  F(cuMemPoolSetAccess, (CUmemoryPool, const void *, size_t))                                                          \
   F(cuMemAllocFromPoolAsync, (CUdeviceptr *, size_t, CUmemoryPool, CUstream))                                          \
   F(cuMemFreeAsync, (CUdeviceptr, CUstream))                                                                           \
   F(cuMemAlloc_v2, (CUdeviceptr *, size_t))                                                                            \
@@ -89,6 +90,7 @@ enum { NOT_READY = 600, BLOCKING_SYNC = 1, DISABLE_TIMING = 2, NON_BLOCKING = 1,
   F(cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void *, size_t, CUstream))                                               \
   F(cuMemcpyDtoHAsync_v2, (void *, CUdeviceptr, size_t, CUstream))                                                     \
   F(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                                \
+  F(cuMemcpyPeerAsync, (CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, size_t, CUstream))                             \
   F(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                   \
   F(cuGraphCreate, (CUgraph *, unsigned))                                                                              \
   F(cuGraphAddKernelNode_v2, (CUgraphNode *, CUgraph, const CUgraphNode *, size_t, const CUDA_KERNEL_NODE_PARAMS *))   \

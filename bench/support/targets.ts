@@ -40,6 +40,10 @@ const known = {
     text: "≥ 97 % of C's speed",
     isMet: (figure) => beside(figure, "C", (c) => c >= 0.97 * figure.median)
   },
+  link: {
+    text: "≥ 95 % of C's bandwidth",
+    isMet: (figure) => beside(figure, "C", (c) => c >= 0.95 * figure.median)
+  },
   encoder: {
     text: "< PyTorch's CUDA graph",
     isMet: (figure) => beside(figure, "PyTorch, CUDA graph", (torch) => figure.median < torch)
