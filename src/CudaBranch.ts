@@ -16,6 +16,7 @@ import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import type { Concurrency } from "effect/Types"
 import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
@@ -69,8 +70,13 @@ export interface BranchOptions {
  */
 export interface AllOptions extends BranchOptions {
   /**
-   * The most streams to use, at least 1. Branches that share a stream run in order. By default each branch has its own stream, up
-   * to the 32 of the pool.
+   * The devices on which the branches run in turn: branch `index` runs on `devices[index % devices.length]`. A device that is listed
+   * twice gets twice as many. Cannot be given together with `device`.
+   */
+  readonly devices?: ReadonlyArray<DeviceInput> | undefined
+  /**
+   * The most streams to use, at least 1, and at least one per entry of `devices`. Branches that share a stream run in order. By default
+   * each branch has its own stream, up to the 32 of each pool.
    */
   readonly streams?: number | undefined
   /**
@@ -114,8 +120,12 @@ export const isCudaBranch = (u: unknown): u is CudaBranch<unknown, unknown> => P
  *
  * Forking costs one `cuEventRecord`, plus a `cuStreamWaitEvent` per stream. Joining costs one of each per stream.
  *
- * Fails with `InvalidArgument` if `streams` is not an integer of at least 1, or `concurrency` is neither that nor
- * `"unbounded"`.
+ * With `devices`, the branches fork from and join into the current stream across devices, by the same events. The current device of a
+ * branch is that of its stream, so what it allocates is there. To use memory of another device, copy it, or give access with
+ * `CudaDevice.enablePeerAccess`.
+ *
+ * Fails with `InvalidArgument` if `streams` is not an integer of at least 1 or the number of devices, `concurrency` is neither an integer of
+ * at least 1 nor `"unbounded"`, or `devices` is empty.
  *
  * **Gotchas**
  *
@@ -162,6 +172,17 @@ export function all(
 
 /**
  * Runs an effect for each item as a branch. See `all`.
+ *
+ * **Example** (Each device works on its part)
+ *
+ * ```ts
+ * import { CudaBranch, CudaDevice, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const cleared = (parts: ReadonlyArray<CudaMemory.DeviceBuffer>) =>
+ *   Effect.flatMap(CudaDevice.all, (devices) =>
+ *     CudaBranch.forEach(parts, (part) => CudaMemory.fill(part, 0), { devices, discard: true }))
+ * ```
  *
  * **Example** (Chunks on four streams)
  *
@@ -393,14 +414,15 @@ const branching = <A, E, R>(
   const { streams: most = branches } = options
   // Without branches, 0 streams are valid too.
   if (!isWhole(most, Math.min(1, branches))) return refuseArgument(operation, "streams", most, wholeStreams)
-  const refused = refuseConcurrency(operation, options.concurrency)
+  const refused = refuseConcurrency(operation, options.concurrency) ??
+    refuseDeviceList(operation, options, most, branches)
   if (refused !== undefined) return refused
-  const count = Math.min(most, branches, poolSize)
+  const count = streamCount(most, branches, options.devices?.length ?? 1)
   if (count === 0) return Effect.succeed(options.discard === true ? undefined : [])
   return Effect.uninterruptibleMask((restore) =>
     atOrigin(operation, (at) =>
       leasing(operation, at, options, count, (leased) => {
-        const run = new Run(operation, at, leased)
+        const run = new Run(operation, at, leased, options.devices?.length ?? 1)
         const { concurrency, discard } = options
         const all = concurrency === undefined || concurrency === 1
           ? run.inTurn(branches, effectOf, discard === true)
@@ -412,6 +434,28 @@ const branching = <A, E, R>(
   )
 }
 
+/** Refuses a list of devices that branches cannot take turns on. */
+const refuseDeviceList = (
+  operation: string,
+  { device, devices }: AllOptions,
+  streams: number,
+  branches: number
+): Effect.Effect<never, CudaError> | undefined => {
+  if (devices === undefined) return undefined
+  if (!Array.isArray(devices) || devices.length === 0 || device !== undefined) {
+    return refuseArgument(operation, "devices", devices, "at least one device, and no option device")
+  }
+  return streams < Math.min(devices.length, branches)
+    ? refuseArgument(operation, "streams", streams, `at least ${devices.length}, one per device`)
+    : undefined
+}
+
+/** Branches that share streams share those of their device, so there are equally many of each. */
+const streamCount = (most: number, branches: number, devices: number): number => {
+  const count = Math.min(most, branches, poolSize * devices)
+  return count === branches ? count : count - count % devices
+}
+
 /** Branches in progress on leased streams. */
 class Run {
   readonly #operation: string
@@ -419,7 +463,10 @@ class Run {
   readonly #leased: Leased<CudaStream>
   /** The number of streams used so far. They are used in order. */
   #used = 0
-  constructor(operation: string, at: Origin, leased: Leased<CudaStream>) {
+  /** The streams are those of this many devices, in turn. */
+  readonly #devices: number
+  constructor(operation: string, at: Origin, leased: Leased<CudaStream>, devices: number) {
+    this.#devices = devices
     this.#operation = operation
     this.#at = at
     this.#leased = leased
@@ -427,7 +474,7 @@ class Run {
 
   #begin(slot: number): Place {
     const { streams } = this.#leased
-    if (slot === this.#used) this.#used++
+    if (slot >= this.#used) this.#used = slot + 1
     return onStreamOf(streams[slot]!, this.#at.place, this.#leased)
   }
 
@@ -458,8 +505,9 @@ class Run {
     options: { readonly concurrency: Concurrency; readonly discard: boolean | undefined }
   ): Effect.Effect<Array<A> | void, E, R> {
     const { length } = this.#leased.streams
-    const free = Array.from({ length }, (_, slot) => slot)
     const { concurrency } = options
+    if (this.#devices > 1) return this.#sideBySideOver(branches, effectOf, options)
+    const free = Array.from({ length }, (_, slot) => slot)
     return Effect.forEach(
       Array.from({ length: branches }, (_, index) => index),
       (index) =>
@@ -470,6 +518,33 @@ class Run {
           return Effect.ensuring(placed, Effect.sync(() => free.push(slot)))
         }),
       { ...options, concurrency: typeof concurrency === "number" ? Math.min(concurrency, length) : length }
+    )
+  }
+
+  /** Each branch waits for a stream of its device, so that a slow device holds up no branch of another. */
+  #sideBySideOver<A, E, R>(
+    branches: number,
+    effectOf: (index: number) => Effect.Effect<A, E, R>,
+    { concurrency, discard }: { readonly concurrency: Concurrency; readonly discard: boolean | undefined }
+  ): Effect.Effect<Array<A> | void, E, R> {
+    const { length } = this.#leased.streams
+    const count = this.#devices
+    const free = Array.from({ length: count }, (): Array<number> => [])
+    for (let slot = 0; slot < length; slot++) free[slot % count]!.push(slot)
+    const permits = free.map((slots) => Semaphore.makeUnsafe(slots.length))
+    const all = Semaphore.makeUnsafe(typeof concurrency === "number" ? concurrency : length)
+    return Effect.forEach(
+      Array.from({ length: branches }, (_, index) => index),
+      (index) => {
+        const own = free[index % count]!
+        const placed = Effect.suspend(() => {
+          const slot = own.shift()!
+          const running = Effect.provideService(effectOf(index), CurrentPlace, this.#begin(slot))
+          return Effect.ensuring(running, Effect.sync(() => own.push(slot)))
+        })
+        return permits[index % count]!.withPermit(all.withPermit(placed))
+      },
+      { concurrency: "unbounded", discard }
     )
   }
 
@@ -496,11 +571,15 @@ const noStep = () => {}
 const leasing = <A, E, R>(
   operation: string,
   { origin, runtime }: Origin,
-  options: BranchOptions,
+  options: BranchOptions & Pick<AllOptions, "devices">,
   count: number,
   use: (leased: Leased<CudaStream>) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | CudaError, R> => {
-  const { outOfRange, priority } = options
+  const { devices, outOfRange, priority } = options
+  if (devices !== undefined) {
+    const pools = devices.map((device) => ({ device, priority: priority ?? origin.priority, outOfRange }))
+    return Effect.flatMap(streamPools.leaseOver(runtime, pools, count, origin).pipe(named(operation)), use)
+  }
   const device = deviceIndexOf(options.device, origin.deviceIndex)
   if (device === origin.deviceIndex && priority === undefined) {
     const pool = streamPools.get(runtime, origin.deviceIndex, origin.priority)

@@ -16,6 +16,7 @@ import * as Predicate from "effect/Predicate"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import type { DeviceInput } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import { slice } from "./CudaMemory.ts"
 import type { DeviceBuffer, HostArray, Slice } from "./CudaMemory.ts"
@@ -64,7 +65,15 @@ export interface OutputBytes {
  * @since 0.1.0
  */
 export interface SizeOptions extends PriorityOptions {
-  /** The most elements in progress at the same time, from 1 to 1,024. Each slot has its own memory. Default: 3. */
+  /**
+   * The devices that elements take turns on: slot `index` is on `devices[index % devices.length]`. Cannot be given together with
+   * `device`.
+   */
+  readonly devices?: ReadonlyArray<DeviceInput> | undefined
+  /**
+   * The most elements in progress at the same time, from 1 to 1,024, and at least one per entry of `devices`. Each slot has its own
+   * memory. Default: 3 per device.
+   */
   readonly slots?: number | undefined
   /** The largest input of an element, in bytes, at least 1. */
   readonly inputBytes: number
@@ -108,6 +117,10 @@ export interface ThroughOptions<In, Out, E1, R1, E2, R2, E3, R3> extends SizeOpt
  * Uploads, work and downloads each have their own stream, so that copies in both directions and work overlap for different
  * elements. These streams start after the work that the current stream holds when the first element arrives. The GPU orders
  * the steps of an element; the host waits once per element, for the end of its download.
+ *
+ * With `devices`, each of them has such streams and its share of the slots, and elements go to the devices in turn. `work` finds its element's
+ * device as the current one (`input.buffer.deviceIndex`), and still runs for one element at a time. Results stay in order, so the slowest
+ * device sets the pace of all.
  *
  * At most `slots` elements have been pulled from the source but not delivered. (A source that produces arrays of elements
  * produces the next array only when all elements of the previous one are pulled.) It takes three slots to keep all three streams
@@ -261,16 +274,25 @@ const pass = Effect.fnUntraced(function*<In, Out, E1, R1, E2, R2, E3, R3>(
 const mostSlots = 1024
 
 const resolve = (
-  { device, inputBytes, outOfRange, outputBytes = inputBytes, pollFor = "1 millis", priority, slots = 3 }: SizeOptions
+  { device, devices, inputBytes, outOfRange, outputBytes = inputBytes, pollFor = "1 millis", priority, ...size }:
+    SizeOptions
 ): Effect.Effect<SlotOptions, CudaError> => {
+  if (devices !== undefined && (!Array.isArray(devices) || devices.length === 0 || device !== undefined)) {
+    return refuseArgument(operation, "devices", devices, "at least one device, and no option device")
+  }
+  const { slots = 3 * (devices?.length ?? 1) } = size
   if (!isWhole(slots, 1, mostSlots)) {
     return refuseArgument(operation, "slots", slots, `an integer from 1 to ${mostSlots}`)
+  }
+  if (devices !== undefined && slots < devices.length) {
+    return refuseArgument(operation, "slots", slots, `at least ${devices.length}, one per device`)
   }
   for (const [argument, value] of Object.entries({ inputBytes, outputBytes })) {
     if (!isWhole(value, 1)) return refuseArgument(operation, argument, value, "a positive integer")
   }
   if (Option.isNone(Duration.fromInput(pollFor))) return refuseArgument(operation, "pollFor", pollFor, "a duration")
-  return Effect.succeed({ slots, inputBytes, outputBytes, device, pollFor, priority, outOfRange })
+  const on = devices ?? [device]
+  return Effect.succeed({ slots, inputBytes, outputBytes, devices: on, pollFor, priority, outOfRange })
 }
 
 const refuseResult = (callback: "fill" | "work", byteLength: number, room: number) =>

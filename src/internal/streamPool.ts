@@ -199,6 +199,34 @@ export class StreamPools<Stream extends AnyStream> {
     )
   }
 
+  /** Leases streams of several pools in turn. Must run uninterruptibly, like a lease of one. */
+  leaseOver(
+    runtime: CudaRuntimeService,
+    pools: ReadonlyArray<PoolOptions>,
+    count: number,
+    origin: StreamRef
+  ): Effect.Effect<Leased<Stream>, CudaError> {
+    const leases: Array<Leased<Stream>> = []
+    const giveBack = () => leases.forEach((lease) => lease.giveBack())
+    const used = pools.slice(0, count)
+    const lease = (options: PoolOptions, index: number) =>
+      Effect.flatMap(
+        this.resolve(runtime, options),
+        (pool) =>
+          Effect.map(pool.lease(runtime, Math.ceil((count - index) / used.length), origin), (leased) => {
+            leases.push(leased)
+          })
+      )
+    return Effect.forEach(used, lease, { discard: true }).pipe(
+      Effect.map(() => {
+        const slots = Array.from({ length: count }, (_, slot) => slot)
+        const streams = slots.map((slot) => leases[slot % used.length]!.streams[Math.floor(slot / used.length)]!)
+        return new Leased(streams, giveBack)
+      }),
+      Effect.onError(() => Effect.sync(giveBack))
+    )
+  }
+
   /** The next stream of a pool, if nothing has to be created or queried first. */
   takeMade(runtime: CudaRuntimeService, deviceIndex: number, options: PoolOptions): Effect.Effect<Stream> | undefined {
     const ofDevice = Number.isInteger(deviceIndex) ? this.#of(runtime)[deviceIndex] : undefined

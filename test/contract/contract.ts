@@ -3,6 +3,7 @@
  */
 import { describe } from "@effect/vitest"
 import type { Rig } from "../support/Rig.ts"
+import { acrossDevicesContract } from "./acrossDevices.ts"
 import { blasContract } from "./blas.ts"
 import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { copyContract } from "./copies.ts"
@@ -66,5 +67,6 @@ export const contract = (rig: Rig): void => {
     lifetimeContract(rig)
     profilerContract(rig)
     pipelineContract(rig)
+    acrossDevicesContract(rig)
   })
 }

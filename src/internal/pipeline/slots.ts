@@ -4,6 +4,7 @@
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type { DeviceInput } from "../../CudaDevice.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { make as makeEvent } from "../../CudaEvent.ts"
 import type { CudaEvent } from "../../CudaEvent.ts"
@@ -19,7 +20,9 @@ import { named } from "../handles.ts"
 /** The operation named in failures. */
 export const operation = "CudaPipeline.through"
 
-export interface SlotOptions extends PriorityOptions {
+export interface SlotOptions extends Omit<PriorityOptions, "device"> {
+  /** The devices that the slots are on, in turn. Undefined for the current one. */
+  readonly devices: ReadonlyArray<DeviceInput | undefined>
   readonly slots: number
   readonly inputBytes: number
   readonly outputBytes: number
@@ -53,16 +56,31 @@ export const makeSlots = (
   options: SlotOptions
 ): Effect.Effect<ReadonlyArray<Slot>, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
-    const origin = yield* current(options.device)
-    const { deviceIndex, runtime } = origin
-    const memory = yield* Effect.replicateEffect(makeMemory(options, deviceIndex), options.slots)
-    const { outOfRange, priority = origin.priority } = options
+    const origins = yield* Effect.forEach(options.devices, (device) => current(device))
+    const ofSlots = Array.from({ length: options.slots }, (_, slot) => slot % origins.length)
+    const memory = yield* Effect.forEach(ofSlots, (place) => makeMemory(options, origins[place]!.deviceIndex))
+    const starts = options.devices.length > 1 ? [...origins, yield* current()] : origins
+    const streams = yield* Effect.forEach(origins, (origin) => makeStreams(options, origin, starts))
+    return memory.map((one, slot) => {
+      const place = ofSlots[slot]!
+      return new Slot(origins[place]!.runtime, streams[place]!, one, options.pollFor)
+    })
+  }).pipe(named(operation))
+
+/** Makes the streams of a device, which start after the work that some streams hold now. */
+const makeStreams = (
+  { outOfRange, ...options }: SlotOptions,
+  { deviceIndex, priority: ownPriority }: CudaStream,
+  starts: ReadonlyArray<CudaStream>
+): Effect.Effect<Streams, CudaError, CudaRuntime | Scope.Scope> =>
+  Effect.gen(function*() {
+    const { priority = ownPriority } = options
     const stream = makeStream({ device: deviceIndex, priority, outOfRange })
     const streams: Streams = { uploads: yield* stream, work: yield* stream, downloads: yield* stream }
     // Work waits for uploads, and downloads for work.
-    yield* waitStream(streams.uploads, origin)
-    return memory.map((one) => new Slot(runtime, streams, one, options.pollFor))
-  }).pipe(named(operation))
+    for (const start of starts) yield* waitStream(streams.uploads, start)
+    return streams
+  })
 
 const makeMemory = (
   { inputBytes, outputBytes }: SlotOptions,
