@@ -17,19 +17,21 @@ import * as Predicate from "effect/Predicate"
 import * as Semaphore from "effect/Semaphore"
 import type { Concurrency, Covariant, IsUnion } from "effect/Types"
 import { eventFlags } from "./cuda/flags.ts"
+import type { DeviceInput } from "./CudaDevice.ts"
 import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import { streamPools } from "./CudaStream.ts"
+import type { CudaStream } from "./CudaStream.ts"
 import { refuseForced } from "./internal/given.ts"
 import { countOf, Handle, named, oneLine, refuseArgument, released } from "./internal/handles.ts"
 import { isWhole, refuseConcurrency, wholeStreams } from "./internal/numbers.ts"
-import { atOrigin, CurrentPlace, onStreamOf } from "./internal/place.ts"
+import { atOrigin, CurrentPlace, deviceIndexOf, onStreamOf } from "./internal/place.ts"
 import type { AnyStream, Place } from "./internal/place.ts"
 import { poolSize } from "./internal/streamPool.ts"
 import type { Leased } from "./internal/streamPool.ts"
 import { dot, mermaid } from "./internal/taskGraph/picture.ts"
 import type { Picture } from "./internal/taskGraph/picture.ts"
-import { makePlan, sortTasks } from "./internal/taskGraph/plan.ts"
+import { makePlan, makePlanOver, sortTasks } from "./internal/taskGraph/plan.ts"
 import type { Dependencies, Plan } from "./internal/taskGraph/plan.ts"
 import type { CudaRuntime, CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRuntime.ts"
 
@@ -92,6 +94,11 @@ export interface RunOptions extends StreamOptions {
    * wait for something on the host.
    */
   readonly concurrency?: Concurrency | undefined
+  /**
+   * The devices of tasks, by their names; others run on the current device. The current stream then only forks and joins, and each device
+   * has streams of its own. Cannot be given together with `streams`.
+   */
+  readonly devices?: Readonly<Record<string, DeviceInput>> | undefined
 }
 
 /**
@@ -374,6 +381,10 @@ const dependenciesOf = (
  * for as many dependencies as possible. Each remaining dependency is a `cuStreamWaitEvent`, and each task that others wait for
  * needs one `cuEventRecord`. The plan is computed once per graph and reused by later runs.
  *
+ * With `devices`, dependencies between tasks of different devices are waits as well, and the current device of a task's effect is that of
+ * the task. To use the memory of another device, copy it, or give access with `CudaDevice.enablePeerAccess`. Fails with `InvalidArgument`
+ * for names that no task has and for devices that do not exist.
+ *
  * The first failure ends the run, as in `Effect.all`. All work that was enqueued is joined nevertheless: later work on the current
  * stream starts after it. Fails with `InvalidArgument` if `streams` is not an integer of at least 1, if `concurrency` is neither
  * that nor `"unbounded"`, and if the graph has more than 65,536 tasks.
@@ -506,21 +517,25 @@ interface Layout {
 
 interface Layouts {
   readonly dependencies: Dependencies
-  /** By the limit of streams. */
-  readonly plans: Map<number, Plan>
+  /** By the limit of streams, or by the devices of the tasks. */
+  readonly plans: Map<number | string, Plan>
 }
 
 const layouts = new WeakMap<AnyGraph, Layouts>()
 
 /** A graph never changes, so it is laid out once for each limit. */
-const layoutOf = (graph: AnyGraph, most: number): Layout => {
+const layoutOf = (graph: AnyGraph, most: number, devices?: ReadonlyArray<number>): Layout => {
   let known = layouts.get(graph)
   if (known === undefined) {
     layouts.set(graph, known = { dependencies: dependenciesOf(graph.tasks), plans: new Map() })
   }
   const { dependencies, plans } = known
-  let plan = plans.get(most)
-  if (plan === undefined) plans.set(most, plan = makePlan(dependencies, most))
+  const key = devices === undefined ? most : devices.join()
+  let plan = plans.get(key)
+  if (plan === undefined) {
+    plan = devices === undefined ? makePlan(dependencies, most) : makePlanOver(dependencies, devices)
+    plans.set(key, plan)
+  }
   return { dependencies, plan }
 }
 
@@ -536,11 +551,13 @@ function runGraph<E, R>(
     const refusedConcurrency = refuseConcurrency(operation, concurrency)
     if (refusedConcurrency !== undefined) return refusedConcurrency
     if (self.tasks.length === 0) return Effect.succeed({})
-    const layout = layoutOf(self, mostStreams(options))
+    const refusedDevices = refuseDevices(self, options)
+    if (refusedDevices !== undefined) return refusedDevices
     return Effect.uninterruptibleMask((restore) =>
       atOrigin(operation, ({ origin, place, runtime }) => {
-        const pool = streamPools.get(runtime, origin.deviceIndex, origin.priority)
-        return Effect.flatMap(ours(pool.lease(runtime, layout.plan.streams - 1, origin)), (leased) => {
+        const devices = devicesOf(self, options, origin)
+        const layout = layoutOf(self, mostStreams(options), devices)
+        return Effect.flatMap(ours(leaseFor(runtime, layout.plan, devices, origin)), (leased) => {
           const begun = new Run(self, layout, { runtime, origin, place, leased })
           const all = concurrency === 1 ? begun.inTurn : begun.sideBySide(concurrency)
           const whole = Effect.andThen(begun.fork, restore(all))
@@ -552,6 +569,39 @@ function runGraph<E, R>(
 }
 
 const operation = "CudaTaskGraph.run"
+
+const refuseDevices = ({ tasks }: AnyGraph, { devices, streams }: RunOptions) => {
+  if (devices === undefined) return undefined
+  if (!Predicate.isObject(devices) || streams !== undefined) {
+    return refuseArgument(operation, "devices", devices, "devices by the names of tasks, and no option streams")
+  }
+  const names = new Set(tasks.map(({ name }) => name))
+  const unknown = Object.keys(devices).find((name) => !names.has(name))
+  return unknown === undefined ? undefined : refuseArgument(operation, "devices", unknown, "the names of tasks")
+}
+
+/** The device of each task, if any has one. */
+const devicesOf = ({ tasks }: AnyGraph, { devices }: RunOptions, { deviceIndex }: StreamRef) =>
+  devices &&
+  tasks.map(({ name }) => deviceIndexOf(Object.hasOwn(devices, name) ? devices[name] : undefined, deviceIndex))
+
+/** Leases the streams of a plan, from the second one on: the first is the current stream. */
+const leaseFor = (
+  runtime: CudaRuntimeService,
+  { streamOf, streams }: Plan,
+  devices: ReadonlyArray<number> | undefined,
+  origin: StreamRef
+): Effect.Effect<Leased<CudaStream>, CudaError> => {
+  const { priority } = origin
+  if (devices === undefined) {
+    return streamPools.get(runtime, origin.deviceIndex, priority).lease(runtime, streams - 1, origin)
+  }
+  const pools = Array.from({ length: streams - 1 }, (_, index) => ({
+    device: devices[streamOf.indexOf(index + 1)],
+    priority
+  }))
+  return streamPools.leaseOver(runtime, pools, pools.length, origin)
+}
 
 /** Makes the failures of the run's driver calls name `run`. */
 const ours = named(operation)
@@ -673,17 +723,18 @@ class Run<E, R> {
   #recordAfter(task: number): Effect.Effect<void, CudaError> {
     if (this.#waiters[task] === 0) return Effect.void
     const { runtime } = this.#around
-    return ours(Effect.flatMap(this.#takeEvent(), (event) => {
+    return ours(Effect.flatMap(this.#takeEvent(this.#streamOf(task).deviceIndex), (event) => {
       this.#records[task] = event
       return runtime.eventRecord(event, this.#streamOf(task))
     }))
   }
 
-  #takeEvent(): Effect.Effect<EventRef, CudaError> {
-    const spare = this.#spare.pop()
-    if (spare !== undefined) return Effect.succeed(spare)
-    const { origin, runtime } = this.#around
-    return Effect.map(runtime.eventCreate(origin.deviceIndex, eventFlags.disableTiming), (event) => {
+  /** An event can only be recorded on streams of its device. */
+  #takeEvent(deviceIndex: number): Effect.Effect<EventRef, CudaError> {
+    const index = this.#spare.findLastIndex((event) => event.deviceIndex === deviceIndex)
+    if (index >= 0) return Effect.succeed(this.#spare.splice(index, 1)[0]!)
+    const { runtime } = this.#around
+    return Effect.map(runtime.eventCreate(deviceIndex, eventFlags.disableTiming), (event) => {
       this.#events.push(event)
       return event
     })

@@ -1,9 +1,9 @@
 /**
- * Random programs of nested branches over several simulated devices: the memory holds what the program would leave if it ran step by
+ * Random programs of nested branches, and random task graphs, over several simulated devices: the memory holds what the program would leave if it ran step by
  * step, and a checker finds no accesses without order.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CheckedRuntime, CudaBranch, CudaMemory, CudaStream, SimulatedRuntime } from "effect-cuda"
+import { CheckedRuntime, CudaBranch, CudaMemory, CudaStream, CudaTaskGraph, SimulatedRuntime } from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
@@ -122,6 +122,63 @@ describe("branches over devices", () => {
             interpret(program, places.map(() => 0)).map((value) => new Set([value])),
             `seed ${seed}`
           )
+        }
+      }))
+  }
+})
+
+/** Tasks with earlier ones that they depend on, and a device each. */
+const drawTasks = (random: (below: number) => number, devices: number) =>
+  Array.from({ length: 2 + random(14) }, (_, task) => ({
+    device: random(devices),
+    after: Array.from({ length: task }, (_, other) => other).filter(() => random(task) < 2)
+  }))
+
+describe("task graphs over devices", () => {
+  for (const devices of [2, 3]) {
+    it.live(`give each task what the tasks before it have written, on ${devices} devices`, () =>
+      Effect.gen(function*() {
+        for (let seed = 1; seed <= 60; seed++) {
+          const random = makeRandom(seed * 104_729 + devices)
+          const tasks = drawTasks(random, devices)
+          const ofTask = (task: number) => `task ${task}`
+          const seen = yield* Effect.gen(function*() {
+            const { launch } = yield* SimulatedRuntime.SimulatedControl
+            const origin = yield* CudaStream.make()
+            const cells = yield* Effect.forEach(tasks, ({ device }) => CudaMemory.allocate(size, { device }))
+            const byteOf = (cell: CudaMemory.DeviceBuffer, at: number) => CudaMemory.slice(cell, at, 1)
+            const work = (task: number) =>
+              Effect.gen(function*() {
+                const stream = yield* CudaStream.current()
+                assert.strictEqual(stream.deviceIndex, tasks[task]!.device)
+                yield* launch(stream, { duration: `${random(100)} micros` })
+                yield* CudaMemory.fill(cells[task]!, task + 1, stream)
+                for (const other of tasks[task]!.after) {
+                  yield* CudaMemory.copy(byteOf(cells[task]!, other), byteOf(cells[other]!, size - 1), stream)
+                }
+              })
+            const list = tasks.map(({ after }, task) => ({
+              name: ofTask(task),
+              after: after.map(ofTask),
+              run: () => work(task)
+            }))
+            const graph = yield* CudaTaskGraph.fromTasks(list)
+            const places = Object.fromEntries(tasks.map(({ device }, task) => [ofTask(task), device]))
+            const concurrency = random(2) === 0 ? 1 : "unbounded"
+            const host = yield* CudaMemory.allocateHost(size * cells.length)
+            yield* Effect.gen(function*() {
+              yield* CudaTaskGraph.run(graph, { devices: places, concurrency })
+              for (const [index, cell] of cells.entries()) {
+                yield* CudaMemory.copy(CudaMemory.slice(host, index * size, size), cell, origin)
+              }
+              yield* CudaStream.synchronize(origin)
+            }).pipe(CudaStream.withStream(origin))
+            return cells.map((_, index) => [...host.bytes.subarray(index * size, (index + 1) * size)])
+          }).pipe(Effect.scoped, Effect.provide(runtime(devices)))
+          const expected = tasks.map(({ after }, task) =>
+            Array.from({ length: size }, (_, at) => after.includes(at) ? at + 1 : task + 1)
+          )
+          assert.deepStrictEqual(seen, expected, `seed ${seed}`)
         }
       }))
   }

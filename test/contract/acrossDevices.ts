@@ -2,7 +2,7 @@
  * Branches and pipelines over several devices: who runs where, and order across devices.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaBranch, CudaDevice, CudaMemory, CudaPipeline, CudaStream } from "effect-cuda"
+import { CudaBranch, CudaDevice, CudaMemory, CudaPipeline, CudaStream, CudaTaskGraph } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -173,5 +173,47 @@ export const acrossDevicesContract = (rig: Rig): void =>
           Stream.runCollect
         )
         assert.deepStrictEqual(seen, [2, 2, 2, 2])
+      })))
+
+    test("tasks run on their devices, after those that they depend on, in every concurrency", () =>
+      onStream(Effect.gen(function*() {
+        const origin = yield* CudaStream.current()
+        const [a, b, c] = [
+          yield* CudaMemory.allocate(size, { device: 0 }),
+          yield* CudaMemory.allocate(size, { device: 1 }),
+          yield* CudaMemory.allocate(size, { device: 0 })
+        ]
+        const copied = (to: CudaMemory.DeviceBuffer, from: CudaMemory.DeviceBuffer) =>
+          Effect.gen(function*() {
+            yield* busyHere(3)
+            yield* CudaMemory.copy(to, from, yield* CudaStream.current())
+            return yield* currentIndex
+          })
+        for (const concurrency of [1, "unbounded"] as const) {
+          const start = concurrency === 1 ? 11 : 22
+          yield* busyHere(5)
+          yield* CudaMemory.fill(a, start, origin)
+          const graph = CudaTaskGraph.empty.pipe(
+            CudaTaskGraph.add("there", copied(b, a)),
+            CudaTaskGraph.add("alone", Effect.andThen(busyHere(1), currentIndex)),
+            CudaTaskGraph.add("back", ["there"], () => copied(c, b)),
+            CudaTaskGraph.add("again", ["back"], () => copied(b, c)),
+            CudaTaskGraph.add("end", ["again", "alone"], () => currentIndex)
+          )
+          const results = yield* CudaTaskGraph.run(graph, { devices: { there: 1, again: 1, alone: 1 }, concurrency })
+          assert.deepStrictEqual(results, { there: 1, alone: 1, back: 0, again: 1, end: 0 })
+          yield* CudaMemory.copy(a, b, origin)
+          yield* CudaStream.synchronize(origin)
+          assert.isTrue((yield* bytesOf(a)).every((byte) => byte === start))
+        }
+      })))
+
+    it.effect("a task graph knows its tasks and the devices", () =>
+      onStream(Effect.gen(function*() {
+        const graph = CudaTaskGraph.empty.pipe(CudaTaskGraph.add("one", currentIndex))
+        yield* refuses(CudaTaskGraph.run(graph, { devices: { two: 0 } }), "devices")
+        yield* refuses(CudaTaskGraph.run(graph, { devices: { one: 0 }, streams: 1 }), "devices")
+        yield* refuses(CudaTaskGraph.run(graph, { devices: { one: rig.deviceCount } }), "device")
+        assert.deepStrictEqual(yield* CudaTaskGraph.run(graph, { devices: {} }), { one: 0 })
       })))
   })

@@ -48,6 +48,21 @@ export const makePlan = (dependencies: Dependencies, most: number): Plan => {
   return assemble(reduce(inOrder), shared, previous)
 }
 
+/**
+ * Plans tasks that have a place each, such as a device. Streams hold tasks of one place. The current stream holds none, so it only forks and
+ * joins.
+ */
+export const makePlanOver = (dependencies: Dependencies, places: ReadonlyArray<number>): Plan => {
+  if (dependencies.length === 0) return noTasks
+  const order = reduce(dependencies)
+  const pairs = new Pairs(dependencies.length)
+  const isTogether = (task: number, other: number) => places[task] === places[other]
+  continueStreams(pairs, order, isTogether)
+  reuseStreams(pairs, order, isTogether)
+  const streamOf = numberStreams(pairs, none)
+  return assemble(order, streamOf, previousOf(streamOf))
+}
+
 const noTasks: Plan = { streams: 0, streamOf: [], previous: [], waits: [], waiters: [], forks: [], joins: [] }
 
 /**
@@ -153,6 +168,9 @@ function* inBoth(one: Uint32Array, other: Uint32Array): Iterable<number> {
 
 const none = -1
 
+/** Whether a task may follow another on its stream. */
+type MayFollow = (task: number, other: number) => boolean
+
 /** Which task follows which on the same stream. */
 class Pairs {
   readonly previous: Int32Array
@@ -227,11 +245,13 @@ const indices = (count: number): ReadonlyArray<number> => Array.from({ length: c
  * Lets as many dependents as possible directly follow a task they depend on. Tasks with a single dependent come first: with it on
  * their stream, they need no record either.
  */
-const continueStreams = (pairs: Pairs, { dependents }: Order): void => {
+const continueStreams = (pairs: Pairs, { dependents }: Order, mayFollow?: MayFollow): void => {
   const tasks = indices(dependents.length)
   const withOne = tasks.filter((task) => dependents[task]!.length === 1)
   const withMore = tasks.filter((task) => dependents[task]!.length > 1)
-  pairs.extend([...withOne, ...withMore], bitsOf(tasks.length, tasks), (task) => dependents[task]!)
+  const candidates = (task: number) =>
+    mayFollow === undefined ? dependents[task]! : dependents[task]!.filter((other) => mayFollow(task, other))
+  pairs.extend([...withOne, ...withMore], bitsOf(tasks.length, tasks), candidates)
 }
 
 /**
@@ -253,11 +273,14 @@ const mainStream = (pairs: Pairs, { needed }: Order): number => {
 }
 
 /** Lets streams continue with tasks that come after everything they hold anyway. This saves streams, but no waits. */
-const reuseStreams = (pairs: Pairs, { after, dependents }: Order): void => {
+const reuseStreams = (pairs: Pairs, { after, dependents }: Order, mayFollow?: MayFollow): void => {
   const tasks = indices(dependents.length)
   const first = tasks.filter((task) => pairs.previous[task] === none)
   const last = tasks.filter((task) => pairs.next[task] === none)
-  pairs.extend(last, bitsOf(tasks.length, first), (task, open) => inBoth(after.row(task), open))
+  pairs.extend(last, bitsOf(tasks.length, first), (task, open) => {
+    const candidates = inBoth(after.row(task), open)
+    return mayFollow === undefined ? candidates : Array.from(candidates).filter((other) => mayFollow(task, other))
+  })
 }
 
 const numberStreams = (pairs: Pairs, main: number): ReadonlyArray<number> => {
