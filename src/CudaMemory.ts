@@ -789,7 +789,15 @@ export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: Ty
  *
  * Returns when the copy is enqueued. Both ends must have the same length; use `slice` to copy parts. Fails with `InvalidArgument` if a
  * range ends outside its buffer, the ranges overlap, or both ends are host memory, and with `DeviceMismatch` if the stream is on the
- * device of neither end.
+ * device of neither end, unless its device has access to one.
+ *
+ * Copies between devices with a link go over it. The first copy between two pools lets both devices access them (`cuMemPoolSetAccess`), for
+ * as long as the pools live; kernels need `CudaDevice.enablePeerAccess` nevertheless.
+ *
+ * **Gotchas**
+ *
+ * Between devices without a link, the driver stages the copy through the host, and blocks the event loop meanwhile. It does so as well for
+ * memory of other code that is in no pool, until both devices have access to each other.
  *
  * @category copies
  * @since 0.1.0
