@@ -28,6 +28,7 @@ import { orderingContract } from "./ordering.ts"
 import { peerContract } from "./peers.ts"
 import { pinContract } from "./pin.ts"
 import { pipelineContract } from "./pipeline.ts"
+import { placementContract } from "./placement.ts"
 import { profilerContract } from "./profiler.ts"
 import { poolContract, streamContract } from "./streams.ts"
 import { taskGraphContract } from "./taskGraph.ts"
@@ -68,5 +69,6 @@ export const contract = (rig: Rig): void => {
     profilerContract(rig)
     pipelineContract(rig)
     acrossDevicesContract(rig)
+    placementContract(rig)
   })
 }

@@ -19,6 +19,8 @@ const allocating: ReadonlySet<OperationName> = new Set<OperationName>([
   "CudaMemory.allocateHost",
   "CudaMemory.pin",
   "CudaMemoryPool.make",
+  "CudaMemoryPool.allowAccess",
+  "CudaDevice.enablePeerAccess",
   "CudaModule.load",
   "CudaProgram.compile",
   "CudaKernel.get",
