@@ -102,6 +102,26 @@ describe("the driver's access", () => {
       machine(2)
     ))
 
+  it.live("to memory in no pool stays for graphs, and comes with access to the device", () =>
+    opened(
+      () =>
+        Effect.gen(function*() {
+          const stream = yield* CudaStream.make({ device: 1 })
+          const owner = yield* CudaMemory.allocate(64)
+          stub.hidesPools = true
+          const far = yield* CudaMemory.fromAddress(owner.address, 64, { device: 0 })
+          yield* failsWith(CudaMemory.fill(far, 0, stream), "DeviceMismatch")
+          yield* CudaDevice.enablePeerAccess(1, 0)
+          yield* CudaMemory.fill(far, 0, stream)
+          const work = Effect.flatMap(CudaStream.current(1), (current) => CudaMemory.fill(far, 1, current))
+          yield* CudaGraph.instantiate(yield* CudaGraph.record(work).pipe(CudaDevice.withDevice(1)))
+          const { calls } = yield* callsOf(CudaDevice.disablePeerAccess(1, 0))
+          assert.notInclude(calls.map(({ name }) => name), "cuCtxDisablePeerAccess")
+          yield* failsWith(CudaMemory.fill(far, 0, stream), "DeviceMismatch")
+        }),
+      machine(2)
+    ))
+
   it.live("is not asked for once the pool of a buffer is released", () =>
     opened(
       () =>

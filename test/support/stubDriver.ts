@@ -77,6 +77,7 @@ const bind = (path: string) => {
     fail: bound("stub_fail", "void", ["str", "int", "int", "int"]),
     failuresLeft: bound("stub_failures_left", "int", []),
     setDevices: bound("stub_set_devices", "void", ["int"]),
+    hidePools: bound("stub_hide_pools", "void", ["int"]),
     setUnlinked: bound("stub_set_unlinked", "void", ["int"]),
     setVersion: bound("stub_set_version", "void", ["int"]),
     setMemory: bound("stub_set_memory", "void", ["uint64_t"]),
@@ -220,6 +221,11 @@ export class StubDriver {
   /** The address of a buffer's memory. */
   addressOf(buffer: ArrayBuffer): number {
     return Number(koffi.address(buffer))
+  }
+
+  /** Whether device memory counts as memory in no pool, like that of `cuMemAlloc`. */
+  set hidesPools(hidden: boolean) {
+    this.#control.hidePools(hidden ? 1 : 0)
   }
 
   /** Whether the driver does not know the range of device memory. */

@@ -24,6 +24,8 @@ export class NativePeers implements PeerBackend {
   readonly #driver: Driver
   readonly #devices: NativeDevices
   readonly #pools: NativePools
+  /** The pairs of devices, the accessing one first, that graphs may need access for to memory in no pool. */
+  readonly #heldContexts = new Set<string>()
   readonly #pool = new Out<CUmemoryPool>()
   /** The address of `#pool`. */
   readonly #places: BigUint64Array
@@ -46,6 +48,7 @@ export class NativePeers implements PeerBackend {
   }
 
   disable(deviceIndex: number, peer: number): number {
+    if (this.#heldContexts.has(pair(deviceIndex, peer))) return success
     const { context } = this.#driver.device(peer)
     const call = () => {
       const status = this.#driver.calls.cuCtxDisablePeerAccess(context)
@@ -96,7 +99,10 @@ export class NativePeers implements PeerBackend {
     const found = calls.cuPointerGetAttributes(1, poolAttribute, this.#places, memory.address as CUdeviceptr)
     if (found !== success) return this.#driver.answer("cuPointerGetAttributes", found)
     const pool = this.#pool.value
-    if (pool === nullHandle()) return success
+    if (pool === nullHandle()) {
+      this.#heldContexts.add(pair(deviceIndex, memory.deviceIndex))
+      return success
+    }
     this.#pools.withHandle(pool)?.held.add(deviceIndex)
     return this.#setAccess(pool, memory.deviceIndex, deviceIndex, poolAccess.readWrite)
   }
@@ -108,6 +114,8 @@ export class NativePeers implements PeerBackend {
     return this.#driver.inContextOf(owner, "cuMemPoolSetAccess", call)
   }
 }
+
+const pair = (deviceIndex: number, peer: number): string => `${deviceIndex} ${peer}`
 
 const isJoined = (pool: MemoryPoolResource | undefined, deviceIndex: number): boolean =>
   pool?.held.has(deviceIndex) === true

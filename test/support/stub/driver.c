@@ -264,6 +264,8 @@ static struct {
   Allocation *allocations;
   Registration *registrations;
   bool hides_ranges;
+  /* Whether device memory counts as memory in no pool, like that of cuMemAlloc. */
+  bool hides_pools;
   Record *records;
   Failure *failures;
   Record *remotes[MAX_REMOTES];
@@ -1480,7 +1482,7 @@ EXPORT Status cuPointerGetAttributes(unsigned count, const int *attributes, void
     values[2] = allocation != NULL ? 2 : 1;
     values[8] = managed;
     values[9] = allocation != NULL && allocation->pool != NULL ? (uint64_t)allocation->pool->device : 0;
-    values[17] = allocation != NULL && allocation->pool != NULL ? handle_of(POOL, allocation->pool) : 0;
+    values[17] = allocation != NULL && allocation->pool != NULL && !stub.hides_pools ? handle_of(POOL, allocation->pool) : 0;
     values[11] = hidden ? 0 : (uint64_t)(allocation != NULL ? allocation->address : registration->address);
     values[12] = hidden ? 0 : allocation != NULL ? allocation->bytes : registration->bytes;
   }
@@ -3084,6 +3086,7 @@ static void drop_lists(void) {
 
 static void set_defaults(void) {
   stub.hides_ranges = false;
+  stub.hides_pools = false;
   memset(stub.primary, 0, sizeof stub.primary);
   stub.remote_count = 0;
   stub.initialized = false;
@@ -3303,6 +3306,8 @@ EXPORT Handle stub_foreign_stream(int device, unsigned flags, int priority) {
   pthread_mutex_unlock(&lock);
   return stream;
 }
+
+EXPORT void stub_hide_pools(int hidden) { stub.hides_pools = hidden != 0; }
 
 /* Whether the driver does not know the range of device memory. */
 EXPORT void stub_hide_ranges(int hidden) {
