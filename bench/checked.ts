@@ -1,8 +1,11 @@
 /**
  * The cost of checking: operations on a native runtime, and on the same runtime checked. Both take turns. With the argument "stub", the
- * driver's calls return immediately, which leaves the overhead of calling it.
+ * driver's calls return immediately, which leaves the overhead of calling it. Then the same on more streams, and the memory that a
+ * million operations leave.
  */
 import * as Effect from "effect/Effect"
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
 import type { CudaError } from "../src/CudaError.ts"
 import * as CudaEvent from "../src/CudaEvent.ts"
 import * as CudaKernel from "../src/CudaKernel.ts"
@@ -26,7 +29,51 @@ const rounds = 1000
 
 const { input, pointer, u32 } = CudaParameter
 
-type Way = Effect.Success<typeof makeWay>
+interface Way {
+  readonly operations: Readonly<Record<string, () => Effect.Effect<unknown, CudaError>>>
+  readonly end: Effect.Effect<unknown, CudaError>
+}
+
+/** Operations on streams in turn, each with memory of its own. */
+const makeStreams = (size: number) =>
+  Effect.gen(function*() {
+    const make = Effect.gen(function*() {
+      const [host, device] = [yield* CudaMemory.allocateHost(bytes), yield* CudaMemory.allocate(bytes)]
+      return { stream: yield* CudaStream.make(), event: yield* CudaEvent.make(), host, device }
+    })
+    const places = yield* Effect.replicateEffect(make, size)
+    const module = yield* CudaModule.load(yield* CudaProgram.fromFile(kernelsPath))
+    const kernel = yield* CudaKernel.get(module, "three", [pointer, input, u32])
+    const config = { grid: 1, block: 1 }
+    let turn = 0
+    const next = () => places[turn++ % size]!
+    const launch = () => {
+      const { device, stream } = next()
+      return CudaKernel.launch(kernel, config, [device, device, 1], stream)
+    }
+    // Each stream waits for the one before it, so that all of them are ordered after all others.
+    const ring = () => {
+      const { event, stream } = next()
+      return Effect.andThen(
+        CudaEvent.record(event, stream),
+        CudaStream.waitEvent(places[turn % size]!.stream, event)
+      )
+    }
+    const operations: Readonly<Record<string, () => Effect.Effect<unknown, CudaError>>> = {
+      "record, wait of the next stream": ring,
+      copy: () => {
+        const { device, host, stream } = next()
+        return CudaMemory.copy(device, host, stream)
+      },
+      launch,
+      "launch, record, wait of the next stream": () =>
+        Effect.andThen(launch(), Effect.andThen(Effect.sync(() => turn--), Effect.suspend(ring)))
+    }
+    return {
+      operations,
+      end: Effect.forEach(places, ({ stream }) => CudaStream.synchronize(stream), { discard: true })
+    }
+  })
 
 const makeWay = Effect.gen(function*() {
   const [stream, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
@@ -52,7 +99,12 @@ const makeWay = Effect.gen(function*() {
   return { operations, end: Effect.andThen(CudaStream.synchronize(stream), CudaStream.synchronize(other)) }
 })
 
-const compareWays = (name: string, { checked, plain }: { readonly plain: Way; readonly checked: Way }) =>
+interface Ways {
+  readonly plain: Way
+  readonly checked: Way
+}
+
+const compareWays = (name: string, { checked, plain }: Ways, rounds: number) =>
   Effect.gen(function*() {
     const costs = { plain: Array<number>(), checked: Array<number>() }
     for (let round = 0; round < rounds; round++) {
@@ -69,25 +121,59 @@ const compareWays = (name: string, { checked, plain }: { readonly plain: Way; re
 const measure = ({ end, operations }: Way, name: string) =>
   Effect.tap(measureEffect(operations[name]!, count), () => end)
 
+type Row = Effect.Success<ReturnType<typeof compareWays>>
+
+const printRows = (title: string, rows: ReadonlyArray<Row>) =>
+  printTable(
+    title,
+    ["operation", "plain", "checked", "ratio"],
+    rows.map((row) => [
+      row.name,
+      fixed(median(row.plain), 0),
+      fixed(median(row.checked), 0),
+      fixed(median(row.checked) / median(row.plain), 2)
+    ])
+  )
+
+/** Prints the heap after numbers of operations, without what a collection frees. */
+const measureMemory = ({ end, operations }: Way) =>
+  Effect.gen(function*() {
+    setFlagsFromString("--expose-gc")
+    const collect: () => void = runInNewContext("gc")
+    const rows: Array<ReadonlyArray<string>> = []
+    let done = 0
+    for (const until of [10_000, 100_000, 1_000_000]) {
+      for (; done < until; done += 2 * count) {
+        yield* measureEffect(operations["launch, record, wait of the next stream"]!, count)
+        yield* measureEffect(operations["copy"]!, count)
+        yield* end
+      }
+      collect()
+      rows.push([String(until), fixed(process.memoryUsage().heapUsed / 2 ** 20, 2)])
+    }
+    printTable("Heap of a checked runtime after operations on 16 streams", ["operations", "MiB"], rows)
+  })
+
 await runOnDriver("checked", (ground) =>
   Effect.gen(function*() {
     const runtime = yield* ground.makeRuntime()
     const checked = yield* CheckedRuntime.make(runtime, { mode: "fail" })
     const on = (service: typeof runtime) => Effect.provideService(makeWay, CudaRuntime, service)
-    const ways = { plain: yield* on(runtime), checked: yield* on(checked.runtime) }
-    const names = Object.keys(ways.plain.operations)
-    const rows = yield* Effect.forEach(names, (name) => compareWays(name, ways))
-    yield* checked.checker.expectNone
-    printTable(
-      "Operations, ns each (medians of batches)",
-      ["operation", "plain", "checked", "ratio"],
-      rows.map((row) => [
-        row.name,
-        fixed(median(row.plain), 0),
-        fixed(median(row.checked), 0),
-        fixed(median(row.checked) / median(row.plain), 2)
-      ])
+    const compare = (ways: Ways, rounds: number) =>
+      Effect.forEach(Object.keys(ways.plain.operations), (name) => compareWays(name, ways, rounds))
+    const rows = yield* compare({ plain: yield* on(runtime), checked: yield* on(checked.runtime) }, rounds)
+    printRows("Operations, ns each (medians of batches)", rows)
+    for (const size of [1, 16, 256]) {
+      const on = (service: typeof runtime) => Effect.provideService(makeStreams(size), CudaRuntime, service)
+      const rows = Effect.gen(function*() {
+        return yield* compare({ plain: yield* on(runtime), checked: yield* on(checked.runtime) }, rounds / 4)
+      })
+      printRows(`On ${size} streams in turn, ns each`, yield* Effect.scoped(rows))
+    }
+    yield* Effect.scoped(
+      Effect.flatMap(Effect.provideService(makeStreams(16), CudaRuntime, checked.runtime), measureMemory)
     )
+    yield* checked.checker.expectNone
     return rows.map(({ checked, name, plain }) =>
       makeFigure({ group: "Checked", name, unit: "ns" }, checked, { unchecked: plain })
     )

@@ -37,6 +37,7 @@ import { makeScoped } from "./internal/scoped.ts"
 import type { Kind } from "./internal/scoped.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
 import type {
+  ArrayWatch,
   CudaRuntimeService,
   DeviceMemoryRef,
   EventRef,
@@ -217,30 +218,34 @@ export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements D
     return this.ref.isManaged
   }
   toString(): string {
-    const { address, byteLength, deviceIndex, isManaged, isOrdered } = this
+    const { byteLength, deviceIndex, isManaged, isOrdered, ref } = this
     return oneLine(
       isManaged ? "ManagedBuffer" : "DeviceBuffer",
       `${byteLength} bytes`,
-      hex(address),
+      hex(ref.address),
       `device ${deviceIndex}`,
       isOrdered && "ordered",
       unlessLive(this.ref)
     )
   }
   toJSON() {
-    const { address, byteLength, deviceIndex, isManaged } = this
+    const { byteLength, deviceIndex, isManaged, ref } = this
     return {
       _id: isManaged ? "ManagedBuffer" : "DeviceBuffer",
       byteLength,
       deviceIndex,
-      address,
-      state: this.ref.state
+      address: ref.address,
+      state: ref.state
     }
   }
 }
 
 class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
   declare readonly ref: ManagedMemoryRef
+  override get address(): number {
+    this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "address")
+    return this.ref.address
+  }
   get bytes(): Uint8Array<ArrayBuffer> {
     this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "bytes")
     return this.ref.bytes
@@ -259,6 +264,7 @@ export class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements Hos
     return this.ref.byteLength
   }
   get address(): number {
+    this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "address")
     return this.ref.address
   }
   get isOrdered(): boolean {
@@ -269,12 +275,12 @@ export class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements Hos
     return this.ref.bytes
   }
   toString(): string {
-    const { address, byteLength, isOrdered } = this
-    return oneLine("HostBuffer", `${byteLength} bytes`, hex(address), isOrdered && "ordered", unlessLive(this.ref))
+    const { byteLength, isOrdered, ref } = this
+    return oneLine("HostBuffer", `${byteLength} bytes`, hex(ref.address), isOrdered && "ordered", unlessLive(ref))
   }
   toJSON() {
-    const { address, byteLength } = this
-    return { _id: "HostBuffer", byteLength, address, state: this.ref.state }
+    const { byteLength, ref } = this
+    return { _id: "HostBuffer", byteLength, address: ref.address, state: ref.state }
   }
 }
 
@@ -1400,7 +1406,7 @@ const uploadTo = (destination: unknown, source: unknown, stream: CudaStream | un
     destination,
     source,
     stream,
-    Effect.fnUntraced(function*({ bytesAt, lanes, pieces, runtime, stream }) {
+    Effect.fnUntraced(function*({ bytesAt, lanes, pieces, runtime, stream, watch }) {
       for (const [index, piece] of pieces.entries()) {
         const lane = lanes[index % 2]!
         if (index >= 2) yield* runtime.eventSynchronize(lane.event)
@@ -1408,6 +1414,7 @@ const uploadTo = (destination: unknown, source: unknown, stream: CudaStream | un
         yield* runtime.memoryCopy(piece.device, lane.range(piece), stream)
         yield* runtime.eventRecord(lane.event, stream)
       }
+      if (watch !== undefined) yield* watch.end
     })
   )
 
@@ -1450,7 +1457,7 @@ const downloadTo = (destination: unknown, source: unknown, stream: CudaStream | 
     source,
     destination,
     stream,
-    Effect.fnUntraced(function*({ bytesAt, lanes, pieces, runtime, stream }) {
+    Effect.fnUntraced(function*({ bytesAt, lanes, pieces, runtime, stream, watch }) {
       const start = (index: number) => {
         const piece = pieces[index]!
         const lane = lanes[index % 2]!
@@ -1465,8 +1472,11 @@ const downloadTo = (destination: unknown, source: unknown, stream: CudaStream | 
         const lane = lanes[index % 2]!
         yield* runtime.eventSynchronize(lane.event)
         const target = yield* bytesAt(piece)
+        watch?.check(target)
         target.set(lane.host.bytes.subarray(0, piece.byteLength))
+        watch?.keep(target)
       }
+      if (watch !== undefined) yield* watch.end
     })
   )
 
@@ -1490,6 +1500,8 @@ interface PinnedLane {
 interface Pieces {
   readonly runtime: CudaRuntimeService
   readonly stream: StreamRef
+  /** What a layer looks at the array with. */
+  readonly watch: ArrayWatch | undefined
   readonly pieces: ReadonlyArray<Piece>
   /** The array's bytes of a piece; fails if the array has changed its length. */
   readonly bytesAt: (piece: Piece) => Effect.Effect<Uint8Array, CudaError>
@@ -1531,9 +1543,13 @@ const withPieces = (
       if (byteLength === 0) return runtime.memoryFill(rangeOf(device), 0, 8, ref)
       const pieces = piecesOf(device)
       const size = Math.min(byteLength, pieceSize)
+      const watch = runtime.watchArray?.(operation, ref)
+      if (watch !== undefined) {
+        for (const { byteLength, offset } of pieces) watch.keep(bytes.subarray(offset, offset + byteLength))
+      }
       return Effect.scoped(Effect.flatMap(
         Effect.forEach(pieces.slice(0, 2), () => makePinnedLane(runtime, deviceIndex, size)),
-        (lanes) => use({ runtime, stream: ref, bytesAt, pieces, lanes })
+        (lanes) => use({ runtime, stream: ref, watch, bytesAt, pieces, lanes })
       ))
     })
   }).pipe(named(operation))

@@ -19,8 +19,11 @@ import { IgnoreList } from "./checked/ignore.ts"
 import type { AccessMatch, Ignore, IgnoreCount, IgnoreRule, TextMatch } from "./checked/ignore.ts"
 import type {
   AccessKind,
+  AccessOfFiber,
   CheckedAccess,
   CheckedBytes,
+  Deadlock,
+  InvertedOrder,
   Leftover,
   MisusedEvent,
   Race,
@@ -51,6 +54,13 @@ export type {
    */
   AccessMatch,
   /**
+   * An access that a fiber has begun, or waits to begin.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  AccessOfFiber,
+  /**
    * A use of memory by an operation.
    *
    * @category models
@@ -64,6 +74,13 @@ export type {
    * @since 0.1.0
    */
   CheckedBytes,
+  /**
+   * Fibers that wait for each other's accesses to end.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  Deadlock,
   /**
    * Reports to ignore: a rule, or a function that returns true for them.
    *
@@ -85,6 +102,13 @@ export type {
    * @since 0.1.0
    */
   IgnoreRule,
+  /**
+   * Accesses that fibers begin inside each other in orders that can end in a deadlock.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  InvertedOrder,
   /**
    * A resource that is left when the runtime ends.
    *
@@ -152,8 +176,16 @@ export interface CheckOptions {
   readonly stacks?: boolean | undefined
   /** Whether to report misused events. Default: true. */
   readonly events?: boolean | undefined
+  /** Whether to report accesses that fibers begin inside each other in inverted orders, which can end in a deadlock. Default: true. */
+  readonly accessOrder?: boolean | undefined
   /** Whether to report that the host takes bytes that work may still write. Default: true. */
   readonly hostAccess?: boolean | undefined
+  /**
+   * Whether to report that the host writes to pinned or managed memory that work may still read, and to arrays that `CudaMemory.upload` and
+   * `download` copy. Their bytes are copied when work is enqueued and compared when the host has waited for it, which takes about 0.2 ms per
+   * MiB. Of more than 1 MiB, or another size given as `wholeUpTo`, samples are compared: 64 of 4 KiB. Default: false.
+   */
+  readonly hostWrites?: boolean | { readonly wholeUpTo: number } | undefined
 }
 
 /**
@@ -181,6 +213,11 @@ export interface CheckSummary {
     readonly hostLooks: number
     /** Graphs of more than 10,000 nodes. */
     readonly largeGraphs: number
+    /**
+     * With `hostWrites`, reads of host memory that were not looked at: of bytes that other work may still write, or whose address the
+     * program has read, or beyond 256 MiB of copies at a time.
+     */
+    readonly hostReads: number
   }
 }
 
@@ -289,6 +326,8 @@ const start = (runtime: CudaRuntimeService, options: CheckOptions) =>
       stacks: options.stacks ?? false,
       events: options.events ?? true,
       hostAccess: options.hostAccess ?? true,
+      accessOrder: options.accessOrder ?? true,
+      hostWrites: wholeUpTo(options.hostWrites),
       ignore: ignoring.ignores,
       onReport: options.onReport
     })
@@ -296,22 +335,49 @@ const start = (runtime: CudaRuntimeService, options: CheckOptions) =>
     return { watcher, runtime: wrap(runtime, watcher), checker: checkerOf(watcher, ignoring) }
   })
 
+const wholeUpTo = (hostWrites: CheckOptions["hostWrites"]): number | undefined => {
+  if (hostWrites === undefined || hostWrites === false) return undefined
+  return hostWrites === true ? 2 ** 20 : hostWrites.wholeUpTo
+}
+
 const wrap = (runtime: CudaRuntimeService, watcher: Watcher): CudaRuntimeService => {
   const members = watched(watcher, runtime)
-  const wrapped = around(runtime, ({ member }, call) => {
+  const wrapped = around(runtime, ({ member, name }, call) => {
     const watching = members[member] as OperationCall | undefined
     if (watching === undefined) return call
-    return watcher.options.stacks ? withLine(watcher, watching) : watching
+    const looking = watcher.host === undefined ? watching : withHostWrites(watcher, name, watching)
+    return watcher.options.stacks ? withLine(watcher, looking) : looking
   })
-  const { hostAccess } = runtime
+  const { hostAccess, watchArray } = runtime
   return {
     ...wrapped,
     hostAccess: (range, operation) => {
       hostAccess?.(range, operation)
-      watcher.look(range, operation)
-    }
+      if (operation === "address") watcher.host?.giveOut(range.memory)
+      else watcher.look(range, operation)
+    },
+    watchArray: watcher.host === undefined ? watchArray : (operation, stream) => watcher.watchArray(operation, stream)
   }
 }
+
+/** Reports the writes by the host that an operation has found. */
+const withHostWrites = (watcher: Watcher, name: string, call: OperationCall): OperationCall => (...args) =>
+  Effect.suspend(() => {
+    const { where } = watcher
+    const run = evaluate(call(...args))
+    return Effect.matchCauseEffect(run, {
+      onSuccess: (value) => watcher.meetHost(name, where, Effect.succeed(value)),
+      onFailure: (cause) => {
+        if (isSticky(cause)) watcher.host?.forget()
+        return watcher.meetHost(name, where, Effect.failCause(cause))
+      }
+    })
+  })
+
+const isSticky = (cause: Cause.Cause<CudaError>): boolean =>
+  cause.reasons.some((reason) =>
+    Cause.isFailReason(reason) && "isSticky" in reason.error.reason && reason.error.reason.isSticky
+  )
 
 /** Notes the line of each call. */
 const withLine = (watcher: Watcher, call: OperationCall): OperationCall => {

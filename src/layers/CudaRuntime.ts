@@ -10,7 +10,7 @@
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type { AccessOperations } from "./runtime/accesses.ts"
-import type { CopyOperations } from "./runtime/copies.ts"
+import type { ArrayWatch, CopyOperations } from "./runtime/copies.ts"
 import type { DeviceOperations, DeviceProperties } from "./runtime/devices.ts"
 import type { EventOperations } from "./runtime/events.ts"
 import type { GraphOperations, RecordingRef } from "./runtime/graphs.ts"
@@ -23,7 +23,7 @@ import type { PinnedOperations } from "./runtime/pinned.ts"
 import type { PoolOperations } from "./runtime/pools.ts"
 import type { ProfilerOperations } from "./runtime/profiler.ts"
 import type { ProgramOperations } from "./runtime/programs.ts"
-import type { StreamOperations } from "./runtime/streams.ts"
+import type { StreamOperations, StreamRef } from "./runtime/streams.ts"
 
 export type * from "./runtime/accesses.ts"
 export type * from "./runtime/copies.ts"
@@ -99,8 +99,13 @@ export interface CudaRuntimeService
   readonly identity: object
   /** The recording whose streams and memory this runtime makes; undefined outside recordings. */
   readonly recording: RecordingRef | undefined
-  /** Called when the program takes the bytes of pinned or managed memory; undefined if no layer looks at that. */
+  /**
+   * Called when the program takes the bytes of pinned or managed memory, or with the operation `address`, its address; undefined if no layer
+   * looks at that.
+   */
   readonly hostAccess: ((range: MemoryRange, operation: string) => void) | undefined
+  /** Called when an operation begins to copy an array of the program, piece by piece; undefined if no layer looks at that. */
+  readonly watchArray: ((operation: string, stream: StreamRef) => ArrayWatch) | undefined
   readonly driverVersion: number
   readonly devices: ReadonlyArray<DeviceProperties>
   /** The resources that the runtime currently holds. */

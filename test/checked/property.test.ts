@@ -3,11 +3,12 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { nullHandle, offsetBy } from "../../src/cuda/handles.ts"
-import type { CUdeviceptr } from "../../src/cuda/handles.ts"
+import type { CUdeviceptr, HostPointer } from "../../src/cuda/handles.ts"
 import { Checks } from "../../src/layers/checked/Checks.ts"
-import type { Use } from "../../src/layers/checked/Checks.ts"
-import type { Point } from "../../src/layers/checked/timelines.ts"
-import type { MemoryRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
+import type { Access, Use } from "../../src/layers/checked/Checks.ts"
+import { HostMemory } from "../../src/layers/checked/HostMemory.ts"
+import type { Point, Timeline } from "../../src/layers/checked/timelines.ts"
+import type { HostMemoryRef, MemoryRef, StreamRef } from "../../src/layers/CudaRuntime.ts"
 import { makeRandom } from "../support/random.ts"
 
 type Kind = "blocking" | "nonBlocking" | "legacy"
@@ -72,6 +73,11 @@ class Oracle {
     return false
   }
 
+  /** The uses that the host has not waited for. */
+  get inFlight(): ReadonlyArray<{ readonly id: number; readonly parts: ReadonlyArray<Part> }> {
+    return this.#uses.flatMap(({ node, parts }, id) => this.#reaches(node, this.#host) ? [] : [{ id, parts }])
+  }
+
   /** Enqueues work, unless it races. */
   use(stream: number, parts: ReadonlyArray<Part>): boolean {
     const waits = this.#uses.filter(({ parts: others }) =>
@@ -130,12 +136,28 @@ class Driven {
   readonly #buffers: ReadonlyArray<MemoryRef>
   readonly #events: Array<Point | undefined> = []
   readonly #kinds: ReadonlyArray<Kind>
+  readonly #host: HostMemory | undefined
+  #uses = 0
   #nextId = 100
+  /** The number of times that a use repeated an earlier one. */
+  repeated = 0
 
-  constructor(kinds: ReadonlyArray<Kind>, ordered: ReadonlyArray<boolean>) {
+  constructor(
+    kinds: ReadonlyArray<Kind>,
+    ordered: ReadonlyArray<boolean>,
+    buffers?: ReadonlyArray<MemoryRef>,
+    host?: HostMemory
+  ) {
     this.#kinds = kinds
+    this.#host = host
+    if (host !== undefined) this.#checks.timelines.onFinish = () => host.finished()
+    this.#checks.watchesHost = host !== undefined
+    // Clocks are in groups of 16 streams: the program's streams are in two of them.
+    const fields = { name: "", deviceIndex: 1, isBlocking: false, isLegacy: false, isForeign: false }
+    for (let index = 0; index < 14; index++) this.#checks.timelines.make(fields)
     this.#streams = kinds.map((kind) => this.#stream(kind))
-    this.#buffers = ordered.map((isOrdered, index) => ({
+    for (const stream of this.#streams.keys()) this.#timeline(stream)
+    this.#buffers = buffers ?? ordered.map((isOrdered, index) => ({
       kind: "device",
       address: offsetBy(nullHandle<CUdeviceptr>(), 0x1000 * (index + 1)),
       byteLength: bufferSize,
@@ -174,11 +196,31 @@ class Driven {
       kind: part.writes ? "writes" : "reads",
       argument: undefined
     }))
-    const work = { operation: "use", uses, where: undefined, isVoid: false }
+    // As the layer does: what repeats an earlier use is not looked at.
+    if (this.#repeats(timeline, uses)) return false
+    const operation = this.#host === undefined ? "use" : String(this.#uses++)
+    const work = { operation, uses, where: undefined, isVoid: false }
     const known = this.#checks.knownBy(timeline, work)
     if (this.#checks.find(timeline, known, work).length > 0) return true
+    this.#host?.before(uses)
     this.#checks.commit(timeline, known, work)
+    this.#host?.enqueued(timeline, timeline.epoch, known, work, uses)
     return false
+  }
+
+  #repeats(timeline: Timeline, uses: ReadonlyArray<Use>): boolean {
+    const checks = this.#checks
+    const known = checks.timelines.knownBy(timeline)
+    const accesses: Array<Access> = []
+    for (const { byteLength, kind, memory, offset } of uses) {
+      const writes = kind !== "reads"
+      const access = checks.repeated(timeline, known, memory, offset, byteLength, writes, "use", undefined)
+      if (access === undefined) return false
+      accesses.push(access)
+    }
+    for (const access of accesses) checks.renew(timeline, known, access)
+    this.repeated++
+    return true
   }
 
   record(event: number, stream: number): void {
@@ -234,11 +276,13 @@ const programOf = (random: ReturnType<typeof makeRandom>) => {
     const to = from + 1 + random(bufferSize - from)
     return { buffer: random(ordered.length), from, to, writes: random(2) === 0 }
   }
+  let last: Step | undefined
   const step = (): Step => {
     const stream = random(streams)
     const event = random(3)
-    const choice = random(20)
-    if (choice < 9) return { do: "use", stream, uses: Array.from({ length: 1 + random(2) }, part) }
+    const choice = random(22)
+    if (choice >= 20 && last !== undefined) return last
+    if (choice < 9) return last = { do: "use", stream, uses: Array.from({ length: 1 + random(2) }, part) }
     if (choice < 12) return { do: "record", stream, event }
     if (choice < 15) return { do: "wait", stream, event }
     if (choice < 16) return { do: "waitStream", stream, other: random(streams) }
@@ -280,10 +324,150 @@ const run = (subject: Oracle | Driven, step: Step): boolean => {
   }
 }
 
+/** A write by the host, and what of it is certain to be found. */
+interface HostWrite {
+  readonly part: Part
+  /** The uses that may still read the bytes. */
+  readonly readers: ReadonlySet<number>
+  /** Those of them whose bytes are looked at. */
+  readonly looked: ReadonlyArray<Part>
+}
+
+/** Programs whose host writes to memory that streams read: the host's memory, driven as the layer drives it. */
+class HostProgram {
+  readonly #oracle: Oracle
+  readonly #driven: Driven
+  readonly #host = new HostMemory(0)
+  readonly #buffers: ReadonlyArray<HostMemoryRef>
+  readonly #looked = new Map<number, Part>()
+  readonly #random: ReturnType<typeof makeRandom>
+  readonly writes: Array<HostWrite> = []
+  #value = 0
+  #uses = 0
+
+  constructor(kinds: ReadonlyArray<Kind>, count: number, random: ReturnType<typeof makeRandom>) {
+    const ordered = Array.from({ length: count }, () => false)
+    this.#random = random
+    this.#oracle = new Oracle(kinds, ordered)
+    this.#buffers = ordered.map((isOrdered, index) => ({
+      kind: "host",
+      address: offsetBy(nullHandle<HostPointer>(), 0x1000 * (index + 1)),
+      byteLength: bufferSize,
+      isOrdered,
+      state: "live",
+      bytes: new Uint8Array(bufferSize)
+    }))
+    this.#driven = new Driven(kinds, ordered, this.#buffers, this.#host)
+  }
+
+  get found() {
+    return this.#host.found
+  }
+
+  /** All devices write at some time until the host has waited for them. */
+  #work(): void {
+    for (const { parts } of this.#oracle.inFlight) {
+      for (const part of parts) if (part.writes && this.#random(2) === 0) this.#change(part)
+    }
+  }
+
+  #change({ buffer, from, to }: Part): void {
+    for (let at = from; at < to; at++) this.#buffers[buffer]!.bytes[at] = ++this.#value % 251
+  }
+
+  step(step: Step): void {
+    if (step.do !== "use") {
+      this.#work()
+      run(this.#oracle, step)
+      run(this.#driven, step)
+      const inFlight = new Set(this.#oracle.inFlight.map(({ id }) => id))
+      for (const id of this.#looked.keys()) if (!inFlight.has(id)) this.#looked.delete(id)
+      return
+    }
+    const before = this.#oracle.inFlight
+    if (this.#oracle.use(step.stream, step.uses)) return
+    const id = this.#uses++
+    // Of several parts of one buffer, the bytes between those that are written count as written.
+    const written = step.uses.filter(({ writes }) => writes).map((part) => spanOf(step.uses, part))
+    for (const [other, part] of this.#looked) if (written.some((one) => touch(one, part))) this.#looked.delete(other)
+    const busy = [
+      ...written,
+      ...before.flatMap(({ parts }) => parts.filter(({ writes }) => writes).map((part) => spanOf(parts, part)))
+    ]
+    const read = step.uses.filter(({ writes }) => !writes)
+    if (read.length === 1 && !busy.some((part) => touch(part, read[0]!))) this.#looked.set(id, read[0]!)
+    this.#driven.use(step.stream, step.uses)
+    this.#work()
+  }
+
+  write(part: Part): void {
+    const readers = this.#oracle.inFlight.filter(({ parts }) => parts.some((one) => !one.writes && touch(one, part)))
+    const looked = readers.flatMap(({ id }) => this.#looked.get(id) ?? []).filter((one) => touch(one, part))
+    this.writes.push({ part, readers: new Set(readers.map(({ id }) => id)), looked })
+    // What is found once is not looked at any longer.
+    for (const { id } of readers) this.#looked.delete(id)
+    this.#change(part)
+  }
+
+  bufferOf(memory: MemoryRef): number {
+    return this.#buffers.findIndex((buffer) => buffer === memory)
+  }
+}
+
+const touch = (one: Part, other: Part): boolean =>
+  one.buffer === other.buffer && one.from < other.to && other.from < one.to
+
+const spanOf = (parts: ReadonlyArray<Part>, { buffer }: Part): Part => {
+  const written = parts.filter((part) => part.writes && part.buffer === buffer)
+  const from = Math.min(...written.map((part) => part.from))
+  return { buffer, from, to: Math.max(...written.map((part) => part.to)), writes: true }
+}
+
+describe("random writes by the host", () => {
+  it("are found if they are to bytes that work may still read, and nothing else is", () => {
+    let expected = 0
+    let reported = 0
+    for (let seed = 1; seed <= 10_000; seed++) {
+      const random = makeRandom(seed)
+      const { kinds, ordered, steps } = programOf(random)
+      const program = new HostProgram(kinds, ordered.length, random)
+      for (const step of steps) {
+        program.step(step)
+        if (random(3) > 0) continue
+        const from = random(bufferSize)
+        program.write({ buffer: random(ordered.length), from, to: from + 1 + random(bufferSize - from), writes: true })
+      }
+      program.step({ do: "syncAll" })
+      const found = program.found.map(({ byteLength, memory, offset, reader }) => ({
+        id: Number(reader.work.operation),
+        part: { buffer: program.bufferOf(memory), from: offset, to: offset + byteLength, writes: true }
+      }))
+      const named = `seed ${seed}`
+      for (const { id, part } of found) {
+        // The first and the last byte were written while that work could read them.
+        for (const at of [part.from, part.to - 1]) {
+          const byte = { ...part, from: at, to: at + 1 }
+          assert.isTrue(program.writes.some((write) => write.readers.has(id) && touch(write.part, byte)), named)
+        }
+      }
+      for (const { looked, part } of program.writes) {
+        for (const read of looked) {
+          expected++
+          assert.isTrue(found.some((one) => touch(one.part, read) && touch(one.part, part)), named)
+        }
+      }
+      reported += found.length
+    }
+    assert.isAbove(expected, 1000)
+    assert.isAbove(reported, 1000)
+  })
+})
+
 describe("random programs", () => {
   it("have the races that an oracle finds, and no others", () => {
     let races = 0
     let uses = 0
+    let repeated = 0
     for (let seed = 1; seed <= 10_000; seed++) {
       const { kinds, ordered, steps } = programOf(makeRandom(seed))
       const oracle = new Oracle(kinds, ordered)
@@ -299,10 +483,12 @@ describe("random programs", () => {
             JSON.stringify({ kinds, ordered, steps: steps.slice(0, index + 1) }, undefined, 1)
         )
       }
+      repeated += driven.repeated
     }
     // The programs are worth comparing only if both answers are common.
     assert.isAbove(races, uses / 10)
     assert.isBelow(races, uses * 0.9)
+    assert.isAbove(repeated, 1000)
   })
 
   it("need no more memory, however long they run", () => {
@@ -314,6 +500,6 @@ describe("random programs", () => {
       if (round % 50 === 0) driven.syncAll()
       if (round % 100 === 0) driven.replace(random(3))
     }
-    assert.deepStrictEqual(driven.size, { regions: 1, streams: 3 })
+    assert.deepStrictEqual(driven.size, { regions: 1, streams: 14 + 3 })
   })
 })

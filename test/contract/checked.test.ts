@@ -8,5 +8,5 @@ import { contract } from "./contract.ts"
 
 contract({
   ...simulatedRig,
-  layer: Layer.provideMerge(CheckedRuntime.layer({ mode: "fail" }), simulatedRig.layer)
+  layer: Layer.provideMerge(CheckedRuntime.layer({ mode: "fail", hostWrites: true }), simulatedRig.layer)
 })

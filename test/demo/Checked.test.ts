@@ -99,7 +99,7 @@ describe("on a simulated GPU, the checker reports nothing of", () => {
   it.live.each(Object.keys(programs))("%s", (name) =>
     Effect.gen(function*() {
       // With lines, reports say where in the examples they are.
-      yield* CheckedRuntime.check(programs[name]!, { stacks: true })
+      yield* CheckedRuntime.check(programs[name]!, { stacks: true, hostWrites: true })
     }).pipe(Effect.provide(simulated)))
 })
 
@@ -147,7 +147,7 @@ describe("on a GPU, the checker reports nothing of", () => {
   for (const name of Object.keys(programs)) {
     it.live.skipIf(gpu === undefined || !has(name))(
       name,
-      () => CheckedRuntime.check(programs[name]!, { stacks: true }).pipe(Effect.provide(NativeRuntime.layer())),
+      () => CheckedRuntime.check(programs[name]!, { stacks: true, hostWrites: true }).pipe(Effect.provide(NativeRuntime.layer())),
       60_000
     )
   }

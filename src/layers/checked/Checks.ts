@@ -9,7 +9,7 @@ import { Regions } from "./Regions.ts"
 import type { Region } from "./Regions.ts"
 import { usedAfterRelease } from "./reports.ts"
 import type { AccessKind, Report } from "./reports.ts"
-import { isBefore, joined, Timelines } from "./timelines.ts"
+import { epochIn, isBefore, joined, Timelines } from "./timelines.ts"
 import type { Known, Point, Timeline } from "./timelines.ts"
 
 /** Where in the program something happened: a span, a named function, or the line of a call. Printed only for a report. */
@@ -36,11 +36,11 @@ export interface Work {
   isVoid: boolean
 }
 
-/** A use that happened. It is also the point after it. */
+/** A use that happened, or the last of several in the same way. It is also the point after it. */
 export class Access implements Point {
   readonly timeline: Timeline
-  readonly epoch: number
-  readonly known: Known
+  epoch: number
+  known: Known
   readonly use: Use
   readonly work: Work
   constructor(timeline: Timeline, epoch: number, known: Known, use: Use, work: Work) {
@@ -59,6 +59,19 @@ export interface OpenWork extends Work {
   readonly since: number
 }
 
+/** A stream with a field for what is known of it. */
+type CheckedStream = StreamRef & { checked?: unknown }
+
+/** The timeline of a stream. */
+class StreamPlace {
+  readonly checks: Checks
+  readonly timeline: Timeline
+  constructor(checks: Checks, timeline: Timeline) {
+    this.checks = checks
+    this.timeline = timeline
+  }
+}
+
 const isNeeded = ({ epoch, timeline, work }: Access): boolean => !work.isVoid && timeline.done < epoch
 
 const nothing: ReadonlyArray<Report> = []
@@ -71,13 +84,20 @@ export class Checks {
   readonly #open = new Set<OpenWork>()
   /** The number of uses seen. */
   accesses = 0
+  /** Whether memory of the host is looked at each time that work reads it. */
+  watchesHost = false
 
   /** The timeline of a stream. Wrappers of a stream share its timeline. */
   timelineOf(ref: StreamRef): Timeline {
-    return this.#byRef.get(ref) ?? this.#makeTimeline(ref)
+    return this.knownTimeline(ref) ?? this.#byRef.get(ref) ?? this.#makeTimeline(ref)
   }
 
-  #makeTimeline(ref: StreamRef): Timeline {
+  /** The timeline of a stream, if it is kept with the stream. */
+  knownTimeline({ checked }: CheckedStream): Timeline | undefined {
+    return checked instanceof StreamPlace && checked.checks === this ? checked.timeline : undefined
+  }
+
+  #makeTimeline(ref: CheckedStream): Timeline {
     const key = `${ref.deviceIndex} ${ref.id}`
     let timeline = this.#byId.get(key)
     if (timeline === undefined) {
@@ -91,13 +111,16 @@ export class Checks {
       this.#byId.set(key, timeline)
     }
     this.#byRef.set(ref, timeline)
+    // Only one of several checkers around a runtime can keep it there.
+    ref.checked ??= new StreamPlace(this, timeline)
     return timeline
   }
 
   /** Ends the timeline of a stream that was drained and destroyed. */
-  endTimeline(ref: StreamRef): void {
+  endTimeline(ref: CheckedStream): void {
     const timeline = this.#byRef.get(ref)
     if (timeline === undefined) return
+    if (this.knownTimeline(ref) !== undefined) ref.checked = undefined
     this.#byId.delete(`${ref.deviceIndex} ${ref.id}`)
     this.#byRef.delete(ref)
     this.timelines.end(timeline)
@@ -189,15 +212,61 @@ export class Checks {
     return reports
   }
 
+  /** Whether operations can repeat earlier ones: not while other code enqueues work, whose order depends on theirs. */
+  get canRepeat(): boolean {
+    return this.#open.size === 0
+  }
+
+  /**
+   * The access that a use repeats: of the same bytes by the same operation on the same stream, so that it races with nothing new, and renewing
+   * the access notes all there is to note. Most uses do. Undefined if the use must be looked at.
+   */
+  repeated(
+    timeline: Timeline,
+    known: Known,
+    memory: MemoryRef | undefined,
+    offset: number,
+    byteLength: number,
+    writes: boolean,
+    operation: string,
+    where: Where | undefined
+  ): Access | undefined {
+    const region = this.#regions.known(memory)
+    if (region === undefined || memory === undefined || region.released.length > 0 || memory.isOrdered) return undefined
+    if (this.watchesHost && isOfHost(memory)) return undefined
+    const from = memory.address + offset
+    const piece = region.pieces.exactly(from, from + byteLength)
+    if (piece === undefined) return undefined
+    const { reads, write } = piece
+    if (writes) {
+      return write !== undefined && isSameUse(write, timeline, operation, where, from, byteLength) &&
+          areOf(reads, timeline)
+        ? write
+        : undefined
+    }
+    // What reads the bytes that its own epoch has written is behind that write in every respect.
+    if (write !== undefined && timeline.isNow(write, known) && !write.work.isVoid) return write
+    if (reads.length !== 1 || !isSameUse(reads[0]!, timeline, operation, where, from, byteLength)) return undefined
+    return write === undefined || isOrdered(write, timeline, known, undefined) ? reads[0]! : undefined
+  }
+
+  /** Notes that work has repeated an access. */
+  renew(timeline: Timeline, known: Known, access: Access): void {
+    access.epoch = timeline.next(known)
+    access.known = known
+    this.accesses++
+  }
+
   /** Notes work that was enqueued. */
   commit(timeline: Timeline, known: Known, work: Work, since?: number): void {
     const { uses } = work
-    timeline.known = known
-    const now = ++timeline.epoch
+    const now = timeline.next(known)
     for (let index = 0; index < uses.length; index++) {
       this.#note(new Access(timeline, since ?? now, known, uses[index]!, work))
     }
     this.accesses += uses.length
+    // Later work waits for this one, and not for what its stream does next.
+    if (uses.some(isOrderedUse)) timeline.isObserved = true
     if (this.#open.size > 0) this.#holdBack(timeline, uses)
   }
 
@@ -232,8 +301,8 @@ export class Checks {
   /** Notes that other code begins to enqueue work on a stream. */
   begin(timeline: Timeline, work: Work): OpenWork {
     const known = this.knownBy(timeline, work)
-    timeline.known = known
-    const open = { ...work, timeline, since: ++timeline.epoch }
+    timeline.isObserved = true
+    const open = { ...work, timeline, since: timeline.next(known) }
     this.#open.add(open)
     return open
   }
@@ -282,6 +351,30 @@ export class Checks {
   get size(): { readonly regions: number; readonly streams: number } {
     return { regions: this.#regions.size, streams: this.timelines.live.size }
   }
+}
+
+/** Whether the host can see memory. */
+const isOfHost = (memory: MemoryRef): boolean => memory.kind === "host" || memory.isManaged
+
+const isOrderedUse = ({ memory }: Use): boolean => memory.isOrdered
+
+/** Whether an access is of one operation and of these bytes, all of them: then no other piece has it. */
+const isSameUse = (
+  access: Access,
+  timeline: Timeline,
+  operation: string,
+  where: Where | undefined,
+  from: number,
+  byteLength: number
+): boolean => {
+  const { use, work } = access
+  return access.timeline === timeline && work.operation === operation && work.where === where && !work.isVoid &&
+    use.byteLength === byteLength && use.memory.address + use.offset === from
+}
+
+const areOf = (reads: ReadonlyArray<Access>, timeline: Timeline): boolean => {
+  for (let index = 0; index < reads.length; index++) if (reads[index]!.timeline !== timeline) return false
+  return true
 }
 
 const noReads: ReadonlyArray<Access> = []
@@ -338,7 +431,7 @@ const conflictIn = (
 const isOrdered = (earlier: Access, timeline: Timeline, known: Known, since: number | undefined): boolean => {
   if (earlier.work.isVoid || isBefore(earlier, timeline, known)) return true
   if (since === undefined) return false
-  return timeline.done >= since || (earlier.known[timeline.index] ?? 0) >= since
+  return timeline.done >= since || epochIn(earlier.known, timeline.index) >= since
 }
 
 const overlaps = (one: Use, other: Use): boolean => {

@@ -105,9 +105,15 @@ export class Regions<User extends object> {
 
   /** The region of a buffer. */
   of(memory: CheckedMemory): Region<User> {
-    const { checked } = memory
-    if (checked instanceof Place && checked.regions === this && checked.region.into === undefined) return checked.region
-    return this.#find(memory)
+    return this.known(memory) ?? this.#find(memory)
+  }
+
+  /** The region of a buffer, if it is kept with the memory. */
+  known(memory: CheckedMemory | undefined): Region<User> | undefined {
+    const checked = memory?.checked
+    return checked instanceof Place && checked.regions === this && checked.region.into === undefined
+      ? checked.region
+      : undefined
   }
 
   /** Finds the region, and keeps it with the memory. Only one of several checkers around a runtime can. */

@@ -5,17 +5,19 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as References from "effect/References"
 import { CudaError } from "../../CudaError.ts"
-import type { MemoryRange, StreamRef } from "../CudaRuntime.ts"
+import type { ArrayWatch, MemoryRange, StreamRef } from "../CudaRuntime.ts"
 import { evaluate } from "../shared/operation.ts"
 import { Checks } from "./Checks.ts"
 import type { Use, Where, Work } from "./Checks.ts"
-import { explainHost, printWhere } from "./explain.ts"
+import { ArrayCopies } from "./Copies.ts"
+import { explainArrayWrite, explainHost, explainHostWrite, printWhere } from "./explain.ts"
 import { OrderedHandles } from "./handles.ts"
+import { HostMemory } from "./HostMemory.ts"
 import { accessesOf, describeBytes, leftover } from "./reports.ts"
 import type { Race, Report, UsedAfterRelease } from "./reports.ts"
 import type { Known, Timeline } from "./timelines.ts"
+import { Turns } from "./Turns.ts"
 import type { Collected } from "./uses.ts"
 
 /** Whether the operations of a region are left unchecked. */
@@ -37,6 +39,9 @@ export interface WatchOptions {
   readonly stacks: boolean
   readonly events: boolean
   readonly hostAccess: boolean
+  readonly accessOrder: boolean
+  /** The most bytes that one operation reads of which a whole copy is kept, to find writes by the host; undefined to find none. */
+  readonly hostWrites: number | undefined
   readonly ignore: ((report: Report) => boolean) | undefined
   readonly onReport: ((report: Report) => void) | undefined
 }
@@ -47,6 +52,7 @@ export interface Unknowns {
   foreignEvents: number
   hostLooks: number
   largeGraphs: number
+  readonly hostReads: number
 }
 
 type Run<A = void> = Effect.Effect<A, CudaError>
@@ -59,8 +65,11 @@ const noUses: ReadonlyArray<Use> = []
 export class Watcher {
   readonly checks = new Checks()
   readonly handles = new OrderedHandles(this.checks.timelines)
+  readonly turns = new Turns()
   readonly options: WatchOptions
-  readonly unknown: Unknowns = { rawAddresses: 0, foreignEvents: 0, hostLooks: 0, largeGraphs: 0 }
+  /** The memory of the host that work reads, if writes by the host are looked for. */
+  readonly host: HostMemory | undefined
+  readonly unknown: Unknowns
   readonly reports: Array<Report> = []
   /** The line of the call that is being evaluated, with `stacks`. */
   line: Where | undefined
@@ -70,12 +79,31 @@ export class Watcher {
   readonly #made = new Map<object, { readonly operation: string; readonly where: Where | undefined }>()
 
   constructor(options: WatchOptions) {
+    const { checks } = this
+    const host = options.hostWrites === undefined ? undefined : new HostMemory(options.hostWrites)
     this.options = options
+    this.host = host
+    this.unknown = {
+      rawAddresses: 0,
+      foreignEvents: 0,
+      hostLooks: 0,
+      largeGraphs: 0,
+      get hostReads() {
+        return host?.unwatched ?? 0
+      }
+    }
+    checks.watchesHost = host !== undefined
+    if (host !== undefined) checks.timelines.onFinish = () => host.finished()
   }
 
   /** Where in the program the current operation is. */
   get where(): Where | undefined {
-    return this.line ?? Fiber.getCurrent()?.getRef(References.CurrentStackFrame)
+    return this.line ?? Fiber.getCurrent()?.cache.stackFrame
+  }
+
+  /** The timeline of a stream on which an operation may repeat an earlier one. See `Checks.repeated`. */
+  repeating(stream: StreamRef): Timeline | undefined {
+    return isUsed || !this.checks.canRepeat ? undefined : this.checks.knownTimeline(stream)
   }
 
   get isUnchecked(): boolean {
@@ -93,18 +121,19 @@ export class Watcher {
     const { checks } = this
     const fiber = Fiber.getCurrent()
     const isUnchecked = isUsed && fiber?.getRef(CurrentUnchecked) === true
-    const where = this.line ?? fiber?.getRef(References.CurrentStackFrame)
+    const where = this.line ?? fiber?.cache.stackFrame
     const timeline = checks.timelineOf(stream)
     const work = { operation, uses: isUnchecked ? noUses : uses, where, isVoid: false }
     const known = checks.knownBy(timeline, work)
+    this.host?.before(uses)
     const reports = checks.find(timeline, known, work)
     return reports.length === 0
-      ? this.#run(timeline, work, known, inner, next)
+      ? this.#run(timeline, work, known, uses, inner, next)
       : this.meet(
         operation,
         stream.deviceIndex,
         reports,
-        Effect.suspend(() => this.#run(timeline, work, known, inner, next))
+        Effect.suspend(() => this.#run(timeline, work, known, uses, inner, next))
       )
   }
 
@@ -119,24 +148,43 @@ export class Watcher {
   }
 
   /** Runs an operation, and notes its uses unless it fails. */
-  #run<A>(timeline: Timeline, work: Work, known: Known, inner: Run<A>, next: (() => void) | undefined): Run<A> {
+  #run<A>(
+    timeline: Timeline,
+    work: Work,
+    known: Known,
+    uses: ReadonlyArray<Use>,
+    inner: Run<A>,
+    next: (() => void) | undefined
+  ): Run<A> {
     const result = evaluate(inner)
-    if (!Exit.isExit(result)) return this.#runOn(timeline, work, known, result, next)
-    if (Exit.isSuccess(result)) {
-      this.checks.commit(timeline, known, work)
-      next?.()
-    }
-    return result
+    if (Exit.isExit(result) && Exit.isFailure(result)) return result
+    this.checks.commit(timeline, known, work)
+    this.host?.enqueued(timeline, timeline.epoch, known, work, uses)
+    next?.()
+    return Exit.isExit(result) ? result : voidIfFailed(work, result)
   }
 
-  /** The operation may have enqueued its work by now, or do so later. */
-  #runOn<A>(timeline: Timeline, work: Work, known: Known, inner: Run<A>, next: (() => void) | undefined): Run<A> {
-    this.checks.commit(timeline, known, work)
-    next?.()
-    return Effect.onError(inner, () =>
-      Effect.sync(() => {
-        work.isVoid = true
-      }))
+  /** Reports the writes by the host that were found since the last time. */
+  meetHost<A>(operation: string, where: Where | undefined, run: Run<A>): Run<A> {
+    const found = this.host?.found.splice(0) ?? []
+    const reports = found.map((write) => explainHostWrite(write, operation, where))
+    return reports.length === 0 ? run : this.meet(operation, 0, reports, run)
+  }
+
+  /** Looks at an array of the program while an operation copies it; undefined if writes by the host are not looked for. */
+  watchArray(operation: string, stream: StreamRef): ArrayWatch {
+    const { where } = this
+    const arrays = new ArrayCopies(this.options.hostWrites ?? 0)
+    return {
+      keep: (bytes) => arrays.keep(bytes),
+      check: (bytes) => arrays.check(bytes),
+      end: Effect.suspend(() => {
+        const change = arrays.end()
+        if (change === undefined) return Effect.void
+        const report = explainArrayWrite(change, operation, String(stream), where)
+        return this.meet(operation, stream.deviceIndex, [report], Effect.void)
+      })
+    }
   }
 
   /** Keeps reports, then fails, or goes on. */
@@ -201,6 +249,13 @@ export class Watcher {
     )
   }
 }
+
+/** The operation may have enqueued its work by now, or do so later. */
+const voidIfFailed = <A>(work: Work, inner: Run<A>): Run<A> =>
+  Effect.onError(inner, () =>
+    Effect.sync(() => {
+      work.isVoid = true
+    }))
 
 const isAboutMemory = (report: Report): report is Race | UsedAfterRelease =>
   report._tag === "Race" || report._tag === "UsedAfterRelease"

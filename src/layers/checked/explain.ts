@@ -2,10 +2,14 @@
  * Explains a race: the edge that is missing, and the call that would add it.
  */
 import type { Access, Use, Where, Work } from "./Checks.ts"
+import type { Changed } from "./Copies.ts"
+import type { HostWrite } from "./HostMemory.ts"
 import type { Piece } from "./Pieces.ts"
-import { raceOf } from "./reports.ts"
-import type { CheckedAccess, Race } from "./reports.ts"
+import { deadlock, invertedOrder, raceOf } from "./reports.ts"
+import type { AccessOfFiber, CheckedAccess, Deadlock, InvertedOrder, Race } from "./reports.ts"
+import { epochIn } from "./timelines.ts"
 import type { Known, Timeline } from "./timelines.ts"
+import type { Order, Turn, Waiting } from "./Turns.ts"
 
 /** The name of a place in the program, and where it is in the source. */
 export const printWhere = (where: Where | undefined): string | undefined => {
@@ -55,6 +59,79 @@ export const explainHost = (write: Access, use: Use, operation: string, where: W
   })
 }
 
+const ofFiber = ({ fiber, timeline, where }: Turn, use: Use): AccessOfFiber => ({
+  fiber: `fiber ${fiber}`,
+  access: printed(timeline.name, "CudaMemory.access", use, where),
+  bytes: { memory: String(use.memory), offset: use.offset, byteLength: use.byteLength }
+})
+
+/** What an access uses that conflicts with another one. */
+const inConflict = (turn: Turn, other: Turn): Use => turn.conflictWith(other) ?? turn.uses[0]!
+
+/** The report of fibers that wait for each other. */
+export const explainDeadlock = (waits: ReadonlyArray<Waiting>): Deadlock =>
+  deadlock(waits.map(({ blocker, turn }) => ({
+    waiting: ofFiber(turn, inConflict(turn, blocker)),
+    blocker: ofFiber(blocker, inConflict(blocker, turn))
+  })))
+
+/** The report of accesses that are begun in inverted orders. */
+export const explainOrders = (orders: ReadonlyArray<Order>): InvertedOrder =>
+  invertedOrder(orders.map(({ holding, next }, index) => ({
+    holding: ofFiber(holding, inConflict(holding, orders.at(index - 1)!.next)),
+    next: ofFiber(next, inConflict(next, orders[(index + 1) % orders.length]!.holding))
+  })))
+
+const program = (kind: CheckedAccess["kind"]): CheckedAccess => ({
+  operation: "the program",
+  kind,
+  argument: undefined,
+  stream: "the host",
+  frame: undefined
+})
+
+const noticed = (operation: string, where: Where | undefined): string => {
+  const at = printWhere(where)
+  return at === undefined ? operation : `${operation}, in ${at}`
+}
+
+/** The report of the host writing to bytes that work may still read. */
+export const explainHostWrite = (
+  { byteLength, memory, offset, reader }: HostWrite,
+  operation: string,
+  where: Where | undefined
+): Race => {
+  const { timeline: { name }, use, work } = reader
+  return raceOf({
+    first: printed(name, work.operation, use, work.where),
+    second: program("writes"),
+    bytes: { memory: String(memory), offset, byteLength },
+    missing: `The bytes changed before the host had waited for ${work.operation}; seen in ${
+      noticed(operation, where)
+    }.`,
+    fix: `Before writing to them, call CudaStream.synchronize(${name}).`
+  })
+}
+
+/** The report of the program changing an array while an operation copies it. */
+export const explainArrayWrite = (
+  { from, to }: Changed,
+  operation: string,
+  stream: string,
+  where: Where | undefined
+): Race => {
+  const [kind, argument] = operation === "CudaMemory.upload"
+    ? ["reads", "source"] as const
+    : ["writes", "destination"] as const
+  return raceOf({
+    first: printed(stream, operation, { kind, argument }, where),
+    second: program("writes"),
+    bytes: { memory: "the program's array", offset: from, byteLength: to - from },
+    missing: `The array changed before ${operation} returned.`,
+    fix: `Change it only after ${operation} has returned.`
+  })
+}
+
 const missingEdge = (first: Access, { known, timeline, work }: Later): Pick<Race, "missing" | "fix"> => {
   const from = first.timeline
   const { operation } = work
@@ -69,7 +146,7 @@ const missingEdge = (first: Access, { known, timeline, work }: Later): Pick<Race
       fix: `Before ${operation}, call CudaStream.waitEvent(${timeline.name}, ${String(recordedEvent)}).`
     }
   }
-  const isEarlier = (known[from.index] ?? 0) > 0
+  const isEarlier = epochIn(known, from.index) > 0
   return {
     missing: isEarlier
       ? `${timeline.name} waits only for earlier work of ${from.name}.`

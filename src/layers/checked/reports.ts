@@ -117,12 +117,51 @@ export interface Leftover {
 }
 
 /**
+ * An access (`CudaMemory.access`) that a fiber has begun, or waits to begin.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AccessOfFiber {
+  /** The fiber, for example `fiber 12`. */
+  readonly fiber: string
+  readonly access: CheckedAccess
+  readonly bytes: CheckedBytes
+}
+
+/**
+ * Fibers that wait for each other's accesses to end, so that none of them ever goes on.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Deadlock {
+  readonly _tag: "Deadlock"
+  /** The access that each fiber waits to begin, and the one that the next fiber holds. The last one waits for the first. */
+  readonly waits: ReadonlyArray<{ readonly waiting: AccessOfFiber; readonly blocker: AccessOfFiber }>
+  readonly message: string
+}
+
+/**
+ * Accesses that fibers begin inside each other in orders that can end in a deadlock: in one, what the other begins last.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface InvertedOrder {
+  readonly _tag: "InvertedOrder"
+  /** The access that a fiber holds, and the one that it begins inside. */
+  readonly orders: ReadonlyArray<{ readonly holding: AccessOfFiber; readonly next: AccessOfFiber }>
+  readonly message: string
+}
+
+/**
  * A report of a checker.
  *
  * @category models
  * @since 0.1.0
  */
-export type Report = Race | UsedAfterRelease | MisusedEvent | Leftover
+export type Report = Race | UsedAfterRelease | MisusedEvent | Leftover | Deadlock | InvertedOrder
 
 const inFrame = (frame: string | undefined): string => frame === undefined ? "" : `, in ${frame}`
 
@@ -177,6 +216,30 @@ export const lostRecord = (
   }
 }
 
+const printOfFiber = ({ access: { frame, kind, stream }, bytes }: AccessOfFiber): string =>
+  `an access that ${kind} ${printBytes(bytes)} on ${stream}${inFrame(frame)}`
+
+/** Reports fibers that wait for each other. */
+export const deadlock = (waits: Deadlock["waits"]): Deadlock => ({
+  _tag: "Deadlock",
+  waits,
+  message: `Deadlock of ${waits.length === 1 ? "a fiber" : `${waits.length} fibers`}:\n` +
+    waits.map(({ blocker, waiting }, index) =>
+      `  ${index + 1}. ${waiting.fiber} waits to begin ${printOfFiber(waiting)},\n     until ${blocker.fiber} ends ` +
+      printOfFiber(blocker)
+    ).join("\n") + "\nList all memory in one access, or begin the accesses in the same order everywhere."
+})
+
+/** Reports accesses that are begun in inverted orders. */
+export const invertedOrder = (orders: InvertedOrder["orders"]): InvertedOrder => ({
+  _tag: "InvertedOrder",
+  orders,
+  message: "Accesses in inverted orders, which can end in a deadlock:\n" +
+    orders.map(({ holding, next }, index) =>
+      `  ${index + 1}. ${next.fiber} holds ${printOfFiber(holding)},\n     and begins ${printOfFiber(next)}`
+    ).join("\n") + "\nList all memory in one access, or begin the accesses in the same order everywhere."
+})
+
 /** Reports a resource that is left. */
 export const leftover = (fields: Omit<Leftover, "_tag" | "message">): Leftover => ({
   _tag: "Leftover",
@@ -194,6 +257,17 @@ export const describeBytes = ({ byteLength, memory }: CheckedBytes): string => `
 
 /** The operations of a report, as rules compare them. */
 export const accessesIn = (report: Report): ReadonlyArray<Partial<CheckedAccess>> => {
-  if (report._tag === "Race") return [report.first, report.second]
-  return "access" in report ? [report.access] : [report]
+  switch (report._tag) {
+    case "Race":
+      return [report.first, report.second]
+    case "UsedAfterRelease":
+      return [report.access]
+    case "Deadlock":
+      return report.waits.map(({ waiting }) => waiting.access)
+    case "InvertedOrder":
+      return report.orders.map(({ next }) => next.access)
+    case "MisusedEvent":
+    case "Leftover":
+      return [report]
+  }
 }

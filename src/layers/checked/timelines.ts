@@ -1,15 +1,29 @@
 /**
  * Vector clocks: what the work of each stream is ordered after. Plain data, without Effect.
  *
- * A timeline is a stream. Its operations have epochs, counted up from 1. What it is ordered after is, for each other timeline, the last
+ * A timeline is a stream. Its operations have epochs, counted up from 1. Operations with nothing in between that others could be ordered
+ * after have the same epoch, because everything comes after all of them or after none. What a timeline is ordered after is, for each other timeline, the last
  * epoch that comes before its next operation (`known`). What the host has waited for is the field `done` of each timeline: everything
  * enqueued from then on comes after it, so it is in no clock, and clocks and memory can forget it.
  */
 
-/** By index of the timeline, the last epoch that comes before. Never mutated, because points keep it. */
-export type Known = ReadonlyArray<number>
+/**
+ * By index of the timeline, the last epoch that comes before. In groups of 16, so that clocks can share what is the same in both. Never
+ * mutated, because points keep it.
+ */
+export type Known = ReadonlyArray<Epochs>
+
+type Epochs = ReadonlyArray<number>
 
 export const nothingKnown: Known = []
+
+const noEpochs: Epochs = Array.from({ length: 16 }, () => 0)
+
+/** The last epoch of a timeline that comes before. */
+export const epochIn = (known: Known, index: number): number => {
+  const epochs = known[index >>> 4]
+  return epochs === undefined ? 0 : epochs[index & 15]!
+}
 
 /** A point in a timeline: after the operation with this epoch, and so after everything that is known there. */
 export interface Point {
@@ -41,6 +55,8 @@ export class Timeline implements TimelineFields {
   /** The last epoch that the host has waited for. */
   done: number
   known: Known = nothingKnown
+  /** Whether others can be ordered after the current epoch, so that the next operation begins another one. */
+  isObserved = true
   /** The event that was recorded last, and the epoch that the record follows. */
   recordedEvent: object | undefined
   recordedEpoch = 0
@@ -58,6 +74,7 @@ export class Timeline implements TimelineFields {
 
   /** The point after everything enqueued so far. */
   get point(): Point {
+    this.isObserved = true
     return { timeline: this, epoch: this.epoch, known: this.known }
   }
 
@@ -66,23 +83,54 @@ export class Timeline implements TimelineFields {
     if (known === this.known) return
     this.known = known
     this.epoch++
+    this.isObserved = false
+  }
+
+  /** Whether a point has the epoch of the next operation. */
+  isNow({ epoch, timeline }: Pick<Point, "timeline" | "epoch">, known: Known): boolean {
+    return timeline === this && epoch === this.epoch && !this.isObserved && known === this.known
+  }
+
+  /** The epoch of the next operation, which is enqueued. */
+  next(known: Known): number {
+    if (this.isObserved || known !== this.known) {
+      this.known = known
+      this.epoch++
+      this.isObserved = false
+    }
+    return this.epoch
   }
 }
 
 /** Whether a point comes before the next operation of a timeline that knows this much. */
 export const isBefore = (point: Pick<Point, "timeline" | "epoch">, timeline: Timeline, known: Known): boolean =>
   point.timeline === timeline || point.timeline.done >= point.epoch ||
-  (known[point.timeline.index] ?? 0) >= point.epoch
+  epochIn(known, point.timeline.index) >= point.epoch
 
 /** What a timeline knows after it waits for a point. */
 export const joined = (timeline: Timeline, known: Known, point: Point): Known => {
   if (isBefore(point, timeline, known)) return known
   const { index } = point.timeline
-  const length = Math.max(known.length, point.known.length, index + 1)
-  const next: Array<number> = []
-  for (let at = 0; at < length; at++) next.push(Math.max(known[at] ?? 0, point.known[at] ?? 0))
-  next[index] = point.epoch
+  if (point.epoch === point.timeline.epoch) point.timeline.isObserved = true
+  const length = Math.max(known.length, point.known.length, (index >>> 4) + 1)
+  const next: Array<Epochs> = []
+  for (let at = 0; at < length; at++) next.push(laterOf(known[at] ?? noEpochs, point.known[at] ?? noEpochs))
+  const epochs = next[index >>> 4]!.slice()
+  epochs[index & 15] = point.epoch
+  next[index >>> 4] = epochs
   return next
+}
+
+/** The later of each two epochs: one of the two groups, if all of its epochs are later. */
+const laterOf = (one: Epochs, other: Epochs): Epochs => {
+  if (one === other) return one
+  let isOne = true
+  let isOther = true
+  for (let at = 0; at < 16; at++) {
+    if (one[at]! < other[at]!) isOne = false
+    else if (one[at]! > other[at]!) isOther = false
+  }
+  return isOne ? one : isOther ? other : one.map((epoch, at) => Math.max(epoch, other[at]!))
 }
 
 /** The timelines of a runtime. */
@@ -91,6 +139,8 @@ export class Timelines {
   readonly #free: Array<number> = []
   readonly #live = new Set<Timeline>()
   readonly #legacy: Array<Timeline | undefined> = []
+  /** Called when the host has learned that work is done. */
+  onFinish: (() => void) | undefined
 
   get live(): ReadonlySet<Timeline> {
     return this.#live
@@ -150,9 +200,18 @@ export class Timelines {
   finish({ epoch, known, timeline }: Point): void {
     if (timeline.done >= epoch) return
     timeline.done = epoch
-    for (let index = 0; index < known.length; index++) {
-      const other = this.#byIndex[index]!
-      if (known[index]! > other.done) other.done = known[index]!
+    if (epoch === timeline.epoch) timeline.isObserved = true
+    for (let group = 0; group < known.length; group++) this.#finishGroup(known[group]!, 16 * group)
+    this.onFinish?.()
+  }
+
+  #finishGroup(epochs: Epochs, first: number): void {
+    if (epochs === noEpochs) return
+    for (let at = 0; at < 16; at++) {
+      const epoch = epochs[at]!
+      if (epoch === 0) continue
+      const other = this.#byIndex[first + at]!
+      if (epoch > other.done) other.done = epoch
     }
   }
 }

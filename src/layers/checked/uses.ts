@@ -154,20 +154,35 @@ const arrayCollector = (element: ParameterKind, length: number): Collect | undef
 }
 
 /** The parameters of a kernel that hold pointers. */
-interface Plan {
+export interface Plan {
   /** What its launches are called. */
   readonly operation: string
-  readonly pointers: ReadonlyArray<{ readonly index: number; readonly name: string; readonly collect: Collect }>
+  readonly pointers: ReadonlyArray<{
+    readonly index: number
+    readonly name: string
+    readonly collect: Collect
+    /** How it is used, if the parameter itself is a pointer. */
+    readonly access: PointerKind["access"] | undefined
+  }>
 }
 
 const plans = new WeakMap<KernelRef, Plan>()
 
-const planOf = (kernel: KernelRef): Plan => {
-  const known = plans.get(kernel)
-  if (known !== undefined) return known
+/** What the last launch was of: often, the next one is of the same kernel. */
+let last: { readonly kernel: KernelRef; readonly plan: Plan } | undefined
+
+export const planOf = (kernel: KernelRef): Plan => {
+  if (last?.kernel === kernel) return last.plan
+  const plan = plans.get(kernel) ?? makePlan(kernel)
+  last = { kernel, plan }
+  return plan
+}
+
+const makePlan = (kernel: KernelRef): Plan => {
   const pointers = kernel.parameters.flatMap((kind, index) => {
     const collect = collectorOf(kind)
-    return collect === undefined ? [] : [{ index, name: `arguments[${index}]`, collect }]
+    const access = kind.kind === "pointer" ? kind.access : undefined
+    return collect === undefined ? [] : [{ index, name: `arguments[${index}]`, collect, access }]
   })
   const plan = { operation: `CudaKernel.launch of ${kernel.name}`, pointers }
   plans.set(kernel, plan)

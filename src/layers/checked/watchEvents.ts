@@ -46,6 +46,8 @@ const isRecordedByOthers = (event: EventRef, { point }: EventState): boolean => 
 
 const interprocess = 4
 
+const noPoints: ReadonlyArray<Point> = []
+
 export const watchedEvents = (watcher: Watcher, inner: CudaRuntimeService, events: Events): Watched => {
   const { timelines } = watcher.checks
   const record = (event: EventRef, stream: StreamRef) => {
@@ -56,33 +58,33 @@ export const watchedEvents = (watcher: Watcher, inner: CudaRuntimeService, event
     const run = inner.streamWaitEvent(stream, event)
     return isEnqueued(stream) && event?.state === "live" ? waitOn(watcher, events, stream, event, run) : run
   }
-  const known = (event: EventRef): Point | undefined => {
+  /** What the host waits for with an event. Nobody knows what others recorded, so that counts as everything. */
+  const known = (event: EventRef): ReadonlyArray<Point> => {
     const state = events.of(event)
     state.isWaited = true
-    return isRecordedByOthers(event, state) ? undefined : state.point
+    if (isRecordedByOthers(event, state)) return Array.from(timelines.live, (timeline) => timelines.pointOf(timeline))
+    return state.point === undefined ? noPoints : [state.point]
   }
-  const finish = (point: Point | undefined) => {
-    if (point !== undefined) timelines.finish(point)
-  }
+  const finish = (points: ReadonlyArray<Point>) => points.forEach((point) => timelines.finish(point))
   return {
     eventRecord: operation(record),
     streamWaitEvent: operation(wait),
     eventQuery: operation((event: EventRef) => {
-      const point = event?.state === "live" ? known(event) : undefined
-      return after(inner.eventQuery(event), (isDone) => finish(isDone ? point : undefined))
+      const points = event?.state === "live" ? known(event) : noPoints
+      return after(inner.eventQuery(event), (isDone) => finish(isDone ? points : noPoints))
     }),
     eventSynchronize: (event) =>
       Effect.suspend(() => {
-        const point = event?.state === "live" ? known(event) : undefined
-        const run = after(inner.eventSynchronize(event), () => finish(point))
+        const points = event?.state === "live" ? known(event) : noPoints
+        const run = after(inner.eventSynchronize(event), () => finish(points))
         return event?.state === "live" && isNeverRecorded(events, event)
           ? refuseNever(watcher, "CudaEvent.synchronize", event, "the host", run)
           : run
       }),
     eventElapsedTime: (start, end) =>
       Effect.suspend(() => {
-        const points = [start, end].map((event) => event?.state === "live" ? known(event) : undefined)
-        return after(inner.eventElapsedTime(start, end), () => points.forEach(finish))
+        const points = [start, end].flatMap((event) => event?.state === "live" ? known(event) : noPoints)
+        return after(inner.eventElapsedTime(start, end), () => finish(points))
       }),
     ...watchedStreams(watcher, inner)
   }

@@ -67,7 +67,11 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
     memoryFree: (memory) =>
       Effect.suspend(() => {
         watcher.released(memory)
-        if (memory?.state === "live") checks.release(memory, isOwner(memory), watcher.where)
+        if (memory?.state === "live") watcher.host?.released(memory)
+        if (memory?.state === "live") {
+          checks.release(memory, isOwner(memory), watcher.where)
+          if (memory.isOrdered) watcher.turns.orders.releaseMemory(memory)
+        }
         return inner.memoryFree(memory)
       }),
     poolCreate: (device, options) => made("poolCreate", inner.poolCreate(device, options)),
@@ -98,6 +102,8 @@ const isOwner = (memory: MemoryRef): boolean => {
   return own.kind === "host" || !own.isForeign
 }
 
-const endIfReleased = ({ checks }: Watcher, stream: StreamRef): void => {
-  if (stream.state === "released") checks.endTimeline(stream)
+const endIfReleased = ({ checks, turns }: Watcher, stream: StreamRef): void => {
+  if (stream.state !== "released") return
+  turns.orders.endTimeline(checks.timelineOf(stream))
+  checks.endTimeline(stream)
 }

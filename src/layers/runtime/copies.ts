@@ -31,6 +31,21 @@ export interface MemoryTransfer {
 }
 
 /**
+ * What a layer around the runtime is told of an array of the program that an operation copies, piece by piece.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ArrayWatch {
+  /** The program must not change these bytes until the end, or until `check`. */
+  readonly keep: (bytes: Uint8Array) => void
+  /** The operation is about to change bytes that were kept. */
+  readonly check: (bytes: Uint8Array) => void
+  /** The operation is done. */
+  readonly end: Effect.Effect<void, CudaError>
+}
+
+/**
  * Operations that copy and fill memory.
  *
  * @category models

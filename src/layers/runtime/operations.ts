@@ -394,6 +394,7 @@ export const refusing = (wrong: WrongHandle): CudaRuntimeService => {
     identity: wrong,
     recording: undefined,
     hostAccess: undefined,
+    watchArray: undefined,
     driverVersion: 0,
     devices: [],
     liveResources: Effect.succeed(nothingLive)

@@ -49,6 +49,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     identity: core.backend,
     recording: undefined,
     hostAccess: undefined,
+    watchArray: undefined,
     driverVersion: core.backend.driverVersion,
     devices: core.backend.devices.all,
     ...deviceOperations(core),

@@ -9,6 +9,7 @@ import type { MemoryAccess, MemoryRange, WaitOptions } from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import { operation } from "./operation.ts"
 import { Access, all, marksOfPart, Track, Work } from "./ordering.ts"
 import type { Mark, Ordering, Part } from "./ordering.ts"
 import { refuseRange } from "./ranges.ts"
@@ -40,8 +41,8 @@ export interface MarkerBackend {
 export const accessOperations = (core: Core): Omit<AccessOperations, "memoryEnqueue"> => {
   const accesses = new WeakMap<MemoryAccess, Access>()
   return {
-    memoryBegin: (access) => Effect.suspend(() => begin(core, accesses, access)),
-    memoryEnd: (access) => Effect.suspend(() => end(core, accesses, access)),
+    memoryBegin: operation((access: MemoryAccess) => begin(core, accesses, access)),
+    memoryEnd: operation((access: MemoryAccess) => end(core, accesses, access)),
     memorySynchronize: (range) => Effect.suspend(() => synchronize(core, range))
   }
 }

@@ -26,7 +26,8 @@ export function operation<P1, P2, P3, P4, A>(
 export function operation<P1, P2, P3, P4, A>(
   run: (first: P1, second: P2, third: P3, fourth: P4) => Operation<A>
 ): (first: P1, second: P2, third: P3, fourth: P4) => Operation<A> {
-  return (first, second, third, fourth) => new DriverCall(run, first, second, third, fourth)
+  const call = (first: P1, second: P2, third: P3, fourth: P4) => new DriverCall(run, first, second, third, fourth)
+  return Object.assign(call, { run })
 }
 
 /** A single class for all operations, so that the fiber's run loop stays monomorphic. */
@@ -55,6 +56,13 @@ class DriverCall<P1, P2, P3, P4, A> extends Effectable.Class<A, CudaError> {
     return run(this.first, this.second, this.third, this.fourth)
   }
 }
+
+type AnyCall = (...args: ReadonlyArray<never>) => Operation<unknown>
+
+const isMade = <Call extends AnyCall>(call: Call): call is Call & { readonly run: Call } => "run" in call
+
+/** The function inside a function made by `operation`: calling it makes the driver call, without an effect around it. */
+export const directly = <Call extends AnyCall>(call: Call): Call => isMade(call) ? call.run : call
 
 /**
  * Evaluates effects made by `operation` right here, instead of in the fiber's run loop. What they return is returned as it is: an exit, or

@@ -53,6 +53,8 @@ export class StreamResource implements StreamRef {
   line: Line | undefined
   /** What a stream of other code needs to live. */
   keeps: Set<unknown> | undefined
+  /** What the checker around the runtime knows of it. */
+  checked: unknown
   readonly owner: Owner
   readonly handle: StreamHandle
   readonly id: number
