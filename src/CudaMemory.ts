@@ -209,6 +209,7 @@ export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements D
     return this.ref.byteLength
   }
   get address(): number {
+    this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "address")
     return this.ref.address
   }
   get isOrdered(): boolean {
@@ -242,10 +243,6 @@ export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements D
 
 class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
   declare readonly ref: ManagedMemoryRef
-  override get address(): number {
-    this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "address")
-    return this.ref.address
-  }
   get bytes(): Uint8Array<ArrayBuffer> {
     this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "bytes")
     return this.ref.bytes

@@ -353,7 +353,7 @@ const wrap = (runtime: CudaRuntimeService, watcher: Watcher): CudaRuntimeService
     ...wrapped,
     hostAccess: (range, operation) => {
       hostAccess?.(range, operation)
-      if (operation === "address") watcher.host?.giveOut(range.memory)
+      if (operation === "address") watcher.giveOut(range.memory)
       else watcher.look(range, operation)
     },
     watchArray: watcher.host === undefined ? watchArray : (operation, stream) => watcher.watchArray(operation, stream)

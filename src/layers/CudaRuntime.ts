@@ -100,8 +100,8 @@ export interface CudaRuntimeService
   /** The recording whose streams and memory this runtime makes; undefined outside recordings. */
   readonly recording: RecordingRef | undefined
   /**
-   * Called when the program takes the bytes of pinned or managed memory, or with the operation `address`, its address; undefined if no layer
-   * looks at that.
+   * Called when the program takes the bytes of pinned or managed memory, or with the operation `address`, the address of any memory;
+   * undefined if no layer looks at that.
    */
   readonly hostAccess: ((range: MemoryRange, operation: string) => void) | undefined
   /** Called when an operation begins to copy an array of the program, piece by piece; undefined if no layer looks at that. */

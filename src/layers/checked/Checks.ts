@@ -348,8 +348,8 @@ export class Checks {
   }
 
   /** The number of regions, pieces and streams that are kept. */
-  get size(): { readonly regions: number; readonly streams: number } {
-    return { regions: this.#regions.size, streams: this.timelines.live.size }
+  get size(): { readonly regions: number; readonly pieces: number; readonly streams: number } {
+    return { regions: this.#regions.size, pieces: this.#regions.pieces, streams: this.timelines.live.size }
   }
 }
 

@@ -103,6 +103,12 @@ export class Regions<User extends object> {
     return this.#spaces.host.regions.length + this.#spaces.device.regions.length
   }
 
+  /** The number of pieces in all regions. */
+  get pieces(): number {
+    const { device, host } = this.#spaces
+    return [...device.regions, ...host.regions].reduce((sum, { pieces }) => sum + pieces.length, 0)
+  }
+
   /** The region of a buffer. */
   of(memory: CheckedMemory): Region<User> {
     return this.known(memory) ?? this.#find(memory)

@@ -6,19 +6,22 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { CudaError } from "../../CudaError.ts"
-import type { ArrayWatch, MemoryRange, StreamRef } from "../CudaRuntime.ts"
+import type { ArrayWatch, KernelRef, MemoryRange, MemoryRef, StreamRef } from "../CudaRuntime.ts"
 import { evaluate } from "../shared/operation.ts"
+import { StreamResource } from "../shared/resources.ts"
 import { Checks } from "./Checks.ts"
 import type { Use, Where, Work } from "./Checks.ts"
 import { ArrayCopies } from "./Copies.ts"
-import { explainArrayWrite, explainHost, explainHostWrite, printWhere } from "./explain.ts"
+import { explainArrayWrite, explainFreed, explainHost, explainHostWrite, printWhere } from "./explain.ts"
+import { FreedMemory } from "./FreedMemory.ts"
 import { OrderedHandles } from "./handles.ts"
 import { HostMemory } from "./HostMemory.ts"
 import { accessesOf, describeBytes, leftover } from "./reports.ts"
 import type { Race, Report, UsedAfterRelease } from "./reports.ts"
 import type { Known, Timeline } from "./timelines.ts"
 import { Turns } from "./Turns.ts"
-import type { Collected } from "./uses.ts"
+import { readLaunch } from "./uses.ts"
+import type { Collected, RawUse } from "./uses.ts"
 
 /** Whether the operations of a region are left unchecked. */
 const CurrentUnchecked = Context.Reference<boolean>("effect-cuda/layers/CheckedRuntime/CurrentUnchecked", {
@@ -55,6 +58,13 @@ export interface Unknowns {
   readonly hostReads: number
 }
 
+/** Work that uses raw addresses. */
+export interface RawWork {
+  readonly operation: string
+  readonly raw: ReadonlyArray<RawUse>
+  readonly where: Where | undefined
+}
+
 type Run<A = void> = Effect.Effect<A, CudaError>
 
 /** The most reports that are kept. */
@@ -66,6 +76,7 @@ export class Watcher {
   readonly checks = new Checks()
   readonly handles = new OrderedHandles(this.checks.timelines)
   readonly turns = new Turns()
+  readonly freed = new FreedMemory()
   readonly options: WatchOptions
   /** The memory of the host that work reads, if writes by the host are looked for. */
   readonly host: HostMemory | undefined
@@ -139,12 +150,51 @@ export class Watcher {
 
   enqueueCollected(
     stream: StreamRef,
-    { operation, unknown, uses }: Collected,
+    { operation, raw, uses }: Collected,
     inner: Run,
     next?: () => void
   ): Run {
-    this.unknown.rawAddresses += unknown
+    if (raw.length > 0) {
+      this.unknown.rawAddresses += raw.length
+      const reports = this.findFreed(stream, [{ operation, raw, where: this.where }])
+      if (reports.length > 0) {
+        const goOn = Effect.suspend(() => this.enqueue(operation, stream, uses, inner, next))
+        return this.meet(operation, stream.deviceIndex, reports, goOn)
+      }
+    }
     return this.enqueue(operation, stream, uses, inner, next)
+  }
+
+  /** Reports raw addresses in memory that was released. */
+  findFreed(stream: StreamRef, works: ReadonlyArray<RawWork>): ReadonlyArray<Report> {
+    if (this.freed.size === 0) return []
+    const name = String(stream)
+    return works.flatMap((work) =>
+      work.raw.flatMap((use) => {
+        const freed = this.freed.find(use.address)
+        return freed === undefined ? [] : [explainFreed(freed, use, work, name)]
+      })
+    )
+  }
+
+  /** The raw addresses in the work of recordings, and in that of graphs. */
+  readonly rawOf = new WeakMap<object, Array<RawWork>>()
+
+  /** Notes the raw addresses of a launch that is recorded: graphs use them when they are launched. */
+  recordRaw(stream: StreamRef, kernel: KernelRef, values: ReadonlyArray<unknown>): void {
+    const recording = stream instanceof StreamResource ? stream.recording : undefined
+    if (recording === undefined || kernel?.module?.state !== "live") return
+    const { operation, raw } = readLaunch(kernel, values)
+    if (raw.length === 0) return
+    const works = this.rawOf.get(recording) ?? []
+    this.rawOf.set(recording, works)
+    works.push({ operation, raw, where: this.where })
+  }
+
+  /** Notes that the program has the address of memory. */
+  giveOut(memory: MemoryRef): void {
+    this.host?.giveOut(memory)
+    this.freed.giveOut(memory)
   }
 
   /** Runs an operation, and notes its uses unless it fails. */

@@ -3,13 +3,15 @@
  */
 import type { Access, Use, Where, Work } from "./Checks.ts"
 import type { Changed } from "./Copies.ts"
+import type { Freed } from "./FreedMemory.ts"
 import type { HostWrite } from "./HostMemory.ts"
 import type { Piece } from "./Pieces.ts"
-import { deadlock, invertedOrder, raceOf } from "./reports.ts"
-import type { AccessOfFiber, CheckedAccess, Deadlock, InvertedOrder, Race } from "./reports.ts"
+import { deadlock, invertedOrder, raceOf, usedAfterRelease } from "./reports.ts"
+import type { AccessOfFiber, CheckedAccess, Deadlock, InvertedOrder, Race, UsedAfterRelease } from "./reports.ts"
 import { epochIn } from "./timelines.ts"
 import type { Known, Timeline } from "./timelines.ts"
 import type { Order, Turn, Waiting } from "./Turns.ts"
+import type { RawUse } from "./uses.ts"
 
 /** The name of a place in the program, and where it is in the source. */
 export const printWhere = (where: Where | undefined): string | undefined => {
@@ -58,6 +60,19 @@ export const explainHost = (write: Access, use: Use, operation: string, where: W
     fix: `Before ${operation}, call CudaStream.synchronize(${name}).`
   })
 }
+
+/** The report of a raw address in memory that was released. */
+export const explainFreed = (
+  { memory, from, to, where }: Freed,
+  use: RawUse,
+  work: { readonly operation: string; readonly where: Where | undefined },
+  stream: string
+): UsedAfterRelease =>
+  usedAfterRelease({
+    access: printed(stream, work.operation, use, work.where),
+    bytes: { memory, offset: use.address - from, byteLength: to - use.address },
+    released: printWhere(where)
+  })
 
 const ofFiber = ({ fiber, timeline, where }: Turn, use: Use): AccessOfFiber => ({
   fiber: `fiber ${fiber}`,

@@ -13,7 +13,7 @@ import type {
   MemoryTransfer,
   PointerArgument
 } from "../CudaRuntime.ts"
-import { isPart, isRange } from "../shared/arguments.ts"
+import { isPart, isRange, isRaw } from "../shared/arguments.ts"
 import { ownMemory } from "../shared/resources.ts"
 import type { Use } from "./Checks.ts"
 import type { AccessKind } from "./reports.ts"
@@ -23,8 +23,15 @@ export interface Collected {
   /** What the operation is called. */
   readonly operation: string
   readonly uses: Array<Use>
-  /** The number of raw addresses: nobody knows what is used through them. */
-  unknown: number
+  /** Raw addresses: nobody knows how much is used through them. */
+  readonly raw: Array<RawUse>
+}
+
+/** Use of memory by its address. */
+export interface RawUse {
+  readonly address: number
+  readonly kind: AccessKind
+  readonly argument: string
 }
 
 const add = (
@@ -115,7 +122,7 @@ const addPart = (
 ): void => {
   if (value === null || value === undefined) return
   if (!isPart(value)) {
-    collected.unknown++
+    if (isRaw(value)) collected.raw.push({ address: value.address, kind: accessKinds[access], argument })
     return
   }
   add(collected.uses, value.buffer.ref, value.offset, value.byteLength, accessKinds[access], argument)
@@ -190,9 +197,9 @@ const makePlan = (kernel: KernelRef): Plan => {
 }
 
 /** The uses of a launch, by the kinds of the kernel's parameters. */
-export const ofLaunch = (kernel: KernelRef, values: ReadonlyArray<unknown>): Collected => {
+const ofLaunch = (kernel: KernelRef, values: ReadonlyArray<unknown>): Collected => {
   const { operation, pointers } = planOf(kernel)
-  const collected: Collected = { operation, uses: [], unknown: 0 }
+  const collected: Collected = { operation, uses: [], raw: [] }
   for (let at = 0; at < pointers.length; at++) {
     const { collect, index, name } = pointers[at]!
     collect(collected, values[index], name)
@@ -200,8 +207,17 @@ export const ofLaunch = (kernel: KernelRef, values: ReadonlyArray<unknown>): Col
   return collected
 }
 
+/** The uses of a launch. The runtime refuses values of the wrong kind, and reading them must not throw before that. */
+export const readLaunch = (kernel: KernelRef, values: ReadonlyArray<unknown>): Collected => {
+  try {
+    return ofLaunch(kernel, values)
+  } catch {
+    return { operation: "CudaKernel.launch", uses: [], raw: [] }
+  }
+}
+
 export const ofCall = ({ names, reads = [], writes = [] }: EnqueuedCall): Collected => {
-  const collected: Collected = { operation: names?.operation ?? "CudaMemory.enqueue", uses: [], unknown: 0 }
+  const collected: Collected = { operation: names?.operation ?? "CudaMemory.enqueue", uses: [], raw: [] }
   for (const [index, part] of reads.entries()) addPart(collected, part, "read", `reads[${index}]`)
   for (const [index, part] of writes.entries()) addPart(collected, part, "write", `writes[${index}]`)
   return collected
@@ -211,7 +227,7 @@ const hasArgument = ({ kind }: LibraryParameter): boolean => kind !== "stream" &
 
 /** The uses of a call of a library, by the kinds of the function's parameters. */
 export const ofLibraryCall = (library: LibraryRef, name: string, values: ReadonlyArray<unknown>): Collected => {
-  const collected: Collected = { operation: `CudaLibrary.call of ${name}`, uses: [], unknown: 0 }
+  const collected: Collected = { operation: `CudaLibrary.call of ${name}`, uses: [], raw: [] }
   const parameters = library.definition.functions[name]?.parameters.filter(hasArgument) ?? []
   for (const [index, kind] of parameters.entries()) {
     if (kind.kind === "pointer") addPart(collected, values[index], kind.access, `arguments[${index}]`)

@@ -19,7 +19,7 @@ import { ownMemory } from "../shared/resources.ts"
 import type { Access, Checks, OpenWork, Use, Where } from "./Checks.ts"
 import { orderedAmong } from "./handles.ts"
 import type { Known, Timeline } from "./timelines.ts"
-import { ofBatch, ofCall, ofCopy, ofCopy2D, ofFill, ofLaunch, ofLibraryCall, planOf } from "./uses.ts"
+import { ofBatch, ofCall, ofCopy, ofCopy2D, ofFill, ofLibraryCall, planOf, readLaunch } from "./uses.ts"
 import type { Collected } from "./uses.ts"
 import { after, isEnqueued } from "./Watcher.ts"
 import type { Watcher } from "./Watcher.ts"
@@ -41,7 +41,7 @@ const read = <A>(uses: () => A, otherwise: A): A => {
 }
 
 const nothing: ReadonlyArray<Use> = []
-const nothingCollected = (operation: string): Collected => ({ operation, uses: [], unknown: 0 })
+const nothingCollected = (operation: string): Collected => ({ operation, uses: [], raw: [] })
 
 export const watched = (watcher: Watcher, inner: CudaRuntimeService): Watched => {
   const events = new Events()
@@ -89,7 +89,10 @@ const watchedRepeated = (watcher: Watcher, inner: CudaRuntimeService): Watched =
     }),
     kernelLaunch: operation(
       (kernel: KernelRef, config: LaunchConfig, values: ReadonlyArray<unknown>, stream: StreamRef) => {
-        if (!isEnqueued(stream) || kernel?.module?.state !== "live") return launch(kernel, config, values, stream)
+        if (!isEnqueued(stream) || kernel?.module?.state !== "live") {
+          watcher.recordRaw(stream, kernel, values)
+          return launch(kernel, config, values, stream)
+        }
         return repeatLaunch(watcher, launch, kernel, config, values, stream) ??
           watcher.enqueueCollected(
             stream,
@@ -252,14 +255,6 @@ const readFill = (to: MemoryRange): ReadonlyArray<Use> => {
     return ofFill(to)
   } catch {
     return nothing
-  }
-}
-
-const readLaunch = (kernel: KernelRef, values: ReadonlyArray<unknown>): Collected => {
-  try {
-    return ofLaunch(kernel, values)
-  } catch {
-    return nothingCollected("CudaKernel.launch")
   }
 }
 

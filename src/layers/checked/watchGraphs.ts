@@ -50,6 +50,8 @@ export const watchedGraphs = (watcher: Watcher, inner: CudaRuntimeService, event
   return {
     graphEnd: (recording) =>
       Effect.flatMap(inner.graphEnd(recording), (graph) => {
+        const raw = watcher.rawOf.get(recording)
+        if (raw !== undefined) watcher.rawOf.set(graph, raw)
         const races = racesOf(watcher, graph)
         const ended = Effect.succeed(graph)
         return races.length === 0 ? ended : watcher.meet("CudaGraph.record", graph.deviceIndex, races, ended)
@@ -89,7 +91,7 @@ const launchOn = <A>(
   const graph = exec.graph instanceof GraphResource ? exec.graph : undefined
   const handles = graph?.handles.filter(({ ordering }) => ordering !== undefined) ?? []
   watcher.handles.wait(timeline, handles)
-  return watcher.enqueue("CudaGraph.launch", stream, uses, run, () => {
+  const noted = () => {
     const point = timelines.pointOf(timeline)
     state.launches[state.next] = point
     state.next = (state.next + 1) % exec.instances
@@ -99,5 +101,9 @@ const launchOn = <A>(
       own.point = point
       own.isWaited = true
     }
-  })
+  }
+  const freed = watcher.findFreed(stream, watcher.rawOf.get(exec.graph) ?? [])
+  if (freed.length === 0) return watcher.enqueue("CudaGraph.launch", stream, uses, run, noted)
+  const goOn = Effect.suspend(() => watcher.enqueue("CudaGraph.launch", stream, uses, run, noted))
+  return watcher.meet("CudaGraph.launch", stream.deviceIndex, freed, goOn)
 }

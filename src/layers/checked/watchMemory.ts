@@ -23,6 +23,7 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
       const { where } = watcher
       return Effect.map(run, (resource) => {
         watcher.made(resource, operations[member].name, where)
+        if (isMemory(resource)) watcher.freed.made(resource)
         next?.(resource)
         return resource
       })
@@ -70,6 +71,7 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
         if (memory?.state === "live") watcher.host?.released(memory)
         if (memory?.state === "live") {
           checks.release(memory, isOwner(memory), watcher.where)
+          if (isOwner(memory)) watcher.freed.release(memory, watcher.where)
           if (memory.isOrdered) watcher.turns.orders.releaseMemory(memory)
         }
         return inner.memoryFree(memory)
@@ -96,6 +98,8 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
 const releaseGlobals = ({ checks, where }: Watcher, module: ModuleRef): void => {
   for (const memory of ownModule(module).globals.values()) checks.release(memory, true, where)
 }
+
+const isMemory = (resource: object): resource is MemoryRef => "address" in resource && "byteLength" in resource
 
 const isOwner = (memory: MemoryRef): boolean => {
   const own = ownMemory(memory)
