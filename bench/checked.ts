@@ -94,6 +94,8 @@ const makeWay = Effect.gen(function*() {
     "copy 4 KiB to the device": () => CudaMemory.copy(device, host, stream),
     "fill 4 KiB": () => CudaMemory.fill(device, 0, stream),
     "fill 2 KiB, in turn": () => CudaMemory.fill(parts[turn++ % 2]!, 1, stream),
+    "copy, fill of the same bytes": () =>
+      Effect.andThen(CudaMemory.copy(device, host, stream), CudaMemory.fill(device, 0, stream)),
     "launch, 3 arguments": () => CudaKernel.launch(kernel, config, values, stream)
   }
   return { operations, end: Effect.andThen(CudaStream.synchronize(stream), CudaStream.synchronize(other)) }

@@ -1,6 +1,6 @@
 /**
  * A layer around any runtime that finds races: uses of the same memory on different streams, or by the host, without an order between
- * them.
+ * them; and deadlocks of accesses.
  *
  * It watches every operation with vector clocks, and decides from the order that the program expresses, not from what happened to run
  * first. A race is therefore found on the first run, on a simulated device as well as on a GPU. It costs nothing where it is not provided.
@@ -36,7 +36,7 @@ import { CudaRuntime } from "./CudaRuntime.ts"
 import type { CudaRuntimeService } from "./CudaRuntime.ts"
 import { around } from "./runtime/operations.ts"
 import type { OperationCall } from "./runtime/operations.ts"
-import { evaluate } from "./shared/operation.ts"
+import { evaluate, operation } from "./shared/operation.ts"
 
 export type {
   /**
@@ -161,7 +161,8 @@ export type {
  */
 export interface CheckOptions {
   /**
-   * What happens besides collecting reports. `"fail"`: an operation that races fails with `RaceDetected`, and enqueues nothing; other
+   * What happens besides collecting reports. `"fail"`: an operation that races fails with `RaceDetected`, and enqueues nothing; an
+   * operation that sees a write by the host fails after it has run; an access that completes a deadlock fails with `NeverFinishes`; other
    * reports are logged. `"log"`: reports are logged as warnings. `"collect"`: nothing. Default: `"log"`.
    */
   readonly mode?: "fail" | "log" | "collect" | undefined
@@ -361,10 +362,10 @@ const wrap = (runtime: CudaRuntimeService, watcher: Watcher): CudaRuntimeService
 }
 
 /** Reports the writes by the host that an operation has found. */
-const withHostWrites = (watcher: Watcher, name: string, call: OperationCall): OperationCall => (...args) =>
-  Effect.suspend(() => {
+const withHostWrites = (watcher: Watcher, name: string, call: OperationCall): OperationCall =>
+  operation((first: unknown, second: unknown, third: unknown, fourth: unknown) => {
     const { where } = watcher
-    const run = evaluate(call(...args))
+    const run = evaluate(call(first, second, third, fourth))
     return Effect.matchCauseEffect(run, {
       onSuccess: (value) => watcher.meetHost(name, where, Effect.succeed(value)),
       onFailure: (cause) => {
@@ -525,7 +526,10 @@ const withReports = <A, E>(
  *   libraries and other native code by what they are told to read and write, and launches of graphs;
  * - the same inside a graph, when its recording ends;
  * - the host taking bytes of pinned or managed memory, with `bytes` or `CudaMemory.view`, all of which work may still write;
- * - use of memory after its owner released it, through a buffer made with `CudaMemory.fromAddress`;
+ * - with `hostWrites`, the host writing to pinned or managed memory that work may still read, and to arrays while they are uploaded or
+ *   downloaded;
+ * - use of memory after its owner released it, through a buffer made with `CudaMemory.fromAddress`, or by its raw address;
+ * - fibers that wait for each other's `CudaMemory.access`, and accesses that are begun inside each other in inverted orders;
  * - waits for events that were never recorded, and records that replace one on another stream that nobody waited for;
  * - resources that are left when the runtime ends.
  *
@@ -535,8 +539,8 @@ const withReports = <A, E>(
  * **Gotchas**
  *
  * What cannot be known counts as ordered, and `Checker.summary` counts it. Not seen: memory behind raw addresses, what kernels do beyond
- * their declared parameters, writes by the host to memory that work reads, and what the host does with a view that it took earlier. Taking
- * bytes counts as reading them, so take a view after waiting.
+ * their declared parameters, and what the host reads through a view that it took earlier. Taking bytes counts as reading them, so take a
+ * view after waiting.
  *
  * A kernel parameter of the kind `pointer` counts as written. Declare parameters that are only read with `CudaParameter.input`.
  *

@@ -147,7 +147,10 @@ describe("on a GPU, the checker reports nothing of", () => {
   for (const name of Object.keys(programs)) {
     it.live.skipIf(gpu === undefined || !has(name))(
       name,
-      () => CheckedRuntime.check(programs[name]!, { stacks: true, hostWrites: true }).pipe(Effect.provide(NativeRuntime.layer())),
+      () =>
+        CheckedRuntime.check(programs[name]!, { stacks: true, hostWrites: true }).pipe(
+          Effect.provide(NativeRuntime.layer())
+        ),
       60_000
     )
   }

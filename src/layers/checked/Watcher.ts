@@ -114,7 +114,7 @@ export class Watcher {
 
   /** The timeline of a stream on which an operation may repeat an earlier one. See `Checks.repeated`. */
   repeating(stream: StreamRef): Timeline | undefined {
-    return isUsed || !this.checks.canRepeat ? undefined : this.checks.knownTimeline(stream)
+    return (isUsed && this.isUnchecked) || !this.checks.canRepeat ? undefined : this.checks.knownTimeline(stream)
   }
 
   get isUnchecked(): boolean {
