@@ -73,6 +73,8 @@ export interface MakeOptions {
    * (`CudaDevice.enablePeerAccess`).
    */
   readonly peers?: ReadonlyArray<DeviceInput> | undefined
+  /** Whether other processes can open the pool (see `CudaInterprocess`). Needs Linux. Default: false. */
+  readonly shareable?: boolean | undefined
 }
 
 export type {
@@ -93,14 +95,17 @@ export type {
  */
 export const isMemoryPool = (u: unknown): u is MemoryPool => Predicate.hasProperty(u, TypeId)
 
-class MemoryPoolImpl extends DeviceHandle<MemoryPoolRef> implements MemoryPool {
+/** @internal */
+export class MemoryPoolImpl extends DeviceHandle<MemoryPoolRef> implements MemoryPool {
   readonly [TypeId] = TypeId
   get handle(): number {
     return this.ref.handle
   }
   toString(): string {
     const { deviceIndex, handle } = this
-    const whose = this.ref.origin === "runtime" && "of the runtime"
+    const whose = this.ref.origin === "runtime"
+      ? "of the runtime"
+      : this.ref.origin === "opened" && "of another process"
     return oneLine("MemoryPool", hex(handle), `device ${deviceIndex}`, whose, unlessLive(this.ref))
   }
   toJSON() {
@@ -144,7 +149,8 @@ export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaE
         reuseFollowEventDependencies: options.reuseFollowEventDependencies ?? true,
         reuseAllowOpportunistic: options.reuseAllowOpportunistic ?? true,
         reuseAllowInternalDependencies: options.reuseAllowInternalDependencies ?? false,
-        peers: options.peers && Array.from(options.peers, (peer) => deviceIndexOf(peer, Number.NaN))
+        peers: options.peers && Array.from(options.peers, (peer) => deviceIndexOf(peer, Number.NaN)),
+        shareable: options.shareable ?? false
       }),
     destroy: (runtime, ref) => runtime.poolDestroy(ref),
     wrap: (runtime, ref) => new MemoryPoolImpl(runtime, ref)

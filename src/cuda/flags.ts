@@ -28,6 +28,15 @@ export const eventFlags = { default: 0, blockingSync: 1, disableTiming: 2, inter
 /** Size of a `CUipcEventHandle` in bytes. */
 export const ipcHandleSize = 64
 
+/** Size of a `CUmemPoolPtrExportData` and of a `CUipcMemHandle` in bytes. */
+export const memoryHandleSize = 64
+
+/** Access of other devices to opened memory is set up when it is first used (`CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`). */
+export const ipcLazyPeerAccess = 1
+
+/** `CUmemAllocationHandleType`. */
+export const allocationHandleTypes = { none: 0, posixFileDescriptor: 1 } as const
+
 /** Pins memory for all contexts (`CU_MEMHOSTREGISTER_PORTABLE`). */
 export const hostRegisterPortable = 1
 

@@ -44,11 +44,14 @@ const pointer = "CUdeviceptr"
 const host = "HostPointer"
 const hostFunction = "CUhostFn"
 
-/** `CUipcEventHandle`, which is passed by value. It is not a koffi type (see `bindOpenIpc` in `library.ts`). */
-const ipcHandle = "CUipcEventHandle"
+/** `CUipcEventHandle` or `CUipcMemHandle`, which are passed by value. Not a koffi type (see `bindByValue` in `library.ts`). */
+const ipcHandle = "CUipcHandle"
 
 /** `CUmemLocation`: two `int`s passed by value, in one register in every calling convention. */
 const location = "uint64_t"
+
+/** 64 flags, or a descriptor in place of a pointer. */
+const word = "uint64_t"
 
 /** Encodes a location for the call: the type in the lower half, the id in the upper half. */
 export const locationOf = (type: number, id: number): number => type + id * 2 ** 32
@@ -156,6 +159,15 @@ export const optionalDriverFunctions = {
   /** In every driver so far, and needed only for profilers. */
   cuProfilerStart: [],
   cuProfilerStop: [],
+  /** In every driver for Linux so far, and needed only to share memory with other processes. */
+  cuMemPoolExportToShareableHandle: [memory, pool, int, word],
+  cuMemPoolImportFromShareableHandle: [memory, word, int, word],
+  cuMemPoolExportPointer: [memory, pointer],
+  cuMemPoolImportPointer: [memory, pool, memory],
+  cuMemAlloc_v2: [memory, size],
+  cuIpcGetMemHandle: [memory, pointer],
+  cuIpcOpenMemHandle_v2: [memory, ipcHandle, uint],
+  cuIpcCloseMemHandle: [pointer],
   /** CUDA 12.2. */
   cuMemPrefetchAsync_v2: [pointer, size, location, uint, stream],
   cuMemAdvise_v2: [pointer, size, int, location],
@@ -223,9 +235,14 @@ export type DriverFunctions =
       Arguments<(typeof driverFunctions)[Name]>
     >
   }
-  & { readonly cuIpcOpenEventHandle: (out: ArrayBufferView, handle: Uint8Array) => number }
   & {
-    readonly [Name in OptionalDriverFunctionName]:
+    readonly cuIpcOpenEventHandle: (out: ArrayBufferView, handle: Uint8Array) => number
+    readonly cuIpcOpenMemHandle_v2:
+      | ((out: ArrayBufferView, handle: Uint8Array, flags: number) => number)
+      | undefined
+  }
+  & {
+    readonly [Name in Exclude<OptionalDriverFunctionName, "cuIpcOpenMemHandle_v2">]:
       | DriverFunction<Arguments<(typeof optionalDriverFunctions)[Name]>>
       | undefined
   }

@@ -8,6 +8,8 @@ import type Koffi from "koffi"
 import type { LibraryHandle } from "koffi"
 import { constants } from "node:buffer"
 import type { OnEnd } from "./asyncCalls.ts"
+import { findTakeDescriptor } from "./descriptors.ts"
+import type { TakeDescriptor } from "./descriptors.ts"
 import { driverPlaces, openFirst } from "./find.ts"
 import type { Environment } from "./find.ts"
 import { ipcHandleSize } from "./flags.ts"
@@ -41,6 +43,8 @@ export interface DriverLibrary {
   readonly calls: DriverFunctions
   /** The C string at an address. */
   readonly readText: (address: number) => string
+  /** Copies a descriptor of another process into this one; undefined where that is not supported. */
+  readonly takeDescriptor: TakeDescriptor | undefined
   /** The address stored at an address. */
   readonly readAddress: (address: number) => number
   /** The address of a buffer's memory. */
@@ -111,14 +115,18 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
   for (const functionName of Object.keys(driverFunctions) as ReadonlyArray<DriverFunctionName>) {
     try {
       calls[functionName] = functionName === openIpc
-        ? bindOpenIpc(library)
+        ? bindByValue(library, openIpc)
         : library.func(functionName, "int", typesOf(driverFunctions[functionName]))
     } catch {
       return { _tag: "FunctionMissing", functionName, driverVersion: readVersion(library) }
     }
   }
   for (const [functionName, types] of Object.entries(optionalDriverFunctions)) {
-    calls[functionName] = bindOptional(library, functionName, typesOf(types))
+    calls[functionName] = bindOptional(() =>
+      functionName === openMemory
+        ? bindByValue(library, openMemory, ["uint32_t"])
+        : library.func(functionName, "int", typesOf(types))
+    )
   }
   const bound: DriverLibrary = {
     path,
@@ -131,6 +139,7 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
       if (byteLength > mostViewBytes) throw new RangeError(`a view of ${byteLength} bytes; at most ${mostViewBytes}`)
       return koffi.view(BigInt(address), byteLength)
     },
+    takeDescriptor: findTakeDescriptor(koffi),
     memset: findMemset(koffi),
     pages: findPages(koffi),
     wantLargePages: findAdvise(koffi)
@@ -141,9 +150,9 @@ const bind = (koffi: typeof Koffi, path: string, library: LibraryHandle): LoadRe
 }
 
 /** Undefined for a function that this driver lacks. */
-const bindOptional = (library: LibraryHandle, functionName: string, parameters: Array<string>) => {
+const bindOptional = (bind: () => unknown): unknown => {
   try {
-    return library.func(functionName, "int", parameters)
+    return bind()
   } catch {
     return undefined
   }
@@ -160,18 +169,22 @@ const readVersion = (library: LibraryHandle): number | undefined => {
 }
 
 const openIpc = "cuIpcOpenEventHandle"
+const openMemory = "cuIpcOpenMemHandle_v2"
 
 /**
- * Passes `CUipcEventHandle`, a struct of 64 bytes by value, in the form that the calling convention gives it. Does not use a koffi
+ * Binds a function that takes an address, a struct of 64 bytes by value, and numbers. Passes the struct in the form that the calling convention gives it. Does not use a koffi
  * struct, because koffi would read it property by property and crash the process if the thread is terminated meanwhile. The System V
- * ABI of x86-64 copies the bytes to the stack, where arguments go once all registers are used; other ABIs pass the address of a copy.
+ * ABI of x86-64 copies the bytes to the stack, where arguments go once all six registers are used; other ABIs pass the address of a copy.
  */
-const bindOpenIpc = (library: LibraryHandle): DriverFunctions[typeof openIpc] => {
-  if (process.arch !== "x64" || process.platform === "win32") return library.func(openIpc, "int", ["void *", "void *"])
-  const registers = Array<number>(5).fill(0)
-  const types = Array<string>(registers.length + ipcHandleSize / 8).fill("uint64_t")
-  const open = library.func(openIpc, "int", ["void *", ...types])
-  return (out, handle) => open(out, ...registers, ...new BigUint64Array(handle.slice().buffer))
+const bindByValue = (library: LibraryHandle, functionName: string, numbers: ReadonlyArray<string> = []) => {
+  if (process.arch !== "x64" || process.platform === "win32") {
+    return library.func(functionName, "int", ["void *", "void *", ...numbers])
+  }
+  const unused = Array<number>(5 - numbers.length).fill(0)
+  const types = Array<string>(unused.length + ipcHandleSize / 8).fill("uint64_t")
+  const call = library.func(functionName, "int", ["void *", ...numbers, ...types])
+  return (out: ArrayBufferView, handle: Uint8Array, ...rest: ReadonlyArray<number>): number =>
+    call(out, ...rest, ...unused, ...new BigUint64Array(handle.slice().buffer))
 }
 
 const findMemset = (koffi: typeof Koffi): Memset | undefined => {

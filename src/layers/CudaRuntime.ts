@@ -14,6 +14,7 @@ import type { ArrayWatch, CopyOperations } from "./runtime/copies.ts"
 import type { DeviceOperations, DeviceProperties } from "./runtime/devices.ts"
 import type { EventOperations } from "./runtime/events.ts"
 import type { GraphOperations, RecordingRef } from "./runtime/graphs.ts"
+import type { InterprocessOperations } from "./runtime/interprocess.ts"
 import type { KernelOperations } from "./runtime/kernels.ts"
 import type { LibraryOperations } from "./runtime/libraries.ts"
 import type { ManagedOperations } from "./runtime/managed.ts"
@@ -30,6 +31,7 @@ export type * from "./runtime/copies.ts"
 export type * from "./runtime/devices.ts"
 export type * from "./runtime/events.ts"
 export * from "./runtime/graphs.ts"
+export type * from "./runtime/interprocess.ts"
 export type * from "./runtime/kernels.ts"
 export type * from "./runtime/libraries.ts"
 export type * from "./runtime/managed.ts"
@@ -87,6 +89,7 @@ export interface CudaRuntimeService
     CopyOperations,
     AccessOperations,
     PoolOperations,
+    InterprocessOperations,
     ModuleOperations,
     KernelOperations,
     GraphOperations,

@@ -18,6 +18,7 @@ import { graphProgramContract } from "./graphPrograms.ts"
 import { graphRegionContract } from "./graphRegions.ts"
 import { graphContract } from "./graphs.ts"
 import { hostFunctionContract } from "./hostFunctions.ts"
+import { interprocessContract } from "./interprocess.ts"
 import { kernelContract } from "./kernels.ts"
 import { libraryContract } from "./libraries.ts"
 import { lifetimeContract } from "./lifetimes.ts"
@@ -48,6 +49,7 @@ export const contract = (rig: Rig): void => {
     memoryPoolContract(rig)
     peerContract(rig)
     streamOrderedContract(rig)
+    interprocessContract(rig)
     managedContract(rig)
     hostFunctionContract(rig)
     orderingContract(rig)

@@ -6,6 +6,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaGraph from "effect-cuda/CudaGraph"
+import * as CudaInterprocess from "effect-cuda/CudaInterprocess"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
@@ -971,6 +972,23 @@ describe("the table", () => {
       Effect.gen(function*() {
         const buffer = yield* CudaMemory.allocate(64)
         yield* CudaMemory.fromAddress(buffer.address, 64)
+      })
+    ))
+
+  it.live("has the functions of memory of other processes, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const shareable = yield* CudaMemoryPool.make({ shareable: true })
+        const { descriptor, token } = yield* CudaInterprocess.sharePool(shareable)
+        const pool = yield* CudaInterprocess.openPool({ ...token, id: "theirs" }, descriptor)
+        const shared = yield* CudaInterprocess.share(yield* CudaMemory.allocate(64, { pool: shareable }))
+        const own = yield* CudaInterprocess.share(yield* CudaInterprocess.allocate(64))
+        const handle = Buffer.from(stub.remoteMemory(64)).toString("base64")
+        for (const { kind } of [shared, own]) {
+          const theirs = { _tag: own._tag, kind, handle, offset: 0, byteLength: 64 }
+          yield* Effect.scoped(CudaInterprocess.open(theirs, { pool }))
+        }
+        yield* until("both are closed", () => stub.calls("cuIpcCloseMemHandle").length > 0)
       })
     ))
 

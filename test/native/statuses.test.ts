@@ -7,6 +7,7 @@ import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaGraph from "effect-cuda/CudaGraph"
+import * as CudaInterprocess from "effect-cuda/CudaInterprocess"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
@@ -458,6 +459,52 @@ const pools: ReadonlyArray<Scenario> = [
   )
 ]
 
+const shareable = CudaMemoryPool.make({ shareable: true })
+const shareableMemory = Effect.flatMap(shareable, (made) => CudaMemory.allocate(64, { pool: made }))
+/** A pool, as if it was of another process. */
+const sharedPool = Effect.flatMap(shareable, CudaInterprocess.sharePool)
+const openingPool = ({ descriptor, token }: CudaInterprocess.SharedPool) =>
+  CudaInterprocess.openPool({ ...token, id: "theirs" }, descriptor)
+const openedPool = Effect.flatMap(sharedPool, openingPool)
+const theirMemory = (kind: CudaInterprocess.MemoryToken["kind"]): CudaInterprocess.MemoryToken => ({
+  _tag: "effect-cuda/MemoryToken",
+  kind,
+  handle: Buffer.from(stub.remoteMemory(64)).toString("base64"),
+  offset: 0,
+  byteLength: 64
+})
+const openingOf = (made: CudaMemoryPool.MemoryPool) => CudaInterprocess.open(theirMemory("pool"), { pool: made })
+const openingAllocation = Effect.suspend(() => CudaInterprocess.open(theirMemory("allocation")))
+const ofProcess = /64 bytes of another process/
+const ofDescriptor = /descriptor \d+/
+
+const interprocess: ReadonlyArray<Scenario> = [
+  failing("cuMemPoolExportToShareableHandle", "CudaInterprocess.sharePool", shareable, CudaInterprocess.sharePool, {
+    subject: ofPool
+  }),
+  ...(["cuCtxPushCurrent_v2", "cuMemPoolImportFromShareableHandle", "cuMemPoolSetAccess"] as const).map((name) =>
+    failing(name, "CudaInterprocess.openPool", sharedPool, openingPool, { where: "of a pool", subject: ofDescriptor })
+  ),
+  failing("cuMemPoolExportPointer", "CudaInterprocess.share", shareableMemory, CudaInterprocess.share),
+  ...(["cuCtxPushCurrent_v2", "cuMemPoolImportPointer"] as const).map((name) =>
+    failing(name, "CudaInterprocess.open", openedPool, openingOf, { where: "of a pool", subject: ofProcess })
+  ),
+  ...(["cuCtxPushCurrent_v2", "cuMemAlloc_v2"] as const).map((name) =>
+    failing(name, "CudaInterprocess.allocate", openDevice, () => CudaInterprocess.allocate(64))
+  ),
+  ...(["cuCtxPushCurrent_v2", "cuIpcGetMemHandle"] as const).map((name) =>
+    failing(name, "CudaInterprocess.share", CudaInterprocess.allocate(64), CudaInterprocess.share, {
+      where: "of an allocation"
+    })
+  ),
+  ...(["cuCtxPushCurrent_v2", "cuIpcOpenMemHandle_v2"] as const).map((name) =>
+    failing(name, "CudaInterprocess.open", openDevice, () => openingAllocation, {
+      where: "of an allocation",
+      subject: ofProcess
+    })
+  )
+]
+
 /** Memory allocated on one of two streams. */
 const allocatedOnStream = Effect.gen(function*() {
   const made = yield* twoStreams
@@ -903,6 +950,7 @@ const operations = [
   ...memory,
   ...kernels,
   ...pools,
+  ...interprocess,
   ...streamOrdered,
   ...copies,
   ...managedMemory,
@@ -1075,6 +1123,27 @@ const releases: ReadonlyArray<Release> = [
     left: { pools: 1 },
     program: (arm) => Effect.andThen(pool, arm),
     says: /CudaMemoryPool\.release \(pool 0x[0-9a-f]+ of device 0\)/
+  },
+  {
+    fails: "cuMemPoolDestroy",
+    what: "a pool of another process",
+    left: { pools: 1 },
+    program: (arm) => Effect.andThen(openedPool, arm),
+    says: /CudaMemoryPool\.release \(pool 0x[0-9a-f]+ of device 0\)/
+  },
+  {
+    fails: "cuIpcCloseMemHandle",
+    what: "an allocation of another process",
+    left: { allocations: 1 },
+    program: (arm) => Effect.andThen(openingAllocation, arm),
+    atEnd: true
+  },
+  {
+    fails: "cuMemFree_v2",
+    what: "an allocation outside of pools",
+    left: { allocations: 1 },
+    program: (arm) => Effect.andThen(CudaInterprocess.allocate(64), arm),
+    atEnd: true
   },
   {
     fails: "cuMemFreeAsync",

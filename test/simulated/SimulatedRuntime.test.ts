@@ -351,6 +351,12 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const shared = yield* runtime.eventCreate(0, 6)
     const elsewhere = yield* SimulatedRuntime.make()
     const handle = yield* elsewhere.runtime.eventIpcHandle(yield* elsewhere.runtime.eventCreate(0, 6))
+    const theirs = yield* elsewhere.runtime.poolCreate(0, { ...poolOptions, shareable: true })
+    const { descriptor } = yield* elsewhere.runtime.poolShare(theirs)
+    const lent = { memory: yield* elsewhere.runtime.memoryAllocateShareable(0, 8), offset: 0, byteLength: 8 }
+    const token = yield* elsewhere.runtime.memoryShare(lent)
+    const shareable = yield* runtime.poolCreate(0, { ...poolOptions, shareable: true })
+    const sharing = { memory: yield* runtime.memoryAllocate(0, 8, { pool: shareable }), offset: 0, byteLength: 8 }
     const oldEvent = yield* runtime.eventCreate(0, 2)
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
     const managed = { memory: yield* runtime.managedAllocate(0, 8), offset: 0, byteLength: 8 }
@@ -429,6 +435,13 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.copy": runtime.memoryCopy(range(0), range(4), stream),
       "CudaMemory.copy2D": runtime.memoryCopy2D(rows(0), rows(4), { width: 1, height: 2 }, stream),
       "CudaMemory.copyBatch": runtime.memoryCopyBatch([{ to: range(0), from: range(4) }], stream),
+      "CudaInterprocess.allocate": runtime.memoryAllocateShareable(0, 8),
+      "CudaInterprocess.closeDescriptor": runtime.descriptorClose(0),
+      "CudaInterprocess.open": runtime.memoryOpen(0, token),
+      "CudaInterprocess.openPool": runtime.poolOpen(0, descriptor),
+      "CudaInterprocess.share": runtime.memoryShare(sharing),
+      "CudaInterprocess.sharePool": runtime.poolShare(shareable),
+      "CudaInterprocess.takeDescriptor": runtime.descriptorTake(process.pid, descriptor),
       "CudaLibrary.call": runtime.libraryRun(library, "nothing", [], 0),
       "CudaLibrary.handle": runtime.libraryHandle(library, handleOptions, 0),
       "CudaLibrary.release": runtime.libraryDestroy(libraryHandle),

@@ -104,6 +104,7 @@ const bind = (path: string) => {
     foreignStream: bound("stub_foreign_stream", "uint64_t", ["int", "uint32_t", "int"]),
     hideRanges: bound("stub_hide_ranges", "void", ["int"]),
     remoteEvent: bound("stub_remote_event", "int", ["void *"]),
+    remoteMemory: bound("stub_remote_memory", "void", ["void *", "uint64_t"]),
     remoteFinish: bound("stub_remote_finish", "void", ["int"]),
     fill: bound("cuMemsetD8Async", "int", ["uint64_t", "uint8_t", "size_t", "uint64_t"]),
     allocate: bound("cuMemAllocFromPoolAsync", "int", ["void *", "size_t", "uint64_t", "uint64_t"]),
@@ -321,6 +322,13 @@ export class StubDriver {
   /** A foreign stream on a device's primary context, which must be retained; on another context for -1. */
   foreignStream(device: number, { flags = 0, priority = 0 } = {}): number {
     return Number(this.#control.foreignStream(device, flags, priority))
+  }
+
+  /** The handle of memory of another process: of an allocation of this size. */
+  remoteMemory(byteLength: number): Uint8Array<ArrayBuffer> {
+    const handle = new Uint8Array(64)
+    this.#control.remoteMemory(handle, byteLength)
+    return handle
   }
 
   /** An interprocess event of another process, with a pending record. */

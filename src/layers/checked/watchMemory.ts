@@ -65,6 +65,10 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
         inner.memoryFromAddress(device, address, byteLength, options),
         (memory) => checks.adopt(memory)
       ),
+    memoryAllocateShareable: (device, byteLength, options) =>
+      made("memoryAllocateShareable", inner.memoryAllocateShareable(device, byteLength, options), allocated),
+    memoryOpen: (device, shared, options) =>
+      made("memoryOpen", inner.memoryOpen(device, shared, options), (memory) => checks.adopt(memory)),
     memoryFree: (memory) =>
       Effect.suspend(() => {
         watcher.released(memory)
@@ -77,6 +81,7 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
         return inner.memoryFree(memory)
       }),
     poolCreate: (device, options) => made("poolCreate", inner.poolCreate(device, options)),
+    poolOpen: (device, descriptor, id) => made("poolOpen", inner.poolOpen(device, descriptor, id)),
     poolDestroy: (pool) => gone(pool, inner.poolDestroy(pool)),
     moduleLoad: (image, options) => made("moduleLoad", inner.moduleLoad(image, options)),
     moduleGlobal: (module, name, device) =>
@@ -103,7 +108,7 @@ const isMemory = (resource: object): resource is MemoryRef => "address" in resou
 
 const isOwner = (memory: MemoryRef): boolean => {
   const own = ownMemory(memory)
-  return own.kind === "host" || !own.isForeign
+  return own.kind === "host" || !(own.isForeign || own.opened !== undefined)
 }
 
 const endIfReleased = ({ checks, turns }: Watcher, stream: StreamRef): void => {

@@ -21,6 +21,7 @@ const allocating: ReadonlySet<OperationName> = new Set<OperationName>([
   "CudaMemoryPool.make",
   "CudaMemoryPool.allowAccess",
   "CudaDevice.enablePeerAccess",
+  "CudaInterprocess.allocate",
   "CudaModule.load",
   "CudaProgram.compile",
   "CudaKernel.get",

@@ -19,6 +19,7 @@ import { NativeDevices } from "./devices.ts"
 import { Driver } from "./Driver.ts"
 import { NativeEvents } from "./events.ts"
 import { NativeGraphs } from "./graphs.ts"
+import { NativeInterprocess } from "./interprocess.ts"
 import { NativeKernels } from "./kernels.ts"
 import { NativeLibraries } from "./libraries.ts"
 import { NativeManaged } from "./managed.ts"
@@ -68,6 +69,7 @@ export class NativeBackend implements Backend {
   readonly copies: NativeCopies
   readonly pools: NativePools
   readonly peers: NativePeers
+  readonly interprocess: NativeInterprocess
   readonly modules: NativeModules
   readonly kernels: NativeKernels
   readonly graphs: NativeGraphs
@@ -102,6 +104,7 @@ export class NativeBackend implements Backend {
     this.devices = new NativeDevices(devices, driver, this.streams, this.memory)
     const areIdle = () => this.devices.areIdle()
     this.#managedMemory = this.memory.managed = new ManagedMemory(driver, areIdle)
+    this.interprocess = this.memory.interprocess = new NativeInterprocess(driver, this.memory, areIdle)
     this.managed = new NativeManaged(driver, this.devices, this.#managedMemory)
     this.#pinnedMemory = new PinnedMemory(
       library,
@@ -154,6 +157,7 @@ export class NativeBackend implements Backend {
         this.#completion.close()
         this.captures.close()
         this.#managedMemory.stop()
+        this.interprocess.stop()
       })),
       Effect.andThen(Effect.forEach(devices, (device) => this.#closeDevice(device), { discard: true }))
     )
@@ -161,6 +165,7 @@ export class NativeBackend implements Backend {
 
   #closeDevice(device: NativeDevice): Effect.Effect<void> {
     return Effect.callback((resume) => {
+      this.interprocess.closeDevice(device.index)
       const entered = device.enter()
       // Even if entering failed, because handles carry their context.
       device.tearDown(this.#driver.warn)

@@ -2,7 +2,14 @@
  * A device opened by the native runtime: its primary context, its memory pool, and the runtime's internal streams and
  * events. Also the native streams and events, with the state that the completion engine keeps for them.
  */
-import { eventFlags, locationTypes, pinnedAllocationType, poolAttributes, streamFlags } from "../../cuda/flags.ts"
+import {
+  allocationHandleTypes,
+  eventFlags,
+  locationTypes,
+  pinnedAllocationType,
+  poolAttributes,
+  streamFlags
+} from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import { nullHandle } from "../../cuda/handles.ts"
 import type { CUcontext, CUdevice, CUevent, CUmemoryPool, CUstream, HostPointer } from "../../cuda/handles.ts"
@@ -68,7 +75,7 @@ export class NativeDevice {
   releases = nullHandle<CUstream>()
   /** The streams that freed their own stream-ordered memory since the last wait for releases. */
   readonly freedOn = new Set<NativeStream>()
-  /** The users of managed memory that is released once their current work has finished. */
+  /** The users of managed memory and of allocations outside of pools, which are released once their current work has finished. */
   readonly managedUsers = new Set<ReadonlyArray<StreamResource>>()
   /** The result of the last attempt to create a stream, an event or a pool. */
   made: DriverFailure = { call: "", status: success }
@@ -222,11 +229,12 @@ const mostEvents = 1024
 /** The release threshold of a pool that never returns memory to the system automatically. */
 export const keepAll = 0xffffffffffffffffn
 
-/** `CUmemPoolProps`: pinned device memory, not shared with other processes, with a maximum size; 0 means no limit. */
-export const poolProperties = (index: number, maxBytes = 0): Uint8Array => {
+/** `CUmemPoolProps`: pinned device memory, shared with other processes or not, with a maximum size; 0 means no limit. */
+export const poolProperties = (index: number, maxBytes = 0, isShareable = false): Uint8Array => {
   const bytes = new Uint8Array(88)
   const view = new DataView(bytes.buffer)
   view.setInt32(0, pinnedAllocationType, true)
+  view.setInt32(4, allocationHandleTypes[isShareable ? "posixFileDescriptor" : "none"], true)
   view.setInt32(8, locationTypes.device, true)
   view.setInt32(12, index, true)
   view.setBigUint64(24, BigInt(maxBytes), true)

@@ -14,6 +14,7 @@ import type { Cancel, OnDone, Watch } from "../shared/waits.ts"
 import { Out } from "./Device.ts"
 import type { NativeDevice, NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
+import type { NativeInterprocess } from "./interprocess.ts"
 import { Lane } from "./Lane.ts"
 import { NativeManagedMemory } from "./ManagedMemory.ts"
 import type { ManagedMemory } from "./ManagedMemory.ts"
@@ -33,6 +34,8 @@ export class NativeMemory implements MemoryBackend {
   /** Set by the backend after construction, for the pools that found memory belongs to. */
   pools: NativePools | undefined
   #foundPool = nullHandle<CUmemoryPool>()
+  /** Set by the backend after construction, too. */
+  interprocess: NativeInterprocess | undefined
   readonly #out = new Out<CUdeviceptr>()
   /** A word per attribute, for the driver to write, and their addresses. */
   readonly #attributes = new Uint32Array(new ArrayBuffer(8 * attributes.length))
@@ -88,12 +91,15 @@ export class NativeMemory implements MemoryBackend {
 
   free(memory: DeviceMemoryResource): number {
     const device = this.#driver.device(memory.deviceIndex)
-    if (memory instanceof NativeManagedMemory) return this.#freeManaged(device, memory)
+    if (memory instanceof NativeManagedMemory) return this.#freeUnused(device, memory, () => this.managed?.give(memory))
+    if (memory.sharing === "allocation") return this.#freeUnused(device, memory, () => this.interprocess?.free(memory))
     const { soleUser } = memory
     if (soleUser !== undefined) return this.#freeOn(device, nativeStream(soleUser), memory)
     const { calls, warn } = this.#driver
     const users = memory.pendingUsers
-    const free = () => calls.cuMemFreeAsync(memory.address, device.releases)
+    const isLast = memory.opened === undefined || this.interprocess?.isLastUser(memory) === true
+    const address = memory.opened?.base ?? memory.address
+    const free = () => isLast ? calls.cuMemFreeAsync(address, device.releases) : success
     for (const user of users) {
       const status = this.#orderReleases(device, nativeStream(user))
       if (status === success) continue
@@ -103,12 +109,13 @@ export class NativeMemory implements MemoryBackend {
     return this.#driver.answer("cuMemFreeAsync", free())
   }
 
-  #freeManaged(device: NativeDevice, memory: NativeManagedMemory): number {
+  /** Releases memory on the host, once its streams no longer use it. */
+  #freeUnused(device: NativeDevice, memory: DeviceMemoryResource, free: () => void): number {
     const users = memory.pendingUsers
     device.managedUsers.add(users)
     this.#releases.whenIdle(users, () => {
       device.managedUsers.delete(users)
-      this.managed?.give(memory)
+      free()
     })
     return success
   }

@@ -29,7 +29,9 @@ export class NativePools implements PoolBackend {
   create(index: number, options: MemoryPoolOptions): number {
     const { calls, warn } = this.#driver
     const device = this.#driver.device(index)
-    const handle = device.makePool(poolProperties(index, bytesOrNoLimit(options.maxBytes)))
+    const handle = device.makePool(
+      poolProperties(index, bytesOrNoLimit(options.maxBytes), options.shareable)
+    )
     if (handle === undefined) return this.#driver.madeBy(device)
     for (const [name, value] of settingsOf(options)) {
       const status = device.setPool(handle, name, value)

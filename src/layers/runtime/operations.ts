@@ -142,6 +142,41 @@ const rows = {
   poolDenyAccess: ["CudaMemoryPool.denyAccess", "cuMemPoolSetAccess", (pool) => [pool.deviceIndex, pool]],
   poolTrim: ["CudaMemoryPool.trim", "cuMemPoolTrimTo", (pool) => [pool.deviceIndex, pool]],
 
+  poolShare: [
+    "CudaInterprocess.sharePool",
+    "cuMemPoolExportToShareableHandle",
+    (pool) => [pool.deviceIndex, pool],
+    "contextFree"
+  ],
+  poolOpen: [
+    "CudaInterprocess.openPool",
+    "cuMemPoolImportFromShareableHandle",
+    (device, descriptor) => [device, `descriptor ${descriptor}`]
+  ],
+  descriptorTake: [
+    "CudaInterprocess.takeDescriptor",
+    "pidfd_getfd",
+    (pid, descriptor) => [0, `descriptor ${descriptor} of process ${pid}`],
+    "contextFree"
+  ],
+  descriptorClose: [
+    "CudaInterprocess.closeDescriptor",
+    "close",
+    (descriptor) => [0, `descriptor ${descriptor}`],
+    "release"
+  ],
+  memoryAllocateShareable: [
+    "CudaInterprocess.allocate",
+    "cuMemAlloc",
+    (device, bytes) => [device, `${inBytes(bytes)} on device ${device}`]
+  ],
+  memoryShare: ["CudaInterprocess.share", "cuMemPoolExportPointer", ({ memory }) => [deviceOf(memory), memory]],
+  memoryOpen: [
+    "CudaInterprocess.open",
+    "cuMemPoolImportPointer",
+    (device, { byteLength }) => [device, `${inBytes(byteLength)} of another process`]
+  ],
+
   libraryCall: ["CudaLibrary.call", "cuStreamWaitEvent", (_, __, ___, stream) => [stream.deviceIndex, stream]],
   libraryRun: ["CudaLibrary.call", "cuCtxPushCurrent", (_, name, __, place) => [
     typeof place === "number" ? place : place.deviceIndex,

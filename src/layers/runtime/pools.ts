@@ -17,8 +17,8 @@ import type { ResourceState } from "./resources.ts"
 export interface MemoryPoolRef {
   readonly handle: CUmemoryPool
   readonly deviceIndex: number
-  /** The pool's owner: a scope (`owned`), or the runtime. */
-  readonly origin: "owned" | "runtime"
+  /** Where the pool comes from: a scope made it (`owned`), the runtime did, or it was opened and is of another process. */
+  readonly origin: "owned" | "runtime" | "opened"
   /** The indices of the other devices that may access its memory. */
   readonly peers: ReadonlySet<number>
   readonly state: ResourceState
@@ -46,6 +46,8 @@ export interface MemoryPoolOptions {
   readonly reuseAllowInternalDependencies: boolean
   /** The other devices that may access its memory. Undefined for those that have access to its device, now or later. */
   readonly peers?: ReadonlyArray<number> | undefined
+  /** Whether other processes can open the pool. Default: false. */
+  readonly shareable?: boolean | undefined
 }
 
 /**

@@ -14,6 +14,7 @@ import type { CopyBackend } from "./copies.ts"
 import type { DeviceBackend } from "./devices.ts"
 import type { EventBackend } from "./events.ts"
 import type { GraphBackend } from "./graphNodes.ts"
+import type { InterprocessBackend } from "./interprocess.ts"
 import type { KernelBackend } from "./kernels.ts"
 import type { LibraryBackend } from "./libraries.ts"
 import type { ManagedBackend } from "./managed.ts"
@@ -54,6 +55,7 @@ export interface Backend extends Owner {
   readonly copies: CopyBackend
   readonly pools: PoolBackend
   readonly peers: PeerBackend
+  readonly interprocess: InterprocessBackend
   readonly modules: ModuleBackend
   readonly kernels: KernelBackend
   readonly graphs: GraphBackend

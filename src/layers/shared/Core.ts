@@ -50,6 +50,8 @@ export class Core {
   readonly settingUp = Semaphore.makeUnsafe(1)
   /** Pools created by the program. */
   readonly pools = new Set<MemoryPoolResource>()
+  /** Descriptors that stand for shared pools. */
+  readonly descriptors = new Set<number>()
   readonly graphs = new Set<GraphExecResource>()
   /** Handles of libraries. */
   readonly handles = new Set<HandleResource>()

@@ -19,6 +19,7 @@ import { enqueueOperations } from "./enqueue.ts"
 import { eventOperations } from "./events.ts"
 import { foreignMemoryOperations } from "./foreignMemory.ts"
 import { graphOperations } from "./graphs.ts"
+import { interprocessOperations } from "./interprocess.ts"
 import { kernelOperations } from "./kernels.ts"
 import { libraryOperations } from "./libraries.ts"
 import { managedOperations } from "./managed.ts"
@@ -64,6 +65,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...enqueueOperations(core),
     ...poolOperations(core),
     ...peerOperations(core),
+    ...interprocessOperations(core),
     ...moduleOperations(core),
     ...kernelOperations(core),
     ...graphOperations(core),
@@ -121,6 +123,8 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
     for (const stream of core.foreignStreams.values()) stream.state = "released"
     yield* releaseAll("pool", [...core.pools], poolDestroy)
+    for (const descriptor of core.descriptors) core.backend.interprocess.closeDescriptor(descriptor)
+    core.descriptors.clear()
     yield* releaseAll("event", [...core.events], eventDestroy)
     for (const event of core.foreignEvents.values()) event.state = "released"
     yield* releaseAll("module", [...core.modules, ...core.ownModules], moduleUnload)

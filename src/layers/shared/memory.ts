@@ -90,6 +90,7 @@ export const allocate = (
   const memory = withOptions(core.backend.memory.allocated!, options)
   memory.pool = pool ?? core.backend.pools.ofDevice(deviceIndex)
   memory.peers = memory.pool.peers
+  if (pool?.isShareable === true) memory.sharing = pool
   core.deviceMemory.add(memory)
   return stream === undefined
     ? whenReady(core, operation, memory)
@@ -118,6 +119,14 @@ const refusePlace = (
   pool: MemoryPoolResource | undefined,
   stream: StreamResource | undefined
 ): Refusal => {
+  if (pool?.origin === "opened" && !unusable(core.backend, pool)) {
+    return refuseArgument(
+      operation,
+      "pool",
+      pool,
+      "a pool of this process: only the one that made it allocates from it"
+    )
+  }
   for (const part of [pool, stream]) {
     if (part === undefined) continue
     if (unusable(core.backend, part)) return refuseResource(operation, core.backend, part)
@@ -182,11 +191,31 @@ export const free = (core: Core, memory: AnyMemoryResource): Effect.Effect<void,
   }
   core.deviceMemory.delete(memory)
   // The runtime is not released meanwhile, because its release would end the wait.
-  if (memory.isForeign) return core.acquiring.withPermit(untilUnused(core, memory))
-  const status = core.backend.memory.free(memory)
+  if (memory.isForeign) {
+    const unused = untilUnused(core, memory)
+    return core.acquiring.withPermit(
+      memory.opened === undefined ? unused : Effect.ensuring(unused, closing(core, memory))
+    )
+  }
+  const status = core.backend.memory.free(memory) || noteReturn(core, memory)
   memory.onRelease?.()
   return status === success ? Effect.void : core.fail("CudaMemory.release", status, memory)
 }
+
+/** Tells the process that shared the memory when it is released. */
+const noteReturn = (core: Core, { deviceIndex, opened }: DeviceMemoryResource): number => {
+  const returned = opened?.returned
+  if (returned === undefined) return success
+  return core.backend.interprocess.recordRelease(deviceIndex, returned) || core.backend.events.destroy(returned)
+}
+
+/** Closes an allocation of another process. Its event is left as it is, because no work uses the memory. */
+const closing = (core: Core, memory: DeviceMemoryResource): Effect.Effect<void> =>
+  Effect.sync(() => {
+    const returned = memory.opened?.returned
+    if (returned !== undefined) core.backend.events.destroy(returned)
+    core.backend.interprocess.close(memory)
+  })
 
 /**
  * Waits until no work uses the memory. If waiting fails for a reason other than a fault, the streams are polled, because their work may

@@ -94,6 +94,7 @@ const create = (core: Core, operation: string, deviceIndex: number, options: Mem
   const status = core.backend.pools.create(deviceIndex, options)
   if (status !== success) return core.failOn(operation, status, deviceIndex, `a pool of device ${deviceIndex}`)
   const pool = core.backend.pools.created!
+  pool.isShareable = options.shareable === true
   const allowed = allowFirst(core, pool, options.peers)
   if (allowed === success) {
     core.pools.add(pool)
@@ -131,6 +132,9 @@ const switches = [
 ] as const
 
 const refuseSwitches = (operation: string, options: MemoryPoolOptions): Refusal => {
+  if (options.shareable !== undefined && typeof options.shareable !== "boolean") {
+    return refuseArgument(operation, "shareable", options.shareable, "true or false")
+  }
   const wrong = switches.find((name) => typeof options[name] !== "boolean")
   return wrong && refuseArgument(operation, wrong, options[wrong], "true or false")
 }
@@ -140,6 +144,22 @@ const destroy = (core: Core, operation: string, pool: MemoryPoolResource): Effec
   if (pool.origin === "runtime" || pool.state !== "live") return Effect.void
   pool.state = "released"
   core.pools.delete(pool)
+  if (pool.origin === "opened") return core.acquiring.withPermit(close(core, operation, pool))
   const status = core.backend.pools.destroy(pool)
   return status === success ? Effect.void : core.fail(operation, status, pool)
+}
+
+/** Closes a pool of another process once its memory is released, because the driver refuses to do so before. */
+const close = (core: Core, operation: string, pool: MemoryPoolResource): Effect.Effect<void, CudaError> => {
+  const { deviceIndex } = pool
+  const released = core.wait(
+    operation,
+    deviceIndex,
+    String(pool),
+    (onDone) => core.backend.memory.watchReleases(deviceIndex, onDone)
+  )
+  return Effect.flatMap(Effect.exit(released), (exit) => {
+    const status = core.backend.interprocess.closePool(pool)
+    return status === success ? exit : core.fail(operation, status, pool)
+  })
 }

@@ -188,6 +188,10 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
   readonly isManaged: boolean = false
   /** True for memory that other code allocated and frees. */
   isForeign = false
+  /** How other processes can open it: through its shareable pool, or by itself; undefined if they cannot. */
+  sharing: MemoryPoolResource | "allocation" | undefined
+  /** Set for memory of another process. */
+  opened: OpenedMemory | undefined
   /** The stream whose order the allocation follows; undefined if the memory was ready for every stream. */
   allocatedOn: StreamResource | undefined
   /** The pool that it comes from; undefined for memory of other code. */
@@ -214,6 +218,14 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
   }
 }
 
+/** How this process has opened memory of another one. */
+export interface OpenedMemory {
+  /** The address of the whole allocation. */
+  readonly base: Address
+  /** Recorded when the memory is released, after all work that uses it. */
+  returned: EventResource | undefined
+}
+
 /** Managed memory. The backend provides the host's view of it. */
 export abstract class ManagedMemoryResource extends DeviceMemoryResource implements ManagedMemoryRef {
   override readonly isManaged = true
@@ -226,16 +238,20 @@ export abstract class ManagedMemoryResource extends DeviceMemoryResource impleme
 export class MemoryPoolResource implements MemoryPoolRef {
   readonly tag = poolTag
   state: ResourceState = "live"
+  /** True if other processes can open it. */
+  isShareable = false
+  /** Identifies a shared pool among those of all processes. */
+  sharedAs: string | undefined
   readonly owner: Owner
   readonly handle: CUmemoryPool
   readonly deviceIndex: number
-  readonly origin: "owned" | "runtime"
+  readonly origin: MemoryPoolRef["origin"]
   readonly peers = new Set<number>()
   /** The devices that copies and graphs need access for, which keep the driver's access as long as the pool lives. */
   readonly held = new Set<number>()
   /** True if it is accessible to whatever device has access to its own. */
   followsDevice = true
-  constructor(owner: Owner, handle: CUmemoryPool, deviceIndex: number, origin: "owned" | "runtime") {
+  constructor(owner: Owner, handle: CUmemoryPool, deviceIndex: number, origin: MemoryPoolRef["origin"]) {
     this.owner = owner
     this.handle = handle
     this.deviceIndex = deviceIndex

@@ -16,6 +16,7 @@ import { SimulatedDevices } from "./devices.ts"
 import { SimulatedDriver } from "./Driver.ts"
 import { SimulatedEvents } from "./events.ts"
 import { SimulatedGraphs } from "./graphs.ts"
+import { SimulatedInterprocess } from "./interprocess.ts"
 import { SimulatedKernels } from "./kernels.ts"
 import { SimulatedLibraries } from "./libraries.ts"
 import { SimulatedManaged } from "./managed.ts"
@@ -52,6 +53,7 @@ export class SimulatedBackend implements Backend {
   readonly copies: SimulatedCopies
   readonly pools: SimulatedPools
   readonly peers: SimulatedPeers
+  readonly interprocess: SimulatedInterprocess
   readonly modules: SimulatedModules
   readonly kernels: SimulatedKernels
   readonly graphs: SimulatedGraphs
@@ -72,6 +74,7 @@ export class SimulatedBackend implements Backend {
     this.pools = new SimulatedPools(driver)
     this.peers = new SimulatedPeers(driver)
     this.memory = new SimulatedMemory(driver, addresses, this.pools)
+    this.interprocess = this.memory.interprocess = new SimulatedInterprocess(driver, addresses)
     this.pinned = new SimulatedPinned(driver, addresses)
     this.managed = new SimulatedManaged(driver, addresses)
     this.copies = new SimulatedCopies(driver)

@@ -9,6 +9,7 @@ import type { Cancel, OnDone } from "../shared/waits.ts"
 import type { AddressSpace } from "./addressSpace.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import { noCancel } from "./Driver.ts"
+import type { SimulatedInterprocess } from "./interprocess.ts"
 import { Storage, StoragePart } from "./model/Storage.ts"
 import type { SimulatedPools } from "./pools.ts"
 import { memoryPart, poolPart, SimulatedDeviceMemory, streamPart } from "./resources.ts"
@@ -19,6 +20,8 @@ export class SimulatedMemory implements MemoryBackend {
   readonly #driver: SimulatedDriver
   readonly #addresses: AddressSpace
   readonly #pools: SimulatedPools
+  /** Set by the backend. */
+  interprocess: SimulatedInterprocess | undefined
 
   constructor(driver: SimulatedDriver, addresses: AddressSpace, pools: SimulatedPools) {
     this.#driver = driver
@@ -72,6 +75,8 @@ export class SimulatedMemory implements MemoryBackend {
     const { model } = this.#driver
     const part = this.#driver.device(memory.deviceIndex)
     this.#addresses.forget(memory)
+    this.interprocess?.withdraw(memory)
+    this.interprocess?.leave(memory)
     const status = this.#driver.begin("cuMemFreeAsync", part)
     if (status !== success) return status
     const { soleUser } = memory

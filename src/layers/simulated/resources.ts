@@ -2,7 +2,7 @@
  * The resources of a simulated runtime: those of the shared operations, each with its counterpart in the model.
  */
 import type { CUmemoryPool } from "../../cuda/handles.ts"
-import type { Address, EventHandle, HostAddress, StreamHandle } from "../CudaRuntime.ts"
+import type { Address, EventHandle, HostAddress, MemoryPoolRef, StreamHandle } from "../CudaRuntime.ts"
 import {
   DeviceMemoryResource,
   EventResource,
@@ -76,7 +76,13 @@ const nothing = new Uint8Array(0)
 
 export class SimulatedPool extends MemoryPoolResource {
   readonly part: Pool
-  constructor(owner: Owner, part: Pool, handle: CUmemoryPool, deviceIndex: number, origin: "owned" | "runtime") {
+  constructor(
+    owner: Owner,
+    part: Pool,
+    handle: CUmemoryPool,
+    deviceIndex: number,
+    origin: MemoryPoolRef["origin"]
+  ) {
     super(owner, handle, deviceIndex, origin)
     this.part = part
   }

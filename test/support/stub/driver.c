@@ -18,6 +18,7 @@
  * Not modelled: the order between blocking streams and the legacy default stream, virtual memory.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -151,6 +152,9 @@ typedef struct {
   int reuse[4];
   /* A bit for each other device that has access. */
   unsigned accessible;
+  /* Other processes can open it. Or it is of another process: the descriptor that stands for it. Or it is hidden, for allocations. */
+  bool shareable, imported, plain, opened;
+  uint64_t descriptor;
 } Pool;
 
 /* Valid once the operation that allocates it has run, for all later operations. */
@@ -159,6 +163,8 @@ typedef struct Allocation {
   uint64_t bytes;
   Pool *pool;
   bool there, released;
+  /* What memory of another process was opened with. */
+  uint8_t handle[64];
   struct Allocation *next;
 } Allocation;
 
@@ -1209,14 +1215,16 @@ typedef struct {
 
 EXPORT Status cuMemPoolCreate(Handle *out, const PoolProperties *properties) {
   Call call = begin("cuMemPoolCreate", 0);
-  bool valid = properties->alloc_type == 1 && properties->location_type == 1 && properties->handle_types == 0;
+  bool valid = properties->alloc_type == 1 && properties->location_type == 1 &&
+    (properties->handle_types == 0 || properties->handle_types == 1);
   if (ok(&call) && (!valid || properties->location_id < 0 || properties->location_id >= stub.devices)) {
     call.status = INVALID_VALUE;
   }
   if (ok(&call)) {
     Pool *pool = calloc(1, sizeof(Pool));
     *pool = (Pool){
-      .alive = true, .device = properties->location_id, .max = properties->max_size, .reuse = {0, 1, 1, 1}};
+      .alive = true, .device = properties->location_id, .max = properties->max_size, .reuse = {0, 1, 1, 1},
+      .shareable = properties->handle_types == 1};
     add_wide(&call, *out = make(POOL, pool));
   }
   add_bytes(&call, properties, sizeof *properties);
@@ -1227,6 +1235,7 @@ EXPORT Status cuMemPoolDestroy(Handle handle) {
   Call call = begin("cuMemPoolDestroy", 0);
   add_wide(&call, handle);
   Pool *pool = pool_of(&call, handle);
+  if (ok(&call) && pool->imported && pool->used > 0) call.status = INVALID_VALUE;
   if (pool != NULL && gives_back(&call)) {
     pool->alive = false;
     pool->unseen = pool->kept = 0;
@@ -1265,7 +1274,7 @@ EXPORT Status cuMemPoolSetAttribute(Handle handle, int attribute, void *value) {
   if (narrow) add_int(&call, *(int *)value);
   else add_wide(&call, *(uint64_t *)value);
   Pool *pool = pool_of(&call, handle);
-  if (ok(&call) && (attribute < 1 || attribute > 8)) call.status = INVALID_VALUE;
+  if (ok(&call) && (attribute < 1 || attribute > 8 || pool->imported)) call.status = INVALID_VALUE;
   if (ok(&call) && attribute > 4 && *(uint64_t *)value != 0) call.status = INVALID_VALUE;
   if (ok(&call) && narrow) pool->reuse[attribute] = *(int *)value;
   if (ok(&call) && attribute == 4) pool->threshold = *(uint64_t *)value;
@@ -1279,7 +1288,7 @@ EXPORT Status cuMemPoolGetAttribute(Handle handle, int attribute, void *value) {
   add_wide(&call, handle);
   add_int(&call, attribute);
   Pool *pool = pool_of(&call, handle);
-  if (ok(&call) && (attribute < 1 || attribute > 8)) call.status = INVALID_VALUE;
+  if (ok(&call) && (attribute < 1 || attribute > 8 || pool->imported)) call.status = INVALID_VALUE;
   if (ok(&call) && attribute <= 3) {
     add_int(&call, *(int *)value = pool->reuse[attribute]);
   } else if (ok(&call)) {
@@ -1323,7 +1332,7 @@ EXPORT Status cuMemAllocFromPoolAsync(Handle *out, size_t bytes, Handle pool_han
   Call call = begin("cuMemAllocFromPoolAsync", 0);
   Pool *pool = pool_of(&call, pool_handle);
   Stream *stream = stream_of(&call, stream_handle);
-  if (ok(&call) && bytes == 0) call.status = INVALID_VALUE;
+  if (ok(&call) && (bytes == 0 || pool->imported)) call.status = INVALID_VALUE;
   if (ok(&call) && !reserve(pool, bytes)) call.status = OUT_OF_MEMORY;
   Allocation *allocation = ok(&call) ? allocate(pool, bytes) : NULL;
   if (ok(&call) && allocation == NULL) call.status = OUT_OF_MEMORY;
@@ -1408,11 +1417,151 @@ EXPORT Status cuMemFree_v2(Handle address) {
   Call call = begin("cuMemFree_v2", NEEDS_CONTEXT);
   add_wide(&call, address);
   Allocation *allocation = allocation_from((uint8_t *)address);
-  if (allocation == NULL || !allocation->pool->managed) {
-    wrong(&call, "not managed memory to free", address);
+  if (allocation == NULL || !(allocation->pool->managed || allocation->pool->plain)) {
+    wrong(&call, "not managed memory or an allocation to free", address);
   } else if (gives_back(&call)) {
     wait_in_driver(allocation->pool->device);
-    retract(allocation->address, allocation->bytes, "managed memory was freed");
+    retract(allocation->address, allocation->bytes, "managed memory or an allocation was freed");
+    allocation->pool->used -= allocation->bytes;
+    forget(allocation);
+  }
+  return end(&call);
+}
+
+/* ---- Memory of other processes. Its handles hold its size, and those of this process the address. ---- */
+
+EXPORT Status cuMemPoolExportToShareableHandle(int *out, Handle handle, int type, uint64_t flags) {
+  Call call = begin("cuMemPoolExportToShareableHandle", 0);
+  Pool *pool = pool_of(&call, handle);
+  if (ok(&call) && (!pool->shareable || type != 1 || flags != 0)) call.status = INVALID_VALUE;
+  if (ok(&call)) add_int(&call, *out = open("/dev/null", O_RDONLY | O_CLOEXEC));
+  add_wide(&call, handle);
+  add_int(&call, type);
+  return end(&call);
+}
+
+/* A pool that is opened again has the same handle. */
+static Pool *imported_pool(uint64_t descriptor) {
+  EACH(Pool, pool, POOL) {
+    if (pool->alive && pool->imported && pool->descriptor == descriptor) return pool;
+  }
+  return NULL;
+}
+
+EXPORT Status cuMemPoolImportFromShareableHandle(Handle *out, uint64_t descriptor, int type, uint64_t flags) {
+  Call call = begin("cuMemPoolImportFromShareableHandle", NEEDS_CONTEXT);
+  Context *context = ok(&call) ? context_of(&call, call.context) : NULL;
+  if (ok(&call) && (type != 1 || flags != 0)) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    Pool *pool = imported_pool(descriptor);
+    if (pool == NULL) {
+      pool = calloc(1, sizeof(Pool));
+      *pool = (Pool){.alive = true, .imported = true, .device = context->device, .descriptor = descriptor};
+      make(POOL, pool);
+    }
+    add_wide(&call, *out = handle_of(POOL, pool));
+  }
+  add_wide(&call, descriptor);
+  add_int(&call, type);
+  return end(&call);
+}
+
+EXPORT Status cuMemPoolExportPointer(uint8_t *out, Handle address) {
+  Call call = begin("cuMemPoolExportPointer", 0);
+  add_wide(&call, address);
+  Allocation *allocation = allocation_from((uint8_t *)address);
+  if (ok(&call) && (allocation == NULL || !allocation->pool->shareable)) call.status = INVALID_VALUE;
+  if (ok(&call)) fill_ipc(out, address);
+  return end(&call);
+}
+
+/* Opens memory whose handle holds its size. */
+static Allocation *open_memory(Call *call, Pool *pool, const uint8_t *handle) {
+  uint8_t expected[64];
+  uint64_t bytes;
+  memcpy(&bytes, handle, sizeof bytes);
+  fill_ipc(expected, bytes);
+  bool known = memcmp(expected, handle, sizeof expected) == 0 && bytes > 0;
+  if (ok(call) && known && allocation_from((uint8_t *)bytes) != NULL) call->status = INVALID_CONTEXT;
+  if (ok(call) && !known) call->status = INVALID_VALUE;
+  if (!ok(call)) return NULL;
+  Allocation *allocation = allocate(pool, bytes);
+  allocation->there = true;
+  memcpy(allocation->handle, handle, sizeof allocation->handle);
+  pool->used += bytes;
+  return allocation;
+}
+
+EXPORT Status cuMemPoolImportPointer(Handle *out, Handle handle, const uint8_t *data) {
+  Call call = begin("cuMemPoolImportPointer", 0);
+  Pool *pool = pool_of(&call, handle);
+  if (ok(&call) && !pool->imported) call.status = INVALID_VALUE;
+  for (Allocation *a = stub.allocations; a != NULL && ok(&call); a = a->next) {
+    if (a->pool == pool && memcmp(a->handle, data, 64) == 0) misuse("memory of a pool was opened while it was open");
+  }
+  Allocation *allocation = open_memory(&call, pool, data);
+  if (ok(&call)) add_wide(&call, *out = (Handle)allocation->address);
+  add_wide(&call, handle);
+  add_bytes(&call, data, 64);
+  return end(&call);
+}
+
+/* The hidden pool of a device for allocations of this process, or for those of others. */
+static Pool *plain_pool(int device, bool opened) {
+  EACH(Pool, pool, POOL) {
+    if (pool->device == device && (opened ? pool->opened : pool->plain)) return pool;
+  }
+  Pool *pool = calloc(1, sizeof(Pool));
+  *pool = (Pool){.plain = !opened, .opened = opened, .device = device};
+  make(POOL, pool);
+  return pool;
+}
+
+EXPORT Status cuMemAlloc_v2(Handle *out, size_t bytes) {
+  Call call = begin("cuMemAlloc_v2", NEEDS_CONTEXT);
+  Context *context = ok(&call) ? context_of(&call, call.context) : NULL;
+  if (ok(&call) && bytes == 0) call.status = INVALID_VALUE;
+  Pool *pool = ok(&call) ? plain_pool(context->device, false) : NULL;
+  if (ok(&call) && !reserve(pool, bytes)) call.status = OUT_OF_MEMORY;
+  Allocation *allocation = ok(&call) ? allocate(pool, bytes) : NULL;
+  if (ok(&call) && allocation == NULL) call.status = OUT_OF_MEMORY;
+  if (ok(&call)) {
+    allocation->there = true;
+    add_wide(&call, *out = (Handle)allocation->address);
+  }
+  add_wide(&call, bytes);
+  return end(&call);
+}
+
+EXPORT Status cuIpcGetMemHandle(IpcHandle *out, Handle address) {
+  Call call = begin("cuIpcGetMemHandle", NEEDS_CONTEXT);
+  add_wide(&call, address);
+  Allocation *allocation = allocation_from((uint8_t *)address);
+  if (ok(&call) && (allocation == NULL || !allocation->pool->plain)) call.status = INVALID_VALUE;
+  if (ok(&call)) fill_ipc(out->bytes, address);
+  return end(&call);
+}
+
+EXPORT Status cuIpcOpenMemHandle_v2(Handle *out, IpcHandle handle, unsigned flags) {
+  Call call = begin("cuIpcOpenMemHandle_v2", NEEDS_CONTEXT);
+  Context *context = ok(&call) ? context_of(&call, call.context) : NULL;
+  if (ok(&call) && flags != 1) call.status = INVALID_VALUE;
+  Allocation *allocation = ok(&call) ? open_memory(&call, plain_pool(context->device, true), handle.bytes) : NULL;
+  if (ok(&call)) add_wide(&call, *out = (Handle)allocation->address);
+  add_bytes(&call, &handle, 64);
+  add_int(&call, flags);
+  return end(&call);
+}
+
+EXPORT Status cuIpcCloseMemHandle(Handle address) {
+  Call call = begin("cuIpcCloseMemHandle", NEEDS_CONTEXT);
+  add_wide(&call, address);
+  Allocation *allocation = allocation_from((uint8_t *)address);
+  if (allocation == NULL || !allocation->pool->opened) {
+    wrong(&call, "not memory of another process to close", address);
+  } else if (gives_back(&call)) {
+    wait_in_driver(allocation->pool->device);
+    retract(allocation->address, allocation->bytes, "memory of another process was closed");
     allocation->pool->used -= allocation->bytes;
     forget(allocation);
   }
@@ -3325,6 +3474,9 @@ EXPORT int stub_remote_event(uint8_t *handle) {
   pthread_mutex_unlock(&lock);
   return remote;
 }
+
+/* Memory of another process: the handle of an allocation of some size. */
+EXPORT void stub_remote_memory(uint8_t *handle, uint64_t bytes) { fill_ipc(handle, bytes); }
 
 EXPORT void stub_remote_finish(int remote) {
   pthread_mutex_lock(&lock);
