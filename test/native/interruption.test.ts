@@ -7,6 +7,7 @@ import * as CudaBranch from "effect-cuda/CudaBranch"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
 import * as CudaGraph from "effect-cuda/CudaGraph"
+import * as CudaInterprocess from "effect-cuda/CudaInterprocess"
 import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaLibrary from "effect-cuda/CudaLibrary"
 import * as CudaMemory from "effect-cuda/CudaMemory"
@@ -40,6 +41,7 @@ const releases: ReadonlyArray<keyof CudaRuntimeService> = [
   "eventDestroy",
   "memoryFree",
   "poolDestroy",
+  "descriptorClose",
   "moduleUnload",
   "graphDestroy",
   "graphAbandon",
@@ -280,11 +282,41 @@ const libraries: Program = Effect.gen(function*() {
   }
 }).pipe(Effect.ensuring(Effect.sync(() => assert.strictEqual(library.misuse, ""))))
 
+/** Memory that is shared with other processes, lent to them, and of them. */
+const interprocess: Program = Effect.gen(function*() {
+  const stream = yield* CudaStream.make()
+  const pool = yield* CudaMemoryPool.make({ shareable: true })
+  const { descriptor, token } = yield* CudaInterprocess.sharePool(pool)
+  const pooled = yield* CudaMemory.allocate(chunk, { pool })
+  const single = yield* CudaInterprocess.allocate(chunk)
+  for (const buffer of [pooled, single]) {
+    yield* CudaInterprocess.lend(buffer, () => CudaMemory.fill(buffer, 1, stream), { stream })
+  }
+  const taken = yield* CudaInterprocess.takeDescriptor(process.pid, descriptor)
+  const theirs = yield* CudaInterprocess.openPool({ ...token, id: "theirs" }, taken)
+  const remote = stub.remoteEvent()
+  const event = Buffer.from(remote.handle).toString("base64")
+  const handle = Buffer.from(stub.remoteMemory(chunk)).toString("base64")
+  remote.finish()
+  for (const kind of ["pool", "allocation", "pool"] as const) {
+    const memory = { _tag: "effect-cuda/MemoryToken", kind, handle, offset: 0, byteLength: chunk } as const
+    yield* Effect.scoped(Effect.gen(function*() {
+      const [first, second] = [
+        yield* CudaInterprocess.open({ ...memory, ready: event, returned: event }, { pool: theirs }),
+        yield* CudaInterprocess.open({ ...memory, byteLength: 8 }, { pool: theirs, ordered: true })
+      ]
+      yield* CudaMemory.fill(first, 1, stream)
+      yield* CudaMemory.copy(CudaMemory.slice(pooled, 0, 8), second, stream)
+    }))
+  }
+})
+
 const programs: ReadonlyArray<readonly [string, Program, operations: number]> = [
   ["a pipeline", pipeline, 40],
   ["a program that uses memory of every kind", memories, 30],
   ["a program that records and launches graphs", graphs, 60],
   ["a program that shares memory and events with other code", others, 20],
+  ["a program that shares memory with other processes", interprocess, 35],
   ["a program that calls a library", libraries, 15]
 ]
 
