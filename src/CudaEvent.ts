@@ -288,6 +288,11 @@ export function fromHandle(
  * Fails with `InvalidArgument` if the handle is not 64 bytes long, and with the driver's status if it does not refer to an event or
  * refers to one of this process.
  *
+ * **Gotchas**
+ *
+ * If the process that recorded the event dies before the record is done, it never completes, and a stream that waits for it hangs until
+ * this process ends. `synchronize` can be interrupted. See `CudaInterprocess` for memory with an order that survives this.
+ *
  * @category interprocess
  * @since 0.1.0
  */
