@@ -91,13 +91,20 @@ describe("a shareable pool", () => {
       assert.deepStrictEqual(descriptors.map(isOpen), [false, false])
     }))
 
-  it.live("exports the whole allocation of its memory", () =>
+  it.live("is exported before its memory, which is exported as a whole", () =>
     opened(() =>
       Effect.gen(function*() {
         const pool = yield* CudaMemoryPool.make({ shareable: true })
         const buffer = yield* CudaMemory.allocate(size, { pool })
         const { lines, result } = yield* callsOf(CudaInterprocess.share(CudaMemory.slice(buffer, 64, 8)))
-        assert.deepStrictEqual(lines, [["cuMemPoolExportPointer", buffer.address]])
+        assert.deepStrictEqual(lines.map(([name]) => name), [
+          "cuMemPoolExportToShareableHandle",
+          "cuMemPoolExportPointer"
+        ])
+        assert.isFalse(isOpen(Number(lines[0]![1])))
+        assert.deepStrictEqual(lines[1], ["cuMemPoolExportPointer", buffer.address])
+        const { lines: again } = yield* callsOf(CudaInterprocess.share(buffer))
+        assert.deepStrictEqual(again, [["cuMemPoolExportPointer", buffer.address]])
         const bytes = Buffer.from(result.handle, "base64")
         assert.strictEqual(bytes.readBigUInt64LE(), BigInt(buffer.address))
         assert.strictEqual(bytes[63], (63 * 7 + 3) % 256)

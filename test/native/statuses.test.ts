@@ -485,7 +485,9 @@ const interprocess: ReadonlyArray<Scenario> = [
   ...(["cuCtxPushCurrent_v2", "cuMemPoolImportFromShareableHandle", "cuMemPoolSetAccess"] as const).map((name) =>
     failing(name, "CudaInterprocess.openPool", sharedPool, openingPool, { where: "of a pool", subject: ofDescriptor })
   ),
-  failing("cuMemPoolExportPointer", "CudaInterprocess.share", shareableMemory, CudaInterprocess.share),
+  ...(["cuMemPoolExportToShareableHandle", "cuMemPoolExportPointer"] as const).map((name) =>
+    failing(name, "CudaInterprocess.share", shareableMemory, CudaInterprocess.share)
+  ),
   ...(["cuCtxPushCurrent_v2", "cuMemPoolImportPointer"] as const).map((name) =>
     failing(name, "CudaInterprocess.open", openedPool, openingOf, { where: "of a pool", subject: ofProcess })
   ),

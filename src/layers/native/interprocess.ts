@@ -55,6 +55,8 @@ export class NativeInterprocess implements InterprocessBackend {
   readonly #mappings = new Map<string, Mapping>()
   /** How often each pool was opened. The driver opens a pool once, too. */
   readonly #pools = new Map<CUmemoryPool, number>()
+  /** The pools of this process that were exported. */
+  readonly #exported = new Set<CUmemoryPool>()
   /** Closed pools whose memory was still in use. */
   readonly #left: Array<MemoryPoolResource> = []
   readonly #pending: Array<Pending> = []
@@ -75,7 +77,21 @@ export class NativeInterprocess implements InterprocessBackend {
     const call = this.#driver.calls[name]
     const status = call?.(this.#integer, handle, allocationHandleTypes.posixFileDescriptor, 0) ?? missing
     this.descriptor = this.#integer[0]!
+    if (status === success) this.#exported.add(handle)
     return this.#driver.answer(name, status)
+  }
+
+  /** The driver exports memory of a pool only once it has exported the pool. */
+  #exportOnce(pool: MemoryPoolResource): number {
+    if (this.#exported.has(pool.handle)) return success
+    const status = this.sharePool(pool)
+    if (status === success) this.closeDescriptor(this.descriptor)
+    return status
+  }
+
+  /** Notes that a pool of this process is destroyed, whose handle the driver may use again. */
+  forgetPool({ handle }: MemoryPoolResource): void {
+    this.#exported.delete(handle)
   }
 
   openPool(deviceIndex: number, descriptor: number): number {
@@ -154,7 +170,9 @@ export class NativeInterprocess implements InterprocessBackend {
 
   share({ address, deviceIndex, sharing }: DeviceMemoryResource): number {
     const { cuIpcGetMemHandle, cuMemPoolExportPointer } = this.#driver.calls
-    if (sharing !== "allocation") {
+    if (sharing instanceof MemoryPoolResource) {
+      const exported = this.#exportOnce(sharing)
+      if (exported !== success) return exported
       const status = cuMemPoolExportPointer?.(this.handle, address) ?? missing
       return this.#driver.answer("cuMemPoolExportPointer", status)
     }

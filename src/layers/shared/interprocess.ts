@@ -36,6 +36,8 @@ export interface InterprocessBackend {
   /** The 64 bytes read by `share`. */
   readonly handle: Uint8Array<ArrayBuffer>
   readonly sharePool: (pool: MemoryPoolResource) => number
+  /** Called when a shareable pool of this process is destroyed. */
+  readonly forgetPool: (pool: MemoryPoolResource) => void
   readonly openPool: (deviceIndex: number, descriptor: number) => number
   /** Whether memory of an opened pool is in use. */
   readonly isPoolUsed: (pool: MemoryPoolResource) => boolean

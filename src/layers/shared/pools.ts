@@ -145,6 +145,7 @@ const destroy = (core: Core, operation: string, pool: MemoryPoolResource): Effec
   pool.state = "released"
   core.pools.delete(pool)
   if (pool.origin === "opened") return core.acquiring.withPermit(close(core, operation, pool))
+  if (pool.isShareable) core.backend.interprocess.forgetPool(pool)
   const status = core.backend.pools.destroy(pool)
   return status === success ? Effect.void : core.fail(operation, status, pool)
 }

@@ -61,6 +61,9 @@ export class SimulatedInterprocess implements InterprocessBackend {
     return status
   }
 
+  /** Its descriptors stand for it as long as they are open. */
+  forgetPool(): void {}
+
   openPool(deviceIndex: number, descriptor: number): number {
     const { model, owner } = this.#driver
     const status = this.#driver.begin("cuMemPoolImportFromShareableHandle", this.#driver.device(deviceIndex))

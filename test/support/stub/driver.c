@@ -153,7 +153,7 @@ typedef struct {
   /* A bit for each other device that has access. */
   unsigned accessible;
   /* Other processes can open it. Or it is of another process: the descriptor that stands for it. Or it is hidden, for allocations. */
-  bool shareable, imported, plain, opened;
+  bool shareable, exported, imported, plain, opened;
   uint64_t descriptor;
 } Pool;
 
@@ -1434,7 +1434,10 @@ EXPORT Status cuMemPoolExportToShareableHandle(int *out, Handle handle, int type
   Call call = begin("cuMemPoolExportToShareableHandle", 0);
   Pool *pool = pool_of(&call, handle);
   if (ok(&call) && (!pool->shareable || type != 1 || flags != 0)) call.status = INVALID_VALUE;
-  if (ok(&call)) add_int(&call, *out = open("/dev/null", O_RDONLY | O_CLOEXEC));
+  if (ok(&call)) {
+    pool->exported = true;
+    add_int(&call, *out = open("/dev/null", O_RDONLY | O_CLOEXEC));
+  }
   add_wide(&call, handle);
   add_int(&call, type);
   return end(&call);
@@ -1470,7 +1473,8 @@ EXPORT Status cuMemPoolExportPointer(uint8_t *out, Handle address) {
   Call call = begin("cuMemPoolExportPointer", 0);
   add_wide(&call, address);
   Allocation *allocation = allocation_from((uint8_t *)address);
-  if (ok(&call) && (allocation == NULL || !allocation->pool->shareable)) call.status = INVALID_VALUE;
+  /* Only memory of pools that were exported. */
+  if (ok(&call) && (allocation == NULL || !allocation->pool->exported)) call.status = INVALID_VALUE;
   if (ok(&call)) fill_ipc(out, address);
   return end(&call);
 }
