@@ -57,11 +57,13 @@ describe("the end of a child process", () => {
       yield* CudaInterprocess.exitOf(child)
       yield* CudaInterprocess.exitOf(child)
       assert.strictEqual(child.listenerCount("exit"), 0)
+      const none = Object.assign(new EventEmitter(), { pid: undefined, exitCode: null, signalCode: null })
+      yield* CudaInterprocess.exitOf(none)
     }))
 
   it.live("can be waited for without leaving a listener", () =>
     Effect.gen(function*() {
-      const child = Object.assign(new EventEmitter(), { exitCode: null, signalCode: null })
+      const child = Object.assign(new EventEmitter(), { pid: 1, exitCode: null, signalCode: null })
       const fiber = yield* started(CudaInterprocess.exitOf(child))
       assert.strictEqual(child.listenerCount("exit"), 1)
       yield* Fiber.interrupt(fiber)

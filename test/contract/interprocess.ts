@@ -3,7 +3,7 @@
  * a loan. Two processes are tested in `test/gpu`, and two simulated runtimes in `test/simulated`.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaInterprocess, CudaMemory, CudaMemoryPool, CudaStream } from "effect-cuda"
+import { CudaGraph, CudaInterprocess, CudaMemory, CudaMemoryPool, CudaStream } from "effect-cuda"
 import type { MemoryToken, PoolToken } from "effect-cuda/CudaInterprocess"
 import type { DeviceBuffer, Slice } from "effect-cuda/CudaMemory"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
@@ -105,6 +105,15 @@ export const interprocessContract = (rig: Rig): void =>
         yield* Scope.close(scope, Exit.void)
         yield* failsWith(CudaInterprocess.share(released), "ResourceReleased")
         yield* failsWith(CudaInterprocess.lend(released, () => Effect.void), "ResourceReleased")
+      })))
+
+    it.effect("is not a placeholder of a graph", () =>
+      leavesNothing(Effect.gen(function*() {
+        const recording = CudaGraph.recordWith(
+          { input: CudaGraph.buffer(size) },
+          ({ input }) => CudaInterprocess.share(input)
+        )
+        yield* failsWith(recording, "CannotRecord")
       })))
 
     it.effect("cannot be more than there is", () =>

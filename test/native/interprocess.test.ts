@@ -157,6 +157,8 @@ describe("a pool of another process", () => {
         const pool = yield* theirPool
         yield* failsWith(CudaMemoryPool.statistics(pool), "InvalidValue")
         yield* failsWith(CudaMemoryPool.setReleaseThreshold(pool, 0), "InvalidValue")
+        yield* failsWith(CudaMemoryPool.trim(pool), "InvalidValue")
+        yield* failsWith(CudaMemory.allocate(2 ** 50), "OutOfMemory")
       })
     ))
 
@@ -301,7 +303,8 @@ describe("memory of a pool of another process", () => {
         const pool = yield* theirPool
         const ready = Buffer.from(stub.remoteEvent().handle).toString("base64")
         const open = CudaInterprocess.open(token("pool", stub.remoteMemory(size), { ready }), { pool })
-        const fiber = yield* started(Effect.scoped(open))
+        const fiber = yield* started(open)
+        assert.strictEqual(stub.live.allocations, 1)
         yield* Fiber.interrupt(fiber)
         assert.deepStrictEqual([stub.live.allocations, stub.live.events], [0, 0])
       })

@@ -2,6 +2,7 @@
  * Memory shared between simulated runtimes of one clock, each of which stands for a process.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as CudaFaults from "effect-cuda/CudaFaults"
 import * as CudaInterprocess from "effect-cuda/CudaInterprocess"
 import type { MemoryToken } from "effect-cuda/CudaInterprocess"
 import * as CudaMemory from "effect-cuda/CudaMemory"
@@ -267,5 +268,28 @@ describe("a loan", () => {
       const error = yield* Fiber.join(lent)
       assert.deepStrictEqual([error.operation, error.reason._tag], ["CudaInterprocess.lend", "NeverFinishes"])
       assert.deepStrictEqual(yield* bytesOf(buffer, ownerStream), new Uint8Array(size).fill(4))
+    }))
+})
+
+describe("a process that shares memory", () => {
+  const program = Effect.gen(function*() {
+    const stream = yield* CudaStream.make()
+    const pool = yield* CudaMemoryPool.make({ shareable: true })
+    const { descriptor } = yield* CudaInterprocess.sharePool(pool)
+    yield* CudaInterprocess.takeDescriptor(process.pid, descriptor)
+    const [pooled, single] = [yield* CudaMemory.allocate(size, { pool }), yield* CudaInterprocess.allocate(size)]
+    for (const buffer of [pooled, single]) {
+      yield* CudaInterprocess.lend(buffer, () => CudaMemory.fill(buffer, 1, stream), { stream })
+    }
+    yield* CudaStream.synchronize(stream)
+  })
+
+  it.effect("leaves nothing, with each call failing and interrupted", () =>
+    Effect.gen(function*() {
+      const report = yield* Effect.flatMap(CudaFaults.everyCall(Effect.scoped(program)), CudaFaults.expectNone)
+      const operations = report.steps.map(({ operation }) => operation)
+      for (const name of ["allocate", "share", "sharePool", "takeDescriptor"] as const) {
+        assert.include(operations, `CudaInterprocess.${name}`)
+      }
     }))
 })

@@ -260,10 +260,10 @@ export const reclaim = (
     }
   )
 
-/** All live pools of a device. */
+/** All live pools of a device, except those of other processes, which trim them. */
 const poolsOf = (core: Core, deviceIndex: number): ReadonlyArray<MemoryPoolResource> => [
   core.backend.pools.ofDevice(deviceIndex),
-  ...Array.from(core.pools).filter((pool) => pool.deviceIndex === deviceIndex)
+  ...Array.from(core.pools).filter((pool) => pool.deviceIndex === deviceIndex && pool.origin !== "opened")
 ]
 
 export const refuseByteLength = (operation: string, byteLength: number, argument = "byteLength"): Refusal =>

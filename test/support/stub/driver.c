@@ -1303,6 +1303,7 @@ EXPORT Status cuMemPoolTrimTo(Handle handle, size_t keep) {
   add_wide(&call, handle);
   add_wide(&call, keep);
   Pool *pool = pool_of(&call, handle);
+  if (ok(&call) && pool->imported) call.status = INVALID_VALUE;
   if (ok(&call) && pool->kept > keep) pool->kept = keep;
   return end(&call);
 }
