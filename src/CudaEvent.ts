@@ -290,8 +290,8 @@ export function fromHandle(
  *
  * **Gotchas**
  *
- * If the process that recorded the event dies before the record is done, it never completes, and a stream that waits for it hangs until
- * this process ends. `synchronize` can be interrupted. See `CudaInterprocess` for memory with an order that survives this.
+ * If the process that recorded the event is killed before the record is done, the event does not complete, and a stream that waits for it
+ * hangs (observed with driver 580). `synchronize` can be interrupted. See `CudaInterprocess` for memory with an order that survives this.
  *
  * @category interprocess
  * @since 0.1.0

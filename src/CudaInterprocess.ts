@@ -305,8 +305,9 @@ export interface OpenOptions<out R = never> extends BufferOptions {
  *
  * Releasing memory of a pool took 10 and 15 ms of the JS thread in two measurements, each of the first release in a process.
  *
- * If the other process ends first, the memory stays valid in this one. Its events do not: one that was still pending never completes, and a
- * stream that waits for it hangs. That is why `open` waits on the host, where `gone`, `Effect.timeout` or interruption end the wait.
+ * If the other process ends first, the memory stays valid in this one. Its events do not: one that was still pending does not complete, and a
+ * stream that waits for it hangs (observed with driver 580). That is why `open` waits on the host, where `gone`, `Effect.timeout` or
+ * interruption end the wait.
  *
  * **Example** (Working with lent memory in a child process)
  *
@@ -380,7 +381,7 @@ const whenReady = <R>(
 
 /**
  * Waits for an event of another process. Never on the GPU, where the wait could not end if the process dies: an event that is pending
- * then never completes.
+ * then does not complete.
  */
 const whenDone = <R>(
   event: CudaEvent.CudaEvent,
