@@ -303,7 +303,7 @@ export interface OpenOptions<out R = never> extends BufferOptions {
  *
  * **Gotchas**
  *
- * Releasing memory of a pool took 10 and 15 ms of the JS thread in two measurements, each of the first release in a process.
+ * The first release of memory of a pool took 10 to 15 ms of the JS thread in three measurements, and later ones 1 to 25 µs.
  *
  * If the other process ends first, the memory stays valid in this one. Its events do not: one that was still pending does not complete, and a
  * stream that waits for it hangs (observed with driver 580). That is why `open` waits on the host, where `gone`, `Effect.timeout` or
