@@ -43,6 +43,7 @@ import type {
   EventRef,
   ForeignSimulation,
   ForeignStatuses,
+  GrowableMemoryRef,
   HostMemoryRef,
   ManagedMemoryRef,
   MemoryAccess,
@@ -114,6 +115,24 @@ export interface ManagedBuffer extends DeviceBuffer {
    * larger than a typed array can be, which is 4 GiB in Node.js 20.
    */
   readonly bytes: Uint8Array<ArrayBuffer>
+}
+
+/**
+ * A buffer of device memory that grows and shrinks at a fixed address. Every operation that accepts device memory accepts it too, and
+ * checks against the size at that moment.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GrowableBuffer extends DeviceBuffer {
+  readonly ref: GrowableMemoryRef
+  readonly buffer: GrowableBuffer
+  /** The bytes that can be used now. */
+  readonly byteLength: number
+  /** The bytes of device memory that it holds, which are at least `byteLength`. */
+  readonly mappedBytes: number
+  /** The bytes that it can grow to. */
+  readonly maxBytes: number
 }
 
 /**
@@ -197,6 +216,15 @@ export const isBuffer = (u: unknown): u is DeviceBuffer | HostBuffer => Predicat
  */
 export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) && u.kind === "device" && u.isManaged
 
+/**
+ * Returns `true` if a value is a growable buffer.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isGrowableBuffer = (u: unknown): u is GrowableBuffer =>
+  isBuffer(u) && u.kind === "device" && u.ref.isGrowable
+
 /** @internal */
 export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements DeviceBuffer {
   readonly [TypeId] = TypeId
@@ -246,6 +274,30 @@ class ManagedBufferImpl extends DeviceBufferImpl implements ManagedBuffer {
   get bytes(): Uint8Array<ArrayBuffer> {
     this.runtime.hostAccess?.({ memory: this.ref, offset: 0, byteLength: this.byteLength }, "bytes")
     return this.ref.bytes
+  }
+}
+
+class GrowableBufferImpl extends DeviceBufferImpl implements GrowableBuffer {
+  declare readonly ref: GrowableMemoryRef
+  get mappedBytes(): number {
+    return this.ref.mappedBytes
+  }
+  get maxBytes(): number {
+    return this.ref.maxBytes
+  }
+  override toString(): string {
+    const { address, byteLength, deviceIndex, isOrdered, maxBytes } = this
+    return oneLine(
+      "GrowableBuffer",
+      `${byteLength} of ${maxBytes} bytes`,
+      hex(address),
+      `device ${deviceIndex}`,
+      isOrdered && "ordered",
+      unlessLive(this.ref)
+    )
+  }
+  override toJSON() {
+    return { ...super.toJSON(), _id: "GrowableBuffer", mappedBytes: this.mappedBytes, maxBytes: this.maxBytes }
   }
 }
 
@@ -440,6 +492,136 @@ export const allocateManaged = (
     destroy: (runtime, ref) => runtime.memoryFree(ref),
     wrap: (runtime, ref): ManagedBuffer => new ManagedBufferImpl(runtime, ref)
   })
+
+/**
+ * Options for making a growable buffer.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface GrowableOptions extends BufferOptions {
+  /** The bytes that the buffer can grow to. Costs addresses, not memory, so it may be more than the device has. */
+  readonly maxBytes: number
+  /** The bytes to begin with. Default: 0. */
+  readonly initial?: number | undefined
+  /** Default: the current device. */
+  readonly device?: DeviceInput | undefined
+}
+
+/**
+ * Makes a buffer that grows without moving, and lives as long as its scope. Its addresses are reserved at once (`cuMemAddressReserve`), and
+ * `grow` and `shrink` change how much memory is behind them. The contents of new memory are undefined.
+ *
+ * **Details**
+ *
+ * Slices, recorded graphs and addresses passed to other code stay valid while it grows. `byteLength` is the current size, against which
+ * every operation checks. Memory comes in multiples of the device's granularity (2 MiB on an H200), so `mappedBytes` may be more.
+ *
+ * Closing the scope returns at once. The memory is returned to the device after the work that uses it.
+ *
+ * If the device has no room for `initial`, waits for pending releases and tries again before failing with `OutOfMemory`. Fails with
+ * `NotSupported` if the device or the driver has no virtual memory management, with `OutOfMemory` if so many addresses cannot be
+ * reserved (an H200 reserved 16 TiB, but not 1 PiB), and with `InvalidArgument` for sizes that are not integers in range.
+ *
+ * **Gotchas**
+ *
+ * The memory does not come from a pool and does not return to one. Kernels of other devices cannot access it; copies between devices can.
+ *
+ * **Example** (A cache that grows with the requests)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const bytesPerToken = 128 * 1024
+ *
+ * const program = Effect.gen(function*() {
+ *   const cache = yield* CudaMemory.growable({ maxBytes: 64 * 2 ** 30, initial: 1024 * bytesPerToken })
+ *   const first = CudaMemory.slice(cache, 0, bytesPerToken)
+ *   yield* CudaMemory.grow(cache, 4096 * bytesPerToken)
+ *   yield* CudaMemory.fill(first, 0) // the same memory as before
+ *   yield* CudaMemory.shrink(cache, 512 * bytesPerToken)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category growable buffers
+ * @since 0.1.0
+ */
+export const growable = (
+  options: GrowableOptions
+): Effect.Effect<GrowableBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  reclaiming(options.device, {
+    create: (runtime, device, fiber) => {
+      const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)
+      const { initial = 0 } = options
+      return Effect.tap(
+        runtime.memoryReserve(device, options.maxBytes, { ordered }),
+        (ref) =>
+          initial === 0
+            ? Effect.void
+            : Effect.onError(
+              named("CudaMemory.growable")(runtime.memoryGrow(ref, initial)),
+              () => Effect.ignore(runtime.memoryFree(ref))
+            )
+      )
+    },
+    destroy: (runtime, ref) => runtime.memoryFree(ref),
+    wrap: (runtime, ref): GrowableBuffer => new GrowableBufferImpl(runtime, ref)
+  })
+
+/**
+ * Makes a growable buffer at least this large, in bytes (`cuMemMap`). Every stream can use the new bytes when the effect ends.
+ *
+ * **Details**
+ *
+ * Does not wait for work on the GPU, and does not disturb it. Maps 64 MiB at a time, with turns of the event loop in between: a piece
+ * takes 0.1 to 0.25 milliseconds on an H200. Does nothing if the buffer is large enough. Changes of one buffer take turns.
+ *
+ * If the device is full, waits for pending releases and tries again before failing with `OutOfMemory`. If it fails or is interrupted,
+ * the buffer keeps its size. Fails with `InvalidArgument` beyond the buffer's `maxBytes`, and for other buffers.
+ *
+ * @category growable buffers
+ * @since 0.1.0
+ */
+export const grow: {
+  (byteLength: number): (buffer: GrowableBuffer) => Effect.Effect<void, CudaError>
+  (buffer: GrowableBuffer, byteLength: number): Effect.Effect<void, CudaError>
+} = dual(2, (buffer: GrowableBuffer, byteLength: number): Effect.Effect<void, CudaError> => {
+  const runtime = runtimeOfPart(buffer)
+  const { memory } = rangeOf(buffer)
+  const attempt = Effect.suspend(() => runtime.memoryGrow(memory, byteLength))
+  const reclaim = Effect.suspend(() => named("CudaMemory.grow")(runtime.memoryReclaim(buffer.deviceIndex)))
+  return orAfter(attempt, reclaim)
+})
+
+/**
+ * Makes a growable buffer at most this large, in bytes, and returns the rest to the device (`cuMemUnmap`).
+ *
+ * **Details**
+ *
+ * The bytes beyond are refused at once, also by graphs that were recorded with them. The work that already uses the buffer is waited for:
+ * the fiber suspends, not the thread. If waiting fails or is interrupted, the buffer gets its size back. Does nothing if the buffer is
+ * small enough.
+ *
+ * Memory is returned in the pieces in which it was mapped, of 64 MiB at most, so the buffer may hold more than it needs (`mappedBytes`).
+ * Growing again uses that first.
+ *
+ * **Gotchas**
+ *
+ * Work of other code is known only as far as it was declared, for example with `access`. If it uses memory that is no longer there, it
+ * faults, and the contexts are lost.
+ *
+ * @category growable buffers
+ * @since 0.1.0
+ */
+export const shrink: {
+  (byteLength: number): (buffer: GrowableBuffer) => Effect.Effect<void, CudaError>
+  (buffer: GrowableBuffer, byteLength: number): Effect.Effect<void, CudaError>
+} = dual(
+  2,
+  (buffer: GrowableBuffer, byteLength: number): Effect.Effect<void, CudaError> =>
+    runtimeOfPart(buffer).memoryShrink(rangeOf(buffer).memory, byteLength)
+)
 
 /**
  * Allocates pinned host memory that lives as long as its scope (`cuMemHostRegister`). The contents are undefined.

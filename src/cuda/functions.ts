@@ -20,6 +20,7 @@ import type {
   CUhostFn,
   CUkernel,
   CUlibrary,
+  CUmemHandle,
   CUmemoryPool,
   CUstream,
   HostPointer
@@ -42,6 +43,7 @@ const graphNode = "CUgraphNode"
 const graphExec = "CUgraphExec"
 const pointer = "CUdeviceptr"
 const host = "HostPointer"
+const memHandle = "CUmemHandle"
 const hostFunction = "CUhostFn"
 
 /** `CUipcEventHandle` or `CUipcMemHandle`, which are passed by value. Not a koffi type (see `bindByValue` in `library.ts`). */
@@ -168,6 +170,15 @@ export const optionalDriverFunctions = {
   cuIpcGetMemHandle: [memory, pointer],
   cuIpcOpenMemHandle_v2: [memory, ipcHandle, uint],
   cuIpcCloseMemHandle: [pointer],
+  /** In every driver so far, but not for every device. */
+  cuMemGetAllocationGranularity: [memory, memory, int],
+  cuMemAddressReserve: [memory, size, size, pointer, "uint64_t"],
+  cuMemAddressFree: [pointer, size],
+  cuMemCreate: [memory, size, memory, "uint64_t"],
+  cuMemRelease: [memHandle],
+  cuMemMap: [pointer, size, size, memHandle, "uint64_t"],
+  cuMemUnmap: [pointer, size],
+  cuMemSetAccess: [pointer, size, memory, size],
   /** CUDA 12.2. */
   cuMemPrefetchAsync_v2: [pointer, size, location, uint, stream],
   cuMemAdvise_v2: [pointer, size, int, location],
@@ -205,6 +216,7 @@ interface ParameterTypes {
   readonly CUgraphNode: CUgraphNode
   readonly CUgraphExec: CUgraphExec
   readonly CUdeviceptr: CUdeviceptr
+  readonly CUmemHandle: CUmemHandle
   readonly HostPointer: HostPointer
   readonly CUhostFn: CUhostFn
   readonly [memory]: ArrayBufferView

@@ -22,6 +22,8 @@ export type CUgraphNode = Handle<"CUgraphNode">
 export type CUgraphExec = Handle<"CUgraphExec">
 /** An address of device or managed memory. */
 export type CUdeviceptr = Handle<"CUdeviceptr">
+/** A `CUmemGenericAllocationHandle`: memory without an address. It may be any 64-bit number. */
+export type CUmemHandle = bigint
 /** An address of host memory. */
 export type HostPointer = Handle<"HostPointer">
 /** The address of a C function that the driver calls. */
@@ -40,6 +42,7 @@ export const handleTypes = {
   CUgraphNode: "uintptr_t",
   CUgraphExec: "uintptr_t",
   CUdeviceptr: "uintptr_t",
+  CUmemHandle: "uint64_t",
   HostPointer: "uintptr_t",
   CUhostFn: "uintptr_t"
 } as const

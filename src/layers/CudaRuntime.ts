@@ -15,6 +15,7 @@ import type { DeviceOperations, DeviceProperties } from "./runtime/devices.ts"
 import type { EventOperations } from "./runtime/events.ts"
 import type { GraphOperations, RecordingRef } from "./runtime/graphs.ts"
 import type { InterprocessOperations } from "./runtime/interprocess.ts"
+import type { GrowableOperations } from "./runtime/growable.ts"
 import type { KernelOperations } from "./runtime/kernels.ts"
 import type { LibraryOperations } from "./runtime/libraries.ts"
 import type { ManagedOperations } from "./runtime/managed.ts"
@@ -32,6 +33,7 @@ export type * from "./runtime/devices.ts"
 export type * from "./runtime/events.ts"
 export * from "./runtime/graphs.ts"
 export type * from "./runtime/interprocess.ts"
+export type * from "./runtime/growable.ts"
 export type * from "./runtime/kernels.ts"
 export type * from "./runtime/libraries.ts"
 export type * from "./runtime/managed.ts"
@@ -86,6 +88,7 @@ export interface CudaRuntimeService
     MemoryOperations,
     PinnedOperations,
     ManagedOperations,
+    GrowableOperations,
     CopyOperations,
     AccessOperations,
     PoolOperations,

@@ -108,6 +108,7 @@ class Driven {
       byteLength: bufferSize,
       isOrdered: true,
       isManaged: false,
+      isGrowable: false,
       deviceIndex: 0,
       state: "live"
     }))

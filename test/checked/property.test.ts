@@ -163,6 +163,7 @@ class Driven {
       byteLength: bufferSize,
       isOrdered,
       isManaged: false,
+      isGrowable: false,
       deviceIndex: 0,
       state: "live"
     }))

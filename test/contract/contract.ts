@@ -17,6 +17,7 @@ import { conditionContract } from "./graphConditions.ts"
 import { graphProgramContract } from "./graphPrograms.ts"
 import { graphRegionContract } from "./graphRegions.ts"
 import { graphContract } from "./graphs.ts"
+import { growableContract } from "./growable.ts"
 import { hostFunctionContract } from "./hostFunctions.ts"
 import { interprocessContract } from "./interprocess.ts"
 import { kernelContract } from "./kernels.ts"
@@ -51,6 +52,7 @@ export const contract = (rig: Rig): void => {
     streamOrderedContract(rig)
     interprocessContract(rig)
     managedContract(rig)
+    growableContract(rig)
     hostFunctionContract(rig)
     orderingContract(rig)
     kernelContract(rig)

@@ -992,6 +992,14 @@ describe("the table", () => {
       })
     ))
 
+  it.live("has the functions of growable memory, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const buffer = yield* CudaMemory.growable({ maxBytes: gibibyte, initial: 1 })
+        yield* CudaMemory.shrink(buffer, 0)
+      })
+    ))
+
   it.live("has the functions of captures, tested elsewhere", () =>
     opened(() =>
       Effect.gen(function*() {

@@ -619,6 +619,39 @@ const managedAndStream = Effect.all({ managed, stream })
 const managedBuffer = /managed buffer of 10485760 bytes at 0x[0-9a-f]+ on device 0/
 const serviceOfDevice = Effect.tap(runtime, () => openDevice)
 
+const growable = CudaMemory.growable({ maxBytes: 1024 * mebi, initial: 8 * mebi })
+const growableBuffer = /growable buffer of \d+ bytes at 0x[0-9a-f]+ on device 0/
+
+const usedGrowable = Effect.gen(function*() {
+  const [made, on] = [yield* growable, yield* stream]
+  yield* CudaMemory.fill(made, 0, on)
+  return made
+})
+
+const growableMemory: ReadonlyArray<Scenario> = [
+  ...(["cuDeviceGetAttribute", "cuMemGetAllocationGranularity", "cuMemAddressReserve"] as const).map((name) =>
+    failing(name, "CudaMemory.growable", serviceOfDevice, (service) => service.memoryReserve(0, mebi), {
+      subject: /1048576 bytes of addresses on device 0/
+    })
+  ),
+  ...(["cuMemCreate", "cuMemMap", "cuMemSetAccess"] as const).flatMap((name) =>
+    eachOf(
+      2,
+      name,
+      "CudaMemory.grow",
+      Effect.all([runtime, growable]),
+      ([service, made]) => service.memoryGrow(made.ref, 128 * mebi),
+      growableBuffer
+    )
+  ),
+  failing("cuMemUnmap", "CudaMemory.shrink", growable, (made) => CudaMemory.shrink(made, 0), {
+    subject: growableBuffer
+  }),
+  failing("cuStreamQuery", "CudaMemory.shrink", usedGrowable, (made) => CudaMemory.shrink(made, 0), {
+    subject: growableBuffer
+  })
+]
+
 const managedMemory: ReadonlyArray<Scenario> = [
   ...(["cuDeviceGetAttribute", "cuCtxPushCurrent_v2", "cuMemAllocManaged"] as const).map((name) =>
     failing(name, "CudaMemory.allocateManaged", serviceOfDevice, (service) => service.managedAllocate(0, 4096), {
@@ -956,6 +989,7 @@ const operations = [
   ...streamOrdered,
   ...copies,
   ...managedMemory,
+  ...growableMemory,
   ...hostFunctions,
   ...graphs
 ]
@@ -1147,6 +1181,20 @@ const releases: ReadonlyArray<Release> = [
     program: (arm) => Effect.andThen(CudaInterprocess.allocate(64), arm),
     atEnd: true
   },
+  {
+    fails: "cuMemRelease",
+    what: "the memory of a growable buffer",
+    left: { allocations: 1 },
+    program: (arm) => Effect.andThen(openDevice, Effect.andThen(arm, growable)),
+    says: /cuMemRelease/
+  },
+  ...(["cuMemUnmap", "cuMemAddressFree"] as const).map((fails): Release => ({
+    fails,
+    what: "a growable buffer",
+    left: { allocations: fails === "cuMemUnmap" ? 2 : 1 },
+    program: (arm) => Effect.andThen(growable, arm),
+    says: /cuMem(Unmap|AddressFree)/
+  })),
   {
     fails: "cuMemFreeAsync",
     what: "a device buffer, on the stream that it was allocated on",

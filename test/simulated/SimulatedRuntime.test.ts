@@ -360,6 +360,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const oldEvent = yield* runtime.eventCreate(0, 2)
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
     const managed = { memory: yield* runtime.managedAllocate(0, 8), offset: 0, byteLength: 8 }
+    const growable = yield* runtime.memoryReserve(0, 4 * 2 ** 20)
     const pool = yield* runtime.poolCreate(0, poolOptions)
     const oldPool = yield* runtime.poolCreate(0, poolOptions)
     const rows = (offset: number) => ({ ...range(offset), pitch: 2 })
@@ -451,6 +452,9 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemory.endAccess": runtime.memoryEnd(access),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),
       "CudaMemory.fromAddress": runtime.memoryFromAddress(0, range(0).memory.address, 4),
+      "CudaMemory.growable": runtime.memoryReserve(0, 4 * 2 ** 20),
+      "CudaMemory.grow": runtime.memoryGrow(growable, 2 * 2 ** 20),
+      "CudaMemory.shrink": runtime.memoryShrink(growable, 0),
       "CudaMemory.pin": runtime.hostPin(new Uint8Array(8)),
       "CudaMemory.pointerAttributes": runtime.memoryAttributes(0, range(0).memory.address),
       "CudaMemory.prefetch": runtime.memoryPrefetch(managed, 0, stream),

@@ -130,6 +130,11 @@ export class Checks {
     this.#regions.allocate(memory)
   }
 
+  /** Notes that bytes of a buffer are new memory. */
+  renewMemory(memory: MemoryRef, from: number, to: number): void {
+    this.#regions.renew(memory, from, to)
+  }
+
   /** Notes memory of other code, or of a module, which may be part of a buffer. */
   adopt(memory: MemoryRef): void {
     this.#regions.of(memory)

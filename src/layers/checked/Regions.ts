@@ -2,6 +2,7 @@
  * Which bytes belong together: by address, so that buffers over the same memory share what is known about it.
  */
 import type { MemoryRef } from "../CudaRuntime.ts"
+import { GrowableMemoryResource } from "../shared/resources.ts"
 import type { Where } from "./Checks.ts"
 import { Pieces } from "./Pieces.ts"
 
@@ -76,6 +77,10 @@ const absorb = <User extends object>(region: Region<User>, old: Region<User>): v
   old.into = region
 }
 
+/** The end of a buffer. Memory that grows stays in its addresses. */
+const endOf = (memory: MemoryRef): number =>
+  memory.address + (memory instanceof GrowableMemoryResource ? memory.reservedBytes : memory.byteLength)
+
 /** Where a buffer is. */
 class Place<User extends object> {
   readonly regions: Regions<User>
@@ -132,7 +137,7 @@ export class Regions<User extends object> {
   }
 
   #add(memory: MemoryRef): Region<User> {
-    const region = this.#spaces[memory.kind].add(memory.address, memory.address + memory.byteLength, this.#isNeeded)
+    const region = this.#spaces[memory.kind].add(memory.address, endOf(memory), this.#isNeeded)
     region.holders++
     this.#known.set(memory, region)
     return region
@@ -140,13 +145,19 @@ export class Regions<User extends object> {
 
   /** Begins with memory that was just allocated: nobody has used it, whatever was at its addresses before. */
   allocate(memory: MemoryRef): void {
-    const { address, byteLength } = memory
+    const { address } = memory
+    const end = endOf(memory)
     const region = this.#add(memory)
     const { released } = region
     if (region.holders === 1) return
-    region.pieces.clear(address, address + byteLength)
-    const rest = released.filter(({ from, to }) => to <= address || from >= address + byteLength)
+    region.pieces.clear(address, end)
+    const rest = released.filter(({ from, to }) => to <= address || from >= end)
     released.splice(0, released.length, ...rest)
+  }
+
+  /** Forgets the users of bytes that are new. */
+  renew(memory: MemoryRef, from: number, to: number): void {
+    this.of(memory).pieces.clear(memory.address + from, memory.address + to)
   }
 
   /** Ends a buffer. If it owned the memory and others remain, they may not be used any longer. */
@@ -157,6 +168,6 @@ export class Regions<User extends object> {
     memory.checked = undefined
     region.holders--
     if (region.holders === 0) return this.#spaces[memory.kind].delete(region)
-    if (isOwner) region.released.push({ from: memory.address, to: memory.address + memory.byteLength, where })
+    if (isOwner) region.released.push({ from: memory.address, to: endOf(memory), where })
   }
 }

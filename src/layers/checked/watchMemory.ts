@@ -7,7 +7,7 @@ import type { CudaRuntimeService, MemoryRef, ModuleRef, StreamRef } from "../Cud
 import { operations } from "../runtime/operations.ts"
 import type { OperationMember } from "../runtime/operations.ts"
 import { ownModule } from "../shared/moduleResources.ts"
-import { ownMemory } from "../shared/resources.ts"
+import { GrowableMemoryResource, ownMemory } from "../shared/resources.ts"
 import type { Watched } from "./watch.ts"
 import { isEnqueued } from "./Watcher.ts"
 import type { Watcher } from "./Watcher.ts"
@@ -57,6 +57,17 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
       }),
     managedAllocate: (device, byteLength, options) =>
       made("managedAllocate", inner.managedAllocate(device, byteLength, options), allocated),
+    memoryReserve: (device, maxBytes, options) =>
+      made("memoryReserve", inner.memoryReserve(device, maxBytes, options), allocated),
+    memoryShrink: (memory, byteLength) =>
+      Effect.suspend(() => {
+        const before = mappedBytesOf(memory)
+        return Effect.onExit(inner.memoryShrink(memory, byteLength), () =>
+          Effect.sync(() => {
+            const after = mappedBytesOf(memory)
+            if (after < before) checks.renewMemory(memory, after, before)
+          }))
+      }),
     hostAllocate: (byteLength, options) => made("hostAllocate", inner.hostAllocate(byteLength, options), allocated),
     hostPin: (bytes, options) => made("hostPin", inner.hostPin(bytes, options), allocated),
     memoryFromAddress: (device, address, byteLength, options) =>
@@ -103,6 +114,9 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
 const releaseGlobals = ({ checks, where }: Watcher, module: ModuleRef): void => {
   for (const memory of ownModule(module).globals.values()) checks.release(memory, true, where)
 }
+
+/** What was unmapped and is mapped again is other memory. */
+const mappedBytesOf = (memory: MemoryRef): number => memory instanceof GrowableMemoryResource ? memory.mappedBytes : 0
 
 const isMemory = (resource: object): resource is MemoryRef => "address" in resource && "byteLength" in resource
 

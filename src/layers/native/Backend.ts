@@ -20,6 +20,7 @@ import { Driver } from "./Driver.ts"
 import { NativeEvents } from "./events.ts"
 import { NativeGraphs } from "./graphs.ts"
 import { NativeInterprocess } from "./interprocess.ts"
+import { NativeGrowable } from "./growable.ts"
 import { NativeKernels } from "./kernels.ts"
 import { NativeLibraries } from "./libraries.ts"
 import { NativeManaged } from "./managed.ts"
@@ -66,6 +67,7 @@ export class NativeBackend implements Backend {
   readonly memory: NativeMemory
   readonly pinned: NativePinned
   readonly managed: NativeManaged
+  readonly growable: NativeGrowable
   readonly copies: NativeCopies
   readonly pools: NativePools
   readonly peers: NativePeers
@@ -106,6 +108,7 @@ export class NativeBackend implements Backend {
     this.#managedMemory = this.memory.managed = new ManagedMemory(driver, areIdle)
     this.interprocess = this.memory.interprocess = new NativeInterprocess(driver, this.memory, areIdle)
     this.managed = new NativeManaged(driver, this.devices, this.#managedMemory)
+    this.growable = this.memory.growable = new NativeGrowable(driver, this.devices)
     this.#pinnedMemory = new PinnedMemory(
       library,
       policy.pinned,

@@ -75,8 +75,8 @@ export class NativeDevice {
   releases = nullHandle<CUstream>()
   /** The streams that freed their own stream-ordered memory since the last wait for releases. */
   readonly freedOn = new Set<NativeStream>()
-  /** The users of managed memory and of allocations outside of pools, which are released once their current work has finished. */
-  readonly managedUsers = new Set<ReadonlyArray<StreamResource>>()
+  /** The users of managed and growable memory, and of allocations outside of pools, which are released once their current work has finished. */
+  readonly usersOfReleased = new Set<ReadonlyArray<StreamResource>>()
   /** The result of the last attempt to create a stream, an event or a pool. */
   made: DriverFailure = { call: "", status: success }
   readonly #markers: Array<CUevent> = []

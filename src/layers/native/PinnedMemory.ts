@@ -414,7 +414,8 @@ export class PinnedMemory {
 /** Beyond the limit, or out of memory on the host. Not the status of a driver call. */
 const noMemory: DriverFailure = { call: "", status: statuses.OutOfMemory.code }
 
-const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
+/** Ends in the next turn of the event loop. */
+export const nextTurn: Effect.Effect<void> = Effect.callback((resume) => {
   const immediate = setImmediate(() => resume(Effect.void))
   return Effect.sync(() => clearImmediate(immediate))
 })

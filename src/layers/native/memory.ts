@@ -7,7 +7,7 @@ import type { CUdeviceptr, CUmemoryPool, CUstream } from "../../cuda/handles.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { PointerAttributes } from "../CudaRuntime.ts"
 import type { MemoryBackend } from "../shared/memory.ts"
-import { DeviceMemoryResource } from "../shared/resources.ts"
+import { DeviceMemoryResource, GrowableMemoryResource } from "../shared/resources.ts"
 import type { MemoryPoolResource, StreamResource } from "../shared/resources.ts"
 import { watchAll } from "../shared/waits.ts"
 import type { Cancel, OnDone, Watch } from "../shared/waits.ts"
@@ -15,6 +15,7 @@ import { Out } from "./Device.ts"
 import type { NativeDevice, NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import type { NativeInterprocess } from "./interprocess.ts"
+import type { NativeGrowable } from "./growable.ts"
 import { Lane } from "./Lane.ts"
 import { NativeManagedMemory } from "./ManagedMemory.ts"
 import type { ManagedMemory } from "./ManagedMemory.ts"
@@ -36,6 +37,8 @@ export class NativeMemory implements MemoryBackend {
   #foundPool = nullHandle<CUmemoryPool>()
   /** Set by the backend after construction, too. */
   interprocess: NativeInterprocess | undefined
+  /** Set by the backend after construction, like `managed`. */
+  growable: NativeGrowable | undefined
   readonly #out = new Out<CUdeviceptr>()
   /** A word per attribute, for the driver to write, and their addresses. */
   readonly #attributes = new Uint32Array(new ArrayBuffer(8 * attributes.length))
@@ -91,8 +94,14 @@ export class NativeMemory implements MemoryBackend {
 
   free(memory: DeviceMemoryResource): number {
     const device = this.#driver.device(memory.deviceIndex)
-    if (memory instanceof NativeManagedMemory) return this.#freeUnused(device, memory, () => this.managed?.give(memory))
-    if (memory.sharing === "allocation") return this.#freeUnused(device, memory, () => this.interprocess?.free(memory))
+    if (memory instanceof NativeManagedMemory) {
+      return this.#freeLater(device, memory, () => this.managed?.give(memory))
+    }
+    if (memory instanceof GrowableMemoryResource) {
+      this.growable?.willFree(memory)
+      return this.#freeLater(device, memory, () => this.growable?.free(memory))
+    }
+    if (memory.sharing === "allocation") return this.#freeLater(device, memory, () => this.interprocess?.free(memory))
     const { soleUser } = memory
     if (soleUser !== undefined) return this.#freeOn(device, nativeStream(soleUser), memory)
     const { calls, warn } = this.#driver
@@ -109,12 +118,12 @@ export class NativeMemory implements MemoryBackend {
     return this.#driver.answer("cuMemFreeAsync", free())
   }
 
-  /** Releases memory on the host, once its streams no longer use it. */
-  #freeUnused(device: NativeDevice, memory: DeviceMemoryResource, free: () => void): number {
+  /** Releases memory on the host, once the work of its users has finished. */
+  #freeLater(device: NativeDevice, memory: DeviceMemoryResource, free: () => void): number {
     const users = memory.pendingUsers
-    device.managedUsers.add(users)
+    device.usersOfReleased.add(users)
     this.#releases.whenIdle(users, () => {
-      device.managedUsers.delete(users)
+      device.usersOfReleased.delete(users)
       free()
     })
     return success
@@ -162,8 +171,9 @@ export class NativeMemory implements MemoryBackend {
       }
       device.freedOn.delete(stream)
     }
-    const users = new Set([...device.managedUsers].flat())
+    const users = new Set([...device.usersOfReleased].flat())
     const watches: Array<Watch> = [(onDone) => this.#watchOwn(device, device.releases, onDone)]
+    if (this.growable !== undefined) watches.push((onDone) => this.growable!.watchFreed(index, onDone))
     for (const user of users) {
       // Reuses an existing wait for the stream.
       if (user.state !== "released") watches.push((onDone) => this.#streams.watch(user, onDone))

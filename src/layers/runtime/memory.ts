@@ -33,6 +33,8 @@ export interface DeviceMemoryRef {
   readonly isOrdered: boolean
   /** Whether it is managed memory, whose pages migrate between the host and the devices. */
   readonly isManaged: boolean
+  /** Whether it is memory that can grow and shrink. */
+  readonly isGrowable: boolean
   /** The device it was allocated on. */
   readonly deviceIndex: number
   readonly state: ResourceState

@@ -99,6 +99,13 @@ const rows = {
     "cuMemAllocManaged",
     (device, bytes) => [device, `${inBytes(bytes)} of managed memory of device ${device}`]
   ],
+  memoryReserve: [
+    "CudaMemory.growable",
+    "cuMemAddressReserve",
+    (device, bytes) => [device, `${inBytes(bytes)} of addresses on device ${device}`]
+  ],
+  memoryGrow: ["CudaMemory.grow", "cuMemCreate", (memory) => [deviceOf(memory), memory]],
+  memoryShrink: ["CudaMemory.shrink", "cuMemUnmap", (memory) => [deviceOf(memory), memory]],
   hostAllocate: ["CudaMemory.allocateHost", "cuMemHostRegister", (bytes) => [0, inBytes(bytes)]],
   hostPin: ["CudaMemory.pin", "cuMemHostRegister", ({ byteLength }) => [0, inBytes(byteLength)]],
   memoryFromAddress: [

@@ -15,6 +15,7 @@ import type { DeviceBackend } from "./devices.ts"
 import type { EventBackend } from "./events.ts"
 import type { GraphBackend } from "./graphNodes.ts"
 import type { InterprocessBackend } from "./interprocess.ts"
+import type { GrowableBackend } from "./growable.ts"
 import type { KernelBackend } from "./kernels.ts"
 import type { LibraryBackend } from "./libraries.ts"
 import type { ManagedBackend } from "./managed.ts"
@@ -52,6 +53,7 @@ export interface Backend extends Owner {
   readonly memory: MemoryBackend
   readonly pinned: PinnedBackend
   readonly managed: ManagedBackend
+  readonly growable: GrowableBackend
   readonly copies: CopyBackend
   readonly pools: PoolBackend
   readonly peers: PeerBackend

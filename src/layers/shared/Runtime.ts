@@ -20,6 +20,7 @@ import { eventOperations } from "./events.ts"
 import { foreignMemoryOperations } from "./foreignMemory.ts"
 import { graphOperations } from "./graphs.ts"
 import { interprocessOperations } from "./interprocess.ts"
+import { growableOperations } from "./growable.ts"
 import { kernelOperations } from "./kernels.ts"
 import { libraryOperations } from "./libraries.ts"
 import { managedOperations } from "./managed.ts"
@@ -30,6 +31,8 @@ import { pinnedOperations } from "./pinned.ts"
 import { poolOperations } from "./pools.ts"
 import { profilerOperations } from "./profiler.ts"
 import { programOperations } from "./programs.ts"
+import { GrowableMemoryResource } from "./resources.ts"
+import type { DeviceMemoryResource } from "./resources.ts"
 import { streamOperations } from "./streams.ts"
 
 /**
@@ -60,6 +63,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     ...foreignMemoryOperations(core),
     ...pinnedOperations(core),
     ...managedOperations(core),
+    ...growableOperations(core),
     ...copyOperations(core),
     ...accessOperations(core),
     ...enqueueOperations(core),
@@ -79,7 +83,7 @@ const count = (core: Core): LiveResources => ({
   streams: core.streams.size,
   events: core.events.size,
   deviceBuffers: core.deviceMemory.size,
-  deviceBytes: sumBytes(core.deviceMemory),
+  deviceBytes: sumBytes(core.deviceMemory) + spareBytes(core.deviceMemory),
   hostBuffers: core.hostMemory.size,
   hostBytes: sumBytes(core.hostMemory),
   modules: core.modules.size,
@@ -92,6 +96,15 @@ const count = (core: Core): LiveResources => ({
 const sumBytes = (buffers: Iterable<{ readonly byteLength: number }>): number => {
   let bytes = 0
   for (const buffer of buffers) bytes += buffer.byteLength
+  return bytes
+}
+
+/** The bytes that growable buffers hold beyond their size. */
+const spareBytes = (buffers: Iterable<DeviceMemoryResource>): number => {
+  let bytes = 0
+  for (const buffer of buffers) {
+    if (buffer instanceof GrowableMemoryResource) bytes += buffer.mappedBytes - buffer.byteLength
+  }
   return bytes
 }
 

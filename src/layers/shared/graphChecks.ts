@@ -3,14 +3,19 @@
  */
 import type * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
-import type { GraphExecRef, GraphRef } from "../CudaRuntime.ts"
+import type { GraphExecRef, GraphRef, MemoryRange } from "../CudaRuntime.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import { GraphExecResource, GraphResource } from "./graphNodes.ts"
 import { isGone } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
+import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { unusable, unusableMemory } from "./resources.ts"
+
+/** True if a buffer no longer has these bytes. */
+export const hasShrunk = ({ byteLength, memory, offset }: MemoryRange): boolean =>
+  offset + byteLength > memory.byteLength
 
 /** Refuses a graph of another runtime, and one whose memory, modules or handles are gone. */
 export const refuseGraph = (core: Core, operation: string, graph: GraphResource): Refusal => {
@@ -19,6 +24,9 @@ export const refuseGraph = (core: Core, operation: string, graph: GraphResource)
   if (graph.owner !== backend) return refuse(operation, { _tag: "ForeignResource", resource: String(graph) })
   for (const memory of graph.memories) {
     if (unusableMemory(backend, memory)) return refuseResource(operation, backend, memory)
+  }
+  for (const range of graph.growable) {
+    if (hasShrunk(range)) return refuseRange(operation, "graph", range)
   }
   for (const handle of graph.handles) if (unusable(backend, handle)) return refuseResource(operation, backend, handle)
   for (const event of graph.events) if (unusable(backend, event)) return refuseResource(operation, backend, event)

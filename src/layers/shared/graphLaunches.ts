@@ -12,7 +12,7 @@ import { counted, inBytes } from "../runtime/words.ts"
 import { enqueueOrdered, useAlone } from "./accesses.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
-import { failGraph, ownExec, refuseGraph } from "./graphChecks.ts"
+import { failGraph, hasShrunk, ownExec, refuseGraph } from "./graphChecks.ts"
 import { GraphExecResource, isMemoryParameter } from "./graphNodes.ts"
 import type { Bindings, GraphInstance, GraphNode, GraphResource, Located, NodeRange } from "./graphNodes.ts"
 import { isGone } from "./moduleResources.ts"
@@ -122,12 +122,13 @@ const refuseStream = (core: Core, operation: string, exec: GraphExecResource, st
     : refuseDescribed(operation, "stream", String(stream), `a stream of device ${exec.deviceIndex}, like the graph`)
 }
 
-/** True if the graph uses something that was released. */
-const hasGone = ({ backend }: Core, { events, handles, memories, modules }: GraphResource): boolean => {
+/** True if the graph uses something that was released, or bytes that a buffer no longer has. */
+const hasGone = ({ backend }: Core, { events, growable, handles, memories, modules }: GraphResource): boolean => {
   for (const memory of memories) if (unusableMemory(backend, memory)) return true
   for (const module of modules) if (isGone(backend, module)) return true
   for (const event of events) if (unusable(backend, event)) return true
   for (const handle of handles) if (unusable(backend, handle)) return true
+  for (const range of growable) if (hasShrunk(range)) return true
   return false
 }
 

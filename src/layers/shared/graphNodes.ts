@@ -260,6 +260,8 @@ export interface ScratchPart {
   readonly offset: number
 }
 
+const isGrowable = ({ memory }: NodeRange): boolean => memory.kind === "device" && memory.isGrowable
+
 /** True for memory of another device. */
 export const isPeer = (memory: DeviceMemoryResource, deviceIndex: number): boolean =>
   !memory.isManaged && memory.deviceIndex !== deviceIndex
@@ -294,6 +296,8 @@ export class GraphResource implements GraphRef {
   /** All bytes that it reads and writes, merged. Scratch memory is left out. */
   readonly reads: ReadonlyArray<NodeRange>
   readonly writes: ReadonlyArray<NodeRange>
+  /** Those of growable memory, which may have shrunk since. */
+  readonly growable: ReadonlyArray<NodeRange>
   readonly regions: ReadonlyArray<GraphRegionRef>
   readonly unmeasured: number
   /** By mark of a region that can be measured, the index of its event: two per region, in the order of `regions`. */
@@ -341,6 +345,7 @@ export class GraphResource implements GraphRef {
     this.events = fields.events
     this.reads = fields.reads
     this.writes = fields.writes
+    this.growable = [...fields.reads, ...fields.writes].filter(isGrowable)
     this.regions = fields.regions
     this.unmeasured = fields.unmeasured
     this.marks = fields.marks

@@ -3,6 +3,7 @@
  * `CudaRuntime`. Runtimes use these classes, or subclasses with more state.
  */
 import type * as Effect from "effect/Effect"
+import * as Semaphore from "effect/Semaphore"
 import { eventFlags } from "../../cuda/flags.ts"
 import type { CUmemoryPool } from "../../cuda/handles.ts"
 import type { HandleType } from "../../cuda/libraryParameters.ts"
@@ -13,6 +14,7 @@ import type {
   DeviceMemoryRef,
   EventHandle,
   EventRef,
+  GrowableMemoryRef,
   HostAddress,
   HostMemoryRef,
   LibraryHandleRef,
@@ -139,7 +141,8 @@ class MemoryResource<Pointer extends Address | HostAddress> {
   checked: unknown
   readonly owner: Owner
   readonly address: Pointer
-  readonly byteLength: number
+  /** Changes only for growable memory. */
+  byteLength: number
   readonly #users = new Set<StreamResource>()
   #lastUser: StreamResource | undefined
   #pruneAt = 16
@@ -186,6 +189,7 @@ export class DeviceMemoryResource extends MemoryResource<Address> implements Dev
   readonly kind = "device"
   readonly deviceIndex: number
   readonly isManaged: boolean = false
+  readonly isGrowable: boolean = false
   /** True for memory that other code allocated and frees. */
   isForeign = false
   /** How other processes can open it: through its shareable pool, or by itself; undefined if they cannot. */
@@ -232,6 +236,45 @@ export abstract class ManagedMemoryResource extends DeviceMemoryResource impleme
   abstract readonly bytes: Uint8Array<ArrayBuffer>
   override toString(): string {
     return `managed ${super.toString()}`
+  }
+}
+
+/** Memory that grows at a fixed address. */
+export class GrowableMemoryResource extends DeviceMemoryResource implements GrowableMemoryRef {
+  override readonly isGrowable = true
+  readonly maxBytes: number
+  /** The memory behind the addresses grows in multiples of this. */
+  readonly granularity: number
+  /** The sizes of the pieces of memory behind the addresses, in order. */
+  readonly pieces: Array<number> = []
+  /** Held while the size changes. */
+  readonly resizing = Semaphore.makeUnsafe(1)
+  constructor(
+    owner: Owner,
+    address: Address,
+    deviceIndex: number,
+    { granularity, maxBytes }: Pick<GrowableMemoryResource, "granularity" | "maxBytes">
+  ) {
+    super(owner, address, 0, deviceIndex)
+    this.maxBytes = maxBytes
+    this.granularity = granularity
+  }
+  get mappedBytes(): number {
+    let bytes = 0
+    for (const piece of this.pieces) bytes += piece
+    return bytes
+  }
+  /** The bytes of addresses that the driver reserves for it. */
+  get reservedBytes(): number {
+    return Math.ceil(this.maxBytes / this.granularity) * this.granularity
+  }
+  /** The last piece, if none of the bytes are in it. */
+  get spare(): number | undefined {
+    const last = this.pieces.at(-1)
+    return last !== undefined && this.mappedBytes - last >= this.byteLength ? last : undefined
+  }
+  override toString(): string {
+    return `growable ${super.toString()}`
   }
 }
 

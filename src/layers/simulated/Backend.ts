@@ -17,6 +17,7 @@ import { SimulatedDriver } from "./Driver.ts"
 import { SimulatedEvents } from "./events.ts"
 import { SimulatedGraphs } from "./graphs.ts"
 import { SimulatedInterprocess } from "./interprocess.ts"
+import { SimulatedGrowable } from "./growable.ts"
 import { SimulatedKernels } from "./kernels.ts"
 import { SimulatedLibraries } from "./libraries.ts"
 import { SimulatedManaged } from "./managed.ts"
@@ -50,6 +51,7 @@ export class SimulatedBackend implements Backend {
   readonly memory: SimulatedMemory
   readonly pinned: SimulatedPinned
   readonly managed: SimulatedManaged
+  readonly growable: SimulatedGrowable
   readonly copies: SimulatedCopies
   readonly pools: SimulatedPools
   readonly peers: SimulatedPeers
@@ -77,6 +79,7 @@ export class SimulatedBackend implements Backend {
     this.interprocess = this.memory.interprocess = new SimulatedInterprocess(driver, addresses)
     this.pinned = new SimulatedPinned(driver, addresses)
     this.managed = new SimulatedManaged(driver, addresses)
+    this.growable = new SimulatedGrowable(driver, addresses)
     this.copies = new SimulatedCopies(driver)
     this.modules = new SimulatedModules(driver, addresses)
     this.kernels = new SimulatedKernels(driver, addresses, this.modules)

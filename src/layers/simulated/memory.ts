@@ -4,6 +4,7 @@
 import { statuses, success } from "../../cuda/status.ts"
 import type { PointerAttributes } from "../CudaRuntime.ts"
 import type { MemoryBackend } from "../shared/memory.ts"
+import { GrowableMemoryResource } from "../shared/resources.ts"
 import type { DeviceMemoryResource, MemoryPoolResource, StreamResource } from "../shared/resources.ts"
 import type { Cancel, OnDone } from "../shared/waits.ts"
 import type { AddressSpace } from "./addressSpace.ts"
@@ -77,8 +78,14 @@ export class SimulatedMemory implements MemoryBackend {
     this.#addresses.forget(memory)
     this.interprocess?.withdraw(memory)
     this.interprocess?.leave(memory)
-    const status = this.#driver.begin("cuMemFreeAsync", part)
+    const status = this.#driver.begin(memory.isGrowable ? "cuMemUnmap" : "cuMemFreeAsync", part)
     if (status !== success) return status
+    if (memory instanceof GrowableMemoryResource) {
+      const bytes = memory.mappedBytes
+      memory.pieces.length = 0
+      model.releaseMapped(part, memoryPart(memory), bytes, memory.pendingUsers.map(streamPart))
+      return success
+    }
     const { soleUser } = memory
     if (soleUser !== undefined) model.releaseOn(part, memoryPart(memory), streamPart(soleUser))
     else model.release(part, memoryPart(memory), memory.pendingUsers.map(streamPart))

@@ -6,6 +6,7 @@ import type { Address, EventHandle, HostAddress, MemoryPoolRef, StreamHandle } f
 import {
   DeviceMemoryResource,
   EventResource,
+  GrowableMemoryResource,
   HostMemoryResource,
   ManagedMemoryResource,
   MemoryPoolResource,
@@ -13,7 +14,7 @@ import {
 } from "../shared/resources.ts"
 import type { AnyMemoryResource, Owner } from "../shared/resources.ts"
 import type { EventState, Pool, Stream } from "./model/parts.ts"
-import type { Storage } from "./model/Storage.ts"
+import type { GrowableStorage, Storage } from "./model/Storage.ts"
 
 export class SimulatedStream extends StreamResource {
   readonly part: Stream
@@ -46,6 +47,20 @@ export class SimulatedDeviceMemory extends DeviceMemoryResource {
   readonly part: Storage
   constructor(owner: Owner, part: Storage, address: number, deviceIndex: number) {
     super(owner, address as Address, part.byteLength, deviceIndex)
+    this.part = part
+  }
+}
+
+export class SimulatedGrowableMemory extends GrowableMemoryResource {
+  readonly part: GrowableStorage
+  constructor(
+    owner: Owner,
+    part: GrowableStorage,
+    address: number,
+    deviceIndex: number,
+    limits: Pick<GrowableMemoryResource, "granularity" | "maxBytes">
+  ) {
+    super(owner, address as Address, deviceIndex, limits)
     this.part = part
   }
 }
@@ -92,5 +107,5 @@ export class SimulatedPool extends MemoryPoolResource {
 export const streamPart = (stream: StreamResource): Stream => (stream as SimulatedStream).part
 export const simulatedEvent = (event: EventResource): SimulatedEvent => event as SimulatedEvent
 export const memoryPart = (memory: AnyMemoryResource): Storage =>
-  (memory as SimulatedDeviceMemory | SimulatedHostMemory | SimulatedManagedMemory).part
+  (memory as SimulatedDeviceMemory | SimulatedGrowableMemory | SimulatedHostMemory | SimulatedManagedMemory).part
 export const poolPart = (pool: MemoryPoolResource): Pool => (pool as SimulatedPool).part

@@ -15,7 +15,9 @@
  * that their dependencies allow. A condition enqueues the work of its body when the stream reaches it. The only kernel that does
  * something is `effect_cuda_condition`, which sets a condition.
  *
- * Not modelled: the order between blocking streams and the legacy default stream, virtual memory.
+ * Virtual memory is modelled as this library uses it: mapped from the start of a range of addresses, without gaps, at once accessible.
+ *
+ * Not modelled: the order between blocking streams and the legacy default stream.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -66,7 +68,7 @@ enum {
 
 /* ---- Objects. A handle is a kind and an index. Indices are never reused, so a stale handle is always detected. ---- */
 
-typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL, GRAPH, NODE, EXEC, CONDITION } Kind;
+typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL, GRAPH, NODE, EXEC, CONDITION, MEMORY } Kind;
 
 typedef struct Record {
   bool done;
@@ -168,6 +170,26 @@ typedef struct Allocation {
   struct Allocation *next;
 } Allocation;
 
+/* Memory without an address of its own. It lives while it has a handle or is mapped. */
+typedef struct {
+  bool alive;
+  int device, mappings;
+  uint64_t bytes;
+} Memory;
+
+#define MAX_MAPPINGS 256
+
+/* A reserved range of addresses, and the memory mapped from its start. */
+typedef struct Range {
+  uint8_t *address;
+  uint64_t bytes;
+  Memory *mapped[MAX_MAPPINGS];
+  int count;
+  /* The memory that can be accessed. */
+  Allocation *allocation;
+  struct Range *next;
+} Range;
+
 typedef struct {
   bool alive;
   char name[64];
@@ -266,7 +288,8 @@ typedef struct Failure {
 #define MAX_REMOTES 64
 
 static struct {
-  Table tables[CONDITION + 1];
+  Table tables[MEMORY + 1];
+  Range *ranges;
   Allocation *allocations;
   Registration *registrations;
   bool hides_ranges;
@@ -1569,6 +1592,205 @@ EXPORT Status cuIpcCloseMemHandle(Handle address) {
     retract(allocation->address, allocation->bytes, "memory of another process was closed");
     allocation->pool->used -= allocation->bytes;
     forget(allocation);
+  }
+  return end(&call);
+}
+
+/* ---- Virtual memory. ---- */
+
+#define GRANULARITY (2ull << 20)
+
+typedef struct {
+  int type, handle_types, location_type, location_id;
+  void *security;
+  uint8_t flags[8];
+} AllocationProperties;
+
+static void add_properties(Call *call, const AllocationProperties *properties) {
+  bool valid = properties->type == 1 && properties->handle_types == 0 && properties->location_type == 1;
+  if (ok(call) && !valid) call->status = INVALID_VALUE;
+  is_device(call, properties->location_id);
+  add_bytes(call, properties, sizeof *properties);
+}
+
+EXPORT Status cuMemGetAllocationGranularity(size_t *out, const AllocationProperties *properties, int option) {
+  Call call = begin("cuMemGetAllocationGranularity", 0);
+  add_properties(&call, properties);
+  if (ok(&call) && option != 1) call.status = INVALID_VALUE;
+  if (ok(&call)) *out = GRANULARITY;
+  add_int(&call, option);
+  return end(&call);
+}
+
+EXPORT Status cuMemAddressReserve(Handle *out, size_t bytes, size_t alignment, Handle wanted, uint64_t flags) {
+  Call call = begin("cuMemAddressReserve", 0);
+  if (ok(&call) && (bytes == 0 || bytes % GRANULARITY != 0 || alignment != 0 || wanted != 0 || flags != 0)) {
+    call.status = INVALID_VALUE;
+  }
+  int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void *address = ok(&call) ? mmap(NULL, bytes, PROT_NONE, kind, -1, 0) : NULL;
+  if (ok(&call) && address == MAP_FAILED) call.status = OUT_OF_MEMORY;
+  if (ok(&call)) {
+    Range *range = calloc(1, sizeof(Range));
+    *range = (Range){.address = address, .bytes = bytes, .next = stub.ranges};
+    stub.ranges = range;
+    add_wide(&call, *out = (Handle)address);
+  }
+  add_wide(&call, bytes);
+  return end(&call);
+}
+
+static void drop_range(Range *range) {
+  Range **link = &stub.ranges;
+  while (*link != range) link = &(*link)->next;
+  *link = range->next;
+  munmap(range->address, range->bytes);
+  free(range);
+}
+
+EXPORT Status cuMemAddressFree(Handle address, size_t bytes) {
+  Call call = begin("cuMemAddressFree", 0);
+  add_wide(&call, address);
+  add_wide(&call, bytes);
+  Range *range = stub.ranges;
+  while (range != NULL && (range->address != (uint8_t *)address || range->bytes != bytes)) range = range->next;
+  if (range == NULL) wrong(&call, "not a reserved range", address);
+  else if (range->count > 0 && ok(&call)) {
+    misuse("cuMemAddressFree of addresses that are mapped");
+    call.status = INVALID_VALUE;
+  } else if (gives_back(&call)) drop_range(range);
+  return end(&call);
+}
+
+/* Memory that is mapped counts as used by a hidden pool of the device. */
+static Pool *mapped_pool(int device) { return managed_pool(device); }
+
+EXPORT Status cuMemCreate(Handle *out, size_t bytes, const AllocationProperties *properties, uint64_t flags) {
+  Call call = begin("cuMemCreate", 0);
+  add_wide(&call, bytes);
+  add_properties(&call, properties);
+  if (ok(&call) && (bytes == 0 || bytes % GRANULARITY != 0 || flags != 0)) call.status = INVALID_VALUE;
+  if (ok(&call) && !reserve(mapped_pool(properties->location_id), bytes)) call.status = OUT_OF_MEMORY;
+  if (ok(&call)) {
+    Memory *memory = calloc(1, sizeof(Memory));
+    *memory = (Memory){.alive = true, .device = properties->location_id, .bytes = bytes};
+    add_wide(&call, *out = make(MEMORY, memory));
+  }
+  return end(&call);
+}
+
+static void return_if_unused(Memory *memory) {
+  if (!memory->alive && memory->mappings == 0) mapped_pool(memory->device)->used -= memory->bytes;
+}
+
+EXPORT Status cuMemRelease(Handle handle) {
+  Call call = begin("cuMemRelease", 0);
+  add_wide(&call, handle);
+  Memory *memory = find(MEMORY, handle);
+  if (memory == NULL || !memory->alive) wrong(&call, "no such memory", handle);
+  else if (gives_back(&call)) {
+    memory->alive = false;
+    return_if_unused(memory);
+  }
+  return end(&call);
+}
+
+static Range *range_at(const uint8_t *address, uint64_t bytes) {
+  for (Range *range = stub.ranges; range != NULL; range = range->next) {
+    if (address >= range->address && address + bytes <= range->address + range->bytes) return range;
+  }
+  return NULL;
+}
+
+static uint64_t mapped_bytes(const Range *range) {
+  uint64_t bytes = 0;
+  for (int i = 0; i < range->count; i++) bytes += range->mapped[i]->bytes;
+  return bytes;
+}
+
+EXPORT Status cuMemMap(Handle address, size_t bytes, size_t offset, Handle handle, uint64_t flags) {
+  Call call = begin("cuMemMap", 0);
+  add_wide(&call, address);
+  add_wide(&call, bytes);
+  add_wide(&call, handle);
+  Range *range = range_at((uint8_t *)address, bytes);
+  Memory *memory = find(MEMORY, handle);
+  bool fits = range != NULL && memory != NULL && memory->alive && memory->bytes == bytes && offset == 0 && flags == 0;
+  if (ok(&call) && (!fits || range->address + mapped_bytes(range) != (uint8_t *)address || range->count == MAX_MAPPINGS)) {
+    misuse("cuMemMap does not continue a range");
+    call.status = INVALID_VALUE;
+  }
+  if (ok(&call)) {
+    range->mapped[range->count++] = memory;
+    memory->mappings++;
+  }
+  return end(&call);
+}
+
+typedef struct {
+  int location_type, location_id, flags;
+} MappedAccess;
+
+EXPORT Status cuMemSetAccess(Handle address, size_t bytes, const MappedAccess *access, size_t count) {
+  Call call = begin("cuMemSetAccess", 0);
+  add_wide(&call, address);
+  add_wide(&call, bytes);
+  for (size_t i = 0; i < count; i++) add_bytes(&call, &access[i], sizeof access[i]);
+  Range *range = range_at((uint8_t *)address, bytes);
+  uint64_t mapped = range == NULL ? 0 : mapped_bytes(range);
+  if (ok(&call) && (range == NULL || (uint8_t *)address + bytes > range->address + mapped)) call.status = INVALID_VALUE;
+  if (ok(&call) && (count != 1 || access->location_type != 1 || access->flags != 3)) call.status = INVALID_VALUE;
+  if (ok(&call) && is_device(&call, access->location_id)) {
+    mprotect((void *)address, bytes, PROT_READ | PROT_WRITE);
+    if (range->allocation == NULL) {
+      Allocation *allocation = calloc(1, sizeof(Allocation));
+      *allocation = (Allocation){.address = range->address, .there = true, .next = stub.allocations};
+      allocation->pool = mapped_pool(access->location_id);
+      range->allocation = stub.allocations = allocation;
+    }
+    range->allocation->bytes = mapped;
+  }
+  return end(&call);
+}
+
+/* The addresses stay reserved. */
+static void hide(Range *range, uint8_t *address, uint64_t bytes) {
+  retract(address, bytes, "memory was unmapped");
+  madvise(address, bytes, MADV_DONTNEED);
+  mprotect(address, bytes, PROT_NONE);
+  Allocation *allocation = range->allocation;
+  if (allocation == NULL) return;
+  uint64_t left = (uint64_t)(address - range->address);
+  if (left < allocation->bytes) allocation->bytes = left;
+  if (left > 0) return;
+  Allocation **link = &stub.allocations;
+  while (*link != allocation) link = &(*link)->next;
+  *link = allocation->next;
+  free(allocation);
+  range->allocation = NULL;
+}
+
+/* Does not wait for work. */
+EXPORT Status cuMemUnmap(Handle address, size_t bytes) {
+  Call call = begin("cuMemUnmap", 0);
+  add_wide(&call, address);
+  add_wide(&call, bytes);
+  Range *range = range_at((uint8_t *)address, bytes);
+  uint64_t left = range == NULL ? 0 : mapped_bytes(range);
+  int count = range == NULL ? 0 : range->count;
+  while (count > 0 && range->address + left > (uint8_t *)address) left -= range->mapped[--count]->bytes;
+  bool whole = range != NULL && range->address + left == (uint8_t *)address && left + bytes == mapped_bytes(range);
+  if (ok(&call) && !whole) {
+    misuse("cuMemUnmap of something else than the last pieces of a range");
+    call.status = INVALID_VALUE;
+  }
+  if (whole && gives_back(&call)) {
+    hide(range, (uint8_t *)address, bytes);
+    while (range->count > count) {
+      Memory *memory = range->mapped[--range->count];
+      memory->mappings--;
+      return_if_unused(memory);
+    }
   }
   return end(&call);
 }
@@ -3224,6 +3446,11 @@ static void drop_queues(void) {
 }
 
 static void drop_lists(void) {
+  while (stub.ranges != NULL) {
+    stub.ranges->count = 0;
+    hide(stub.ranges, stub.ranges->address, stub.ranges->bytes);
+    drop_range(stub.ranges);
+  }
   while (stub.allocations != NULL) forget(stub.allocations);
   while (stub.registrations != NULL) unregister(stub.registrations->address);
   while (stub.records != NULL) {
@@ -3269,7 +3496,7 @@ EXPORT void stub_reset(void) {
   while (stub.host_running) pthread_cond_wait(&host_called, &lock);
   drop_queues();
   drop_lists();
-  for (int kind = CONTEXT; kind <= CONDITION; kind++) stub.tables[kind].first = stub.tables[kind].count;
+  for (int kind = CONTEXT; kind <= MEMORY; kind++) stub.tables[kind].first = stub.tables[kind].count;
   set_defaults();
   stub.main_thread = pthread_self();
   depth = 0;
@@ -3413,7 +3640,7 @@ EXPORT void stub_refuse_graph(int result, int node) {
 EXPORT int stub_blocked(void) { return stub.blocked; }
 
 /*
- * Live resources: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations, 5 retained contexts, 6 pending work, 7 libraries,
+ * Live resources: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations with reserved addresses and unmapped memory, 5 retained contexts, 6 pending work, 7 libraries,
  * 8 graphs, 9 executable graphs.
  */
 EXPORT int stub_live(int kind) {
@@ -3425,6 +3652,8 @@ EXPORT int stub_live(int kind) {
   if (kind == 2) EACH(Pool, pool, POOL) count += pool->alive;
   if (kind == 3) for (Registration *r = stub.registrations; r != NULL; r = r->next) count++;
   if (kind == 4) for (Allocation *a = stub.allocations; a != NULL; a = a->next) count += a->pool != NULL;
+  if (kind == 4) for (Range *range = stub.ranges; range != NULL; range = range->next) count++;
+  if (kind == 4) EACH(Memory, memory, MEMORY) count += memory->alive;
   if (kind == 5) EACH(Context, context, CONTEXT) count += context->retained;
   if (kind == 6) EACH(Stream, stream, STREAM) count += stream->head != NULL;
   if (kind == 7) EACH(Library, library, LIBRARY) count += library->alive;

@@ -185,6 +185,12 @@ export class Model implements WatcherHome {
     return true
   }
 
+  /** Returns mapped memory to the device at once. */
+  returnMapped(device: Device, byteLength: number): void {
+    device.mapped.giveBack(byteLength)
+    this.trim(device, device.mapped, 0)
+  }
+
   /** Returns a pool's unused memory to the device, until it holds at most `keep` bytes. */
   trim(device: Device, pool: Pool, keep: number): void {
     const reserved = Math.max(pool.used, Math.min(pool.reserved, keep))
@@ -206,6 +212,19 @@ export class Model implements WatcherHome {
     this.world.wait(releases, unused, true)
     const act = () => this.#giveBack(device, storage)
     this.world.enqueue(new Operation({ kind: "release", stream: releases, bytes: storage.byteLength, act }))
+  }
+
+  /** Returns mapped memory after the work enqueued on its users. */
+  releaseMapped(device: Device, storage: Storage, byteLength: number, users: ReadonlyArray<Stream>): void {
+    const { releases } = device
+    const unused = new EventRecord(releases)
+    this.#afterUsers(users, () => this.world.finishRecord(unused))
+    this.world.wait(releases, unused, true)
+    const act = () => {
+      this.returnMapped(device, byteLength)
+      storage.drop()
+    }
+    this.world.enqueue(new Operation({ kind: "release", stream: releases, bytes: byteLength, act }))
   }
 
   /** Frees device memory in the order of the stream that it was allocated on. */

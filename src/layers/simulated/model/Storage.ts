@@ -7,7 +7,8 @@ import type { Device, Pool } from "./parts.ts"
 export class Storage {
   /** Undefined for host memory. */
   readonly device: Device | undefined
-  readonly byteLength: number
+  /** Changes only for growable memory. */
+  byteLength: number
   /** The pool it was allocated from; undefined for host memory and for global variables. */
   readonly pool: Pool | undefined
   #bytes: Uint8Array<ArrayBuffer> | undefined
@@ -85,6 +86,40 @@ export class ArrayStorage extends Storage {
     return !this.isGivenAway || super.tryTouch()
   }
   override detach(): void {}
+}
+
+/** Memory whose size changes. Its bytes move, so views of them are good until the next change. */
+export class GrowableStorage extends Storage {
+  #bytes: Uint8Array<ArrayBuffer> | undefined
+
+  constructor(device: Device) {
+    super(device, 0)
+  }
+  resize(byteLength: number): void {
+    this.byteLength = byteLength
+  }
+  override touch(): Uint8Array<ArrayBuffer> {
+    const bytes = this.#bytes
+    if (bytes !== undefined && bytes.byteLength === this.byteLength) return bytes
+    const next = this.#bytes = new Uint8Array(this.byteLength)
+    if (bytes !== undefined) next.set(bytes.subarray(0, this.byteLength))
+    return next
+  }
+  override get isGivenAway(): boolean {
+    return false
+  }
+  override tryTouch(): boolean {
+    try {
+      this.touch()
+      return true
+    } catch {
+      return false
+    }
+  }
+  override detach(): void {}
+  override drop(): void {
+    this.#bytes = undefined
+  }
 }
 
 /** A part of other storage, which keeps the bytes. */

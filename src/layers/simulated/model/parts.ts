@@ -345,6 +345,8 @@ export class Device {
   readonly pool = new Pool(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY)
   /** Managed memory. Keeps no unused memory. */
   readonly managed = new Pool(Number.POSITIVE_INFINITY, 0)
+  /** Memory mapped at addresses of growable buffers. */
+  readonly mapped = new Pool(Number.POSITIVE_INFINITY, 0)
   /** Memory reserved by all pools, in bytes. */
   usedMemory = 0
   /** Streams with stream-ordered releases since `gatherReleases` was last called. */
