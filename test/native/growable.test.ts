@@ -63,6 +63,25 @@ describe("growable buffers", () => {
       })
     ))
 
+  it.live("are copied piece by piece", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const buffer = yield* CudaMemory.growable({ maxBytes: gibi, initial: 4 * mebi })
+        yield* CudaMemory.grow(buffer, 70 * mebi)
+        const other = yield* CudaMemory.allocate(70 * mebi)
+        const { calls } = yield* callsOf(CudaMemory.copy(other, buffer, stream))
+        assert.deepStrictEqual(calls.map(({ args, name }) => [name, args[2]]), [
+          ["cuMemcpyDtoDAsync_v2", 4 * mebi],
+          ["cuMemcpyDtoDAsync_v2", 64 * mebi],
+          ["cuMemcpyDtoDAsync_v2", 2 * mebi]
+        ])
+        const rows = (of: CudaMemory.DeviceBuffer) => CudaMemory.rows(of, mebi)
+        yield* CudaMemory.copy2D(rows(other), rows(buffer), { width: 1024, height: 70 }, stream)
+        yield* CudaMemory.fill(buffer, 1, stream)
+      })
+    ))
+
   it.live("let the event loop turn between pieces", () =>
     opened(() =>
       Effect.gen(function*() {

@@ -1,7 +1,9 @@
 /**
- * How copies are split. Pinned memory is registered in segments, so one call cannot copy across a segment boundary.
+ * How copies are split. Pinned memory is registered in segments, and growable memory is mapped in pieces, so one call cannot copy across
+ * a boundary. Kernels and fills can.
  */
 import type { RowsTransfer, Transfer } from "../shared/copies.ts"
+import { GrowableMemoryResource } from "../shared/resources.ts"
 import type { AnyMemoryResource } from "../shared/resources.ts"
 import { segmentSize } from "./PinnedMemory.ts"
 
@@ -15,8 +17,20 @@ export const isInOneSegment = (memory: AnyMemoryResource, offset: number, byteLe
   byteLength <= roomAt(memory, offset)
 
 /** How many bytes a copy may access from an offset on. */
-const roomAt = (memory: AnyMemoryResource, offset: number): number =>
-  memory.kind === "host" ? segmentSize - (memory.pinOffset + offset) % segmentSize : Number.POSITIVE_INFINITY
+const roomAt = (memory: AnyMemoryResource, offset: number): number => {
+  if (memory.kind === "host") return segmentSize - (memory.pinOffset + offset) % segmentSize
+  return memory.isGrowable ? roomInPiece(memory, offset) : Number.POSITIVE_INFINITY
+}
+
+const roomInPiece = (memory: AnyMemoryResource, offset: number): number => {
+  if (!(memory instanceof GrowableMemoryResource)) return Number.POSITIVE_INFINITY
+  let end = 0
+  for (const piece of memory.pieces) {
+    end += piece
+    if (offset < end) return end - offset
+  }
+  return Number.POSITIVE_INFINITY
+}
 
 /** How many bytes, after the first `done`, one call can copy. */
 export const pieceOf = ({ byteLength, from, fromOffset, to, toOffset }: Transfer, done: number): number =>
