@@ -582,14 +582,17 @@ const leasing = <A, E, R>(
   }
   const device = deviceIndexOf(options.device, origin.deviceIndex)
   if (device === origin.deviceIndex && priority === undefined) {
-    const pool = streamPools.get(runtime, origin.deviceIndex, origin.priority)
+    const pool = streamPools.get(runtime, origin, origin.priority)
     const leased = pool.tryLease(runtime, count, origin)
     return leased === undefined
       ? Effect.flatMap(pool.lease(runtime, count, origin).pipe(named(operation)), use)
       : use(leased)
   }
+  const partition = device === origin.deviceIndex && origin.partition !== undefined
+    ? { ref: origin.partition }
+    : undefined
   const lease = Effect.flatMap(
-    streamPools.resolve(runtime, { device, priority: priority ?? origin.priority, outOfRange }),
+    streamPools.resolve(runtime, { device, partition, priority: priority ?? origin.priority, outOfRange }),
     (pool) => pool.lease(runtime, count, origin)
   )
   return Effect.flatMap(lease.pipe(named(operation)), use)

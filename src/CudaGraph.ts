@@ -27,7 +27,8 @@ import { recording, recordingBodies } from "./internal/graph/recording.ts"
 import type { Body } from "./internal/graph/recording.ts"
 import { recordTasks } from "./internal/graph/tasks.ts"
 import { countOf, Handle, oneLine, refuseArgument, released, unlessLive } from "./internal/handles.ts"
-import { CurrentPlace, deviceIndexOf, onStream } from "./internal/place.ts"
+import { placeOfStream } from "./internal/partition.ts"
+import { CurrentPlace, onStream } from "./internal/place.ts"
 import { CurrentRecorder } from "./internal/timing/current.ts"
 import { CudaRuntime, CurrentNodeName, CurrentRecording } from "./layers/CudaRuntime.ts"
 import type {
@@ -441,7 +442,7 @@ const recordBody = <Parameters extends GraphParameters, A, E, R>(
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
     const place = fiber.getRef(CurrentPlace)
     const options = {
-      deviceIndex: deviceIndexOf(device, place.deviceIndex),
+      ...placeOfStream(fiber, { device }, place.deviceIndex),
       parameters: Object.entries(parameters),
       overwriteInputs
     }

@@ -16,17 +16,20 @@ import type { DeviceOptions } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import { loweredName } from "./CudaModule.ts"
 import type { CudaModule } from "./CudaModule.ts"
+import type { CudaPartition } from "./CudaPartition.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { isNamed, refOfKernel, refOfModule, refOfStream, runtimeOfKernel, runtimeOfModule } from "./internal/given.ts"
 import { oneLine, ResourceHandle, unlessLive } from "./internal/handles.ts"
-import { onStream, resolveDevice } from "./internal/place.ts"
+import { placeOfStream } from "./internal/partition.ts"
+import { CurrentPlace, onStream, resolveDevice } from "./internal/place.ts"
 import type {
   BlockSuggestion,
   CudaRuntimeService,
   Dimensions,
   KernelArguments,
   KernelRef,
-  LaunchConfig
+  LaunchConfig,
+  PartitionRef
 } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaKernel"
@@ -344,18 +347,27 @@ export const bestBlock = (
     readonly sharedBytes?: number | undefined
     /** The most threads per block. Default: as many as the kernel allows. */
     readonly maxThreads?: number | undefined
+    /** The partition to fill instead of the device. Default: that of an enclosing `CudaPartition.within`, otherwise none. */
+    readonly partition?: CudaPartition | undefined
   } = {}
 ): Effect.Effect<BlockSuggestion, CudaError> =>
-  Effect.flatMap(
-    resolveDevice(options.device),
-    (device) =>
-      runtimeOfKernel(kernel).kernelBestBlock(
-        refOfKernel(kernel),
-        options.sharedBytes ?? 0,
-        options.maxThreads ?? 0,
-        device
-      )
-  )
+  inPlace(options, (place) =>
+    runtimeOfKernel(kernel).kernelBestBlock(
+      refOfKernel(kernel),
+      options.sharedBytes ?? 0,
+      options.maxThreads ?? 0,
+      place
+    ))
+
+/** The device, and the partition of it that work of the program runs in. */
+const inPlace = <A>(
+  options: DeviceOptions & { readonly partition?: CudaPartition | undefined },
+  ask: (place: number | PartitionRef) => Effect.Effect<A, CudaError>
+): Effect.Effect<A, CudaError> =>
+  Effect.withFiber((fiber) => {
+    const { deviceIndex, partition } = placeOfStream(fiber, options, fiber.getRef(CurrentPlace).deviceIndex)
+    return ask(partition ?? deviceIndex)
+  })
 
 /**
  * Computes how many clusters of a launch a device can run concurrently (`cuOccupancyMaxActiveClusters`).
@@ -370,12 +382,12 @@ export const bestBlock = (
 export const activeClusters = (
   kernel: CudaKernel,
   config: LaunchConfig & { readonly cluster: Dimensions },
-  options: DeviceOptions = {}
+  options: DeviceOptions & {
+    /** The partition that runs them. Default: that of an enclosing `CudaPartition.within`, otherwise none. */
+    readonly partition?: CudaPartition | undefined
+  } = {}
 ): Effect.Effect<number, CudaError> =>
-  Effect.flatMap(
-    resolveDevice(options.device),
-    (device) => runtimeOfKernel(kernel).kernelActiveClusters(refOfKernel(kernel), config, device)
-  )
+  inPlace(options, (place) => runtimeOfKernel(kernel).kernelActiveClusters(refOfKernel(kernel), config, place))
 
 /**
  * Computes how many blocks a cluster of a launch can have on a device (`cuOccupancyMaxPotentialClusterSize`): 8, or more for a kernel

@@ -26,6 +26,7 @@ import { invalidArgument } from "./CudaError.ts"
 import type { CudaError } from "./CudaError.ts"
 import { EventImpl } from "./CudaEvent.ts"
 import type { CudaEvent } from "./CudaEvent.ts"
+import type { CudaPartition } from "./CudaPartition.ts"
 import { refOfEvent, refOfStream, refuseForced, runtimeOfStream } from "./internal/given.ts"
 import {
   DeviceHandle,
@@ -36,7 +37,8 @@ import {
   released,
   unlessLive
 } from "./internal/handles.ts"
-import { CurrentPlace, deviceIndexOf, onStreamOf, resolveDevice, withCurrent } from "./internal/place.ts"
+import { placeOfStream, refOfPartition } from "./internal/partition.ts"
+import { CurrentPlace, onStreamOf, resolveDevice, withCurrent } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
 import { StreamPools } from "./internal/streamPool.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -80,8 +82,10 @@ export interface CudaStream extends Pipeable, Inspectable, Equatable {
  * @since 0.1.0
  */
 export interface PriorityOptions {
-  /** Default: the current device. */
+  /** Default: the device of the partition, otherwise the current device. */
   readonly device?: DeviceInput | undefined
+  /** The partition whose multiprocessors its work runs on. Default: that of an enclosing `CudaPartition.within`, otherwise none. */
+  readonly partition?: CudaPartition | undefined
   /** Default: `"low"`, the driver's own default. */
   readonly priority?: Priority | undefined
   /**
@@ -180,7 +184,8 @@ export const streamPools = new StreamPools((runtime, ref): CudaStream => new Str
  *
  * Releasing the stream rejects new work, waits for pending work without blocking the event loop, and destroys the stream
  * (`cuStreamDestroy`). Fails with `InvalidArgument` for a device that does not exist, and for a priority outside the device's range
- * unless `outOfRange` is `"clamp"`.
+ * unless `outOfRange` is `"clamp"`. A stream of a partition ends with the partition at the latest, and cannot be blocking
+ * (`InvalidArgument`).
  *
  * **Example** (Ordering one stream after another)
  *
@@ -202,10 +207,10 @@ export const streamPools = new StreamPools((runtime, ref): CudaStream => new Str
 export const make = (
   options: MakeOptions = {}
 ): Effect.Effect<CudaStream, CudaError, CudaRuntime | Scope.Scope> =>
-  makeScoped(options.device, {
-    create: (runtime, device) =>
+  makeScoped(options.device ?? refOfPartition(options.partition)?.deviceIndex, {
+    create: (runtime, device, fiber) =>
       runtime.streamCreate({
-        deviceIndex: device,
+        ...placeOfStream(fiber, { ...options, device }, device),
         priority: options.priority ?? "low",
         outOfRange: options.outOfRange,
         nonBlocking: options.nonBlocking ?? true
@@ -216,7 +221,7 @@ export const make = (
 
 /**
  * Gets a stream from the runtime's pool. The pool holds 32 streams per device and priority, created on first use and handed out in
- * turn: the 33rd request gets the first stream again. They live as long as the runtime.
+ * turn: the 33rd request gets the first stream again. They live as long as the runtime. A partition has pools of its own, which end with it.
  *
  * **Details**
  *
@@ -233,8 +238,8 @@ export const make = (
 export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStream, CudaError, CudaRuntime> =>
   Effect.withFiber((fiber) => {
     const runtime = Context.getUnsafe(fiber.context, CudaRuntime)
-    const device = deviceIndexOf(options.device, fiber.getRef(CurrentPlace).deviceIndex)
-    return streamPools.takeMade(runtime, device, options) ??
+    const place = placeOfStream(fiber, options, fiber.getRef(CurrentPlace).deviceIndex)
+    return streamPools.takeMade(runtime, place, options) ??
       Effect.flatMap(streamPools.resolve(runtime, options), (pool) => pool.take(runtime)).pipe(
         named("CudaStream.fromPool")
       )

@@ -594,7 +594,7 @@ const leaseFor = (
 ): Effect.Effect<Leased<CudaStream>, CudaError> => {
   const { priority } = origin
   if (devices === undefined) {
-    return streamPools.get(runtime, origin.deviceIndex, priority).lease(runtime, streams - 1, origin)
+    return streamPools.get(runtime, origin, priority).lease(runtime, streams - 1, origin)
   }
   const pools = Array.from({ length: streams - 1 }, (_, index) => ({
     device: devices[streamOf.indexOf(index + 1)],

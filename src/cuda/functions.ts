@@ -13,10 +13,12 @@ import type {
   CUcontext,
   CUdevice,
   CUdeviceptr,
+  CUdevResourceDesc,
   CUevent,
   CUgraph,
   CUgraphExec,
   CUgraphNode,
+  CUgreenCtx,
   CUhostFn,
   CUkernel,
   CUlibrary,
@@ -188,6 +190,14 @@ export const optionalDriverFunctions = {
   cuGraphAddDependencies_v2: [graph, host, host, host, size],
   /** CUDA 12.4. */
   cuKernelGetParamInfo: [kernel, size, memory, memory],
+  cuDeviceGetDevResource: [device, memory, int],
+  cuDevSmResourceSplitByCount: [memory, memory, memory, memory, uint, uint],
+  cuDevResourceGenerateDesc: [memory, memory, uint],
+  cuGreenCtxCreate: [memory, "CUdevResourceDesc", device, uint],
+  cuGreenCtxDestroy: ["CUgreenCtx"],
+  cuCtxFromGreenCtx: [memory, "CUgreenCtx"],
+  /** CUDA 12.5. */
+  cuGreenCtxStreamCreate: [memory, "CUgreenCtx", uint, int],
   /** CUDA 12.8. */
   cuEventElapsedTime_v2: [memory, event, event],
   cuMemcpyBatchAsync: [memory, memory, memory, size, memory, memory, size, memory, stream]
@@ -207,6 +217,8 @@ export type OptionalDriverFunctionName = keyof typeof optionalDriverFunctions
 interface ParameterTypes {
   readonly CUdevice: CUdevice
   readonly CUcontext: CUcontext
+  readonly CUgreenCtx: CUgreenCtx
+  readonly CUdevResourceDesc: CUdevResourceDesc
   readonly CUstream: CUstream
   readonly CUevent: CUevent
   readonly CUmemoryPool: CUmemoryPool

@@ -12,6 +12,10 @@ type Handle<Name extends string> = number & { readonly [brand]: Name }
 /** A device: a small number, not always its index. */
 export type CUdevice = Handle<"CUdevice">
 export type CUcontext = Handle<"CUcontext">
+/** A green context: a share of a device's multiprocessors. */
+export type CUgreenCtx = Handle<"CUgreenCtx">
+/** A description of what a green context gets. */
+export type CUdevResourceDesc = Handle<"CUdevResourceDesc">
 export type CUstream = Handle<"CUstream">
 export type CUevent = Handle<"CUevent">
 export type CUmemoryPool = Handle<"CUmemoryPool">
@@ -33,6 +37,8 @@ export type CUhostFn = Handle<"CUhostFn">
 export const handleTypes = {
   CUdevice: "int",
   CUcontext: "uintptr_t",
+  CUgreenCtx: "uintptr_t",
+  CUdevResourceDesc: "uintptr_t",
   CUstream: "uintptr_t",
   CUevent: "uintptr_t",
   CUmemoryPool: "uintptr_t",

@@ -6,8 +6,11 @@ import * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
 import type { CudaError } from "../CudaError.ts"
 import { resolvePriority } from "../layers/CudaRuntime.ts"
-import type { CudaRuntimeService, Priority, PriorityRange, StreamRef } from "../layers/CudaRuntime.ts"
-import { resolveDevice } from "./place.ts"
+import type { CudaRuntimeService, PartitionRef, Priority, PriorityRange, StreamRef } from "../layers/CudaRuntime.ts"
+import { refuseArgument } from "./handles.ts"
+import { placeOfStream } from "./partition.ts"
+import type { AnyPartition } from "./partition.ts"
+import { CurrentPlace } from "./place.ts"
 import type { AnyStream, DeviceLike } from "./place.ts"
 
 /** Streams per device and priority. */
@@ -18,6 +21,7 @@ interface PoolOptions {
   readonly device?: DeviceLike | undefined
   readonly priority?: Priority | undefined
   readonly outOfRange?: "fail" | "clamp" | undefined
+  readonly partition?: AnyPartition | undefined
 }
 
 /** Creates the handle of a stream. */
@@ -49,6 +53,7 @@ class StreamPool<Stream extends AnyStream> {
   readonly #wrap: Wrap<Stream>
   readonly deviceIndex: number
   readonly #priority: number
+  readonly #partition: PartitionRef | undefined
   readonly #refs: Array<StreamRef | undefined> = Array.from({ length: poolSize }, () => undefined)
   /** The handle last given out for each slot. If only one runtime asks, a stream has only one handle. */
   readonly #handles: Array<Stream | undefined> = Array.from({ length: poolSize }, () => undefined)
@@ -58,10 +63,11 @@ class StreamPool<Stream extends AnyStream> {
   #nextRequest = 0
   #nextLease = poolSize - 1
 
-  constructor(wrap: Wrap<Stream>, deviceIndex: number, priority: number) {
+  constructor(wrap: Wrap<Stream>, deviceIndex: number, priority: number, partition: PartitionRef | undefined) {
     this.#wrap = wrap
     this.deviceIndex = deviceIndex
     this.#priority = priority
+    this.#partition = partition
   }
 
   /** The next stream in turn, if it already exists and is live. */
@@ -142,7 +148,8 @@ class StreamPool<Stream extends AnyStream> {
           deviceIndex: this.deviceIndex,
           priority: this.#priority,
           nonBlocking: true,
-          pooled: true
+          pooled: true,
+          partition: this.#partition
         }),
         (ref) => this.#handle(runtime, slot, this.#refs[slot] = ref)
       )
@@ -162,7 +169,23 @@ const before = (slot: number): number => slot === 0 ? poolSize - 1 : slot - 1
 /** The pools of a device by priority, and its priority range once that is known. */
 class DevicePools<Stream extends AnyStream> {
   range: PriorityRange | undefined
-  readonly byPriority = new Map<number, StreamPool<Stream>>()
+  readonly #byPriority = new Map<number, StreamPool<Stream>>()
+  readonly #byPartition = new WeakMap<PartitionRef, Map<number, StreamPool<Stream>>>()
+  /** The pools of a partition, or those of streams that are in none. */
+  of(partition: PartitionRef | undefined): Map<number, StreamPool<Stream>> {
+    if (partition === undefined) return this.#byPriority
+    const known = this.#byPartition.get(partition)
+    if (known !== undefined) return known
+    const made = new Map<number, StreamPool<Stream>>()
+    this.#byPartition.set(partition, made)
+    return made
+  }
+}
+
+/** Where the streams of a pool are. */
+export interface PoolPlace {
+  readonly deviceIndex: number
+  readonly partition: PartitionRef | undefined
 }
 
 const priorityOf = (range: PriorityRange, { outOfRange = "clamp", priority = "low" }: PoolOptions): number =>
@@ -177,26 +200,30 @@ export class StreamPools<Stream extends AnyStream> {
     this.#wrap = wrap
   }
 
-  /** The pool of a device and priority. */
-  get(runtime: CudaRuntimeService, deviceIndex: number, priority: number): StreamPool<Stream> {
-    const { byPriority } = this.#of(runtime)[deviceIndex]!
+  /** The pool of a device, or of a partition, and priority. A stream is a place too. */
+  get(runtime: CudaRuntimeService, { deviceIndex, partition }: PoolPlace, priority: number): StreamPool<Stream> {
+    const byPriority = this.#of(runtime)[deviceIndex]!.of(partition)
     const known = byPriority.get(priority)
     if (known !== undefined) return known
-    const made = new StreamPool(this.#wrap, deviceIndex, priority)
+    const made = new StreamPool(this.#wrap, deviceIndex, priority, partition)
     byPriority.set(priority, made)
     return made
   }
 
   /** The pool for the given options. Clamps a priority outside the range unless `outOfRange` is `"fail"`. */
   resolve(runtime: CudaRuntimeService, options: PoolOptions): Effect.Effect<StreamPool<Stream>, CudaError> {
-    return Effect.flatMap(
-      resolveDevice(options.device),
-      (device) =>
-        Effect.map(runtime.devicePriorityRange(device), (range) => {
-          this.#of(runtime)[device]!.range = range
-          return this.get(runtime, device, priorityOf(range, options))
-        })
-    )
+    return Effect.withFiber((fiber) => {
+      const place = placeOfStream(fiber, options, fiber.getRef(CurrentPlace).deviceIndex)
+      const { deviceIndex, partition } = place
+      const expected = "a live partition of that device"
+      if (partition !== undefined && partition.deviceIndex !== deviceIndex) {
+        return refuseArgument("CudaStream.fromPool", "partition", partition, expected)
+      }
+      return Effect.map(runtime.devicePriorityRange(deviceIndex), (range) => {
+        this.#of(runtime)[deviceIndex]!.range = range
+        return this.get(runtime, place, priorityOf(range, options))
+      })
+    })
   }
 
   /** Leases streams of several pools in turn. Must run uninterruptibly, like a lease of one. */
@@ -228,10 +255,14 @@ export class StreamPools<Stream extends AnyStream> {
   }
 
   /** The next stream of a pool, if nothing has to be created or queried first. */
-  takeMade(runtime: CudaRuntimeService, deviceIndex: number, options: PoolOptions): Effect.Effect<Stream> | undefined {
+  takeMade(
+    runtime: CudaRuntimeService,
+    { deviceIndex, partition }: PoolPlace,
+    options: PoolOptions
+  ): Effect.Effect<Stream> | undefined {
     const ofDevice = Number.isInteger(deviceIndex) ? this.#of(runtime)[deviceIndex] : undefined
-    if (ofDevice?.range === undefined) return undefined
-    const made = ofDevice.byPriority.get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
+    if (ofDevice?.range === undefined || (partition !== undefined && partition.state !== "live")) return undefined
+    const made = ofDevice.of(partition).get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
     return made && Effect.succeed(made)
   }
 

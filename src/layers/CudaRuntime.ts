@@ -21,6 +21,7 @@ import type { LibraryOperations } from "./runtime/libraries.ts"
 import type { ManagedOperations } from "./runtime/managed.ts"
 import type { MemoryOperations, MemoryRange } from "./runtime/memory.ts"
 import type { ModuleOperations } from "./runtime/modules.ts"
+import type { PartitionOperations } from "./runtime/partitions.ts"
 import type { PinnedOperations } from "./runtime/pinned.ts"
 import type { PoolOperations } from "./runtime/pools.ts"
 import type { ProfilerOperations } from "./runtime/profiler.ts"
@@ -40,6 +41,7 @@ export type * from "./runtime/managed.ts"
 export type * from "./runtime/memory.ts"
 export type * from "./runtime/modules.ts"
 export * from "./runtime/operations.ts"
+export type * from "./runtime/partitions.ts"
 export type * from "./runtime/pinned.ts"
 export type * from "./runtime/pools.ts"
 export type * from "./runtime/profiler.ts"
@@ -67,6 +69,8 @@ export interface LiveResources {
   readonly graphs: number
   /** Pools created by programs. */
   readonly pools: number
+  /** Partitions of multiprocessors. */
+  readonly partitions: number
   /** Handles of libraries. */
   readonly handles: number
   /** Fibers waiting for the GPU. */
@@ -84,6 +88,7 @@ export interface CudaRuntimeService
   extends
     DeviceOperations,
     StreamOperations,
+    PartitionOperations,
     EventOperations,
     MemoryOperations,
     PinnedOperations,

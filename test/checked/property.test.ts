@@ -180,6 +180,7 @@ class Driven {
       nonBlocking: kind === "nonBlocking",
       origin: "owned",
       isRecording: false,
+      partition: undefined,
       state: "live"
     }
   }

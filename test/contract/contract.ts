@@ -28,6 +28,7 @@ import { memoryContract } from "./memory.ts"
 import { memoryPoolContract, streamOrderedContract } from "./memoryPools.ts"
 import { orderingContract } from "./ordering.ts"
 import { peerContract } from "./peers.ts"
+import { partitionContract } from "./partitions.ts"
 import { pinContract } from "./pin.ts"
 import { pipelineContract } from "./pipeline.ts"
 import { placementContract } from "./placement.ts"
@@ -41,6 +42,7 @@ export const contract = (rig: Rig): void => {
     deviceContract(rig)
     streamContract(rig)
     poolContract(rig)
+    partitionContract(rig)
     eventContract(rig)
     branchContract(rig)
     forkContract(rig)

@@ -11,6 +11,7 @@ import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
+import * as CudaPartition from "effect-cuda/CudaPartition"
 import * as CudaProfiler from "effect-cuda/CudaProfiler"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
@@ -989,6 +990,14 @@ describe("the table", () => {
           yield* Effect.scoped(CudaInterprocess.open(theirs, { pool }))
         }
         yield* until("both are closed", () => stub.calls("cuIpcCloseMemHandle").length > 0)
+      })
+    ))
+
+  it.live("has the functions of partitions, tested elsewhere", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const partition = yield* CudaPartition.make({ multiprocessors: 8 })
+        yield* CudaStream.make({ partition })
       })
     ))
 

@@ -13,6 +13,7 @@ import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
 import * as CudaParameter from "effect-cuda/CudaParameter"
+import * as CudaPartition from "effect-cuda/CudaPartition"
 import * as CudaProfiler from "effect-cuda/CudaProfiler"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
@@ -614,6 +615,28 @@ const copies: ReadonlyArray<Scenario> = [
   )
 ]
 
+const partition = CudaPartition.make({ multiprocessors: 16 })
+
+const partitions: ReadonlyArray<Scenario> = [
+  ...(["cuDeviceGetDevResource", "cuDevSmResourceSplitByCount"] as const).map((name) =>
+    failing(name, "CudaPartition.make", openDevice, () => partition, { subject: /device 0/ })
+  ),
+  ...(["cuDevResourceGenerateDesc", "cuGreenCtxCreate", "cuCtxFromGreenCtx"] as const).flatMap((name) =>
+    eachOf(2, name, "CudaPartition.make", openDevice, () => CudaPartition.split([16, 8]), /2 partitions of device 0/)
+  ),
+  failing("cuGreenCtxStreamCreate", "CudaStream.make", partition, (made) => CudaStream.make({ partition: made })),
+  failing(
+    "cuGreenCtxStreamCreate",
+    "CudaGraph.capture",
+    partition,
+    (made) => CudaGraph.record(CudaGraph.capture(() => Effect.void)).pipe(CudaPartition.within(made)),
+    {
+      after: 1,
+      where: "(the stream of a capture)"
+    }
+  )
+]
+
 const managed = CudaMemory.allocateManaged(10 * mebi)
 const managedAndStream = Effect.all({ managed, stream })
 const managedBuffer = /managed buffer of 10485760 bytes at 0x[0-9a-f]+ on device 0/
@@ -990,6 +1013,7 @@ const operations = [
   ...copies,
   ...managedMemory,
   ...growableMemory,
+  ...partitions,
   ...hostFunctions,
   ...graphs
 ]
@@ -1249,6 +1273,13 @@ const releases: ReadonlyArray<Release> = [
     what: "pinned memory",
     left: { registrations: 1 },
     program: (arm) => Effect.scoped(Effect.andThen(CudaMemory.allocateHost(64), arm)),
+    atEnd: true
+  },
+  {
+    fails: "cuGreenCtxDestroy",
+    what: "a partition",
+    left: { greenContexts: 1 },
+    program: (arm) => Effect.andThen(partition, arm),
     atEnd: true
   },
   {

@@ -361,6 +361,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
     const oldMemory = yield* runtime.memoryAllocate(0, 8)
     const managed = { memory: yield* runtime.managedAllocate(0, 8), offset: 0, byteLength: 8 }
     const growable = yield* runtime.memoryReserve(0, 4 * 2 ** 20)
+    const [partition] = yield* runtime.partitionCreate(0, [8])
     const pool = yield* runtime.poolCreate(0, poolOptions)
     const oldPool = yield* runtime.poolCreate(0, poolOptions)
     const rows = (offset: number) => ({ ...range(offset), pitch: 2 })
@@ -470,6 +471,8 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaMemoryPool.setReleaseThreshold": runtime.poolSetReleaseThreshold(pool, 0),
       "CudaMemoryPool.statistics": runtime.poolStatistics(pool),
       "CudaMemoryPool.trim": runtime.poolTrim(pool, 0),
+      "CudaPartition.make": runtime.partitionCreate(0, [8]),
+      "CudaPartition.release": runtime.partitionDestroy(partition!),
       "CudaProfiler.capture": runtime.profilerStart(0),
       "CudaProfiler.endCapture": runtime.profilerStop(0),
       "CudaProgram.compile": runtime.programCompile(emptyKernel),

@@ -164,7 +164,7 @@ const backendOf = (options: SimulatedOptions) =>
       return backend.memory.allocated!
     }
     const stream = () => {
-      assert.strictEqual(backend.streams.create(0, 0, true), success)
+      assert.strictEqual(backend.streams.create(0, 0, true, undefined), success)
       return backend.streams.created!
     }
     const event = () => {
@@ -203,6 +203,7 @@ const launchOf = (kernel: KernelResource, fields: Partial<KernelWork>): KernelWo
   kernel,
   shape: new LaunchShape(),
   priority: 0,
+  partition: undefined,
   bytes: new Uint8Array(kernel.arguments.tableOffset),
   pointers: [],
   scalars: [],

@@ -42,6 +42,7 @@ export const nothingHeld: LiveResources = {
   modules: 0,
   graphs: 0,
   pools: 0,
+  partitions: 0,
   handles: 0,
   waits: 0
 }

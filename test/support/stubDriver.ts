@@ -46,7 +46,8 @@ const liveKinds = [
   "busyStreams",
   "libraries",
   "graphs",
-  "graphExecs"
+  "graphExecs",
+  "greenContexts"
 ] as const
 
 /** Live resources of the driver; `contexts` counts retains. */
@@ -63,7 +64,8 @@ export const nothingLive: DriverLive = {
   busyStreams: 0,
   libraries: 0,
   graphs: 0,
-  graphExecs: 0
+  graphExecs: 0,
+  greenContexts: 0
 }
 
 const bind = (path: string) => {

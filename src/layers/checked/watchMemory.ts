@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, MemoryRef, ModuleRef, StreamRef } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, MemoryRef, ModuleRef, PartitionRef, StreamRef } from "../CudaRuntime.ts"
 import { operations } from "../runtime/operations.ts"
 import type { OperationMember } from "../runtime/operations.ts"
 import { ownModule } from "../shared/moduleResources.ts"
@@ -33,12 +33,44 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
       watcher.released(resource)
       return run
     })
+  const inPartition = new WeakMap<PartitionRef, Set<StreamRef>>()
+  /** The streams of a partition, which end with it. */
+  const streamsOf = (partition: PartitionRef): Set<StreamRef> => {
+    const streams = inPartition.get(partition) ?? new Set<StreamRef>()
+    inPartition.set(partition, streams)
+    return streams
+  }
   const allocated = (memory: MemoryRef) => checks.allocate(memory)
   return {
     streamCreate: (options) => {
       const run = inner.streamCreate(options)
-      return options?.pooled === true ? run : made("streamCreate", run)
+      const partition = options?.partition
+      const noted = partition === undefined ?
+        run :
+        Effect.tap(run, (stream) => Effect.sync(() => void streamsOf(partition).add(stream)))
+      return options?.pooled === true ? noted : made("streamCreate", noted)
     },
+    partitionCreate: (device, sizes, options) =>
+      Effect.suspend(() => {
+        const { where } = watcher
+        const note = (partitions: ReadonlyArray<PartitionRef>) => {
+          for (const partition of partitions) watcher.made(partition, operations.partitionCreate.name, where)
+        }
+        const onMade = (partitions: ReadonlyArray<PartitionRef>) => {
+          note(partitions)
+          options?.onMade?.(partitions)
+        }
+        if (options?.onMade !== undefined) return inner.partitionCreate(device, sizes, { onMade })
+        return Effect.tap(inner.partitionCreate(device, sizes), (partitions) => Effect.sync(() => note(partitions)))
+      }),
+    partitionDestroy: (partition) =>
+      Effect.suspend(() => {
+        watcher.released(partition)
+        return Effect.onExit(inner.partitionDestroy(partition), () =>
+          Effect.sync(() => {
+            for (const stream of inPartition.get(partition) ?? []) endIfReleased(watcher, stream)
+          }))
+      }),
     streamDestroy: (stream) =>
       Effect.suspend(() => {
         watcher.released(stream)

@@ -29,6 +29,7 @@ import { NativeMemory } from "./memory.ts"
 import { ModuleLoader } from "./ModuleLoader.ts"
 import { NativeModules } from "./modules.ts"
 import { NativePeers } from "./peers.ts"
+import { NativePartitions } from "./partitions.ts"
 import { NativePinned } from "./pinned.ts"
 import { PinnedMemory } from "./PinnedMemory.ts"
 import type { PinnedPolicy } from "./PinnedMemory.ts"
@@ -77,6 +78,7 @@ export class NativeBackend implements Backend {
   readonly graphs: NativeGraphs
   readonly captures: NativeCaptures
   readonly libraries = new NativeLibraries()
+  readonly partitions: NativePartitions
   readonly profiler: NativeProfiler
   readonly programs: ProgramBackend
   readonly #driver: Driver
@@ -125,6 +127,7 @@ export class NativeBackend implements Backend {
     this.modules = new NativeModules(driver, this.#loader)
     this.kernels = new NativeKernels(driver, this.devices)
     this.captures = new NativeCaptures(driver)
+    this.partitions = new NativePartitions(driver, this.devices)
     this.profiler = new NativeProfiler(driver)
     this.graphs = new NativeGraphs(driver, this.events, this.peers)
   }
@@ -159,6 +162,7 @@ export class NativeBackend implements Backend {
       Effect.andThen(Effect.sync(() => {
         this.#completion.close()
         this.captures.close()
+        this.partitions.close()
         this.#managedMemory.stop()
         this.interprocess.stop()
       })),

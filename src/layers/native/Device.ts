@@ -12,7 +12,15 @@ import {
 } from "../../cuda/flags.ts"
 import type { DriverFunctions } from "../../cuda/functions.ts"
 import { nullHandle } from "../../cuda/handles.ts"
-import type { CUcontext, CUdevice, CUevent, CUmemoryPool, CUstream, HostPointer } from "../../cuda/handles.ts"
+import type {
+  CUcontext,
+  CUdevice,
+  CUevent,
+  CUgreenCtx,
+  CUmemoryPool,
+  CUstream,
+  HostPointer
+} from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
 import type { PriorityRange } from "../CudaRuntime.ts"
@@ -94,9 +102,9 @@ export class NativeDevice {
     this.context = context
   }
 
-  /** Makes the context current. `leave` restores the previous one. */
-  enter(): number {
-    return this.calls.cuCtxPushCurrent_v2(this.context)
+  /** Makes the context current, or that of a partition. `leave` restores the previous one. */
+  enter(context: CUcontext = this.context): number {
+    return this.calls.cuCtxPushCurrent_v2(context)
   }
 
   leave(): void {
@@ -148,6 +156,14 @@ export class NativeDevice {
     let made: CUstream | undefined
     this.#make("cuStreamCreateWithPriority", () => this.#makeStream((stream) => made = stream, priority))
     return made
+  }
+
+  /** Like `makeStream`, for a stream of a green context. */
+  makeStreamIn(green: CUgreenCtx, priority: number): CUstream | undefined {
+    const { cuGreenCtxStreamCreate: create } = this.calls
+    const status = create!(this.#stream.words, green, streamFlags.nonBlocking, priority)
+    this.made = { call: "cuGreenCtxStreamCreate", status }
+    return status === success ? this.#stream.value : undefined
   }
 
   /** Creates a pool, which the caller destroys. Returns undefined on failure, with the reason in `made`. */

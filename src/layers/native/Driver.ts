@@ -6,7 +6,7 @@
  * (`inContextOf`), which then restores the context that other native code made current.
  */
 import type { DriverFunctions } from "../../cuda/functions.ts"
-import type { CUevent } from "../../cuda/handles.ts"
+import type { CUcontext, CUevent } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import { reasonFromStatus } from "../../CudaError.ts"
@@ -61,10 +61,10 @@ export class Driver {
     return describeStatus(this.library, status)
   }
 
-  /** Makes a call with a device's context current. Pass "" as the name if the call itself notes its name with `answer`. */
-  inContextOf(index: number, name: string, call: () => number): number {
+  /** Makes a call with a device's context current, or that of a partition. Pass "" as the name if the call itself notes its name with `answer`. */
+  inContextOf(index: number, name: string, call: () => number, context?: CUcontext): number {
     const device = this.device(index)
-    const entered = device.enter()
+    const entered = device.enter(context)
     if (entered !== success) return this.answer("cuCtxPushCurrent", entered)
     const status = call()
     device.leave()

@@ -170,7 +170,7 @@ export class KernelBlock {
     write32(view, kernelAt.sharedBytes, shape.sharedBytes)
     setAddress(view, kernelAt.table, offsets.length === 0 ? 0 : this.address + tableAt)
     setAddress(view, kernelAt.kernel, kernel.handle)
-    setAddress(view, kernelAt.context, this.#context)
+    setAddress(view, kernelAt.context, work.partition?.handle ?? this.#context)
     offsets.forEach((offset, index) => setAddress(view, tableAt + 8 * index, this.address + kernelAt.size + offset))
   }
 

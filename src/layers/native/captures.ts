@@ -6,8 +6,10 @@ import { captureModes, graphNodeTypes } from "../../cuda/flags.ts"
 import type { CUgraph, CUgraphNode, CUstream } from "../../cuda/handles.ts"
 import { success } from "../../cuda/status.ts"
 import type { CaptureBackend, CapturedGraph, DriverCapture } from "../shared/captures.ts"
+import type { PartitionResource } from "../shared/resources.ts"
 import { Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
+import { greenOf } from "./partitions.ts"
 
 class NativeCapture implements DriverCapture {
   readonly handle: CUstream
@@ -46,10 +48,12 @@ export class NativeCaptures implements CaptureBackend {
     this.#driver = driver
   }
 
-  begin(deviceIndex: number, priority: number): number {
+  begin(deviceIndex: number, priority: number, partition: PartitionResource | undefined): number {
     const { calls, warn } = this.#driver
     const device = this.#driver.device(deviceIndex)
-    const stream = device.makeStream(priority)
+    const stream = partition === undefined
+      ? device.makeStream(priority)
+      : device.makeStreamIn(greenOf(partition), priority)
     if (stream === undefined) return this.#driver.madeBy(device)
     const status = calls.cuStreamBeginCapture_v2(stream, captureModes.relaxed)
     if (status === success) this.#open.add(this.begun = new NativeCapture(stream))

@@ -12,7 +12,7 @@ import type { KernelBackend } from "../shared/kernels.ts"
 import type { LaunchShape } from "../shared/launchShape.ts"
 import { KernelCode } from "../shared/moduleResources.ts"
 import type { KernelResource, ModuleResource, ParameterInfo } from "../shared/moduleResources.ts"
-import type { StreamResource } from "../shared/resources.ts"
+import type { PartitionResource, StreamResource } from "../shared/resources.ts"
 import { Out } from "./Device.ts"
 import type { NativeDevices } from "./devices.ts"
 import type { Driver } from "./Driver.ts"
@@ -94,25 +94,38 @@ export class NativeKernels implements KernelBackend {
     )
   }
 
-  bestBlock({ handle }: KernelCode, sharedBytes: number, maxThreads: number, deviceIndex: number): number {
+  bestBlock(
+    { handle }: KernelCode,
+    sharedBytes: number,
+    maxThreads: number,
+    deviceIndex: number,
+    partition: PartitionResource | undefined
+  ): number {
     const { calls } = this.#driver
     const noSizeFunction = nullHandle<HostPointer>()
     const status = this.#read(
       deviceIndex,
       "cuOccupancyMaxPotentialBlockSize",
-      (out) => calls.cuOccupancyMaxPotentialBlockSize(this.#grid, out, handle, noSizeFunction, sharedBytes, maxThreads)
+      (out) => calls.cuOccupancyMaxPotentialBlockSize(this.#grid, out, handle, noSizeFunction, sharedBytes, maxThreads),
+      partition
     )
     this.blockSuggestion = { block: this.value, minGrid: this.#grid[0]! }
     return status
   }
 
-  activeClusters({ handle }: KernelCode, shape: LaunchShape, deviceIndex: number): number {
+  activeClusters(
+    { handle }: KernelCode,
+    shape: LaunchShape,
+    deviceIndex: number,
+    partition: PartitionResource | undefined
+  ): number {
     const { calls } = this.#driver
     this.#block.write(shape, nullHandle())
     return this.#read(
       deviceIndex,
       "cuOccupancyMaxActiveClusters",
-      (out) => calls.cuOccupancyMaxActiveClusters(out, handle, this.#block.address)
+      (out) => calls.cuOccupancyMaxActiveClusters(out, handle, this.#block.address),
+      partition
     )
   }
 
@@ -126,9 +139,14 @@ export class NativeKernels implements KernelBackend {
     )
   }
 
-  /** Reads a number, with the device's context current. */
-  #read(deviceIndex: number, name: string, ask: (out: Int32Array) => number): number {
-    const status = this.#driver.inContextOf(deviceIndex, name, () => ask(this.#integer))
+  /** Reads a number, with the context of the device or of a partition current. */
+  #read(
+    deviceIndex: number,
+    name: string,
+    ask: (out: Int32Array) => number,
+    partition?: PartitionResource
+  ): number {
+    const status = this.#driver.inContextOf(deviceIndex, name, () => ask(this.#integer), partition?.handle)
     this.value = this.#integer[0]!
     return status
   }

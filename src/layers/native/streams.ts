@@ -6,13 +6,14 @@ import { defaultStreamHandles, streamFlags } from "../../cuda/flags.ts"
 import type { CUevent, CUstream } from "../../cuda/handles.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
 import type { StreamRef, WaitOptions } from "../CudaRuntime.ts"
-import type { EventResource, StreamResource } from "../shared/resources.ts"
+import type { EventResource, PartitionResource, StreamResource } from "../shared/resources.ts"
 import type { StreamBackend } from "../shared/streams.ts"
 import type { Cancel, OnDone, Watch } from "../shared/waits.ts"
 import type { Completion, WaitPolicy } from "./Completion.ts"
 import { NativeStream, Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import { Lane, Point } from "./Lane.ts"
+import { greenOf } from "./partitions.ts"
 
 /** Narrows a stream. All streams of the native runtime are native. */
 export const nativeStream = (stream: StreamResource): NativeStream => stream as NativeStream
@@ -47,14 +48,24 @@ export class NativeStreams implements StreamBackend {
     this.#completion = completion
   }
 
-  create(deviceIndex: number, priority: number, nonBlocking: boolean): number {
+  create(
+    deviceIndex: number,
+    priority: number,
+    nonBlocking: boolean,
+    partition: PartitionResource | undefined
+  ): number {
     const { calls } = this.#driver
     const flags = nonBlocking ? streamFlags.nonBlocking : streamFlags.default
-    const status = this.#driver.inContextOf(
-      deviceIndex,
-      "cuStreamCreateWithPriority",
-      () => calls.cuStreamCreateWithPriority(this.#handle.words, flags, priority)
-    )
+    const status = partition === undefined
+      ? this.#driver.inContextOf(
+        deviceIndex,
+        "cuStreamCreateWithPriority",
+        () => calls.cuStreamCreateWithPriority(this.#handle.words, flags, priority)
+      )
+      : this.#driver.answer(
+        "cuGreenCtxStreamCreate",
+        calls.cuGreenCtxStreamCreate!(this.#handle.words, greenOf(partition), flags, priority)
+      )
     if (status !== success) return status
     const handle = this.#handle.value
     const identified = calls.cuStreamGetId(handle, this.#word.words)
@@ -62,7 +73,7 @@ export class NativeStreams implements StreamBackend {
       this.#driver.warn("cuStreamDestroy", calls.cuStreamDestroy_v2(handle), handle)
       return this.#driver.answer("cuStreamGetId", identified)
     }
-    this.#keep({ handle, id: this.#word.value, deviceIndex, priority, nonBlocking, origin: "owned" })
+    this.#keep({ handle, id: this.#word.value, deviceIndex, priority, nonBlocking, origin: "owned" }, partition)
     return success
   }
 
@@ -79,8 +90,8 @@ export class NativeStreams implements StreamBackend {
     return success
   }
 
-  #keep(fields: Omit<StreamRef, "isRecording" | "state">): void {
-    this.created = new NativeStream(this.#driver.owner, fields)
+  #keep(fields: Omit<StreamRef, "isRecording" | "partition" | "state">, partition?: PartitionResource): void {
+    this.created = new NativeStream(this.#driver.owner, fields, partition)
     this.#streams.add(this.created)
   }
 

@@ -9,6 +9,7 @@ import type { ScalarKind, ScalarName } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { EventRef } from "./events.ts"
 import type { DeviceMemoryOptions, DeviceMemoryRef, MemoryRange, MemoryRef } from "./memory.ts"
+import type { PartitionRef } from "./partitions.ts"
 import type { ResourceState } from "./resources.ts"
 import type { StreamOptions, StreamRef } from "./streams.ts"
 
@@ -76,6 +77,8 @@ export interface RecordOptions {
    * Default: false.
    */
   readonly overwriteInputs?: boolean | undefined
+  /** The partition that the program begins in. Default: none. */
+  readonly partition?: PartitionRef | undefined
 }
 
 /**

@@ -19,6 +19,7 @@ import type { CudaError } from "../../CudaError.ts"
 import type { GraphScalarRef } from "./graphs.ts"
 import type { Address, MemoryRef } from "./memory.ts"
 import type { ModuleRef } from "./modules.ts"
+import type { PartitionRef } from "./partitions.ts"
 import type { HostAddress } from "./pinned.ts"
 import type { StreamRef } from "./streams.ts"
 
@@ -171,18 +172,18 @@ export interface KernelOperations {
     sharedBytes: number,
     deviceIndex: number
   ) => Effect.Effect<number, CudaError>
-  /** Suggests a block size of at most `maxThreads` (`cuOccupancyMaxPotentialBlockSize`). */
+  /** Suggests a block size of at most `maxThreads`, for a device or a partition of it (`cuOccupancyMaxPotentialBlockSize`). */
   readonly kernelBestBlock: (
     kernel: KernelRef,
     sharedBytes: number,
     maxThreads: number,
-    deviceIndex: number
+    place: number | PartitionRef
   ) => Effect.Effect<BlockSuggestion, CudaError>
-  /** The most clusters that the device runs at once (`cuOccupancyMaxActiveClusters`). */
+  /** The most clusters that the device, or a partition of it, runs at once (`cuOccupancyMaxActiveClusters`). */
   readonly kernelActiveClusters: (
     kernel: KernelRef,
     config: LaunchConfig,
-    deviceIndex: number
+    place: number | PartitionRef
   ) => Effect.Effect<number, CudaError>
   /** The largest cluster that the device can run (`cuOccupancyMaxPotentialClusterSize`). */
   readonly kernelMaxCluster: (

@@ -10,6 +10,7 @@ import { invalidArgument } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
 import type { MemoryRef } from "./memory.ts"
+import type { PartitionRef } from "./partitions.ts"
 import { inBytes } from "./words.ts"
 
 /** The device that an operation concerns, and the subject on it. */
@@ -30,6 +31,9 @@ export type OperationMember = {
 const deviceOf = (memory: MemoryRef): number => memory.kind === "device" ? memory.deviceIndex : 0
 
 const onDevice = (deviceIndex: number): About => [deviceIndex, `device ${deviceIndex}`]
+
+/** The device of a place: an index, or a partition. */
+const indexOf = (place: number | PartitionRef): number => typeof place === "number" ? place : place.deviceIndex
 
 const rows = {
   deviceAttribute: ["CudaDevice.attribute", "cuDeviceGetAttribute", (device, name) => [device, name], "contextFree"],
@@ -74,6 +78,14 @@ const rows = {
   streamWaitStream: ["CudaStream.waitStream", "cuStreamWaitEvent", (stream) => [stream.deviceIndex, stream]],
   streamFork: ["CudaBranch.fork", "cuStreamWaitEvent", (from) => [from.deviceIndex, from]],
   streamJoin: ["CudaBranch.join", "cuStreamWaitEvent", (into) => [into.deviceIndex, into]],
+
+  partitionCreate: ["CudaPartition.make", "cuGreenCtxCreate", onDevice],
+  partitionDestroy: [
+    "CudaPartition.release",
+    "cuGreenCtxDestroy",
+    (partition) => [partition.deviceIndex, partition],
+    "release"
+  ],
 
   eventCreate: ["CudaEvent.make", "cuEventCreate", onDevice],
   eventDestroy: ["CudaEvent.release", "cuEventDestroy", (event) => [event.deviceIndex, event], "release"],
@@ -211,12 +223,12 @@ const rows = {
   kernelBestBlock: [
     "CudaKernel.occupancy",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-    (kernel, _, __, device) => [device, kernel.name]
+    (kernel, _, __, place) => [indexOf(place), kernel.name]
   ],
   kernelActiveClusters: [
     "CudaKernel.occupancy",
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-    (kernel, _, device) => [device, kernel.name]
+    (kernel, _, place) => [indexOf(place), kernel.name]
   ],
   kernelMaxCluster: [
     "CudaKernel.occupancy",
@@ -453,6 +465,7 @@ const nothingLive: LiveResources = {
   modules: 0,
   graphs: 0,
   pools: 0,
+  partitions: 0,
   handles: 0,
   waits: 0
 }

@@ -8,6 +8,7 @@ import type { CUstream } from "../../cuda/handles.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { PriorityRange } from "./devices.ts"
 import type { EventRef } from "./events.ts"
+import type { PartitionRef } from "./partitions.ts"
 import type { ResourceState } from "./resources.ts"
 
 /**
@@ -42,6 +43,8 @@ export interface StreamOptions {
   readonly nonBlocking: boolean
   /** Whether it will live as long as the runtime. Changes nothing: a layer that looks for leaks can leave it out. */
   readonly pooled?: boolean | undefined
+  /** The partition whose multiprocessors its work runs on. Default: none; its work runs on all of the device's. */
+  readonly partition?: PartitionRef | undefined
 }
 
 /**
@@ -80,6 +83,8 @@ export interface StreamRef {
   readonly origin: "owned" | "default" | "foreign"
   /** Whether it belongs to a recording, and has no handle in the driver. */
   readonly isRecording: boolean
+  /** The partition whose multiprocessors its work runs on; undefined for all of the device's. */
+  readonly partition: PartitionRef | undefined
   readonly state: ResourceState
 }
 

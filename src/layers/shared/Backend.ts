@@ -22,6 +22,7 @@ import type { ManagedBackend } from "./managed.ts"
 import type { MemoryBackend } from "./memory.ts"
 import type { ModuleBackend } from "./modules.ts"
 import type { PeerBackend } from "./peers.ts"
+import type { PartitionBackend } from "./partitions.ts"
 import type { PinnedBackend } from "./pinned.ts"
 import type { PoolBackend } from "./pools.ts"
 import type { ProfilerBackend } from "./profiler.ts"
@@ -63,6 +64,7 @@ export interface Backend extends Owner {
   readonly graphs: GraphBackend
   readonly captures: CaptureBackend
   readonly libraries: LibraryBackend
+  readonly partitions: PartitionBackend
   readonly profiler: ProfilerBackend
   readonly programs: ProgramBackend
 

@@ -19,12 +19,14 @@ import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
 import type { KernelCode, ModuleResource } from "./moduleResources.ts"
 import { connect } from "./peers.ts"
+import type { Shares } from "./partitions.ts"
 import type {
   DeviceMemoryResource,
   EventResource,
   HandleResource,
   HostMemoryResource,
   MemoryPoolResource,
+  PartitionResource,
   StreamResource
 } from "./resources.ts"
 import { Running } from "./Running.ts"
@@ -53,6 +55,9 @@ export class Core {
   /** Descriptors that stand for shared pools. */
   readonly descriptors = new Set<number>()
   readonly graphs = new Set<GraphExecResource>()
+  readonly partitions = new Set<PartitionResource>()
+  /** What the partitions of each device have left, once one was made there. */
+  readonly shares = new Map<number, Shares>()
   /** Handles of libraries. */
   readonly handles = new Set<HandleResource>()
   /** Calls of libraries on pool threads, and releases of handles. */

@@ -35,8 +35,15 @@ import type { LaunchShape } from "./launchShape.ts"
 import { withOptions } from "./memory.ts"
 import type { KernelResource } from "./moduleResources.ts"
 import { Ordering } from "./ordering.ts"
-import { ownMemory, StreamResource } from "./resources.ts"
-import type { AnyMemoryResource, DeviceMemoryResource, EventResource, HandleResource, Owner } from "./resources.ts"
+import { ownMemory, ownPartition, StreamResource } from "./resources.ts"
+import type {
+  AnyMemoryResource,
+  DeviceMemoryResource,
+  EventResource,
+  HandleResource,
+  Owner,
+  PartitionResource
+} from "./resources.ts"
 import type { Cancel } from "./waits.ts"
 
 /** By line, the last of its nodes that something is ordered after. */
@@ -209,7 +216,10 @@ export class Recording implements RecordingRef {
     this.parent = parent
     if (parent !== undefined) parent.#bodies.push(this)
     this.nodes = parent?.nodes ?? []
-    this.stream = this.makeStream(parent?.stream.priority ?? 0, true)
+    const partition = parent === undefined
+      ? options.partition && ownPartition(options.partition)
+      : parent.stream.partition
+    this.stream = this.makeStream(parent?.stream.priority ?? 0, true, partition)
     const slotOf: Array<number | undefined> = []
     this.placeholders = parent !== undefined ? [] : options.parameters.map(([name, kind], index) => {
       const isMemory = isMemoryParameter(kind)
@@ -238,7 +248,7 @@ export class Recording implements RecordingRef {
     return withOptions(memory, { ordered })
   }
 
-  makeStream(priority: number, nonBlocking: boolean): StreamResource {
+  makeStream(priority: number, nonBlocking: boolean, partition?: PartitionResource): StreamResource {
     const stream = new StreamResource(this.owner, {
       handle: 0 as CUstream,
       id: --lastId,
@@ -246,7 +256,7 @@ export class Recording implements RecordingRef {
       priority,
       nonBlocking,
       origin: "owned"
-    })
+    }, partition)
     stream.recording = this
     stream.line = new Line(stream)
     this.lines.push(stream.line)
@@ -419,6 +429,7 @@ export class Recording implements RecordingRef {
       kernel,
       shape: shape.snapshot(),
       priority: stream.priority,
+      partition: stream.partition,
       bytes: this.#bytes.copy(view, tableOffset),
       pointers: pointers.map(({ at, byteLength, memory, offset }) => ({ at, byteLength, memory, offset })),
       scalars,
@@ -450,8 +461,9 @@ export class Recording implements RecordingRef {
   ): void {
     const ranges = (given: ReadonlyArray<MemoryRange>) =>
       given.map((range) => ({ ...range, memory: ownMemory(range.memory) }))
+    const { partition } = stream
     const keepers = handles.map(({ keeper }) => keeper?.deref())
-    const work: NodeWork = { kind: "graph", captured, priority: stream.priority, simulate, handles, keepers }
+    const work: NodeWork = { kind: "graph", captured, priority: stream.priority, partition, simulate, handles, keepers }
     this.#add(stream, [{ work, operation, reads: ranges(reads), writes: ranges(writes) }])
   }
 

@@ -27,6 +27,7 @@ import { managedOperations } from "./managed.ts"
 import { memoryOperations } from "./memory.ts"
 import { moduleOperations } from "./modules.ts"
 import { peerOperations } from "./peers.ts"
+import { partitionOperations } from "./partitions.ts"
 import { pinnedOperations } from "./pinned.ts"
 import { poolOperations } from "./pools.ts"
 import { profilerOperations } from "./profiler.ts"
@@ -58,6 +59,7 @@ const serviceOf = (core: Core): CudaRuntimeService =>
     devices: core.backend.devices.all,
     ...deviceOperations(core),
     ...streamOperations(core),
+    ...partitionOperations(core),
     ...eventOperations(core),
     ...memoryOperations(core),
     ...foreignMemoryOperations(core),
@@ -89,6 +91,7 @@ const count = (core: Core): LiveResources => ({
   modules: core.modules.size,
   graphs: core.graphs.size,
   pools: core.pools.size,
+  partitions: core.partitions.size,
   handles: core.handles.size,
   waits: core.waits.size
 })
@@ -123,6 +126,7 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
       libraryDestroy,
       memoryFree,
       moduleUnload,
+      partitionDestroy,
       poolDestroy,
       streamDestroy,
       streamSynchronize
@@ -135,6 +139,7 @@ const close = (core: Core, service: CudaRuntimeService): Effect.Effect<void> =>
     yield* core.libraryCalls.whenIdle
     yield* releaseAll("buffer", [...core.deviceMemory, ...core.hostMemory], memoryFree)
     for (const stream of core.foreignStreams.values()) stream.state = "released"
+    yield* releaseAll("partition", [...core.partitions], partitionDestroy)
     yield* releaseAll("pool", [...core.pools], poolDestroy)
     for (const descriptor of core.descriptors) core.backend.interprocess.closeDescriptor(descriptor)
     core.descriptors.clear()

@@ -12,7 +12,7 @@ import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
 import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
-import type { HandleResource, StreamResource } from "./resources.ts"
+import type { HandleResource, PartitionResource, StreamResource } from "./resources.ts"
 
 /** A capture in progress. Each backend has its own kind. */
 export interface DriverCapture {
@@ -35,7 +35,7 @@ export interface CaptureBackend {
   /** Takes the graph made by `end`. */
   readonly take: () => CapturedGraph
   /** Begins to capture a stream that is used for nothing else. */
-  readonly begin: (deviceIndex: number, priority: number) => number
+  readonly begin: (deviceIndex: number, priority: number, partition: PartitionResource | undefined) => number
   readonly end: (capture: DriverCapture) => number
   /** Ends a capture whose work is not wanted. */
   readonly abandon: (capture: DriverCapture) => void
@@ -107,7 +107,7 @@ export const beginCapture = (
   if (recording === undefined) {
     return new Capture(names, work, stream, undefined, runsNative ? stream.handle : undefined)
   }
-  const status = captures.begin(stream.deviceIndex, stream.priority)
+  const status = captures.begin(stream.deviceIndex, stream.priority, stream.partition)
   if (status !== success) return core.fail(names.begin, status, stream)
   const begun = captures.begun!
   stream.line!.isCapturing = true

@@ -29,6 +29,9 @@ export const refuseGraph = (core: Core, operation: string, graph: GraphResource)
     if (hasShrunk(range)) return refuseRange(operation, "graph", range)
   }
   for (const handle of graph.handles) if (unusable(backend, handle)) return refuseResource(operation, backend, handle)
+  for (const partition of graph.partitions) {
+    if (unusable(backend, partition)) return refuseResource(operation, backend, partition)
+  }
   for (const event of graph.events) if (unusable(backend, event)) return refuseResource(operation, backend, event)
   for (const module of graph.modules) if (isGone(backend, module)) return refuseModule(core, operation, module)
   return undefined

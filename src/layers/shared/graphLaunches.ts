@@ -123,11 +123,15 @@ const refuseStream = (core: Core, operation: string, exec: GraphExecResource, st
 }
 
 /** True if the graph uses something that was released, or bytes that a buffer no longer has. */
-const hasGone = ({ backend }: Core, { events, growable, handles, memories, modules }: GraphResource): boolean => {
+const hasGone = (
+  { backend }: Core,
+  { events, growable, handles, memories, modules, partitions }: GraphResource
+): boolean => {
   for (const memory of memories) if (unusableMemory(backend, memory)) return true
   for (const module of modules) if (isGone(backend, module)) return true
   for (const event of events) if (unusable(backend, event)) return true
   for (const handle of handles) if (unusable(backend, handle)) return true
+  for (const partition of partitions) if (unusable(backend, partition)) return true
   for (const range of growable) if (hasShrunk(range)) return true
   return false
 }
@@ -376,6 +380,7 @@ const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamR
     if (status !== success) return status
   }
   for (const handle of graph.handles) handle.usedOn(stream)
+  for (const partition of graph.partitions) partition.usedOn(stream)
   const status = instance.scratch?.usedOn(stream) ?? success
   if (status === success) instance.notedOn = stream
   return status

@@ -25,7 +25,14 @@ import type { CapturedGraph } from "./captures.ts"
 import type { RowsTransfer, Transfer } from "./copies.ts"
 import type { KernelCode, KernelResource, ModuleResource } from "./moduleResources.ts"
 import { DeviceMemoryResource, HostMemoryResource } from "./resources.ts"
-import type { AnyMemoryResource, EventResource, HandleResource, Owner, StreamResource } from "./resources.ts"
+import type {
+  AnyMemoryResource,
+  EventResource,
+  HandleResource,
+  Owner,
+  PartitionResource,
+  StreamResource
+} from "./resources.ts"
 
 /** The recording that a placeholder belongs to. */
 export interface SlotOwner {
@@ -124,6 +131,8 @@ export interface KernelWork {
   readonly shape: RecordedShape
   /** The priority of the stream. */
   readonly priority: number
+  /** The partition of the stream. */
+  readonly partition: PartitionResource | undefined
   /** Never changed. */
   readonly bytes: Uint8Array<ArrayBuffer>
   readonly pointers: ReadonlyArray<RecordedPointer>
@@ -158,6 +167,8 @@ export interface CapturedWork {
   readonly captured: CapturedGraph
   /** The priority of the stream. */
   readonly priority: number
+  /** The partition of the stream. */
+  readonly partition: PartitionResource | undefined
   readonly simulate: ForeignSimulation | undefined
   /** The handles of libraries that it uses. */
   readonly handles: ReadonlyArray<HandleResource>
@@ -289,6 +300,8 @@ export class GraphResource implements GraphRef {
   /** Those of other devices. */
   readonly peers: ReadonlyArray<DeviceMemoryResource>
   readonly modules: ReadonlyArray<ModuleResource>
+  /** The partitions that its kernels run in, each once. */
+  readonly partitions: ReadonlyArray<PartitionResource>
   /** The handles of libraries that it uses, each once. */
   readonly handles: ReadonlyArray<HandleResource>
   /** The events that it records, in the order of recording. */
@@ -317,6 +330,7 @@ export class GraphResource implements GraphRef {
       | "scratchBytes"
       | "memories"
       | "modules"
+      | "partitions"
       | "handles"
       | "events"
       | "reads"
@@ -341,6 +355,7 @@ export class GraphResource implements GraphRef {
     this.peers = fields.memories.filter((memory) => memory.kind === "device")
       .filter((memory) => isPeer(memory, fields.deviceIndex))
     this.modules = fields.modules
+    this.partitions = fields.partitions
     this.handles = fields.handles
     this.events = fields.events
     this.reads = fields.reads

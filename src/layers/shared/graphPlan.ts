@@ -9,7 +9,7 @@ import type { GraphNode, NodeRange } from "./graphNodes.ts"
 import type { ModuleResource } from "./moduleResources.ts"
 import type { Recording } from "./Recording.ts"
 import { refuseToRecord } from "./recordings.ts"
-import type { AnyMemoryResource, Owner } from "./resources.ts"
+import type { AnyMemoryResource, Owner, PartitionResource } from "./resources.ts"
 import { layOutScratch } from "./scratch.ts"
 
 export const graphOf = (owner: Owner, recording: Recording): Effect.Effect<GraphResource, CudaError> => {
@@ -42,6 +42,7 @@ export const graphOf = (owner: Owner, recording: Recording): Effect.Effect<Graph
       scratchBytes: byteLength,
       memories: Array.from(new Set(used)),
       modules: modulesOf(nodes),
+      partitions: partitionsOf(nodes),
       handles: handlesOf(nodes),
       events,
       reads,
@@ -76,6 +77,16 @@ const modulesOf = (nodes: ReadonlyArray<GraphNode>): ReadonlyArray<ModuleResourc
   const modules = new Set<ModuleResource>()
   for (const { work } of nodes) if (work.kind === "kernel") modules.add(work.kernel.module)
   return Array.from(modules)
+}
+
+const partitionsOf = (nodes: ReadonlyArray<GraphNode>): ReadonlyArray<PartitionResource> => {
+  const partitions = new Set<PartitionResource>()
+  for (const { work } of nodes) {
+    if ((work.kind === "kernel" || work.kind === "graph") && work.partition !== undefined) {
+      partitions.add(work.partition)
+    }
+  }
+  return Array.from(partitions)
 }
 
 /** The regions of a graph: those that can be measured, and how many cannot. */

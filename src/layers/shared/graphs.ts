@@ -31,10 +31,11 @@ import { graphOf } from "./graphPlan.ts"
 import { regionOperations } from "./graphRegions.ts"
 import { refuseByteLength, withOptions } from "./memory.ts"
 import { operation } from "./operation.ts"
+import { refusePartition } from "./partitionChecks.ts"
 import type { Refusal } from "./ranges.ts"
 import { Recording } from "./Recording.ts"
 import { refuseElsewhere, refuseToRecord, refuseUnjoined } from "./recordings.ts"
-import { ownStream } from "./resources.ts"
+import { ownPartition, ownStream } from "./resources.ts"
 import { priorityOf } from "./streams.ts"
 
 export const graphOperations = (core: Core): GraphOperations => ({
@@ -65,6 +66,10 @@ const record = (core: Core, options: RecordOptions): Effect.Effect<RecordingRef,
     const refused = refuseParameter(`parameters.${name}`, parameter)
     if (refused !== undefined) return refused
   }
+  const partition = options.partition && ownPartition(options.partition)
+  const refused = partition &&
+    refusePartition(core, recordOperation, partition, { deviceIndex: options.deviceIndex, nonBlocking: true })
+  if (refused !== undefined) return refused
   core.recordings++
   return Effect.succeed(new Recording(core.backend, options))
 }
@@ -97,9 +102,10 @@ const makeStream = (core: Core, ref: RecordingRef, options: StreamOptions) =>
   withRecording(core, "CudaStream.make", ref, (recording) => {
     if (options.deviceIndex !== recording.deviceIndex) return refuseDevice("CudaStream.make", options, recording)
     const priority = priorityOf(core, options)
-    return typeof priority === "number"
-      ? Effect.succeed(recording.makeStream(priority, options.nonBlocking))
-      : priority
+    if (typeof priority !== "number") return priority
+    const partition = options.partition && ownPartition(options.partition)
+    const refused = partition && refusePartition(core, "CudaStream.make", partition, options)
+    return refused ?? Effect.succeed(recording.makeStream(priority, options.nonBlocking, partition))
   })
 
 const refuseDevice = (operation: string, { deviceIndex }: Pick<StreamOptions, "deviceIndex">, recording: Recording) =>

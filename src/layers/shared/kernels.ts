@@ -24,7 +24,7 @@ import type { CodeOnDevice, KernelCode, ModuleResource, ParameterInfo } from "./
 import { refuseModule, refuseName } from "./modules.ts"
 import { occupancyOperations } from "./occupancy.ts"
 import { differenceOf, isKind } from "./parameterKinds.ts"
-import type { StreamResource } from "./resources.ts"
+import type { PartitionResource, StreamResource } from "./resources.ts"
 
 export interface KernelBackend {
   /** The kernel found by `find`. */
@@ -39,8 +39,19 @@ export interface KernelBackend {
   readonly attribute: (code: KernelCode, attribute: KernelAttribute, deviceIndex: number) => number
   readonly setAttribute: (code: KernelCode, attribute: KernelAttribute, value: number, deviceIndex: number) => number
   readonly activeBlocks: (code: KernelCode, threads: number, sharedBytes: number, deviceIndex: number) => number
-  readonly bestBlock: (code: KernelCode, sharedBytes: number, maxThreads: number, deviceIndex: number) => number
-  readonly activeClusters: (code: KernelCode, shape: LaunchShape, deviceIndex: number) => number
+  readonly bestBlock: (
+    code: KernelCode,
+    sharedBytes: number,
+    maxThreads: number,
+    deviceIndex: number,
+    partition: PartitionResource | undefined
+  ) => number
+  readonly activeClusters: (
+    code: KernelCode,
+    shape: LaunchShape,
+    deviceIndex: number,
+    partition: PartitionResource | undefined
+  ) => number
   readonly maxCluster: (code: KernelCode, shape: LaunchShape, deviceIndex: number) => number
   /** Where `launch` reads the arguments from. Valid as long as they live. */
   readonly argumentTable: (args: Arguments) => HostPointer

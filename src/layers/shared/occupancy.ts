@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { BlockSuggestion, LaunchConfig } from "../CudaRuntime.ts"
+import type { BlockSuggestion, LaunchConfig, PartitionRef } from "../CudaRuntime.ts"
 import type { KernelOperations } from "../runtime/kernels.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument } from "./failures.ts"
@@ -14,6 +14,10 @@ import { refuseConfig } from "./launchShape.ts"
 import { isGone, ownKernel } from "./moduleResources.ts"
 import type { KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
+import { refusePartition } from "./partitionChecks.ts"
+import type { Refusal } from "./ranges.ts"
+import { ownPartition } from "./resources.ts"
+import type { PartitionResource } from "./resources.ts"
 
 type OccupancyOperations = Pick<
   KernelOperations,
@@ -39,24 +43,30 @@ export const occupancyOperations = (core: Core): OccupancyOperations => {
         () => answer(backend.kernels.activeBlocks(kernel.code, threads, sharedBytes, device), kernel, device)
       )
     },
-    kernelBestBlock: (ref, sharedBytes, maxThreads, device) => {
+    kernelBestBlock: (ref, sharedBytes, maxThreads, place) => {
+      const { device, partition } = placeOf(place)
       const kernel = ownKernel(ref)
       return ofShape(
         core,
         kernel,
         { grid: 1, block: 1, sharedBytes },
         device,
-        () => bestBlock(core, kernel, sharedBytes, maxThreads, device)
+        () =>
+          refuseElsewhere(core, partition, device) ??
+            bestBlock(core, kernel, sharedBytes, maxThreads, device, partition)
       )
     },
-    kernelActiveClusters: (ref, config, device) => {
+    kernelActiveClusters: (ref, config, place) => {
+      const { device, partition } = placeOf(place)
       const kernel = ownKernel(ref)
       return ofShape(
         core,
         kernel,
         config,
         device,
-        () => answer(backend.kernels.activeClusters(kernel.code, shape, device), kernel, device)
+        () =>
+          refuseElsewhere(core, partition, device) ??
+            answer(backend.kernels.activeClusters(kernel.code, shape, device, partition), kernel, device)
       )
     },
     kernelMaxCluster: (ref, config, device) => {
@@ -75,6 +85,16 @@ export const occupancyOperations = (core: Core): OccupancyOperations => {
     }
   }
 }
+
+/** A device, and the partition of it. A value that is neither is passed on as the device, which is refused. */
+const placeOf = (place: number | PartitionRef) => {
+  if (typeof place !== "object" || place === null) return { device: place, partition: undefined }
+  const partition = ownPartition(place)
+  return { device: place.deviceIndex, partition }
+}
+
+const refuseElsewhere = (core: Core, partition: PartitionResource | undefined, deviceIndex: number): Refusal =>
+  partition && refusePartition(core, occupancyOperation, partition, { deviceIndex, nonBlocking: true })
 
 /** Runs an occupancy query. The shape is checked like that of a launch. */
 const ofShape = <A>(
@@ -99,7 +119,8 @@ const bestBlock = (
   { code }: KernelResource,
   sharedBytes: number,
   maxThreads: number,
-  deviceIndex: number
+  deviceIndex: number,
+  partition: PartitionResource | undefined
 ): Effect.Effect<BlockSuggestion, CudaError> => {
   if (!Number.isInteger(maxThreads) || maxThreads < 0 || maxThreads > 0x7fff_ffff) {
     return refuseArgument(
@@ -109,7 +130,7 @@ const bestBlock = (
       "a non-negative integer, where 0 means no limit"
     )
   }
-  const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, deviceIndex)
+  const status = core.backend.kernels.bestBlock(code, sharedBytes, maxThreads, deviceIndex, partition)
   if (status === success) return Effect.succeed(core.backend.kernels.blockSuggestion)
   return core.failOn(occupancyOperation, status, deviceIndex, String(code))
 }

@@ -5,7 +5,7 @@
 import type * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
 import { eventFlags } from "../../cuda/flags.ts"
-import type { CUmemoryPool } from "../../cuda/handles.ts"
+import type { CUcontext, CUmemoryPool } from "../../cuda/handles.ts"
 import type { HandleType } from "../../cuda/libraryParameters.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
@@ -21,6 +21,7 @@ import type {
   ManagedMemoryRef,
   MemoryPoolRef,
   MemoryRef,
+  PartitionRef,
   ResourceState,
   StreamHandle,
   StreamRef
@@ -28,6 +29,7 @@ import type {
 import { inBytes } from "../runtime/words.ts"
 import type { Slot } from "./graphNodes.ts"
 import type { Ordering, Track } from "./ordering.ts"
+import type { Share } from "./partitions.ts"
 import type { Line, RecordedPoint, Recording } from "./Recording.ts"
 import { Running } from "./Running.ts"
 
@@ -43,6 +45,7 @@ const memoryTag = Symbol("memory")
 const poolTag = Symbol("pool")
 const handleTag = Symbol("handle")
 const streamHandlesTag = Symbol("streamHandles")
+const partitionTag = Symbol("partition")
 
 export class StreamResource implements StreamRef {
   readonly tag = streamTag
@@ -64,9 +67,11 @@ export class StreamResource implements StreamRef {
   readonly priority: number
   readonly nonBlocking: boolean
   readonly origin: "owned" | "default" | "foreign"
+  readonly partition: PartitionResource | undefined
   constructor(
     owner: Owner,
-    fields: Pick<StreamRef, "handle" | "id" | "deviceIndex" | "priority" | "nonBlocking" | "origin">
+    fields: Pick<StreamRef, "handle" | "id" | "deviceIndex" | "priority" | "nonBlocking" | "origin">,
+    partition?: PartitionResource
   ) {
     this.owner = owner
     this.handle = fields.handle
@@ -75,6 +80,7 @@ export class StreamResource implements StreamRef {
     this.priority = fields.priority
     this.nonBlocking = fields.nonBlocking
     this.origin = fields.origin
+    this.partition = partition
   }
   get isRecording(): boolean {
     return this.recording !== undefined
@@ -82,6 +88,39 @@ export class StreamResource implements StreamRef {
   toString(): string {
     if (this.isRecording) return `recording stream ${-this.id} of device ${this.deviceIndex}`
     return `stream ${this.id} of device ${this.deviceIndex}`
+  }
+}
+
+/** A share of the multiprocessors of a device. */
+export class PartitionResource implements PartitionRef {
+  readonly tag = partitionTag
+  state: ResourceState = "live"
+  readonly owner: Owner
+  readonly handle: CUcontext
+  readonly deviceIndex: number
+  readonly share: Share
+  /** The streams of other partitions, or of none, on which graphs with nodes in it were launched. */
+  readonly #users = new Set<StreamResource>()
+  constructor(owner: Owner, handle: CUcontext, deviceIndex: number, share: Share) {
+    this.owner = owner
+    this.handle = handle
+    this.deviceIndex = deviceIndex
+    this.share = share
+  }
+  get multiprocessors(): number {
+    return this.share.multiprocessors
+  }
+  /** Notes that work of the partition is about to be enqueued on a stream. */
+  usedOn(stream: StreamResource): void {
+    if (stream.partition === this || this.#users.has(stream)) return
+    for (const user of this.#users) if (user.state === "released") this.#users.delete(user)
+    this.#users.add(stream)
+  }
+  get pendingUsers(): ReadonlyArray<StreamResource> {
+    return Array.from(this.#users).filter((stream) => stream.state !== "released")
+  }
+  toString(): string {
+    return `partition of ${this.multiprocessors} multiprocessors of device ${this.deviceIndex}`
   }
 }
 
@@ -432,6 +471,7 @@ export type Resource =
   | MemoryPoolResource
   | HandleResource
   | StreamHandles
+  | PartitionResource
 
 /** A value of the wrong kind that was passed as a handle, past the types. */
 export interface WrongHandle {
@@ -476,6 +516,12 @@ export const ownPool = (ref: MemoryPoolRef): MemoryPoolResource => {
   const own = ref as MemoryPoolResource | undefined
   if (own?.tag === poolTag) return own
   return wrongHandle(MemoryPoolResource.prototype, { given: ref, argument: "pool", expected: "a memory pool" })
+}
+
+export const ownPartition = (ref: PartitionRef): PartitionResource => {
+  const own = ref as PartitionResource | undefined
+  if (own?.tag === partitionTag) return own
+  return wrongHandle(PartitionResource.prototype, { given: ref, argument: "partition", expected: "a partition" })
 }
 
 export const ownHandle = (ref: LibraryHandleRef): HandleResource | StreamHandles => {

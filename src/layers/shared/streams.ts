@@ -11,16 +11,22 @@ import type { StreamOperations } from "../runtime/streams.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
 import { operation } from "./operation.ts"
+import { refusePartition } from "./partitionChecks.ts"
 import { pointOf } from "./Recording.ts"
 import { refuseBorder, refuseEvent, refuseInside, refuseWaiting } from "./recordings.ts"
-import { ownEvent, ownStream, unusable } from "./resources.ts"
-import type { EventResource, StreamResource } from "./resources.ts"
+import { ownEvent, ownPartition, ownStream, unusable } from "./resources.ts"
+import type { EventResource, PartitionResource, StreamResource } from "./resources.ts"
 import type { Cancel, OnDone } from "./waits.ts"
 
 export interface StreamBackend {
   /** The stream made by the last call that creates one. */
   readonly created: StreamResource | undefined
-  readonly create: (deviceIndex: number, priority: number, nonBlocking: boolean) => number
+  readonly create: (
+    deviceIndex: number,
+    priority: number,
+    nonBlocking: boolean,
+    partition: PartitionResource | undefined
+  ) => number
   readonly defaultOf: (deviceIndex: number, mode: "legacy" | "perThread") => number
   readonly fromHandle: (deviceIndex: number, handle: number) => number
   readonly destroy: (stream: StreamResource) => number
@@ -47,13 +53,7 @@ export const streamOperations = (core: Core): StreamOperations => {
       Effect.uninterruptible(Effect.suspend(() => {
         const stream = ownStream(ref)
         if (stream.owner !== backend) return refuseResource("CudaStream.release", backend, stream)
-        if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
-        if (stream.recording !== undefined) {
-          stream.state = "released"
-          return Effect.void
-        }
-        setState(core, stream, "closing")
-        return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
+        return releaseStream(core, stream)
       })),
     streamQuery: operation((ref: StreamRef) => {
       const stream = ownStream(ref)
@@ -106,6 +106,17 @@ export const streamOperations = (core: Core): StreamOperations => {
   }
 }
 
+/** Refuses new work on a stream of this runtime, drains it, and destroys it. Must run uninterruptibly. */
+export const releaseStream = (core: Core, stream: StreamResource): Effect.Effect<void, CudaError> => {
+  if (stream.origin !== "owned" || stream.state !== "live") return Effect.void
+  if (stream.recording !== undefined) {
+    stream.state = "released"
+    return Effect.void
+  }
+  setState(core, stream, "closing")
+  return Effect.onExit(drainForRelease(core, stream), () => destroy(core, stream))
+}
+
 const fork = (core: Core, from: StreamResource, branches: ReadonlyArray<StreamResource>) => {
   const operation = "CudaBranch.fork"
   const { backend } = core
@@ -151,7 +162,10 @@ const create = (core: Core, options: StreamOptions) =>
   core.onDevice("CudaStream.make", options.deviceIndex, () => {
     const priority = priorityOf(core, options)
     if (typeof priority !== "number") return priority
-    const status = core.backend.streams.create(options.deviceIndex, priority, options.nonBlocking)
+    const partition = options.partition && ownPartition(options.partition)
+    const refused = partition && refusePartition(core, "CudaStream.make", partition, options)
+    if (refused !== undefined) return refused
+    const status = core.backend.streams.create(options.deviceIndex, priority, options.nonBlocking, partition)
     if (status !== success) {
       return core.failOn("CudaStream.make", status, options.deviceIndex, `device ${options.deviceIndex}`)
     }

@@ -25,6 +25,7 @@ import { SimulatedMemory } from "./memory.ts"
 import { SimulatedModules } from "./modules.ts"
 import type { ResolvedOptions } from "./options.ts"
 import { SimulatedPeers } from "./peers.ts"
+import { SimulatedPartitions } from "./partitions.ts"
 import { SimulatedPinned } from "./pinned.ts"
 import { SimulatedPools } from "./pools.ts"
 import { SimulatedProfiler } from "./profiler.ts"
@@ -61,6 +62,7 @@ export class SimulatedBackend implements Backend {
   readonly graphs: SimulatedGraphs
   readonly captures: SimulatedCaptures
   readonly libraries = new SimulatedLibraries()
+  readonly partitions: SimulatedPartitions
   readonly profiler: SimulatedProfiler
   readonly programs = new SimulatedPrograms()
 
@@ -84,6 +86,7 @@ export class SimulatedBackend implements Backend {
     this.modules = new SimulatedModules(driver, addresses)
     this.kernels = new SimulatedKernels(driver, addresses, this.modules)
     this.captures = new SimulatedCaptures(driver)
+    this.partitions = new SimulatedPartitions(driver)
     this.profiler = new SimulatedProfiler(driver)
     this.graphs = new SimulatedGraphs(driver, this.copies, this.kernels, this.captures)
   }

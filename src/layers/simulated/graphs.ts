@@ -27,6 +27,7 @@ import { enqueueBranches, enqueueCondition, hold, planBranches } from "./model/b
 import type { BranchPlan, Enqueue } from "./model/branches.ts"
 import type { EventRecord } from "./model/parts.ts"
 import type { Storage } from "./model/Storage.ts"
+import { engineOf } from "./partitions.ts"
 import { memoryPart, simulatedEvent, streamPart } from "./resources.ts"
 
 class SimulatedInstance extends GraphInstance {
@@ -157,7 +158,12 @@ export class SimulatedGraphs implements GraphBackend {
   #refuse({ deviceIndex, nodes }: GraphResource): number {
     for (const { work } of nodes) {
       const status = work.kind === "kernel"
-        ? this.#kernels.refuse(work.kernel.code, Object.assign(new LaunchShape(), work.shape), deviceIndex)
+        ? this.#kernels.refuse(
+          work.kernel.code,
+          Object.assign(new LaunchShape(), work.shape),
+          deviceIndex,
+          work.partition
+        )
         : work.kind === "copy2D"
         ? this.#copies.refuseRows(work.transfer, deviceIndex)
         : success
@@ -262,7 +268,8 @@ export class SimulatedGraphs implements GraphBackend {
     const status = this.#kernels.prepare(kernel, shape, packed, deviceIndex)
     if (status !== success) return status
     const { prepared } = this.#kernels
-    const own = usesNodePriority ? { ...prepared, priority } : prepared
+    const engine = engineOf(work.partition) ?? this.#driver.device(deviceIndex).compute
+    const own = usesNodePriority ? { ...prepared, engine, priority } : { ...prepared, engine }
     return (stream) => this.#driver.model.work(stream, own)
   }
 
@@ -319,6 +326,7 @@ const areSame = (some: ReadonlyArray<number>, others: ReadonlyArray<number>): bo
 const changeOf = (before: NodeWork, after: NodeWork): string | undefined => {
   if (before.kind !== after.kind) return `the node was a ${before.kind} and is a ${after.kind}`
   if (before.kind === "kernel" && after.kind === "kernel") {
+    if (before.partition !== after.partition) return "a launch cannot move to another partition"
     return before.shape.cooperative === after.shape.cooperative
       ? undefined
       : "a launch cannot become cooperative, or stop being so"

@@ -10,7 +10,7 @@ import type { RecordedShape } from "../shared/graphNodes.ts"
 import type { KernelBackend } from "../shared/kernels.ts"
 import type { LaunchShape } from "../shared/launchShape.ts"
 import type { KernelCode, KernelResource, ModuleResource } from "../shared/moduleResources.ts"
-import type { StreamResource } from "../shared/resources.ts"
+import type { PartitionResource, StreamResource } from "../shared/resources.ts"
 import type { AddressSpace } from "./addressSpace.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import { SimulatedCode, simulatedCode } from "./kernelCode.ts"
@@ -19,6 +19,7 @@ import type { PackedArguments, SimulatedKernel, SimulatedLaunch } from "./kernel
 import type { ModelWork } from "./model/Model.ts"
 import type { SimulatedModules } from "./modules.ts"
 import { describeSymbols } from "./modules.ts"
+import type { Multiprocessor } from "./occupancy.ts"
 import { activeBlocks, activeClusters, bestBlock, largestCluster, multiprocessorOf, refuseLaunch } from "./occupancy.ts"
 import { KernelFault, Pointer } from "./pointers.ts"
 import { memoryPart, streamPart } from "./resources.ts"
@@ -73,19 +74,30 @@ export class SimulatedKernels implements KernelBackend {
     return status
   }
 
-  bestBlock(code: KernelCode, sharedBytes: number, maxThreads: number, deviceIndex: number): number {
+  bestBlock(
+    code: KernelCode,
+    sharedBytes: number,
+    maxThreads: number,
+    deviceIndex: number,
+    partition: PartitionResource | undefined
+  ): number {
     const status = this.#driver.begin("cuOccupancyMaxPotentialBlockSize", this.#driver.device(deviceIndex))
-    const multiprocessor = this.#multiprocessor(deviceIndex)
+    const multiprocessor = this.#multiprocessor(deviceIndex, partition)
     this.blockSuggestion = bestBlock(multiprocessor, simulatedCode(code), deviceIndex, sharedBytes, maxThreads)
     return status
   }
 
-  activeClusters(code: KernelCode, shape: LaunchShape, deviceIndex: number): number {
+  activeClusters(
+    code: KernelCode,
+    shape: LaunchShape,
+    deviceIndex: number,
+    partition: PartitionResource | undefined
+  ): number {
     const status = this.#driver.begin("cuOccupancyMaxActiveClusters", this.#driver.device(deviceIndex))
     if (status !== success) return status
     const simulated = simulatedCode(code)
     if (shape.clusterBlocks > largestCluster(simulated, deviceIndex)) return statuses.InvalidClusterSize.code
-    this.value = activeClusters(this.#multiprocessor(deviceIndex), simulated, deviceIndex, shape)
+    this.value = activeClusters(this.#multiprocessor(deviceIndex, partition), simulated, deviceIndex, shape)
     return success
   }
 
@@ -94,8 +106,9 @@ export class SimulatedKernels implements KernelBackend {
     return this.#driver.begin("cuOccupancyMaxPotentialClusterSize", this.#driver.device(deviceIndex))
   }
 
-  #multiprocessor(deviceIndex: number) {
-    return multiprocessorOf(this.#driver.options.devices[deviceIndex]!.attributes)
+  #multiprocessor(deviceIndex: number, partition?: PartitionResource): Multiprocessor {
+    const multiprocessor = multiprocessorOf(this.#driver.options.devices[deviceIndex]!.attributes)
+    return partition === undefined ? multiprocessor : { ...multiprocessor, count: partition.multiprocessors }
   }
 
   /** Unused: a launch decodes its arguments directly. */
@@ -107,7 +120,7 @@ export class SimulatedKernels implements KernelBackend {
     const part = streamPart(stream)
     const status = this.#driver.begin("cuLaunchKernelEx", part.device)
     if (status !== success) return status
-    const refused = this.refuse(kernel.code, shape, stream.deviceIndex) ||
+    const refused = this.refuse(kernel.code, shape, stream.deviceIndex, stream.partition) ||
       this.prepare(kernel, shape, kernel.arguments, stream.deviceIndex)
     if (refused !== success) return refused
     this.#driver.model.work(part, this.prepared)
@@ -115,8 +128,8 @@ export class SimulatedKernels implements KernelBackend {
   }
 
   /** The status of a launch that exceeds the resources of the device; 0 for one that fits. */
-  refuse(code: KernelCode, shape: LaunchShape, deviceIndex: number): number {
-    return refuseLaunch(this.#multiprocessor(deviceIndex), simulatedCode(code), deviceIndex, shape)
+  refuse(code: KernelCode, shape: LaunchShape, deviceIndex: number, partition?: PartitionResource): number {
+    return refuseLaunch(this.#multiprocessor(deviceIndex, partition), simulatedCode(code), deviceIndex, shape)
   }
 
   /** Makes the work of a launch: decodes its arguments, and computes its cost. */

@@ -12,13 +12,13 @@ import {
   MemoryPoolResource,
   StreamResource
 } from "../shared/resources.ts"
-import type { AnyMemoryResource, Owner } from "../shared/resources.ts"
+import type { AnyMemoryResource, Owner, PartitionResource } from "../shared/resources.ts"
 import type { EventState, Pool, Stream } from "./model/parts.ts"
 import type { GrowableStorage, Storage } from "./model/Storage.ts"
 
 export class SimulatedStream extends StreamResource {
   readonly part: Stream
-  constructor(owner: Owner, part: Stream, origin: "owned" | "default" | "foreign") {
+  constructor(owner: Owner, part: Stream, origin: "owned" | "default" | "foreign", partition?: PartitionResource) {
     super(owner, {
       handle: part.handle as StreamHandle,
       id: part.id,
@@ -26,7 +26,7 @@ export class SimulatedStream extends StreamResource {
       priority: part.priority,
       nonBlocking: part.nonBlocking,
       origin
-    })
+    }, partition)
     this.part = part
   }
 }

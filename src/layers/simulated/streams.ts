@@ -2,10 +2,11 @@
  * Streams of simulated devices.
  */
 import { notReady, statuses, success } from "../../cuda/status.ts"
-import type { EventResource, StreamResource } from "../shared/resources.ts"
+import type { EventResource, PartitionResource, StreamResource } from "../shared/resources.ts"
 import type { StreamBackend } from "../shared/streams.ts"
 import type { Cancel, OnDone } from "../shared/waits.ts"
 import type { SimulatedDriver } from "./Driver.ts"
+import { engineOf } from "./partitions.ts"
 import { simulatedEvent, SimulatedStream, streamPart } from "./resources.ts"
 
 export class SimulatedStreams implements StreamBackend {
@@ -16,12 +17,18 @@ export class SimulatedStreams implements StreamBackend {
     this.#driver = driver
   }
 
-  create(deviceIndex: number, priority: number, nonBlocking: boolean): number {
+  create(
+    deviceIndex: number,
+    priority: number,
+    nonBlocking: boolean,
+    partition: PartitionResource | undefined
+  ): number {
     const { model, owner } = this.#driver
     const part = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuStreamCreateWithPriority", part)
     if (status !== success) return status
-    this.created = new SimulatedStream(owner, model.createStream(part, priority, nonBlocking), "owned")
+    const stream = model.createStream(part, priority, nonBlocking, engineOf(partition))
+    this.created = new SimulatedStream(owner, stream, "owned", partition)
     return success
   }
 

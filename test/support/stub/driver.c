@@ -68,7 +68,7 @@ enum {
 
 /* ---- Objects. A handle is a kind and an index. Indices are never reused, so a stale handle is always detected. ---- */
 
-typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL, GRAPH, NODE, EXEC, CONDITION, MEMORY } Kind;
+typedef enum { CONTEXT = 1, STREAM, EVENT, POOL, LIBRARY, KERNEL, GRAPH, NODE, EXEC, CONDITION, MEMORY, DESCRIPTOR, GREEN } Kind;
 
 typedef struct Record {
   bool done;
@@ -126,6 +126,9 @@ typedef struct {
   Handle legacy, per_thread;
   /* A bit for each other device that it has access to. */
   unsigned peers;
+  /* The multiprocessors of a green context, and the context that it belongs to. */
+  unsigned multiprocessors;
+  Handle primary;
 } Context;
 
 typedef struct {
@@ -169,6 +172,19 @@ typedef struct Allocation {
   uint8_t handle[64];
   struct Allocation *next;
 } Allocation;
+
+/* A set of multiprocessors, and a green context that has them. */
+typedef struct {
+  int device;
+  uint64_t groups;
+  unsigned count;
+} Descriptor;
+
+typedef struct {
+  bool alive;
+  int device;
+  Handle context;
+} Green;
 
 /* Memory without an address of its own. It lives while it has a handle or is mapped. */
 typedef struct {
@@ -288,7 +304,7 @@ typedef struct Failure {
 #define MAX_REMOTES 64
 
 static struct {
-  Table tables[MEMORY + 1];
+  Table tables[GREEN + 1];
   Range *ranges;
   Allocation *allocations;
   Registration *registrations;
@@ -740,6 +756,18 @@ static Context *context_of(Call *call, Handle handle) {
   return NULL;
 }
 
+/* The context that others of its device are parts of. */
+static Handle primary_of(Handle handle) {
+  Context *context = find(CONTEXT, handle);
+  return context == NULL || context->primary == 0 ? handle : context->primary;
+}
+
+/* The multiprocessors of the current context. */
+static int multiprocessors(const Call *call) {
+  Context *context = find(CONTEXT, call->context);
+  return context == NULL || context->multiprocessors == 0 ? 132 : (int)context->multiprocessors;
+}
+
 /* No resource of a device may be used once its context is released. */
 static bool is_current_use(Call *call, Handle context_handle) {
   Context *context = find(CONTEXT, context_handle);
@@ -1147,7 +1175,7 @@ EXPORT Status cuEventRecord(Handle handle, Handle stream_handle) {
   add_wide(&call, stream_handle);
   Event *event = event_of(&call, handle);
   Stream *stream = stream_of(&call, stream_handle);
-  if (ok(&call) && event->context != stream->context) wrong(&call, "the stream is of another context than event", handle);
+  if (ok(&call) && event->context != primary_of(stream->context)) wrong(&call, "the stream is of another context than event", handle);
   if (ok(&call)) {
     event->record = make_record();
     enqueue(stream, RECORD)->record = event->record;
@@ -1596,6 +1624,145 @@ EXPORT Status cuIpcCloseMemHandle(Handle address) {
   return end(&call);
 }
 
+/* ---- Green contexts: 132 multiprocessors, in 15 groups of 8 and a rest of 12. ---- */
+
+#define GROUPS 15
+#define GROUP_SIZE 8
+#define REST_SIZE 12
+
+/* The groups are bits, and the rest is the bit after them. A number tells the splits apart. */
+typedef struct {
+  int type;
+  int device;
+  uint64_t groups, split;
+  uint8_t padding[72];
+  unsigned count, least, aligned;
+  uint8_t rest[36];
+} Resource;
+
+_Static_assert(sizeof(Resource) == 144 && offsetof(Resource, count) == 96, "CUdevResource");
+
+static unsigned count_of(uint64_t groups) {
+  unsigned count = 0;
+  for (int i = 0; i < GROUPS; i++) count += (groups >> i & 1) * GROUP_SIZE;
+  return count + (groups >> GROUPS & 1) * REST_SIZE;
+}
+
+static Resource resource_of(int device, uint64_t groups, uint64_t split) {
+  Resource resource = {.type = 1, .device = device, .groups = groups, .split = split, .count = count_of(groups)};
+  resource.least = resource.aligned = GROUP_SIZE;
+  return resource;
+}
+
+EXPORT Status cuDeviceGetDevResource(int device, Resource *out, int type) {
+  Call call = begin("cuDeviceGetDevResource", 0);
+  add_int(&call, device);
+  add_int(&call, type);
+  if (ok(&call) && type != 1) call.status = INVALID_VALUE;
+  if (is_device(&call, device - DEVICE_BASE)) *out = resource_of(device - DEVICE_BASE, (1 << (GROUPS + 1)) - 1, 0);
+  return end(&call);
+}
+
+EXPORT Status cuDevSmResourceSplitByCount(Resource *out, unsigned *count, const Resource *from, Resource *rest,
+                                          unsigned flags, unsigned least) {
+  static uint64_t splits;
+  Call call = begin("cuDevSmResourceSplitByCount", 0);
+  add_int(&call, *count);
+  add_int(&call, flags);
+  add_int(&call, least);
+  if (ok(&call) && (from->type != 1 || from->split != 0 || flags != 0 || least > GROUP_SIZE)) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    splits++;
+    if (*count > GROUPS) *count = GROUPS;
+    for (unsigned i = 0; i < *count; i++) out[i] = resource_of(from->device, 1ull << i, splits);
+    *rest = resource_of(from->device, 1 << GROUPS, splits);
+  }
+  return end(&call);
+}
+
+EXPORT Status cuDevResourceGenerateDesc(Handle *out, const Resource *resources, unsigned count) {
+  Call call = begin("cuDevResourceGenerateDesc", 0);
+  uint64_t groups = 0;
+  for (unsigned i = 0; i < count; i++) {
+    add_wide(&call, resources[i].groups);
+    bool same = resources[i].split != 0 && resources[i].split == resources[0].split;
+    if (ok(&call) && (!same || (groups & resources[i].groups) != 0)) call.status = INVALID_VALUE;
+    groups |= resources[i].groups;
+  }
+  if (ok(&call) && count == 0) call.status = INVALID_VALUE;
+  if (ok(&call)) {
+    Descriptor *descriptor = calloc(1, sizeof(Descriptor));
+    *descriptor = (Descriptor){.device = resources->device, .groups = groups, .count = count_of(groups)};
+    add_wide(&call, *out = make(DESCRIPTOR, descriptor));
+  }
+  return end(&call);
+}
+
+static bool is_busy(int device);
+static void wait_in_driver(int device);
+
+EXPORT Status cuGreenCtxCreate(Handle *out, Handle handle, int device, unsigned flags) {
+  Call call = begin("cuGreenCtxCreate", 0);
+  Descriptor *descriptor = find(DESCRIPTOR, handle);
+  if (ok(&call) && flags != 1) call.status = INVALID_VALUE;
+  if (descriptor == NULL || descriptor->device != device - DEVICE_BASE) wrong(&call, "no such descriptor", handle);
+  if (ok(&call)) {
+    wait_in_driver(descriptor->device);
+    Green *green = calloc(1, sizeof(Green));
+    *green = (Green){.alive = true, .device = descriptor->device, .context = make_context(descriptor->device)};
+    Context *context = find(CONTEXT, green->context);
+    context->multiprocessors = descriptor->count;
+    context->primary = stub.primary[descriptor->device];
+    add_wide(&call, *out = make(GREEN, green));
+  }
+  add_wide(&call, handle);
+  add_int(&call, device);
+  add_int(&call, flags);
+  return end(&call);
+}
+
+static Green *green_of(Call *call, Handle handle) {
+  Green *green = find(GREEN, handle);
+  if (green != NULL && green->alive) return green;
+  wrong(call, "no such green context", handle);
+  return NULL;
+}
+
+EXPORT Status cuGreenCtxDestroy(Handle handle) {
+  Call call = begin("cuGreenCtxDestroy", 0);
+  add_wide(&call, handle);
+  Green *green = green_of(&call, handle);
+  if (green != NULL && gives_back(&call)) {
+    EACH(Stream, stream, STREAM) {
+      if (stream->alive && !stream->internal && stream->context == green->context) {
+        misuse("a green context was destroyed before its streams");
+      }
+    }
+    green->alive = false;
+    ((Context *)find(CONTEXT, green->context))->alive = false;
+  }
+  return end(&call);
+}
+
+EXPORT Status cuCtxFromGreenCtx(Handle *out, Handle handle) {
+  Call call = begin("cuCtxFromGreenCtx", 0);
+  Green *green = green_of(&call, handle);
+  if (ok(&call)) add_wide(&call, *out = green->context);
+  add_wide(&call, handle);
+  return end(&call);
+}
+
+EXPORT Status cuGreenCtxStreamCreate(Handle *out, Handle handle, unsigned flags, int priority) {
+  Call call = begin("cuGreenCtxStreamCreate", 0);
+  Green *green = green_of(&call, handle);
+  if (ok(&call) && flags != 1) call.status = INVALID_VALUE;
+  if (ok(&call)) add_wide(&call, *out = make_stream(green->context, flags, priority, 0, false));
+  add_wide(&call, handle);
+  add_int(&call, flags);
+  add_int(&call, priority);
+  return end(&call);
+}
+
 /* ---- Virtual memory. ---- */
 
 #define GRANULARITY (2ull << 20)
@@ -1891,7 +2058,21 @@ static void check_device(Call *call, const uint8_t *address, uint64_t bytes) {
   call->status = INVALID_VALUE;
 }
 
+/* A copy within a range of addresses must lie in one piece of memory; the driver rejects others. */
+static void check_piece(Call *call, const uint8_t *address, uint64_t bytes) {
+  Range *range = range_at(address, bytes);
+  const uint8_t *end = range == NULL ? NULL : range->address;
+  for (int i = 0; range != NULL && i < range->count; i++) {
+    end += range->mapped[i]->bytes;
+    if (address >= end) continue;
+    if (ok(call) && address + bytes > end) call->status = INVALID_VALUE;
+    return;
+  }
+}
+
 static Status copy(Call *call, uint8_t *to, const uint8_t *from, uint64_t bytes, Handle stream_handle) {
+  check_piece(call, to, bytes);
+  check_piece(call, from, bytes);
   add_wide(call, bytes);
   add_wide(call, stream_handle);
   Stream *stream = stream_of(call, stream_handle);
@@ -2482,7 +2663,7 @@ EXPORT Status cuOccupancyMaxPotentialBlockSize(int *grid, int *block, Handle han
   Kernel *kernel = kernel_of(&call, handle);
   if (ok(&call) && function != NULL) call.status = INVALID_VALUE;
   if (ok(&call)) {
-    add_int(&call, *grid = 264);
+    add_int(&call, *grid = 2 * multiprocessors(&call));
     add_int(&call, *block = limit > 0 && limit < kernel->max_threads ? limit : kernel->max_threads);
   }
   add_wide(&call, handle);
@@ -2504,7 +2685,7 @@ static Status clusters(Call *call, int *out, int value, Handle kernel, const Lau
 
 EXPORT Status cuOccupancyMaxActiveClusters(int *count, Handle kernel, const LaunchConfig *config) {
   Call call = begin("cuOccupancyMaxActiveClusters", NEEDS_CONTEXT);
-  return clusters(&call, count, 66, kernel, config);
+  return clusters(&call, count, multiprocessors(&call) / 2, kernel, config);
 }
 
 EXPORT Status cuOccupancyMaxPotentialClusterSize(int *size, Handle kernel, const LaunchConfig *config) {
@@ -3496,7 +3677,7 @@ EXPORT void stub_reset(void) {
   while (stub.host_running) pthread_cond_wait(&host_called, &lock);
   drop_queues();
   drop_lists();
-  for (int kind = CONTEXT; kind <= MEMORY; kind++) stub.tables[kind].first = stub.tables[kind].count;
+  for (int kind = CONTEXT; kind <= GREEN; kind++) stub.tables[kind].first = stub.tables[kind].count;
   set_defaults();
   stub.main_thread = pthread_self();
   depth = 0;
@@ -3641,7 +3822,7 @@ EXPORT int stub_blocked(void) { return stub.blocked; }
 
 /*
  * Live resources: 0 streams, 1 events, 2 pools, 3 registrations, 4 allocations with reserved addresses and unmapped memory, 5 retained contexts, 6 pending work, 7 libraries,
- * 8 graphs, 9 executable graphs.
+ * 8 graphs, 9 executable graphs, 10 green contexts.
  */
 EXPORT int stub_live(int kind) {
   int count = 0;
@@ -3659,6 +3840,7 @@ EXPORT int stub_live(int kind) {
   if (kind == 7) EACH(Library, library, LIBRARY) count += library->alive;
   if (kind == 8) EACH(Graph, graph, GRAPH) count += graph->alive && !graph->is_body;
   if (kind == 9) EACH(Exec, exec, EXEC) count += exec->alive;
+  if (kind == 10) EACH(Green, green, GREEN) count += green->alive;
   pthread_mutex_unlock(&lock);
   return count;
 }

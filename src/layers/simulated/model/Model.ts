@@ -7,7 +7,16 @@
 import type { RowsTransfer } from "../../shared/copies.ts"
 import { neverFinishes } from "../../shared/waits.ts"
 import { Device, EventRecord, Operation, Stream } from "./parts.ts"
-import type { DeviceTraits, EventState, OperationKind, Pool, TimelineEntry, Watcher, WatcherHome } from "./parts.ts"
+import type {
+  DeviceTraits,
+  Engine,
+  EventState,
+  OperationKind,
+  Pool,
+  TimelineEntry,
+  Watcher,
+  WatcherHome
+} from "./parts.ts"
 import type { Storage } from "./Storage.ts"
 import { decide } from "./World.ts"
 import type { World } from "./World.ts"
@@ -25,6 +34,8 @@ export interface ModelWork {
   readonly act?: () => void
   readonly fault?: number
   readonly priority?: number
+  /** Where it runs. Default: where the stream's work runs. */
+  readonly engine?: Engine
 }
 
 export class Model implements WatcherHome {
@@ -67,8 +78,9 @@ export class Model implements WatcherHome {
     return address
   }
 
-  createStream(device: Device, priority: number, nonBlocking: boolean): Stream {
-    const stream = new Stream(device, { id: this.#nextStreamId++, handle: this.makeHandle(), priority, nonBlocking })
+  createStream(device: Device, priority: number, nonBlocking: boolean, compute?: Engine): Stream {
+    const fields = { id: this.#nextStreamId++, handle: this.makeHandle<number>(), priority, nonBlocking, compute }
+    const stream = new Stream(device, fields)
     device.streams.add(stream)
     this.#streams.set(stream.handle, stream)
     return stream
@@ -76,8 +88,8 @@ export class Model implements WatcherHome {
 
   /** Creates a stream without a handle, whose work counts as work of another stream. Ended with `destroyStream`. */
   createBranch(of: Stream): Stream {
-    const { device, id, priority } = of
-    const branch = new Stream(device, { id, handle: 0, priority, nonBlocking: true, branchOf: of })
+    const { compute, device, id, priority } = of
+    const branch = new Stream(device, { id, handle: 0, priority, nonBlocking: true, branchOf: of, compute })
     device.streams.add(branch)
     return branch
   }
@@ -125,7 +137,7 @@ export class Model implements WatcherHome {
   #move(stream: Stream, to: Storage, from: Storage, bytes: number, act: () => void): void {
     const kind = copyKind(to, from)
     const { traits } = stream.device
-    const engine = engineOf(stream.device, kind)
+    const engine = engineOf(stream, kind)
     const bandwidth = kind === "peerToPeer"
       ? this.linkBandwidth?.(from.device!.ordinal, to.device!.ordinal)
       : undefined
@@ -155,7 +167,7 @@ export class Model implements WatcherHome {
   }
 
   fill(stream: Stream, to: Storage, offset: number, value: number, bits: 8 | 16 | 32, count: number): void {
-    const { compute, traits } = stream.device
+    const { traits } = stream.device
     const bytes = count * (bits / 8)
     to.touch()
     this.world.enqueue(
@@ -163,7 +175,7 @@ export class Model implements WatcherHome {
         kind: "fill",
         stream,
         bytes,
-        engine: compute,
+        engine: stream.compute ?? stream.device.compute,
         duration: transferTime(bytes, traits.deviceBandwidth),
         act: () => fillBytes(to.touch(), offset, value, bits, count)
       })
@@ -172,7 +184,9 @@ export class Model implements WatcherHome {
 
   /** Enqueues work. */
   work(stream: Stream, work: ModelWork): void {
-    this.world.enqueue(new Operation({ kind: "work", stream, engine: stream.device.compute, ...work }))
+    this.world.enqueue(
+      new Operation({ kind: "work", stream, engine: stream.compute ?? stream.device.compute, ...work })
+    )
   }
 
   /** Reserves memory for an allocation. Returns false if it does not fit. */
@@ -343,8 +357,8 @@ const copyKind = (to: Storage, from: Storage): OperationKind => {
   return to.device === from.device ? "deviceToDevice" : "peerToPeer"
 }
 
-const engineOf = (device: Device, kind: OperationKind) => {
-  if (kind === "deviceToDevice") return device.compute
+const engineOf = ({ compute, device }: Stream, kind: OperationKind) => {
+  if (kind === "deviceToDevice") return compute ?? device.compute
   return kind === "deviceToHost" ? device.download : device.upload
 }
 

@@ -171,6 +171,8 @@ export class Stream {
   readonly legacy: boolean
   /** The stream in whose name it runs work of a graph; undefined for a stream of the program. */
   readonly branchOf: Stream | undefined
+  /** The engine of its partition; undefined for that of the device. */
+  readonly compute: Engine | undefined
   head: Operation | undefined
   tail: Operation | undefined
   /** True once destroyed: pending work continues, but no more is enqueued. */
@@ -181,6 +183,7 @@ export class Stream {
     fields: Pick<Stream, "id" | "handle" | "priority" | "nonBlocking"> & {
       readonly legacy?: boolean
       readonly branchOf?: Stream
+      readonly compute?: Engine | undefined
     }
   ) {
     this.device = device
@@ -190,6 +193,7 @@ export class Stream {
     this.nonBlocking = fields.nonBlocking
     this.legacy = fields.legacy ?? false
     this.branchOf = fields.branchOf
+    this.compute = fields.compute
   }
 
   /** True while a query returns "not ready". The legacy default stream includes the work of blocking streams. */
