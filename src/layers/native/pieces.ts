@@ -1,6 +1,6 @@
 /**
- * How copies are split. Pinned memory is registered in segments, and growable memory is mapped in pieces, so one call cannot copy across
- * a boundary. Kernels and fills can.
+ * How copies are split. Pinned memory is registered in segments, so one call cannot copy across a segment boundary. Growable memory is
+ * mapped in pieces; across the end of one, kernels and fills work, but the driver refuses a copy if no context is current.
  */
 import type { RowsTransfer, Transfer } from "../shared/copies.ts"
 import { GrowableMemoryResource } from "../shared/resources.ts"

@@ -2058,11 +2058,11 @@ static void check_device(Call *call, const uint8_t *address, uint64_t bytes) {
   call->status = INVALID_VALUE;
 }
 
-/* A copy within a range of addresses must lie in one piece of memory; the driver rejects others. */
+/* Without a current context, the driver refuses copies across the end of a piece of mapped memory. */
 static void check_piece(Call *call, const uint8_t *address, uint64_t bytes) {
   Range *range = range_at(address, bytes);
   const uint8_t *end = range == NULL ? NULL : range->address;
-  for (int i = 0; range != NULL && i < range->count; i++) {
+  for (int i = 0; range != NULL && call->context == 0 && i < range->count; i++) {
     end += range->mapped[i]->bytes;
     if (address >= end) continue;
     if (ok(call) && address + bytes > end) call->status = INVALID_VALUE;
