@@ -10,6 +10,7 @@ import {
   CudaMemory,
   CudaMemoryPool,
   CudaModule,
+  CudaPartition,
   CudaRuntime,
   CudaStream,
   FaultInjection,
@@ -51,6 +52,20 @@ const fails = (operation: CudaRuntime.OperationName, status: "InvalidValue" | "O
 })
 
 describe("a program that releases everything", () => {
+  it.effect("shows no problems with partitions and growable buffers", () =>
+    Effect.gen(function*() {
+      const program = Effect.gen(function*() {
+        const [one, rest] = yield* CudaPartition.split([16, "rest"])
+        const buffer = yield* CudaMemory.growable({ maxBytes: 2 ** 30, initial: 2 ** 21 })
+        const fill = Effect.andThen(CudaMemory.grow(buffer, 2 ** 22), CudaMemory.fill(buffer, 1))
+        yield* fill.pipe(CudaPartition.within(one))
+        const stream = yield* CudaStream.make({ partition: rest })
+        yield* CudaMemory.fill(buffer, 2, stream)
+        yield* CudaMemory.shrink(buffer, 2 ** 20)
+      })
+      yield* Effect.flatMap(CudaFaults.everyCall(program), CudaFaults.expectNone)
+    }))
+
   it.effect("shows no problems, with each call failing and interrupted", () =>
     Effect.gen(function*() {
       const report = yield* Effect.flatMap(CudaFaults.everyCall(copy), CudaFaults.expectNone)

@@ -15,6 +15,7 @@ import {
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
+import * as Equal from "effect/Equal"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
@@ -68,6 +69,7 @@ export const partitionContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make({ partition, priority: "high" })
         assert.deepStrictEqual([stream.deviceIndex, stream.isNonBlocking], [0, true])
         assert.strictEqual(stream.ref.partition, partition.ref)
+        assert.isTrue(Equal.equals(yield* CudaStream.fromHandle(stream.handle), stream))
         const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
         const add = yield* CudaKernel.get(module, "add", signatures.add)
         const numbers = Float32Array.from({ length: 256 }, (_, index) => index)

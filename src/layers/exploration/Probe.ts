@@ -103,7 +103,10 @@ export class Probe {
   }
 
   #succeeded({ member }: Operation, args: ReadonlyArray<unknown>): void {
-    if (member === "streamCreate" && (args[0] as StreamOptions).pooled) this.pooledStreams++
+    if (member !== "streamCreate") return
+    const { partition, pooled } = args[0] as StreamOptions
+    // Those of a partition end with it.
+    if (pooled === true && partition === undefined) this.pooledStreams++
   }
 
   #interrupted<A, E>(moment: InterruptedCall["interrupt"], call: Effect.Effect<A, E>): Effect.Effect<A, E> {

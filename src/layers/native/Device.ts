@@ -25,6 +25,7 @@ import type { DriverLibrary } from "../../cuda/library.ts"
 import { success } from "../../cuda/status.ts"
 import type { PriorityRange } from "../CudaRuntime.ts"
 import { EventResource, StreamResource } from "../shared/resources.ts"
+import type { PartitionResource } from "../shared/resources.ts"
 import type { DriverFailure } from "../shared/waits.ts"
 import type { Lane, Point } from "./Lane.ts"
 
@@ -81,6 +82,8 @@ export class NativeDevice {
   allocations = nullHandle<CUstream>()
   /** Used for frees only. It waits for the work on each buffer first. */
   releases = nullHandle<CUstream>()
+  /** The partitions, by context. */
+  readonly partitions = new Map<number, PartitionResource>()
   /** The streams that freed their own stream-ordered memory since the last wait for releases. */
   readonly freedOn = new Set<NativeStream>()
   /** The users of managed and growable memory, and of allocations outside of pools, which are released once their current work has finished. */

@@ -112,6 +112,7 @@ export class NativePartitions implements PartitionBackend {
     if (typeof made === "number") return made
     this.#kept.delete(key)
     this.created = new NativePartition(this.#driver, made, deviceIndex, share)
+    this.#driver.device(deviceIndex).partitions.set(made.context, this.created)
     return success
   }
 
@@ -135,6 +136,7 @@ export class NativePartitions implements PartitionBackend {
   destroy(partition: PartitionResource): number {
     const { deviceIndex, handle, share } = partition
     const green = greenOf(partition)
+    this.#driver.device(deviceIndex).partitions.delete(handle)
     if (this.#kept.size < mostKept) {
       this.#kept.set(keyOf(deviceIndex, share), { green, context: handle })
       return success

@@ -100,7 +100,9 @@ export class NativeStreams implements StreamBackend {
     const handle = number as CUstream
     const status = calls.cuStreamGetCtx(handle, this.#word.words)
     if (status !== success) return this.#driver.answer("cuStreamGetCtx", status)
-    if (this.#word.value !== this.#driver.device(deviceIndex).context) {
+    const { context, partitions } = this.#driver.device(deviceIndex)
+    const partition = partitions.get(this.#word.value)
+    if (this.#word.value !== context && partition === undefined) {
       return this.#driver.answer("cuStreamGetCtx", statuses.InvalidContext.code)
     }
     const id = calls.cuStreamGetId(handle, this.#word.words)
@@ -116,7 +118,7 @@ export class NativeStreams implements StreamBackend {
       priority: this.#integer[0]!,
       nonBlocking: (this.#flags[0]! & streamFlags.nonBlocking) !== 0,
       origin: "foreign"
-    })
+    }, partition)
     return success
   }
 

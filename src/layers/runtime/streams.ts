@@ -41,7 +41,7 @@ export interface StreamOptions {
   /** How to treat a number outside the device's range: fail (the default), or clamp it to the range. */
   readonly outOfRange?: "fail" | "clamp" | undefined
   readonly nonBlocking: boolean
-  /** Whether it will live as long as the runtime. Changes nothing: a layer that looks for leaks can leave it out. */
+  /** Whether it will live as long as the runtime, or as its partition. Changes nothing: a layer that looks for leaks can leave it out. */
   readonly pooled?: boolean | undefined
   /** The partition whose multiprocessors its work runs on. Default: none; its work runs on all of the device's. */
   readonly partition?: PartitionRef | undefined
