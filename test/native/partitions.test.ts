@@ -142,6 +142,22 @@ describe("partitions", () => {
       yield* Scope.close(leaked, Exit.void)
     }))
 
+  it.live("keep a limited number of green contexts", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        for (let held = 0; held < 8; held++) {
+          yield* Effect.scoped(Effect.gen(function*() {
+            if (held > 0) yield* CudaPartition.make({ multiprocessors: 8 * held })
+            for (let size = 1; size <= 6; size++) {
+              yield* Effect.scoped(CudaPartition.make({ multiprocessors: 8 * size }))
+            }
+          }))
+        }
+        assert.isAtMost(stub.live.greenContexts, 32)
+        assert.isAbove(stub.calls("cuGreenCtxDestroy").length, 0)
+      })
+    ))
+
   it.live("that were made before one of them fails are undone", () =>
     opened(() =>
       Effect.gen(function*() {

@@ -137,11 +137,13 @@ export class NativePartitions implements PartitionBackend {
     const { deviceIndex, handle, share } = partition
     const green = greenOf(partition)
     this.#driver.device(deviceIndex).partitions.delete(handle)
-    if (this.#kept.size < mostKept) {
-      this.#kept.set(keyOf(deviceIndex, share), { green, context: handle })
-      return success
-    }
-    return this.#driver.answer("cuGreenCtxDestroy", this.#calls!.cuGreenCtxDestroy(green))
+    this.#kept.set(keyOf(deviceIndex, share), { green, context: handle })
+    if (this.#kept.size <= mostKept) return success
+    // The one that was released first: a stream of this one may still be ending.
+    const oldest = this.#kept.entries().next().value
+    if (oldest === undefined) return success
+    this.#kept.delete(oldest[0])
+    return this.#driver.answer("cuGreenCtxDestroy", this.#calls!.cuGreenCtxDestroy(oldest[1].green))
   }
 
   #end(green: CUgreenCtx): void {
