@@ -207,7 +207,7 @@ export const streamPools = new StreamPools((runtime, ref): CudaStream => new Str
 export const make = (
   options: MakeOptions = {}
 ): Effect.Effect<CudaStream, CudaError, CudaRuntime | Scope.Scope> =>
-  makeScoped(options.device ?? refOfPartition(options.partition)?.deviceIndex, {
+  makeScoped(options.device === undefined ? refOfPartition(options.partition)?.deviceIndex : options.device, {
     create: (runtime, device, fiber) =>
       runtime.streamCreate({
         ...placeOfStream(fiber, { ...options, device }, device),

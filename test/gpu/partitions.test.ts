@@ -183,17 +183,15 @@ describe.skipIf(gpu === undefined)("growable buffers on a GPU", () => {
 
     it.effect("give their memory back to the device", () =>
       Effect.gen(function*() {
-        const before = yield* CudaDevice.memoryInfo()
-        yield* Effect.scoped(Effect.gen(function*() {
-          const buffer = yield* CudaMemory.growable({ maxBytes: 64 * gibi, initial: 3 * gibi })
-          assert.isAtLeast(before.free - (yield* CudaDevice.memoryInfo()).free, 2 * gibi)
+        const { total } = yield* CudaDevice.memoryInfo()
+        // Together more than the device has.
+        const third = Math.floor(total / 3)
+        for (let round = 0; round < 4; round++) {
+          yield* Effect.scoped(CudaMemory.growable({ maxBytes: total, initial: third }))
+          const buffer = yield* CudaMemory.growable({ maxBytes: total, initial: third })
           yield* CudaMemory.shrink(buffer, 0)
-          assert.isBelow(before.free - (yield* CudaDevice.memoryInfo()).free, gibi)
-          yield* CudaMemory.grow(buffer, 3 * gibi)
-        }))
-        yield* Effect.sleep(50)
-        assert.isBelow(before.free - (yield* CudaDevice.memoryInfo()).free, gibi)
-      }))
+        }
+      }).pipe(Effect.scoped), 30_000)
 
     it.effect("hold what kernels write across their pieces, while they grow", () =>
       Effect.gen(function*() {

@@ -16,7 +16,7 @@ import type { KernelResource } from "./moduleResources.ts"
 import { refuseModule } from "./modules.ts"
 import { refusePartition } from "./partitionChecks.ts"
 import type { Refusal } from "./ranges.ts"
-import { ownPartition } from "./resources.ts"
+import { ownPartition, wrongOf } from "./resources.ts"
 import type { PartitionResource } from "./resources.ts"
 
 type OccupancyOperations = Pick<
@@ -86,11 +86,13 @@ export const occupancyOperations = (core: Core): OccupancyOperations => {
   }
 }
 
+const isPartition = (place: number | PartitionRef): place is PartitionRef =>
+  typeof place === "object" && place !== null && wrongOf(ownPartition(place)) === undefined
+
 /** A device, and the partition of it. A value that is neither is passed on as the device, which is refused. */
 const placeOf = (place: number | PartitionRef) => {
-  if (typeof place !== "object" || place === null) return { device: place, partition: undefined }
-  const partition = ownPartition(place)
-  return { device: place.deviceIndex, partition }
+  if (!isPartition(place)) return { device: place, partition: undefined }
+  return { device: place.deviceIndex, partition: ownPartition(place) }
 }
 
 const refuseElsewhere = (core: Core, partition: PartitionResource | undefined, deviceIndex: number): Refusal =>
