@@ -18,8 +18,8 @@ import type { GraphExecResource } from "./graphNodes.ts"
 import { measureWait } from "./measure.ts"
 import type { MeasuredWait } from "./measure.ts"
 import type { KernelCode, ModuleResource } from "./moduleResources.ts"
-import { connect } from "./peers.ts"
 import type { Shares } from "./partitions.ts"
+import { connect } from "./peers.ts"
 import type {
   DeviceMemoryResource,
   EventResource,
