@@ -40,9 +40,9 @@ const installed = join(consumer, "node_modules", manifest.name)
 mkdirSync(installed, { recursive: true })
 run("tar", ["-xzf", `${manifest.name}-${manifest.version}.tgz`, "-C", installed, "--strip-components=1"])
 
-// Its declared dependencies, and the Node.js types that a consumer provides.
+// Its declared dependencies, and what a consumer provides: the Node.js types, and what the examples of a cluster use.
 const declared = Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies })
-for (const name of [...declared, "@types/node"]) {
+for (const name of [...declared, "@types/node", "@effect/platform-node", "@effect/sql-pg"]) {
   const link = join(consumer, "node_modules", name)
   mkdirSync(dirname(link), { recursive: true })
   symlinkSync(join(root, "node_modules", name), link, "junction")

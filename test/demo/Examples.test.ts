@@ -16,21 +16,29 @@ import { makeBytes } from "./support.ts"
 
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8")
 
-describe("hello", () => {
+describe("small examples", () => {
   let examples: Compiled
   beforeAll(() => {
     examples = compile()
   }, 60_000)
   afterAll(() => examples?.remove())
 
-  it("answers", () => {
+  it("send numbers to a device and back", () => {
     const { code, error, out } = examples.run("hello")
     assert.strictEqual(error, "")
     assert.strictEqual(code, 0)
     assert.match(out, /^Simulated GPU answered 0 0 3 4 5 6$/m)
   })
 
-  it("is the first program of the README", () => {
+  it("run a job that goes on from its last checkpoint after a failure", () => {
+    const { code, error, out } = examples.run("cluster")
+    assert.strictEqual(error, "")
+    assert.strictEqual(code, 0)
+    for (const rank of [0, 1]) assert.match(out, new RegExp(`epoch 2: rank ${rank} on device [01], from step 200`))
+    assert.match(out, /^the mean of the field, says each rank: 5, 5$/m)
+  }, 60_000)
+
+  it("include the first program of the README", () => {
     const [, code] = read("examples/hello.ts").split(/^\/\*\*.*\*\/\n/m)
     assert.include(read("README.md"), `\`\`\`ts\n${code}\`\`\``)
   })

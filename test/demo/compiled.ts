@@ -31,7 +31,7 @@ export const compile = (): Compiled => {
   const manifest = {
     name: "effect-cuda",
     type: "module",
-    exports: { ".": { types: "./src/index.d.ts", default: "./src/index.js" } }
+    exports: { ".": { types: "./src/index.d.ts", default: "./src/index.js" }, "./cluster": "./src/cluster.js" }
   }
   writeFileSync(join(home, "package.json"), JSON.stringify(manifest))
   const compilerOptions = {
@@ -43,7 +43,7 @@ export const compile = (): Compiled => {
     sourceMap: false,
     types: ["node"],
     typeRoots: [join(root, "node_modules/@types")],
-    paths: { "effect-cuda": [join(root, "src/index.ts")] }
+    paths: { "effect-cuda": [join(root, "src/index.ts")], "effect-cuda/cluster": [join(root, "src/cluster.ts")] }
   }
   const include = [join(root, "src"), join(root, "examples")]
   writeFileSync(
