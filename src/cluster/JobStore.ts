@@ -202,7 +202,7 @@ const persisted = <A>(effect: Effect.Effect<A, SqlError>) =>
  *
  * **Details**
  *
- * Tested with PostgreSQL. It uses no more than transactions, `ON CONFLICT DO NOTHING` (MySQL: `INSERT IGNORE`) and row locks by `UPDATE`. The cluster's
+ * Tested with PostgreSQL and SQLite. It uses no more than transactions, `ON CONFLICT DO NOTHING` (MySQL: `INSERT IGNORE`) and row locks by `UPDATE`. The cluster's
  * own storage can be in the same database.
  *
  * @category layers

@@ -1,4 +1,4 @@
-// What every store of jobs does, in memory and in PostgreSQL.
+// What every store of jobs does, in memory, in PostgreSQL and in SQLite.
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { assert, describe, it } from "@effect/vitest"
 import { JobStore } from "effect-cuda/cluster"
@@ -13,9 +13,18 @@ const inPostgres = Layer.unwrap(Effect.map(postgres, (port) =>
     PgClient.layer({ host: "127.0.0.1", port, username: "effect", database: "postgres" })
   )))
 
+const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
+const hasSqlite = major > 22 || (major === 22 && minor >= 16)
+
+const inSqlite = Layer.unwrap(Effect.gen(function*() {
+  const Sqlite = yield* Effect.promise(() => import("./process/sqlite.ts"))
+  return Layer.provide(JobStore.layerSql({ prefix: "test" }), Sqlite.layer(":memory:"))
+}))
+
 const kinds = [
   { name: "memory", layer: JobStore.layerMemory, skip: false },
-  { name: "PostgreSQL", layer: inPostgres, skip: !hasPostgres }
+  { name: "PostgreSQL", layer: inPostgres, skip: !hasPostgres },
+  { name: "SQLite", layer: inSqlite, skip: !hasSqlite }
 ]
 
 for (const { layer, name, skip } of kinds) {

@@ -1,11 +1,15 @@
-// A job on two runner processes, with the cluster's storage and the job's in PostgreSQL. Needs Node.js 22.19, for `@effect/platform-node`.
+// A job on two runner processes, with the cluster's storage and the job's in PostgreSQL or SQLite. Needs Node.js 22.19, for `@effect/platform-node`.
 import { assert, describe, it } from "@effect/vitest"
 import { CudaJob } from "effect-cuda/cluster"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import type * as Scope from "effect/Scope"
 import type { ChildProcess } from "node:child_process"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import { expected, job } from "./process/job.ts"
@@ -20,12 +24,12 @@ interface Runner {
   readonly said: Array<string>
 }
 
-const startRunner = (database: number, device: number) =>
+const startRunner = (database: string, device: number) =>
   Effect.flatMap(freePort, (port) =>
     Effect.acquireRelease(
       Effect.sync((): Runner => {
         const script = fileURLToPath(new URL("./process/runner.ts", import.meta.url))
-        const child = spawn(process.execPath, [script, String(port), String(database), String(device)], {
+        const child = spawn(process.execPath, [script, String(port), database, String(device)], {
           stdio: ["ignore", "pipe", "inherit"]
         })
         const said: Array<string> = []
@@ -61,11 +65,14 @@ const leads = (runner: Runner, _: number, all: ReadonlyArray<Runner>) =>
   says(runner, `coordinator epoch ${epochOf(all)}`)
 
 /** Runs the job on two runners, kills the one that `victim` picks after ten steps, and starts a third. */
-const killed = (victim: (runner: Runner, index: number, all: ReadonlyArray<Runner>) => boolean) =>
+const killed = (
+  storage: Effect.Effect<string, unknown, Scope.Scope>,
+  victim: (runner: Runner, index: number, all: ReadonlyArray<Runner>) => boolean
+) =>
   Effect.gen(function*() {
     const steps = 60
     const cluster = yield* Effect.promise(() => import("./process/cluster.ts"))
-    const database = yield* postgres
+    const database = yield* storage
     const runners = [yield* startRunner(database, 0), yield* startRunner(database, 1)]
     const result = yield* Effect.gen(function*() {
       const run = yield* Effect.forkChild(CudaJob.run(job, { id: "first", payload: { steps } }))
@@ -88,16 +95,32 @@ const killed = (victim: (runner: Runner, index: number, all: ReadonlyArray<Runne
     assert.isTrue(runners.some((runner) => says(runner, "device 2")))
   }).pipe(Effect.scoped)
 
+const inPostgres = Effect.map(postgres, String)
+
+const inSqlite = Effect.map(
+  Effect.acquireRelease(
+    Effect.sync(() => mkdtempSync(join(tmpdir(), "effect-cuda-cluster-"))),
+    (folder) => Effect.sync(() => rmSync(folder, { recursive: true, force: true }))
+  ),
+  (folder) => join(folder, "cluster.sqlite")
+)
+
 describe("two runner processes", () => {
   it.live.skipIf(!hasPlatform || !hasPostgres)(
-    "the runner without the coordinator is killed",
-    () => killed((...runner) => !leads(...runner)),
+    "the runner without the coordinator is killed, PostgreSQL",
+    () => killed(inPostgres, (...runner) => !leads(...runner)),
     180_000
   )
 
   it.live.skipIf(!hasPlatform || !hasPostgres)(
-    "the runner with the coordinator is killed",
-    () => killed(leads),
+    "the runner with the coordinator is killed, PostgreSQL",
+    () => killed(inPostgres, leads),
+    180_000
+  )
+
+  it.live.skipIf(!hasPlatform)(
+    "the runner with the coordinator is killed, SQLite",
+    () => killed(inSqlite, leads),
     180_000
   )
 })

@@ -1,10 +1,12 @@
-/** A cluster over sockets with its storage in PostgreSQL, with short intervals. */
+/** A cluster over sockets with its storage in a database, with short intervals. */
 import * as NodeClusterSocket from "@effect/platform-node/NodeClusterSocket"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as RunnerAddress from "effect/cluster/RunnerAddress"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import type * as SqlClient from "effect/sql/SqlClient"
 import { JobStore } from "../../../src/cluster.ts"
+import * as Sqlite from "./sqlite.ts"
 
 const shardingConfig = {
   shardsPerGroup: 30,
@@ -17,9 +19,13 @@ const shardingConfig = {
   sendRetryInterval: "50 millis"
 } as const
 
-const database = (port: number) => PgClient.layer({ host: "127.0.0.1", port, username: "effect", database: "postgres" })
+/** The port of a PostgreSQL server, or a SQLite file. */
+const database = (place: string): Layer.Layer<SqlClient.SqlClient> =>
+  /^\d+$/.test(place)
+    ? Layer.orDie(PgClient.layer({ host: "127.0.0.1", port: Number(place), username: "effect", database: "postgres" }))
+    : Sqlite.layer(place)
 
-export const runner = (options: { readonly port: number; readonly database: number }) =>
+export const runner = (options: { readonly port: number; readonly database: string }) =>
   NodeClusterSocket.layer({
     shardingConfig: {
       ...shardingConfig,
@@ -30,8 +36,8 @@ export const runner = (options: { readonly port: number; readonly database: numb
     Layer.provide(database(options.database))
   )
 
-export const client = (port: number) =>
+export const client = (place: string) =>
   NodeClusterSocket.layer({ clientOnly: true, shardingConfig: { ...shardingConfig, runnerAddress: Option.none() } })
     .pipe(
-      Layer.provide(database(port))
+      Layer.provide(database(place))
     )

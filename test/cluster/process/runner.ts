@@ -7,7 +7,7 @@ import { CudaJob, JobDevices, JobStore } from "../../../src/cluster.ts"
 import { runner } from "./cluster.ts"
 import { job, program } from "./job.ts"
 
-const [port, database, device] = process.argv.slice(2).map(Number)
+const [port, database, device] = process.argv.slice(2)
 if (port === undefined || database === undefined || device === undefined) {
   throw new Error("usage: runner PORT DATABASE DEVICE")
 }
@@ -30,8 +30,8 @@ NodeRuntime.runMain(
   Layer.launch(
     CudaJob.toLayer(job, (rank) => program(rank, log)).pipe(
       Layer.provide(observed),
-      Layer.provide(runner({ port, database })),
-      Layer.provide(JobDevices.layer([device]))
+      Layer.provide(runner({ port: Number(port), database })),
+      Layer.provide(JobDevices.layer([Number(device)]))
     )
   )
 )
