@@ -1,60 +1,17 @@
-// A job on two runner processes, with the cluster's storage and the job's in PostgreSQL or SQLite. Needs Node.js 22.19, for `@effect/platform-node`.
+// A job on two runner processes, with the cluster's storage and the job's in PostgreSQL or SQLite. Needs Node.js 22.19, for
+// `@effect/platform-node`.
 import { assert, describe, it } from "@effect/vitest"
 import { CudaJob } from "effect-cuda/cluster"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
-import type { ChildProcess } from "node:child_process"
-import { spawn } from "node:child_process"
-import { once } from "node:events"
-import { mkdtempSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
-import { join } from "node:path"
-import { createInterface } from "node:readline"
 import { fileURLToPath } from "node:url"
 import { expected, job } from "./process/job.ts"
-import { freePort, hasPostgres, postgres } from "./process/postgres.ts"
+import { hasPostgres, postgres } from "./process/postgres.ts"
+import { hasPlatform, inSqlite, kill, says, startRunner, until } from "./process/processes.ts"
+import type { Runner } from "./process/processes.ts"
 
-const [major = 0, minor = 0] = process.versions.node.split(".").map(Number)
-const hasPlatform = major > 22 || (major === 22 && minor >= 19)
-
-/** A runner process, and what it has said. */
-interface Runner {
-  readonly child: ChildProcess
-  readonly said: Array<string>
-}
-
-const startRunner = (database: string, device: number) =>
-  Effect.flatMap(freePort, (port) =>
-    Effect.acquireRelease(
-      Effect.sync((): Runner => {
-        const script = fileURLToPath(new URL("./process/runner.ts", import.meta.url))
-        const child = spawn(process.execPath, [script, String(port), database, String(device)], {
-          stdio: ["ignore", "pipe", "inherit"]
-        })
-        const said: Array<string> = []
-        createInterface(child.stdout).on("line", (line) => {
-          if (process.env["VERBOSE"]) console.log(Date.now() % 100000, device, line)
-          said.push(line)
-        })
-        return { child, said }
-      }),
-      ({ child }) => kill(child)
-    ))
-
-const kill = (child: ChildProcess) =>
-  Effect.promise(async () => {
-    if (child.exitCode !== null || child.signalCode !== null) return
-    child.kill("SIGKILL")
-    await once(child, "exit")
-  })
-
-const until = (condition: () => boolean) =>
-  Effect.gen(function*() {
-    while (!condition()) yield* Effect.sleep("20 millis")
-  }).pipe(Effect.timeout("40 seconds"))
-
-const says = ({ said }: Runner, text: string) => said.some((line) => line.includes(text))
+const script = fileURLToPath(new URL("./process/runner.ts", import.meta.url))
 
 /** The latest epoch that any of them has seen. */
 const epochOf = (runners: ReadonlyArray<Runner>) =>
@@ -73,7 +30,7 @@ const killed = (
     const steps = 60
     const cluster = yield* Effect.promise(() => import("./process/cluster.ts"))
     const database = yield* storage
-    const runners = [yield* startRunner(database, 0), yield* startRunner(database, 1)]
+    const runners = [yield* startRunner(script, database, 0), yield* startRunner(script, database, 1)]
     const result = yield* Effect.gen(function*() {
       const run = yield* Effect.forkChild(CudaJob.run(job, { id: "first", payload: { steps } }))
       // The first epoch may have ended when the second runner took over shards of the first.
@@ -82,7 +39,7 @@ const killed = (
       const dying = runners.find(victim)
       if (dying === undefined) return assert.fail("no runner to kill")
       yield* kill(dying.child)
-      runners.push(yield* startRunner(database, 2))
+      runners.push(yield* startRunner(script, database, 2))
       const result = yield* Effect.timeout(Fiber.join(run), "80 seconds")
       assert.deepStrictEqual(yield* CudaJob.run(job, { id: "first", payload: { steps } }), result, "the stored result")
       for (const { epoch } of result) assert.isAbove(epoch, before)
@@ -96,14 +53,6 @@ const killed = (
   }).pipe(Effect.scoped)
 
 const inPostgres = Effect.map(postgres, String)
-
-const inSqlite = Effect.map(
-  Effect.acquireRelease(
-    Effect.sync(() => mkdtempSync(join(tmpdir(), "effect-cuda-cluster-"))),
-    (folder) => Effect.sync(() => rmSync(folder, { recursive: true, force: true }))
-  ),
-  (folder) => join(folder, "cluster.sqlite")
-)
 
 describe("two runner processes", () => {
   it.live.skipIf(!hasPlatform || !hasPostgres)(
