@@ -365,7 +365,7 @@ const rankOf = Effect.fnUntraced(function*<Payload, Checkpoint>(
   { checkpoint, payload, size }: Pick<CudaJob<Payload, Checkpoint, unknown>, "checkpoint" | "payload" | "size">,
   membership: Membership
 ) {
-  const { device, epoch, get, heartbeat, job, put, rank, restored } = membership
+  const { device, epoch, heartbeat, job, rank, restored, share } = membership
   const encode = encodeWith(checkpoint)
   const counts = new Map<string, number>()
   // The n-th call with a key meets the n-th call of the other ranks.
@@ -378,18 +378,16 @@ const rankOf = Effect.fnUntraced(function*<Payload, Checkpoint>(
     Effect.suspend(() => {
       const name = numbered(`broadcast/${key}`)
       return rank === 0
-        ? Effect.tap(value, (value) => Effect.flatMap(encodeWith(schema)(value), (text) => put(name, text)))
-        : Effect.flatMap(get(name), decodeWith(schema))
+        ? Effect.tap(value, (value) => Effect.flatMap(encodeWith(schema)(value), (text) => share(name, "first", text)))
+        : Effect.flatMap(share(name, "first"), ([text = ""]) => decodeWith(schema)(text))
     })
   const gather: Rank<Payload, Checkpoint>["gather"] = (key, schema, value) =>
     Effect.suspend(() => {
       const name = numbered(`gather/${key}`)
-      const others = Effect.forEach(
-        Array.from({ length: size }, (_, from) => from),
-        (from) => Effect.flatMap(get(`${name}/${from}`), decodeWith(schema)),
-        { concurrency: "unbounded" }
+      return encodeWith(schema)(value).pipe(
+        Effect.flatMap((text) => share(name, "all", text)),
+        Effect.flatMap((texts) => Effect.forEach(texts, decodeWith(schema)))
       )
-      return Effect.andThen(Effect.flatMap(encodeWith(schema)(value), (text) => put(`${name}/${rank}`, text)), others)
     })
   const values = restored === undefined ? undefined : yield* Effect.forEach(restored.values, decodeWith(checkpoint))
   const value = values?.[rank]

@@ -138,25 +138,48 @@ describe("success", () => {
       ))
     }))
 
-  it.effect("is a step of a workflow", () =>
-    Effect.gen(function*() {
-      const Training = Workflow.make("training", {
-        payload: { id: Schema.String },
-        success: Schema.Array(Schema.Int),
-        error: CudaJob.CudaJobFailed,
-        idempotencyKey: ({ id }) => id
-      })
-      const workflow = Training.toLayer(({ id }) => CudaJob.activity(job, { id, payload: 3 }))
-      const result = yield* passing(Training.execute({ id: "w" })).pipe(
-        Effect.provide(
-          Layer.provideMerge(workflow, ClusterWorkflowEngine.layer).pipe(
-            Layer.provideMerge(serving(job, counting)),
-            Layer.provide(storage)
-          )
-        )
+  describe("as a step of a workflow", () => {
+    const Training = Workflow.make("training", {
+      payload: { id: Schema.String },
+      success: Schema.Array(Schema.Int),
+      error: CudaJob.CudaJobFailed,
+      idempotencyKey: ({ id }) => id
+    })
+    const workflow = Training.toLayer(({ id }) => CudaJob.activity(job, { id, payload: 30 }))
+    const working = (program: (rank: Rank) => Effect.Effect<number, unknown>) =>
+      Layer.fresh(workflow).pipe(
+        Layer.provideMerge(Layer.fresh(ClusterWorkflowEngine.layer)),
+        Layer.provideMerge(serving(job, program))
       )
-      assert.deepStrictEqual(result, [6, 6])
-    }))
+
+    it.effect("gives the step its results", () =>
+      Effect.gen(function*() {
+        const layer = working((rank) => counting(rank)).pipe(Layer.provide(storage))
+        const result = yield* passing(Effect.provide(Training.execute({ id: "w" }), layer))
+        assert.deepStrictEqual(result, [465, 465])
+      }))
+
+    it.effect("goes on when the workflow is replayed on another runner", () =>
+      Effect.gen(function*() {
+        const stored = yield* Layer.build(storage)
+        const starts: Array<ReadonlyArray<number>> = []
+        const program = (rank: Rank) =>
+          Effect.suspend(() => {
+            starts.push([rank.epoch, Option.match(rank.restored, { onNone: () => 0, onSome: ({ step }) => step })])
+            return counting(rank)
+          })
+        const layer = working(program).pipe(Layer.provide(Layer.succeedContext(stored)))
+        const first = yield* Scope.make()
+        const context = yield* Layer.buildWithScope(layer, first)
+        yield* Effect.forkChild(Effect.provideContext(Training.execute({ id: "w" }), context))
+        yield* TestClock.adjust("2050 millis")
+        yield* passing(Scope.close(first, Exit.void))
+        const result = yield* passing(Effect.provide(Training.execute({ id: "w" }), layer))
+        assert.deepStrictEqual(result, [465, 465])
+        assert.deepStrictEqual(starts.map(([epoch]) => epoch), [1, 1, 2, 2])
+        for (const [, step = 0] of starts.slice(2)) assert.isAtLeast(step, 10)
+      }))
+  })
 })
 
 describe("failure of a rank", () => {
@@ -390,9 +413,8 @@ describe("epochs", () => {
         const other = { epoch: 2, rank: 0, incarnation: "other" }
         for (const sender of [old, other]) {
           const answers = yield* Effect.all([
-            Effect.flip(coordinator.Beat(sender)),
-            Effect.flip(coordinator.Put({ ...sender, key: "gather/sum#0/0", value: "666" })),
-            Effect.flip(coordinator.Get({ ...sender, key: "gather/sum#0/0" })),
+            Effect.flip(coordinator.Beat({ ...sender, received: [] })),
+            Effect.flip(coordinator.Share({ ...sender, key: "gather/sum#0", of: "all", value: "666" })),
             Effect.flip(coordinator.Checkpoint({ ...sender, step: 99, value: "666" })),
             Effect.flip(coordinator.Join({ ...sender, entity: "0:a/0/77", device: 9, runner: "nowhere" }))
           ])
@@ -483,8 +505,7 @@ describe("leases", () => {
         Run: () => Effect.never,
         Join: () => Effect.as(beat, { payload: "3" }),
         Beat: () => beat,
-        Put: () => Effect.void,
-        Get: () => Effect.never,
+        Share: () => Effect.never,
         Checkpoint: () => Effect.never,
         Status: () => Effect.never
       }, { concurrency: "unbounded" })
@@ -541,6 +562,42 @@ describe("leases", () => {
       assert.deepStrictEqual(result, [7, 7])
       const [first = 0, , third = 0] = joined
       assert.isAtLeast(third - first, 8_000, "the lease of the rank that could not be stopped")
+    }))
+
+  it.effect("a coordinator forgets shared values when all ranks say that they have them", () =>
+    Effect.gen(function*() {
+      const { coordinator, rank } = job.entities
+      const fake = rank.toLayer(
+        Effect.gen(function*() {
+          const client = yield* coordinator.client
+          const entity = (yield* Entity.CurrentAddress).entityId
+          return rank.of({
+            Start: ({ payload: { epoch, job, rank } }) =>
+              Effect.gen(function*() {
+                const self = { epoch, rank, incarnation: entity }
+                const leader = client(job)
+                const ask = leader.Share({ ...self, key: "k", of: "all" })
+                yield* leader.Join({ ...self, entity, device: 0, runner: "here" })
+                yield* leader.Share({ ...self, key: "k", of: "all", value: String(rank) })
+                yield* Effect.sleep("1 second")
+                const kept = yield* Effect.timeoutOption(ask, "1 second")
+                if (rank === 0) yield* leader.Beat({ ...self, received: ["k"] })
+                yield* Effect.sleep("1 second")
+                const halfway = yield* Effect.timeoutOption(ask, "1 second")
+                if (rank === 1) yield* leader.Beat({ ...self, received: ["k", "unknown"] })
+                yield* Effect.sleep("1 second")
+                const forgotten = yield* Effect.timeoutOption(ask, "1 second")
+                return [kept, halfway, forgotten].filter(Option.isSome).length.toString()
+              }).pipe(Effect.orDie),
+            Stop: () => Effect.succeed(true)
+          })
+        }),
+        { concurrency: "unbounded" }
+      )
+      const result = yield* passing(CudaJob.run(job, { id: "a", payload: 1 })).pipe(
+        Effect.provide(withFakes(fake, () => Effect.never))
+      )
+      assert.deepStrictEqual(result, [2, 2])
     }))
 
   it.effect("a rank that never says anything is lost after the timeout", () =>

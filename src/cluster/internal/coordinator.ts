@@ -42,6 +42,14 @@ interface Slot {
   ended: boolean
 }
 
+/** Values that some ranks have given. */
+interface Sharing {
+  readonly values: Array<string | undefined>
+  readonly complete: Deferred.Deferred<ReadonlyArray<string>, StaleEpoch>
+  /** The ranks that have them all. */
+  readonly received: Set<number>
+}
+
 /** A checkpoint that some ranks have given. */
 interface Gathering {
   readonly values: Array<string | undefined>
@@ -53,7 +61,7 @@ interface Epoch {
   readonly payload: string
   readonly slots: ReadonlyArray<Slot>
   readonly failed: Deferred.Deferred<never, EpochFailure | Superseded>
-  readonly values: Map<string, Deferred.Deferred<string, StaleEpoch>>
+  readonly sharings: Map<string, Sharing>
   readonly gatherings: Map<number, Gathering>
   checkpoint: Option.Option<StoredCheckpoint>
 }
@@ -131,7 +139,7 @@ export const coordinatorLayer = (
         Effect.suspend(() => {
           if (step <= stepOf(epoch)) return Effect.void // asked again after an answer that was lost
           const gathering = getOrInsert(epoch.gatherings, step, (): Gathering => ({
-            values: Array.from({ length: settings.size }, () => undefined),
+            values: epoch.slots.map(() => undefined),
             complete: Deferred.makeUnsafe()
           }))
           const isNew = gathering.values[rank] === undefined
@@ -211,7 +219,7 @@ export const coordinatorLayer = (
       const close = Effect.fnUntraced(function*(epoch: Epoch) {
         if (current === epoch) current = undefined
         const over = stale(epoch.number)
-        for (const value of epoch.values.values()) yield* Deferred.fail(value, over)
+        for (const { complete } of epoch.sharings.values()) yield* Deferred.fail(complete, over)
         for (const { complete } of epoch.gatherings.values()) yield* Deferred.fail(complete, over)
         yield* Effect.forEach(epoch.slots, (slot) => stop(epoch, slot), { concurrency: "unbounded", discard: true })
       })
@@ -277,10 +285,8 @@ export const coordinatorLayer = (
       return entity.of({
         Run: ({ payload }) => run(payload.payload),
         Join: ({ payload }) => join(payload),
-        Beat: ({ payload }) => forMember(payload, () => Effect.void),
-        Put: ({ payload }) =>
-          forMember(payload, (epoch) => Effect.asVoid(Deferred.succeed(valueOf(epoch, payload.key), payload.value))),
-        Get: ({ payload }) => forMember(payload, (epoch) => Deferred.await(valueOf(epoch, payload.key))),
+        Beat: ({ payload }) => forMember(payload, (epoch, { rank }) => forget(epoch, rank, payload.received)),
+        Share: ({ payload }) => forMember(payload, (epoch, { rank }) => share(epoch, rank, payload)),
         Checkpoint: ({ payload }) =>
           forMember(payload, (epoch, { rank }) => gather(epoch, rank, payload.step, payload.value)),
         Status: () =>
@@ -303,7 +309,7 @@ const makeEpoch = ({ size }: Settings, begun: Begun, payload: string): Epoch => 
   payload,
   slots: Array.from({ length: size }, (_, rank): Slot => ({ rank, entity: "", member: undefined, ended: false })),
   failed: Deferred.makeUnsafe(),
-  values: new Map(),
+  sharings: new Map(),
   gatherings: new Map(),
   checkpoint: begun.checkpoint
 })
@@ -318,8 +324,32 @@ const getOrInsert = <K, V>(map: Map<K, V>, key: K, make: () => V): V => {
   return made
 }
 
-const valueOf = (epoch: Epoch, key: string) =>
-  getOrInsert(epoch.values, key, () => Deferred.makeUnsafe<string, StaleEpoch>())
+const share = (
+  epoch: Epoch,
+  rank: number,
+  { key, of, value }: { readonly key: string; readonly of: "first" | "all"; readonly value?: string }
+) =>
+  Effect.suspend(() => {
+    const { complete, values } = getOrInsert(epoch.sharings, key, (): Sharing => ({
+      values: epoch.slots.map(() => undefined),
+      complete: Deferred.makeUnsafe(),
+      received: new Set()
+    }))
+    if (value !== undefined) values[rank] = value
+    const given = (of === "all" ? values : values.slice(0, 1)).filter((value) => value !== undefined)
+    const wait = Deferred.await(complete)
+    const isComplete = given.length === (of === "all" ? values.length : 1)
+    return isComplete ? Effect.andThen(Deferred.succeed(complete, given), wait) : wait
+  })
+
+/** Forgets what every rank has. A rank asks again only for what it has not received, so nothing forgotten is asked for. */
+const forget = (epoch: Epoch, rank: number, keys: ReadonlyArray<string>) =>
+  Effect.sync(() => {
+    for (const key of keys) {
+      const received = epoch.sharings.get(key)?.received.add(rank)
+      if (received?.size === epoch.slots.length) epoch.sharings.delete(key)
+    }
+  })
 
 interface Tagged {
   readonly _tag: string

@@ -102,9 +102,19 @@ const CoordinatorProtocol = RpcGroup.make(
     }),
     error: StaleEpoch
   }),
-  Rpc.make("Beat", { payload: sender, error: StaleEpoch }),
-  Rpc.make("Put", { payload: { ...sender, key: Schema.String, value: Schema.String }, error: StaleEpoch }),
-  Rpc.make("Get", { payload: { ...sender, key: Schema.String }, success: Schema.String, error: StaleEpoch }),
+  // Also tells the keys whose values have arrived. When all ranks have them, the coordinator forgets them.
+  Rpc.make("Beat", { payload: { ...sender, received: Schema.Array(Schema.String) }, error: StaleEpoch }),
+  // Gives this rank's value, if it has one, and waits for that of rank 0 or for those of all.
+  Rpc.make("Share", {
+    payload: {
+      ...sender,
+      key: Schema.String,
+      of: Schema.Literals(["first", "all"]),
+      value: Schema.optionalKey(Schema.String)
+    },
+    success: Schema.Array(Schema.String),
+    error: StaleEpoch
+  }),
   Rpc.make("Checkpoint", { payload: { ...sender, step: Schema.Int, value: Schema.String }, error: StaleEpoch }),
   Rpc.make("Status", { success: JobStatus })
 )

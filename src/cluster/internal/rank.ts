@@ -25,8 +25,8 @@ export interface Membership {
   readonly device: number
   readonly payload: string
   readonly restored: { readonly step: number; readonly values: ReadonlyArray<string> } | undefined
-  readonly put: (key: string, value: string) => Effect.Effect<void>
-  readonly get: (key: string) => Effect.Effect<string>
+  /** The value of rank 0, or those of all. Gives this rank's own, if there is one. */
+  readonly share: (key: string, of: "first" | "all", value?: string) => Effect.Effect<ReadonlyArray<string>>
   readonly checkpoint: (step: number, value: string) => Effect.Effect<void>
   readonly heartbeat: Effect.Effect<void>
 }
@@ -132,6 +132,14 @@ const join = Effect.fnUntraced(function*(
       orElse: () => Effect.fail(new StaleEpoch({ job, epoch }))
     })
   )
+  const received: Array<string> = []
+  const beat = Effect.suspend(() => {
+    const told = received.slice()
+    return Effect.tap(
+      coordinator.Beat({ ...sender, received: told }),
+      () => Effect.sync(() => received.splice(0, told.length))
+    )
+  })
   const progress = { at: yield* now }
   const advance = Effect.map(now, (at) => {
     progress.at = at
@@ -149,15 +157,18 @@ const join = Effect.fnUntraced(function*(
     device,
     payload: joined.payload,
     restored: joined.restored,
-    put: (key, value) => say(coordinator.Put({ ...sender, key, value })),
-    get: (key) => say(coordinator.Get({ ...sender, key })),
+    share: (key, of, value) =>
+      Effect.tap(
+        say(coordinator.Share({ ...sender, key, of, ...(value === undefined ? {} : { value }) })),
+        () => Effect.sync(() => received.push(key))
+      ),
     checkpoint: (step, value) =>
       Effect.andThen(advance, Effect.andThen(say(coordinator.Checkpoint({ ...sender, step, value })), advance)),
     heartbeat: advance
   }
   return yield* Effect.raceFirst(
     outcome(self, program(membership)),
-    keepLease(settings, self, coordinator.Beat(sender), asked, progress)
+    keepLease(settings, self, beat, asked, progress)
   )
 })
 
