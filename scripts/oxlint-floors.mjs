@@ -22,6 +22,10 @@ const floorOf = (path) =>
     ? "cli"
     : "module"
 
+const resolved = (file, source) => relative(root, resolve(root, dirname(file), source)).split(sep).join("/")
+
+const isJob = (path) => path === "src/cluster.ts" || path.startsWith("src/cluster/")
+
 const objection = (file, source) => {
   const floor = floorOf(file)
   const [scope, name] = source.split("/")
@@ -32,9 +36,12 @@ const objection = (file, source) => {
   }
   if (floor === "cuda" && (packageName === "effect" || scope === "@effect")) return "src/cuda must not import Effect."
   if (source === "effect") return "Import the module (effect/Effect): the barrel slows down the start of every program."
+  if (isJob(file) && (source.startsWith(".") ? !isJob(resolved(file, source)) : packageName !== "effect")) {
+    return "Jobs over machines (src/cluster) import effect alone, so that they work with every transport and runtime."
+  }
   if (!source.startsWith(".")) return undefined
 
-  const target = relative(root, resolve(root, dirname(file), source)).split(sep).join("/")
+  const target = resolved(file, source)
   const targetFloor = floorOf(target)
   const isAbove = targetFloor === "module" || targetFloor === "barrel" || targetFloor === "cli"
   const isLayer = targetFloor === "layers" || targetFloor === "native"

@@ -274,7 +274,7 @@ export interface Rank<out Payload, in out Checkpoint> {
   }>
   /**
    * Gives this rank's value for a step. Returns once every rank has given its value for this step and all are stored, so it is a barrier too. A step not
-   * greater than that of the last complete checkpoint changes nothing.
+   * greater than that of the last complete checkpoint changes nothing. A rank that has ended gives no value, so no later step is complete.
    */
   readonly checkpoint: (step: number, value: Checkpoint) => Effect.Effect<void>
   /**
@@ -305,8 +305,8 @@ export interface Rank<out Payload, in out Checkpoint> {
  *
  * **Gotchas**
  *
- * Close what can block in a finalizer of the scope: abort a communicator rather than destroy it. The next epoch waits until every rank that can be
- * reached has closed its scope.
+ * Close what can block in a finalizer of the scope: abort a communicator rather than destroy it. The next epoch waits until every rank has closed its
+ * scope, but not longer than for the time of the lease. A rank that takes longer keeps its device meanwhile.
  *
  * Work that blocks the event loop for the time of the lease loses the rank.
  *
