@@ -54,6 +54,34 @@ const killed = (
 
 const inPostgres = Effect.map(postgres, String)
 
+/** Stops the coordinator's process for a while, so that it comes back to a cluster that has gone on without it. */
+const frozen = (storage: Effect.Effect<string, unknown, Scope.Scope>) =>
+  Effect.gen(function*() {
+    const steps = 400
+    const cluster = yield* Effect.promise(() => import("./process/cluster.ts"))
+    const database = yield* storage
+    const runners = [yield* startRunner(script, database, 0), yield* startRunner(script, database, 1)]
+    const result = yield* Effect.gen(function*() {
+      const run = yield* Effect.forkChild(CudaJob.run(job, { id: "first", payload: { steps } }))
+      yield* until(() => runners.every((runner) => says(runner, "step 10")))
+      const before = epochOf(runners)
+      const sleeper = runners.find(leads)
+      if (sleeper === undefined) return assert.fail("no coordinator to stop")
+      sleeper.child.kill("SIGSTOP")
+      const others = [...runners.filter((runner) => runner !== sleeper), yield* startRunner(script, database, 2)]
+      yield* until(() =>
+        others.every((runner) => says(runner, `epoch ${epochOf(others)} step`) && epochOf(others) > before)
+      )
+      const said = sleeper.said.length
+      sleeper.child.kill("SIGCONT")
+      const result = yield* Effect.timeout(Fiber.join(run), "100 seconds")
+      const late = sleeper.said.slice(said).filter((line) => line.includes(`epoch ${before} step`))
+      assert.deepStrictEqual(late, [], "the old epoch has no further checkpoint")
+      return result
+    }).pipe(Effect.provide(cluster.client(database)))
+    for (const { total } of result) assert.strictEqual(total, expected(steps))
+  }).pipe(Effect.scoped)
+
 describe("two runner processes", () => {
   it.live.skipIf(!hasPlatform || !hasPostgres)(
     "the runner without the coordinator is killed, PostgreSQL",
@@ -71,5 +99,11 @@ describe("two runner processes", () => {
     "the runner with the coordinator is killed, SQLite",
     () => killed(inSqlite, leads),
     180_000
+  )
+
+  it.live.skipIf(!hasPlatform || !hasPostgres)(
+    "the coordinator's runner stands still and comes back, PostgreSQL",
+    () => frozen(inPostgres),
+    240_000
   )
 })

@@ -2,11 +2,11 @@
 import * as NodeClusterSocket from "@effect/platform-node/NodeClusterSocket"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as RunnerAddress from "effect/cluster/RunnerAddress"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type * as SqlClient from "effect/sql/SqlClient"
 import { JobStore } from "../../../src/cluster.ts"
-import * as Sqlite from "./sqlite.ts"
 
 const shardingConfig = {
   shardsPerGroup: 30,
@@ -23,7 +23,7 @@ const shardingConfig = {
 const database = (place: string): Layer.Layer<SqlClient.SqlClient> =>
   /^\d+$/.test(place)
     ? Layer.orDie(PgClient.layer({ host: "127.0.0.1", port: Number(place), username: "effect", database: "postgres" }))
-    : Sqlite.layer(place)
+    : Layer.unwrap(Effect.map(Effect.promise(() => import("./sqlite.ts")), (sqlite) => sqlite.layer(place)))
 
 export const runner = (options: { readonly port: number; readonly database: string }) =>
   NodeClusterSocket.layer({
