@@ -16,7 +16,6 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
-import * as TestClock from "effect/testing/TestClock"
 import * as Workflow from "effect/workflow/Workflow"
 import { passing, runner, serving, storage } from "./support.ts"
 
@@ -162,17 +161,18 @@ describe("success", () => {
     it.effect("goes on when the workflow is replayed on another runner", () =>
       Effect.gen(function*() {
         const stored = yield* Layer.build(storage)
+        const halfway = yield* Deferred.make<void>()
         const starts: Array<ReadonlyArray<number>> = []
         const program = (rank: Rank) =>
           Effect.suspend(() => {
             starts.push([rank.epoch, Option.match(rank.restored, { onNone: () => 0, onSome: ({ step }) => step })])
-            return counting(rank)
+            return counting(rank, (step) => step === 15 ? Deferred.succeed(halfway, undefined) : Effect.void)
           })
         const layer = working(program).pipe(Layer.provide(Layer.succeedContext(stored)))
         const first = yield* Scope.make()
         const context = yield* Layer.buildWithScope(layer, first)
         yield* Effect.forkChild(Effect.provideContext(Training.execute({ id: "w" }), context))
-        yield* TestClock.adjust("2050 millis")
+        yield* passing(Deferred.await(halfway))
         yield* passing(Scope.close(first, Exit.void))
         const result = yield* passing(Effect.provide(Training.execute({ id: "w" }), layer))
         assert.deepStrictEqual(result, [465, 465])
@@ -355,6 +355,7 @@ describe("the coordinator's runner", () => {
   it.effect("may go: the next one goes on from the last checkpoint", () =>
     Effect.gen(function*() {
       const stored = yield* Layer.build(storage)
+      const halfway = yield* Deferred.make<void>()
       const starts: Array<ReadonlyArray<number>> = []
       const program = (rank: Rank) =>
         Effect.andThen(
@@ -365,13 +366,13 @@ describe("the coordinator's runner", () => {
               Option.match(rank.restored, { onNone: () => 0, onSome: ({ step }) => step })
             ])
           ),
-          counting(rank)
+          counting(rank, (step) => step === 15 ? Deferred.succeed(halfway, undefined) : Effect.void)
         )
       const layer = serving(job, program).pipe(Layer.provide(Layer.succeedContext(stored)))
       const first = yield* Scope.make()
       const context = yield* Layer.buildWithScope(layer, first)
       yield* Effect.forkChild(Effect.provideContext(CudaJob.run(job, { id: "a", payload: 30 }), context))
-      yield* TestClock.adjust("2050 millis")
+      yield* passing(Deferred.await(halfway))
       yield* passing(Scope.close(first, Exit.void))
       const before = starts.length
       const result = yield* passing(CudaJob.run(job, { id: "a", payload: 30 })).pipe(Effect.provide(layer))

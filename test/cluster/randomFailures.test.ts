@@ -101,5 +101,5 @@ describe("random failures", () => {
       const result = yield* passing(Effect.provide(run, layer))
       const expected = Array.from({ length: steps }, (_, step) => 30 * step + 3)
       assert.deepStrictEqual(result, [expected, expected, expected])
-    }), { arbitrary: { runs: 30, size: 10 }, timeout: 120_000 })
+    }), { arbitrary: { runs: 100, size: 20 }, timeout: 120_000 })
 })
