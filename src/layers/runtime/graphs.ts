@@ -8,6 +8,7 @@ import type * as Effect from "effect/Effect"
 import type { ScalarKind, ScalarName } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { EventRef } from "./events.ts"
+import type { LibraryHandleRef } from "./libraries.ts"
 import type { DeviceMemoryOptions, DeviceMemoryRef, MemoryRange, MemoryRef } from "./memory.ts"
 import type { PartitionRef } from "./partitions.ts"
 import type { ResourceState } from "./resources.ts"
@@ -121,7 +122,25 @@ export interface GraphNodeRef {
 }
 
 /**
- * What work of other native code does on simulated devices, with the bytes that it reads and writes.
+ * Work of simulated devices that waits for something outside its stream, such as the same work on other streams.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export class ForeignWait {
+  /** What it waits for, in words, for failures of waits that can never end. */
+  readonly waitsFor: string
+  /** Called at once, with the function to call when the wait is over: the work then takes a time, and `act` runs at its end. */
+  readonly begin: (resume: (work: { readonly nanoseconds: number; readonly act: () => void }) => void) => void
+  constructor(waitsFor: string, begin: ForeignWait["begin"]) {
+    this.waitsFor = waitsFor
+    this.begin = begin
+  }
+}
+
+/**
+ * What work of other native code does on simulated devices, with the bytes that it reads and writes. Work that has to wait first returns
+ * a `ForeignWait`, and the stream waits as well.
  *
  * @category models
  * @since 0.1.0
@@ -139,6 +158,8 @@ export interface ForeignWork {
   readonly writes: ReadonlyArray<MemoryRange>
   /** What stands in for it on simulated devices, which cannot run native code. */
   readonly simulate: ForeignSimulation | undefined
+  /** The handles of libraries that it uses. */
+  readonly handles?: ReadonlyArray<LibraryHandleRef> | undefined
 }
 
 /**

@@ -84,9 +84,11 @@ export class SimulatedDriver {
   }
 
   /** Runs the program's code for a device. If it throws, the error explains the failures after the fault that follows. */
-  runCode(what: string, code: () => unknown): void {
+  runCode<A>(what: string, code: () => A): A {
     try {
-      refusePromise(code())
+      const result = code()
+      refusePromise(result)
+      return result
     } catch (error) {
       const isFault = error instanceof Fault
       this.#fault = {

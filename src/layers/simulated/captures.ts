@@ -2,12 +2,14 @@
  * Captures on simulated devices, where native code cannot run: a function of the program stands in for it.
  */
 import { statuses, success } from "../../cuda/status.ts"
+import { ForeignWait } from "../CudaRuntime.ts"
 import type { ForeignWork, MemoryRange } from "../CudaRuntime.ts"
 import type { CaptureBackend, CapturedGraph, DriverCapture } from "../shared/captures.ts"
 import { ownMemory } from "../shared/resources.ts"
 import type { StreamResource } from "../shared/resources.ts"
 import type { SimulatedDriver } from "./Driver.ts"
 import { usualCost } from "./kernelFunctions.ts"
+import { enqueueWaiting } from "./model/branches.ts"
 import type { Enqueue } from "./model/branches.ts"
 import { memoryPart, streamPart } from "./resources.ts"
 
@@ -55,6 +57,8 @@ export class SimulatedCaptures implements CaptureBackend {
     return captured
   }
 
+  drop(): void {}
+
   abandon(): void {}
 
   /** There is no native code to enter for, but the context may be lost. */
@@ -68,9 +72,23 @@ export class SimulatedCaptures implements CaptureBackend {
   prepare({ reads, simulate, writes }: ForeignWork): Enqueue | number {
     const isThere = [...reads, ...writes].every(({ memory }) => memoryPart(ownMemory(memory)).tryTouch())
     if (!isThere) return statuses.OutOfMemory.code
-    const act = () =>
-      this.#driver.runCode("The function for native code", () => simulate!(reads.map(bytesOf), writes.map(bytesOf)))
-    return (stream) => this.#driver.model.work(stream, { duration: usualCost, act })
+    const act = () => {
+      const result: unknown = this.#run(() => simulate!(reads.map(bytesOf), writes.map(bytesOf)))
+      return result instanceof ForeignWait ? this.#guarded(result) : undefined
+    }
+    return (stream) => enqueueWaiting(this.#driver.model, stream, usualCost, act)
+  }
+
+  #run<A>(code: () => A): A {
+    return this.#driver.runCode("The function for native code", code)
+  }
+
+  /** A wait whose last code explains the fault that it ends in. */
+  #guarded({ begin, waitsFor }: ForeignWait): ForeignWait {
+    return new ForeignWait(
+      waitsFor,
+      (resume) => this.#run(() => begin(({ act, nanoseconds }) => resume({ nanoseconds, act: () => this.#run(act) })))
+    )
   }
 }
 

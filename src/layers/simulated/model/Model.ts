@@ -189,6 +189,23 @@ export class Model implements WatcherHome {
     )
   }
 
+  /**
+   * Enqueues work that may go on after its time: `act` returns what it then waits for, and is given the function that ends it, to be
+   * called later.
+   */
+  workUntil(stream: Stream, duration: number, act: (end: () => void) => string | undefined): void {
+    const operation = new Operation({
+      kind: "work",
+      stream,
+      engine: stream.device.compute,
+      duration,
+      act: () => {
+        operation.heldFor = act(() => this.world.end(operation))
+      }
+    })
+    this.world.enqueue(operation)
+  }
+
   /** Reserves memory for an allocation. Returns false if it does not fit. */
   reserve(device: Device, pool: Pool, byteLength: number, stream?: Stream): boolean {
     const fresh = pool.fresh(byteLength, stream)
@@ -335,6 +352,7 @@ const holdOf = (stream: Stream, seen: Set<Stream>): string => {
   const { head } = stream
   if (head === undefined || seen.has(stream)) return `${stream} waits for itself`
   seen.add(stream)
+  if (head.heldFor !== undefined) return `${stream} waits for ${head.heldFor}`
   if (head.state === "running") {
     if (head.end === Infinity) return `work on ${stream} never ends`
     return `${stream} waits for ${head.engine?.name} of device ${stream.device.ordinal}, held by work that never ends`

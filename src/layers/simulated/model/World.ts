@@ -220,10 +220,19 @@ export class World {
     }
     const { device } = operation.stream
     const fault = run(operation)
-    if (device.lost !== 0) return
+    if (device.lost !== 0 || (fault === 0 && operation.heldFor !== undefined)) return
     this.#complete(operation)
     if (fault === 0) this.#goOn.push(operation.stream)
     else this.lose(device, fault)
+  }
+
+  /** Ends an operation that goes on after its time. */
+  end(operation: Operation): void {
+    if (operation.heldFor === undefined || operation.state === "dropped") return
+    operation.heldFor = undefined
+    this.#complete(operation)
+    this.#goOn.push(operation.stream)
+    this.#step()
   }
 
   #complete(operation: Operation): void {

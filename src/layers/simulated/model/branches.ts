@@ -123,3 +123,32 @@ export const enqueueCondition = (
   evaluate(stream)
   world.wait(stream, over, true)
 }
+
+/** What work waits for, and how it goes on. */
+interface Waiting {
+  readonly waitsFor: string
+  readonly begin: (resume: (work: { readonly nanoseconds: number; readonly act: () => void }) => void) => void
+}
+
+/** Enqueues work that may have to wait once the stream has reached it. When the wait is over, it takes its time, and the stream continues. */
+export const enqueueWaiting = (
+  model: Model,
+  stream: Stream,
+  duration: number,
+  act: () => Waiting | undefined
+): void => {
+  const { world } = model
+  model.workUntil(stream, duration, (end) => {
+    const waiting = act()
+    let isResumed = false
+    waiting?.begin(({ act, nanoseconds }) => {
+      if (isResumed) return
+      isResumed = true
+      const branch = model.createBranch(stream)
+      model.work(branch, { duration: nanoseconds, act })
+      world.watch(world.record(branch, true), model, true, end)
+      model.destroyStream(branch)
+    })
+    return waiting?.waitsFor
+  })
+}

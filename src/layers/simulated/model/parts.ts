@@ -56,6 +56,8 @@ export class Operation {
   start = 0
   end = 0
   state: "queued" | "ready" | "running" | "dropped" = "queued"
+  /** What it waits for after its time, in words; undefined if it ends with it. */
+  heldFor: string | undefined
 
   constructor(fields: {
     readonly kind: OperationKind
