@@ -926,6 +926,53 @@ export function handle<Functions extends LibraryFunctions, const Create extends 
   })
 }
 
+/**
+ * Options for taking over a handle.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AdoptOptions<Functions extends LibraryFunctions, Kind extends string> extends DeviceOptions {
+  /** The name that its parameters have. */
+  readonly kind: Kind
+  /** The address, or the number, that the library knows it by. */
+  readonly handle: number
+  /** The function that destroys it. The handle is its only parameter. */
+  readonly destroy: CallableName<Functions> & string
+  /**
+   * Whether it can only be destroyed after the graphs that were captured with it, as the communicators of NCCL. They are then released before
+   * it, and their launches fail with `ResourceReleased`. Default: false.
+   */
+  readonly endsGraphs?: boolean | undefined
+}
+
+/**
+ * Takes over a handle that was made otherwise, such as by a function that makes several. It then lives as long as the scope, like one that
+ * `handle` makes.
+ *
+ * **Gotchas**
+ *
+ * The number is not checked: a wrong one crashes the process. If this fails, the handle was not taken over, and nothing destroys it.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const fromHandle = <Functions extends LibraryFunctions, const Kind extends string>(
+  library: CudaLibrary<Functions>,
+  options: AdoptOptions<Functions, Kind>
+): Effect.Effect<LibraryHandle<Kind>, CudaError, CudaRuntime | Scope.Scope> => {
+  const operation = "CudaLibrary.fromHandle"
+  if (!isCudaLibrary(library)) return refuseLibrary(operation, library)
+  if (!Predicate.isObject(options)) return refuseArgument(operation, "options", options, "a handle and how it ends")
+  const { destroy, device, endsGraphs, handle, kind } = options
+  return makeScoped(device, {
+    create: (runtime, deviceIndex) =>
+      runtime.libraryAdopt(library.ref, { kind, handle, destroy, endsGraphs }, deviceIndex),
+    destroy: (runtime, ref) => runtime.libraryDestroy(ref),
+    wrap: (runtime, ref) => new LibraryHandleImpl(runtime, ref, handle, kind)
+  })
+}
+
 type AnyHandle<Kind extends string> = LibraryHandle<Kind> | StreamHandles<Kind>
 
 const making = "CudaLibrary.handle"

@@ -444,6 +444,11 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaInterprocess.share": runtime.memoryShare(sharing),
       "CudaInterprocess.sharePool": runtime.poolShare(shareable),
       "CudaInterprocess.takeDescriptor": runtime.descriptorTake(process.pid, descriptor),
+      "CudaLibrary.fromHandle": runtime.libraryAdopt(
+        library,
+        { kind: "empty", handle: 1, destroy: "destroy" },
+        0
+      ),
       "CudaLibrary.call": runtime.libraryRun(library, "nothing", [], 0),
       "CudaLibrary.handle": runtime.libraryHandle(library, handleOptions, 0),
       "CudaLibrary.release": runtime.libraryDestroy(libraryHandle),

@@ -139,7 +139,8 @@ export const watchedMemory = (watcher: Watcher, inner: CudaRuntimeService): Watc
     graphInstantiate: (graph, instances) => made("graphInstantiate", inner.graphInstantiate(graph, instances)),
     graphDestroy: (exec) => gone(exec, inner.graphDestroy(exec)),
     libraryHandle: (library, options, device) => made("libraryHandle", inner.libraryHandle(library, options, device)),
-    libraryDestroy: (handle) => gone(handle, inner.libraryDestroy(handle))
+    libraryAdopt: (library, handle, device) => made("libraryAdopt", inner.libraryAdopt(library, handle, device)),
+    libraryDestroy: (handle, options) => gone(handle, inner.libraryDestroy(handle, options))
   }
 }
 

@@ -115,6 +115,10 @@ export class NativeCaptures implements CaptureBackend {
     return captured
   }
 
+  drop(captured: CapturedGraph): void {
+    this.#drop((captured as NativeCaptured).handle)
+  }
+
   abandon(capture: DriverCapture): void {
     if (!this.#open.has(nativeCapture(capture))) return
     const status = this.#finish(nativeCapture(capture))

@@ -7,7 +7,7 @@ import type * as Effect from "effect/Effect"
 import type { CudaError, CudaErrorReason } from "../../CudaError.ts"
 import type { ForeignSimulation } from "./graphs.ts"
 import type { PointerArgument } from "./kernels.ts"
-import type { LibraryRef } from "./libraries.ts"
+import type { LibraryHandleRef, LibraryRef } from "./libraries.ts"
 import type { MemoryRange } from "./memory.ts"
 import type { StreamRef } from "./streams.ts"
 
@@ -23,6 +23,8 @@ export interface MemoryAccess {
   readonly writes: ReadonlyArray<MemoryRange>
   /** The enclosing access, if any. This access may begin while that one is open, whatever memory the two use. */
   readonly outer: MemoryAccess | undefined
+  /** The handles of libraries that the work uses. */
+  readonly handles?: ReadonlyArray<LibraryHandleRef> | undefined
 }
 
 /**
@@ -49,6 +51,8 @@ export interface EnqueuedCall {
   readonly status?: ForeignStatuses | undefined
   /** Stands in for the call on simulated devices, which cannot run native code. */
   readonly simulate?: ForeignSimulation | undefined
+  /** The handles of libraries that the call uses. */
+  readonly handles?: ReadonlyArray<LibraryHandleRef> | undefined
   /** What failures name: the operation of the program, and the native function. */
   readonly names?: { readonly operation: string; readonly call: string } | undefined
 }

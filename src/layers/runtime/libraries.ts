@@ -115,6 +115,25 @@ export interface LibraryHandleOptions {
 }
 
 /**
+ * A handle that was made otherwise, and how it ends.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AdoptedHandle {
+  /** The name that its parameters have. */
+  readonly kind: string
+  /** The address, or the number, that the library knows it by. */
+  readonly handle: number
+  /** The function that destroys it. */
+  readonly destroy: string
+  /** The function that ends it while work may still use it. Default: `destroy`. */
+  readonly abort?: string | undefined
+  /** Whether it can only be destroyed after the graphs that were captured with it. They are then released before it. */
+  readonly endsGraphs?: boolean | undefined
+}
+
+/**
  * A C function: takes what its description says, as numbers, typed arrays and strings, and checks nothing.
  *
  * @category models
@@ -162,6 +181,18 @@ export interface LibraryOperations {
     options: LibraryHandleOptions,
     deviceIndex: number
   ) => Effect.Effect<LibraryHandleRef, CudaError>
-  /** Destroys a handle once the work and the calls that use it have ended. */
-  readonly libraryDestroy: (handle: LibraryHandleRef) => Effect.Effect<void, CudaError>
+  /** Takes over a handle that was made otherwise. Fails without having taken it if it cannot be used. */
+  readonly libraryAdopt: (
+    library: LibraryRef,
+    handle: AdoptedHandle,
+    deviceIndex: number
+  ) => Effect.Effect<LibraryHandleRef, CudaError>
+  /**
+   * Destroys a handle once the work and the calls that use it have ended. With `abort`, ends it at once, also while another call waits for
+   * them.
+   */
+  readonly libraryDestroy: (
+    handle: LibraryHandleRef,
+    options?: { readonly abort: boolean }
+  ) => Effect.Effect<void, CudaError>
 }

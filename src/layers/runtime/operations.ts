@@ -202,6 +202,11 @@ const rows = {
     name
   ]],
   libraryHandle: ["CudaLibrary.handle", "cuCtxPushCurrent", ({ definition }, _, device) => [device, definition.name]],
+  libraryAdopt: [
+    "CudaLibrary.fromHandle",
+    "cuCtxPushCurrent",
+    ({ definition }, _, device) => [device, definition.name]
+  ],
   libraryDestroy: ["CudaLibrary.release", "cuCtxPushCurrent", (handle) => [handle.deviceIndex, handle], "release"],
   libraryFunction: ["CudaLibrary.native", "dlsym", (_, name) => [0, name], "contextFree"],
   libraryLoad: ["CudaLibrary.load", "dlopen", ({ name }) => [0, name], "contextFree"],

@@ -15,7 +15,7 @@ import type { Mark, Ordering, Part } from "./ordering.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere, refuseWaiting } from "./recordings.ts"
-import { ownMemory, ownStream, unusable, unusableMemory, useAll } from "./resources.ts"
+import { handlesOf, ownMemory, ownStream, unusable, unusableMemory, useAll } from "./resources.ts"
 import type { AnyMemoryResource, HandleResource, StreamResource } from "./resources.ts"
 import { watchAll } from "./waits.ts"
 import type { Cancel, OnDone, Watch } from "./waits.ts"
@@ -165,6 +165,7 @@ const begin = (
   accesses.set(access, own)
   const start = () => {
     const used = useAll([...access.reads, ...access.writes].map(({ memory }) => ownMemory(memory)), stream)
+    for (const handle of handlesOf(access.handles)) handle.usedOn(stream)
     const status = used === success ? own.begin(markers) : used
     return status === success ? Effect.void : core.fail(accessOperation, status, stream)
   }
@@ -196,8 +197,12 @@ const refuseAccess = (core: Core, access: MemoryAccess): Refusal => {
   const stream = ownStream(access.stream)
   const ranges = [...access.reads, ...access.writes]
   const memories = ranges.map(({ memory }) => ownMemory(memory))
-  if (unusable(backend, stream) || memories.some((memory) => unusableMemory(backend, memory))) {
-    return refuseResource(accessOperation, backend, stream, ...memories)
+  const handles = handlesOf(access.handles)
+  if (
+    unusable(backend, stream) || memories.some((memory) => unusableMemory(backend, memory)) ||
+    handles.some((handle) => unusable(backend, handle))
+  ) {
+    return refuseResource(accessOperation, backend, stream, ...handles, ...memories)
   }
   const named = (ranges: ReadonlyArray<MemoryRange>, name: string) =>
     ranges.map((range, index) => refuseRange(accessOperation, `${name}[${index}]`, range))

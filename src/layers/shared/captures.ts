@@ -11,7 +11,7 @@ import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseResource } from "./failures.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
-import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
+import { handlesOf, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { HandleResource, PartitionResource, StreamResource } from "./resources.ts"
 
 /** A capture in progress. Each backend has its own kind. */
@@ -37,6 +37,8 @@ export interface CaptureBackend {
   /** Begins to capture a stream that is used for nothing else. */
   readonly begin: (deviceIndex: number, priority: number, partition: PartitionResource | undefined) => number
   readonly end: (capture: DriverCapture) => number
+  /** Destroys what was captured, which nothing uses any more. */
+  readonly drop: (captured: CapturedGraph) => void
   /** Ends a capture whose work is not wanted. */
   readonly abandon: (capture: DriverCapture) => void
   /** Makes the context of a device current, for native code. `leave` restores the previous one. */
@@ -83,7 +85,8 @@ export const captureOperations = (
 ): Pick<GraphOperations, "graphCapture" | "graphEndCapture" | "graphAbandonCapture"> => ({
   graphCapture: (work, stream) =>
     Effect.suspend(() => {
-      const begun = beginCapture(core, names, work, ownStream(stream))
+      const handles = handlesOf(work.handles)
+      const begun = beginCapture(core, names, { ...work, handles }, ownStream(stream))
       return begun instanceof Capture ? Effect.succeed(begun) : begun
     }),
   graphEndCapture: (capture) => Effect.suspend(() => endCapture(core, capture)),
@@ -114,14 +117,17 @@ export const beginCapture = (
   return new Capture(names, work, stream, begun, runsNative ? begun.handle : undefined)
 }
 
-const refuseWork = (core: Core, operation: string, work: ForeignWork, stream: StreamResource): Refusal => {
+const refuseWork = (core: Core, operation: string, work: CapturedCall, stream: StreamResource): Refusal => {
   const { backend } = core
   if (core.closed) return refuseClosed(operation)
-  const { reads, simulate, writes } = work
+  const { handles = [], reads, simulate, writes } = work
   const ranges = [...reads, ...writes]
   const memories = ranges.map(({ memory }) => ownMemory(memory))
-  if (unusable(backend, stream) || memories.some((memory) => unusableMemory(backend, memory))) {
-    return refuseResource(operation, backend, stream, ...memories)
+  if (
+    unusable(backend, stream) || memories.some((memory) => unusableMemory(backend, memory)) ||
+    handles.some((handle) => unusable(backend, handle))
+  ) {
+    return refuseResource(operation, backend, stream, ...handles, ...memories)
   }
   if (backend.captures.simulate !== undefined && typeof simulate !== "function") {
     return refuseSimulate(operation, simulate)
@@ -175,6 +181,7 @@ const addNode = (core: Core, { names, stream, work }: Capture): Effect.Effect<vo
       "Give it memory that exists"
     return refuseToRecord(operation, because)
   }
+  for (const handle of work.handles ?? []) handle.capturedIn(captured)
   stream.recording!.capture(stream, captured, work, operation)
   return Effect.void
 }

@@ -6,7 +6,14 @@ import * as Predicate from "effect/Predicate"
 import { success } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { CudaErrorReason, LibraryFailed } from "../../CudaError.ts"
-import type { EnqueuedCall, LibraryRef, MemoryRange, PointerArgument, StreamRef } from "../CudaRuntime.ts"
+import type {
+  EnqueuedCall,
+  LibraryHandleRef,
+  LibraryRef,
+  MemoryRange,
+  PointerArgument,
+  StreamRef
+} from "../CudaRuntime.ts"
 import type { AccessOperations } from "../runtime/accesses.ts"
 import { enqueueUsing, useAlone } from "./accesses.ts"
 import { isPart, isRange } from "./arguments.ts"
@@ -21,7 +28,7 @@ import { operation as driverCall } from "./operation.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere } from "./recordings.ts"
-import { ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
+import { handlesOf, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { HandleResource, StreamResource } from "./resources.ts"
 
 type Call = (stream: number) => unknown
@@ -34,10 +41,33 @@ export interface CallNames extends CaptureNames {
 }
 
 export const enqueueOperations = (core: Core): Pick<AccessOperations, "memoryEnqueue"> => ({
-  memoryEnqueue: driverCall((work: EnqueuedCall, call: Call, stream: StreamRef) =>
-    enqueueCall(core, work.names === undefined ? ofMemory : namesOf(work.names), work, call, ownStream(stream))
-  )
+  memoryEnqueue: driverCall((work: EnqueuedCall, call: Call, stream: StreamRef) => {
+    const names = work.names === undefined ? ofMemory : namesOf(work.names)
+    return work.handles === undefined
+      ? enqueueCall(core, names, work as CallWithHandles, call, ownStream(stream))
+      : enqueueWithHandles(core, names, work, work.handles, call, ownStream(stream))
+  })
 })
+
+/** Separate, because most calls use no handle. */
+const enqueueWithHandles = (
+  core: Core,
+  names: CallNames,
+  work: EnqueuedCall,
+  refs: ReadonlyArray<LibraryHandleRef>,
+  call: Call,
+  stream: StreamResource
+): Effect.Effect<void, CudaError> => {
+  const handles = handlesOf(refs)
+  for (const handle of handles) {
+    if (unusable(core.backend, handle)) return refuseResource(names.begin, core.backend, handle)
+    if (handle.deviceIndex !== stream.deviceIndex && !unusable(core.backend, stream)) {
+      return refuseDevices(names.begin, handle, stream)
+    }
+  }
+  for (const handle of handles) handle.usedOn(stream)
+  return enqueueCall(core, names, { ...work, handles }, call, stream)
+}
 
 const operation = "CudaMemory.enqueue"
 const ofMemory: CallNames = { begin: operation, end: operation, call: undefined }

@@ -54,7 +54,8 @@ export const ownExec = (
 ): GraphExecResource | Effect.Effect<never, CudaError> => {
   if (!(ref instanceof GraphExecResource)) return refuseArgument(operation, "exec", ref, "an executable graph")
   if (ref.owner !== core.backend) return refuse(operation, { _tag: "ForeignResource", resource: String(ref) })
-  return ref.state === "live" ? ref : refuse(operation, { _tag: "ResourceReleased", resource: String(ref) })
+  if (ref.state === "live") return ref
+  return refuse(operation, { _tag: "ResourceReleased", resource: String(ref.endedBy ?? ref) })
 }
 
 /** The failure of a graph that the driver does not accept. */

@@ -152,6 +152,14 @@ export const dropInstances = (core: Core, instances: ReadonlyArray<GraphInstance
   return first
 }
 
+/** Releases an executable graph. Returns the first status other than 0. */
+export const dropExec = (core: Core, exec: GraphExecResource): number => {
+  exec.state = "released"
+  core.graphs.delete(exec)
+  const measuring = dropMeasuring(core, exec)
+  return dropInstances(core, exec.all) || measuring
+}
+
 /** Logs the status of a release that has no caller to fail to. */
 export const logged = (core: Core, status: number, exec: GraphExecResource): Effect.Effect<void> => {
   if (status === success) return Effect.void

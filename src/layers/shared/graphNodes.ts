@@ -486,6 +486,8 @@ export class GraphExecResource implements GraphExecRef {
   readonly measuring: Array<GraphInstance> = []
   /** The nodes that are disabled. */
   readonly disabled = new Set<number>()
+  /** The handle whose release ended it. */
+  endedBy: HandleResource | undefined
   #next = 0
   constructor(owner: Owner, graph: GraphResource, instances: Array<GraphInstance>) {
     this.owner = owner

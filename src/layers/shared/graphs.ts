@@ -23,7 +23,15 @@ import { refuse, refuseArgument, refuseDescribed } from "./failures.ts"
 import { failGraph, ownExec, ownGraph } from "./graphChecks.ts"
 import { conditionOperations } from "./graphConditions.ts"
 import { embed } from "./graphEmbedding.ts"
-import { dropInstances, dropMeasuring, logged, makeInstances, updateInstance, withStandIn } from "./graphInstances.ts"
+import {
+  dropExec,
+  dropInstances,
+  dropMeasuring,
+  logged,
+  makeInstances,
+  updateInstance,
+  withStandIn
+} from "./graphInstances.ts"
 import { launchOperations } from "./graphLaunches.ts"
 import { GraphExecResource, GraphResource, isMemoryParameter } from "./graphNodes.ts"
 import type { GraphNode } from "./graphNodes.ts"
@@ -173,10 +181,7 @@ const destroy = (core: Core, ref: GraphExecRef): Effect.Effect<void, CudaError> 
   if (!(exec instanceof GraphExecResource)) {
     return ref instanceof GraphExecResource && ref.owner === core.backend ? Effect.void : exec
   }
-  exec.state = "released"
-  core.graphs.delete(exec)
-  const measuring = dropMeasuring(core, exec)
-  const status = dropInstances(core, exec.all) || measuring
+  const status = dropExec(core, exec)
   return status === success ? Effect.void : core.fail(operation, status, exec)
 }
 

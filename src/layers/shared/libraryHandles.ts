@@ -6,11 +6,12 @@ import * as Semaphore from "effect/Semaphore"
 import type { HandleType } from "../../cuda/libraryParameters.ts"
 import { notReady, success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
-import type { LibraryHandleOptions, LibraryRef } from "../CudaRuntime.ts"
+import type { AdoptedHandle, LibraryHandleOptions, LibraryRef } from "../CudaRuntime.ts"
 import type { LibraryOperations } from "../runtime/libraries.ts"
 import { refuseSimulate } from "./captures.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
+import { dropExec, logged as logStatus } from "./graphInstances.ts"
 import { namesOf, refuseOffThread, runOn, runPrepared } from "./libraryCalls.ts"
 import { about, findFunction, isAlike, madeBy, placeOf, prepare, Prepared } from "./libraryFunctions.ts"
 import type { FunctionCode } from "./libraryFunctions.ts"
@@ -18,13 +19,19 @@ import { Ordering } from "./ordering.ts"
 import { HandleResource, ownHandle, StreamHandles, unusable } from "./resources.ts"
 import type { StreamResource } from "./resources.ts"
 import { watchUsers } from "./waits.ts"
+import type { OnDone, Watch } from "./waits.ts"
 
-export const handleOperations = (core: Core): Pick<LibraryOperations, "libraryHandle" | "libraryDestroy"> => ({
+export const handleOperations = (
+  core: Core
+): Pick<LibraryOperations, "libraryHandle" | "libraryAdopt" | "libraryDestroy"> => ({
   libraryHandle: (library, options, deviceIndex) => Effect.suspend(() => make(core, library, options, deviceIndex)),
-  libraryDestroy: (ref) =>
+  libraryAdopt: (library, adopted, deviceIndex) =>
+    Effect.suspend(() => inContext(core, adopting, deviceIndex, () => adopt(core, library, adopted, deviceIndex))),
+  libraryDestroy: (ref, options) =>
     Effect.uninterruptible(Effect.suspend(() => {
       const handle = ownHandle(ref)
       if (handle.owner !== core.backend) return refuseResource(releasing, core.backend, handle)
+      if (options?.abort === true && handle instanceof HandleResource) abort(handle)
       if (handle.state !== "live") return Effect.void
       return handle instanceof HandleResource ? release(core, handle) : releaseAll(core, handle)
     }))
@@ -33,8 +40,10 @@ export const handleOperations = (core: Core): Pick<LibraryOperations, "libraryHa
 const making = "CudaLibrary.handle"
 const releasing = "CudaLibrary.release"
 
+const adopting = "CudaLibrary.fromHandle"
+
 /** How each handle is destroyed. */
-const destroyers = new WeakMap<HandleResource, FunctionCode>()
+const destroyers = new WeakMap<HandleResource, { readonly destroy: FunctionCode; readonly abort?: FunctionCode }>()
 
 /** Held while handles of streams are made or destroyed. */
 const busy = new WeakMap<StreamHandles, Semaphore.Semaphore>()
@@ -109,12 +118,43 @@ const makeOne = (
       const handle = new HandleResource(core.backend, { kind, as, handle: address, deviceIndex })
       if (setStream?.native !== undefined) handle.setStream = setterOf(handle, setStream)
       if (ordered) handle.ordering = new Ordering()
-      destroyers.set(handle, destroy)
+      destroyers.set(handle, { destroy })
       core.handles.add(handle)
       adopt?.(handle)
       return Effect.succeed(handle)
     })
   return create.native === undefined ? inContext(core, operation, deviceIndex, run) : run()
+}
+
+/** Finds the functions before the handle is taken. */
+const adopt = (
+  core: Core,
+  library: LibraryRef,
+  { abort: abortName, destroy: destroyName, endsGraphs, handle: address, kind }: AdoptedHandle,
+  deviceIndex: number
+): Effect.Effect<HandleResource, CudaError> => {
+  const destroy = enderOf(core, library, "destroy", destroyName, kind)
+  if (Effect.isEffect(destroy)) return destroy
+  const abort = enderOf(core, library, "abort", abortName ?? destroyName, kind)
+  if (Effect.isEffect(abort)) return abort
+  if (!Number.isSafeInteger(address) || address <= 0) {
+    return refuseArgument(adopting, "handle", address, "the address or the number of a handle")
+  }
+  const handle = new HandleResource(core.backend, { kind, as: destroy.as, handle: address, deviceIndex })
+  if (endsGraphs === true) handle.captured = new Set()
+  destroyers.set(handle, { destroy: destroy.code, abort: abort.code })
+  core.handles.add(handle)
+  return Effect.succeed(handle)
+}
+
+/** A function that ends handles of a kind. */
+const enderOf = (core: Core, library: LibraryRef, argument: string, name: string, kind: string) => {
+  const code = findFunction(core, adopting, library, name, argument)
+  if (Effect.isEffect(code)) return code
+  const [only, ...others] = code.spec.parameters
+  return only?.kind === "handle" && only.of === kind && others.length === 0 && !code.spec.enqueues
+    ? { code, as: only.as }
+    : refuseArgument(adopting, argument, name, `a function with a ${kind} handle as its only parameter`)
 }
 
 /** Fails if the contexts are lost, which a function of the program does not notice as native code does. */
@@ -188,6 +228,13 @@ const setFirst = ({ backend: { captures } }: Core, handle: HandleResource, strea
   }
   handle.setStream(stream.handle, stream)
   captures.leave(handle.deviceIndex)
+}
+
+/** Work may still use the handle, and end only with it. */
+const abort = (handle: HandleResource): void => {
+  if (handle.state === "released") return
+  handle.isAborted = true
+  handle.onAbort?.()
 }
 
 const release = (core: Core, handle: HandleResource): Effect.Effect<void, CudaError> => {
@@ -273,22 +320,73 @@ const setterOf = (handle: HandleResource, { name, native }: FunctionCode): Handl
  * their work may still use it.
  */
 const untilUnused = (core: Core, handle: HandleResource): Effect.Effect<void, CudaError> => {
+  if (handle.isAborted) return Effect.void
   const users = handle.pendingUsers
   if (users.length === 0) return handle.calls.whenIdle
   const { streams } = core.backend
-  const waited = core.wait(releasing, handle.deviceIndex, String(handle), watchUsers(streams, handle))
-  const isUsed = () => users.some((user) => user.state !== "released" && streams.query(user) === notReady)
+  const waited = core.wait(
+    releasing,
+    handle.deviceIndex,
+    String(handle),
+    unlessAborted(handle, watchUsers(streams, handle))
+  )
+  const isUsed = () =>
+    !handle.isAborted && users.some((user) => user.state !== "released" && streams.query(user) === notReady)
   const unused = Effect.catch(waited, (error) => {
     const isHung = error.reason._tag === "NeverFinishes"
     const idle = Effect.whileLoop({ while: () => !isHung && isUsed(), body: () => Effect.sleep(1), step: () => {} })
     return Effect.andThen(idle, Effect.fail(error))
   })
-  return Effect.ensuring(unused, handle.calls.whenIdle)
+  return Effect.ensuring(unused, Effect.suspend(() => handle.isAborted ? Effect.void : handle.calls.whenIdle))
+}
+
+/** Ends a watch when the handle is aborted. */
+const unlessAborted = (handle: HandleResource, watch: Watch): Watch => (onDone, options) => {
+  let isOver = false
+  const end: OnDone = (status, stage) => {
+    if (isOver) return
+    isOver = true
+    handle.onAbort = undefined
+    onDone(status, stage)
+  }
+  const cancel = watch(end, options)
+  if (!isOver) {
+    handle.onAbort = () => {
+      cancel()
+      end(success)
+    }
+  }
+  return () => {
+    handle.onAbort = undefined
+    cancel()
+  }
+}
+
+/** Releases the graphs that were captured with a handle, if it can only be destroyed after them. */
+const endGraphs = (core: Core, handle: HandleResource): Effect.Effect<void> => {
+  if (handle.captured === undefined) return Effect.void
+  const { captured } = handle
+  const users = [...core.graphs].filter(({ graph }) => graph.handles.includes(handle))
+  const logged = Effect.forEach(users, (exec) => {
+    exec.endedBy = handle
+    return logStatus(core, dropExec(core, exec), exec)
+  }, { discard: true })
+  return Effect.andThen(
+    logged,
+    Effect.sync(() => {
+      for (const ref of captured) {
+        const graph = ref.deref()
+        if (graph !== undefined) core.backend.captures.drop(graph)
+      }
+      captured.clear()
+    })
+  )
 }
 
 const destroy = (core: Core, handle: HandleResource): Effect.Effect<void, CudaError> =>
   Effect.suspend(() => {
-    const code = destroyers.get(handle)!
+    const enders = destroyers.get(handle)!
+    const code = handle.isAborted ? enders.abort ?? enders.destroy : enders.destroy
     forgetStream(core, handle)
     const prepared = new Prepared()
     prepared.isRelease = true
@@ -301,7 +399,8 @@ const destroy = (core: Core, handle: HandleResource): Effect.Effect<void, CudaEr
         runPrepared(core, namesOf(releasing, code), code, prepared, handle.deviceIndex, () => Effect.void)
       )
     return Effect.ensuring(
-      Effect.catchDefect(call, (defect) => Effect.logWarning(`${releasing} (${handle}): ${code.name} threw`, defect)),
+      Effect.catchDefect(Effect.andThen(endGraphs(core, handle), call), (defect) =>
+        Effect.logWarning(`${releasing} (${handle}): ${code.name} threw`, defect)),
       Effect.sync(() => {
         handle.state = "released"
         handle.ordering?.close()

@@ -27,6 +27,7 @@ import type {
   StreamRef
 } from "../CudaRuntime.ts"
 import { inBytes } from "../runtime/words.ts"
+import type { CapturedGraph } from "./captures.ts"
 import type { Slot } from "./graphNodes.ts"
 import type { Ordering, Track } from "./ordering.ts"
 import type { Share } from "./partitions.ts"
@@ -384,6 +385,12 @@ export class HandleResource implements LibraryHandleRef {
   of: StreamResource | undefined
   /** What nodes of graphs hold, if only graphs use it. */
   keeper: WeakRef<object> | undefined
+  /** What was captured with it, if that must end before it. */
+  captured: Set<WeakRef<CapturedGraph>> | undefined
+  /** Whether it ends while work may use it. */
+  isAborted = false
+  /** Called when it is aborted while its release waits. */
+  onAbort: (() => void) | undefined
   readonly owner: Owner
   readonly kind: string
   readonly as: HandleType
@@ -402,6 +409,13 @@ export class HandleResource implements LibraryHandleRef {
     if (stream.recording !== undefined || this.#users.has(stream)) return
     for (const user of this.#users) if (user.state === "released") this.#users.delete(user)
     this.#users.add(stream)
+  }
+  /** Notes what was captured with it, and forgets what is garbage. */
+  capturedIn(graph: CapturedGraph): void {
+    const { captured } = this
+    if (captured === undefined) return
+    for (const ref of captured) if (ref.deref() === undefined) captured.delete(ref)
+    captured.add(new WeakRef(graph))
   }
   get pendingUsers(): ReadonlyArray<StreamResource> {
     return Array.from(this.#users).filter((stream) => stream.state !== "released")
@@ -528,6 +542,19 @@ export const ownHandle = (ref: LibraryHandleRef): HandleResource | StreamHandles
   const own = ref as HandleResource | StreamHandles | undefined
   if (own?.tag === handleTag || own?.tag === streamHandlesTag) return own
   const expected = "a handle made with CudaLibrary.handle"
+  return wrongHandle(HandleResource.prototype, { given: ref, argument: "handle", expected })
+}
+
+/** The handles that work uses, without those of streams: only calls of functions know which is meant. */
+export const handlesOf = (refs: ReadonlyArray<LibraryHandleRef> | undefined): ReadonlyArray<HandleResource> =>
+  refs === undefined || refs.length === 0 ? noHandles : refs.map(ownHandleAlone)
+
+const noHandles: ReadonlyArray<HandleResource> = []
+
+const ownHandleAlone = (ref: LibraryHandleRef): HandleResource => {
+  const own = ownHandle(ref)
+  if (own instanceof HandleResource) return own
+  const expected = "a handle that is not per stream"
   return wrongHandle(HandleResource.prototype, { given: ref, argument: "handle", expected })
 }
 
