@@ -361,6 +361,21 @@ export interface LibraryFailed {
 }
 
 /**
+ * Something did not happen in the time that the program gave it, such as a rank that did not join its communicator.
+ *
+ * @category reasons
+ * @since 0.1.0
+ */
+export interface TimedOut {
+  readonly _tag: "TimedOut"
+  /** What was waited for, in words. */
+  readonly resource: string
+  readonly milliseconds: number
+  /** What to do about it. */
+  readonly advice: string
+}
+
+/**
  * A file could not be read.
  *
  * @category reasons
@@ -405,6 +420,7 @@ export type CudaErrorReason =
   | LibraryUnavailable
   | LibraryFailed
   | FileUnreadable
+  | TimedOut
 
 /**
  * The first failure after which the contexts of the process were lost. It explains the failures that follow.
@@ -760,6 +776,8 @@ const describe = (reason: CudaErrorReason, call: string | undefined): string => 
       return `${reason.library} could not be loaded; tried ${describePlaces(reason.searched)}. ${reason.advice}`
     case "LibraryFailed":
       return describeLibrary(reason, call)
+    case "TimedOut":
+      return `${reason.resource} did not come within ${reason.milliseconds} ms. ${reason.advice}`
     case "FileUnreadable":
       return `${reason.path} cannot be read: ${reason.problem}.`
     default:

@@ -26,6 +26,7 @@ import { lifetimeContract } from "./lifetimes.ts"
 import { managedContract } from "./managed.ts"
 import { memoryContract } from "./memory.ts"
 import { memoryPoolContract, streamOrderedContract } from "./memoryPools.ts"
+import { ncclContract } from "./nccl.ts"
 import { orderingContract } from "./ordering.ts"
 import { partitionContract } from "./partitions.ts"
 import { peerContract } from "./peers.ts"
@@ -66,6 +67,7 @@ export const contract = (rig: Rig): void => {
     enqueueContract(rig)
     libraryContract(rig)
     blasContract(rig)
+    ncclContract(rig)
     foreignMemoryContract(rig)
     pinContract(rig)
     foreignEventContract(rig)

@@ -14,6 +14,8 @@ export interface Rig {
   readonly deviceCount: number
   /** Whether there is a cuBLASLt to multiply with. */
   readonly hasBlas: boolean
+  /** Whether there is an NCCL to communicate with. */
+  readonly hasNccl: boolean
   readonly layer: Layer.Layer<CudaRuntime | Busy | NativeCode, CudaError>
 }
 

@@ -131,11 +131,20 @@ const blas = gpu === undefined ? undefined : await load({
   needs: []
 })
 
+const nccl = gpu === undefined ? undefined : await load({
+  title: "NCCL",
+  path: process.env["EFFECT_CUDA_CUBLASLT"],
+  files: ["libnccl.so.2"],
+  wheels: ["nccl"],
+  needs: []
+})
+
 /** The native runtime on this machine's GPUs. */
 export const nativeRig: Rig = {
   name: "native",
   deviceCount: gpu?.deviceCount ?? 1,
   hasBlas: blas?._tag === "Loaded",
+  hasNccl: nccl?._tag === "Loaded",
   layer: Layer.mergeAll(
     NativeRuntime.layer(),
     Layer.succeed(Busy, {

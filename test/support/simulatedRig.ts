@@ -28,6 +28,7 @@ export const simulatedRig: Rig = {
   name: "simulated",
   deviceCount: 2,
   hasBlas: true,
+  hasNccl: true,
   layer: Layer.provideMerge(
     Layer.merge(busy, native),
     SimulatedRuntime.layer({

@@ -122,6 +122,21 @@ export interface GraphNodeRef {
 }
 
 /**
+ * What work of simulated devices does once it has waited.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ForeignRest {
+  /** The time it takes, beside that of its bytes. */
+  readonly nanoseconds: number
+  /** The bytes it moves between devices, at their bandwidth. */
+  readonly linkBytes: number
+  /** Called at its end. */
+  readonly act: () => void
+}
+
+/**
  * Work of simulated devices that waits for something outside its stream, such as the same work on other streams.
  *
  * @category models
@@ -130,8 +145,8 @@ export interface GraphNodeRef {
 export class ForeignWait {
   /** What it waits for, in words, for failures of waits that can never end. */
   readonly waitsFor: string
-  /** Called at once, with the function to call when the wait is over: the work then takes a time, and `act` runs at its end. */
-  readonly begin: (resume: (work: { readonly nanoseconds: number; readonly act: () => void }) => void) => void
+  /** Called at once, with the function to call when the wait is over. */
+  readonly begin: (resume: (rest: ForeignRest) => void) => void
   constructor(waitsFor: string, begin: ForeignWait["begin"]) {
     this.waitsFor = waitsFor
     this.begin = begin

@@ -65,6 +65,8 @@ export interface LibraryDefinition<out Functions extends LibraryFunctions = Libr
   readonly statuses: LibraryStatuses
   /** Codes behind which there may be a fault of the GPU. The driver is then asked whether the contexts are lost. */
   readonly faults?: ReadonlyArray<number> | undefined
+  /** Codes that are no failures: of work that was accepted and is in progress. */
+  readonly pending?: ReadonlyArray<number> | undefined
   readonly functions: Functions
 }
 

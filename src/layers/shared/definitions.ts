@@ -17,13 +17,14 @@ interface Given {
 /** Refuses what is not a description of a library. */
 export const refuseDefinition = (operation: string, given: unknown, path = "definition"): Refusal => {
   if (!Predicate.isObject(given)) return refuseArgument(operation, path, given, "the description of a library")
-  const { faults = [], files, functions, name, needs = [], statuses, wheels }: Given = given
+  const { faults = [], files, functions, name, needs = [], pending = [], statuses, wheels }: Given = given
   const no = (field: string, value: unknown, expected: string) =>
     refuseArgument(operation, `${path}.${field}`, value, expected)
   if (!Predicate.isString(name) || !/\w/.test(name)) return no("name", name, "a name with a letter or a digit")
   if (typeof files !== "function") return no("files", files, "a function that returns names of files")
   if (!isListOf(wheels, Predicate.isString)) return no("wheels", wheels, "an array of names of folders")
   if (!isListOf(faults, Number.isInteger)) return no("faults", faults, "an array of codes")
+  if (!isListOf(pending, Number.isInteger)) return no("pending", pending, "an array of codes")
   if (typeof statuses !== "function") {
     if (!Predicate.isObject(statuses)) return no("statuses", statuses, "names and meanings of codes, or a function")
     for (const [code, meaning] of Object.entries(statuses)) {

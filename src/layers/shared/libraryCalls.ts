@@ -205,6 +205,9 @@ export const runOn = <A>(
       : withHandles(names.begin, prepared, site.stream, () => runOn(core, names, code, values, site, finish))
   })
 
+const isPending = ({ definition: { pending } }: LibraryRef, result: unknown): boolean =>
+  pending !== undefined && pending.includes(Number(result))
+
 export const runPrepared = <A>(
   core: Core,
   names: CallNames,
@@ -215,7 +218,7 @@ export const runPrepared = <A>(
 ): Effect.Effect<A, CudaError> => {
   const { returns, thread } = code.spec
   const end = (result: unknown) => {
-    const isFailure = returns === "status" && result !== success
+    const isFailure = returns === "status" && result !== success && !isPending(code.library, result)
     return isFailure ? failed(core, names, code, Number(result), deviceIndex) : finish(result, prepared)
   }
   if (code.native === undefined) return simulated(names, code, prepared, end)

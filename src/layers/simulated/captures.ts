@@ -3,7 +3,7 @@
  */
 import { statuses, success } from "../../cuda/status.ts"
 import { ForeignWait } from "../CudaRuntime.ts"
-import type { ForeignWork, MemoryRange } from "../CudaRuntime.ts"
+import type { ForeignRest, ForeignWork, MemoryRange } from "../CudaRuntime.ts"
 import type { CaptureBackend, CapturedGraph, DriverCapture } from "../shared/captures.ts"
 import { ownMemory } from "../shared/resources.ts"
 import type { StreamResource } from "../shared/resources.ts"
@@ -85,10 +85,8 @@ export class SimulatedCaptures implements CaptureBackend {
 
   /** A wait whose last code explains the fault that it ends in. */
   #guarded({ begin, waitsFor }: ForeignWait): ForeignWait {
-    return new ForeignWait(
-      waitsFor,
-      (resume) => this.#run(() => begin(({ act, nanoseconds }) => resume({ nanoseconds, act: () => this.#run(act) })))
-    )
+    const guarded = (rest: ForeignRest): ForeignRest => ({ ...rest, act: () => this.#run(rest.act) })
+    return new ForeignWait(waitsFor, (resume) => this.#run(() => begin((rest) => resume(guarded(rest)))))
   }
 }
 

@@ -387,7 +387,7 @@ const bandwidthOf = (device: Device, kind: OperationKind): number => {
 }
 
 /** Whole nanoseconds, so that times are exact. */
-const transferTime = (bytes: number, bandwidth: number): number => Math.ceil((bytes / bandwidth) * 1e9)
+export const transferTime = (bytes: number, bandwidth: number): number => Math.ceil((bytes / bandwidth) * 1e9)
 
 type Rows = Pick<RowsTransfer, "toOffset" | "toPitch" | "fromOffset" | "fromPitch" | "width" | "height">
 

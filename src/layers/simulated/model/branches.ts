@@ -2,6 +2,7 @@
  * The nodes of a graph on streams: chains of dependencies share a stream, and records and waits connect the streams.
  * Everything is linear in the number of nodes and edges.
  */
+import { transferTime } from "./Model.ts"
 import type { Model } from "./Model.ts"
 import { EventRecord } from "./parts.ts"
 import type { Stream } from "./parts.ts"
@@ -127,7 +128,13 @@ export const enqueueCondition = (
 /** What work waits for, and how it goes on. */
 interface Waiting {
   readonly waitsFor: string
-  readonly begin: (resume: (work: { readonly nanoseconds: number; readonly act: () => void }) => void) => void
+  readonly begin: (resume: (rest: Rest) => void) => void
+}
+
+interface Rest {
+  readonly nanoseconds: number
+  readonly linkBytes: number
+  readonly act: () => void
 }
 
 /** Enqueues work that may have to wait once the stream has reached it. When the wait is over, it takes its time, and the stream continues. */
@@ -141,11 +148,12 @@ export const enqueueWaiting = (
   model.workUntil(stream, duration, (end) => {
     const waiting = act()
     let isResumed = false
-    waiting?.begin(({ act, nanoseconds }) => {
+    waiting?.begin(({ act, linkBytes, nanoseconds }) => {
       if (isResumed) return
       isResumed = true
+      const duration = nanoseconds + transferTime(linkBytes, stream.device.traits.peerBandwidth)
       const branch = model.createBranch(stream)
-      model.work(branch, { duration: nanoseconds, act })
+      model.work(branch, { duration, act })
       world.watch(world.record(branch, true), model, true, end)
       model.destroyStream(branch)
     })

@@ -1,0 +1,304 @@
+/**
+ * Communicators of NCCL.
+ *
+ * A communicator has two of NCCL's. The first is non-blocking: whatever may wait for other ranks (joining, splitting, connections for
+ * sending and receiving) goes on in NCCL's own threads, is polled, and can be aborted. But an event recorded right after a non-blocking
+ * collective is done before that begins, and waiting until it has begun takes 70 µs. The second is a blocking one, split from the first:
+ * its work is on its stream when a call returns, after some 10 µs. For that, it must be connected when it is made
+ * (`NCCL_RUNTIME_CONNECT=0`); otherwise its first calls would wait for other ranks on the JS thread.
+ */
+import * as Effect from "effect/Effect"
+import { CudaError } from "../../CudaError.ts"
+import * as CudaLibrary from "../../CudaLibrary.ts"
+import type { CudaRuntime, CudaRuntimeService, LibraryHandleRef, NativeFunction } from "../../layers/CudaRuntime.ts"
+import { named } from "../handles.ts"
+import type { Plan } from "./collective.ts"
+import type { Shared } from "./communicator.ts"
+import { configOf, inProgress, reasonOf, system } from "./library.ts"
+import type { Nccl, NcclFunction } from "./library.ts"
+import { elementTypes, operatorCodes } from "./numbers.ts"
+
+/** The functions that are called in a turn of the event loop. */
+export interface NativeCalls {
+  readonly version: number
+  readonly getAsyncError: NativeFunction
+  readonly getCount: NativeFunction
+  readonly getRank: NativeFunction
+  readonly getLastError: NativeFunction | undefined
+  readonly groupStart: NativeFunction
+  readonly groupEnd: NativeFunction
+  readonly collectives: { readonly [Kind in Plan["kind"]]: NativeFunction }
+}
+
+export const functionNames: { readonly [Kind in Plan["kind"]]: NcclFunction } = {
+  allReduce: "ncclAllReduce",
+  broadcast: "ncclBroadcast",
+  reduce: "ncclReduce",
+  allGather: "ncclAllGather",
+  reduceScatter: "ncclReduceScatter",
+  send: "ncclSend",
+  receive: "ncclRecv"
+}
+
+/** Finds the functions; undefined on simulated devices. */
+export const findCalls = Effect.fnUntraced(function*(library: Nccl) {
+  const getVersion = yield* CudaLibrary.native(library, "ncclGetVersion")
+  if (getVersion === undefined) return undefined
+  const out = new Int32Array(1)
+  getVersion(out)
+  const find = (name: NcclFunction) => Effect.map(CudaLibrary.native(library, name), (found) => found!)
+  const calls: NativeCalls = {
+    version: out[0]!,
+    getAsyncError: yield* find("ncclCommGetAsyncError"),
+    getCount: yield* find("ncclCommCount"),
+    getRank: yield* find("ncclCommUserRank"),
+    getLastError: yield* Effect.orElseSucceed(CudaLibrary.native(library, "ncclGetLastError"), () => undefined),
+    groupStart: yield* find("ncclGroupStart"),
+    groupEnd: yield* find("ncclGroupEnd"),
+    collectives: {
+      allReduce: yield* find("ncclAllReduce"),
+      broadcast: yield* find("ncclBroadcast"),
+      reduce: yield* find("ncclReduce"),
+      allGather: yield* find("ncclAllGather"),
+      reduceScatter: yield* find("ncclReduceScatter"),
+      send: yield* find("ncclSend"),
+      receive: yield* find("ncclRecv")
+    }
+  }
+  return calls
+})
+
+/** NCCL reads the variable when the process makes its first communicator. */
+let connectsLate = false
+
+/** Notes that communicators connect late, as NCCL does by itself. */
+export const connectLate: Effect.Effect<boolean> = Effect.sync(() => {
+  connectsLate = true
+  return false
+})
+
+/** Makes communicators connect while they are made. Returns false if that was decided otherwise, or cannot be set. */
+export const connectEarly: Effect.Effect<boolean, never, CudaRuntime> = Effect.suspend(() => {
+  const given = process.env[connectVariable]
+  if (given !== undefined || connectsLate) return Effect.succeed(given === "0")
+  return Effect.gen(function*() {
+    const library = yield* CudaLibrary.load(system)
+    const setenv = yield* CudaLibrary.native(library, "setenv")
+    return Number(setenv?.(connectVariable, "0", 1)) === 0
+  }).pipe(Effect.orElseSucceed(() => false))
+})
+
+const connectVariable = "NCCL_RUNTIME_CONNECT"
+
+/** The error for a code, with the last words of NCCL. */
+export const errorOf = (
+  { getLastError }: NativeCalls,
+  operation: string,
+  call: string | undefined,
+  code: number,
+  deviceIndex: number
+): CudaError => {
+  const said: unknown = getLastError?.(0)
+  const reason = reasonOf(code, typeof said === "string" ? said : undefined)
+  return new CudaError({ operation, call, deviceIndex, reason })
+}
+
+const out = new Int32Array(1)
+
+/** 0, the code of a failure, or `inProgress`. */
+export const stateOf = ({ getAsyncError }: NativeCalls, handles: ReadonlyArray<LibraryHandleRef>): number => {
+  let state = 0
+  for (const { handle } of handles) {
+    const code = Number(getAsyncError(handle, out)) || out[0]!
+    if (code !== 0 && code !== inProgress) return code
+    state ||= code
+  }
+  return state
+}
+
+/** How long to poll once per turn of the event loop, before once per millisecond. */
+const eagerMillis = 3
+
+/** Waits until communicators have finished what they are doing. Their own threads do it. */
+export const untilReady = (
+  native: NativeCalls,
+  operation: string,
+  handles: ReadonlyArray<LibraryHandleRef>
+): Effect.Effect<void, CudaError> =>
+  Effect.callback((resume) => {
+    const begun = performance.now()
+    let cancel = () => {}
+    const check = () => {
+      const gone = handles.find(({ state }) => state !== "live")
+      if (gone !== undefined) return resume(Effect.fail(goneHandle(operation, gone)))
+      const state = stateOf(native, handles)
+      if (state === inProgress) return again()
+      const { deviceIndex } = handles[0]!
+      resume(state === 0 ? Effect.void : Effect.fail(errorOf(native, operation, undefined, state, deviceIndex)))
+    }
+    const again = () => {
+      if (performance.now() - begun < eagerMillis) {
+        const next = setImmediate(check)
+        cancel = () => clearImmediate(next)
+      } else {
+        const next = setTimeout(check, 1)
+        cancel = () => clearTimeout(next)
+      }
+    }
+    check()
+    return Effect.sync(() => cancel())
+  })
+
+const goneHandle = (operation: string, handle: LibraryHandleRef): CudaError =>
+  new CudaError({
+    operation,
+    deviceIndex: handle.deviceIndex,
+    reason: { _tag: "ResourceReleased", resource: String(handle) }
+  })
+
+/** Takes over a communicator that a call has made. */
+const adopt = (
+  { library, runtime }: Shared,
+  made: BigUint64Array,
+  deviceIndex: number
+): Effect.Effect<LibraryHandleRef, CudaError> =>
+  runtime.libraryAdopt(
+    library.ref,
+    { kind: "nccl", handle: Number(made[0]), destroy: "ncclCommDestroy", abort: "ncclCommAbort", endsGraphs: true },
+    deviceIndex
+  )
+
+/** Ends a communicator without waiting for anything. */
+export const abortHandle = (runtime: CudaRuntimeService, handle: LibraryHandleRef): Effect.Effect<void> =>
+  Effect.ignore(runtime.libraryDestroy(handle, { abort: true }))
+
+type Make = (out: BigUint64Array) => readonly [name: NcclFunction, values: ReadonlyArray<unknown>]
+
+/** Where communicators are made, and which were: whoever began it aborts them if it does not succeed. */
+export interface Making {
+  readonly shared: Shared
+  readonly native: NativeCalls
+  readonly operation: string
+  readonly deviceIndex: number
+  readonly made: Array<LibraryHandleRef>
+}
+
+/** Makes a non-blocking communicator, and waits until it can be used. */
+export const makeJoint = (
+  { deviceIndex, made, native, operation, shared }: Making,
+  make: Make,
+  parent?: LibraryHandleRef
+): Effect.Effect<LibraryHandleRef, CudaError> => {
+  const begun = Effect.suspend(() => {
+    const out = new BigUint64Array(1)
+    const [name, values] = make(out)
+    const called = shared.runtime.libraryRun(shared.library.ref, name, values, deviceIndex)
+    const adopted = Effect.suspend(() => adopt(shared, out, deviceIndex))
+    return Effect.map(Effect.andThen(called, adopted), (handle) => {
+      made.push(handle)
+      return handle
+    })
+  })
+  return Effect.flatMap(Effect.uninterruptible(begun), (handle) => {
+    const waited = parent === undefined ? [handle] : [parent, handle]
+    return Effect.as(untilReady(native, operation, waited), handle)
+  }).pipe(named(operation))
+}
+
+export const joining = (id: Uint8Array, rank: number, size: number, { version }: NativeCalls): Make => (out) => [
+  "ncclCommInitRankConfig",
+  [out, size, id, rank, configOf(false, version)]
+]
+
+export const splitting = (
+  parent: LibraryHandleRef,
+  color: number,
+  key: number,
+  isBlocking: boolean,
+  { version }: NativeCalls
+): Make =>
+(out) => ["ncclCommSplit", [parent, color, key, out, configOf(isBlocking, version)]]
+
+export const shrinking = (
+  parent: LibraryHandleRef,
+  without: ReadonlyArray<number>,
+  isAborted: boolean,
+  { version }: NativeCalls
+): Make =>
+(out) => [
+  "ncclCommShrink",
+  [parent, Int32Array.from(without), without.length, out, configOf(false, version), isAborted ? 1 : 0]
+]
+
+/** Splits the blocking communicator from a non-blocking one, whose threads do the work. It is a handle once it is complete. */
+export const makeDirect = (
+  { deviceIndex, made, native, operation, shared }: Making,
+  joint: LibraryHandleRef,
+  rank: number
+): Effect.Effect<LibraryHandleRef, CudaError> =>
+  Effect.suspend(() => {
+    const out = new BigUint64Array(1)
+    const [name, values] = splitting(joint, 0, rank, true, native)(out)
+    const adopted = Effect.suspend(() => adopt(shared, out, deviceIndex))
+    const kept = Effect.map(adopted, (handle) => {
+      made.unshift(handle)
+      return handle
+    })
+    return shared.runtime.libraryRun(shared.library.ref, name, values, deviceIndex).pipe(
+      Effect.andThen(untilReady(native, operation, [joint])),
+      Effect.andThen(Effect.uninterruptible(kept))
+    )
+  }).pipe(named(operation))
+
+/** The rank and the size of a communicator that is ready. */
+export const placeIn = ({ getCount, getRank }: NativeCalls, { handle }: LibraryHandleRef) => {
+  const [count, rank] = [new Int32Array(1), new Int32Array(1)]
+  getCount(handle, count)
+  getRank(handle, rank)
+  return { rank: rank[0]!, size: count[0]! }
+}
+
+let simulatedHandles = 0
+
+/** Stands for a communicator on simulated devices. */
+export const pretendHandle = (shared: Shared, deviceIndex: number): Effect.Effect<LibraryHandleRef, CudaError> =>
+  Effect.suspend(() => adopt(shared, BigUint64Array.of(BigInt(++simulatedHandles)), deviceIndex))
+
+const addressOf = (part: Plan["from"]): number => part === undefined ? 0 : part.buffer.address + part.offset
+
+/** Makes the call of a collective. Returns its status. */
+export const issue = ({ collectives }: NativeCalls, plan: Plan, handle: number, stream: number): number => {
+  const { count, kind, operator, other } = plan
+  const call = collectives[kind]
+  const from = addressOf(plan.from)
+  const to = addressOf(plan.to)
+  const type = elementTypes[plan.type].code
+  const op = operatorCodes[operator]
+  switch (kind) {
+    case "allReduce":
+    case "reduceScatter":
+      return Number(call(from, to, count, type, op, handle, stream))
+    case "allGather":
+      return Number(call(from, to, count, type, handle, stream))
+    case "broadcast":
+      return Number(call(from, to, count, type, other, handle, stream))
+    case "reduce":
+      return Number(call(from, to, count, type, op, other, handle, stream))
+    case "send":
+      return Number(call(from, count, type, other, handle, stream))
+    case "receive":
+      return Number(call(to, count, type, other, handle, stream))
+  }
+}
+
+/** Makes calls that fail or succeed as one. Every group that was begun ends, because it belongs to the thread. */
+export const inGroup = ({ groupEnd, groupStart }: NativeCalls, calls: ReadonlyArray<() => number>): number => {
+  let status = Number(groupStart())
+  if (status !== 0) return status
+  for (const call of calls) {
+    const code = call()
+    if (code !== 0 && code !== inProgress) status ||= code
+  }
+  const ended = Number(groupEnd())
+  return status || ended
+}
