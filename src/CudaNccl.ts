@@ -38,6 +38,7 @@ import {
   watchStreams
 } from "./internal/nccl/lifecycle.ts"
 import {
+  abandon,
   abortHandle,
   connectEarly,
   connectLate,
@@ -45,6 +46,7 @@ import {
   joining,
   makeDirect,
   makeJoint,
+  makeJointChild,
   placeIn,
   pretendHandle,
   shrinking,
@@ -350,26 +352,31 @@ const join_ = (
         if (native === undefined) {
           return meet(shared, making, shared.rendezvous.join(operation, id, rank, size), rank, size)
         }
-        return connect({ ...making, native }, joining(id, rank, size, native), undefined)
+        return connect({ ...making, native }, makeJoint({ ...making, native }, joining(id, rank, size, native)))
       }))
   }).pipe(Effect.withSpan(operation))
 
 type Making = Omit<Parameters<typeof makeJoint>[0], "native"> & { readonly native: Shared["native"] }
 type NativeMaking = Parameters<typeof makeJoint>[0]
 
-/** Makes both communicators of NCCL. */
+/** Makes the blocking communicator beside a non-blocking one. */
 const connect = (
   making: NativeMaking,
-  make: Parameters<typeof makeJoint>[1],
-  parent: LibraryHandleRef | undefined
+  joined: Effect.Effect<LibraryHandleRef, CudaError>
 ): Effect.Effect<Fields, CudaError> =>
   Effect.gen(function*() {
     const { native, shared } = making
-    const joint = yield* makeJoint(making, make, parent)
+    const joint = yield* joined
     const place = placeIn(native, joint)
     const direct = shared.isDirect ? yield* makeDirect(making, joint, place.rank) : undefined
     return { ...place, joint, direct, meetings: undefined }
   })
+
+const connectChild = (
+  making: NativeMaking,
+  parent: LibraryHandleRef,
+  make: Parameters<typeof makeJointChild>[2]
+): Effect.Effect<Fields, CudaError> => connect(making, makeJointChild(making, parent, make))
 
 /** Makes a communicator of simulated devices. */
 const meet = (
@@ -393,23 +400,23 @@ const makeScoped = (
   deviceIndex: number,
   limits: Limits,
   awaited: string,
-  connect: (making: Making) => Effect.Effect<Fields, CudaError>
+  connect: (making: Making) => Effect.Effect<Fields, CudaError>,
+  parent?: CommunicatorRef
 ): Effect.Effect<CommunicatorImpl, CudaError, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = yield* Effect.scope
-      const made: Array<LibraryHandleRef> = []
-      const { native, runtime } = shared
-      const connected = connect({ shared, native, operation, deviceIndex, made }).pipe(
+      const making: Making = { shared, native: shared.native, operation, deviceIndex, made: [], pending: new Set() }
+      const connected = connect(making).pipe(
         Effect.timeoutOrElse({
           duration: limits.timeout,
           orElse: () => timedOut(operation, awaited, limits.timeout, deviceIndex)
         })
       )
-      const abandon = Effect.suspend(() =>
-        Effect.forEach(made, (handle) => abortHandle(runtime, handle), { discard: true })
-      )
-      const fields = yield* Effect.onError(restore(connected), () => abandon)
+      // A thread of the parent may still be making the first of them, and ends with the parent.
+      const left = parent === undefined ? Effect.void : Effect.suspend(() => abortCommunicator(parent))
+      const abandoned = Effect.andThen(left, abandon(making))
+      const fields = yield* Effect.onError(restore(connected), () => abandoned)
       const ref = new CommunicatorRef(shared, { ...fields, deviceIndex })
       const watcher = yield* Effect.forkDetach(watchStreams(ref, limits.closeTimeout))
       yield* Scope.addFinalizerExit(scope, (exit) =>
@@ -495,7 +502,8 @@ export interface SplitOptions extends WaitLimits {
  *
  * **Details**
  *
- * Off the JS thread (`ncclCommSplit`). Fails as `join` does.
+ * Off the JS thread (`ncclCommSplit`). Fails as `join` does; the first communicator is then aborted, because it waits for ranks that did
+ * not come.
  *
  * **Example** (Groups of two ranks)
  *
@@ -526,9 +534,9 @@ export const split = (
     const made = makeScoped(shared, operation, deviceIndex, limits, "the other ranks", (making) => {
       const { native } = making
       if (native === undefined) return meetColor(ref, making, color, key)
-      return connect({ ...making, native }, splitting(joint, color, key, false, native), joint)
-    })
-    return ref.lock.withPermit(abortedWith(ref, made))
+      return connectChild({ ...making, native }, joint, splitting(joint, color, key, false, native))
+    }, ref)
+    return ref.lock.withPermit(made)
   }).pipe(Effect.withSpan("CudaNccl.split"))
 
 const meetColor = (
@@ -547,12 +555,6 @@ const meetColor = (
     return meet(shared, making, Effect.succeed(meetings), members.indexOf(rank), members.length)
   })
 }
-
-/** If ranks do not agree on a new communicator, the old one waits for them for ever. */
-const abortedWith = <A, R>(
-  ref: CommunicatorRef,
-  self: Effect.Effect<A, CudaError, R>
-): Effect.Effect<A, CudaError, R> => Effect.onError(self, () => abortCommunicator(ref))
 
 /**
  * Takes part in the split of a communicator without becoming a member of a new one.
@@ -585,7 +587,8 @@ export const skipSplit = (
       duration: limits.timeout,
       orElse: () => timedOut(operation, "the other ranks", limits.timeout, deviceIndex)
     })
-    return ref.lock.withPermit(abortedWith(ref, limited)).pipe(named(operation))
+    // If the other ranks do not agree, the communicator waits for them for ever.
+    return ref.lock.withPermit(Effect.onError(limited, () => abortCommunicator(ref))).pipe(named(operation))
   })
 
 /** `NCCL_SPLIT_NOCOLOR`. */
@@ -637,9 +640,9 @@ export const shrink = (
     const made = makeScoped(shared, operation, deviceIndex, limits, "the remaining ranks", (making) => {
       const { native } = making
       if (native === undefined) return meetWithout(ref, making, without)
-      return connect({ ...making, native }, shrinking(joint, without, isAborted, native), isAborted ? undefined : joint)
-    })
-    if (!isAborted) return ref.lock.withPermit(abortedWith(ref, made))
+      return connectChild({ ...making, native }, joint, shrinking(joint, without, isAborted, native))
+    }, ref)
+    if (!isAborted) return ref.lock.withPermit(made)
     const ended = Effect.andThen(
       Effect.sync(() => ref.meetings?.leave(ref.rank)),
       direct === undefined ? Effect.void : abortHandle(runtime, direct)
@@ -1055,15 +1058,17 @@ const guarded = <A, E, R>(
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const fiber = yield* Effect.forkDetach(restore(self), { startImmediately: true })
-      const abortAll = (failure?: CudaError) =>
+      const aborted = (failure?: CudaError) =>
         Effect.forEach(refs, (ref) => abortCommunicator(ref, failure), { discard: true, concurrency: "unbounded" })
       const ended = yield* Effect.exit(restore(Effect.raceFirst(Fiber.await(fiber), failed)))
       if (Exit.isSuccess(ended)) {
         const exit: Exit.Exit<A, E> = ended.value
-        if (Exit.isFailure(exit)) yield* abortAll()
+        if (Exit.isFailure(exit)) yield* aborted()
         return yield* exit
       }
-      yield* abortAll(Option.getOrUndefined(Exit.findErrorOption(ended)))
+      // Their work ends as soon as they begin to end, and the rest takes up to a second.
+      const failure = Option.getOrUndefined(Exit.findErrorOption(ended))
+      yield* Effect.forkDetach(aborted(failure), { startImmediately: true, uninterruptible: true })
       yield* Fiber.interrupt(fiber)
       return yield* Effect.failCause(ended.cause)
     })

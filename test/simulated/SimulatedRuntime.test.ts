@@ -449,6 +449,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
         { kind: "empty", handle: 1, destroy: "destroy" },
         0
       ),
+      "CudaLibrary.turn": runtime.libraryTurn(library, () => 0, 0),
       "CudaLibrary.call": runtime.libraryRun(library, "nothing", [], 0),
       "CudaLibrary.handle": runtime.libraryHandle(library, handleOptions, 0),
       "CudaLibrary.release": runtime.libraryDestroy(libraryHandle),

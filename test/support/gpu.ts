@@ -133,7 +133,7 @@ const blas = gpu === undefined ? undefined : await load({
 
 const nccl = gpu === undefined ? undefined : await load({
   title: "NCCL",
-  path: process.env["EFFECT_CUDA_CUBLASLT"],
+  path: process.env["EFFECT_CUDA_NCCL"],
   files: ["libnccl.so.2"],
   wheels: ["nccl"],
   needs: []

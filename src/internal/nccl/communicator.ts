@@ -32,6 +32,8 @@ export class CommunicatorRef {
   readonly number = ++created
   /** Held while its non-blocking communicator is busy. */
   readonly lock = Semaphore.makeUnsafe(1)
+  /** Held while it is aborted. */
+  readonly ending = Semaphore.makeUnsafe(1)
   /** The streams that have collectives of it. */
   readonly streams = new Set<StreamRef>()
   readonly shared: Shared

@@ -27,7 +27,9 @@ export const abortCommunicator = (ref: CommunicatorRef, failure?: CudaError): Ef
 const abortHandles = (ref: CommunicatorRef): Effect.Effect<void> =>
   Effect.andThen(
     Effect.sync(() => ref.meetings?.leave(ref.rank)),
-    Effect.forEach(ref.handles, (handle) => abortHandle(ref.runtime, handle), { discard: true })
+    ref.ending.withPermit(
+      Effect.forEach(ref.handles, (handle) => abortHandle(ref.runtime, handle), { discard: true })
+    )
   )
 
 /** How long work may take to end after the scope has failed. */
@@ -43,7 +45,8 @@ export const closeCommunicator = (
   exit: Exit.Exit<unknown, unknown>
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
-    if (ref.state !== "live") return Effect.void
+    // It may be ending in the background.
+    if (ref.state !== "live") return ref.ending.withPermit(Effect.void)
     ref.state = "closing"
     const isFailure = Exit.isFailure(exit)
     const patience = isFailure ? Duration.min(limit, Duration.millis(graceMillis)) : limit
@@ -63,6 +66,7 @@ export const closeCommunicator = (
           Fiber.interrupt(timer),
           Effect.sync(() => {
             ref.state = "released"
+            ref.meetings?.leave(ref.rank)
           })
         )
       ))
@@ -97,7 +101,7 @@ export const failureOf = (operation: string, ref: CommunicatorRef): CudaError | 
   if (native === undefined) return undefined
   const code = stateOf(native, ref.handles)
   if (code === 0 || code === inProgress) return undefined
-  return errorOf(native, operation, undefined, code, ref.deviceIndex)
+  return errorOf(native, operation, code, ref.deviceIndex)
 }
 
 /** Fails when one of several communicators does. */

@@ -90,18 +90,15 @@ export const connectEarly: Effect.Effect<boolean, never, CudaRuntime> = Effect.s
 
 const connectVariable = "NCCL_RUNTIME_CONNECT"
 
-/** The error for a code, with the last words of NCCL. */
-export const errorOf = (
-  { getLastError }: NativeCalls,
-  operation: string,
-  call: string | undefined,
-  code: number,
-  deviceIndex: number
-): CudaError => {
+/** What NCCL said last about a failure; undefined before 2.13. */
+export const lastWords = ({ getLastError }: NativeCalls): string | undefined => {
   const said: unknown = getLastError?.(0)
-  const reason = reasonOf(code, typeof said === "string" ? said : undefined)
-  return new CudaError({ operation, call, deviceIndex, reason })
+  return typeof said === "string" ? said : undefined
 }
+
+/** The error for a code, with the last words of NCCL. */
+export const errorOf = (native: NativeCalls, operation: string, code: number, deviceIndex: number): CudaError =>
+  new CudaError({ operation, deviceIndex, reason: reasonOf(code, lastWords(native)) })
 
 const out = new Int32Array(1)
 
@@ -134,7 +131,7 @@ export const untilReady = (
       const state = stateOf(native, handles)
       if (state === inProgress) return again()
       const { deviceIndex } = handles[0]!
-      resume(state === 0 ? Effect.void : Effect.fail(errorOf(native, operation, undefined, state, deviceIndex)))
+      resume(state === 0 ? Effect.void : Effect.fail(errorOf(native, operation, state, deviceIndex)))
     }
     const again = () => {
       if (performance.now() - begun < eagerMillis) {
@@ -181,29 +178,79 @@ export interface Making {
   readonly operation: string
   readonly deviceIndex: number
   readonly made: Array<LibraryHandleRef>
+  /** Where communicators will be stored that others are making. */
+  readonly pending: Set<BigUint64Array>
 }
 
-/** Makes a non-blocking communicator, and waits until it can be used. */
-export const makeJoint = (
-  { deviceIndex, made, native, operation, shared }: Making,
-  make: Make,
-  parent?: LibraryHandleRef
-): Effect.Effect<LibraryHandleRef, CudaError> => {
+/** Begins to make a communicator. */
+const begin = ({ deviceIndex, shared }: Making, make: Make, out: BigUint64Array): Effect.Effect<unknown, CudaError> => {
+  const [name, values] = make(out)
+  return shared.runtime.libraryRun(shared.library.ref, name, values, deviceIndex)
+}
+
+const take = ({ deviceIndex, made, shared }: Making, out: BigUint64Array): Effect.Effect<LibraryHandleRef, CudaError> =>
+  Effect.map(adopt(shared, out, deviceIndex), (handle) => {
+    made.push(handle)
+    return handle
+  })
+
+/** Joins a non-blocking communicator, and waits until it can be used. */
+export const makeJoint = (making: Making, make: Make): Effect.Effect<LibraryHandleRef, CudaError> => {
+  const { native, operation } = making
   const begun = Effect.suspend(() => {
     const out = new BigUint64Array(1)
-    const [name, values] = make(out)
-    const called = shared.runtime.libraryRun(shared.library.ref, name, values, deviceIndex)
-    const adopted = Effect.suspend(() => adopt(shared, out, deviceIndex))
-    return Effect.map(Effect.andThen(called, adopted), (handle) => {
-      made.push(handle)
-      return handle
-    })
+    return Effect.andThen(begin(making, make, out), Effect.suspend(() => take(making, out)))
   })
-  return Effect.flatMap(Effect.uninterruptible(begun), (handle) => {
-    const waited = parent === undefined ? [handle] : [parent, handle]
-    return Effect.as(untilReady(native, operation, waited), handle)
-  }).pipe(named(operation))
+  return Effect.flatMap(
+    Effect.uninterruptible(begun),
+    (handle) => Effect.as(untilReady(native, operation, [handle]), handle)
+  ).pipe(named(operation))
 }
+
+/** Makes a communicator from a non-blocking one, whose threads store it when it is complete. */
+export const makeChild = (
+  making: Making,
+  parent: LibraryHandleRef,
+  make: Make
+): Effect.Effect<LibraryHandleRef, CudaError> =>
+  Effect.suspend(() => {
+    const { native, operation, pending } = making
+    const out = new BigUint64Array(1)
+    pending.add(out)
+    const taken = Effect.suspend(() => {
+      pending.delete(out)
+      return take(making, out)
+    })
+    return Effect.andThen(
+      Effect.uninterruptible(begin(making, make, out)),
+      Effect.andThen(untilReady(native, operation, [parent]), Effect.uninterruptible(taken))
+    ).pipe(named(operation))
+  })
+
+/** Like `makeChild`, for a non-blocking one, which has a state of its own. */
+export const makeJointChild = (
+  making: Making,
+  parent: LibraryHandleRef,
+  make: Make
+): Effect.Effect<LibraryHandleRef, CudaError> =>
+  Effect.flatMap(
+    makeChild(making, parent, make),
+    (handle) => Effect.as(untilReady(making.native, making.operation, [handle]), handle).pipe(named(making.operation))
+  )
+
+/** Aborts what was made, in the order in which it was: the threads of one may still be making the next. */
+export const abandon = ({ deviceIndex, made, pending, shared }: Omit<Making, "native">): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const abort = (handle: LibraryHandleRef) => abortHandle(shared.runtime, handle)
+    const stored = Effect.suspend(() =>
+      Effect.forEach(
+        [...pending].filter(([child]) => child !== 0n),
+        (out) => Effect.ignore(Effect.flatMap(adopt(shared, out, deviceIndex), abort)),
+        { discard: true }
+      )
+    )
+    return Effect.andThen(Effect.forEach(made, abort, { discard: true }), stored)
+  })
 
 export const joining = (id: Uint8Array, rank: number, size: number, { version }: NativeCalls): Make => (out) => [
   "ncclCommInitRankConfig",
@@ -230,25 +277,13 @@ export const shrinking = (
   [parent, Int32Array.from(without), without.length, out, configOf(false, version), isAborted ? 1 : 0]
 ]
 
-/** Splits the blocking communicator from a non-blocking one, whose threads do the work. It is a handle once it is complete. */
+/** Splits the blocking communicator from a non-blocking one. */
 export const makeDirect = (
-  { deviceIndex, made, native, operation, shared }: Making,
+  making: Making,
   joint: LibraryHandleRef,
   rank: number
 ): Effect.Effect<LibraryHandleRef, CudaError> =>
-  Effect.suspend(() => {
-    const out = new BigUint64Array(1)
-    const [name, values] = splitting(joint, 0, rank, true, native)(out)
-    const adopted = Effect.suspend(() => adopt(shared, out, deviceIndex))
-    const kept = Effect.map(adopted, (handle) => {
-      made.unshift(handle)
-      return handle
-    })
-    return shared.runtime.libraryRun(shared.library.ref, name, values, deviceIndex).pipe(
-      Effect.andThen(untilReady(native, operation, [joint])),
-      Effect.andThen(Effect.uninterruptible(kept))
-    )
-  }).pipe(named(operation))
+  makeChild(making, joint, splitting(joint, 0, rank, true, making.native))
 
 /** The rank and the size of a communicator that is ready. */
 export const placeIn = ({ getCount, getRank }: NativeCalls, { handle }: LibraryHandleRef) => {

@@ -13,7 +13,7 @@ import type {
   StreamRef
 } from "../../layers/CudaRuntime.ts"
 import { isStream, rangeOf } from "../given.ts"
-import { refuseForeign } from "../handles.ts"
+import { named, refuseForeign } from "../handles.ts"
 import { namedNode } from "../node.ts"
 import { CurrentAccess } from "../ordered.ts"
 import { onStream } from "../place.ts"
@@ -21,9 +21,9 @@ import { planOf, running } from "./collective.ts"
 import type { Plan } from "./collective.ts"
 import { goneError } from "./communicator.ts"
 import type { CommunicatorRef } from "./communicator.ts"
-import { inProgress } from "./library.ts"
+import { inProgress, reasonOf } from "./library.ts"
 import { abortCommunicator } from "./lifecycle.ts"
-import { errorOf, functionNames, inGroup, issue, untilReady } from "./native.ts"
+import { functionNames, inGroup, issue, lastWords, untilReady } from "./native.ts"
 import type { NativeCalls } from "./native.ts"
 import { bytesOfPlans } from "./simulated.ts"
 
@@ -108,7 +108,8 @@ const enqueueNow = (job: Job): Effect.Effect<void, CudaError> => {
   const { native } = shared
   const names = { operation: running, call: plans.length === 1 ? functionNames[kind] : "ncclGroupEnd" }
   const work = { ...usesOf(job), status: shared.library, names, simulate: simulationOf(job) }
-  return runtime.memoryEnqueue(work, (handle) => callAll(native!, plans, handle), stream)
+  if (native === undefined) return runtime.memoryEnqueue(work, () => {}, stream)
+  return explained(native, runtime.memoryEnqueue(work, (handle) => callAll(native, plans, handle), stream))
 }
 
 const callAll = (native: NativeCalls, plans: ReadonlyArray<Plan>, stream: number): number => {
@@ -184,19 +185,22 @@ const capturing = (
 
 /** Makes all calls in one turn. A communicator that does not become ready is aborted: nothing else can be done with it. */
 const issueAll = (jobs: ReadonlyArray<Job>, captures: ReadonlyArray<CaptureRef>): Effect.Effect<void, CudaError> => {
-  const { native, runtime } = { ...jobs[0]!.plans[0]!.communicator.shared }
+  const { deviceIndex, shared: { library, native, runtime } } = jobs[0]!.plans[0]!.communicator
   if (native === undefined) return Effect.void
   const polled = [...polledIn(jobs)]
+  const calls = () => callGroup(native, jobs, captures, false) || callGroup(native, jobs, captures, true)
+  const called = explained(native, runtime.libraryTurn(library.ref, calls, deviceIndex)).pipe(named(running))
   return Effect.uninterruptibleMask((restore) =>
     Effect.suspend(() => {
       const gone = jobs.flatMap(({ plans }) => plans).find(({ communicator }) => communicator.state !== "live")
       if (gone !== undefined) return goneError(running, gone.communicator)
-      const status = callGroup(native, jobs, captures, false) || callGroup(native, jobs, captures, true)
-      if (status !== 0) return failed(native, runtime, jobs[0]!.stream, status)
-      if (polled.length === 0) return Effect.void
+      if (polled.length === 0) return called
       const ready = untilReady(native, running, polled.map(({ joint }) => joint))
-      return Effect.onError(restore(ready), () =>
-        Effect.forEach(polled, (ref) => abortCommunicator(ref), { discard: true, concurrency: "unbounded" }))
+      return Effect.andThen(
+        called,
+        Effect.onError(restore(ready), () =>
+          Effect.forEach(polled, (ref) => abortCommunicator(ref), { discard: true, concurrency: "unbounded" }))
+      )
     })
   )
 }
@@ -218,13 +222,9 @@ const callGroup = (
   return arePolled && status === inProgress ? 0 : status
 }
 
-/** Behind a failed call of CUDA there may be a fault of the GPU, which the stream knows. */
-const failed = (
-  native: NativeCalls,
-  runtime: CudaRuntimeService,
-  stream: StreamRef,
-  status: number
-): Effect.Effect<never, CudaError> => {
-  const error = errorOf(native, running, "ncclGroupEnd", status, stream.deviceIndex)
-  return status === 1 && !stream.isRecording ? Effect.andThen(runtime.streamQuery(stream), error) : Effect.fail(error)
-}
+/** Adds the last words of NCCL to failures of it. */
+const explained = <A>(native: NativeCalls, self: Effect.Effect<A, CudaError>): Effect.Effect<A, CudaError> =>
+  Effect.mapError(self, (error) =>
+    error.reason._tag === "LibraryFailed"
+      ? new CudaError({ ...error, reason: reasonOf(error.reason.code, lastWords(native)) })
+      : error)

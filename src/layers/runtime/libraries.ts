@@ -177,6 +177,15 @@ export interface LibraryOperations {
     values: ReadonlyArray<unknown>,
     place: number | StreamRef
   ) => Effect.Effect<unknown, CudaError>
+  /**
+   * Makes several calls of a library in one turn of the event loop, with the context of a device current, as `libraryRun` makes one. They
+   * return a status.
+   */
+  readonly libraryTurn: (
+    library: LibraryRef,
+    calls: () => number,
+    deviceIndex: number
+  ) => Effect.Effect<void, CudaError>
   /** Makes a handle. Cannot be interrupted once the call has begun. */
   readonly libraryHandle: (
     library: LibraryRef,

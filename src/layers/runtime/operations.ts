@@ -201,6 +201,7 @@ const rows = {
     typeof place === "number" ? place : place.deviceIndex,
     name
   ]],
+  libraryTurn: ["CudaLibrary.turn", "cuCtxPushCurrent", ({ definition }, _, device) => [device, definition.name]],
   libraryHandle: ["CudaLibrary.handle", "cuCtxPushCurrent", ({ definition }, _, device) => [device, definition.name]],
   libraryAdopt: [
     "CudaLibrary.fromHandle",

@@ -19,6 +19,7 @@ import {
   about,
   deviceOf,
   findFunction,
+  LibraryResource,
   prepare,
   Prepared,
   valueOf,
@@ -34,7 +35,10 @@ import type { HandleResource, StreamResource } from "./resources.ts"
 
 export const callOperations = (
   core: Core
-): Pick<LibraryOperations, "libraryFunction" | "libraryCall" | "libraryRun"> => ({
+): Pick<LibraryOperations, "libraryFunction" | "libraryCall" | "libraryRun" | "libraryTurn"> => ({
+  libraryTurn: driverCall((library: LibraryRef, calls: () => number, deviceIndex: number) =>
+    core.whenOpen(turning, deviceIndex, () => takeTurn(core, library, calls, deviceIndex))
+  ),
   libraryFunction: (library, name) =>
     Effect.suspend(() => {
       const code = findFunction(core, "CudaLibrary.native", library, name)
@@ -64,6 +68,33 @@ export const callOperations = (
 })
 
 const operation = "CudaLibrary.call"
+const turning = "CudaLibrary.turn"
+
+/** Native code may leave another context current than it found, which is why this one is pushed and popped. */
+const takeTurn = (
+  core: Core,
+  library: LibraryRef,
+  calls: () => number,
+  deviceIndex: number
+): Effect.Effect<void, CudaError> => {
+  if (!(library instanceof LibraryResource) || library.owner !== core.backend) {
+    return refuseArgument(turning, "library", library, "a library loaded with CudaLibrary.load")
+  }
+  const { captures } = core.backend
+  const entered = captures.enter(deviceIndex)
+  if (entered !== success) return core.failOn(turning, entered, deviceIndex, `device ${deviceIndex}`)
+  let status: number
+  try {
+    status = calls()
+  } finally {
+    captures.leave(deviceIndex)
+  }
+  if (status === success || isPending(library, status)) return Effect.void
+  const reason = reasonOf(core, turning, library, status, deviceIndex)
+  if ("isSticky" in reason && reason.isSticky) core.backend.noteLost?.()
+  const names = { begin: turning, end: turning, call: undefined }
+  return Effect.fail(foreignError(core, names, reason, deviceIndex, `device ${deviceIndex}`))
+}
 
 /** The names of a call in failures. The call that failed may be another one, which sets the stream of a handle. */
 interface Names extends CallNames {
