@@ -33,6 +33,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "forkJoin", part: "gpu" },
   { name: "graphs", part: "gpu" },
   { name: "blas", part: "gpu" },
+  { name: "nccl", part: "gpu" },
   { name: "encoder", part: "gpu" },
   { name: "encoderService", part: "gpu" },
   { name: "pipeline", part: "gpu" },

@@ -36,6 +36,14 @@ const known = {
     text: "≤ 1.3 × C",
     isMet: (figure) => beside(figure, "C", (c) => figure.median <= 1.3 * c)
   },
+  collective: {
+    text: "≥ 97 % of PyTorch's speed",
+    isMet: (figure) => beside(figure, "PyTorch", (torch) => figure.median <= torch / 0.97)
+  },
+  latency: {
+    text: "≤ 1.3 × C",
+    isMet: (figure) => beside(figure, "C", (c) => figure.median <= 1.3 * c)
+  },
   product: {
     text: "≥ 97 % of C's speed",
     isMet: (figure) => beside(figure, "C", (c) => c >= 0.97 * figure.median)

@@ -455,6 +455,7 @@ const operations = (runtime: CudaRuntimeService, stream: StreamRef, event: Event
       "CudaLibrary.release": runtime.libraryDestroy(libraryHandle),
       "CudaLibrary.native": runtime.libraryFunction(library, "nothing"),
       "CudaLibrary.load": runtime.libraryLoad(emptyLibrary, undefined),
+      "CudaMemory.enqueueAll": runtime.memoryEnqueueAll([{ stream, simulate: () => {} }], () => {}),
       "CudaMemory.enqueue": runtime.memoryEnqueue({ simulate: () => {} }, () => {}, stream),
       "CudaMemory.endAccess": runtime.memoryEnd(access),
       "CudaMemory.fill": runtime.memoryFill(range(0), 0, 8, stream),

@@ -326,14 +326,21 @@ export const issue = ({ collectives }: NativeCalls, plan: Plan, handle: number, 
   }
 }
 
-/** Makes calls that fail or succeed as one. Every group that was begun ends, because it belongs to the thread. */
-export const inGroup = ({ groupEnd, groupStart }: NativeCalls, calls: ReadonlyArray<() => number>): number => {
-  let status = Number(groupStart())
+export const groupStart = (native: NativeCalls): number => Number(native.groupStart())
+
+/** Every group that was begun ends, because it belongs to the thread. Returns the first failure. */
+export const groupEnd = (native: NativeCalls, status: number): number => {
+  const ended = Number(native.groupEnd())
+  return status || ended
+}
+
+/** Makes calls that fail or succeed as one. */
+export const inGroup = (native: NativeCalls, calls: ReadonlyArray<() => number>): number => {
+  let status = groupStart(native)
   if (status !== 0) return status
   for (const call of calls) {
     const code = call()
     if (code !== 0 && code !== inProgress) status ||= code
   }
-  const ended = Number(groupEnd())
-  return status || ended
+  return groupEnd(native, status)
 }

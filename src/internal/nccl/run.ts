@@ -23,7 +23,7 @@ import { goneError } from "./communicator.ts"
 import type { CommunicatorRef } from "./communicator.ts"
 import { inProgress, reasonOf } from "./library.ts"
 import { abortCommunicator } from "./lifecycle.ts"
-import { functionNames, inGroup, issue, lastWords, untilReady } from "./native.ts"
+import { functionNames, groupEnd, groupStart, inGroup, issue, lastWords, untilReady } from "./native.ts"
 import type { NativeCalls } from "./native.ts"
 import { bytesOfPlans } from "./simulated.ts"
 
@@ -96,10 +96,38 @@ const handleOf = (plan: Plan): LibraryHandleRef =>
 const issueJobs = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> => {
   const [first] = jobs as readonly [Job]
   for (const { plans, stream } of jobs) for (const { communicator } of plans) communicator.usedOn(stream)
-  if (jobs.length > 1 || first.plans.some(isPolled)) return locked(jobs, issueTogether(jobs))
+  if (jobs.some(mustWait)) return locked(jobs, issueTogether(jobs))
+  if (jobs.length > 1) return jobs.some(({ stream }) => stream.isRecording) ? issueTogether(jobs) : enqueueAll(jobs)
   const issued = enqueueNow(first)
   return first.stream.isRecording ? namedNode(issued, first.plans[0]!.kind) : issued
 }
+
+const mustWait = ({ plans }: Job): boolean => plans.some(isPolled)
+
+/** One group on several streams. */
+const enqueueAll = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> => {
+  const { runtime, shared } = jobs[0]!.plans[0]!.communicator
+  const { native } = shared
+  const works = jobs.map((job) => ({
+    ...usesOf(job),
+    stream: job.stream,
+    status: shared.library,
+    names: inOneGroup,
+    simulate: simulationOf(job)
+  }))
+  if (native === undefined) return runtime.memoryEnqueueAll(works, () => {})
+  const calls = (streams: ReadonlyArray<number>) => {
+    let status = groupStart(native)
+    if (status !== 0) return status
+    for (let index = 0; index < jobs.length; index++) {
+      for (const plan of jobs[index]!.plans) status ||= issue(native, plan, handleOf(plan).handle!, streams[index]!)
+    }
+    return groupEnd(native, status)
+  }
+  return explained(native, runtime.memoryEnqueueAll(works, calls))
+}
+
+const inOneGroup = { operation: running, call: "ncclGroupEnd" } as const
 
 /** One call, as any other that enqueues work: its memory is checked, ordered and captured. */
 const enqueueNow = (job: Job): Effect.Effect<void, CudaError> => {
@@ -118,11 +146,21 @@ const callAll = (native: NativeCalls, plans: ReadonlyArray<Plan>, stream: number
 }
 
 /** The memory and the handles of a job. The order of the memory is that of its plans. */
-const usesOf = ({ plans }: Job) => ({
-  reads: plans.flatMap(({ from }) => from === undefined ? [] : [from]),
-  writes: plans.flatMap(({ to }) => to === undefined ? [] : [to]),
-  handles: Array.from(new Set(plans.map(handleOf)))
-})
+const usesOf = ({ plans }: Job) => {
+  const [first] = plans as readonly [Plan]
+  if (plans.length === 1) {
+    return {
+      reads: first.from === undefined ? [] : [first.from],
+      writes: first.to === undefined ? [] : [first.to],
+      handles: [handleOf(first)]
+    }
+  }
+  return {
+    reads: plans.flatMap(({ from }) => from === undefined ? [] : [from]),
+    writes: plans.flatMap(({ to }) => to === undefined ? [] : [to]),
+    handles: Array.from(new Set(plans.map(handleOf)))
+  }
+}
 
 const simulationOf = ({ plans }: Job): ForeignSimulation | undefined => {
   const { meetings } = plans[0]!.communicator

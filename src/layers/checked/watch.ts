@@ -265,6 +265,16 @@ const watchedCalls = (watcher: Watcher, inner: CudaRuntimeService): Watched => (
       if (!isEnqueued(stream)) return run
       return watcher.enqueueCollected(stream, read(() => ofCall(work), nothingCollected("CudaMemory.enqueue")), run)
     }),
+  memoryEnqueueAll: (works, call) =>
+    Effect.suspend(() => {
+      const run = inner.memoryEnqueueAll(works, call)
+      if (!Array.isArray(works)) return run
+      return works.reduce((run, work) => {
+        if (!isEnqueued(work.stream)) return run
+        const collected = read(() => ofCall(work), nothingCollected("CudaMemory.enqueueAll"))
+        return watcher.enqueueCollected(work.stream, collected, run)
+      }, run)
+    }),
   libraryCall: (library, name, values, stream) =>
     Effect.suspend(() => {
       const run = inner.libraryCall(library, name, values, stream)

@@ -58,6 +58,16 @@ export interface EnqueuedCall {
 }
 
 /**
+ * The part of a call that is on one stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface PlacedCall extends EnqueuedCall {
+  readonly stream: StreamRef
+}
+
+/**
  * Operations that order accesses of buffers.
  *
  * @category models
@@ -83,6 +93,14 @@ export interface AccessOperations {
     work: EnqueuedCall,
     call: (stream: number) => number | void,
     stream: StreamRef
+  ) => Effect.Effect<void, CudaError>
+  /**
+   * Like `memoryEnqueue`, for one call that enqueues work on several streams, each with its own memory. It is given their handles, with the
+   * context of the first one's device current. None of them records.
+   */
+  readonly memoryEnqueueAll: (
+    works: ReadonlyArray<PlacedCall>,
+    call: (streams: ReadonlyArray<number>) => number | void
   ) => Effect.Effect<void, CudaError>
   /** Waits for all uses so far of bytes of an ordered buffer. */
   readonly memorySynchronize: (range: MemoryRange) => Effect.Effect<void, CudaError>

@@ -145,6 +145,11 @@ const rows = {
   memoryBegin: ["CudaMemory.access", "cuStreamWaitEvent", ({ stream }) => [stream.deviceIndex, stream]],
   memoryEnd: ["CudaMemory.endAccess", "cuEventRecord", ({ stream }) => [stream.deviceIndex, stream], "release"],
   memoryEnqueue: ["CudaMemory.enqueue", "cuStreamWaitEvent", (_, __, stream) => [stream.deviceIndex, stream]],
+  memoryEnqueueAll: [
+    "CudaMemory.enqueueAll",
+    "cuStreamWaitEvent",
+    ([first]) => [first!.stream.deviceIndex, first!.stream]
+  ],
   memorySynchronize: ["CudaMemory.synchronize", "cuEventQuery", ({ memory }) => [deviceOf(memory), memory]],
 
   poolCreate: ["CudaMemoryPool.make", "cuMemPoolCreate", (device) => [device, `a pool of device ${device}`]],

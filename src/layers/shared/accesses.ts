@@ -38,7 +38,7 @@ export interface MarkerBackend {
   readonly watch: (marker: Marker, onDone: OnDone, options?: WaitOptions) => Cancel
 }
 
-export const accessOperations = (core: Core): Omit<AccessOperations, "memoryEnqueue"> => {
+export const accessOperations = (core: Core): Omit<AccessOperations, "memoryEnqueue" | "memoryEnqueueAll"> => {
   const accesses = new WeakMap<MemoryAccess, Access>()
   return {
     memoryBegin: operation((access: MemoryAccess) => begin(core, accesses, access)),

@@ -11,6 +11,7 @@ import type {
   LibraryHandleRef,
   LibraryRef,
   MemoryRange,
+  PlacedCall,
   PointerArgument,
   StreamRef
 } from "../CudaRuntime.ts"
@@ -27,7 +28,7 @@ import { LibraryResource } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
-import { refuseElsewhere } from "./recordings.ts"
+import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
 import { handlesOf, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { HandleResource, StreamResource } from "./resources.ts"
 
@@ -40,7 +41,8 @@ export interface CallNames extends CaptureNames {
   readonly call: string | undefined
 }
 
-export const enqueueOperations = (core: Core): Pick<AccessOperations, "memoryEnqueue"> => ({
+export const enqueueOperations = (core: Core): Pick<AccessOperations, "memoryEnqueue" | "memoryEnqueueAll"> => ({
+  memoryEnqueueAll: driverCall((works: ReadonlyArray<PlacedCall>, call: CallOnAll) => enqueueAll(core, works, call)),
   memoryEnqueue: driverCall((work: EnqueuedCall, call: Call, stream: StreamRef) => {
     const names = work.names === undefined ? ofMemory : namesOf(work.names)
     return work.handles === undefined
@@ -48,6 +50,64 @@ export const enqueueOperations = (core: Core): Pick<AccessOperations, "memoryEnq
       : enqueueWithHandles(core, names, work, work.handles, call, ownStream(stream))
   })
 })
+
+type CallOnAll = (streams: ReadonlyArray<number>) => unknown
+
+/** The uses of each stream are around the call, so that they are marked when all of it is enqueued. */
+const enqueueAll = (core: Core, works: ReadonlyArray<PlacedCall>, call: CallOnAll): Effect.Effect<void, CudaError> => {
+  const first = works[0]
+  if (first === undefined) return Effect.void
+  const names = first.names === undefined ? ofAll : namesOf(first.names)
+  for (const work of works) {
+    const refused = refusePlaced(core, names, work, call)
+    if (refused !== undefined) return refused
+  }
+  const streams = works.map(({ stream }) => ownStream(stream))
+  const { simulate } = core.backend.captures
+  let failed: Refusal
+  const enter = (index: number): number => {
+    const work = works[index]
+    if (work === undefined) {
+      if (simulate !== undefined) return success
+      const onAll = () => call(streams.map(({ handle }) => handle))
+      failed = callNative(core, names, first, onAll, streams[0]!, streams[0]!.handle)
+      return success
+    }
+    const { reads = none, writes = none } = work
+    const handles = handlesOf(work.handles)
+    for (const handle of handles) handle.usedOn(streams[index]!)
+    const foreign = { reads: rangesOf(reads), writes: rangesOf(writes), simulate: work.simulate, handles }
+    const inside = () => (simulate === undefined ? success : simulate(foreign, streams[index]!)) || enter(index + 1)
+    return enqueueUsing(core, streams[index]!, foreign.reads, foreign.writes, inside, handles)
+  }
+  const status = enter(0)
+  return failed ?? (status === success ? Effect.void : core.fail(names.begin, status, streams[0]!))
+}
+
+const ofAll: CallNames = { begin: "CudaMemory.enqueueAll", end: "CudaMemory.enqueueAll", call: undefined }
+
+const refusePlaced = (core: Core, names: CallNames, work: PlacedCall, call: unknown): Refusal => {
+  const { reads = none, simulate, writes = none } = work
+  const stream = ownStream(work.stream)
+  if (
+    unusable(core.backend, stream) || typeof call !== "function" || !areUsable(core, reads, stream) ||
+    !areUsable(core, writes, stream)
+  ) {
+    return explain(core, names, reads, writes, call, stream)
+  }
+  if (stream.recording !== undefined) {
+    return refuseToRecord(names.begin, "the work is on several streams. Record that of each by itself")
+  }
+  const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(names.begin, stream)
+  if (elsewhere !== undefined) return elsewhere
+  for (const handle of handlesOf(work.handles)) {
+    if (unusable(core.backend, handle)) return refuseResource(names.begin, core.backend, handle)
+    if (handle.deviceIndex !== stream.deviceIndex) return refuseDevices(names.begin, handle, stream)
+  }
+  return core.backend.captures.simulate !== undefined && typeof simulate !== "function"
+    ? refuseSimulate(names.begin, simulate)
+    : undefined
+}
 
 /** Separate, because most calls use no handle. */
 const enqueueWithHandles = (
@@ -296,7 +356,7 @@ const explain = (
   names: CallNames,
   reads: Parts,
   writes: Parts,
-  call: Call,
+  call: unknown,
   stream: StreamResource
 ): Refusal & object => {
   if (unusable(core.backend, stream)) return refuseResource(names.begin, core.backend, stream)
