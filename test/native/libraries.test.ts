@@ -1076,3 +1076,96 @@ describe("handles of streams", () => {
       })
     ))
 })
+
+describe("a handle that was made otherwise", () => {
+  const made = Effect.gen(function*() {
+    const loaded = yield* CudaLibrary.load(demo, { path: library.path })
+    const create = yield* CudaLibrary.native(loaded, "demoCreate")
+    const out = new BigUint64Array(1)
+    create!(out)
+    return { loaded, address: Number(out[0]) }
+  })
+
+  it.live("lives as long as the scope that takes it over", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        library.reset()
+        const runtime = yield* CudaRuntime.CudaRuntime
+        const { address, loaded } = yield* made
+        yield* Effect.scoped(Effect.gen(function*() {
+          const options = { kind: "demo", handle: address, destroy: "demoDestroy" } as const
+          const handle = yield* CudaLibrary.fromHandle(loaded, options)
+          assert.deepStrictEqual([handle.kind, handle.handle, handle.deviceIndex], ["demo", address, 0])
+          assert.strictEqual((yield* runtime.liveResources).handles, 1)
+          const buffer = yield* CudaMemory.allocate(4)
+          yield* CudaLibrary.call(loaded, "demoFillOf", [handle, buffer, 1, 4])
+        }))
+        assert.deepStrictEqual([library.live, (yield* runtime.liveResources).handles], [0, 0])
+        assert.strictEqual(library.misuse, "")
+      })
+    ))
+
+  it.live("is refused with functions that do not destroy it, and stays the program's", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        library.reset()
+        const { address, loaded } = yield* made
+        const take = (options: object) =>
+          Effect.scoped(CudaLibrary.fromHandle(loaded, {
+            kind: "demo",
+            handle: address,
+            destroy: "demoDestroy",
+            ...options
+          }))
+        yield* refuses(take({ destroy: "demoNew" }), "destroy")
+        yield* refuses(take({ destroy: "demoVersion" }), "destroy")
+        yield* refuses(take({ kind: "other" }), "destroy")
+        yield* refuses(take({ handle: 0 }), "handle")
+        yield* refuses(take({ device: 7 }), "device")
+        assert.strictEqual(library.live, 1)
+        yield* take({})
+        assert.strictEqual(library.live, 0)
+      })
+    ))
+
+  it.live("ends at once when it is aborted, also while its release waits", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        library.reset()
+        const runtime = yield* CudaRuntime.CudaRuntime
+        const { address, loaded } = yield* made
+        const adopted = { kind: "demo", handle: address, destroy: "demoDestroy", abort: "demoDestroySlowly" }
+        const ref = yield* runtime.libraryAdopt(loaded.ref, adopted, 0)
+        const stream = yield* CudaStream.make()
+        yield* runtime.memoryEnqueue({ handles: [ref] }, () => {}, stream.ref)
+        stub.work(stream)
+        const releasing = yield* Effect.forkChild(runtime.libraryDestroy(ref))
+        yield* pause(20)
+        assert.strictEqual(library.live, 1)
+        yield* runtime.libraryDestroy(ref, { abort: true })
+        yield* Fiber.join(releasing)
+        assert.deepStrictEqual([library.live, ref.state], [0, "released"])
+        assert.deepStrictEqual(library.calls.slice(-1), ["demoDestroySlowly off"])
+        yield* failsWith(runtime.memoryEnqueue({ handles: [ref] }, () => {}, stream.ref), "ResourceReleased")
+        stub.finishAll()
+      })
+    ))
+
+  it.live("has codes that are no failures", () =>
+    onStub(
+      stub,
+      Effect.gen(function*() {
+        library.reset()
+        const patient = CudaLibrary.define({ ...demo, name: "patient demo", pending: [7] })
+        const loaded = yield* CudaLibrary.load(patient, { path: library.path })
+        library.fail("demoNew", 7)
+        yield* CudaLibrary.call(loaded, "demoNew", [])
+        library.fail("demoNew", 6)
+        yield* failsWith(CudaLibrary.call(loaded, "demoNew", []), "LibraryFailed")
+        yield* refuses(CudaLibrary.load({ ...patient, pending: ["7"] } as never), "definition.pending")
+      })
+    ))
+})

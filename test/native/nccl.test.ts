@@ -329,10 +329,13 @@ describe("collectives", () => {
       const buffer = yield* CudaMemory.allocate(64)
       const communicator = yield* joinOne()
       let sawAbort = false
-      const waiting = Effect.onInterrupt(Effect.never, () =>
-        Effect.map(until("the abort", () => nccl.calls.includes("ncclCommAbort off")), () => {
-          sawAbort = true
-        }))
+      const waiting = Effect.onInterrupt(
+        Effect.never,
+        () =>
+          Effect.map(until("the abort", () => nccl.calls.includes("ncclCommAbort off")), () => {
+            sawAbort = true
+          })
+      )
       const late = CudaNccl.guard(waiting, [communicator], { timeout: "30 millis" })
       yield* failsWith(late, "TimedOut")
       assert.isTrue(sawAbort)

@@ -4,6 +4,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import { CudaLibrary, CudaMemory, CudaParameter, CudaRuntime, CudaStream, SimulatedRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as TestClock from "effect/testing/TestClock"
 import { failsWith, refuses } from "../support/assertions.ts"
 import { logged, pause } from "../support/stubDriver.ts"
 
@@ -147,4 +149,59 @@ describe("a library on simulated devices", () => {
       )
       yield* failsWith(using.pipe(Effect.provide(SimulatedRuntime.layer({ devices: 1 }))), "ForeignResource")
     }).pipe(Effect.scoped, Effect.provide(SimulatedRuntime.layer({ devices: 2 }))))
+})
+
+describe("work of other code that waits", () => {
+  it.effect("holds its stream until it is resumed, and then takes its time and that of its bytes", () =>
+    Effect.gen(function*() {
+      const control = yield* SimulatedRuntime.SimulatedControl
+      const stream = yield* CudaStream.make()
+      const buffer = yield* CudaMemory.allocate(4)
+      let resume: Parameters<CudaRuntime.ForeignWait["begin"]>[0] = () => {}
+      const simulate = () => new CudaRuntime.ForeignWait("a sign", (given) => void (resume = given))
+      yield* CudaMemory.enqueue({ writes: [buffer], simulate, stream }, () => {})
+      yield* CudaMemory.fill(buffer, 7, stream)
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual([...yield* control.bytes(buffer)], [0, 0, 0, 0])
+      const begun = yield* control.now
+      let seen = -1
+      resume({ nanoseconds: 5_000_000, linkBytes: 200e6, act: () => void (seen = 1) })
+      resume({ nanoseconds: 0, linkBytes: 0, act: () => void (seen = 2) })
+      const fiber = yield* Effect.forkChild(CudaStream.synchronize(stream))
+      yield* TestClock.adjust("5999 micros")
+      assert.strictEqual(seen, -1)
+      yield* TestClock.adjust("10 micros")
+      yield* Fiber.join(fiber)
+      assert.strictEqual(seen, 1)
+      assert.isAtLeast((yield* control.now) - begun, 6_000_000)
+      assert.deepStrictEqual([...yield* control.bytes(buffer)], [7, 7, 7, 7])
+    }).pipe(Effect.scoped, simulated))
+
+  it.effect("and is never resumed fails those who wait for it, and says what for", () =>
+    Effect.gen(function*() {
+      const stream = yield* CudaStream.fromHandle(0)
+      const simulate = () => new CudaRuntime.ForeignWait("a sign", () => {})
+      yield* CudaMemory.enqueue({ simulate, stream }, () => {})
+      const fiber = yield* Effect.forkChild(Effect.flip(CudaStream.synchronize(stream)))
+      yield* TestClock.adjust("1 second")
+      const error = yield* Fiber.join(fiber)
+      assert.strictEqual(error.reason._tag, "NeverFinishes")
+      assert.include(error.message, "waits for a sign")
+    }).pipe(Effect.scoped, simulated))
+
+  it.effect("and fails when it is resumed is a fault", () =>
+    Effect.gen(function*() {
+      const stream = yield* CudaStream.make()
+      const act = () => {
+        throw new Error("resumed in vain")
+      }
+      const simulate = () =>
+        new CudaRuntime.ForeignWait("nothing", (resume) => resume({ nanoseconds: 1, linkBytes: 0, act }))
+      yield* CudaMemory.enqueue({ simulate, stream }, () => {})
+      const fiber = yield* Effect.forkChild(Effect.flip(CudaStream.synchronize(stream)))
+      yield* TestClock.adjust("1 second")
+      const error = yield* Fiber.join(fiber)
+      assert.strictEqual(error.reason._tag, "LaunchFailed")
+      assert.include(error.message, "resumed in vain")
+    }).pipe(Effect.scoped, simulated))
 })
