@@ -8,12 +8,14 @@ import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
 import { CommunicatorImpl } from "../../src/internal/nccl/communicator.ts"
 import { failsWith } from "../support/assertions.ts"
 import { logged, onStub, openStub, pause, until } from "../support/stubDriver.ts"
 import type { StubOptions } from "../support/stubDriver.ts"
 import { StubNccl } from "../support/stubNccl.ts"
+import { OthersYield } from "../support/yielding.ts"
 
 const stub = openStub()
 const nccl = new StubNccl(stub.path)
@@ -402,4 +404,34 @@ describe("new communicators", () => {
       assert.strictEqual(Reflect.get(nccl.records[0]!, "flags"), 1)
       yield* failsWith(CudaNccl.split(communicator, { color: 0 }), "ResourceReleased")
     })))
+})
+
+describe("whatever happens", () => {
+  it.live("nothing is left, at whatever step a fiber yields and is interrupted", () =>
+    Effect.gen(function*() {
+      const self = yield* Effect.withFiber((fiber) => Effect.succeed(fiber.id))
+      for (const questions of [0, 3]) {
+        for (let period = 3; period < 60; period++) {
+          yield* withNccl(Effect.gen(function*() {
+            const stream = yield* CudaStream.make()
+            const buffer = yield* CudaMemory.allocate(64)
+            nccl.questions = questions
+            const program = Effect.scoped(Effect.gen(function*() {
+              const communicator = yield* joinOne()
+              const to = { type: "f32", peer: 1 } as const
+              yield* CudaNccl.run(CudaNccl.allReduce(communicator, { from: buffer, type: "f32" }, stream))
+              yield* CudaNccl.run(CudaNccl.send(communicator, { ...to, from: buffer }, stream))
+              yield* CudaNccl.split(communicator, { color: 1 })
+            }))
+            const fiber = yield* Effect.forkDetach(
+              Effect.provideService(Effect.exit(program), Scheduler.Scheduler, new OthersYield(self, period)),
+              { startImmediately: true }
+            )
+            yield* pause(period % 5)
+            yield* Fiber.interrupt(fiber)
+            assert.strictEqual(yield* liveHandles, 0, `period ${period}`)
+          }))
+        }
+      }
+    }), 60_000)
 })
