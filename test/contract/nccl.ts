@@ -334,6 +334,30 @@ export const ncclContract = (rig: Rig): void =>
         }).pipe(Effect.provide(CudaNccl.layer()))
       ))
 
+    on("send and receive in graphs", () =>
+      cleanly(([zero, one]) =>
+        Effect.gen(function*() {
+          const [a, b] = [yield* bytesFor(Float32Array.of(1, 2), zero), yield* bytesFor(new Float32Array(2), one)]
+          const record = (rank: Rank, collective: CudaNccl.Collective) =>
+            CudaGraph.record(CudaNccl.run(collective)).pipe(
+              Effect.flatMap((graph) =>
+                CudaGraph.instantiate(graph)
+              ),
+              CudaDevice.withDevice(rank.device)
+            )
+          const [sending, receiving] = yield* Effect.all([
+            record(zero, CudaNccl.send(zero.communicator, { from: a, type: "f32", peer: 1 })),
+            record(one, CudaNccl.receive(one.communicator, { to: b, type: "f32", peer: 0 }))
+          ], { concurrency: "unbounded" })
+          for (const value of [3, 4]) {
+            yield* CudaMemory.upload(a, Float32Array.of(value, value), zero.stream)
+            yield* CudaGraph.launch(sending, zero.stream)
+            yield* CudaGraph.launch(receiving, one.stream)
+            yield* holds(b, one, [value, value])
+          }
+        })
+      ))
+
     on("run in communicators that are split and shrunk from others", () =>
       cleanly((ranks) =>
         Effect.gen(function*() {

@@ -64,6 +64,7 @@ export interface Plan {
   readonly operator: NcclOperator
   /** The root, or the peer. */
   readonly other: number
+  readonly stream: CudaStream | undefined
 }
 
 export const running = "CudaNccl.run"
@@ -104,19 +105,29 @@ export const planOf = (given: unknown, index: number): Plan | CudaError => {
   }
   const { ref } = communicator
   if (typeof given.given !== "object" || given.given === null) return no("options", given.given, "options with a type")
-  const { from, op = "sum", to, type, ...named } = given.given
+  const { from, op = "sum", peer, root, to, type } = given.given
   if (!Object.hasOwn(elementTypes, type)) {
     return no("type", type, `one of ${Object.keys(elementTypes).join(", ")}`)
   }
   if (!Object.hasOwn(operatorCodes, op)) return no("op", op, `one of ${Object.keys(operatorCodes).join(", ")}`)
   const { other: name } = shapes[kind]
-  const other = name === undefined ? 0 : named[name]
+  const other = name === undefined ? 0 : name === "root" ? root : peer
   if (!isWhole(other, 0, ref.size - 1)) return no(name!, other, `a rank from 0 to ${ref.size - 1}`)
   const parts = partsOf(kind, ref, from, to, ref.rank === other)
   if (parts instanceof CudaError) return parts
   const count = countOf(kind, ref, type, parts)
   if (count instanceof CudaError) return count
-  return { kind, communicator: ref, ...parts, count, type, operator: op, other }
+  return {
+    kind,
+    communicator: ref,
+    from: parts.from,
+    to: parts.to,
+    count,
+    type,
+    operator: op,
+    other,
+    stream: given.stream
+  }
 }
 
 interface Parts {

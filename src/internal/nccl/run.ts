@@ -2,7 +2,7 @@
  * Issuing collectives: checked, in the order of their streams, and as one group in one turn of the event loop.
  */
 import * as Effect from "effect/Effect"
-import { CudaError, isCudaError } from "../../CudaError.ts"
+import { CudaError } from "../../CudaError.ts"
 import type { CudaStream } from "../../CudaStream.ts"
 import type {
   CaptureRef,
@@ -13,7 +13,7 @@ import type {
   StreamRef
 } from "../../layers/CudaRuntime.ts"
 import { isStream, rangeOf } from "../given.ts"
-import { named, refuseForeign } from "../handles.ts"
+import { named } from "../handles.ts"
 import { namedNode } from "../node.ts"
 import { CurrentAccess } from "../ordered.ts"
 import { onStream } from "../place.ts"
@@ -39,19 +39,29 @@ export const runAll = (collectives: ReadonlyArray<unknown>): Effect.Effect<void,
     const plans: Array<Plan> = []
     for (let index = 0; index < collectives.length; index++) {
       const plan = planOf(collectives[index], index)
-      if (isCudaError(plan)) return plan
+      if (plan instanceof CudaError) return Effect.fail(plan)
       const refused = refusePlan(plan, plans[0])
-      if (refused !== undefined) return refused
+      if (refused !== undefined) return Effect.fail(refused)
       plans.push(plan)
     }
     if (plans.length === 0) return Effect.void
-    const streamOf = (index: number) => (collectives[index] as { readonly stream: CudaStream | undefined }).stream
-    if (plans.length === 1) {
-      return withStream(plans[0]!, streamOf(0), (stream) => issueJobs([{ stream, plans }]))
+    if (plans.length === 1) return withStream(plans[0]!, (stream) => issueJobs([{ stream, plans }]))
+    if (!plans.every(({ stream }) => isStream(stream))) return issueOnCurrent(plans)
+    const streams: Array<StreamRef> = []
+    for (const plan of plans) {
+      const refused = refuseStream(plan, plan.stream!)
+      if (refused !== undefined) return Effect.fail(refused)
+      streams.push(plan.stream!.ref)
     }
-    const streams = Effect.forEach(plans, (plan, index) => withStream(plan, streamOf(index), Effect.succeed))
-    return Effect.flatMap(streams, (streams) => issueJobs(jobsOf(plans, streams)))
+    return issueJobs(jobsOf(plans, streams))
   })
+
+/** Some of the streams are the current ones of the devices. */
+const issueOnCurrent = (plans: ReadonlyArray<Plan>): Effect.Effect<void, CudaError> =>
+  Effect.flatMap(
+    Effect.forEach(plans, (plan) => withStream(plan, Effect.succeed)),
+    (streams) => issueJobs(jobsOf(plans, streams))
+  )
 
 const refusePlan = ({ communicator }: Plan, first: Plan | undefined): CudaError | undefined => {
   if (communicator.state !== "live") return goneError(running, communicator)
@@ -61,29 +71,36 @@ const refusePlan = ({ communicator }: Plan, first: Plan | undefined): CudaError 
 }
 
 const withStream = <A>(
-  { communicator }: Plan,
-  stream: CudaStream | undefined,
+  plan: Plan,
   use: (stream: StreamRef) => Effect.Effect<A, CudaError>
 ): Effect.Effect<A, CudaError> => {
-  const { deviceIndex, runtime } = communicator
-  if (stream !== undefined && isStream(stream) && stream.runtime.identity !== runtime.identity) {
-    return refuseForeign(running, stream)
-  }
-  return onStream(running, runtime, deviceIndex, stream, (ref) => {
-    if (ref.deviceIndex === deviceIndex) return use(ref)
-    const deviceIndices = [deviceIndex, ref.deviceIndex] as const
-    const resources = [String(communicator), String(ref)] as const
-    return new CudaError({ operation: running, reason: { _tag: "DeviceMismatch", resources, deviceIndices } })
-  })
+  const { communicator: { deviceIndex, runtime }, stream } = plan
+  if (stream === undefined || !isStream(stream)) return onStream(running, runtime, deviceIndex, stream, use)
+  const refused = refuseStream(plan, stream)
+  return refused === undefined ? use(stream.ref) : Effect.fail(refused)
 }
 
-const jobsOf = (plans: ReadonlyArray<Plan>, streams: ReadonlyArray<StreamRef>): ReadonlyArray<Job> => {
-  const byStream = new Map<StreamRef, Array<Plan>>()
-  for (const [index, plan] of plans.entries()) {
-    const stream = streams[index]!
-    byStream.set(stream, [...byStream.get(stream) ?? [], plan])
+const refuseStream = ({ communicator }: Plan, { ref, runtime }: CudaStream): CudaError | undefined => {
+  const { deviceIndex } = communicator
+  if (runtime.identity !== communicator.runtime.identity) {
+    return new CudaError({ operation: running, reason: { _tag: "ForeignResource", resource: String(ref) } })
   }
-  return Array.from(byStream, ([stream, plans]) => ({ stream, plans }))
+  if (ref.deviceIndex === deviceIndex) return undefined
+  const deviceIndices = [deviceIndex, ref.deviceIndex] as const
+  const resources = [String(communicator), String(ref)] as const
+  return new CudaError({ operation: running, reason: { _tag: "DeviceMismatch", resources, deviceIndices } })
+}
+
+/** There are few streams. */
+const jobsOf = (plans: ReadonlyArray<Plan>, streams: ReadonlyArray<StreamRef>): ReadonlyArray<Job> => {
+  const jobs: Array<{ readonly stream: StreamRef; readonly plans: Array<Plan> }> = []
+  for (let index = 0; index < plans.length; index++) {
+    const stream = streams[index]!
+    const job = jobs.find((known) => known.stream === stream)
+    if (job === undefined) jobs.push({ stream, plans: [plans[index]!] })
+    else job.plans.push(plans[index]!)
+  }
+  return jobs
 }
 
 /** Whether a plan is issued by a non-blocking communicator, and is on its stream only once that is ready. */
@@ -95,7 +112,10 @@ const handleOf = (plan: Plan): LibraryHandleRef =>
 
 const issueJobs = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> => {
   const [first] = jobs as readonly [Job]
-  for (const { plans, stream } of jobs) for (const { communicator } of plans) communicator.usedOn(stream)
+  for (let index = 0; index < jobs.length; index++) {
+    const { plans, stream } = jobs[index]!
+    for (let at = 0; at < plans.length; at++) plans[at]!.communicator.usedOn(stream)
+  }
   if (jobs.some(mustWait)) return locked(jobs, issueTogether(jobs))
   if (jobs.length > 1) return jobs.some(({ stream }) => stream.isRecording) ? issueTogether(jobs) : enqueueAll(jobs)
   const issued = enqueueNow(first)
@@ -108,13 +128,12 @@ const mustWait = ({ plans }: Job): boolean => plans.some(isPolled)
 const enqueueAll = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> => {
   const { runtime, shared } = jobs[0]!.plans[0]!.communicator
   const { native } = shared
-  const works = jobs.map((job) => ({
-    ...usesOf(job),
-    stream: job.stream,
-    status: shared.library,
-    names: inOneGroup,
-    simulate: simulationOf(job)
-  }))
+  const works = jobs.map((job) => {
+    // A spread copy would take longer than the rest.
+    const { handles, reads, writes } = usesOf(job)
+    const { stream } = job
+    return { reads, writes, handles, stream, status: shared.library, names: inOneGroup, simulate: simulationOf(job) }
+  })
   if (native === undefined) return runtime.memoryEnqueueAll(works, () => {})
   const calls = (streams: ReadonlyArray<number>) => {
     let status = groupStart(native)
@@ -135,7 +154,8 @@ const enqueueNow = (job: Job): Effect.Effect<void, CudaError> => {
   const [{ communicator: { runtime, shared }, kind }] = plans as readonly [Plan]
   const { native } = shared
   const names = { operation: running, call: plans.length === 1 ? functionNames[kind] : "ncclGroupEnd" }
-  const work = { ...usesOf(job), status: shared.library, names, simulate: simulationOf(job) }
+  const { handles, reads, writes } = usesOf(job)
+  const work = { reads, writes, handles, status: shared.library, names, simulate: simulationOf(job) }
   if (native === undefined) return runtime.memoryEnqueue(work, () => {}, stream)
   return explained(native, runtime.memoryEnqueue(work, (handle) => callAll(native, plans, handle), stream))
 }

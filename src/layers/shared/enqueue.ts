@@ -63,6 +63,40 @@ const enqueueAll = (core: Core, works: ReadonlyArray<PlacedCall>, call: CallOnAl
     if (refused !== undefined) return refused
   }
   const streams = works.map(({ stream }) => ownStream(stream))
+  if (core.backend.captures.simulate === undefined && works.every(areUnordered)) {
+    return enqueueUnordered(core, names, works, call, streams)
+  }
+  return enqueueAllInOrder(core, names, works, call, streams)
+}
+
+const areUnordered = ({ handles = [], reads = none, writes = none }: PlacedCall): boolean =>
+  !areOrdered(reads) && !areOrdered(writes) && handlesOf(handles).every(({ ordering }) => ordering === undefined)
+
+const enqueueUnordered = (
+  core: Core,
+  names: CallNames,
+  works: ReadonlyArray<PlacedCall>,
+  call: CallOnAll,
+  streams: ReadonlyArray<StreamResource>
+): Effect.Effect<void, CudaError> => {
+  for (let index = 0; index < works.length; index++) {
+    const { handles, reads = none, writes = none } = works[index]!
+    const stream = streams[index]!
+    for (const handle of handlesOf(handles)) handle.usedOn(stream)
+    const used = use(reads, stream) || use(writes, stream)
+    if (used !== success) return core.fail(names.begin, used, stream)
+  }
+  const onAll = () => call(streams.map(({ handle }) => handle))
+  return callNative(core, names, works[0]!, onAll, streams[0]!, streams[0]!.handle) ?? Effect.void
+}
+
+const enqueueAllInOrder = (
+  core: Core,
+  names: CallNames,
+  works: ReadonlyArray<PlacedCall>,
+  call: CallOnAll,
+  streams: ReadonlyArray<StreamResource>
+): Effect.Effect<void, CudaError> => {
   const { simulate } = core.backend.captures
   let failed: Refusal
   const enter = (index: number): number => {
@@ -70,7 +104,7 @@ const enqueueAll = (core: Core, works: ReadonlyArray<PlacedCall>, call: CallOnAl
     if (work === undefined) {
       if (simulate !== undefined) return success
       const onAll = () => call(streams.map(({ handle }) => handle))
-      failed = callNative(core, names, first, onAll, streams[0]!, streams[0]!.handle)
+      failed = callNative(core, names, works[0]!, onAll, streams[0]!, streams[0]!.handle)
       return success
     }
     const { reads = none, writes = none } = work
@@ -126,7 +160,8 @@ const enqueueWithHandles = (
     }
   }
   for (const handle of handles) handle.usedOn(stream)
-  return enqueueCall(core, names, { ...work, handles }, call, stream)
+  const { names: named, reads, simulate, status, writes } = work
+  return enqueueCall(core, names, { reads, writes, status, simulate, names: named, handles }, call, stream)
 }
 
 const operation = "CudaMemory.enqueue"
