@@ -98,6 +98,7 @@ const reasons = {
     advice: string,
     isRetryable: boolean
   }),
+  TimedOut: tagged("TimedOut", { resource: string, milliseconds: number, advice: string }),
   FileUnreadable: tagged("FileUnreadable", { path: string, code: string, problem: string })
 } satisfies { readonly [Tag in OtherTag]: Schema.Schema<Extract<CudaErrorReason, { readonly _tag: Tag }>> }
 

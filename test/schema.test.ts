@@ -84,6 +84,7 @@ const reasons: ReadonlyArray<CudaErrorReason> = [
     advice: "",
     isRetryable: true
   },
+  { _tag: "TimedOut", resource: "the other ranks", milliseconds: 300, advice: "Look for a rank that failed." },
   { _tag: "FileUnreadable", path: "/x", code: "ENOENT", problem: "no such file" }
 ]
 

@@ -22,7 +22,7 @@ import { abandonCapture, beginCapture, Capture, endCapture, refuseSimulate } fro
 import type { CapturedCall, CaptureNames } from "./captures.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
-import { fromReason, refuseArgument, refuseReach, refuseResource } from "./failures.ts"
+import { fromReason, refuseArgument, refuseDevices, refuseReach, refuseResource } from "./failures.ts"
 import { reasonOf } from "./libraryFailures.ts"
 import { LibraryResource } from "./libraryFunctions.ts"
 import { operation as driverCall } from "./operation.ts"
