@@ -2,34 +2,23 @@
  * One run of a program on a fresh runtime, with a fault, and what it shows.
  */
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
-import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
-import * as Scope from "effect/Scope"
 import type { StatusTag } from "../../cuda/status.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { Fault, Note, Problem, Run, SingleFault, Step } from "../CudaFaults.ts"
-import { CudaRuntime } from "../CudaRuntime.ts"
 import type { LiveResources } from "../CudaRuntime.ts"
+import { runFresh } from "./fresh.ts"
+import type { Fresh, Provided } from "./fresh.ts"
 import { kindOf } from "./plan.ts"
 import { Probe } from "./Probe.ts"
 import type { RunTime } from "./VirtualTime.ts"
 
 /** What all runs of an exploration have in common. */
-export interface Setting<A, E, R, ROut, ELayer, RIn> {
-  readonly program: Effect.Effect<A, E, R>
-  readonly runtime: Layer.Layer<CudaRuntime | ROut, ELayer, RIn>
+export interface Setting<A, E, R, ROut, ELayer, RIn> extends Fresh<A, E, R, ROut, ELayer, RIn> {
   readonly time: Effect.Effect<RunTime>
-  readonly deadline: Duration.Duration
   readonly mayFail: (failure: E, fault: Fault | undefined) => boolean
 }
-
-/** What a program still needs on a runtime, with a scope of its own. */
-export type Provided<R, ROut> = Exclude<Exclude<R, Scope.Scope>, CudaRuntime | ROut>
 
 /** The result of a run, and the calls of its program. */
 export interface Ran<E> {
@@ -45,70 +34,37 @@ export const runOnce = <A, E, R, ROut, ELayer, RIn>(
   fault: Fault | undefined,
   undisturbedCalls?: number
 ): Effect.Effect<Ran<E>, ELayer, RIn | Provided<R, ROut>> =>
-  Effect.uninterruptible(Effect.gen(function*() {
+  Effect.gen(function*() {
     const time = yield* setting.time
-    const log: Array<string> = []
-    const fork = forkIn(time, log)
     const probe = new Probe(fault, undisturbedCalls)
     const found: Found<E> = { problems: [], notes: [] }
-    const run = (exit?: Exit.Exit<A, E>): Run<E> => ({ fault, exit: exit && Exit.asVoid(exit), ...found, log })
-
-    /** Waits for a fiber. If it does not end in time, that is a problem of a phase. */
-    const ended = Effect.fnUntraced(function*<A, E>(fiber: Fiber.Fiber<A, E>, phase: Phase) {
-      yield* time.drive(() => fiber.pollUnsafe() !== undefined, setting.deadline)
-      const exit = fiber.pollUnsafe()
-      if (exit === undefined) found.problems.push({ _tag: "Hung", phase })
-      return exit
+    let before: LiveResources | undefined
+    const { exit, hung, log } = yield* runFresh(setting, time, {
+      before: (runtime) =>
+        Effect.map(runtime.liveResources, (live) => {
+          before = live
+          return probe.wrap(runtime)
+        }),
+      started: (interrupt) => {
+        probe.interrupt = interrupt
+      },
+      after: (runtime, exit) =>
+        Effect.map(runtime.liveResources, (after) => {
+          if (exit === undefined || before === undefined) return
+          findLeaks({ ...before, streams: before.streams + probe.pooledStreams }, after, found)
+        })
     })
-
-    const scope = yield* Scope.make()
-    const close = Effect.flatMap(fork(Scope.close(scope, Exit.void)), (fiber) => ended(fiber, "runtime"))
-    const build = Layer.buildWithMemoMap(setting.runtime, Layer.makeMemoMapUnsafe(), scope)
-    const built = yield* ended(yield* fork(build), "runtime")
-    if (built === undefined) return { run: run(), steps: [], stepsAfter: [] }
-    if (Exit.isFailure(built)) return yield* Effect.andThen(close, Effect.failCause(built.cause))
-
-    const runtime = Context.get(built.value, CudaRuntime)
-    const before = yield* runtime.liveResources
-    const services = Context.add(built.value, CudaRuntime, probe.wrap(runtime))
-    const program = yield* fork(Effect.provideContext(Effect.scoped(setting.program), services))
-    probe.interrupt = () => program.interruptUnsafe()
-    const exit = (yield* ended(program, "program")) ?? (yield* ended(interrupted(program), "interruption"))
-    if (exit !== undefined) {
-      findLeaks({ ...before, streams: before.streams + probe.pooledStreams }, yield* runtime.liveResources, found)
-    }
-    yield* close
+    found.problems.unshift(...hung.map((phase) => ({ _tag: "Hung", phase }) as const))
     if (probe.isRestless && exit !== undefined) found.problems.push({ _tag: "Hung", phase: "program" })
     found.problems.push(...probe.problems)
     if (exit !== undefined) judge(setting, probe, fault, exit, found)
-    return { run: run(exit), steps: probe.steps, stepsAfter: probe.stepsAfter }
-  }))
-
-type Phase = Extract<Problem<never>, { readonly _tag: "Hung" }>["phase"]
+    const run = { fault, exit: exit && Exit.asVoid(exit), ...found, log }
+    return { run, steps: probe.steps, stepsAfter: probe.stepsAfter }
+  })
 
 interface Found<E> {
   readonly problems: Array<Problem<E>>
   readonly notes: Array<Note<E>>
-}
-
-const interrupted = <A, E>(fiber: Fiber.Fiber<A, E>): Fiber.Fiber<A, E> => {
-  fiber.interruptUnsafe()
-  return fiber
-}
-
-/** Starts fibers in the time of a run. Its log is kept instead of printed. */
-const forkIn = (time: RunTime, log: Array<string>) => {
-  const logger = Logger.make(({ logLevel, message }) => {
-    log.push(`${logLevel} ${[message].flat().map(String).join(" ")}`)
-  })
-  const context = Context.add(time.context, Logger.CurrentLoggers, new Set([logger]))
-  return <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<Fiber.Fiber<A, E>, never, R> =>
-    // A run does not share the layers of its surroundings, nor those of other runs.
-    effect.pipe(
-      Effect.provideService(Layer.CurrentMemoMap, Layer.makeMemoMapUnsafe()),
-      Effect.provideContext(context),
-      Effect.forkDetach
-    )
 }
 
 const findLeaks = <E>(before: LiveResources, after: LiveResources, { problems }: Found<E>): void => {
