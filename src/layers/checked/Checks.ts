@@ -433,13 +433,13 @@ const conflictIn = (
  * Whether an earlier use comes before a later one. Work that began earlier may also come before it, in part: then it counts as ordered if
  * any point since the beginning does.
  */
-const isOrdered = (earlier: Access, timeline: Timeline, known: Known, since: number | undefined): boolean => {
+export const isOrdered = (earlier: Access, timeline: Timeline, known: Known, since: number | undefined): boolean => {
   if (earlier.work.isVoid || isBefore(earlier, timeline, known)) return true
   if (since === undefined) return false
   return timeline.done >= since || epochIn(earlier.known, timeline.index) >= since
 }
 
-const overlaps = (one: Use, other: Use): boolean => {
+export const overlaps = (one: Use, other: Use): boolean => {
   if (one.memory.kind !== other.memory.kind) return false
   const from = one.memory.address + one.offset
   const otherFrom = other.memory.address + other.offset

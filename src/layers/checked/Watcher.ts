@@ -19,6 +19,7 @@ import { HostMemory } from "./HostMemory.ts"
 import { accessesOf, describeBytes, leftover } from "./reports.ts"
 import type { Race, Report, UsedAfterRelease } from "./reports.ts"
 import type { Known, Timeline } from "./timelines.ts"
+import type { Tracer } from "./Tracer.ts"
 import { Turns } from "./Turns.ts"
 import { readLaunch } from "./uses.ts"
 import type { Collected, RawUse } from "./uses.ts"
@@ -47,6 +48,7 @@ export interface WatchOptions {
   readonly hostWrites: number | undefined
   readonly ignore: ((report: Report) => boolean) | undefined
   readonly onReport: ((report: Report) => void) | undefined
+  readonly tracer?: Tracer | undefined
 }
 
 /** What could not be known, and counts as ordered. */
@@ -80,6 +82,8 @@ export class Watcher {
   readonly options: WatchOptions
   /** The memory of the host that work reads, if writes by the host are looked for. */
   readonly host: HostMemory | undefined
+  /** Who follows all work, if anybody does. */
+  readonly tracer: Tracer | undefined
   readonly unknown: Unknowns
   readonly reports: Array<Report> = []
   /** The line of the call that is being evaluated, with `stacks`. */
@@ -94,6 +98,7 @@ export class Watcher {
     const host = options.hostWrites === undefined ? undefined : new HostMemory(options.hostWrites)
     this.options = options
     this.host = host
+    this.tracer = options.tracer
     this.unknown = {
       rawAddresses: 0,
       foreignEvents: 0,
@@ -112,9 +117,13 @@ export class Watcher {
     return this.line ?? Fiber.getCurrent()?.cache.stackFrame
   }
 
-  /** The timeline of a stream on which an operation may repeat an earlier one. See `Checks.repeated`. */
+  /**
+   * The timeline of a stream on which an operation may repeat an earlier one. See `Checks.repeated`. Who follows all work sees each operation
+   * by itself.
+   */
   repeating(stream: StreamRef): Timeline | undefined {
-    return (isUsed && this.isUnchecked) || !this.checks.canRepeat ? undefined : this.checks.knownTimeline(stream)
+    if (this.tracer !== undefined || (isUsed && this.isUnchecked) || !this.checks.canRepeat) return undefined
+    return this.checks.knownTimeline(stream)
   }
 
   get isUnchecked(): boolean {
@@ -139,13 +148,8 @@ export class Watcher {
     this.host?.before(uses)
     const reports = checks.find(timeline, known, work)
     return reports.length === 0
-      ? this.#run(timeline, work, known, uses, inner, next)
-      : this.meet(
-        operation,
-        stream.deviceIndex,
-        reports,
-        Effect.suspend(() => this.#run(timeline, work, known, uses, inner, next))
-      )
+      ? this.#run(stream, timeline, work, known, uses, inner, next)
+      : this.#runAfter(reports, stream, timeline, work, known, uses, inner, next)
   }
 
   enqueueCollected(
@@ -197,8 +201,10 @@ export class Watcher {
     this.freed.giveOut(memory)
   }
 
-  /** Runs an operation, and notes its uses unless it fails. */
-  #run<A>(
+  /** Reports what is wrong with work, then enqueues it, unless that fails. */
+  #runAfter<A>(
+    reports: ReadonlyArray<Report>,
+    stream: StreamRef,
     timeline: Timeline,
     work: Work,
     known: Known,
@@ -206,12 +212,31 @@ export class Watcher {
     inner: Run<A>,
     next: (() => void) | undefined
   ): Run<A> {
+    const goOn = Effect.suspend(() => this.#run(stream, timeline, work, known, uses, inner, next))
+    return this.meet(work.operation, stream.deviceIndex, reports, goOn)
+  }
+
+  /** Runs an operation, and notes its uses unless it fails. */
+  #run<A>(
+    stream: StreamRef,
+    timeline: Timeline,
+    work: Work,
+    known: Known,
+    uses: ReadonlyArray<Use>,
+    inner: Run<A>,
+    next: (() => void) | undefined
+  ): Run<A> {
+    const { tracer } = this
+    tracer?.begin(work, stream)
     const result = evaluate(inner)
-    if (Exit.isExit(result) && Exit.isFailure(result)) return result
+    const isOver = Exit.isExit(result)
+    if (isOver) tracer?.end(work, stream)
+    if (isOver && Exit.isFailure(result)) return result
     this.checks.commit(timeline, known, work)
     this.host?.enqueued(timeline, timeline.epoch, known, work, uses)
+    tracer?.committed(work, timeline, known, undefined)
     next?.()
-    return Exit.isExit(result) ? result : voidIfFailed(work, result)
+    return isOver ? result : endsLater(work, result, tracer, stream)
   }
 
   /** Reports the writes by the host that were found since the last time. */
@@ -269,6 +294,7 @@ export class Watcher {
   look({ byteLength, memory, offset }: MemoryRange, operation: string): void {
     if (!this.options.hostAccess || memory.state !== "live" || this.isUnchecked) return
     const use: Use = { memory, offset, byteLength, kind: "reads", argument: undefined }
+    this.tracer?.looks(use, operation, this.where)
     const found = this.checks.findHost(use)
     if (found === undefined) return
     if (!found.isCertain) {
@@ -301,10 +327,11 @@ export class Watcher {
 }
 
 /** The operation may have enqueued its work by now, or do so later. */
-const voidIfFailed = <A>(work: Work, inner: Run<A>): Run<A> =>
-  Effect.onError(inner, () =>
+const endsLater = <A>(work: Work, inner: Run<A>, tracer: Tracer | undefined, stream: StreamRef): Run<A> =>
+  Effect.onExit(inner, (exit) =>
     Effect.sync(() => {
-      work.isVoid = true
+      tracer?.end(work, stream)
+      if (Exit.isFailure(exit)) work.isVoid = true
     }))
 
 const isAboutMemory = (report: Report): report is Race | UsedAfterRelease =>

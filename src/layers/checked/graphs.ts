@@ -20,11 +20,20 @@ interface NodeUse {
   readonly writes: boolean
 }
 
+/** Two nodes that use the same bytes, with no path of edges between them. */
+export interface NodeRace {
+  readonly first: GraphNodeRef
+  readonly second: GraphNodeRef
+  readonly race: Race
+}
+
 /** Finds uses of the same bytes by nodes with no path of edges between them. */
-export const racesIn = ({ nodes }: GraphRef): ReadonlyArray<Race> => {
+export const racesIn = (graph: GraphRef): ReadonlyArray<Race> => nodeRacesIn(graph).map(({ race }) => race)
+
+export const nodeRacesIn = ({ nodes }: GraphRef): ReadonlyArray<NodeRace> => {
   const order = new NodeOrder(nodes)
   const memories = new Map<AnyMemoryResource | "host" | "device", Pieces<NodeUse>>()
-  const races: Array<Race> = []
+  const races: Array<NodeRace> = []
   for (const node of nodes) {
     for (const use of usesOf(node)) {
       const memory = ownMemory(use.range.memory)
@@ -34,7 +43,9 @@ export const racesIn = ({ nodes }: GraphRef): ReadonlyArray<Race> => {
       memories.set(key, pieces)
       const from = use.range.offset + (memory.slot === undefined ? memory.address : 0)
       const earlier = findConflict(order, pieces, use, from)
-      if (earlier !== undefined) races.push(explain(earlier, use))
+      if (earlier !== undefined) {
+        races.push({ first: earlier.node, second: node, race: explain(earlier, use) })
+      }
       note(pieces, use, from)
     }
   }

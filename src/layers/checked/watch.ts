@@ -302,6 +302,7 @@ const watchedAccesses = (watcher: Watcher, inner: CudaRuntimeService): Watched =
     })
     watcher.host?.begin(work)
     open.set(key, work)
+    watcher.tracer?.opened(work, stream)
   }
   const end = (key: MemoryAccess) => {
     const run = evaluate(inner.memoryEnd(key))
@@ -340,7 +341,7 @@ const wholeUse = ({ byteLength, memory, offset }: MemoryRange): Use => ({
 const endOpen = (
   watcher: Watcher,
   open: OpenWork,
-  { deviceIndex }: StreamRef,
+  stream: StreamRef,
   run: Effect.Effect<void, CudaError>
 ): Effect.Effect<void, CudaError> => {
   const { checks } = watcher
@@ -348,7 +349,9 @@ const endOpen = (
   const known = checks.knownBy(timeline, open)
   const reports = checks.find(timeline, known, open, since)
   checks.end(open)
+  watcher.tracer?.closing(open, stream)
   checks.commit(timeline, known, open, since)
   watcher.host?.end(open, timeline.epoch, known)
-  return reports.length === 0 ? run : watcher.meet(open.operation, deviceIndex, reports, run, true)
+  watcher.tracer?.committed(open, timeline, known, since)
+  return reports.length === 0 ? run : watcher.meet(open.operation, stream.deviceIndex, reports, run, true)
 }

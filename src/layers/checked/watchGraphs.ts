@@ -92,6 +92,7 @@ const launchOn = <A>(
   const handles = graph?.handles.filter(({ ordering }) => ordering !== undefined) ?? []
   watcher.handles.wait(timeline, handles)
   const noted = () => {
+    watcher.tracer?.launched(exec.graph)
     const point = timelines.pointOf(timeline)
     state.launches[state.next] = point
     state.next = (state.next + 1) % exec.instances

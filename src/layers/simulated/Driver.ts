@@ -6,7 +6,7 @@ import type * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
-import { statuses, success } from "../../cuda/status.ts"
+import { notReady, statuses, success } from "../../cuda/status.ts"
 import type { Explanation } from "../shared/Backend.ts"
 import type { Owner } from "../shared/resources.ts"
 import type { Cancel, DriverFailure, OnDone } from "../shared/waits.ts"
@@ -57,6 +57,12 @@ export class SimulatedDriver {
     this.call = call
     this.#world.world.advance(this.#world.now())
     return device.lost
+  }
+
+  /** The answer to a query of unfinished work. */
+  notReady(): number {
+    this.#world.world.polled()
+    return notReady
   }
 
   device(ordinal: number): Device {

@@ -1,7 +1,7 @@
 /**
  * Markers on simulated streams.
  */
-import { notReady, success } from "../../cuda/status.ts"
+import { success } from "../../cuda/status.ts"
 import type { Marker, MarkerBackend } from "../shared/accesses.ts"
 import type { StreamResource } from "../shared/resources.ts"
 import type { Cancel, OnDone } from "../shared/waits.ts"
@@ -45,7 +45,7 @@ export class SimulatedMarkers implements MarkerBackend {
     const record = recordOf(marker)
     const status = this.#driver.begin("cuEventQuery", record.device)
     if (status !== success) return status
-    return record.done ? success : notReady
+    return record.done ? success : this.#driver.notReady()
   }
 
   /** Records need no release. */

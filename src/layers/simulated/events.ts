@@ -55,7 +55,7 @@ export class SimulatedEvents implements EventBackend {
     if (status !== success) return status
     const record = simulatedEvent(event).part.current
     if (record === undefined || record.done) return success
-    return record.device.lost === 0 ? notReady : record.device.lost
+    return record.device.lost === 0 ? this.#driver.notReady() : record.device.lost
   }
 
   elapsedTime(start: EventResource, end: EventResource): number {

@@ -26,6 +26,7 @@ import type { SimulatedKernels } from "./kernels.ts"
 import { enqueueBranches, enqueueCondition, hold, planBranches } from "./model/branches.ts"
 import type { BranchPlan, Enqueue } from "./model/branches.ts"
 import type { EventRecord } from "./model/parts.ts"
+import type { Schedule } from "./model/schedule.ts"
 import type { Storage } from "./model/Storage.ts"
 import { engineOf } from "./partitions.ts"
 import { memoryPart, simulatedEvent, streamPart } from "./resources.ts"
@@ -146,7 +147,9 @@ export class SimulatedGraphs implements GraphBackend {
     if (typeof works === "number") return works
     const { model } = this.#driver
     hold(model, part, simulated.end)
-    simulated.end = enqueueBranches(model, part, simulated.plan, works)
+    const { schedule } = model.world
+    const named = schedule === undefined ? works : namedWorks(schedule, outermost(simulated.graph), works)
+    simulated.end = enqueueBranches(model, part, simulated.plan, named)
     return success
   }
 
@@ -283,6 +286,18 @@ export class SimulatedGraphs implements GraphBackend {
 }
 
 const nothing: Enqueue = () => {}
+
+/** Tells a schedule which node the work is of. */
+const namedWorks = (
+  schedule: Schedule,
+  nodes: ReadonlyArray<GraphNode>,
+  works: ReadonlyArray<Enqueue>
+): ReadonlyArray<Enqueue> =>
+  works.map((work, index) => (stream) => {
+    schedule.node = nodes[index]!.index
+    work(stream)
+    schedule.node = undefined
+  })
 
 /** The index of the body that runs for a value; there may be no such body. */
 const bodyFor = (condition: GraphCondition, value: number): number => {

@@ -1,7 +1,7 @@
 /**
  * Streams of simulated devices.
  */
-import { notReady, statuses, success } from "../../cuda/status.ts"
+import { statuses, success } from "../../cuda/status.ts"
 import type { EventResource, PartitionResource, StreamResource } from "../shared/resources.ts"
 import type { StreamBackend } from "../shared/streams.ts"
 import type { Cancel, OnDone } from "../shared/waits.ts"
@@ -61,7 +61,7 @@ export class SimulatedStreams implements StreamBackend {
     const part = streamPart(stream)
     const status = this.#driver.begin("cuStreamQuery", part.device)
     if (status !== success) return status
-    return part.busy ? notReady : success
+    return part.busy ? this.#driver.notReady() : success
   }
 
   waitEvent(stream: StreamResource, event: EventResource): number {

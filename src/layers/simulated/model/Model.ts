@@ -313,7 +313,7 @@ export class Model implements WatcherHome {
 
   /** Ends the waits that can never finish: those pending while no running operation will end. */
   decideHopeless(): void {
-    if (this.waiting.size === 0 || this.world.nextTime() !== Infinity) return
+    if (this.waiting.size === 0 || this.world.nextTime() !== Infinity || this.world.isHolding) return
     for (const watcher of this.waiting) decide(watcher, neverFinishes)
   }
 

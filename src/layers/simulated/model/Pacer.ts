@@ -67,7 +67,7 @@ export class Pacer {
     const { decided, waiting, world } = this.#model
     if (decided.length > 0) return world.now
     if (waiting.size === 0) return Infinity
-    const next = world.nextTime()
+    const next = Math.min(world.nextTime(), world.letGoTime)
     return next === Infinity ? world.now : next
   }
 
@@ -84,6 +84,7 @@ export class Pacer {
     const now = this.#world.now()
     this.#firing = true
     this.#model.world.advance(now < due && due - now <= tolerance ? due : now)
+    this.#model.world.letGoDue()
     this.#model.decideHopeless()
     this.#model.tell(this.#because)
     this.#firing = false

@@ -11,6 +11,8 @@ export class Storage {
   byteLength: number
   /** The pool it was allocated from; undefined for host memory and for global variables. */
   readonly pool: Pool | undefined
+  /** Called with the last contents before they are dropped. */
+  atEnd: ((bytes: Uint8Array | undefined) => void) | undefined
   #bytes: Uint8Array<ArrayBuffer> | undefined
   #wasGivenAway = false
 
@@ -64,7 +66,13 @@ export class Storage {
   }
 
   drop(): void {
+    this.atEnd?.(this.#isGone ? undefined : this.contents)
     this.#bytes = undefined
+  }
+
+  /** The bytes; undefined if nothing has used them. */
+  get contents(): Uint8Array | undefined {
+    return this.#bytes
   }
 }
 
@@ -78,6 +86,9 @@ export class ArrayStorage extends Storage {
   }
   override touch(): Uint8Array<ArrayBuffer> {
     return this.isGivenAway ? super.touch() : this.#array
+  }
+  override get contents(): Uint8Array | undefined {
+    return this.isGivenAway ? super.contents : this.#array
   }
   override get isGivenAway(): boolean {
     return this.#array.byteLength === 0

@@ -8,9 +8,19 @@
 import { Heap } from "./Heap.ts"
 import { EventRecord, Fault, Group, Operation, Watcher } from "./parts.ts"
 import type { Device, Engine, Stream, TimelineEntry, WatcherHome } from "./parts.ts"
+import type { Schedule } from "./schedule.ts"
 
 /** `LaunchFailed`, the status of work whose code threw. */
 const launchFailed = 719
+
+/** `LaunchTimeout`, the status of work that a schedule ends because it goes on and on. */
+const launchTimeout = 702
+
+/** As many queries of unfinished work as nobody makes who does not wait for held work. */
+const mostPolls = 64
+
+/** How much longer than usual held work waits while other work runs. */
+const longer = 100
 
 export class World {
   /** Nanoseconds since the world began. */
@@ -22,6 +32,14 @@ export class World {
   #dirty: Array<Engine> = []
   #sequence = 0
   #stepping = false
+  /** Holds work back, if there is one. */
+  schedule: Schedule | undefined
+  /** Streams whose first operation is held, and since when. */
+  readonly #held = new Map<Stream, number>()
+  readonly #heldStreams = new Set<Stream>()
+  /** When work last ended or was held. */
+  #lastChange = 0
+  #polls = 0
 
   /** Advances time, and handles everything that happens until then. */
   advance(to: number): void {
@@ -50,6 +68,7 @@ export class World {
     operation.sequence = this.#sequence++
     this.pending++
     if (!stream.nonBlocking) join(operation)
+    if (operation.engine !== undefined) this.schedule?.enqueued(operation)
     if (stream.tail === undefined) {
       stream.head = stream.tail = operation
       this.#goOn.push(stream)
@@ -116,6 +135,8 @@ export class World {
       this.pending--
     }
     stream.head = stream.tail = undefined
+    this.#held.delete(stream)
+    this.#heldStreams.delete(stream)
   }
 
   /** Handles the current moment until nothing more happens in it. */
@@ -148,6 +169,10 @@ export class World {
       if (operation.state === "running") return
       if (operation.state === "queued" && this.#mustWait(operation)) return
       if (operation.engine !== undefined) {
+        if (this.schedule?.isHeld(operation) === true) {
+          this.#hold(stream)
+          return
+        }
         this.#submit(operation, operation.engine)
         return
       }
@@ -219,20 +244,100 @@ export class World {
       this.#dirty.push(engine)
     }
     const { device } = operation.stream
+    this.schedule?.acting(operation)
     const fault = run(operation)
     if (device.lost !== 0 || (fault === 0 && operation.heldFor !== undefined)) return
+    this.#conclude(operation, fault || this.#noteEnd(operation))
+  }
+
+  #conclude(operation: Operation, fault: number): void {
+    const { stream } = operation
     this.#complete(operation)
-    if (fault === 0) this.#goOn.push(operation.stream)
-    else this.lose(device, fault)
+    if (fault === 0) this.#goOn.push(stream)
+    else this.lose(stream.device, fault)
   }
 
   /** Ends an operation that goes on after its time. */
   end(operation: Operation): void {
     if (operation.heldFor === undefined || operation.state === "dropped") return
     operation.heldFor = undefined
-    this.#complete(operation)
-    this.#goOn.push(operation.stream)
+    this.#conclude(operation, this.#noteEnd(operation))
     this.#step()
+  }
+
+  /** Tells the schedule that work has ended. Returns the fault that ends work that goes on and on. */
+  #noteEnd(operation: Operation): number {
+    const { schedule } = this
+    if (schedule === undefined) return 0
+    schedule.ended(operation)
+    this.#lastChange = this.now
+    this.#polls = 0
+    this.#reconsider()
+    return schedule.isRestless ? launchTimeout : 0
+  }
+
+  #hold(stream: Stream): void {
+    if (this.#held.has(stream)) return
+    this.#held.set(stream, this.now)
+    this.#heldStreams.add(stream)
+    this.#lastChange = this.now
+  }
+
+  /** Drives the streams whose first operation is held no longer. */
+  #reconsider(): void {
+    for (const stream of this.#heldStreams) {
+      if (stream.head !== undefined && this.schedule?.isHeld(stream.head) === true) continue
+      this.#held.delete(stream)
+      this.#heldStreams.delete(stream)
+      this.#goOn.push(stream)
+    }
+  }
+
+  /** Whether work is held back. */
+  get isHolding(): boolean {
+    return this.#heldStreams.size > 0
+  }
+
+  /** When held work starts after all, if the host waits until then. */
+  get letGoTime(): number {
+    if (this.schedule === undefined || !this.isHolding) return Infinity
+    const { patience } = this.schedule
+    if (this.nextTime() === Infinity) return this.#lastChange + patience
+    return Math.min(...this.#held.values()) + longer * patience
+  }
+
+  /** Lets the held work go that the host has waited for long enough. */
+  letGoDue(): void {
+    while (this.letGoTime <= this.now) this.#letGo()
+  }
+
+  #letGo(): void {
+    this.schedule?.letGo(this.#heldStreams)
+    this.#lastChange = this.now
+    this.#polls = 0
+    this.reconsider()
+  }
+
+  /** Starts held work whose time has come outside a step. */
+  reconsider(): void {
+    this.#reconsider()
+    this.#step()
+  }
+
+  /** Notes a query of unfinished work. Who queries again and again waits, so held work must start at some time. */
+  polled(): void {
+    if (!this.isHolding || ++this.#polls < mostPolls) return
+    this.#letGo()
+  }
+
+  /** Runs work ahead of the clock until a condition holds, or until there is none: the device is faster than the host. */
+  runUntil(isOver: () => boolean): void {
+    while (!this.#stepping && !isOver()) {
+      const next = this.nextTime()
+      if (next !== Infinity) this.advance(next)
+      else if (this.isHolding) this.#letGo()
+      else return
+    }
   }
 
   #complete(operation: Operation): void {

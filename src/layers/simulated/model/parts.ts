@@ -45,6 +45,8 @@ export class Operation {
   readonly fault: number
   /** True for the runtime's bookkeeping, which the timeline omits. */
   readonly internal: boolean
+  /** What a schedule calls it. */
+  key = ""
   next: Operation | undefined
   group: Group | undefined
   /** The preceding group in the order around the legacy default stream, which must complete first. */
