@@ -13,10 +13,21 @@ import type { GraphRef, StreamRef } from "../../CudaRuntime.ts"
 import type { Director, WorkUnit } from "./Director.ts"
 
 /** Two works that may run in either order, by the names of the director. `first` was enqueued first. */
-export interface Pair {
+export class Pair {
   readonly first: string
   readonly second: string
-  readonly race: Race
+  readonly #explain: () => Race
+  #race: Race | undefined
+  constructor(first: string, second: string, explain: () => Race) {
+    this.first = first
+    this.second = second
+    this.#explain = explain
+  }
+
+  /** The report. Finding out the lines of the program takes much longer than a run, so it is made only if somebody asks for it. */
+  get race(): Race {
+    return this.#race ??= this.#explain()
+  }
 }
 
 /** Work that the host has not waited for. */
@@ -95,7 +106,7 @@ export class Follower implements Tracer {
     const look = this.#director.look(operation)
     if (!covers(writes.map(({ write }) => write), use)) return
     for (const { active, write } of writes) {
-      this.#addAll(active.names, [look], explainHost(accessOf(active, write), use, operation, where))
+      this.#addAll(active.names, [look], () => explainHost(accessOf(active, write), use, operation, where))
     }
   }
 
@@ -103,7 +114,7 @@ export class Follower implements Tracer {
     const races = this.#racesOf(graph)
     for (const name of this.#last) {
       for (const { first, race, second } of races) {
-        this.#addAll([`${name}/n${first.index}`], [`${name}/n${second.index}`], race)
+        this.#addAll([`${name}/n${first.index}`], [`${name}/n${second.index}`], () => race)
       }
     }
   }
@@ -119,10 +130,10 @@ export class Follower implements Tracer {
     return races
   }
 
-  #addAll(firsts: ReadonlyArray<string>, seconds: ReadonlyArray<string>, race: Race): void {
+  #addAll(firsts: ReadonlyArray<string>, seconds: ReadonlyArray<string>, explain: () => Race): void {
     for (const first of firsts) {
       for (const second of seconds) {
-        if (this.pairs.length < mostPairs) this.pairs.push({ first, second, race })
+        if (this.pairs.length < mostPairs) this.pairs.push(new Pair(first, second, explain))
         else this.dropped++
       }
     }
@@ -140,14 +151,15 @@ const accessOf = ({ epoch, known, timeline, work }: Active, use: Use): Access =>
 
 const pointOf = (active: Active): Access => accessOf(active, active.work.uses[0]!)
 
-const raceBetween = (earlier: Active, work: Work, timeline: Timeline, known: Known): Race | undefined => {
+const raceBetween = (earlier: Active, work: Work, timeline: Timeline, known: Known): (() => Race) | undefined => {
   for (const use of work.uses) {
     const other = earlier.work.uses.find((other) =>
       (other.kind !== "reads" || use.kind !== "reads") && overlaps(other, use)
     )
     if (other === undefined) continue
     const from = other.memory.address + other.offset
-    return explainRace(accessOf(earlier, other), { timeline, known, work, use }, { from, to: from + other.byteLength })
+    const bytes = { from, to: from + other.byteLength }
+    return () => explainRace(accessOf(earlier, other), { timeline, known, work, use }, bytes)
   }
   return undefined
 }

@@ -11,6 +11,8 @@ export interface Contents {
   /** Undefined if nothing has used them. */
   readonly bytes: Uint8Array | undefined
   readonly blocks: Uint32Array | undefined
+  /** The line of the program that made the buffer. */
+  readonly where: () => string | undefined
 }
 
 export interface Outcome {
@@ -55,13 +57,19 @@ const largest = 2 ** 20
 const blockSize = 4096
 
 /** Copies the contents of a buffer. */
-export const contentsOf = (bytes: Uint8Array | undefined, byteLength: number): Contents => {
-  if (bytes === undefined || byteLength <= largest) return { byteLength, bytes: bytes?.slice(), blocks: undefined }
+export const contentsOf = (
+  bytes: Uint8Array | undefined,
+  byteLength: number,
+  where: () => string | undefined
+): Contents => {
+  if (bytes === undefined || byteLength <= largest) {
+    return { byteLength, bytes: bytes?.slice(), blocks: undefined, where }
+  }
   const blocks = new Uint32Array(Math.ceil(byteLength / blockSize))
   for (let block = 0; block < blocks.length; block++) {
     blocks[block] = hashOf(bytes.subarray(block * blockSize, (block + 1) * blockSize))
   }
-  return { byteLength, bytes: undefined, blocks }
+  return { byteLength, bytes: undefined, blocks, where }
 }
 
 const hashOf = (bytes: Uint8Array): number => {
@@ -205,20 +213,33 @@ const differenceOfBuffers = (
   expected: ReadonlyMap<string, Contents>,
   found: ReadonlyMap<string, Contents>
 ): Difference | undefined => {
-  for (const [buffer, contents] of expected) {
-    const other = found.get(buffer)
+  for (const [name, contents] of expected) {
+    const other = found.get(name)
     if (other === undefined || other.byteLength !== contents.byteLength) {
       const [before, after] = [`${contents.byteLength} bytes`, other ? `${other.byteLength} bytes` : "no such buffer"]
-      return { _tag: "Bytes", buffer, offset: 0, expected: before, found: after }
+      return { _tag: "Bytes", buffer: named(name, contents), offset: 0, expected: before, found: after }
     }
     const offset = differenceIn(contents, other)
     if (offset === undefined) continue
+    const buffer = named(name, contents)
     return { _tag: "Bytes", buffer, offset, expected: byteAt(contents, offset), found: byteAt(other, offset) }
   }
   const more = Array.from(found.keys()).find((buffer) => !expected.has(buffer))
   if (more === undefined) return undefined
-  const { byteLength } = found.get(more)!
-  return { _tag: "Bytes", buffer: more, offset: 0, expected: "no such buffer", found: `${byteLength} bytes` }
+  const contents = found.get(more)!
+  const { byteLength } = contents
+  return {
+    _tag: "Bytes",
+    buffer: named(more, contents),
+    offset: 0,
+    expected: "no such buffer",
+    found: `${byteLength} bytes`
+  }
+}
+
+const named = (name: string, { where }: Contents): string => {
+  const line = where()
+  return `buffer of ${name}${line === undefined ? "" : ` (${line})`}`
 }
 
 const differenceIn = (one: Contents, other: Contents): number | undefined => {

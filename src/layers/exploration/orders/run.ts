@@ -67,10 +67,16 @@ const allocating: ReadonlySet<OperationMember> = new Set([
   "hostPin"
 ])
 
+/** The call that made a buffer, and where it is in the program. */
+interface Made {
+  readonly name: string
+  readonly where: () => string | undefined
+}
+
 /** Collects the last contents of the buffers that a program makes. */
 class Finals {
   readonly contents = new Map<string, Contents>()
-  readonly #live = new Map<Storage, string>()
+  readonly #live = new Map<Storage, Made>()
   readonly #counts = new Map<string, number>()
 
   wrap(runtime: CudaRuntimeService): CudaRuntimeService {
@@ -79,38 +85,35 @@ class Finals {
 
   #watch(operation: string, call: OperationCall): OperationCall {
     const watching: OperationCall = (...args) => {
-      const line = lineOf(watching)
+      const where = lineOf(watching)
       const count = (this.#counts.get(operation) ?? 0) + 1
       this.#counts.set(operation, count)
       return Effect.map(call(...args), (memory) => {
         const storage = storageOf(memory as MemoryRef)
-        if (storage !== undefined) this.#add(storage, nameOf(operation, count, line.stack()))
+        if (storage !== undefined) this.#add(storage, { name: `${operation}, call ${count}`, where: where.stack })
         return memory
       })
     }
     return watching
   }
 
-  #add(storage: Storage, name: string): void {
-    this.#live.set(storage, name)
+  #add(storage: Storage, made: Made): void {
+    this.#live.set(storage, made)
     storage.atEnd = (bytes) => {
       this.#live.delete(storage)
-      this.contents.set(name, contentsOf(bytes, storage.byteLength))
+      this.contents.set(made.name, contentsOf(bytes, storage.byteLength, made.where))
     }
   }
 
   /** Takes the contents of the buffers that are left. */
   finish(): void {
-    for (const [storage, name] of this.#live) {
+    for (const [storage, { name, where }] of this.#live) {
       storage.atEnd = undefined
-      this.contents.set(name, contentsOf(storage.contents, storage.byteLength))
+      this.contents.set(name, contentsOf(storage.contents, storage.byteLength, where))
     }
     this.#live.clear()
   }
 }
-
-const nameOf = (operation: string, count: number, line: string | undefined): string =>
-  `buffer of ${operation}, call ${count}${line === undefined ? "" : ` (${line})`}`
 
 /** The storage of simulated memory; undefined for memory that only exists inside a recording. */
 const storageOf = (memory: MemoryRef): Storage | undefined =>
