@@ -26,7 +26,7 @@ import { Director } from "./Director.ts"
 import type { Ran } from "./Director.ts"
 import { Follower } from "./Follower.ts"
 import type { Pair } from "./Follower.ts"
-import { printPlan } from "./holds.ts"
+import { printPlan, undisturbed } from "./holds.ts"
 import type { Plan } from "./holds.ts"
 import { contentsOf, endOf } from "./outcomes.ts"
 import type { Contents, Outcome } from "./outcomes.ts"
@@ -73,11 +73,18 @@ interface Made {
   readonly where: () => string | undefined
 }
 
+const noLine = (): undefined => undefined
+
 /** Collects the last contents of the buffers that a program makes. */
 class Finals {
   readonly contents = new Map<string, Contents>()
   readonly #live = new Map<Storage, Made>()
   readonly #counts = new Map<string, number>()
+  readonly #hasLines: boolean
+
+  constructor(hasLines: boolean) {
+    this.#hasLines = hasLines
+  }
 
   wrap(runtime: CudaRuntimeService): CudaRuntimeService {
     return around(runtime, ({ member, name }, call) => allocating.has(member) ? this.#watch(name, call) : call)
@@ -85,12 +92,12 @@ class Finals {
 
   #watch(operation: string, call: OperationCall): OperationCall {
     const watching: OperationCall = (...args) => {
-      const where = lineOf(watching)
+      const where = this.#hasLines ? lineOf(watching).stack : noLine
       const count = (this.#counts.get(operation) ?? 0) + 1
       this.#counts.set(operation, count)
       return Effect.map(call(...args), (memory) => {
         const storage = storageOf(memory as MemoryRef)
-        if (storage !== undefined) this.#add(storage, { name: `${operation}, call ${count}`, where: where.stack })
+        if (storage !== undefined) this.#add(storage, { name: `${operation}, call ${count}`, where })
         return memory
       })
     }
@@ -142,7 +149,8 @@ export const runWith = <A, E, R, ROut, ELayer, RIn>(
       mostOperations: mostOperations(undisturbedOperations)
     })
     const follower = new Follower(director)
-    const finals = new Finals()
+    // Lines of the program take longer than the run, and those of the undisturbed run are enough.
+    const finals = new Finals(plan === undisturbed)
     world.schedule = director
     let outcome: Outcome | undefined
     let isSimulated = true
@@ -152,7 +160,7 @@ export const runWith = <A, E, R, ROut, ELayer, RIn>(
           isSimulated = runtime.kind === "simulated"
           const watcher = new Watcher({
             mode: "collect",
-            stacks: true,
+            stacks: plan === undisturbed,
             events: false,
             hostAccess: true,
             accessOrder: false,
