@@ -216,7 +216,11 @@ describe("schedules", () => {
     const world = new World()
     const model = new Model(world, [traits])
     const device = model.devices[0]!
-    const director = new Director(world, plan, { patience: 1000, mostOperations: Infinity })
+    const director = new Director(world, plan, {
+      now: () => world.now,
+      patience: 1000,
+      mostOperations: Infinity
+    })
     world.schedule = director
     const streams = kinds.map((kind) =>
       kind === "legacy" ? device.legacy : model.createStream(device, 0, kind === "nonBlocking")

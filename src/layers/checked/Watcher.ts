@@ -114,7 +114,7 @@ export class Watcher {
 
   /** Where in the program the current operation is. */
   get where(): Where | undefined {
-    return this.line ?? Fiber.getCurrent()?.cache.stackFrame
+    return this.line ?? currentFrame()
   }
 
   /**
@@ -380,8 +380,19 @@ export const lineOf = (caller: (...args: ReadonlyArray<never>) => unknown): Wher
   return { name: "", stack: () => lineIn(trace.stack ?? "") }
 }
 
+/** The line of a call, or the span or named function around it, if the call was evaluated later than it was written. */
+export const orFrame = (line: Where, frame: Where | undefined): Where => ({
+  get name() {
+    return line.stack() === undefined ? frame?.name ?? "" : ""
+  },
+  stack: () => line.stack() ?? frame?.stack()
+})
+
+/** The span or named function that the current fiber is in. */
+export const currentFrame = (): Where | undefined => Fiber.getCurrent()?.cache.stackFrame
+
 /** The first line of a stack outside this library and Effect. */
 const lineIn = (stack: string): string | undefined =>
   stack.split("\n").slice(1).find((line) => !isInside.test(line))?.trim().replace(/^at /, "")
 
-const isInside = /node_modules\/effect\/|effect-cuda\/(src|dist)\/|node:internal|\/src\/(layers|internal|Cuda\w+\.ts)/
+const isInside = /node_modules\/effect\/|effect-cuda\/(src|dist)\/|\(?node:|\/src\/(layers|internal|Cuda\w+\.ts)/

@@ -17,7 +17,7 @@ import type { RawUse } from "./uses.ts"
 export const printWhere = (where: Where | undefined): string | undefined => {
   if (where === undefined) return undefined
   const at = where.stack()?.trim().split("\n")[0]?.replace(/^at /, "")
-  if (at === undefined || at === "") return where.name
+  if (at === undefined || at === "") return where.name === "" ? undefined : where.name
   return where.name === "" ? at : `${where.name} (${at})`
 }
 

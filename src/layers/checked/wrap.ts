@@ -9,7 +9,7 @@ import { around } from "../runtime/operations.ts"
 import type { OperationCall } from "../runtime/operations.ts"
 import { evaluate, operation } from "../shared/operation.ts"
 import { watched } from "./watch.ts"
-import { lineOf } from "./Watcher.ts"
+import { currentFrame, lineOf, orFrame } from "./Watcher.ts"
 import type { Watcher } from "./Watcher.ts"
 
 export const wrap = (runtime: CudaRuntimeService, watcher: Watcher): CudaRuntimeService => {
@@ -57,7 +57,7 @@ const withLine = (watcher: Watcher, call: OperationCall): OperationCall => {
     const line = lineOf(withLine)
     const run = call(...args)
     return Effect.suspend(() => {
-      watcher.line = line
+      watcher.line = orFrame(line, currentFrame())
       const result = evaluate(run)
       watcher.line = undefined
       return result

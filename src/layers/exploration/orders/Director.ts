@@ -43,6 +43,13 @@ const laneOfStream = (stream: Stream): string => {
   return nameOfLane(root.id, root.device.ordinal)
 }
 
+export interface Limits {
+  /** The present, in nanoseconds. */
+  readonly now: () => number
+  readonly patience: number
+  readonly mostOperations: number
+}
+
 export class Director implements Schedule {
   readonly patience: number
   isRestless = false
@@ -54,6 +61,7 @@ export class Director implements Schedule {
   /** Holds that had to be let go, because nothing else could run. */
   readonly letGoes: Array<string> = []
   readonly #world: World
+  readonly #now: () => number
   readonly #plan: Plan
   readonly #mostOperations: number
   /** By name of the held work, the works that must end first, and the rank of each hold. */
@@ -71,8 +79,9 @@ export class Director implements Schedule {
   #looks = 0
   #ends = 0
 
-  constructor(world: World, plan: Plan, limits: { readonly patience: number; readonly mostOperations: number }) {
+  constructor(world: World, plan: Plan, limits: Limits) {
     this.#world = world
+    this.#now = limits.now
     this.#plan = plan
     this.patience = limits.patience
     this.#mostOperations = limits.mostOperations
@@ -226,6 +235,7 @@ export class Director implements Schedule {
   look(label: string): string {
     const number = this.#looks + 1
     const name = `${hostLane}:${number}`
+    this.#world.advance(this.#now())
     if ("seed" in this.#plan) this.#runSome(this.#plan.seed, name)
     else {
       const holds = this.#holds.get(name) ?? []

@@ -5,7 +5,8 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
-import { lineOf, Watcher } from "../../checked/Watcher.ts"
+import { printWhere } from "../../checked/explain.ts"
+import { currentFrame, lineOf, orFrame, Watcher } from "../../checked/Watcher.ts"
 import { wrap } from "../../checked/wrap.ts"
 import type { CudaRuntimeService, MemoryRef } from "../../CudaRuntime.ts"
 import { around } from "../../runtime/operations.ts"
@@ -73,8 +74,6 @@ interface Made {
   readonly where: () => string | undefined
 }
 
-const noLine = (): undefined => undefined
-
 /** Collects the last contents of the buffers that a program makes. */
 class Finals {
   readonly contents = new Map<string, Contents>()
@@ -92,13 +91,17 @@ class Finals {
 
   #watch(operation: string, call: OperationCall): OperationCall {
     const watching: OperationCall = (...args) => {
-      const where = this.#hasLines ? lineOf(watching).stack : noLine
+      const line = this.#hasLines ? lineOf(watching) : undefined
       const count = (this.#counts.get(operation) ?? 0) + 1
       this.#counts.set(operation, count)
-      return Effect.map(call(...args), (memory) => {
-        const storage = storageOf(memory as MemoryRef)
-        if (storage !== undefined) this.#add(storage, { name: `${operation}, call ${count}`, where })
-        return memory
+      return Effect.suspend(() => {
+        const where = line && orFrame(line, currentFrame())
+        const made = { name: `${operation}, call ${count}`, where: () => printWhere(where) }
+        return Effect.map(call(...args), (memory) => {
+          const storage = storageOf(memory as MemoryRef)
+          if (storage !== undefined) this.#add(storage, made)
+          return memory
+        })
       })
     }
     return watching
@@ -143,8 +146,9 @@ export const runWith = <A, E, R, ROut, ELayer, RIn>(
 ): Effect.Effect<Observed<A, E>, ELayer, RIn | Provided<R, ROut>> =>
   Effect.gen(function*() {
     const time = yield* virtual
-    const { world } = worldOf(Context.get(time.context, Clock.Clock))
+    const { now, world } = worldOf(Context.get(time.context, Clock.Clock))
     const director = new Director(world, plan, {
+      now,
       patience: setting.patience,
       mostOperations: mostOperations(undisturbedOperations)
     })

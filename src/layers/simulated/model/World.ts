@@ -19,7 +19,7 @@ const launchTimeout = 702
 /** As many queries of unfinished work as nobody makes who does not wait for held work. */
 const mostPolls = 64
 
-/** How much longer than usual held work waits while other work runs. */
+/** How much longer held work waits while other work runs, or the host does not wait for it. */
 const longer = 100
 
 export class World {
@@ -46,9 +46,11 @@ export class World {
     if (this.#stepping) return
     for (;;) {
       const next = this.nextTime()
-      if (next > to) break
-      if (next > this.now) this.now = next
-      this.#step()
+      const latest = this.#latestStart
+      if (Math.min(next, latest) > to) break
+      this.now = Math.max(this.now, Math.min(next, latest))
+      if (next <= latest) this.#step()
+      else this.#letGo()
     }
     if (to > this.now) this.now = to
   }
@@ -301,9 +303,13 @@ export class World {
   /** When held work starts after all, if the host waits until then. */
   get letGoTime(): number {
     if (this.schedule === undefined || !this.isHolding) return Infinity
-    const { patience } = this.schedule
-    if (this.nextTime() === Infinity) return this.#lastChange + patience
-    return Math.min(...this.#held.values()) + longer * patience
+    return this.nextTime() === Infinity ? this.#lastChange + this.schedule.patience : this.#latestStart
+  }
+
+  /** When held work starts, whatever the host does: work does not wait forever. */
+  get #latestStart(): number {
+    if (this.schedule === undefined || !this.isHolding) return Infinity
+    return Math.min(...this.#held.values()) + longer * this.schedule.patience
   }
 
   /** Lets the held work go that the host has waited for long enough. */
