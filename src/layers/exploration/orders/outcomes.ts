@@ -109,7 +109,7 @@ const plain = (value: unknown, depth = 0): Plain => {
   if (depth > deepest) return "..."
   const deeper = (inner: unknown) => plain(inner, depth + 1)
   if (value instanceof CudaError) return `CudaError of ${value.operation}: ${value.reason._tag}`
-  if (value instanceof Error) return `${value.name}: ${value.message}`
+  if (value instanceof Error) return `${"_tag" in value ? String(value._tag) : value.name}: ${value.message}`
   if (value instanceof ArrayBuffer) return deeper(new Uint8Array(value))
   if (value instanceof DataView) return deeper(new Uint8Array(value.buffer, value.byteOffset, value.byteLength))
   if (ArrayBuffer.isView(value)) {

@@ -185,7 +185,7 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
   for (const finding of findings) {
     const { run, runs: more } = yield* shrinkFinding(setting, base, finding)
     runs += more
-    small.push({ ...finding, run, turned: turnedIn(base, run) })
+    small.push({ ...finding, run, turned: heldIn(run, turnedIn(base, run)) })
   }
   return { base, tried: [...tried.values()], findings: small, runs, isExhausted }
 })
@@ -209,6 +209,15 @@ const turnedIn = (base: Observed<unknown, unknown>, run: Observed<unknown, unkno
     const [before, now] = [isInOrder(base, pair), isInOrder(run, pair)]
     return before !== undefined && now !== undefined && before !== now
   })
+
+/** The races that the holds of a run are about, rather than those that run in another order because of them. */
+const heldIn = ({ plan }: Observed<unknown, unknown>, turned: ReadonlyArray<Pair>): ReadonlyArray<Pair> => {
+  if ("seed" in plan) return turned
+  const held = turned.filter(({ first, second }) =>
+    plan.holds.some(({ until, work }) => (work === first && until === second) || (work === second && until === first))
+  )
+  return held.length === 0 ? turned : held
+}
 
 /** Finds the smallest set of holds with the same outcome. What needs chance stays with its seed. */
 const shrinkFinding = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(

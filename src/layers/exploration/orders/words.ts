@@ -29,9 +29,9 @@ export const pictureOf = (comparison: Comparison<unknown, unknown>): string =>
 
 export const describeComparison = (comparison: Comparison<unknown, unknown>): ReadonlyArray<string> => {
   const { changed, difference } = comparison
-  const letGo = changed.letGo.length === 0
+  const letGo = changed.letGo.length === 0 || changed.schedule.startsWith("seed")
     ? []
-    : [`Started before what it was held for, because the program waited for it: ${changed.letGo.join(", ")}`]
+    : [`Started before what it was held for, because the program waited for it: ${few(changed.letGo)}`]
   return [
     difference === undefined ? "Nothing differs." : `Differs: ${printDifference(difference)}`,
     "Schedule, for CudaChecker.replay:",
@@ -41,8 +41,14 @@ export const describeComparison = (comparison: Comparison<unknown, unknown>): Re
   ]
 }
 
+const few = (names: ReadonlyArray<string>): string =>
+  names.length <= 5 ? names.join(", ") : `${names.slice(0, 5).join(", ")} and ${names.length - 5} more`
+
+const withoutRace = "An order that changes what comes of the program, without a race. " +
+  "The program looks at times, at what is done so far, or at memory that the checker does not know."
+
 const describeFinding = (finding: Finding<unknown, unknown>, index: number): ReadonlyArray<string> => [
-  `${index + 1}. ${finding.races.length === 0 ? "An order" : "A race"} that changes what comes of the program.`,
+  `${index + 1}. ${finding.races.length === 0 ? withoutRace : "A race that changes what comes of the program."}`,
   ...[...finding.races.flatMap(({ message }) => message.split("\n")), ...describeComparison(finding)]
     .map((line) => `   ${line}`)
 ]
