@@ -395,4 +395,5 @@ export const currentFrame = (): Where | undefined => Fiber.getCurrent()?.cache.s
 const lineIn = (stack: string): string | undefined =>
   stack.split("\n").slice(1).find((line) => !isInside.test(line))?.trim().replace(/^at /, "")
 
-const isInside = /node_modules\/effect\/|effect-cuda\/(src|dist)\/|\(?node:|<anonymous>|\/src\/(layers|internal|Cuda\w+\.ts)/
+const isInside =
+  /node_modules\/effect\/|effect-cuda\/(src|dist)\/|\(?node:|<anonymous>|\/src\/(layers|internal|Cuda\w+\.ts)/
