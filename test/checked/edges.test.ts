@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as CheckedRuntime from "effect-cuda/CheckedRuntime"
 import * as CudaBranch from "effect-cuda/CudaBranch"
+import * as CudaChecker from "effect-cuda/CudaChecker"
 import * as CudaDevice from "effect-cuda/CudaDevice"
 import type { CudaError } from "effect-cuda/CudaError"
 import * as CudaEvent from "effect-cuda/CudaEvent"
@@ -236,6 +237,58 @@ describe("each access", () => {
         assert.strictEqual(before, 0, `${name}, then fill`)
       }
     }))
+})
+
+describe("in other orders", () => {
+  const machine = SimulatedRuntime.layer({
+    devices: [{ memory: 2 ** 26 }],
+    kernels: { inStruct: kernelsOf("inStruct"), inArray: kernelsOf("inArray"), reads: kernelsOf("reads") }
+  })
+  const explored = (first: Access, second: Access, edge?: (typeof edges)[string]) =>
+    CudaChecker.explore(
+      Effect.gen(function*() {
+        const [one, other] = [yield* CudaStream.make(), yield* CudaStream.make()]
+        const buffer = yield* CudaMemory.allocate(size)
+        const [own, host] = [yield* CudaMemory.allocateHost(size), yield* CudaMemory.allocateHost(size)]
+        yield* first({ buffer, host: own, stream: one })
+        if (edge !== undefined) yield* edge([one, other])
+        yield* second({ buffer, host, stream: other })
+      }),
+      { runtime: machine, maxRuns: 10, schedules: edge === undefined ? 0 : 5 }
+    )
+  /** These enqueue nothing that could come later. */
+  const fixed: Record<string, ReadonlyArray<string>> = {
+    "access": ["access, then fill", "fill, then access"],
+    "access that reads": ["access that reads, then fill", "fill, then access that reads"]
+  }
+
+  it.effect.each(Object.keys(all))("%s and a write on another stream run both ways", (name) =>
+    Effect.gen(function*() {
+      for (
+        const [title, first, second] of [
+          [`${name}, then fill`, all[name]!, writes["fill"]!],
+          [`fill, then ${name}`, writes["fill"]!, all[name]!]
+        ] as const
+      ) {
+        const report = yield* explored(first, second)
+        const text = `${title}\n${CudaChecker.format(report)}`
+        if (fixed[name]?.includes(title) === true) assert.deepStrictEqual(report.races, [], text)
+        else assert.isAbove(report.races.length, 0, text)
+        for (const { verdict } of report.races) assert.include(["changes", "harmless"], verdict, text)
+      }
+    }))
+
+  it.effect.each(Object.keys(edges))(
+    "nothing comes before what it comes after by %s",
+    (edge) =>
+      Effect.gen(function*() {
+        for (const [name, access] of Object.entries(all)) {
+          const report = yield* explored(writes["fill"]!, access, edges[edge])
+          assert.deepStrictEqual([report.races, report.findings], [[], []], `${name}\n${CudaChecker.format(report)}`)
+        }
+      }),
+    30_000
+  )
 })
 
 const stub = openStub()
