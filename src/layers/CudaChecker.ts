@@ -171,7 +171,7 @@ export interface RunOptions<A> {
 export interface Options<A> extends RunOptions<A> {
   /** The seed of the random schedules. Default: 1. */
   readonly seed?: number | undefined
-  /** Limit on the number of runs in which races are turned around. Default: 200. */
+  /** Limit on the number of runs in which races are turned around. Finding the smallest schedules takes more. Default: 200. */
   readonly maxRuns?: number | undefined
   /** The number of random schedules after that. Default: 50. */
   readonly schedules?: number | undefined
@@ -203,6 +203,9 @@ export interface Options<A> extends RunOptions<A> {
  * The undisturbed run is not necessarily the right one. A report says that the orders differ, not which one was meant.
  *
  * The calls of a program must not depend on chance. Results such as durations differ with the schedule: leave them out with `result`.
+ *
+ * Time is virtual, as in `CudaFaults.everyCall`: timers of JavaScript and threads of native code take no virtual time, and a program that waits
+ * for them counts as hanging after 50 ms.
  *
  * A simulated kernel is a function that runs to its end, so one that spins until other work writes a flag hangs the process.
  *

@@ -191,11 +191,38 @@ describe("a race that changes the result", () => {
       assert.strictEqual(finding!.difference._tag, "Bytes")
       assert.include(
         CudaChecker.format(report),
-        "from byte 4: 02 02 02 02 02 02 02 02 as it happens, 01 01 01 01 02 02 02 02 in the other order"
+        "from byte 4: 02 02 02 02 02 02 02 02 as it happens, 01 01 01 01 02 02 02 02 with this schedule"
       )
       assert.include(CudaChecker.format(report), "Differs: buffer of CudaMemory.allocate, call 1, from")
       const ignored = yield* explore(program, { bytes: false })
       assert.deepStrictEqual(ignored.findings, [])
+    }))
+
+  it.effect("may change memory of the host, and managed memory", () =>
+    Effect.gen(function*() {
+      const report = yield* explore(Effect.gen(function*() {
+        const { buffer, one, two } = yield* setUp
+        const [host, managed] = [yield* CudaMemory.allocateHost(64), yield* CudaMemory.allocateManaged(64)]
+        const pinned = yield* CudaMemory.pin(new Uint8Array(64))
+        const other = yield* CudaMemory.allocate(64)
+        yield* CudaMemory.fill(other, 9, one)
+        yield* CudaStream.synchronize(one)
+        for (const to of [host, managed, pinned]) {
+          yield* CudaMemory.copy(to, buffer, one)
+          yield* CudaMemory.copy(to, other, two)
+        }
+      }))
+      const changed = report.races.map(({ difference }) =>
+        difference?._tag === "Bytes" ? difference.buffer : difference
+      )
+      assert.deepStrictEqual(changed, [
+        "buffer of CudaMemory.allocateHost, call 1",
+        "buffer of CudaMemory.allocateManaged, call 1",
+        "buffer of CudaMemory.pin, call 1"
+      ])
+      // Each buffer ends in one of two ways.
+      assert.strictEqual(report.findings.length, 7)
+      assert.isTrue(report.isExhausted)
     }))
 
   it.effect("differs in a block of a large buffer", () =>

@@ -265,10 +265,10 @@ export const printDifference = (difference: Difference): string => {
   const { expected, found } = difference
   switch (difference._tag) {
     case "Result":
-      return `${difference.path}: ${expected} as it happens, ${found} in the other order`
+      return `${difference.path}: ${expected} as it happens, ${found} with this schedule`
     case "Exit":
-      return `as it happens, ${expected}; in the other order, ${found}`
+      return `as it happens, ${expected}; with this schedule, ${found}`
     case "Bytes":
-      return `${difference.buffer}, from byte ${difference.offset}: ${expected} as it happens, ${found} in the other order`
+      return `${difference.buffer}, from byte ${difference.offset}: ${expected} as it happens, ${found} with this schedule`
   }
 }

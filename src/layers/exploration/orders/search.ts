@@ -158,12 +158,13 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
     }
   })
 
+  let isExhausted = base.omittedPairs === 0
   for (const race of tried.values()) {
-    if (isOver(maxRuns)) break
-    yield* turnAround(race)
+    if (isOver(maxRuns)) isExhausted = false
+    else yield* turnAround(race)
   }
-  let isExhausted = !isOver(maxRuns)
   for (const run of queue) {
+    if (run.omittedPairs > 0) isExhausted = false
     for (const pair of distinct(run.pairs)) {
       if (isInOrder(run, pair) === undefined) continue
       const holds = turning(run, pair)
@@ -176,7 +177,6 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
       plans.add(text)
       yield* runNew({ holds })
     }
-    if (isOver(maxRuns)) break
   }
   const last = runs + schedules
   for (let index = 0; index < schedules && !isOver(last); index++) yield* runNew({ seed: seed + index })

@@ -47,8 +47,15 @@ const few = (names: ReadonlyArray<string>): string =>
 const withoutRace = "An order that changes what comes of the program, without a race. " +
   "The program looks at times, at what is done so far, or at memory that the checker does not know."
 
+const headOf = ({ races }: Finding<unknown, unknown>): string => {
+  if (races.length === 0) return withoutRace
+  return races.length === 1
+    ? "A race that changes what comes of the program:"
+    : `${races.length} races that together change what comes of the program:`
+}
+
 const describeFinding = (finding: Finding<unknown, unknown>, index: number): ReadonlyArray<string> => [
-  `${index + 1}. ${finding.races.length === 0 ? withoutRace : "A race that changes what comes of the program."}`,
+  `${index + 1}. ${headOf(finding)}`,
   ...[...finding.races.flatMap(({ message }) => message.split("\n")), ...describeComparison(finding)]
     .map((line) => `   ${line}`)
 ]
