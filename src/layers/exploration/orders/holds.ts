@@ -54,6 +54,55 @@ const printHold = ({ until, work }: Hold, labelOf: (work: string) => string | un
 /** The stream that work is on, as in its name. */
 export const laneOf = (work: string): string => work.slice(0, work.indexOf(":"))
 
+/** The place of work on its stream. */
+const numberOf = (work: string): number => parseInt(work.slice(work.indexOf(":") + 1))
+
+/** Returns false if holds contradict each other, or the order of streams: then some of them cannot be kept. */
+export const areConsistent = (holds: ReadonlyArray<Hold>): boolean => {
+  const after = new Map<string, Set<string>>()
+  for (const { until, work } of holds) {
+    const known = after.get(until)
+    if (known === undefined) after.set(until, new Set([work]))
+    else known.add(work)
+    if (!after.has(work)) after.set(work, new Set())
+  }
+  addStreams(after)
+  return isAcyclic(after)
+}
+
+/** Adds the order of the works on each stream. */
+const addStreams = (after: Map<string, Set<string>>): void => {
+  const lanes = new Map<string, Array<string>>()
+  for (const work of after.keys()) {
+    const lane = lanes.get(laneOf(work))
+    if (lane === undefined) lanes.set(laneOf(work), [work])
+    else lane.push(work)
+  }
+  for (const works of lanes.values()) {
+    const sorted = works.toSorted((one, other) => numberOf(one) - numberOf(other))
+    for (const [index, work] of sorted.entries()) {
+      const next = sorted.slice(index + 1).find((other) => numberOf(other) > numberOf(work))
+      for (const other of sorted) {
+        if (next !== undefined && numberOf(other) === numberOf(next)) after.get(work)!.add(other)
+      }
+    }
+  }
+}
+
+const isAcyclic = (after: ReadonlyMap<string, ReadonlySet<string>>): boolean => {
+  const before = new Map(Array.from(after.keys(), (work) => [work, 0]))
+  for (const works of after.values()) for (const work of works) before.set(work, before.get(work)! + 1)
+  const free = Array.from(before.keys()).filter((work) => before.get(work) === 0)
+  for (const work of free) {
+    for (const other of after.get(work)!) {
+      const left = before.get(other)! - 1
+      before.set(other, left)
+      if (left === 0) free.push(other)
+    }
+  }
+  return free.length === before.size
+}
+
 /** A number from 0 to below 1, from a seed and a name. It does not depend on what else happens. */
 export const chance = (seed: number, name: string): number => {
   let hash = (0x811c9dc5 ^ Math.imul(seed + 1, 0x9e3779b1)) >>> 0

@@ -8,7 +8,7 @@
 import * as Effect from "effect/Effect"
 import type { Provided } from "../fresh.ts"
 import type { Pair } from "./Follower.ts"
-import { undisturbed } from "./holds.ts"
+import { areConsistent, undisturbed } from "./holds.ts"
 import type { Hold, Plan } from "./holds.ts"
 import { differenceOf } from "./outcomes.ts"
 import type { Difference } from "./outcomes.ts"
@@ -72,9 +72,14 @@ const holdFor = ({ first, second }: Pair, isFirst: boolean): Hold =>
 const distinct = (pairs: ReadonlyArray<Pair>): ReadonlyArray<Pair> =>
   Array.from(new Map(pairs.toReversed().map((pair) => [keyOf(pair), pair])).values()).toReversed()
 
-/** The orders of the races of a run. */
-const signatureOf = (run: Observed<unknown, unknown>): string =>
-  distinct(run.pairs).map((pair) => `${keyOf(pair)} ${isInOrder(run, pair)}`).toSorted().join("\n")
+/** The orders of the races of a run, or those that turning one of them around is meant to lead to. */
+const signatureOf = (run: Observed<unknown, unknown>, turned?: Pair): string => {
+  const orders = distinct(run.pairs).map((pair) => {
+    const isFirst = isInOrder(run, pair)
+    return `${keyOf(pair)} ${pair === turned ? isFirst === false : isFirst}`
+  })
+  return orders.toSorted().join("\n")
+}
 
 /** The holds that turn a race around, and those that keep the others as they were in a run. */
 const turning = (run: Observed<unknown, unknown>, pair: Pair): ReadonlyArray<Hold> => {
@@ -117,8 +122,9 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
     ])
   )
   const findings: Array<Finding<A, E>> = []
+  /** The orders that runs have had, and those that were tried. */
   const seen = new Set([signatureOf(base)])
-  const plans = new Set<string>()
+  const meantOrders = new Set<string>()
   const queue: Array<Observed<A, E>> = []
   let runs = 1
   if (!base.isSimulated) return { base, tried: [...tried.values()], findings, runs, isExhausted: false }
@@ -143,8 +149,9 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
     const natural = isInOrder(base, pair)
     if (natural === undefined) return
     const holds = turning(base, pair)
-    for (const plan of holds.length > 1 ? [holds, holds.slice(0, 1)] : [holds]) {
-      plans.add(JSON.stringify(plan))
+    meantOrders.add(signatureOf(base, pair))
+    const alone = holds.slice(0, 1)
+    for (const plan of holds.length > 1 && areConsistent(holds) ? [holds, alone] : [alone]) {
       const { difference, finding, run } = yield* runNew({ holds: plan })
       const isTurned = isInOrder(run, pair) === !natural
       if (difference !== undefined) {
@@ -167,14 +174,14 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
     if (run.omittedPairs > 0) isExhausted = false
     for (const pair of distinct(run.pairs)) {
       if (isInOrder(run, pair) === undefined) continue
+      const meant = signatureOf(run, pair)
       const holds = turning(run, pair)
-      const text = JSON.stringify(holds)
-      if (plans.has(text)) continue
+      if (seen.has(meant) || meantOrders.has(meant) || !areConsistent(holds)) continue
       if (isOver(maxRuns)) {
         isExhausted = false
         break
       }
-      plans.add(text)
+      meantOrders.add(meant)
       yield* runNew({ holds })
     }
   }
