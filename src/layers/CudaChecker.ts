@@ -108,7 +108,7 @@ export interface Finding<A, E> extends Comparison<A, E> {
  * **Details**
  *
  * - `changes`: something differs in the other order.
- * - `harmless`: both orders come to the same.
+ * - `harmless`: both orders come to the same, while the other races keep their order. Combinations may still be findings.
  * - `notReordered`: it never ran in the other order, because something that the checker does not know orders the two, for example a
  *   host that polls.
  * - `notTried`: there was no run left for it.
@@ -138,7 +138,7 @@ export interface Report<A, E> {
   readonly findings: ReadonlyArray<Finding<A, E>>
   /** The number of runs. */
   readonly runs: number
-  /** True if no order of the races is left that turns around one race of an order that was run. */
+  /** True if no order of the races is left that turns around one race of an order that was run. False with more than 400 races. */
   readonly isExhausted: boolean
 }
 
@@ -175,7 +175,7 @@ export interface Options<A> extends RunOptions<A> {
   readonly maxRuns?: number | undefined
   /** The number of random schedules after that. Default: 50. */
   readonly schedules?: number | undefined
-  /** Limit on the real time of the search. The result then depends on the machine. Default: no limit. */
+  /** Limit on the real time of all runs. The result then depends on the machine. Default: no limit. */
   readonly timeLimit?: Duration.Input | undefined
 }
 

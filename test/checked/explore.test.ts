@@ -17,6 +17,7 @@ import {
   SimulatedRuntime
 } from "effect-cuda"
 import type { CudaError } from "effect-cuda"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -555,6 +556,52 @@ describe("options", () => {
   for (const [name, run] of Object.entries(cases)) {
     it.effect(`are refused: ${name}`, () => refuses(run, name))
   }
+
+  it.effect("limit the runs of a program with many races", () =>
+    Effect.gen(function*() {
+      const program = Effect.gen(function*() {
+        const { buffer, one, two } = yield* setUp
+        for (let index = 0; index < 25; index++) {
+          yield* CudaMemory.fill(buffer, index, one)
+          yield* CudaMemory.fill(buffer, 100, two)
+        }
+      })
+      const report = yield* explore(program, { maxRuns: 10, schedules: 0 })
+      assert.strictEqual(report.races.length, 625)
+      assert.strictEqual(report.races.filter(({ verdict }) => verdict !== "notTried").length, 10)
+      assert.deepStrictEqual([report.findings.length, report.isExhausted], [1, false])
+      const lines = CudaChecker.format(report).split("\n")
+      assert.isBelow(lines.length, 40)
+      assert.match(lines.join("\n"), /and \d+ more like it/)
+    }))
+
+  it.effect("limit the time, and the report says so", () =>
+    Effect.gen(function*() {
+      const report = yield* explore(byExperience, { timeLimit: "1 micro" })
+      assert.deepStrictEqual(report.races.map(({ verdict }) => verdict), ["notTried"])
+      assert.deepStrictEqual([report.runs, report.isExhausted], [1, false])
+    }))
+
+  it.effect("leave programs what else they need, from the runtime and from outside", () =>
+    Effect.gen(function*() {
+      class Size extends Context.Service<Size, number>()("test/Size") {}
+      class Value extends Context.Service<Value, number>()("test/Value") {}
+      const program = Effect.gen(function*() {
+        const { buffer, one } = yield* setUp
+        const control = yield* SimulatedRuntime.SimulatedControl
+        yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, yield* Size), yield* Value, one)
+        yield* CudaStream.synchronize(one)
+        return (yield* control.bytes(buffer)).slice(0, 3)
+      })
+      let built = 0
+      const sizes = Layer.effect(Size, Effect.sync(() => ++built && 2))
+      const report = yield* CudaChecker.explore(program, { ...few, runtime: Layer.merge(runtime, sizes) }).pipe(
+        Effect.provideService(Value, 7)
+      )
+      assert.deepStrictEqual(resultOf(report.undisturbed), Uint8Array.of(7, 7, 0))
+      assert.strictEqual(built, report.runs)
+      assert.deepStrictEqual(report.findings, [])
+    }))
 
   it.effect("limit the runs, and the report says so", () =>
     Effect.gen(function*() {

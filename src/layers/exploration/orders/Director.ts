@@ -13,8 +13,8 @@ export interface Ran {
   readonly work: string
   readonly lane: string
   readonly label: string
-  start: number
-  end: number
+  readonly start: number
+  readonly end: number
 }
 
 /** Operations that are enqueued together, by one call. */

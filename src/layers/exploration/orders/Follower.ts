@@ -47,8 +47,6 @@ const fewActive = 32
 
 export class Follower implements Tracer {
   readonly pairs: Array<Pair> = []
-  /** Pairs beyond those that are kept. */
-  dropped = 0
   readonly #director: Director
   readonly #units = new WeakMap<Work, WorkUnit>()
   readonly #names = new WeakMap<Work, ReadonlyArray<string>>()
@@ -134,7 +132,6 @@ export class Follower implements Tracer {
     for (const first of firsts) {
       for (const second of seconds) {
         if (this.pairs.length < mostPairs) this.pairs.push(new Pair(first, second, explain))
-        else this.dropped++
       }
     }
   }

@@ -46,8 +46,6 @@ export interface Observed<A, E> {
   readonly exit: Exit.Exit<A, E> | undefined
   readonly outcome: Outcome
   readonly pairs: ReadonlyArray<Pair>
-  /** The number of pairs that are not kept, because there are too many. */
-  readonly omittedPairs: number
   readonly ran: ReadonlyArray<Ran>
   /** Works that were held and had to start before what they were held for. */
   readonly letGo: ReadonlyArray<string>
@@ -198,7 +196,6 @@ export const runWith = <A, E, R, ROut, ELayer, RIn>(
         ? outcome
         : { end: endOf<A, E>(undefined, setting.project), buffers: new Map() },
       pairs: follower.pairs,
-      omittedPairs: follower.dropped,
       ran: director.ran,
       letGo: director.letGoes,
       text: printPlan(plan, (name) => director.labelOf(name)),

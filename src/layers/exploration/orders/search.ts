@@ -31,7 +31,6 @@ export interface Tried {
   readonly pair: Pair
   verdict: "changes" | "same" | "fixed" | "untried"
   difference: Difference | undefined
-  finding: number | undefined
 }
 
 /** A run that ended differently. */
@@ -54,7 +53,7 @@ export interface Searched<A, E> {
 const mostFindings = 20
 const mostShrinking = 60
 
-/** With more races, only the one that is turned around is held. */
+/** With more races, only the one that is turned around is held, and combinations are not tried. */
 const mostHeld = 400
 
 const keyOf = ({ first, second }: Pick<Pair, "first" | "second">): string => `${first} ${second}`
@@ -118,7 +117,7 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
   const tried = new Map(
     spreadOut(distinct(base.pairs)).map((pair): [string, Tried] => [
       keyOf(pair),
-      { pair, verdict: "untried", difference: undefined, finding: undefined }
+      { pair, verdict: "untried", difference: undefined }
     ])
   )
   const findings: Array<Finding<A, E>> = []
@@ -128,7 +127,8 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
   const queue: Array<Observed<A, E>> = []
   let runs = 1
   if (!base.isSimulated) return { base, tried: [...tried.values()], findings, runs, isExhausted: false }
-  const isOver = (limit: number) => runs > limit || performance.now() - begun > timeLimit
+  const isLate = () => performance.now() - begun > timeLimit
+  const isOver = (limit: number) => runs > limit || isLate()
 
   /** Runs a schedule, and keeps what is new about it. */
   const runNew = Effect.fnUntraced(function*(plan: Plan) {
@@ -140,7 +140,8 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
       queue.push(run)
     }
     const difference = differenceOf(base.outcome, run.outcome)
-    return { run, difference, finding: difference && noteFinding(findings, base, run, difference) }
+    if (difference !== undefined) noteFinding(findings, base, run, difference)
+    return { run, difference }
   })
 
   /** Turns a race of the undisturbed run around: with all others as they were, or if that cannot be, alone. */
@@ -152,26 +153,28 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
     meantOrders.add(signatureOf(base, pair))
     const alone = holds.slice(0, 1)
     for (const plan of holds.length > 1 && areConsistent(holds) ? [holds, alone] : [alone]) {
-      const { difference, finding, run } = yield* runNew({ holds: plan })
-      const isTurned = isInOrder(run, pair) === !natural
-      if (difference !== undefined) {
+      const { difference, run } = yield* runNew({ holds: plan })
+      const order = isInOrder(run, pair)
+      if (difference !== undefined && order !== natural) {
         race.verdict = "changes"
         race.difference = difference
-        race.finding = finding
         return
       }
-      race.verdict = isTurned ? "same" : "fixed"
-      if (isTurned) return
+      race.verdict = order === !natural ? "same" : "fixed"
+      if (race.verdict === "same") return
     }
   })
 
-  let isExhausted = base.omittedPairs === 0
+  let isExhausted = base.pairs.length <= mostHeld
   for (const race of tried.values()) {
     if (isOver(maxRuns)) isExhausted = false
     else yield* turnAround(race)
   }
   for (const run of queue) {
-    if (run.omittedPairs > 0) isExhausted = false
+    if (run.pairs.length > mostHeld) {
+      isExhausted = false
+      continue
+    }
     for (const pair of distinct(run.pairs)) {
       if (isInOrder(run, pair) === undefined) continue
       const meant = signatureOf(run, pair)
@@ -190,24 +193,23 @@ export const search = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
 
   const small: Array<Finding<A, E>> = []
   for (const finding of findings) {
-    const { run, runs: more } = yield* shrinkFinding(setting, base, finding)
+    const { run, runs: more } = yield* shrinkFinding(setting, base, finding, isLate)
     runs += more
     small.push({ ...finding, run, turned: heldIn(run, turnedIn(base, run)) })
   }
   return { base, tried: [...tried.values()], findings: small, runs, isExhausted }
 })
 
-/** Keeps a run that came to something new. Returns the index of the finding with the same outcome. */
+/** Keeps a run that came to something new. */
 const noteFinding = <A, E>(
   findings: Array<Finding<A, E>>,
   base: Observed<A, E>,
   run: Observed<A, E>,
   difference: Difference
-): number | undefined => {
-  const known = findings.findIndex((other) => differenceOf(other.run.outcome, run.outcome) === undefined)
-  if (known >= 0) return known
-  if (findings.length >= mostFindings) return undefined
-  return findings.push({ difference, run, turned: turnedIn(base, run) }) - 1
+): void => {
+  const isKnown = findings.some((other) => differenceOf(other.run.outcome, run.outcome) === undefined)
+  if (isKnown || findings.length >= mostFindings) return
+  findings.push({ difference, run, turned: turnedIn(base, run) })
 }
 
 /** The races that ran in another order than in the undisturbed run. */
@@ -230,7 +232,8 @@ const heldIn = ({ plan }: Observed<unknown, unknown>, turned: ReadonlyArray<Pair
 const shrinkFinding = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
   setting: Setting<A, E, R, ROut, ELayer, RIn>,
   base: Observed<A, E>,
-  finding: Finding<A, E>
+  finding: Finding<A, E>,
+  isLate: () => boolean
 ): Effect.fn.Return<
   { readonly run: Observed<A, E>; readonly runs: number },
   ELayer,
@@ -239,7 +242,7 @@ const shrinkFinding = Effect.fnUntraced(function*<A, E, R, ROut, ELayer, RIn>(
   let { run } = finding
   let runs = 0
   const shows = Effect.fnUntraced(function*(holds: ReadonlyArray<Hold>) {
-    if (runs >= mostShrinking || holds.length === 0) return false
+    if (runs >= mostShrinking || isLate() || holds.length === 0) return false
     runs++
     const other = yield* runWith(setting, { holds }, base.operations)
     if (differenceOf(finding.run.outcome, other.outcome) !== undefined) return false
