@@ -235,7 +235,10 @@ export interface Options<A> extends RunOptions<A> {
 export function explore<A, E, R, ROut, ELayer, RIn>(
   program: Effect.Effect<A, E, R>,
   options: Options<A> & {
-    /** Builds the simulated runtime of each run. What else it provides, programs can use. Default: one device. */
+    /**
+     * Builds the simulated runtime of each run. What else it provides, programs can use. Default: one device. It need not be checked: with
+     * mode `"fail"`, `CheckedRuntime` refuses races before they run in any order.
+     */
     readonly runtime: Layer.Layer<CudaRuntime | ROut, ELayer, RIn>
   }
 ): Effect.Effect<Report<A, E>, ELayer | CudaError, RIn | Exclude<Exclude<R, Scope.Scope>, CudaRuntime | ROut>>
