@@ -170,7 +170,7 @@ describe.skipIf(gpu === undefined)("growable buffers on a GPU", () => {
       Effect.gen(function*() {
         const busy = yield* Busy
         const stream = yield* CudaStream.make()
-        yield* busy.enqueue(stream, busyMillis)
+        yield* busy.enqueue(stream, 5 * busyMillis) // other tests use the GPU meanwhile
         const longest = yield* longestPause(Effect.scoped(Effect.gen(function*() {
           const buffer = yield* CudaMemory.growable({ maxBytes: 64 * gibi })
           yield* CudaMemory.grow(buffer, 4 * gibi)
