@@ -28,6 +28,14 @@ const layers = Object.entries(manifest.exports).flatMap(([path, target]) =>
 
 const src = fileURLToPath(new URL("./src/", import.meta.url))
 
+/** What yielding fibers do not change: pure functions and models, other processes and threads, and what is built from the rest. */
+const unyielding = [
+  "test/checked/*roperty.test.ts",
+  "test/{cli,cluster,demo,encoder,examples,gpu}/**",
+  "test/{*.property,blasNumbers,CudaError,images,schema,types}.test.ts",
+  "test/native/{compiler*,diagnostics,find,loading,messages,profiler,programCache,selfContained,statuses,threads,workers}.test.ts"
+]
+
 export default defineConfig(({ mode }) => ({
   resolve: {
     alias: [
@@ -38,6 +46,7 @@ export default defineConfig(({ mode }) => ({
   },
   test: {
     include: ["test/**/*.test.ts"],
+    exclude: ["node_modules/**", ...(mode === "yielding" ? unyielding : [])],
     pool: "forks",
     // Fibers that yield often share the event loop with real timers and threads, so tests in real time may need another try.
     retry: mode === "yielding" ? 2 : 0,
