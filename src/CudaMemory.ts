@@ -12,6 +12,8 @@ import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
+import { elementConstructors, elementSizeOf, elementTypesOf, elementWords, isElementType } from "./cuda/elements.ts"
+import type { ElementArray, ElementType, ElementTypeOf, UsualTypeOf } from "./cuda/elements.ts"
 import { eventFlags } from "./cuda/flags.ts"
 import type { CudaDevice, DeviceInput } from "./CudaDevice.ts"
 import { invalidArgument } from "./CudaError.ts"
@@ -20,8 +22,10 @@ import type { MemoryPool } from "./CudaMemoryPool.ts"
 import { isCudaStream } from "./CudaStream.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { bytesOf } from "./internal/bytes.ts"
+import { areMixed, cannotHold, refuseMixed } from "./internal/elements.ts"
 import { rangeOf, refOfPool, refOfStream, runtimeOfPart, runtimeOfPool } from "./internal/given.ts"
 import {
+  countOf,
   DeviceHandle,
   hex,
   named,
@@ -31,6 +35,7 @@ import {
   ResourceHandle,
   unlessLive
 } from "./internal/handles.ts"
+import { isWhole } from "./internal/numbers.ts"
 import { CurrentAccess, CurrentOrdering } from "./internal/ordered.ts"
 import { deviceIndexOf, onStream, resolveDevice } from "./internal/place.ts"
 import { makeScoped } from "./internal/scoped.ts"
@@ -57,6 +62,29 @@ import type {
 const TypeId = "~effect-cuda/CudaMemory/Buffer"
 
 export type {
+  /**
+   * A typed array of JavaScript as it is read from elements of a type: `Float32Array` for `f32`, `BigInt64Array` for `i64`. Those of
+   * `f16` and `bf16` are `Uint16Array`s of their bits.
+   *
+   * @category arrays
+   * @since 0.1.0
+   */
+  ElementArray,
+  /**
+   * The type of an element in memory, such as `f32`: the number types of `CudaParameter`.
+   *
+   * @category arrays
+   * @since 0.1.0
+   */
+  ElementType,
+  /**
+   * The types of elements that a typed array of JavaScript can hold: `f32` for a `Float32Array`; `u16`, `f16` or `bf16` for a
+   * `Uint16Array`; any type for a `Uint8Array`, a `Buffer` or a `DataView`, which are bytes.
+   *
+   * @category arrays
+   * @since 0.1.0
+   */
+  ElementTypeOf,
   /**
    * What calls of other native code return, and what it means.
    *
@@ -171,6 +199,57 @@ export interface Slice<Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer |
 }
 
 /**
+ * A contiguous part of a buffer that has elements of the given type, or only bytes.
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export type SliceOf<
+  Type extends ElementType,
+  Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer | HostBuffer
+> = Slice<Buffer> & { readonly element?: Type | undefined }
+
+/**
+ * A contiguous part of a buffer with the type of its elements. Every operation on parts of buffers accepts it.
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export interface Elements<
+  out Type extends ElementType = ElementType,
+  Buffer extends DeviceBuffer | HostBuffer = DeviceBuffer | HostBuffer
+> extends Slice<Buffer> {
+  readonly element: Type
+  /** The number of elements. */
+  readonly length: number
+}
+
+/**
+ * A buffer of device memory with the type of its elements. Every operation that accepts a `DeviceBuffer` accepts it too.
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export interface DeviceArray<out Type extends ElementType = ElementType> extends DeviceBuffer {
+  readonly element: Type
+  /** The number of elements. */
+  readonly length: number
+}
+
+/**
+ * A buffer of pinned host memory with the type of its elements. Every operation that accepts a `HostBuffer` accepts it too, and `view`
+ * returns it as a typed array of JavaScript.
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export interface PinnedArray<out Type extends ElementType = ElementType> extends HostBuffer {
+  readonly element: Type
+  /** The number of elements. */
+  readonly length: number
+}
+
+/**
  * A part of a buffer seen as rows.
  *
  * @category models
@@ -224,6 +303,15 @@ export const isManagedBuffer = (u: unknown): u is ManagedBuffer => isBuffer(u) &
  */
 export const isGrowableBuffer = (u: unknown): u is GrowableBuffer =>
   isBuffer(u) && u.kind === "device" && u.ref.isGrowable
+
+/**
+ * Returns `true` if a value is a typed array of device memory or pinned memory, or elements of one.
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isElements = (u: unknown): u is Elements =>
+  isSlice(u) && Predicate.hasProperty(u, "element") && isElementType(u.element)
 
 /** @internal */
 export class DeviceBufferImpl extends DeviceHandle<DeviceMemoryRef> implements DeviceBuffer {
@@ -333,6 +421,53 @@ export class HostBufferImpl extends ResourceHandle<HostMemoryRef> implements Hos
   }
 }
 
+/** @internal */
+export class DeviceArrayImpl<Type extends ElementType> extends DeviceBufferImpl implements DeviceArray<Type> {
+  readonly element: Type
+  constructor(runtime: CudaRuntimeService, ref: DeviceMemoryRef, element: Type) {
+    super(runtime, ref)
+    this.element = element
+  }
+  get length(): number {
+    return this.byteLength / elementSizeOf(this.element)
+  }
+  override toString(): string {
+    const { deviceIndex, element, isOrdered, length, ref } = this
+    return oneLine(
+      "DeviceArray",
+      element,
+      countOf(length, "element"),
+      hex(ref.address),
+      `device ${deviceIndex}`,
+      isOrdered && "ordered",
+      unlessLive(ref)
+    )
+  }
+  override toJSON() {
+    return { ...super.toJSON(), _id: "DeviceArray", element: this.element, length: this.length }
+  }
+}
+
+/** @internal */
+export class PinnedArrayImpl<Type extends ElementType> extends HostBufferImpl implements PinnedArray<Type> {
+  readonly element: Type
+  constructor(runtime: CudaRuntimeService, ref: HostMemoryRef, element: Type) {
+    super(runtime, ref)
+    this.element = element
+  }
+  get length(): number {
+    return this.byteLength / elementSizeOf(this.element)
+  }
+  override toString(): string {
+    const { element, isOrdered, length, ref } = this
+    const details = [element, countOf(length, "element"), hex(ref.address), isOrdered && "ordered", unlessLive(ref)]
+    return oneLine("PinnedArray", ...details)
+  }
+  override toJSON() {
+    return { ...super.toJSON(), _id: "PinnedArray", element: this.element, length: this.length }
+  }
+}
+
 /**
  * Options for allocating a buffer.
  *
@@ -411,9 +546,15 @@ export interface DeviceBufferOptions extends BufferOptions {
 export const allocate = (
   byteLength: number,
   options: DeviceBufferOptions = {}
-): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> => {
-  const { device, ordered, pool, stream } = options
-  return reclaiming(
+): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  allocating(byteLength, options, (runtime, ref): DeviceBuffer => new DeviceBufferImpl(runtime, ref))
+
+const allocating = <Buffer>(
+  byteLength: number,
+  { device, ordered, pool, stream }: DeviceBufferOptions,
+  wrap: (runtime: CudaRuntimeService, ref: DeviceMemoryRef) => Buffer
+): Effect.Effect<Buffer, CudaError, CudaRuntime | Scope.Scope> =>
+  reclaiming(
     device === undefined ? pool?.deviceIndex ?? stream?.deviceIndex : device,
     {
       create: (runtime, index, fiber) =>
@@ -423,11 +564,10 @@ export const allocate = (
           stream: stream === undefined ? undefined : refOfStream(stream)
         }),
       destroy: (runtime, ref) => runtime.memoryFree(ref),
-      wrap: (runtime, ref): DeviceBuffer => new DeviceBufferImpl(runtime, ref)
+      wrap
     },
     pool
   )
-}
 
 /**
  * Allocates, and if the device or pool is full, tries again after pending releases. These may take long, so they are waited for between
@@ -651,12 +791,338 @@ export const allocateHost = (
   byteLength: number,
   options: BufferOptions = {}
 ): Effect.Effect<HostBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  allocatingHost(byteLength, options, (runtime, ref): HostBuffer => new HostBufferImpl(runtime, ref))
+
+const allocatingHost = <Buffer>(
+  byteLength: number,
+  { ordered }: BufferOptions,
+  wrap: (runtime: CudaRuntimeService, ref: HostMemoryRef) => Buffer
+): Effect.Effect<Buffer, CudaError, CudaRuntime | Scope.Scope> =>
   makeScoped(undefined, {
     create: (runtime, _, fiber) =>
-      runtime.hostAllocate(byteLength, { ordered: options.ordered ?? fiber.getRef(CurrentOrdering) }),
+      runtime.hostAllocate(byteLength, { ordered: ordered ?? fiber.getRef(CurrentOrdering) }),
     destroy: (runtime, ref) => runtime.memoryFree(ref),
-    wrap: (runtime, ref): HostBuffer => new HostBufferImpl(runtime, ref)
+    wrap
   })
+
+/**
+ * Allocates device memory for elements of a type, like `allocate`. The size is a number of elements.
+ *
+ * **Details**
+ *
+ * The array is a `DeviceBuffer` that knows the type of its elements, so every operation accepts it. Operations that know a type accept no
+ * other: a kernel parameter of `CudaParameter.inputOf("f32")` does not take an array of `u8`, and `copy` does not copy between the two.
+ *
+ * Fails with `InvalidArgument` for an unknown type and for a length that is not a positive integer, and otherwise like `allocate`.
+ *
+ * **Gotchas**
+ *
+ * `slice`, `rows` and `fill` count bytes, whatever the type: take parts with `elements`.
+ *
+ * **Example** (A thousand floats, the first hundred of them cleared)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const values = yield* CudaMemory.array("f32", 1000)
+ *   yield* CudaMemory.fill(CudaMemory.elements(values, 0, 100), 0)
+ * })
+ * ```
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export const array = <const Type extends ElementType>(
+  type: Type,
+  length: number,
+  options: DeviceBufferOptions = {}
+): Effect.Effect<DeviceArray<Type>, CudaError, CudaRuntime | Scope.Scope> =>
+  makeArray("CudaMemory.array", type, length, options)
+
+const makeArray = <Type extends ElementType>(
+  operation: string,
+  type: Type,
+  length: number,
+  options: DeviceBufferOptions
+): Effect.Effect<DeviceArray<Type>, CudaError, CudaRuntime | Scope.Scope> =>
+  refuseLength(operation, type, length) ??
+    allocating(
+      length * elementSizeOf(type),
+      options,
+      (runtime, ref): DeviceArray<Type> => new DeviceArrayImpl(runtime, ref, type)
+    ).pipe(named(operation))
+
+const refuseLength = (operation: string, type: ElementType, length: number) => {
+  if (!isElementType(type)) return refuseArgument(operation, "type", type, elementWords)
+  const most = Math.floor(Number.MAX_SAFE_INTEGER / elementSizeOf(type))
+  return isWhole(length, 1, most)
+    ? undefined
+    : refuseArgument(operation, "length", length, "a positive integer, the number of elements")
+}
+
+/**
+ * Allocates pinned host memory for elements of a type, like `allocateHost`. The size is a number of elements. `view` returns the memory as
+ * a typed array of JavaScript.
+ *
+ * **Details**
+ *
+ * Fails like `array` for an unknown type or a wrong length, and otherwise like `allocateHost`.
+ *
+ * **Example** (Numbers written in place, then copied)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const pinned = yield* CudaMemory.pinnedArray("f64", 256)
+ *   CudaMemory.view(pinned).fill(0.5) // a Float64Array
+ *   const device = yield* CudaMemory.array("f64", 256)
+ *   yield* CudaMemory.copy(device, pinned)
+ * })
+ * ```
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export const pinnedArray = <const Type extends ElementType>(
+  type: Type,
+  length: number,
+  options: BufferOptions = {}
+): Effect.Effect<PinnedArray<Type>, CudaError, CudaRuntime | Scope.Scope> =>
+  refuseLength("CudaMemory.pinnedArray", type, length) ??
+    allocatingHost(
+      length * elementSizeOf(type),
+      options,
+      (runtime, ref): PinnedArray<Type> => new PinnedArrayImpl(runtime, ref, type)
+    ).pipe(named("CudaMemory.pinnedArray"))
+
+/**
+ * Allocates device memory for the elements of a typed array of JavaScript, and uploads them. Returns when the array has been read and may
+ * be changed; later work on the stream sees the data.
+ *
+ * **Details**
+ *
+ * The type follows from the kind of array: `f32` for a `Float32Array`, `i64` for a `BigInt64Array`. A `Uint16Array` is `u16`, unless
+ * `type` says that it holds the bits of `f16` or `bf16`. A `Uint8Array` or `Buffer` is `u8`, unless `type` says what its bytes are.
+ *
+ * Works like `array` followed by `upload`, on the given stream, or on the current one. With a `stream`, the memory is allocated in its
+ * order, too. Fails like both.
+ *
+ * **Gotchas**
+ *
+ * Other streams must wait for the upload, unless the array is ordered.
+ *
+ * **Example** (There and back)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const numbers = yield* CudaMemory.fromArray(Float32Array.of(1, 2, 3))
+ *   const halves = yield* CudaMemory.fromArray(Uint16Array.of(0x3c00, 0x4000), { type: "f16" })
+ *   return [yield* CudaMemory.toArray(numbers), yield* CudaMemory.toArray(halves)]
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export function fromArray<A extends HostArray, const Type extends ElementTypeOf<A>>(
+  values: A,
+  options: DeviceBufferOptions & {
+    /** What the elements are. */
+    readonly type: Type
+  }
+): Effect.Effect<DeviceArray<Type>, CudaError, CudaRuntime | Scope.Scope>
+export function fromArray<A extends NumberArray>(
+  values: A,
+  options?: DeviceBufferOptions
+): Effect.Effect<DeviceArray<UsualTypeOf<A>>, CudaError, CudaRuntime | Scope.Scope>
+export function fromArray(
+  values: HostArray,
+  options: DeviceBufferOptions & { readonly type?: ElementType | undefined } = {}
+): Effect.Effect<DeviceArray, CudaError, CudaRuntime | Scope.Scope> {
+  return Effect.suspend(() => {
+    const operation = "CudaMemory.fromArray"
+    const types = elementTypesOf(values)
+    if (types === undefined) return refuseArgument(operation, "values", values, "a typed array")
+    const { stream, type = types[0] } = options
+    if (!types.includes(type)) return refuseArgument(operation, "type", type, types.join(" or "))
+    const length = values.byteLength / elementSizeOf(type)
+    return Effect.tap(
+      makeArray(operation, type, length, options),
+      (made) => named(operation)(uploadTo(made, values, stream))
+    )
+  })
+}
+
+/**
+ * A typed array of JavaScript.
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export type NumberArray =
+  | Int8Array
+  | Uint8Array
+  | Uint8ClampedArray
+  | Int16Array
+  | Uint16Array
+  | Int32Array
+  | Uint32Array
+  | BigInt64Array
+  | BigUint64Array
+  | Float32Array
+  | Float64Array
+
+/**
+ * Reads elements of device memory as a typed array of JavaScript, on a stream (by default the current stream of the device), and waits for
+ * the data. Suspends the fiber, not the thread.
+ *
+ * **Details**
+ *
+ * The kind of array follows from the type: a `Float32Array` for `f32`, a `BigInt64Array` for `i64`. `f16` and `bf16` are read as a
+ * `Uint16Array` of their bits. Works and fails like `download`, and with `InvalidArgument` for more elements than an array can have.
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export const toArray = <Type extends ElementType>(
+  self: Elements<Type, DeviceBuffer>,
+  stream?: CudaStream
+): Effect.Effect<ElementArray<Type>, CudaError> =>
+  Effect.suspend(() => {
+    const operation = "CudaMemory.toArray"
+    if (!isElements(self)) {
+      return refuseArgument(operation, "array", self, "memory with an element type (CudaMemory.typed)")
+    }
+    const values = emptyArray<Type>(self)
+    return values === undefined
+      ? refuseArgument(operation, "length", self.length, "as many elements as a typed array can have")
+      : Effect.as(named(operation)(downloadTo(values, self, stream)), values)
+  })
+
+/** Undefined if there can be no array of that length. */
+const emptyArray = <Type extends ElementType>({ element, length }: Elements<Type>): ElementArray<Type> | undefined => {
+  try {
+    return new elementConstructors[element](length)
+  } catch {
+    return undefined
+  }
+}
+
+/**
+ * Takes a part of memory with an element type: `length` elements from `offset`, by default up to the end. The part has the same type. The
+ * range is checked by the operation that uses it.
+ *
+ * **Example** (The second row of a matrix)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const matrix: CudaMemory.DeviceArray<"f32">
+ * const columns = 1000
+ *
+ * const row = CudaMemory.elements(matrix, columns, columns)
+ * ```
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export function elements<Type extends ElementType, Buffer extends DeviceBuffer | HostBuffer>(
+  self: Elements<Type, Buffer>,
+  offset: number,
+  length?: number
+): Elements<Type, Buffer>
+export function elements(
+  offset: number,
+  length?: number
+): <Type extends ElementType, Buffer extends DeviceBuffer | HostBuffer>(
+  self: Elements<Type, Buffer>
+) => Elements<Type, Buffer>
+export function elements(first: Elements | number, second?: number, third?: number) {
+  return typeof first === "number"
+    ? (self: Elements) => elementsFrom(self, first, second)
+    : elementsFrom(first, second ?? 0, third)
+}
+
+/** A number that is not an integer is kept as it is, so that the operation that uses the part refuses that number. */
+const elementsFrom = (self: Elements, offset: number, length = self?.length - offset): Elements => {
+  const size = elementSizeOf(self?.element)
+  return {
+    buffer: self?.buffer ?? self,
+    offset: Number.isInteger(offset) ? self?.offset + offset * size : offset,
+    byteLength: Number.isInteger(length) ? length * size : length,
+    element: self?.element,
+    length
+  }
+}
+
+/**
+ * Gives the bytes of a buffer, or of a part of one, an element type: for memory of `allocateManaged`, `growable`, `pin` or `fromAddress`,
+ * for global variables, and to read the elements of an array as another type. Moves nothing.
+ *
+ * **Details**
+ *
+ * Fails with `InvalidArgument` if the bytes do not begin at a multiple of the element size or are not whole elements, if they are not
+ * inside the buffer, and for an unknown type.
+ *
+ * **Gotchas**
+ *
+ * Nothing knows what is in memory: the type is only what the program says. The length is that of the bytes now, also if a growable buffer
+ * grows later.
+ *
+ * **Example** (Managed memory as integers)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const counters = CudaMemory.allocateManaged(4096).pipe(Effect.flatMap(CudaMemory.typed("u32")))
+ * ```
+ *
+ * @category arrays
+ * @since 0.1.0
+ */
+export const typed: {
+  <const Type extends ElementType>(
+    type: Type
+  ): <Buffer extends DeviceBuffer | HostBuffer>(self: Slice<Buffer>) => Effect.Effect<Elements<Type, Buffer>, CudaError>
+  <Buffer extends DeviceBuffer | HostBuffer, const Type extends ElementType>(
+    self: Slice<Buffer>,
+    type: Type
+  ): Effect.Effect<Elements<Type, Buffer>, CudaError>
+} = dual(
+  2,
+  <Buffer extends DeviceBuffer | HostBuffer, Type extends ElementType>(
+    self: Slice<Buffer>,
+    type: Type
+  ): Effect.Effect<Elements<Type, Buffer>, CudaError> =>
+    Effect.suspend(() => {
+      const operation = "CudaMemory.typed"
+      if (!isSlice(self)) return refuseArgument(operation, "buffer", self, "a buffer or a part of one")
+      if (!isElementType(type)) return refuseArgument(operation, "type", type, elementWords)
+      const size = elementSizeOf(type)
+      const { buffer, byteLength, offset } = self
+      const room = buffer.byteLength
+      if (!isWhole(offset, 0, room) || (addressOf(buffer) + offset) % size !== 0) {
+        const expected = `bytes of the buffer from a multiple of ${size} on, the size of ${type}`
+        return refuseArgument(operation, "offset", offset, expected)
+      }
+      if (!isWhole(byteLength, 0, room - offset) || byteLength % size !== 0) {
+        const expected = `a multiple of ${size}, the size of ${type}, and at most ${room - offset}`
+        return refuseArgument(operation, "byteLength", byteLength, expected)
+      }
+      return Effect.succeed({ buffer, offset, byteLength, element: type, length: byteLength / size })
+    })
+)
+
+/** Memory of a graph has no address before its launch. */
+const addressOf = ({ ref }: DeviceBuffer | HostBuffer): number => Number.isSafeInteger(ref.address) ? ref.address : 0
 
 /**
  * Pins host memory that exists, such as an `ArrayBuffer` that other code fills, so that devices copy from and to it at full speed
@@ -929,7 +1395,8 @@ export const rows: {
 )
 
 /**
- * Views pinned or managed memory as a typed array, without copying. The array has as many whole elements as fit.
+ * Views pinned or managed memory as a typed array, without copying. The array has as many whole elements as fit. Memory with an element
+ * type, such as a `PinnedArray`, needs no constructor.
  *
  * **Details**
  *
@@ -945,7 +1412,28 @@ export const rows: {
  * @category accessors
  * @since 0.1.0
  */
-export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: TypedArrayConstructor<A>): A => {
+export function view<Type extends ElementType>(
+  self: Elements<Type, HostBuffer> | Elements<Type, ManagedBuffer>
+): ElementArray<Type>
+export function view<A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: TypedArrayConstructor<A>): A
+export function view(
+  self: SliceOf<ElementType, HostBuffer> | SliceOf<ElementType, ManagedBuffer>,
+  Type?: TypedArrayConstructor<unknown>
+): unknown {
+  if (Type !== undefined) return viewAs(self, Type)
+  const element = self?.element
+  if (element === undefined || !isElementType(element)) {
+    throw invalidArgument(
+      "CudaMemory.view",
+      "Type",
+      Type,
+      "the constructor of a typed array, for memory without an element type"
+    )
+  }
+  return viewAs<unknown>(self, elementConstructors[element])
+}
+
+const viewAs = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: TypedArrayConstructor<A>): A => {
   const bytes = self?.buffer?.ref?.bytes
   if (bytes === undefined) throw invalidArgument("CudaMemory.view", "buffer", self, "pinned or managed memory")
   const { buffer, byteOffset, byteLength } = bytes
@@ -976,6 +1464,9 @@ export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: Ty
  * range ends outside its buffer, the ranges overlap, or both ends are host memory, and with `DeviceMismatch` if the stream is on the
  * device of neither end, unless its device has access to one.
  *
+ * If both ends have element types, these must be the same: others do not compile, and fail with `InvalidArgument` if forced. `slice` takes
+ * the bytes of an array without its type.
+ *
  * Copies between devices with a link go over it. The first copy between two pools lets both devices access them (`cuMemPoolSetAccess`), for
  * as long as the pools live; kernels need `CudaDevice.enablePeerAccess` nevertheless.
  *
@@ -987,8 +1478,15 @@ export const view = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: Ty
  * @category copies
  * @since 0.1.0
  */
-export function copy(destination: Slice, source: Slice, stream?: CudaStream): Effect.Effect<void, CudaError>
-export function copy(source: Slice, stream?: CudaStream): (destination: Slice) => Effect.Effect<void, CudaError>
+export function copy<Type extends ElementType>(
+  destination: SliceOf<Type>,
+  source: SliceOf<NoInfer<Type>>,
+  stream?: CudaStream
+): Effect.Effect<void, CudaError>
+export function copy<Type extends ElementType>(
+  source: SliceOf<Type>,
+  stream?: CudaStream
+): (destination: SliceOf<Type>) => Effect.Effect<void, CudaError>
 export function copy(first: Slice, second?: Slice | CudaStream, third?: CudaStream) {
   if (isSlice(second)) return copyTo(first, second, third)
   if (isDataLast(second, third)) return (destination: Slice) => copyTo(destination, first, second)
@@ -999,7 +1497,12 @@ export function copy(first: Slice, second?: Slice | CudaStream, third?: CudaStre
 const isDataLast = (stream: unknown, next?: unknown): stream is CudaStream | undefined =>
   next === undefined && (stream === undefined || isCudaStream(stream))
 
-const copyTo = (destination: Slice, source: Slice, stream: CudaStream | undefined): Effect.Effect<void, CudaError> => {
+const copyTo = (
+  destination: SliceOf<ElementType>,
+  source: SliceOf<ElementType>,
+  stream: CudaStream | undefined
+): Effect.Effect<void, CudaError> => {
+  if (areMixed(destination, source)) return refuseMixed("CudaMemory.copy", "source", destination, source)
   const runtime = runtimeOfPart(destination)
   const to = rangeOf(destination)
   const from = rangeOf(source)
@@ -1077,13 +1580,14 @@ export function copy2D(
 const isSize = (u: unknown): u is Size2D => Predicate.hasProperty(u, "width") && Predicate.hasProperty(u, "height")
 
 const copyRowsTo = (
-  destination: Slice | Rows,
-  source: Slice | Rows | Size2D,
+  destination: SliceOf<ElementType>,
+  source: SliceOf<ElementType> | Size2D,
   size: Size2D | CudaStream | undefined,
   stream: CudaStream | undefined
 ): Effect.Effect<void, CudaError> => {
   const operation = "CudaMemory.copy2D"
   if (!isSlice(source)) return refuseArgument(operation, "source", source, "a buffer, a part of one, or rows")
+  if (areMixed(destination, source)) return refuseMixed(operation, "source", destination, source)
   if (!isSize(size)) return refuseArgument(operation, "size", size, "an object with width and height")
   const runtime = runtimeOfPart(destination)
   const to = rowsOf(destination, size.width)
@@ -1106,6 +1610,11 @@ const rowsOf = (part: Slice | Rows, width: number): MemoryRows => ({
 export interface BatchCopy {
   readonly destination: Slice
   readonly source: Slice
+}
+
+interface TypedCopy {
+  readonly destination: SliceOf<ElementType>
+  readonly source: SliceOf<ElementType>
 }
 
 /**
@@ -1132,6 +1641,10 @@ export const copyBatch = (copies: ReadonlyArray<BatchCopy>, stream?: CudaStream)
     const wrong = transfers.findIndex((_, index) => !isSlice(list[index]?.destination) || !isSlice(list[index]?.source))
     if (wrong >= 0 || first === undefined) {
       return refuseArgument(operation, `copies[${wrong}]`, list[wrong], "an object with a destination and a source")
+    }
+    const pairs: ReadonlyArray<TypedCopy> = list
+    for (const [index, { destination, source }] of pairs.entries()) {
+      if (areMixed(destination, source)) return refuseMixed(operation, `copies[${index}].source`, destination, source)
     }
     const { runtime } = first.destination.buffer
     const device = deviceOfCopy(first.destination, first.source)
@@ -1554,20 +2067,21 @@ export const synchronize = (self: Slice): Effect.Effect<void, CudaError> =>
  *
  * The array is copied through pinned memory in pieces of at most 16 MiB (`cuMemcpyHtoDAsync`). Compared with `copy` from a pinned buffer,
  * this adds a CPU copy on the JS thread at about 10 GB/s. Fails with `InvalidArgument` if the lengths differ or the array is detached
- * meanwhile.
+ * meanwhile, and for an array of another kind than the element type of the memory, if it has one. A `Uint8Array`, a `Buffer` and a
+ * `DataView` hold bytes of any type.
  *
  * @category copies
  * @since 0.1.0
  */
-export function upload(
-  destination: Slice<DeviceBuffer>,
-  source: HostArray,
+export function upload<A extends HostArray>(
+  destination: SliceOf<ElementTypeOf<A>, DeviceBuffer>,
+  source: A,
   stream?: CudaStream
 ): Effect.Effect<void, CudaError>
-export function upload(
-  source: HostArray,
+export function upload<A extends HostArray>(
+  source: A,
   stream?: CudaStream
-): (destination: Slice<DeviceBuffer>) => Effect.Effect<void, CudaError>
+): (destination: SliceOf<ElementTypeOf<A>, DeviceBuffer>) => Effect.Effect<void, CudaError>
 export function upload(
   first: Slice<DeviceBuffer> | HostArray,
   second?: HostArray | CudaStream,
@@ -1605,20 +2119,22 @@ const uploadTo = (destination: unknown, source: unknown, stream: CudaStream | un
  *
  * The data is copied through pinned memory in pieces of at most 16 MiB (`cuMemcpyDtoHAsync`). Compared with `copy` to a pinned buffer,
  * this adds a CPU copy on the JS thread at about 10 GB/s. The array is written while the effect runs, so after an interruption or failure
- * it may be partly written. Fails with `InvalidArgument` if the lengths differ or the array is detached meanwhile.
+ * it may be partly written. Fails with `InvalidArgument` like `upload`. For memory with an element type, `toArray` makes the array.
  *
  * @category copies
  * @since 0.1.0
  */
-export function download(
-  destination: HostArray,
-  source: Slice<DeviceBuffer>,
+export function download<A extends HostArray>(
+  destination: A,
+  source: SliceOf<ElementTypeOf<A>, DeviceBuffer>,
   stream?: CudaStream
 ): Effect.Effect<void, CudaError>
-export function download(
-  source: Slice<DeviceBuffer>,
+export function download<Type extends ElementType>(
+  source: SliceOf<Type, DeviceBuffer>,
   stream?: CudaStream
-): (destination: HostArray) => Effect.Effect<void, CudaError>
+): <A extends HostArray>(
+  destination: A & (ElementType extends Type ? unknown : [Type] extends [ElementTypeOf<A>] ? unknown : never)
+) => Effect.Effect<void, CudaError>
 export function download(
   first: HostArray | Slice<DeviceBuffer>,
   second?: Slice<DeviceBuffer> | CudaStream,
@@ -1701,7 +2217,12 @@ const withPieces = (
       return refuseArgument(operation, "buffer", device, "a device buffer or a part of one")
     }
     const { deviceIndex, runtime } = device.buffer
-    const { byteLength } = device
+    const { byteLength, element }: SliceOf<ElementType> = device
+    if (cannotHold(array, element)) {
+      const expected =
+        `an array of the elements of ${element} that the device memory has (CudaMemory.slice takes its bytes)`
+      return refuseArgument(operation, "array", array, expected)
+    }
     const bytes = ArrayBuffer.isView(array) ? bytesOf(array) : undefined
     if (bytes?.byteLength !== byteLength) {
       const expected = `an array of ${byteLength} bytes, as the device memory has (CudaMemory.slice takes a part of it)`

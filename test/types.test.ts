@@ -192,6 +192,109 @@ export const bothForms = ({ device, event, host, stream, timed }: Given): Readon
   CudaStream.withStream(Effect.void, stream)
 ]
 
+/** Memory with element types: what has another type does not pass, bytes pass for copies. */
+export const arrays = ({ device, host, stream }: Given) => {
+  const floats = CudaMemory.array("f32", 4)
+  const isFloats = same<typeof floats, Of<CudaMemory.DeviceArray<"f32">>>(true)
+  const pinned = CudaMemory.pinnedArray("i64", 4)
+  const isPinned = same<typeof pinned, Of<CudaMemory.PinnedArray<"i64">>>(true)
+  const made = CudaMemory.fromArray(new Float64Array(4), { stream })
+  const isMade = same<typeof made, Of<CudaMemory.DeviceArray<"f64">>>(true)
+  const bits = CudaMemory.fromArray(new Uint16Array(4))
+  const isBits = same<typeof bits, Of<CudaMemory.DeviceArray<"u16">>>(true)
+  const halves = CudaMemory.fromArray(new Uint16Array(4), { type: "bf16" })
+  const isHalves = same<typeof halves, Of<CudaMemory.DeviceArray<"bf16">>>(true)
+  const bytes = CudaMemory.fromArray(Buffer.alloc(4))
+  const isBytes = same<typeof bytes, Of<CudaMemory.DeviceArray<"u8">>>(true)
+  const parsed = CudaMemory.fromArray(Buffer.alloc(4), { type: "f32", stream })
+  const isParsed = same<typeof parsed, Of<CudaMemory.DeviceArray<"f32">>>(true)
+  const typed = CudaMemory.typed(host, "u8")
+  type Typed = Effect.Effect<CudaMemory.Elements<"u8", CudaMemory.HostBuffer>, CudaError.CudaError>
+  const isTyped = same<typeof typed, Typed>(true)
+  return [
+    isFloats,
+    isPinned,
+    isMade,
+    isBits,
+    isHalves,
+    isBytes,
+    isParsed,
+    isTyped,
+    device.pipe(CudaMemory.typed("u8")),
+    // @ts-expect-error no such type
+    CudaMemory.array("bool", 4),
+    // @ts-expect-error the bits of a float of 32 bits are no 16-bit float
+    CudaMemory.fromArray(new Float32Array(4), { type: "f16" }),
+    // @ts-expect-error not a typed array
+    CudaMemory.fromArray([1, 2]),
+    // @ts-expect-error no element type
+    CudaMemory.toArray(device),
+    // @ts-expect-error pinned memory is not read by the device
+    Effect.flatMap(pinned, CudaMemory.toArray),
+    // @ts-expect-error no element type
+    CudaMemory.elements(device, 0),
+    // @ts-expect-error no element type, and no constructor
+    CudaMemory.view(host)
+  ]
+}
+
+/** Copies of memory with element types. */
+export const arrayCopies = (
+  { device, host, stream }: Given,
+  floats: CudaMemory.DeviceArray<"f32">,
+  bytes: CudaMemory.DeviceArray<"u8">,
+  pinned: CudaMemory.PinnedArray<"f32">
+) => {
+  const part = CudaMemory.elements(floats, 1, 2)
+  const isPart = same<typeof part, CudaMemory.Elements<"f32", CudaMemory.DeviceBuffer>>(true)
+  const last = floats.pipe(CudaMemory.elements(3))
+  const isAlike = same<typeof last, typeof part>(true)
+  const read = CudaMemory.toArray(part)
+  const isRead = same<Effect.Success<typeof read>, Float32Array<ArrayBuffer>>(true)
+  const isView = same<ReturnType<typeof viewOf>, Float32Array<ArrayBuffer>>(true)
+  const operations: ReadonlyArray<Operation> = [
+    CudaMemory.copy(floats, pinned, stream),
+    CudaMemory.copy(floats, device),
+    CudaMemory.copy(host, floats),
+    CudaMemory.copy(floats, CudaMemory.slice(bytes, 0)),
+    floats.pipe(CudaMemory.copy(part, stream)),
+    device.pipe(CudaMemory.copy(floats)),
+    floats.pipe(CudaMemory.copy(device)),
+    CudaMemory.upload(part, new Float32Array(2)),
+    CudaMemory.upload(floats, Buffer.alloc(16)),
+    part.buffer.pipe(CudaMemory.upload(new Float64Array(2))),
+    floats.pipe(CudaMemory.upload(new Float32Array(4))),
+    CudaMemory.download(new Float32Array(4), floats),
+    CudaMemory.download(floats)(new Float32Array(4)),
+    CudaMemory.download(floats)(new DataView(new ArrayBuffer(16))),
+    CudaMemory.fill(part, 0),
+    CudaMemory.access(Effect.void, { reads: [part], writes: [bytes] })
+  ]
+  return [
+    isPart,
+    isAlike,
+    isRead,
+    isView,
+    operations,
+    // @ts-expect-error another element type
+    CudaMemory.copy(floats, bytes),
+    // @ts-expect-error another element type
+    CudaMemory.copy(bytes, part),
+    // @ts-expect-error another element type
+    floats.pipe(CudaMemory.copy(bytes)),
+    // @ts-expect-error another kind of array
+    CudaMemory.upload(floats, new Float64Array(2)),
+    // @ts-expect-error another kind of array
+    part.pipe(CudaMemory.upload(new Int32Array(2))),
+    // @ts-expect-error another kind of array
+    CudaMemory.download(new Int32Array(4), floats),
+    // @ts-expect-error another kind of array
+    CudaMemory.download(floats)(new Int32Array(4))
+  ]
+}
+
+const viewOf = (pinned: CudaMemory.PinnedArray<"f32">) => CudaMemory.view(pinned)
+
 export const refused = ({ device, event, timed }: Given) => [
   // @ts-expect-error an event without times has no elapsed time
   CudaEvent.elapsedTime(event, timed),

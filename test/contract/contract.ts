@@ -4,6 +4,7 @@
 import { describe } from "@effect/vitest"
 import type { Rig } from "../support/Rig.ts"
 import { acrossDevicesContract } from "./acrossDevices.ts"
+import { arrayContract } from "./arrays.ts"
 import { blasContract } from "./blas.ts"
 import { branchContract, dependencyContract, forkContract } from "./branches.ts"
 import { copyContract } from "./copies.ts"
@@ -49,6 +50,7 @@ export const contract = (rig: Rig): void => {
     forkContract(rig)
     dependencyContract(rig)
     memoryContract(rig)
+    arrayContract(rig)
     copyContract(rig)
     memoryPoolContract(rig)
     peerContract(rig)
