@@ -13,14 +13,34 @@ import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import type { ScalarKind, ScalarName } from "./cuda/parameters.ts"
+import { elementSizeOf } from "./cuda/elements.ts"
+import type { ElementType, ScalarKind, ScalarName } from "./cuda/parameters.ts"
 import type { DeviceInput } from "./CudaDevice.ts"
 import { CudaError, isCudaError } from "./CudaError.ts"
-import { access, DeviceBufferImpl, download, HostBufferImpl, slice } from "./CudaMemory.ts"
-import type { AccessOptions, BufferOptions, DeviceBuffer, HostBuffer, Slice } from "./CudaMemory.ts"
+import {
+  access,
+  DeviceArrayImpl,
+  DeviceBufferImpl,
+  download,
+  HostBufferImpl,
+  PinnedArrayImpl,
+  slice
+} from "./CudaMemory.ts"
+import type {
+  AccessOptions,
+  BufferOptions,
+  DeviceArray,
+  DeviceBuffer,
+  Elements,
+  HostBuffer,
+  PinnedArray,
+  Slice,
+  SliceOf
+} from "./CudaMemory.ts"
 import type { CudaStream } from "./CudaStream.ts"
 import { isCudaTaskGraph } from "./CudaTaskGraph.ts"
 import type { CudaTaskGraph } from "./CudaTaskGraph.ts"
+import { refuseElements } from "./internal/elements.ts"
 import { isStream, rangeOf } from "./internal/given.ts"
 import { dot, mermaid } from "./internal/graph/picture.ts"
 import { recording, recordingBodies } from "./internal/graph/recording.ts"
@@ -73,8 +93,10 @@ export type GraphParameters = Readonly<Record<string, GraphParameter>>
  * @since 0.1.0
  */
 export type Placeholders<Parameters extends GraphParameters> = {
-  readonly [Name in keyof Parameters]: Parameters[Name] extends GraphMemoryParameter<"device"> ? DeviceBuffer
-    : Parameters[Name] extends GraphMemoryParameter<"host"> ? HostBuffer
+  readonly [Name in keyof Parameters]: Parameters[Name] extends GraphMemoryParameter<"device", infer Element>
+    ? [Element] extends [ElementType] ? DeviceArray<Element> : DeviceBuffer
+    : Parameters[Name] extends GraphMemoryParameter<"host", infer Element>
+      ? [Element] extends [ElementType] ? PinnedArray<Element> : HostBuffer
     : Parameters[Name] extends ScalarKind<infer Kind> ? GraphScalar<Kind>
     : never
 }
@@ -86,8 +108,10 @@ export type Placeholders<Parameters extends GraphParameters> = {
  * @since 0.1.0
  */
 export type Values<Parameters extends GraphParameters> = {
-  readonly [Name in keyof Parameters]: Parameters[Name] extends GraphMemoryParameter<"device"> ? Slice<DeviceBuffer>
-    : Parameters[Name] extends GraphMemoryParameter<"host"> ? Slice<HostBuffer>
+  readonly [Name in keyof Parameters]: Parameters[Name] extends GraphMemoryParameter<"device", infer Element>
+    ? [Element] extends [ElementType] ? Elements<Element, DeviceBuffer> : Slice<DeviceBuffer>
+    : Parameters[Name] extends GraphMemoryParameter<"host", infer Element>
+      ? [Element] extends [ElementType] ? Elements<Element, HostBuffer> : Slice<HostBuffer>
     : Parameters[Name] extends ScalarKind<infer Kind> ? ScalarArgument<Kind>
     : never
 }
@@ -286,8 +310,9 @@ const isOptions = (u: unknown): boolean => u === undefined || (Predicate.isObjec
  * @category parameters
  * @since 0.1.0
  */
-export const buffer = (byteLength: number, options: BufferOptions = {}): GraphMemoryParameter<"device"> => ({
+export const buffer = (byteLength: number, options: BufferOptions = {}): GraphMemoryParameter<"device", undefined> => ({
   parameter: "device",
+  element: undefined,
   byteLength,
   ordered: options.ordered
 })
@@ -298,9 +323,72 @@ export const buffer = (byteLength: number, options: BufferOptions = {}): GraphMe
  * @category parameters
  * @since 0.1.0
  */
-export const hostBuffer = (byteLength: number, options: BufferOptions = {}): GraphMemoryParameter<"host"> => ({
+export const hostBuffer = (
+  byteLength: number,
+  options: BufferOptions = {}
+): GraphMemoryParameter<"host", undefined> => ({
   parameter: "host",
+  element: undefined,
   byteLength,
+  ordered: options.ordered
+})
+
+/**
+ * Declares device memory with elements of a type as a parameter. Each launch is given an array of that type or elements of one, with at
+ * least this many elements; in the recorded program, it is a `DeviceArray`.
+ *
+ * **Details**
+ *
+ * A wrong type or length fails when the graph is recorded, and memory of another type with `InvalidArgument` when it is launched.
+ *
+ * **Example** (A graph that clears the floats it is given)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const graph = yield* CudaGraph.recordWith(
+ *     { target: CudaGraph.array("f32", 1000) },
+ *     ({ target }) => CudaMemory.fill(target, 0)
+ *   )
+ *   const exec = yield* CudaGraph.instantiate(graph)
+ *   yield* CudaGraph.launch(exec, { target: yield* CudaMemory.array("f32", 1000) })
+ * })
+ * ```
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export const array = <const Type extends ElementType>(
+  type: Type,
+  length: number,
+  options: BufferOptions = {}
+): GraphMemoryParameter<"device", Type> => ({
+  parameter: "device",
+  element: type,
+  byteLength: bytesIn(type, length),
+  ordered: options.ordered
+})
+
+/** A wrong length is kept as it is, so that the recording refuses that number. */
+const bytesIn = (type: ElementType, length: number): number =>
+  Number.isInteger(length) ? length * elementSizeOf(type) : length
+
+/**
+ * Declares pinned memory with elements of a type as a parameter, like `array`.
+ *
+ * @category parameters
+ * @since 0.1.0
+ */
+export const pinnedArray = <const Type extends ElementType>(
+  type: Type,
+  length: number,
+  options: BufferOptions = {}
+): GraphMemoryParameter<"host", Type> => ({
+  parameter: "host",
+  element: type,
+  byteLength: bytesIn(type, length),
   ordered: options.ordered
 })
 
@@ -421,17 +509,31 @@ export const recordWith = <const Parameters extends GraphParameters, A, E, R>(
   options: RecordOptions = {}
 ): Effect.Effect<CudaGraph<Parameters, A>, E | CudaError, CudaRuntime | Exclude<R, Scope.Scope>> =>
   recordBody(parameters, (placeholders, runtime) => {
-    const named = Object.keys(parameters).map((name, index) => [name, wrap(runtime, placeholders[index]!)])
+    const kinds = Object.values(parameters)
+    const named = Object.keys(parameters).map((name, index) => [
+      name,
+      wrap(runtime, placeholders[index]!, kinds[index]!)
+    ])
     return body(Object.fromEntries(named))
   }, options)
 
 /** The handle of a placeholder; a number has none. */
-const wrap = (runtime: CudaRuntimeService, placeholder: GraphPlaceholder) => {
+const wrap = (runtime: CudaRuntimeService, placeholder: GraphPlaceholder, parameter: GraphParameter) => {
   if ("scalar" in placeholder) return placeholder
-  return placeholder.kind === "device"
-    ? new DeviceBufferImpl(runtime, placeholder)
-    : new HostBufferImpl(runtime, placeholder)
+  const element = elementOf(parameter)
+  if (placeholder.kind === "device") {
+    return element === undefined
+      ? new DeviceBufferImpl(runtime, placeholder)
+      : new DeviceArrayImpl(runtime, placeholder, element)
+  }
+  return element === undefined
+    ? new HostBufferImpl(runtime, placeholder)
+    : new PinnedArrayImpl(runtime, placeholder, element)
 }
+
+/** The element type of a parameter; undefined for memory without one, and for a number. */
+const elementOf = (parameter: GraphParameter): ElementType | undefined =>
+  "parameter" in parameter ? parameter.element : undefined
 
 const recordBody = <Parameters extends GraphParameters, A, E, R>(
   parameters: Parameters,
@@ -546,6 +648,8 @@ export function embed(self: CudaGraph<GraphParameters>, first?: object, second?:
   const { ref, runtime } = self
   const { given, stream } = argumentsOf(first, second)
   if (given !== undefined && !isValues(given)) return refuseGiven(operation, given)
+  const mistyped = refuseTypes(operation, ref, given)
+  if (mistyped !== undefined) return mistyped
   const values = valuesOf(ref, given)
   return onStream(operation, runtime, self.deviceIndex, stream, (own) => runtime.graphEmbed(ref, values, own))
 }
@@ -849,6 +953,8 @@ export function launch(self: CudaGraphExec<GraphParameters>, first?: object, sec
   const { ref, runtime } = self
   const { given, stream } = argumentsOf(first, second)
   if (given !== undefined && !isValues(given)) return refuseGiven("CudaGraph.launch", given)
+  const mistyped = refuseTypes("CudaGraph.launch", ref.graph, given)
+  if (mistyped !== undefined) return mistyped
   const values = valuesOf(ref.graph, given)
   return stream !== undefined && isCudaStream(stream)
     ? launchOn(runtime, ref, values, stream.ref)
@@ -902,6 +1008,20 @@ const refuseGiven = (operation: string, given: unknown) =>
 
 /** Checks of handles on the way of every launch: those of `Predicate.hasProperty` cost 20 ns each. */
 const isPart = (value: unknown): value is Slice => Predicate.isObject(value) && "buffer" in value
+
+/** Refuses memory of another element type than its parameter has. Other values are left to the runtime. */
+const refuseTypes = (operation: string, { parameters }: GraphRef, given: unknown) => {
+  if (!Predicate.isObject(given)) return undefined
+  for (const [name, parameter] of parameters) {
+    const element = elementOf(parameter)
+    if (element === undefined) continue
+    const value: SliceOf<ElementType> | undefined = isPart(given[name]) ? given[name] : undefined
+    if (value === undefined || value.element === element) continue
+    const expected = `elements of ${element} (CudaMemory.typed gives bytes that type)`
+    return refuseElements(operation, `values.${name}`, value.element, expected)
+  }
+  return undefined
+}
 
 /** The values in the order of the parameters. A value that is no buffer and no part of one is passed on, and the runtime refuses it. */
 const valuesOf = ({ parameters }: GraphRef, given: unknown): ReadonlyArray<GraphValue> => {

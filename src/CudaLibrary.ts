@@ -10,6 +10,7 @@ import type { Inspectable } from "effect/Inspectable"
 import type { Pipeable } from "effect/Pipeable"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
+import type { ElementArray } from "./cuda/elements.ts"
 import type {
   BytesKind,
   HandleKind,
@@ -20,7 +21,7 @@ import type {
   StreamKind,
   TextKind
 } from "./cuda/libraryParameters.ts"
-import type { PointerKind, ScalarKind, ScalarValues } from "./cuda/parameters.ts"
+import type { ElementType, PointerKind, ScalarKind, ScalarValues } from "./cuda/parameters.ts"
 import type { DeviceOptions } from "./CudaDevice.ts"
 import type { CudaError } from "./CudaError.ts"
 import type { HostArray } from "./CudaMemory.ts"
@@ -40,7 +41,7 @@ import type {
   LibraryRef,
   LibraryStatuses,
   NativeFunction,
-  PointerArgument,
+  PointerArgumentOf,
   RawAddress,
   ScalarArgument,
   StreamRef
@@ -263,7 +264,9 @@ export const newHandleOf = <const Name extends string>(
  * @category parameters
  * @since 0.1.0
  */
-export function nullable(kind: PointerKind): PointerKind<true>
+export function nullable<Element extends ElementType | undefined>(
+  kind: PointerKind<boolean, Element>
+): PointerKind<true, Element>
 export function nullable<Name extends string>(kind: HandleKind<Name>): HandleKind<Name, true>
 export function nullable(kind: HostKind): HostKind<true>
 export function nullable(kind: TextKind): TextKind<true>
@@ -272,8 +275,8 @@ export function nullable(kind: PointerKind | HandleKind | HostKind | TextKind): 
 }
 
 /**
- * The values that stand for the arguments in the `simulate` of a function: memory as its bytes, handles as numbers, everything else as it
- * was given.
+ * The values that stand for the arguments in the `simulate` of a function: memory as its bytes, or as the typed array of a declared element
+ * type, handles as numbers, everything else as it was given.
  *
  * @category models
  * @since 0.1.0
@@ -285,7 +288,9 @@ export type SimulatedArguments<Parameters extends ReadonlyArray<LibraryParameter
   : []
 
 type SimulatedArgument<Kind> = Kind extends ScalarKind<infer Name> ? ScalarArgument<Name>
-  : Kind extends PointerKind<infer Nullable> | HostKind<infer Nullable> ? Uint8Array | OrNull<Nullable>
+  : Kind extends PointerKind<infer Nullable, infer Element>
+    ? ([Element] extends [ElementType] ? ElementArray<Element> : Uint8Array) | OrNull<Nullable>
+  : Kind extends HostKind<infer Nullable> ? Uint8Array | OrNull<Nullable>
   : Kind extends TextKind<infer Nullable> ? string | OrNull<Nullable>
   : Kind extends BytesKind ? Uint8Array
   : Kind extends HandleKind<string, infer Nullable> ? number | OrNull<Nullable>
@@ -570,7 +575,7 @@ export type LibraryArguments<Parameters extends ReadonlyArray<LibraryParameter>>
  * @since 0.1.0
  */
 export type LibraryArgument<Kind> = Kind extends ScalarKind<infer Name> ? ScalarArgument<Name>
-  : Kind extends PointerKind<infer Nullable> ? PointerArgument | RawAddress | OrNull<Nullable>
+  : Kind extends PointerKind<infer Nullable, infer Element> ? PointerArgumentOf<Element> | RawAddress | OrNull<Nullable>
   : Kind extends HandleKind<infer Name, infer Nullable> ? LibraryHandle<Name> | StreamHandles<Name> | OrNull<Nullable>
   : Kind extends HostKind<infer Nullable> ? HostArray | OrNull<Nullable>
   : Kind extends TextKind<infer Nullable> ? string | OrNull<Nullable>

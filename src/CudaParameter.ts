@@ -5,9 +5,11 @@
  *
  * @since 0.1.0
  */
+import { elementWords, isElementType } from "./cuda/elements.ts"
 import { alignUp, layOut, pointerSize, scalarSizes } from "./cuda/parameters.ts"
 import type {
   ArrayKind,
+  ElementType,
   ParameterKind,
   PointerKind,
   ScalarKind,
@@ -183,10 +185,12 @@ export const f64: ScalarKind<"f64"> = scalar("f64")
  */
 export const bool: ScalarKind<"bool"> = scalar("bool")
 
-const pointerKind = <Nullable extends boolean>(
+const pointerKind = <Nullable extends boolean, Element extends ElementType | undefined>(
   access: PointerKind["access"],
-  nullable: Nullable
-): PointerKind<Nullable> => Object.freeze({ kind: "pointer", size: pointerSize, align: pointerSize, access, nullable })
+  nullable: Nullable,
+  element: Element
+): PointerKind<Nullable, Element> =>
+  Object.freeze({ kind: "pointer", size: pointerSize, align: pointerSize, access, nullable, element })
 
 /**
  * A pointer to memory that the kernel reads and writes: a buffer or a part of one.
@@ -206,7 +210,7 @@ const pointerKind = <Nullable extends boolean>(
  * @category pointers
  * @since 0.1.0
  */
-export const pointer: PointerKind<false> = pointerKind("readWrite", false)
+export const pointer: PointerKind<false, undefined> = pointerKind("readWrite", false, undefined)
 
 /**
  * A pointer to memory that the kernel only reads (`const T*`). Launches that read the same ordered buffer do not wait for each other.
@@ -214,7 +218,7 @@ export const pointer: PointerKind<false> = pointerKind("readWrite", false)
  * @category pointers
  * @since 0.1.0
  */
-export const input: PointerKind<false> = pointerKind("read", false)
+export const input: PointerKind<false, undefined> = pointerKind("read", false, undefined)
 
 /**
  * A pointer to memory that the kernel only writes.
@@ -222,7 +226,70 @@ export const input: PointerKind<false> = pointerKind("read", false)
  * @category pointers
  * @since 0.1.0
  */
-export const output: PointerKind<false> = pointerKind("write", false)
+export const output: PointerKind<false, undefined> = pointerKind("write", false, undefined)
+
+const elementPointer = <Type extends ElementType>(
+  operation: string,
+  access: PointerKind["access"],
+  type: Type
+): PointerKind<false, Type> => {
+  if (!isElementType(type)) throw new RangeError(`${operation}: the type is ${String(type)}; expected ${elementWords}`)
+  return pointerKind(access, false, type)
+}
+
+/**
+ * A pointer to elements of a type that the kernel reads and writes (`float*` for `f32`): a typed array of `CudaMemory` or elements of one.
+ *
+ * **Details**
+ *
+ * Memory of another element type does not compile, and fails with `InvalidArgument` if forced. Neither does a buffer without a type,
+ * since nothing says what its bytes are: `CudaMemory.typed` does. Otherwise like `pointer`, which accepts typed arrays of any type. Costs a
+ * launch a comparison.
+ *
+ * Simulated kernels get the memory as `array`, the typed array of JavaScript for the type. Throws a `RangeError` for an unknown type.
+ *
+ * **Example** (A kernel that scales floats by an index)
+ *
+ * ```ts
+ * import { CudaKernel, CudaMemory, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const program = Effect.gen(function*() {
+ *   const { inputOf, outputOf, u32 } = CudaParameter
+ *   const scale = yield* CudaKernel.get(module, "scale", [outputOf("f32"), inputOf("f32"), u32])
+ *   const input = yield* CudaMemory.fromArray(Float32Array.of(1, 2, 3, 4))
+ *   const output = yield* CudaMemory.array("f32", input.length)
+ *   yield* CudaKernel.launch(scale, { grid: 1, block: 32 }, [output, input, input.length])
+ *   return yield* CudaMemory.toArray(output)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
+ * @category pointers
+ * @since 0.1.0
+ */
+export const pointerOf = <const Type extends ElementType>(type: Type): PointerKind<false, Type> =>
+  elementPointer("CudaParameter.pointerOf", "readWrite", type)
+
+/**
+ * A pointer to elements of a type that the kernel only reads (`const float*` for `f32`). See `pointerOf` and `input`.
+ *
+ * @category pointers
+ * @since 0.1.0
+ */
+export const inputOf = <const Type extends ElementType>(type: Type): PointerKind<false, Type> =>
+  elementPointer("CudaParameter.inputOf", "read", type)
+
+/**
+ * A pointer to elements of a type that the kernel only writes. See `pointerOf` and `output`.
+ *
+ * @category pointers
+ * @since 0.1.0
+ */
+export const outputOf = <const Type extends ElementType>(type: Type): PointerKind<false, Type> =>
+  elementPointer("CudaParameter.outputOf", "write", type)
 
 /**
  * Makes a kind of pointer that also accepts `null`.
@@ -230,7 +297,9 @@ export const output: PointerKind<false> = pointerKind("write", false)
  * @category pointers
  * @since 0.1.0
  */
-export const nullable = (kind: PointerKind): PointerKind<true> => pointerKind(kind.access, true)
+export const nullable = <Element extends ElementType | undefined>(
+  kind: PointerKind<boolean, Element>
+): PointerKind<true, Element> => pointerKind(kind.access, true, kind.element)
 
 /**
  * Passes a raw address as a pointer, for memory that no buffer represents, such as memory of other native code.

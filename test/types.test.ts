@@ -9,10 +9,13 @@ import {
   CudaDevice,
   CudaError,
   CudaEvent,
+  CudaGraph,
+  CudaKernel,
   CudaLibrary,
   CudaMemory,
   CudaParameter,
-  CudaStream
+  CudaStream,
+  SimulatedRuntime
 } from "effect-cuda"
 import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import type * as Duration from "effect/Duration"
@@ -292,6 +295,82 @@ export const arrayCopies = (
     CudaMemory.download(floats)(new Int32Array(4))
   ]
 }
+
+/** Pointers with an element type take memory of that type alone; pointers without one take any. */
+export const arrayArguments = (
+  { device, host }: Given,
+  floats: CudaMemory.DeviceArray<"f32">,
+  bytes: CudaMemory.DeviceArray<"u8">,
+  kernel: CudaKernel.CudaKernel<
+    [
+      CudaParameter.PointerKind<false, "f32">,
+      CudaParameter.PointerKind<true, "u8">,
+      CudaParameter.PointerKind<false, undefined>
+    ]
+  >,
+  exec: CudaGraph.CudaGraphExec<{ readonly to: ReturnType<typeof floatsParameter> }>
+) => {
+  const one = { grid: 1, block: 1 }
+  const { array, inputOf, nullable, outputOf, struct } = CudaParameter
+  const isNullable = same<ReturnType<typeof nullableOf>, CudaParameter.PointerKind<true, "f16">>(true)
+  const record = struct({ from: inputOf("f32"), to: array(nullable(outputOf("u8")), 2) })
+  type Argument = CudaParameter.KernelArgument<typeof record>
+  const right: Argument = { from: CudaMemory.elements(floats, 1), to: [null, bytes] }
+  // @ts-expect-error another element type in a struct
+  const wrong: Argument = { from: bytes, to: [null, bytes] }
+  // @ts-expect-error another element type in an array
+  const other: Argument = { from: floats, to: [null, floats] }
+  const simulated = SimulatedRuntime.kernel({
+    parameters: [outputOf("i64"), nullable(inputOf("bf16")), CudaParameter.pointer],
+    run: ({ args: [to, from, any] }) => {
+      const longs: BigInt64Array = to.array
+      const bits: Uint16Array | undefined = from?.array
+      longs[0] = BigInt(bits?.[0] ?? any.byteLength)
+      // @ts-expect-error no element type was declared
+      void any.array
+    }
+  })
+  return [
+    isNullable,
+    right,
+    wrong,
+    other,
+    simulated,
+    CudaKernel.launch(kernel, one, [floats, null, bytes]),
+    CudaKernel.launch(kernel, one, [CudaMemory.elements(floats, 0, 1), bytes, device]),
+    CudaKernel.launch(kernel, one, [CudaParameter.address(0), bytes, host]),
+    CudaGraph.launch(exec, { to: floats }),
+    // @ts-expect-error another element type
+    CudaKernel.launch(kernel, one, [bytes, null, device]),
+    // @ts-expect-error no element type: CudaMemory.typed gives it one
+    CudaKernel.launch(kernel, one, [device, null, device]),
+    // @ts-expect-error another element type
+    CudaKernel.launch(kernel, one, [floats, floats, device]),
+    // @ts-expect-error the bytes of an array have no element type
+    CudaKernel.launch(kernel, one, [CudaMemory.slice(floats, 0), null, device]),
+    // @ts-expect-error no such type
+    CudaParameter.inputOf("bool"),
+    // @ts-expect-error another element type
+    CudaGraph.launch(exec, { to: bytes }),
+    // @ts-expect-error no element type
+    CudaGraph.launch(exec, { to: device })
+  ]
+}
+
+const floatsParameter = () => CudaGraph.array("f32", 4)
+const nullableOf = () => CudaParameter.nullable(CudaParameter.inputOf("f16"))
+
+/** Placeholders of graphs have the types of their parameters. */
+export const arrayPlaceholders = () =>
+  CudaGraph.recordWith(
+    { to: CudaGraph.array("f32", 4), from: CudaGraph.pinnedArray("f32", 4), bytes: CudaGraph.buffer(4) },
+    ({ bytes, from, to }) => {
+      const isArray = same<typeof to, CudaMemory.DeviceArray<"f32">>(true)
+      const isPinned = same<typeof from, CudaMemory.PinnedArray<"f32">>(true)
+      const isBuffer = same<typeof bytes, CudaMemory.DeviceBuffer>(true)
+      return Effect.as(CudaMemory.copy(to, from), [isArray, isPinned, isBuffer])
+    }
+  )
 
 const viewOf = (pinned: CudaMemory.PinnedArray<"f32">) => CudaMemory.view(pinned)
 

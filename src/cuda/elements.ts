@@ -4,10 +4,9 @@
  * @since 0.1.0
  */
 import { scalarSizes } from "./parameters.ts"
-import type { ScalarName } from "./parameters.ts"
+import type { ElementType } from "./parameters.ts"
 
-/** The type of an element in memory. */
-export type ElementType = Exclude<ScalarName, "bool">
+export type { ElementType }
 
 /** The typed array of each type. Those of 16-bit floats hold their bits. */
 export interface ElementArrays {

@@ -48,13 +48,20 @@ export interface ScalarKind<out Name extends ScalarName = ScalarName> {
   readonly align: number
 }
 
-/** A pointer to memory, and how the kernel accesses it. */
-export interface PointerKind<out Nullable extends boolean = boolean> {
+/** The type of an element in memory. */
+export type ElementType = Exclude<ScalarName, "bool">
+
+/** A pointer to memory, how the kernel accesses it, and what its elements are, if that was declared. */
+export interface PointerKind<
+  out Nullable extends boolean = boolean,
+  out Element extends ElementType | undefined = ElementType | undefined
+> {
   readonly kind: "pointer"
   readonly size: number
   readonly align: number
   readonly access: "read" | "write" | "readWrite"
   readonly nullable: Nullable
+  readonly element: Element
 }
 
 /** A struct by value. */

@@ -28,7 +28,7 @@ import { SimulatedBackend } from "./simulated/Backend.ts"
 import { makeControl } from "./simulated/control.ts"
 import type { KernelValue, SimulatedKernel, SimulatedLaunch } from "./simulated/kernelFunctions.ts"
 import { resolve } from "./simulated/options.ts"
-import type { SimulatedPointer } from "./simulated/pointers.ts"
+import type { SimulatedArray, SimulatedPointer } from "./simulated/pointers.ts"
 
 export type {
   /**
@@ -45,6 +45,13 @@ export type {
    * @since 0.1.0
    */
   OperationName,
+  /**
+   * Memory behind a pointer argument whose elements have a declared type, as the kernel function sees it.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  SimulatedArray,
   /**
    * A kernel of simulated devices, as a TypeScript function.
    *
@@ -76,7 +83,7 @@ export type {
  *
  * `run` does the work of the whole grid at once, when the virtual time of the launch has passed. A pointer's `load` and
  * `store` fault outside the buffer, as on a device. Its `view` is faster, but an ordinary typed array, which returns
- * `undefined` beyond its end.
+ * `undefined` beyond its end. Pointers with an element type have that view as `array`.
  *
  * **Example** (A kernel that adds)
  *
@@ -84,10 +91,9 @@ export type {
  * import { CudaParameter, SimulatedRuntime } from "effect-cuda"
  *
  * const add = SimulatedRuntime.kernel({
- *   parameters: [CudaParameter.pointer, CudaParameter.input, CudaParameter.i32],
+ *   parameters: [CudaParameter.pointerOf("f32"), CudaParameter.inputOf("f32"), CudaParameter.i32],
  *   cost: "20 micros",
- *   run: ({ args: [to, from, count] }) => {
- *     const [sum, other] = [to.view(Float32Array), from.view(Float32Array)]
+ *   run: ({ args: [{ array: sum }, { array: other }, count] }) => {
  *     for (let index = 0; index < count; index++) sum[index]! += other[index]!
  *   }
  * })

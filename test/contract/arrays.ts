@@ -2,10 +2,11 @@
  * Memory with element types: round trips of every type, parts in elements, and every mismatch of types.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
+import { CudaDevice, CudaGraph, CudaKernel, CudaMemory, CudaModule, CudaParameter, CudaStream } from "effect-cuda"
 import type { DeviceArray, ElementType } from "effect-cuda/CudaMemory"
 import * as Effect from "effect/Effect"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
+import { program } from "../support/kernels.ts"
 import type { Rig } from "../support/Rig.ts"
 
 /** Values at the limits of each type, as the typed array of that type. */
@@ -125,6 +126,29 @@ export const arrayContract = (rig: Rig): void =>
         yield* refuses(CudaMemory.download(floats)(forced<Float32Array>(new Uint8ClampedArray(16))), "array")
         yield* refuses(CudaMemory.upload(floats, new Float32Array(3)), "array")
         yield* CudaMemory.upload(floats, new DataView(new ArrayBuffer(16)))
+      })))
+
+    it.effect("are the arguments of kernels that declare their types, also in graphs", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const module = yield* Effect.flatMap(program, (made) => CudaModule.load(made))
+        const parameters = [CudaParameter.pointerOf("f32"), CudaParameter.inputOf("f32"), CudaParameter.u32] as const
+        const add = yield* CudaKernel.get(module, "add", parameters)
+        const from = yield* CudaMemory.fromArray(Float32Array.of(1, 2, 3, 4), { stream })
+        const to = yield* CudaMemory.fromArray(Float32Array.of(0.5, 0.5, 0.5, 0.5), { stream })
+        const config = { grid: 1, block: 32 }
+        yield* CudaKernel.launch(add, config, [to, CudaMemory.elements(from, 1), 3], stream)
+        const bytes = forced<typeof from>(yield* CudaMemory.fromArray(new Uint8Array(16), { stream }))
+        yield* refuses(CudaKernel.launch(add, config, [to, bytes, 4], stream), "arguments[1]")
+        yield* refuses(CudaKernel.launch(add, config, [forced(bytes.buffer), from, 4], stream), "arguments[0]")
+        const graph = yield* CudaGraph.recordWith(
+          { to: CudaGraph.array("f32", 4) },
+          ({ to }) => CudaKernel.launch(add, config, [to, from, 4])
+        )
+        const exec = yield* CudaGraph.instantiate(graph)
+        yield* CudaGraph.launch(exec, { to }, stream)
+        yield* refuses(CudaGraph.launch(exec, { to: bytes }, stream), "values.to")
+        assert.deepStrictEqual(yield* CudaMemory.toArray(to, stream), Float32Array.of(3.5, 5.5, 7.5, 4.5))
       })))
 
     it.effect("refuse sizes, types and arguments by name", () =>

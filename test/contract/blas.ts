@@ -485,11 +485,14 @@ export const blasContract = (rig: Rig): void =>
           [{ a, b, d, auxiliary: d }, "auxiliary"],
           [{ a, b, d, alpha: "1" }, "alpha"],
           [{ a, b, d, beta: null }, "beta"],
-          [{ a, b, d, scales: { a: d } }, "scales.a"]
+          [{ a, b, d, scales: { a: d } }, "scales.a"],
+          [{ a: yield* CudaMemory.array("f64", 16 * 16), b, d }, "a"],
+          [{ a, b, d: yield* CudaMemory.typed(d, "u32") }, "d"]
         ]
         for (const [operands, argument] of wrong) {
           yield* refuses(CudaBlas.matmul(plan, operands as CudaBlas.Operands), argument)
         }
+        yield* CudaBlas.matmul(plan, { a: yield* CudaMemory.array("f32", 16 * 16), b, d })
         yield* refuses(CudaBlas.matmul({} as MatmulPlan, { a, b, d }), "plan")
         yield* refuses(CudaBlas.matmul(plan, { a, b, d }, {} as CudaStream.CudaStream), "stream")
         const withBias = yield* CudaBlas.plan({ ...squareOptions(16), epilogue: { bias: true } })

@@ -384,7 +384,10 @@ describe("binding", () => {
         const pointers = work.pointers.map((pointer) => ({ ...pointer, memory, offset: 4 }))
         const graph = graphOf(backend, [[{ ...work, pointers }]], {
           slots: 1,
-          parameters: [["to", { parameter: "device", byteLength: 64 }], ["value", CudaParameter.u32]]
+          parameters: [["to", { parameter: "device", element: undefined, byteLength: 64 }], [
+            "value",
+            CudaParameter.u32
+          ]]
         })
         const instance = yield* instanceOf(backend, graph)
         const buffer = yield* CudaMemory.allocate(64)

@@ -4,11 +4,12 @@
 import { invalidArgument } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { isBuffer } from "../../CudaMemory.ts"
-import type { DeviceBuffer, Slice } from "../../CudaMemory.ts"
+import type { DeviceBuffer, ElementType, SliceOf } from "../../CudaMemory.ts"
+import type { MatrixType } from "./numbers.ts"
 import { alignmentOf } from "./problem.ts"
 import type { Problem } from "./problem.ts"
 
-type Part = Slice<DeviceBuffer>
+type Part = SliceOf<ElementType, DeviceBuffer>
 
 /** The memory and the factors of a product. */
 export interface Operands {
@@ -66,8 +67,8 @@ function readPart(part: Part): Part
 function readPart(part: Part | undefined): Part | undefined
 function readPart(part: Part | undefined): Part | undefined {
   if (!isObject(part) || isBuffer(part)) return part
-  const { buffer, byteLength, offset } = part
-  return { buffer, byteLength, offset }
+  const { buffer, byteLength, element, offset }: Part = part
+  return { buffer, byteLength, element, offset }
 }
 
 const readScales = (scales: Scales | undefined): Scales | undefined => {
@@ -90,7 +91,17 @@ export const refuseOperands = (problem: Problem, operands: Operands): CudaError 
 
 const refuseMatrix = (name: "a" | "b" | "c" | "d", part: Part, problem: Problem): CudaError | undefined => {
   const layout = problem[name]
-  return refusePart(name, part, layout.byteLength, alignmentOf(problem, layout))
+  return refuseElements(name, part, layout.type) ??
+    refusePart(name, part, layout.byteLength, alignmentOf(problem, layout))
+}
+
+/** Bytes may be of any type. 8-bit floats have no element type of their own, so that they are `u8`. */
+const refuseElements = (name: string, part: Part, type: MatrixType): CudaError | undefined => {
+  const element = part?.element
+  const expected = type.startsWith("f8") ? "u8" : type
+  return element === undefined || element === expected
+    ? undefined
+    : no(name, part, `elements of ${expected}, for a matrix of ${type}`)
 }
 
 const refusePart = (name: string, part: Part, byteLength: number, alignment: number): CudaError | undefined => {

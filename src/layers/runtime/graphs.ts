@@ -5,7 +5,7 @@
  */
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
-import type { ScalarKind, ScalarName } from "../../cuda/parameters.ts"
+import type { ElementType, ScalarKind, ScalarName } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { EventRef } from "./events.ts"
 import type { LibraryHandleRef } from "./libraries.ts"
@@ -20,8 +20,13 @@ import type { StreamOptions, StreamRef } from "./streams.ts"
  * @category models
  * @since 0.1.0
  */
-export interface GraphMemoryParameter<out Kind extends "device" | "host" = "device" | "host"> {
+export interface GraphMemoryParameter<
+  out Kind extends "device" | "host" = "device" | "host",
+  out Element extends ElementType | undefined = ElementType | undefined
+> {
   readonly parameter: Kind
+  /** The type of its elements, if it was declared. */
+  readonly element: Element
   /** The bytes that the graph uses. A launch may be given more. */
   readonly byteLength: number
   /** Whether its uses on different streams of the recording are ordered automatically. Default: false. */
@@ -160,7 +165,10 @@ export class ForeignWait {
  * @category models
  * @since 0.1.0
  */
-export type ForeignSimulation = (reads: ReadonlyArray<Uint8Array>, writes: ReadonlyArray<Uint8Array>) => void
+export type ForeignSimulation = (
+  reads: ReadonlyArray<Uint8Array<ArrayBuffer>>,
+  writes: ReadonlyArray<Uint8Array<ArrayBuffer>>
+) => void
 
 /**
  * Work that other native code enqueues.

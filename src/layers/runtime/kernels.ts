@@ -8,6 +8,7 @@ import type { KernelAttribute, SettableKernelAttribute } from "../../cuda/flags.
 import type { CUkernel } from "../../cuda/handles.ts"
 import type {
   ArrayKind,
+  ElementType,
   ParameterKind,
   PointerKind,
   ScalarKind,
@@ -47,7 +48,29 @@ export interface PointerArgument {
   readonly buffer: { readonly ref: MemoryRef }
   readonly offset: number
   readonly byteLength: number
+  /** The type of its elements, if it has one. */
+  readonly element?: ElementType | undefined
 }
+
+/**
+ * The argument for a pointer parameter with an element type: a typed array, or elements of one.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ElementsArgument<out Type extends ElementType> extends PointerArgument {
+  readonly element: Type
+}
+
+/**
+ * The argument for a pointer parameter: memory with that element type, or any memory if none was declared.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type PointerArgumentOf<Element extends ElementType | undefined> = [Element] extends [ElementType]
+  ? ElementsArgument<Element>
+  : PointerArgument
 
 /**
  * A raw address. The runtime knows neither whether the device can access it nor how long it stays valid.
@@ -67,7 +90,8 @@ export interface RawAddress {
  */
 export type KernelArgument<Kind extends ParameterKind = ParameterKind> = Kind extends ScalarKind<infer Name>
   ? ScalarArgument<Name> | GraphScalarRef<Name>
-  : Kind extends PointerKind<infer Nullable> ? PointerArgument | RawAddress | (Nullable extends false ? never : null)
+  : Kind extends PointerKind<infer Nullable, infer Element>
+    ? PointerArgumentOf<Element> | RawAddress | (Nullable extends false ? never : null)
   : Kind extends StructKind<infer Fields> ? { readonly [Name in keyof Fields]: KernelArgument<Fields[Name]> }
   : Kind extends ArrayKind<infer Element> ? ArrayLike<KernelArgument<Element>>
   : never

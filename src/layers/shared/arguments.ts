@@ -4,7 +4,7 @@
  */
 import type * as Effect from "effect/Effect"
 import { alignUp, layOut, scalarWords, scalarWriters, setAddress } from "../../cuda/parameters.ts"
-import type { ArrayKind, ParameterKind, PointerKind, StructKind, Writer } from "../../cuda/parameters.ts"
+import type { ArrayKind, ElementType, ParameterKind, PointerKind, StructKind, Writer } from "../../cuda/parameters.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { PointerArgument, RawAddress } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
@@ -94,7 +94,7 @@ export class Arguments {
     }
   }
 
-  #pointerWriter({ access, nullable }: PointerKind, offset: number): Writer {
+  #pointerWriter({ access, element, nullable }: PointerKind, offset: number): Writer {
     const { view } = this
     const { owner } = this.#reach
     const slot = new PointerSlot(access, offset)
@@ -102,6 +102,7 @@ export class Arguments {
     return (value) => {
       slot.memory = undefined
       if (isPart(value)) {
+        if (element !== undefined && value.element !== element) return false
         const memory = ownMemory(value.buffer.ref)
         if (unusableMemory(owner, memory) || !this.#reaches(memory)) return false
         const start = value.offset
@@ -178,11 +179,13 @@ export class Arguments {
     }
   }
 
-  #explainPointer(operation: string, path: string, { nullable }: PointerKind, value: unknown): Refusal {
+  #explainPointer(operation: string, path: string, { element, nullable }: PointerKind, value: unknown): Refusal {
     if (!isPart(value)) {
       if (value === null ? nullable : isRaw(value)) return undefined
-      return refuseArgument(operation, path, value, `a buffer or a slice of one${nullable ? ", or null" : ""}`)
+      return refuseArgument(operation, path, value, `${wordsOf(element)}${nullable ? ", or null" : ""}`)
     }
+    const mistyped = refuseElements(operation, path, element, value)
+    if (mistyped !== undefined) return mistyped
     const memory = ownMemory(value.buffer.ref)
     const { owner } = this.#reach
     if (unusableMemory(owner, memory)) return refuseResource(operation, owner, memory)
@@ -225,6 +228,22 @@ export class Arguments {
     return undefined
   }
 }
+
+/** Refuses memory of another element type than the declared one, if there is one. */
+export const refuseElements = (
+  operation: string,
+  path: string,
+  element: ElementType | undefined,
+  given: PointerArgument
+): Refusal => {
+  if (element === undefined || given.element === element) return undefined
+  const value = given.element === undefined ? "bytes without an element type" : `elements of ${given.element}`
+  return refuseDescribed(operation, path, value, `elements of ${element} (CudaMemory.typed gives bytes that type)`)
+}
+
+/** What a pointer parameter accepts, in words. */
+export const wordsOf = (element: ElementType | undefined): string =>
+  element === undefined ? "a buffer or a slice of one" : `an array of ${element} or elements of one`
 
 const isRecord = (value: unknown): value is Readonly<Record<string, unknown>> =>
   typeof value === "object" && value !== null

@@ -5,6 +5,8 @@ import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import { inTurn } from "../../cuda/asyncCalls.ts"
 import type { OnEnd } from "../../cuda/asyncCalls.ts"
+import { elementConstructors } from "../../cuda/elements.ts"
+import type { ElementType } from "../../cuda/elements.ts"
 import { success } from "../../cuda/status.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { LibraryRef, StreamRef } from "../CudaRuntime.ts"
@@ -180,13 +182,18 @@ const setStreams = (
   return success
 }
 
-/** The function of the program, with the bytes of the memory in its place among the arguments. */
+type Parts = ReadonlyArray<Uint8Array<ArrayBuffer>>
+
+/** The function of the program, with the memory as typed arrays in its place among the arguments. */
 const simulationOf = (code: FunctionCode, { given, places }: Prepared) => {
   const { simulate } = code.spec
   if (simulate === undefined || code.native !== undefined) return undefined
-  return (reads: ReadonlyArray<Uint8Array>, writes: ReadonlyArray<Uint8Array>): unknown => {
+  return (reads: Parts, writes: Parts): unknown => {
     const values = [...given]
-    for (const { at, index, list } of places) values[at] = (list === "reads" ? reads : writes)[index]
+    for (const { at, element, index, list } of places) {
+      const bytes = (list === "reads" ? reads : writes)[index]!
+      values[at] = element === undefined ? bytes : elementsOf(bytes, element)
+    }
     const status = pretend(code, values)
     // The simulated device refuses it.
     if (Predicate.isPromiseLike(status)) return status
@@ -195,6 +202,11 @@ const simulationOf = (code: FunctionCode, { given, places }: Prepared) => {
     }
     return undefined
   }
+}
+
+const elementsOf = ({ buffer, byteLength, byteOffset }: Uint8Array<ArrayBuffer>, element: ElementType) => {
+  const Type = elementConstructors[element]
+  return new Type(buffer, byteOffset, byteLength / Type.BYTES_PER_ELEMENT)
 }
 
 /** Calls the function of the program that stands in for native code. */

@@ -6,12 +6,12 @@ import * as Predicate from "effect/Predicate"
 import type { ForeignFunction, ForeignLibrary } from "../../cuda/foreignLibrary.ts"
 import type { HandleKind, HandleType, HostKind, LibraryParameter, NewHandleKind } from "../../cuda/libraryParameters.ts"
 import { scalarReaders, scalarWords, scalarWriters } from "../../cuda/parameters.ts"
-import type { PointerKind, ScalarKind, ScalarName, Writer } from "../../cuda/parameters.ts"
+import type { ElementType, PointerKind, ScalarKind, ScalarName, Writer } from "../../cuda/parameters.ts"
 import { CudaError } from "../../CudaError.ts"
 import type { LibraryDefinition, LibraryFunction, LibraryRef, PointerArgument } from "../CudaRuntime.ts"
 import { counted } from "../runtime/words.ts"
 import { trackOf } from "./accesses.ts"
-import { isPart, isRaw } from "./arguments.ts"
+import { isPart, isRaw, refuseElements, wordsOf } from "./arguments.ts"
 import { isOn } from "./copies.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseDevices, refuseReach, refuseResource } from "./failures.ts"
@@ -104,6 +104,14 @@ export const findFunction = (
   })
 }
 
+/** Where memory of a device is among the values of a function for simulated devices, and what it is an array of. */
+interface Place {
+  readonly at: number
+  readonly list: "reads" | "writes"
+  readonly index: number
+  readonly element: ElementType | undefined
+}
+
 /** The checked arguments of a call. */
 export class Prepared {
   /** What C gets, in the order of the parameters. */
@@ -113,7 +121,7 @@ export class Prepared {
   readonly reads: Array<PointerArgument> = []
   readonly writes: Array<PointerArgument> = []
   /** Where the bytes of device memory are among what the function for simulated devices gets. */
-  readonly places: Array<{ readonly at: number; readonly list: "reads" | "writes"; readonly index: number }> = []
+  readonly places: Array<Place> = []
   readonly handles: Array<HandleResource> = []
   /** Handles of streams without one for the stream of the call. It must be made first. */
   readonly missing: Array<StreamHandles> = []
@@ -264,8 +272,10 @@ const addPointer = (
   if (!isPart(value)) {
     if (value === null && kind.nullable) return push(prepared, 0, null)
     if (isRaw(value) && !isSimulated(core)) return push(prepared, value.address, value)
-    return refuseArgument(operation, path, value, `a buffer or a part of one${orNull(kind)}`)
+    return refuseArgument(operation, path, value, `${wordsOf(kind.element)}${orNull(kind)}`)
   }
+  const mistyped = refuseElements(operation, path, kind.element, value)
+  if (mistyped !== undefined) return mistyped
   const memory = ownMemory(value.buffer.ref)
   if (unusableMemory(core.backend, memory)) return refuseResource(operation, core.backend, memory)
   if (memory.kind === "device" && site.tag !== undefined && !isOn(memory, site)) {
@@ -275,7 +285,8 @@ const addPointer = (
   const refused = refuseRange(operation, path, { memory, offset, byteLength })
   if (refused !== undefined) return refused
   const list = kind.access === "read" ? "reads" : "writes"
-  prepared.places.push({ at: prepared.given.length, list, index: prepared[list].length })
+  const { element } = kind
+  prepared.places.push({ at: prepared.given.length, list, index: prepared[list].length, element })
   prepared[list].push(value)
   return push(prepared, memory.address + offset, value)
 }

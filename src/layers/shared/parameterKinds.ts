@@ -3,6 +3,7 @@
  * kind of the same size would go unnoticed, and the kernel would compute with wrong values.
  */
 import * as Predicate from "effect/Predicate"
+import { isElementType } from "../../cuda/elements.ts"
 import { alignUp, layOut, pointerSize, scalarSizes } from "../../cuda/parameters.ts"
 import type { ArrayKind, ParameterKind, PointerKind, ScalarName, StructKind } from "../../cuda/parameters.ts"
 import { counted, inBytes } from "../runtime/words.ts"
@@ -11,7 +12,7 @@ import { counted, inBytes } from "../runtime/words.ts"
 export const isKind = (value: unknown): value is ParameterKind => {
   if (!Predicate.hasProperty(value, "kind")) return false
   const { kind } = value
-  if (kind === "pointer") return hasLayout(value, pointerSize, pointerSize)
+  if (kind === "pointer") return hasLayout(value, pointerSize, pointerSize) && hasElement(value)
   if (kind === "struct") return isStruct(value)
   if (kind === "array") return isArray(value)
   return Predicate.isString(kind) && isScalarName(kind) && hasLayout(value, scalarSizes[kind], scalarSizes[kind])
@@ -22,6 +23,9 @@ const isScalarName = (name: string): name is ScalarName => Object.hasOwn(scalarS
 const hasLayout = (value: object, size: number, align: number): boolean =>
   Predicate.hasProperty(value, "size") && value.size === size && Predicate.hasProperty(value, "align") &&
   value.align === align
+
+const hasElement = (value: object): boolean =>
+  !Predicate.hasProperty(value, "element") || value.element === undefined || isElementType(value.element)
 
 /** A struct may be aligned to more than its fields. */
 const isStruct = (value: object): boolean => {
@@ -56,11 +60,12 @@ export interface KindDifference {
 
 /**
  * The first difference between a declared kind and the kernel's. Field names do not matter to a kernel. A pointer may
- * be declared with more access than the kernel uses, which at worst orders more than necessary.
+ * be declared with more access than the kernel uses, which at worst orders more than necessary, and without its element type.
  */
 export const differenceOf = (given: ParameterKind, own: ParameterKind, path: string): KindDifference | undefined => {
   if (given.kind === "pointer" && own.kind === "pointer") {
-    return given.access === "read" && own.access !== "read" ? difference(given, own, path) : undefined
+    const isOther = given.element !== undefined && own.element !== undefined && given.element !== own.element
+    return isOther || (given.access === "read" && own.access !== "read") ? difference(given, own, path) : undefined
   }
   if (given.kind === "struct" && own.kind === "struct") return differenceOfStructs(given, own, path)
   if (given.kind === "array" && own.kind === "array") return differenceOfArrays(given, own, path)
@@ -98,7 +103,7 @@ const pointerNames: { readonly [Access in PointerKind["access"]]: string } = {
 const describeKind = (kind: ParameterKind): string => {
   switch (kind.kind) {
     case "pointer":
-      return pointerNames[kind.access]
+      return kind.element === undefined ? pointerNames[kind.access] : `${pointerNames[kind.access]} of ${kind.element}`
     case "struct":
       return `struct of ${inBytes(kind.size)} with ${counted(Object.keys(kind.fields).length, "field")}`
     case "array":

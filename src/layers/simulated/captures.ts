@@ -90,5 +90,5 @@ export class SimulatedCaptures implements CaptureBackend {
   }
 }
 
-const bytesOf = ({ byteLength, memory, offset }: MemoryRange): Uint8Array =>
+const bytesOf = ({ byteLength, memory, offset }: MemoryRange): Uint8Array<ArrayBuffer> =>
   memoryPart(ownMemory(memory)).touch().subarray(offset, offset + byteLength)

@@ -16,13 +16,14 @@ import type { StatusTag } from "../../cuda/status.ts"
 import type { RecordedPointer, RecordedShape } from "../shared/graphNodes.ts"
 import { nanoseconds } from "./durations.ts"
 import { KernelFault, Pointer } from "./pointers.ts"
-import type { SimulatedPointer } from "./pointers.ts"
+import type { SimulatedPointer, SimulatedPointerOf } from "./pointers.ts"
 import { memoryPart } from "./resources.ts"
 
 /** The value that a kernel function receives for a parameter. */
 export type KernelValue<Kind extends ParameterKind = ParameterKind> = Kind extends ScalarKind<infer Name>
   ? ScalarValues[Name]
-  : Kind extends PointerKind<infer Nullable> ? SimulatedPointer | (Nullable extends false ? never : null)
+  : Kind extends PointerKind<infer Nullable, infer Element>
+    ? SimulatedPointerOf<Element> | (Nullable extends false ? never : null)
   : Kind extends StructKind<infer Fields> ? { readonly [Name in keyof Fields]: KernelValue<Fields[Name]> }
   : Kind extends ArrayKind<infer Element> ? ReadonlyArray<KernelValue<Element>>
   : never
@@ -125,16 +126,17 @@ export const decodeAll = (
 }
 
 const decodePointer = (
-  { nullable }: PointerKind,
+  { element, nullable }: PointerKind,
   slot: PackedPointer | undefined,
   address: number,
   origin: string,
   resolve: Resolve
 ): SimulatedPointer | null => {
-  if (slot?.memory !== undefined) {
-    return new Pointer(memoryPart(slot.memory), slot.offset, slot.byteLength, address, origin)
-  }
-  return address === 0 && nullable ? null : resolve(address, origin)
+  if (address === 0 && nullable && slot?.memory === undefined) return null
+  const pointer = slot?.memory === undefined
+    ? resolve(address, origin)
+    : new Pointer(memoryPart(slot.memory), slot.offset, slot.byteLength, address, origin)
+  return element === undefined ? pointer : pointer.of(element)
 }
 
 /** Describes a launch to the kernel function. */

@@ -1,8 +1,10 @@
 /**
  * Memory of simulated devices as kernels see it, and the faults that end kernels.
  */
+import { elementConstructors } from "../../cuda/elements.ts"
+import type { ElementArray } from "../../cuda/elements.ts"
 import { scalarReaders, scalarSizes, scalarWriters } from "../../cuda/parameters.ts"
-import type { ScalarName, ScalarValues } from "../../cuda/parameters.ts"
+import type { ElementType, ScalarName, ScalarValues } from "../../cuda/parameters.ts"
 import { statuses } from "../../cuda/status.ts"
 import type { StatusTag } from "../../cuda/status.ts"
 import type { ScalarArgument } from "../CudaRuntime.ts"
@@ -32,6 +34,20 @@ export interface SimulatedPointer {
   readonly store: <Name extends ScalarName>(kind: Name, index: number, value: ScalarArgument<Name>) => void
 }
 
+/** Memory behind a pointer argument whose elements have a declared type. */
+export interface SimulatedArray<out Type extends ElementType = ElementType> extends SimulatedPointer {
+  readonly element: Type
+  /** The number of whole elements in `byteLength`. */
+  readonly length: number
+  /** The memory as a typed array: `view` with the constructor of the type. `f16` and `bf16` are `Uint16Array`s of their bits. */
+  readonly array: ElementArray<Type>
+}
+
+/** What a kernel function gets for a pointer: with `array`, if its element type is declared. */
+export type SimulatedPointerOf<Element extends ElementType | undefined> = [Element] extends [ElementType]
+  ? SimulatedArray<Element>
+  : SimulatedPointer
+
 /** Thrown to end a kernel in a fault. The message tells the cause. */
 export class KernelFault extends Fault {
   constructor(tag: StatusTag, because?: string) {
@@ -57,6 +73,11 @@ export class Pointer implements SimulatedPointer {
     this.byteLength = byteLength
     this.address = address
     this.#origin = origin
+  }
+
+  /** The same memory, with an element type. */
+  of<Type extends ElementType>(element: Type): SimulatedArray<Type> {
+    return new ArrayPointer(this.#storage, this.#offset, this.byteLength, this.address, this.#origin, element)
   }
 
   readonly view = <A>(Type: ArrayConstructor<A>, length = Math.floor(this.byteLength / Type.BYTES_PER_ELEMENT)): A => {
@@ -100,6 +121,30 @@ export class Pointer implements SimulatedPointer {
     const storage = this.#storage
     if (storage === undefined) return `${where}, but no buffer is at 0x${this.address.toString(16)}`
     return `${where}, whose buffer spans bytes ${0 - this.#offset} to ${storage.byteLength - this.#offset}`
+  }
+}
+
+class ArrayPointer<Type extends ElementType> extends Pointer implements SimulatedArray<Type> {
+  readonly element: Type
+
+  constructor(
+    storage: Storage | undefined,
+    offset: number,
+    byteLength: number,
+    address: number,
+    origin: string,
+    element: Type
+  ) {
+    super(storage, offset, byteLength, address, origin)
+    this.element = element
+  }
+
+  get length(): number {
+    return Math.floor(this.byteLength / scalarSizes[this.element])
+  }
+
+  get array(): ElementArray<Type> {
+    return this.view(elementConstructors[this.element])
   }
 }
 
