@@ -6,13 +6,10 @@ import * as Effect from "effect/Effect"
 export const program = Effect.gen(function*() {
   const device = yield* CudaDevice.current
   const stream = yield* CudaStream.make()
-  const numbers = Float32Array.of(1, 2, 3, 4, 5, 6)
-  const buffer = yield* CudaMemory.allocate(numbers.byteLength)
 
-  yield* CudaMemory.upload(buffer, numbers, stream)
-  yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 8), 0, stream)
-  const answer = new Float32Array(numbers.length)
-  yield* CudaMemory.download(answer, buffer, stream)
+  const numbers = yield* CudaMemory.fromArray(Float32Array.of(1, 2, 3, 4, 5, 6), { stream })
+  yield* CudaMemory.fill(CudaMemory.elements(numbers, 0, 2), 0, stream)
+  const answer = yield* CudaMemory.toArray(numbers, stream)
 
   yield* Console.log(`${device.name} answered ${answer.join(" ")}`)
 })

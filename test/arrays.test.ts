@@ -155,6 +155,23 @@ describe.each([["the driver", native], ["a simulated device", simulated]] as con
       yield* failsWith(CudaGraph.recordWith({ to: CudaGraph.array(type, 1) }, () => Effect.void), "InvalidArgument")
     })))
 
+  it.live("arrays of a graph have types, too", () =>
+    run(Effect.gen(function*() {
+      const { floats } = yield* given
+      const graph = yield* CudaGraph.record(Effect.gen(function*() {
+        const inside = yield* CudaMemory.array("f32", 2)
+        assert.deepStrictEqual([inside.element, inside.length], ["f32", 2])
+        const again = yield* CudaMemory.typed(CudaMemory.slice(inside, 4), "f32")
+        yield* CudaMemory.fill32(inside, 0x3f80_0000)
+        yield* CudaMemory.copy(CudaMemory.elements(floats, 3), again)
+        yield* refuses(CudaMemory.typed(CudaMemory.slice(inside, 2), "f32"), "offset")
+      }))
+      const exec = yield* CudaGraph.instantiate(graph)
+      yield* CudaMemory.fill(floats, 0)
+      yield* CudaGraph.launch(exec)
+      if (isSimulated) assert.deepStrictEqual(yield* CudaMemory.toArray(floats), Float32Array.of(0, 0, 0, 1))
+    })))
+
   it.live("a kernel of arrays can be part of a graph", () =>
     run(Effect.gen(function*() {
       const { any, both, halves, kernel, pair } = yield* given
