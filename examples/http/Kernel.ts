@@ -20,9 +20,9 @@ extern "C" __global__ void score(float* scores, const float* rows, const float* 
 }`
 
 export const parameters = [
-  CudaParameter.output,
-  CudaParameter.input,
-  CudaParameter.input,
+  CudaParameter.outputOf("f32"),
+  CudaParameter.inputOf("f32"),
+  CudaParameter.inputOf("f32"),
   CudaParameter.f32,
   CudaParameter.i32
 ] as const
@@ -33,7 +33,7 @@ export const simulated = {
     parameters,
     cost: ({ grid }) => Duration.nanos(BigInt(5000 + 20 * grid.x)),
     run: ({ args: [scores, rows, weights, bias, width], grid }) => {
-      const [into, features, factors] = [scores.view(Float32Array), rows.view(Float32Array), weights.view(Float32Array)]
+      const [into, features, factors] = [scores.array, rows.array, weights.array]
       for (let row = 0; row < grid.x; row++) {
         let sum = bias
         for (let column = 0; column < width; column++) sum += features[row * width + column]! * factors[column]!

@@ -162,7 +162,7 @@ class ScoreRow extends Request.Class<
 interface Network {
   readonly width: number
   readonly bias: number
-  readonly weights: CudaMemory.DeviceBuffer
+  readonly weights: CudaMemory.DeviceArray<"f32">
   readonly kernel: CudaKernel.CudaKernel<typeof Kernel.parameters>
 }
 
@@ -170,20 +170,19 @@ const loadNetwork = Effect.fnUntraced(function*({ bias, weights }: Model) {
   const program = yield* CudaProgram.compile(Kernel.source, { name: "score.cu" })
   const module = yield* CudaModule.load(program)
   const kernel = yield* CudaKernel.get(module, Kernel.name, Kernel.parameters)
-  const buffer = yield* CudaMemory.allocate(weights.byteLength)
-  yield* CudaMemory.upload(buffer, weights)
+  const factors = yield* CudaMemory.fromArray(weights)
   // Batches run on streams that are not ordered after this one.
   yield* CudaStream.synchronize(yield* CudaStream.current())
-  const network: Network = { width: weights.length, bias, weights: buffer, kernel }
+  const network: Network = { width: weights.length, bias, weights: factors, kernel }
   return network
 }, CudaStream.withPooledStream())
 
 /** The memory that a batch of a fixed size uses. */
 const batchParameters = (size: number, width: number) => ({
-  hostRows: CudaGraph.hostBuffer(size * width * floatBytes),
-  rows: CudaGraph.buffer(size * width * floatBytes),
-  scores: CudaGraph.buffer(size * floatBytes),
-  hostScores: CudaGraph.hostBuffer(size * floatBytes)
+  hostRows: CudaGraph.pinnedArray("f32", size * width),
+  rows: CudaGraph.array("f32", size * width),
+  scores: CudaGraph.array("f32", size),
+  hostScores: CudaGraph.pinnedArray("f32", size)
 })
 
 /** Records a batch of a fixed size. */
@@ -214,10 +213,10 @@ type Slot = Effect.Success<ReturnType<typeof makeSlot>>
 
 const makeSlot = (batches: Batches, maxBatch: number, width: number) =>
   Effect.all({
-    rows: CudaMemory.allocate(maxBatch * width * floatBytes),
-    scores: CudaMemory.allocate(maxBatch * floatBytes),
-    hostRows: CudaMemory.allocateHost(maxBatch * width * floatBytes),
-    hostScores: CudaMemory.allocateHost(maxBatch * floatBytes),
+    rows: CudaMemory.array("f32", maxBatch * width),
+    scores: CudaMemory.array("f32", maxBatch),
+    hostRows: CudaMemory.pinnedArray("f32", maxBatch * width),
+    hostScores: CudaMemory.pinnedArray("f32", maxBatch),
     // An instance runs one launch at a time. A slot has its own, so that it waits for no batch of another slot.
     batches: Effect.forEach(
       batches,
@@ -225,16 +224,14 @@ const makeSlot = (batches: Batches, maxBatch: number, width: number) =>
     )
   })
 
-const floatBytes = Float32Array.BYTES_PER_ELEMENT
-
 /** Scores a batch on the current stream. */
 const runBatch = Effect.fnUntraced(function*(width: number, slot: Slot, rows: Rows) {
-  const floats = CudaMemory.view(slot.hostRows, Float32Array)
+  const floats = CudaMemory.view(slot.hostRows)
   for (const [row, features] of rows.entries()) floats.set(features, row * width)
   // The remaining rows of the graph are those of earlier batches. Nobody reads their scores.
   const { exec } = slot.batches.find(({ size }) => size >= rows.length)!
   yield* CudaGraph.launch(exec, slot)
   yield* CudaStream.synchronize(yield* CudaStream.current())
   // A copy, because the next batch reuses the memory.
-  return CudaMemory.view(slot.hostScores, Float32Array).slice(0, rows.length)
+  return CudaMemory.view(slot.hostScores).slice(0, rows.length)
 })
