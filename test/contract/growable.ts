@@ -197,7 +197,7 @@ export const growableContract = (rig: Rig): void =>
         const stream = yield* CudaStream.make()
         const own = yield* Scope.make()
         const buffer = yield* Scope.provide(CudaMemory.growable({ maxBytes: gibi, initial: 2 * mebi }), own)
-        yield* busy.enqueue(stream, 20)
+        yield* busy.enqueue(stream, 300)
         yield* CudaMemory.fill(buffer, 1, stream)
         const shrinking = yield* Effect.forkChild(failsWith(CudaMemory.shrink(buffer, 0), "ResourceReleased"))
         yield* settled
