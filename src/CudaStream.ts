@@ -58,6 +58,8 @@ export interface CudaStream extends Pipeable, Inspectable, Equatable {
   readonly ref: StreamRef
   /** The driver's id (`cuStreamGetId`): unique in the process and never reused. 0 for a legacy default stream. */
   readonly id: number
+  /** The name it was made with. */
+  readonly name: string | undefined
   /**
    * The `CUstream`, for other native code: 1 for the legacy default stream, 2 for the per-thread default stream. Throws a
    * `CudaError` for a stream of a recording, which has none.
@@ -102,6 +104,8 @@ export interface PriorityOptions {
  * @since 0.1.0
  */
 export interface MakeOptions extends PriorityOptions {
+  /** Shown in failures, logs, checks, timelines, traces, and under a profiler (`nvtxNameCuStreamA`). Default: none, only the id. */
+  readonly name?: string | undefined
   /** Whether the stream skips implicit synchronization with the legacy default stream (`CU_STREAM_NON_BLOCKING`). Default: true. */
   readonly nonBlocking?: boolean | undefined
 }
@@ -125,6 +129,9 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
   }
   get id(): number {
     return this.ref.id
+  }
+  get name(): string | undefined {
+    return this.ref.name
   }
   get handle(): number {
     if (!this.ref.isRecording) return this.ref.handle
@@ -152,10 +159,11 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
     return Hash.combine(Hash.number(this.id), Hash.number(this.deviceIndex))
   }
   toString(): string {
-    const { deviceIndex, id, isNonBlocking, origin } = this
+    const { deviceIndex, id, isNonBlocking, name, origin } = this
     const kind = isNonBlocking ? "non-blocking" : "blocking"
     return oneLine(
       "CudaStream",
+      name !== undefined && JSON.stringify(name),
       `id ${id}`,
       `device ${deviceIndex}`,
       kind,
@@ -164,9 +172,9 @@ export class StreamImpl extends DeviceHandle<StreamRef> implements CudaStream {
     )
   }
   toJSON() {
-    const { deviceIndex, id, isNonBlocking, origin, priority } = this
+    const { deviceIndex, id, isNonBlocking, name, origin, priority } = this
     const { handle, state } = this.ref
-    return { _id: "CudaStream", id, deviceIndex, priority, isNonBlocking, origin, handle, state }
+    return { _id: "CudaStream", id, name, deviceIndex, priority, isNonBlocking, origin, handle, state }
   }
 }
 
@@ -184,7 +192,7 @@ export const streamPools = new StreamPools((runtime, ref): CudaStream => new Str
  *
  * Releasing the stream rejects new work, waits for pending work without blocking the event loop, and destroys the stream
  * (`cuStreamDestroy`). Fails with `InvalidArgument` for a device that does not exist, and for a priority outside the device's range
- * unless `outOfRange` is `"clamp"`. A stream of a partition ends with the partition at the latest, and cannot be blocking
+ * unless `outOfRange` is `"clamp"`, and for a name that is not a string. A stream of a partition ends with the partition at the latest, and cannot be blocking
  * (`InvalidArgument`).
  *
  * **Example** (Ordering one stream after another)
@@ -194,7 +202,7 @@ export const streamPools = new StreamPools((runtime, ref): CudaStream => new Str
  * import * as Effect from "effect/Effect"
  *
  * const program = Effect.gen(function*() {
- *   const copy = yield* CudaStream.make()
+ *   const copy = yield* CudaStream.make({ name: "copies" })
  *   const compute = yield* CudaStream.make({ priority: "high" })
  *   yield* CudaStream.waitStream(compute, copy)
  *   yield* CudaStream.synchronize(compute)
@@ -213,6 +221,7 @@ export const make = (
         ...placeOfStream(fiber, { ...options, device }, device),
         priority: options.priority ?? "low",
         outOfRange: options.outOfRange,
+        name: options.name,
         nonBlocking: options.nonBlocking ?? true
       }),
     destroy: (runtime, ref, context) => Effect.provideContext(runtime.streamDestroy(ref), context),

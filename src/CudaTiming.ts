@@ -56,6 +56,8 @@ export interface Region {
   readonly deviceIndex: number
   /** The driver's ID of the stream; 0 for the legacy default stream. */
   readonly streamId: number
+  /** The name that the stream was made with. */
+  readonly streamName?: string | undefined
   /** Time since the beginning of the timeline. */
   readonly start: Duration.Duration
   readonly duration: Duration.Duration
@@ -509,6 +511,7 @@ const toTimeline = (recorder: Recorder, startTime: bigint): Timeline => ({
       name,
       deviceIndex: stream.deviceIndex,
       streamId: stream.id,
+      ...(stream.name === undefined ? undefined : { streamName: stream.name }),
       start: Duration.millis(start),
       duration: Duration.millis(duration),
       attributes

@@ -29,6 +29,11 @@ export const nvtxFunctions = {
   nvtxDomainMarkEx: ["void", domain, attributes]
 } as const
 
+/** Those that a library may lack. */
+export const optionalNvtxFunctions = {
+  nvtxNameCuStreamA: ["void", "uintptr_t", text]
+} as const
+
 /** The name of a function. */
 export type NvtxFunctionName = keyof typeof nvtxFunctions
 
@@ -49,6 +54,7 @@ export interface NvtxFunctions {
   readonly nvtxDomainRangeStartEx: (domain: number, attributes: Uint8Array) => RangeId
   readonly nvtxDomainRangeEnd: (domain: number, range: RangeId) => void
   readonly nvtxDomainMarkEx: (domain: number, attributes: Uint8Array) => void
+  readonly nvtxNameCuStreamA?: (stream: number, name: string) => void
 }
 
 /** `nvtxEventAttributes_v2`. */

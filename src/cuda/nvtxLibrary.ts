@@ -9,7 +9,7 @@ import { inTurn } from "./asyncCalls.ts"
 import { search } from "./find.ts"
 import type { Found } from "./find.ts"
 import { importKoffi, openForGood, prepareStack } from "./koffi.ts"
-import { nvtxFiles, nvtxFunctions, nvtxPlaces } from "./nvtx.ts"
+import { nvtxFiles, nvtxFunctions, nvtxPlaces, optionalNvtxFunctions } from "./nvtx.ts"
 import type { NvtxFunctionName, NvtxFunctions } from "./nvtx.ts"
 
 /** A loaded NVTX. */
@@ -52,6 +52,13 @@ const bind = (library: LibraryHandle): NvtxFunctions => {
       calls[name] = library.func(name, result, parameters)
     } catch {
       throw new Error(`it has no ${name}, so it is not NVTX`)
+    }
+  }
+  for (const [name, [result, ...parameters]] of Object.entries(optionalNvtxFunctions)) {
+    try {
+      calls[name] = library.func(name, result, parameters)
+    } catch {
+      // Profilers then show no names of streams.
     }
   }
   return { ...calls } as unknown as NvtxFunctions

@@ -34,6 +34,8 @@ export interface Annotation {
 /** Makes annotations. */
 export interface Annotator {
   readonly annotate: (message: string, options: AnnotationOptions) => Annotation
+  /** Names a stream of the driver. */
+  readonly nameStream: (stream: number, name: string) => void
 }
 
 /** What came of loading NVTX: a way to annotate, or why there is none. */

@@ -179,6 +179,7 @@ class Driven {
       priority: 0,
       nonBlocking: kind === "nonBlocking",
       origin: "owned",
+      name: undefined,
       isRecording: false,
       partition: undefined,
       state: "live"

@@ -2,7 +2,7 @@
  * Streams: every row of the reference system, and every invalid request.
  */
 import { assert, layer } from "@effect/vitest"
-import { CudaDevice, CudaEvent, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
+import { CudaDevice, CudaEvent, CudaGraph, CudaMemory, CudaRuntime, CudaStream } from "effect-cuda"
 import { unchecked } from "effect-cuda/CheckedRuntime"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
@@ -38,6 +38,27 @@ export const streamContract = (rig: Rig): void =>
         assert.strictEqual((yield* CudaStream.make({ priority: "low" })).priority, least)
         assert.strictEqual((yield* CudaStream.make({ priority: -1 })).priority, -1)
         assert.strictEqual((yield* CudaStream.make({ priority: -100, outOfRange: "clamp" })).priority, greatest)
+      })))
+
+    it.effect("have the name they were made with, which messages show", () =>
+      leavesNothing(Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const stream = yield* Scope.provide(CudaStream.make({ name: "uploads" }), scope)
+        assert.strictEqual(stream.name, "uploads")
+        assert.strictEqual(String(stream), `CudaStream("uploads", id ${stream.id}, device 0, non-blocking)`)
+        assert.strictEqual((yield* CudaStream.make()).name, undefined)
+        assert.strictEqual((yield* CudaStream.make({ name: "" })).name, "")
+        yield* Scope.close(scope, Exit.void)
+        const error = yield* Effect.flip(CudaStream.query(stream))
+        assert.include(error.message, `stream ${stream.id} "uploads" of device 0`)
+      })))
+
+    it.effect("reject a name that is no text", () =>
+      leavesNothing(Effect.gen(function*() {
+        // @ts-expect-error: a name is a string
+        const numbered = CudaStream.make({ name: 7 })
+        yield* refuses(numbered, "name")
+        yield* refuses(CudaGraph.record(Effect.andThen(numbered, Effect.void)), "name")
       })))
 
     for (const priority of [100, -100, 0.5, Number.NaN]) {

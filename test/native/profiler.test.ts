@@ -260,6 +260,33 @@ describe("under a profiler", () => {
     }))
 })
 
+/** Two named streams and one without a name, on the stub driver. The first name may be passed on after the stream was made. */
+const namedStreams = `
+  const { CudaStream, NativeRuntime } = await import("./index.js")
+  const program = Effect.gen(function*() {
+    yield* CudaStream.make({ name: "copies" })
+    yield* Effect.sleep(200)
+    yield* CudaStream.make()
+    yield* CudaStream.make({ name: "größer" })
+    yield* Effect.scoped(CudaStream.make({ name: "short" }))
+  }).pipe(Effect.scoped, Effect.provide(NativeRuntime.layer({ libraryPath: ${JSON.stringify(driver.path)} })))
+  await Effect.runPromise(program)
+`
+const namesOfStreams = ["stream some \"copies\"", "stream some \"größer\"", "stream some \"short\""]
+
+describe("names of streams", () => {
+  it.live("reach a profiler", () =>
+    Effect.gen(function*() {
+      assert.deepStrictEqual(yield* profiled(namedStreams, underStub), namesOfStreams)
+    }))
+
+  it.live("are no reason to load NVTX without one", () =>
+    Effect.gen(function*() {
+      const printed = yield* profiled(namedStreams, { NVTX_INJECTION64_PATH: "", EFFECT_CUDA_NVTX: nvtx })
+      assert.deepStrictEqual(printed, [])
+    }))
+})
+
 const real = await load(undefined)
 
 describe.skipIf(real._tag !== "Loaded")("the real NVTX", () => {
@@ -268,6 +295,13 @@ describe.skipIf(real._tag !== "Loaded")("the real NVTX", () => {
       const path = real._tag === "Loaded" ? real.library.path : ""
       const printed = yield* profiled(overlapping, { NVTX_INJECTION64_PATH: nvtx, EFFECT_CUDA_NVTX: path })
       assert.deepStrictEqual(withoutIds(printed), [expected[0], "attached", ...expected.slice(1)])
+    }))
+
+  it.live("passes names of streams on to a profiler", () =>
+    Effect.gen(function*() {
+      const path = real._tag === "Loaded" ? real.library.path : ""
+      const printed = yield* profiled(namedStreams, { NVTX_INJECTION64_PATH: nvtx, EFFECT_CUDA_NVTX: path })
+      assert.deepStrictEqual(printed, ["attached", ...namesOfStreams])
     }))
 })
 

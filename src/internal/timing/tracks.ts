@@ -10,6 +10,7 @@ export interface DrawnRegion {
   readonly name: string
   readonly deviceIndex: number
   readonly streamId: number
+  readonly streamName?: string | undefined
   readonly start: Duration.Duration
   readonly duration: Duration.Duration
   readonly attributes: Attributes
@@ -100,8 +101,8 @@ const layStream = (regions: ReadonlyArray<DrawnRegion>): ReadonlyArray<Track> =>
     }
     places.set(track, builders[track]!.innermostEnd)
   }
-  const { deviceIndex, streamId } = regions[0]!
-  const name = streamId === 0 ? "default stream" : `stream ${streamId}`
+  const { deviceIndex, streamId, streamName } = regions[0]!
+  const name = streamName ?? (streamId === 0 ? "default stream" : `stream ${streamId}`)
   return builders.map(({ bars, height }, index) => ({
     deviceIndex,
     name: index === 0 ? name : `${name} (${index + 1})`,

@@ -43,6 +43,10 @@ class Nvtx implements Annotator {
     }
   }
 
+  nameStream(stream: number, name: string): void {
+    this.#library.calls.nvtxNameCuStreamA?.(stream, name)
+  }
+
   #domain(name: string): number {
     const known = this.#domains.get(name)
     if (known !== undefined) return known

@@ -5,6 +5,8 @@ import * as Duration from "effect/Duration"
 import { defaultStreamHandles, streamFlags } from "../../cuda/flags.ts"
 import type { CUevent, CUstream } from "../../cuda/handles.ts"
 import { notReady, statuses, success } from "../../cuda/status.ts"
+import { isListening, load, loaded } from "../Annotations.ts"
+import type { Loaded } from "../Annotations.ts"
 import type { StreamRef, WaitOptions } from "../CudaRuntime.ts"
 import type { EventResource, PartitionResource, StreamResource } from "../shared/resources.ts"
 import type { StreamBackend } from "../shared/streams.ts"
@@ -24,6 +26,11 @@ export const nativeStream = (stream: StreamResource): NativeStream => stream as 
  */
 export const laneOf = (stream: NativeStream): Lane =>
   stream.lane ??= new Lane(stream.deviceIndex, stream.origin !== "foreign")
+
+/** NVTX keeps the name for the handle, which the driver gives to another stream once this one is destroyed. */
+const nameStream = (found: Loaded, stream: StreamResource, name: string): void => {
+  if ("annotator" in found && stream.state === "live") found.annotator.nameStream(stream.handle, name)
+}
 
 /** The parts of a wait's policy that override the runtime's. */
 export const policyOf = (options: WaitOptions, blocking: boolean): Partial<WaitPolicy> => ({
@@ -77,6 +84,13 @@ export class NativeStreams implements StreamBackend {
     return success
   }
 
+  announce(stream: StreamResource, name: string): void {
+    if (!isListening()) return
+    const known = loaded()
+    if (known !== undefined) return nameStream(known, stream, name)
+    void load().then((found) => nameStream(found, stream, name))
+  }
+
   defaultOf(deviceIndex: number, mode: "legacy" | "perThread"): number {
     const handle = defaultStreamHandles[mode]
     const status = this.#driver.inContextOf(
@@ -90,7 +104,7 @@ export class NativeStreams implements StreamBackend {
     return success
   }
 
-  #keep(fields: Omit<StreamRef, "isRecording" | "partition" | "state">, partition?: PartitionResource): void {
+  #keep(fields: Omit<StreamRef, "isRecording" | "name" | "partition" | "state">, partition?: PartitionResource): void {
     this.created = new NativeStream(this.#driver.owner, fields, partition)
     this.#streams.add(this.created)
   }

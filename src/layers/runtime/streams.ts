@@ -41,6 +41,8 @@ export interface StreamOptions {
   /** How to treat a number outside the device's range: fail (the default), or clamp it to the range. */
   readonly outOfRange?: "fail" | "clamp" | undefined
   readonly nonBlocking: boolean
+  /** What the program calls it, in messages, timelines and profilers. */
+  readonly name?: string | undefined
   /** Whether it will live as long as the runtime, or as its partition. Changes nothing: a layer that looks for leaks can leave it out. */
   readonly pooled?: boolean | undefined
   /** The partition whose multiprocessors its work runs on. Default: none; its work runs on all of the device's. */
@@ -75,6 +77,8 @@ export interface StreamRef {
   readonly handle: StreamHandle
   /** The driver's stream id; 0 for a legacy default stream. Unlike handles, ids are never reused. */
   readonly id: number
+  /** What the program calls it; undefined if it gave no name. */
+  readonly name: string | undefined
   readonly deviceIndex: number
   readonly priority: number
   /** False if the stream synchronizes with the legacy default stream. */

@@ -44,7 +44,7 @@ import type { Refusal } from "./ranges.ts"
 import { Recording } from "./Recording.ts"
 import { refuseElsewhere, refuseToRecord, refuseUnjoined } from "./recordings.ts"
 import { ownPartition, ownStream } from "./resources.ts"
-import { priorityOf } from "./streams.ts"
+import { priorityOf, refuseName } from "./streams.ts"
 
 export const graphOperations = (core: Core): GraphOperations => ({
   graphRecord: (options) => core.onDevice("CudaGraph.record", options.deviceIndex, () => record(core, options)),
@@ -111,9 +111,14 @@ const makeStream = (core: Core, ref: RecordingRef, options: StreamOptions) =>
     if (options.deviceIndex !== recording.deviceIndex) return refuseDevice("CudaStream.make", options, recording)
     const priority = priorityOf(core, options)
     if (typeof priority !== "number") return priority
+    const unnamed = refuseName(options)
+    if (unnamed !== undefined) return unnamed
     const partition = options.partition && ownPartition(options.partition)
     const refused = partition && refusePartition(core, "CudaStream.make", partition, options)
-    return refused ?? Effect.succeed(recording.makeStream(priority, options.nonBlocking, partition))
+    if (refused !== undefined) return refused
+    const stream = recording.makeStream(priority, options.nonBlocking, partition)
+    stream.name = options.name
+    return Effect.succeed(stream)
   })
 
 const refuseDevice = (operation: string, { deviceIndex }: Pick<StreamOptions, "deviceIndex">, recording: Recording) =>

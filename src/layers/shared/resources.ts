@@ -51,6 +51,7 @@ const partitionTag = Symbol("partition")
 export class StreamResource implements StreamRef {
   readonly tag = streamTag
   state: ResourceState = "live"
+  name: string | undefined
   /** Its uses of ordered buffers; undefined before the first. */
   track: Track | undefined
   /** The recording that its work becomes part of; undefined for a stream of the driver. */
@@ -87,8 +88,9 @@ export class StreamResource implements StreamRef {
     return this.recording !== undefined
   }
   toString(): string {
-    if (this.isRecording) return `recording stream ${-this.id} of device ${this.deviceIndex}`
-    return `stream ${this.id} of device ${this.deviceIndex}`
+    const name = this.name === undefined ? "" : ` ${JSON.stringify(this.name)}`
+    if (this.isRecording) return `recording stream ${-this.id}${name} of device ${this.deviceIndex}`
+    return `stream ${this.id}${name} of device ${this.deviceIndex}`
   }
 }
 

@@ -27,6 +27,8 @@ export interface StreamBackend {
     nonBlocking: boolean,
     partition: PartitionResource | undefined
   ) => number
+  /** Tells profilers the name of a stream. */
+  readonly announce: (stream: StreamResource, name: string) => void
   readonly defaultOf: (deviceIndex: number, mode: "legacy" | "perThread") => number
   readonly fromHandle: (deviceIndex: number, handle: number) => number
   readonly destroy: (stream: StreamResource) => number
@@ -162,6 +164,8 @@ const create = (core: Core, options: StreamOptions) =>
   core.onDevice("CudaStream.make", options.deviceIndex, () => {
     const priority = priorityOf(core, options)
     if (typeof priority !== "number") return priority
+    const unnamed = refuseName(options)
+    if (unnamed !== undefined) return unnamed
     const partition = options.partition && ownPartition(options.partition)
     const refused = partition && refusePartition(core, "CudaStream.make", partition, options)
     if (refused !== undefined) return refused
@@ -171,8 +175,16 @@ const create = (core: Core, options: StreamOptions) =>
     }
     const stream = core.backend.streams.created!
     core.streams.add(stream)
+    stream.name = options.name
+    if (stream.name !== undefined) core.backend.streams.announce(stream, stream.name)
     return Effect.succeed(stream)
   })
+
+/** Refuses a name that is no text. */
+export const refuseName = ({ name }: StreamOptions): Effect.Effect<never, CudaError> | undefined =>
+  name === undefined || typeof name === "string"
+    ? undefined
+    : refuseArgument("CudaStream.make", "name", name, "a string")
 
 const defaultStream = (core: Core, operation: string, deviceIndex: number, mode: "legacy" | "perThread") =>
   core.onDevice(operation, deviceIndex, () => {

@@ -32,6 +32,8 @@ export class SimulatedStreams implements StreamBackend {
     return success
   }
 
+  announce(): void {}
+
   defaultOf(deviceIndex: number, mode: "legacy" | "perThread"): number {
     const part = this.#driver.device(deviceIndex)
     const status = this.#driver.begin("cuStreamGetId", part)

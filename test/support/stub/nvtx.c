@@ -93,6 +93,7 @@ EXPORT void nvtxInitialize(const void *reserved) {
 EXPORT uint64_t nvtxRangeStartEx(const Attributes *attributes) { return nvtxDomainRangeStartEx(0, attributes); }
 EXPORT void nvtxRangeEnd(uint64_t range) { nvtxDomainRangeEnd(0, range); }
 EXPORT void nvtxMarkEx(const Attributes *attributes) { nvtxDomainMarkEx(0, attributes); }
+EXPORT void nvtxNameCuStreamA(void *stream, const char *name) { RECORD("stream %s \"%s\"\n", stream == NULL ? "0" : "some", name); }
 EXPORT void nvtxNameCategoryA(uint32_t category, const char *name) { nvtxDomainNameCategoryA(0, category, name); }
 
 typedef void (*Function)(void);
@@ -103,17 +104,19 @@ typedef struct {
   int (*moduleTable)(int module, Function ***table, unsigned int *count);
 } Callbacks;
 
-enum { CALLBACKS = 1, CORE = 1, CORE2 = 5 };
+enum { CALLBACKS = 1, CORE = 1, CUDA = 2, CORE2 = 5 };
 
 EXPORT int InitializeInjectionNvtx2(const void *(*exportTable)(uint32_t id)) {
   const Callbacks *callbacks = exportTable(CALLBACKS);
-  Function **core, **core2;
+  Function **core, **core2, **cuda;
   unsigned int count;
   if (callbacks == NULL || !callbacks->moduleTable(CORE, &core, &count) || !callbacks->moduleTable(CORE2, &core2, &count)) return 0;
+  if (!callbacks->moduleTable(CUDA, &cuda, &count)) return 0;
   *core[1] = (Function)nvtxMarkEx;
   *core[4] = (Function)nvtxRangeStartEx;
   *core[7] = (Function)nvtxRangeEnd;
   *core[12] = (Function)nvtxNameCategoryA;
+  *cuda[5] = (Function)nvtxNameCuStreamA;
   *core2[1] = (Function)nvtxDomainMarkEx;
   *core2[2] = (Function)nvtxDomainRangeStartEx;
   *core2[3] = (Function)nvtxDomainRangeEnd;
