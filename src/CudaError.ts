@@ -460,8 +460,8 @@ export interface CudaErrorFields {
   /** The failure that caused this one, if the contexts of the process were already lost. */
   readonly origin?: FaultOrigin | undefined
   /**
-   * Additional information, which only simulated devices provide: the kernel behind a fault and its cause (the
-   * exception, or the argument and the bytes it accessed), or the existing kernels and variables.
+   * Additional information. From simulated devices: the kernel behind a fault and its cause (the exception, or the argument and the bytes it
+   * accessed), or the existing kernels and variables. From `DebugRuntime`: the line of the operation that failed.
    */
   readonly detail?: string | undefined
   /** The exception in a kernel of a simulated device that caused this failure. Its stack shows where it was thrown. */
@@ -531,6 +531,33 @@ export class CudaError extends Data.TaggedError("CudaError")<CudaErrorFields & {
  * @since 0.1.0
  */
 export const isCudaError = (u: unknown): u is CudaError => Predicate.hasProperty(u, TypeId)
+
+/**
+ * Returns the fields of a failure as annotations for logs: `cuda.operation`, `cuda.call`, `cuda.subject` (the stream or other resource, with
+ * its name), `cuda.device`, and `error.type` (the tag of the reason, under OpenTelemetry's name). The library annotates its own warnings
+ * with them.
+ *
+ * **Example** (Logging a failure that is handled)
+ *
+ * ```ts
+ * import { CudaError, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const buffer = CudaMemory.allocate(1 << 30).pipe(
+ *   Effect.tapError((error) => Effect.logWarning(error.message).pipe(Effect.annotateLogs(CudaError.annotations(error))))
+ * )
+ * ```
+ *
+ * @category logging
+ * @since 0.1.0
+ */
+export const annotations = ({ call, deviceIndex, operation, reason, subject }: CudaError): Record<string, unknown> => ({
+  "cuda.operation": operation,
+  "error.type": reason._tag,
+  ...(call === undefined ? undefined : { "cuda.call": call }),
+  ...(subject === undefined ? undefined : { "cuda.subject": subject }),
+  ...(deviceIndex === undefined ? undefined : { "cuda.device": deviceIndex })
+})
 
 /**
  * Returns the reason for a status code: an `UnknownStatus` with its number if the table does not contain the code.

@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import * as Inspectable from "effect/Inspectable"
 import * as Pipeable from "effect/Pipeable"
-import { CudaError, invalidArgument, isCudaError } from "../CudaError.ts"
+import { annotations, CudaError, invalidArgument, isCudaError } from "../CudaError.ts"
 import type { CudaRuntimeService, DeviceProperties, ResourceState } from "../layers/CudaRuntime.ts"
 
 /**
@@ -16,7 +16,8 @@ export const released = (release: Effect.Effect<void, CudaError>): Effect.Effect
 
 export const logRelease = (error: CudaError): Effect.Effect<void> => {
   if (error.reason._tag === "Deinitialized") return Effect.void
-  return error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message)
+  const log = error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message)
+  return Effect.annotateLogs(log, annotations(error))
 }
 
 /** Makes failures name the operation that the program called instead of the one behind it. */

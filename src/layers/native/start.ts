@@ -15,7 +15,7 @@ import { prepareStack } from "../../cuda/koffi.ts"
 import { candidates, load } from "../../cuda/library.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { statuses, success } from "../../cuda/status.ts"
-import { CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
+import { annotations, CudaError, invalidArgument, reasonFromStatus, unknownStatus } from "../../CudaError.ts"
 import type { CudaErrorReason } from "../../CudaError.ts"
 import type { CudaRuntimeService, DeviceProperties } from "../CudaRuntime.ts"
 import type { NativeOptions } from "../NativeRuntime.ts"
@@ -155,9 +155,10 @@ const makeWarn = (library: DriverLibrary): Effect.Effect<Warn> =>
     return (call, status, handle) => {
       if (status === success || status === statuses.Deinitialized.code) return
       const log = (error: CudaError) => {
-        if (saidLost && error.isSticky) return Effect.logDebug(error.message)
+        const isSaid = saidLost && error.isSticky
         saidLost ||= error.isSticky
-        return Effect.logWarning(error.message)
+        const said = isSaid ? Effect.logDebug(error.message) : Effect.logWarning(error.message)
+        return Effect.annotateLogs(said, annotations(error))
       }
       run(Effect.flatMap(Effect.flip(check(library, call, status, `handle 0x${handle.toString(16)}`)), log))
     }

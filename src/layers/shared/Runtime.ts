@@ -7,6 +7,7 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { annotations } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import { CudaRuntime } from "../CudaRuntime.ts"
 import type { CudaRuntimeService, LiveResources } from "../CudaRuntime.ts"
@@ -164,7 +165,8 @@ const releaseAll = <R extends object>(
   )
 
 /** The first failure after a context is lost is a warning; the ones that follow from it are debug messages. */
-const logRelease = (what: string, { message, origin }: CudaError): Effect.Effect<void> =>
-  origin === undefined
-    ? Effect.logWarning(`Releasing a ${what} failed: ${message}`)
-    : Effect.logDebug(`Releasing a ${what} failed: ${message}`)
+const logRelease = (what: string, error: CudaError): Effect.Effect<void> => {
+  const message = `Releasing a ${what} failed: ${error.message}`
+  const log = error.origin === undefined ? Effect.logWarning(message) : Effect.logDebug(message)
+  return Effect.annotateLogs(log, annotations(error))
+}

@@ -3,6 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
+import { annotations } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { Core } from "./Core.ts"
 import { failGraph } from "./graphChecks.ts"
@@ -99,7 +100,7 @@ export const withStandIn = <A>(
   return Effect.acquireUseRelease(
     allocate(core, graph.deviceIndex, byteLength, {}, operation),
     (memory) => use(new StandIn(used.map(({ slot }) => slot), memory)),
-    (memory) => Effect.catch(free(core, memory), ({ message }) => Effect.logWarning(message))
+    (memory) => Effect.catch(free(core, memory), logWarning)
   )
 }
 
@@ -164,5 +165,8 @@ export const dropExec = (core: Core, exec: GraphExecResource): number => {
 export const logged = (core: Core, status: number, exec: GraphExecResource): Effect.Effect<void> => {
   if (status === success) return Effect.void
   const { deviceIndex } = exec
-  return Effect.logWarning(core.error("CudaGraph.release", status, deviceIndex, String(exec)).message)
+  return logWarning(core.error("CudaGraph.release", status, deviceIndex, String(exec)))
 }
+
+const logWarning = (error: CudaError): Effect.Effect<void> =>
+  Effect.annotateLogs(Effect.logWarning(error.message), annotations(error))

@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Semaphore from "effect/Semaphore"
 import type { HandleType } from "../../cuda/libraryParameters.ts"
 import { notReady, success } from "../../cuda/status.ts"
+import { annotations } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { AdoptedHandle, LibraryHandleOptions, LibraryRef } from "../CudaRuntime.ts"
 import type { LibraryOperations } from "../runtime/libraries.ts"
@@ -283,8 +284,11 @@ const quietly = (core: Core, handle: HandleResource): Effect.Effect<void> =>
   handle.state === "live" ? Effect.catch(release(core, handle), logFailure) : Effect.void
 
 /** Failures that follow from lost contexts are logged at debug level. */
-const logFailure = ({ message, origin }: CudaError): Effect.Effect<void> =>
-  origin === undefined ? Effect.logWarning(message) : Effect.logDebug(message)
+const logFailure = (error: CudaError): Effect.Effect<void> =>
+  Effect.annotateLogs(
+    error.origin === undefined ? Effect.logWarning(error.message) : Effect.logDebug(error.message),
+    annotations(error)
+  )
 
 const streamSetter = (
   core: Core,

@@ -6,6 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import { success } from "../../cuda/status.ts"
+import { annotations } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { DeviceOperations } from "../runtime/devices.ts"
 import type { PoolOperations } from "../runtime/pools.ts"
@@ -211,8 +212,8 @@ export const connect = (core: Core, deviceIndex: number, opened: ReadonlyArray<n
         const status = backend.devices.canAccessPeer(device, peer) ||
           (backend.devices.value === 0 ? success : enable(core, device, peer))
         if (status === success) continue
-        const { message } = core.error("CudaDevice.enablePeerAccess", status, device, between(device, peer))
-        failures.push(Effect.logWarning(message))
+        const error = core.error("CudaDevice.enablePeerAccess", status, device, between(device, peer))
+        failures.push(Effect.annotateLogs(Effect.logWarning(error.message), annotations(error)))
       }
     }
     return Effect.all(failures, { discard: true })

@@ -117,7 +117,7 @@ export class SimulatedDriver {
   /** Ends the waits that are over, without waiting for the next turn of the event loop. */
   settle(): void {
     this.now()
-    this.model.tell(this.#explain)
+    this.model.tell(this.#explain, true)
   }
 
   /** Destroys the context of a device. */

@@ -53,6 +53,8 @@ export class Model implements WatcherHome {
   #nextAddress = firstAddress
   #nextStreamId = firstStreamId
   #telling = false
+  /** How many of the decided waits have been told. */
+  #told = 0
 
   constructor(world: World, devices: ReadonlyArray<DeviceTraits>, recordTimeline = false) {
     this.world = world
@@ -317,17 +319,21 @@ export class Model implements WatcherHome {
     for (const watcher of this.waiting) decide(watcher, neverFinishes)
   }
 
-  /** Calls the watchers of decided waits, in order. Calls `because` first for a wait that can never end. */
-  tell(because: (text: string) => void): void {
-    if (this.#telling) return
+  /**
+   * Calls the watchers of decided waits, in order. Calls `because` first for a wait that can never end. A watcher can run code that ends
+   * the runtime, which then tells the others before it goes on (`settling`).
+   */
+  tell(because: (text: string) => void, settling = false): void {
+    if (this.#telling && !settling) return
     this.#telling = true
-    for (let index = 0; index < this.decided.length; index++) {
-      const watcher = this.decided[index]!
+    while (this.#told < this.decided.length) {
+      const watcher = this.decided[this.#told++]!
       if (watcher.cancelled) continue
       if (watcher.status === neverFinishes) because(becauseOf(watcher.record))
       watcher.onDone(watcher.status ?? 0, "clock")
     }
     this.decided.length = 0
+    this.#told = 0
     this.#telling = false
   }
 
