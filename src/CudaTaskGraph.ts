@@ -33,6 +33,8 @@ import { dot, mermaid } from "./internal/taskGraph/picture.ts"
 import type { Picture } from "./internal/taskGraph/picture.ts"
 import { makePlan, makePlanOver, sortTasks } from "./internal/taskGraph/plan.ts"
 import type { Dependencies, Plan } from "./internal/taskGraph/plan.ts"
+import { CurrentRecorder } from "./internal/timing/current.ts"
+import { CurrentRecording } from "./layers/CudaRuntime.ts"
 import type { CudaRuntime, CudaRuntimeService, EventRef, StreamRef } from "./layers/CudaRuntime.ts"
 
 const TypeId = "~effect-cuda/CudaTaskGraph"
@@ -385,6 +387,8 @@ const dependenciesOf = (
  * the task. To use the memory of another device, copy it, or give access with `CudaDevice.enablePeerAccess`. Fails with `InvalidArgument`
  * for names that no task has and for devices that do not exist.
  *
+ * Inside `CudaTiming.timeline`, every task is a region with its name, on its stream. In recordings it is not; use `CudaTiming.region` there.
+ *
  * The first failure ends the run, as in `Effect.all`. All work that was enqueued is joined nevertheless: later work on the current
  * stream starts after it. Fails with `InvalidArgument` if `streams` is not an integer of at least 1, if `concurrency` is neither
  * that nor `"unbounded"`, and if the graph has more than 65,536 tasks.
@@ -613,6 +617,13 @@ interface Surroundings {
   readonly leased: Leased<AnyStream>
 }
 
+/** Makes a task a region of the timeline that is being recorded. In a recording, it would add nodes to the graph. */
+const inTimeline = <A, E, R>(name: string, self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.withFiber((fiber) => {
+    if (fiber.getRef(CurrentRecording) !== undefined) return self
+    return fiber.getRef(CurrentRecorder)?.around(self, name, {}) ?? self
+  })
+
 /** One run of a graph. Everything but the effects of tasks is uninterruptible. */
 class Run<E, R> {
   readonly #tasks: ReadonlyArray<Task<unknown, E, R>>
@@ -690,7 +701,8 @@ class Run<E, R> {
     return Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(this.#waitBefore(task), () => {
         this.#isBegun[stream] = true
-        const own = Effect.suspend(() => this.#tasks[task]!.run(this.#given(task)))
+        const { name } = this.#tasks[task]!
+        const own = inTimeline(name, Effect.suspend(() => this.#tasks[task]!.run(this.#given(task))))
         return Effect.flatMap(restore(Effect.provideService(own, CurrentPlace, this.#places[stream]!)), (result) => {
           this.#results[task] = result
           return this.#recordAfter(task)

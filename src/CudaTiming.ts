@@ -105,6 +105,8 @@ export interface SvgOptions {
   readonly width?: number | undefined
   /** A heading. Default: none. */
   readonly title?: string | undefined
+  /** The colors: those that the viewer's system prefers (`auto`), light, or dark. Default: `auto`. */
+  readonly theme?: "auto" | "light" | "dark" | undefined
 }
 
 /**
@@ -399,14 +401,15 @@ export const toTraceJson = (self: Timeline): string =>
     }))
 
 /**
- * Draws a timeline as a self-contained SVG picture: a lane for each device and stream, and a time axis that begins with the first
- * region. Regions with the same name have the same color, and show their details in a tooltip.
+ * Draws a timeline as a self-contained SVG picture: a lane for each stream of each device, with its name, a time axis, and a legend.
+ * Regions with the same name have the same color, contain the regions inside them, and show their details in a tooltip.
  *
  * **Details**
  *
- * Regions that are too short to be distinguished in the picture are omitted: filter `regions` to look closer.
+ * The axis begins at zero, or with the first region if that comes late compared with the length of the rest. Names that do not fit into
+ * their bars are shortened. Regions that are too short to be distinguished in the picture are omitted: filter `regions` to look closer.
  *
- * Throws a `CudaError` with the reason `InvalidArgument` if `width` is not a number from 1 to 100,000, if the time of a region is 10^12
+ * Throws a `CudaError` with the reason `InvalidArgument` if `width` is not a number from 1 to 100,000, for another `theme`, if the time of a region is 10^12
  * seconds or more, or if the picture would be longer than the longest string.
  *
  * **Example** (A picture of what happened in the first second)

@@ -27,11 +27,7 @@ const faulty = Effect.gen(function*() {
   const buffer = yield* CudaMemory.allocate(64)
   const launch = (count: number) => CudaKernel.launch(add, { grid: 1, block: 64 }, [buffer, buffer, count], stream)
   yield* launch(16)
-  const error = yield* Effect.flip(
-    Effect.fn("wrong launch")(function*() {
-      yield* launch(1 << 20)
-    })()
-  )
+  const error = yield* Effect.flip(launch(1 << 20).pipe(Effect.withSpan("wrong launch")))
   const later = yield* Effect.flip(launch(16))
   return { error, later, stream }
 }).pipe(Effect.scoped)

@@ -7,8 +7,11 @@ import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMetrics from "effect-cuda/CudaMetrics"
 import * as CudaModule from "effect-cuda/CudaModule"
+import * as CudaPipeline from "effect-cuda/CudaPipeline"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
+import * as CudaTaskGraph from "effect-cuda/CudaTaskGraph"
+import * as CudaTiming from "effect-cuda/CudaTiming"
 import * as FaultInjection from "effect-cuda/FaultInjection"
 import * as SimulatedRuntime from "effect-cuda/SimulatedRuntime"
 import * as TracedRuntime from "effect-cuda/TracedRuntime"
@@ -19,6 +22,7 @@ import * as Metric from "effect/Metric"
 import * as Otlp from "effect/observability/Otlp"
 import type * as OtlpTracer from "effect/observability/OtlpTracer"
 import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { createServer } from "node:http"
 import type { AddressInfo } from "node:net"
@@ -476,4 +480,36 @@ describe("on the driver", () => {
         for (const span of fills) assert.match(String(span.attributes.get("cuda.error")), /CUDA_ERROR_INVALID_VALUE/)
       })
     ))
+})
+
+describe("timelines", () => {
+  it.live("have the tasks of task graphs and the stages of pipelines as regions, on named streams", () =>
+    Effect.gen(function*() {
+      const buffer = yield* CudaMemory.allocate(64)
+      const graph = CudaTaskGraph.empty.pipe(
+        CudaTaskGraph.add("clear", CudaMemory.fill(buffer, 0)),
+        CudaTaskGraph.add("fill", ["clear"], () => CudaMemory.fill(buffer, 1))
+      )
+      const pipeline = Stream.range(0, 2).pipe(
+        CudaPipeline.through({
+          slots: 2,
+          inputBytes: 4,
+          fill: (element, into) => Effect.sync(() => into.fill(element).byteLength),
+          work: ({ input, output }) => CudaMemory.copy(output, input),
+          take: () => Effect.void
+        }),
+        Stream.runDrain
+      )
+      const [timeline] = yield* CudaTiming.timeline(Effect.andThen(CudaTaskGraph.run(graph), pipeline))
+      const [clear, fill, ...stages] = timeline.regions
+      assert.deepStrictEqual([clear!.name, fill!.name], ["clear", "fill"])
+      assert.deepStrictEqual(
+        new Set(stages.map(({ name, streamName }) => `${name} on ${streamName}`)),
+        new Set(["upload on uploads", "work on work", "download on downloads"])
+      )
+      // In a recording, tasks add no nodes to the graph.
+      const recorded = yield* CudaGraph.record(CudaTaskGraph.run(graph))
+      const [{ regions }] = yield* CudaTiming.timeline(CudaGraph.record(CudaTaskGraph.run(graph)))
+      assert.deepStrictEqual([recorded.nodes.length, regions.length], [2, 0])
+    }).pipe(Effect.scoped, Effect.provide(simulated)))
 })

@@ -761,6 +761,62 @@ describe("a picture", () => {
     assert.deepStrictEqual(labels.map(({ text }) => text), ["a", "a"])
   })
 
+  it("draws regions inside the ones around them", () => {
+    const svg = CudaTiming.toSvg(timelineOf([["outer", 0, 7, 0, 9], ["middle", 0, 7, 1, 7], ["inner", 0, 7, 2, 1]]))
+    const elements = readSvg(svg)
+    const rects = ["outer", "middle", "inner"].map((name) => {
+      const { attributes } = elements[
+        elements.findIndex(({ tag, text }) => tag === "title" && text.startsWith(name)) + 1
+      ]!
+      const [x, y, width, height] = ["x", "y", "width", "height"].map((key) => Number(attributes.get(key)))
+      return { left: x!, top: y!, right: x! + width!, bottom: y! + height! }
+    })
+    for (const [index, inside] of rects.slice(1).entries()) {
+      const around = rects[index]!
+      assert.isTrue(around.left <= inside.left && inside.right <= around.right)
+      assert.isTrue(around.top < inside.top && inside.bottom < around.bottom)
+    }
+  })
+
+  it("has a legend, and shortens names that do not fit", () => {
+    const name = "a name that is much too long for its bar"
+    const svg = CudaTiming.toSvg(
+      timelineOf([[name, 0, 7, 0, 1], ["rest", 0, 7, 1, 9], ["x".repeat(30), 0, 7, 10, 0.1]])
+    )
+    const texts = readSvg(svg).filter(({ tag }) => tag === "text").map(({ text }) => text)
+    assert.isDefined(texts.find((text) => /^a name.*…$/.test(text)))
+    assert.includeMembers(texts, [name, "rest", "x".repeat(30)])
+    const many = Array.from({ length: 40 }, (_, index) => [`name ${index}`, 0, 7, index, 1] as const)
+    const more = readSvg(CudaTiming.toSvg(timelineOf(many))).map(({ text }) => text)
+    assert.include(more, "and 16 more")
+  })
+
+  it("begins at zero, unless the regions come late", () => {
+    const ticks = (start: number) =>
+      readSvg(CudaTiming.toSvg(timelineOf([["a", 0, 7, start, 10]])))
+        .filter(({ attributes }) => attributes.get("text-anchor") === "middle").map(({ text }) => text)
+    assert.strictEqual(ticks(0.7)[0], "0 ms")
+    assert.strictEqual(ticks(5)[0], "0 ms")
+    assert.strictEqual(ticks(20)[0], "20 ms")
+  })
+
+  it("is light or dark, as the viewer prefers or as it is told", () => {
+    const timeline = timelineOf([["a", 0, 7, 0, 9]])
+    const style = (theme?: "auto" | "light" | "dark") =>
+      readSvg(CudaTiming.toSvg(timeline, { theme })).find(({ tag }) => tag === "style")!.text
+    assert.strictEqual(style(), style("auto"))
+    assert.strictEqual(style("auto"), `${style("light")}@media (prefers-color-scheme:dark){${style("dark")}}`)
+    assert.notStrictEqual(style("light"), style("dark"))
+  })
+
+  it("names streams, as traces do", () => {
+    const timeline = timelineOf([["a", 0, 7, 0, 9], ["b", 0, 8, 0, 9]])
+    const named = { ...timeline, regions: timeline.regions.map((region) => ({ ...region, streamName: "<uploads>" })) }
+    const texts = readSvg(CudaTiming.toSvg(named)).map(({ text }) => text)
+    assert.strictEqual(texts.filter((text) => text === "<uploads>").length, 2)
+    assert.include(CudaTiming.toTraceJson(named), `"args":{"name":"<uploads>"}`)
+  })
+
   it("stays small with too many regions to see, and says if there are none", () => {
     const many = Array.from({ length: 50_000 }, (_, index) => ["step", 0, 7, index, 0.5] as const)
     assert.isBelow(CudaTiming.toSvg(timelineOf(many)).length, 2_000_000)
@@ -794,6 +850,8 @@ describe("exports", () => {
     for (const width of [0, -1, 0.5, Number.NaN, Number.POSITIVE_INFINITY, 100_001, 2 ** 31, 1e300]) {
       assert.strictEqual(refusal(() => CudaTiming.toSvg(timeline, { width })), "CudaTiming.toSvg width", `${width}`)
     }
+    // @ts-expect-error a theme that does not exist
+    assert.strictEqual(refusal(() => CudaTiming.toSvg(timeline, { theme: "toString" })), "CudaTiming.toSvg theme")
     for (const width of [1, 20, 640.5, 100_000]) readSvg(CudaTiming.toSvg(timeline, { width }))
   })
 

@@ -75,8 +75,12 @@ const makeStreams = (
 ): Effect.Effect<Streams, CudaError, CudaRuntime | Scope.Scope> =>
   Effect.gen(function*() {
     const { priority = ownPriority } = options
-    const stream = makeStream({ device: deviceIndex, priority, outOfRange })
-    const streams: Streams = { uploads: yield* stream, work: yield* stream, downloads: yield* stream }
+    const stream = (name: string) => makeStream({ device: deviceIndex, priority, outOfRange, name })
+    const streams: Streams = {
+      uploads: yield* stream("uploads"),
+      work: yield* stream("work"),
+      downloads: yield* stream("downloads")
+    }
     // Work waits for uploads, and downloads for work.
     for (const start of starts) yield* waitStream(streams.uploads, start)
     return streams
