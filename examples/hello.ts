@@ -2,6 +2,7 @@
 import { AutoRuntime, CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
+import * as Runtime from "effect/Runtime"
 
 export const program = Effect.gen(function*() {
   const device = yield* CudaDevice.current
@@ -14,10 +15,10 @@ export const program = Effect.gen(function*() {
   yield* Console.log(`${device.name} answered ${answer.join(" ")}`)
 })
 
-const main = program.pipe(
-  Effect.scoped,
-  Effect.provide(AutoRuntime.layer()),
-  Effect.catchTag("CudaError", (error) => Console.error(error.message))
-)
+// A failure is logged and becomes exit code 1. Ctrl-C interrupts the program, and its scopes close.
+const runMain = Runtime.makeRunMain(({ fiber, teardown }) => {
+  process.once("SIGINT", () => fiber.interruptUnsafe())
+  fiber.addObserver((exit) => teardown(exit, (code) => void (process.exitCode = code)))
+})
 
-Effect.runFork(main)
+runMain(program.pipe(Effect.scoped, Effect.provide(AutoRuntime.layer())))

@@ -44,7 +44,7 @@ const expected = [
   ["guides/testing.html", /aria-current="page">Testing/],
   ["api/CudaStream.html", /<h3 id="waitEvent">/],
   ["index.html?q=waitEvent", /<a id="result-0"[^>]*href="api\/CudaStream\.html#waitEvent"/],
-  ["guides/testing.html?q=TestClock", /<a id="result-0"[^>]*href="\.\.\/guides\/testing\.html/],
+  ["guides/testing.html?q=virtual%20time%20hangs", /<a id="result-0"[^>]*href="\.\.\/guides\/testing\.html/],
   ["api/CudaEvent.html?q=nothingIsCalledThis", /Nothing found/]
 ]
 for (const [page, pattern] of expected) {

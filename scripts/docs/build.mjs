@@ -61,6 +61,8 @@ const addressOf = (path, isImage) => {
   return sources.get(path)
 }
 
+/** Names in guides and doc comments that look like exports of modules, but are none. */
+const unknown = new Set()
 const exported = new Map(modules.map(({ entries, name }) => [name, new Set(entries.map((entry) => entry.name))]))
 
 /** How the page at an address refers to names and files. `path` is the file that its text comes from. */
@@ -72,7 +74,9 @@ const linksOf = (address, path) => {
     const known = exported.get(module)
     if (known === undefined || more.length > 0) return undefined
     if (member === undefined) return to(`api/${module}.html`)
-    return known.has(member) ? `${to(`api/${module}.html`)}#${member}` : undefined
+    if (known.has(member)) return `${to(`api/${module}.html`)}#${member}`
+    if (member !== "ts") unknown.add(`${path}: ${module} exports no ${member}`)
+    return undefined
   }
   const resolve = (href, isImage) => {
     if (/^[a-z]+:/.test(href) || href.startsWith("#")) return href
@@ -115,7 +119,7 @@ const signatureLink = (module, entry, codeLink) => {
 }
 const apiLinks = (module) => (entry) => {
   const own = new Set(module.entries.map(({ name }) => name))
-  const links = linksOf(`api/${module.name}.html`, "README.md")
+  const links = linksOf(`api/${module.name}.html`, `src/${module.file}`)
   const codeLink = (name) =>
     name !== entry?.name && own.has(name) && /^\w{4,}$/.test(name) ? `#${name}` : links.codeLink(name)
   // Examples name other modules; in the text, names of the same module are enough.
@@ -172,6 +176,8 @@ write(
     JSON.stringify(JSON.stringify(index))
   }\n`
 )
+for (const name of unknown) console.error(name)
+if (unknown.size > 0) process.exit(1)
 console.log(
   `site: ${pages.length} guides and documents, ${modules.length} modules with ${
     modules.reduce((sum, { entries }) => sum + entries.length, 0)

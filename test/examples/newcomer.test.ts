@@ -7,6 +7,7 @@ import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
+import { readFileSync } from "node:fs"
 import { afterAll, beforeAll } from "vitest"
 import * as configured from "../../examples/newcomer/configured.ts"
 import * as etl from "../../examples/newcomer/etl.ts"
@@ -103,6 +104,13 @@ describe("configured", () => {
       assert.strictEqual((yield* Effect.flip(report({ GPU_DEVICE: "3" })))._tag, "CudaError")
       assert.strictEqual((yield* Effect.flip(report({ GPU_POOL_BYTES: "1000" })))._tag, "CudaError")
     }))
+})
+
+describe("the guide to testing", () => {
+  it("contains a test that runs", () => {
+    const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8")
+    assert.include(read("docs/testing.md"), `\`\`\`ts\n${read("test/examples/virtualTime.test.ts")}\`\`\``)
+  })
 })
 
 describe("as processes", () => {
