@@ -183,7 +183,9 @@ export const readModules = async (root) => {
     // The compiler drops the comment of some modules.
     const moduleDoc = /^\/\*\*[\s\S]*?\*\//.exec(readFileSync(join(root, "src", file), "utf8"))?.[0]
     for (const entry of entries.values()) {
-      if (entry.kind === "value" && /^export declare const \w+: [(<]/.test(entry.signature)) entry.kind = "function"
+      if (entry.kind === "value" && /^export declare const \w+: (?:\{\s*)?[(<]/.test(entry.signature)) {
+        entry.kind = "function"
+      }
     }
     modules.push({ name, file, doc: parseComment(moduleDoc), entries: [...entries.values()], imports: importsByFile })
   }
