@@ -104,6 +104,15 @@ export interface CudaBlasService {
 /**
  * Matrix products, as a service.
  *
+ * **Example** (The version of cuBLASLt)
+ *
+ * ```ts
+ * import { CudaBlas } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const version = Effect.map(CudaBlas.CudaBlas, (blas) => blas.version).pipe(Effect.provide(CudaBlas.layer()))
+ * ```
+ *
  * @category services
  * @since 0.1.0
  */
@@ -131,6 +140,15 @@ export interface BlasOptions {
  * destroyed with the layer, off the JS thread, once the device has no work. Fails with `LibraryUnavailable` if cuBLASLt is not found.
  *
  * On simulated devices, nothing is loaded, and products are computed plainly: sums in float64, rounded once.
+ *
+ * **Example** (cuBLASLt on the GPU)
+ *
+ * ```ts
+ * import { CudaBlas, NativeRuntime } from "effect-cuda"
+ * import * as Layer from "effect/Layer"
+ *
+ * const blas = CudaBlas.layer().pipe(Layer.provideMerge(NativeRuntime.layer()))
+ * ```
  *
  * @category layers
  * @since 0.1.0
@@ -369,6 +387,20 @@ export const plan = (options: PlanOptions): Effect.Effect<MatmulPlan, CudaError,
  * **Gotchas**
  *
  * As in any captured work, memory that is allocated inside a recording and graph parameters cannot be operands.
+ *
+ * **Example** (A product)
+ *
+ * ```ts
+ * import { CudaBlas } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * declare const plan: CudaBlas.MatmulPlan
+ * declare const a: CudaMemory.DeviceBuffer
+ * declare const b: CudaMemory.DeviceBuffer
+ * declare const d: CudaMemory.DeviceBuffer
+ *
+ * const product = CudaBlas.matmul(plan, { a, b, d })
+ * ```
  *
  * @category operations
  * @since 0.1.0

@@ -322,6 +322,23 @@ const start = <A, E, R>(
  * The first join returns the stream of the branch to the pool. A later join also waits for other work that was enqueued on that
  * stream in between.
  *
+ * **Example** (Work beside a branch)
+ *
+ * ```ts
+ * import { CudaBranch, CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const left: CudaMemory.DeviceBuffer
+ * declare const right: CudaMemory.DeviceBuffer
+ *
+ * const both = Effect.gen(function*() {
+ *   const branch = yield* CudaBranch.fork(CudaMemory.fill(left, 1))
+ *   yield* CudaMemory.fill(right, 2) // beside the branch
+ *   yield* CudaBranch.join(branch)
+ *   yield* CudaMemory.copy(left, right) // after both
+ * }).pipe(Effect.scoped, CudaStream.withPooledStream())
+ * ```
+ *
  * @category forks
  * @since 0.1.0
  */

@@ -103,6 +103,22 @@ const isSource = (u: unknown): u is Source => isCudaStream(u) || isCudaEvent(u) 
  * Makes later work on a stream, by default the current one, start after every point of the dependency (one `cuStreamWaitEvent` per
  * point).
  *
+ * **Example** (A stream after two others)
+ *
+ * ```ts
+ * import { CudaDependency } from "effect-cuda"
+ * import type { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const uploads: ReadonlyArray<CudaStream.CudaStream>
+ * declare const compute: CudaStream.CudaStream
+ *
+ * const ordered = Effect.gen(function*() {
+ *   const uploaded = yield* CudaDependency.make(uploads)
+ *   yield* CudaDependency.wait(uploaded, compute)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
  * @category ordering
  * @since 0.1.0
  */
@@ -143,6 +159,21 @@ const waitOn = (self: CudaDependency, stream: CudaStream | undefined): Effect.Ef
  * Waits until every point of the dependency is reached. Suspends the fiber, not the thread. Fails with the reason of a fault as soon
  * as the driver reports it.
  *
+ * **Example** (Waiting for several streams, but not forever)
+ *
+ * ```ts
+ * import { CudaDependency } from "effect-cuda"
+ * import type { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const streams: ReadonlyArray<CudaStream.CudaStream>
+ *
+ * const finished = Effect.gen(function*() {
+ *   const done = yield* CudaDependency.make(streams)
+ *   yield* Effect.timeout(CudaDependency.synchronize(done), "1 second")
+ * }).pipe(Effect.scoped)
+ * ```
+ *
  * @category waiting
  * @since 0.1.0
  */
@@ -155,6 +186,18 @@ export const synchronize = (self: CudaDependency): Effect.Effect<void, CudaError
 
 /**
  * Returns whether every point of the dependency is reached. Does not wait.
+ *
+ * **Example** (Whether all streams have finished)
+ *
+ * ```ts
+ * import { CudaDependency } from "effect-cuda"
+ * import type { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const streams: ReadonlyArray<CudaStream.CudaStream>
+ *
+ * const isDone = Effect.flatMap(CudaDependency.make(streams), CudaDependency.query).pipe(Effect.scoped)
+ * ```
  *
  * @category waiting
  * @since 0.1.0

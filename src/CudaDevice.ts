@@ -72,6 +72,15 @@ export interface DeviceOptions {
 /**
  * Lists the devices of the runtime, by index.
  *
+ * **Example** (The names of all devices)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const names = Effect.map(CudaDevice.all, (devices) => devices.map((device) => device.name))
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */
@@ -83,6 +92,15 @@ export const all: Effect.Effect<ReadonlyArray<CudaDevice>, never, CudaRuntime> =
 /**
  * Counts the devices of the runtime (`cuDeviceGetCount`).
  *
+ * **Example** (Whether there is a second device)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const hasTwo = Effect.map(CudaDevice.count, (count) => count >= 2)
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */
@@ -90,6 +108,17 @@ export const count: Effect.Effect<number, never, CudaRuntime> = Effect.map(all, 
 
 /**
  * Gets a device by its index. Fails with `InvalidArgument` if there is no such device.
+ *
+ * **Example** (The second device)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const second = CudaDevice.get(1).pipe(
+ *   Effect.catchReason("CudaError", "InvalidArgument", () => CudaDevice.get(0)) // a machine with one
+ * )
+ * ```
  *
  * @category accessors
  * @since 0.1.0
@@ -103,6 +132,15 @@ export const get = (index: number): Effect.Effect<CudaDevice, CudaError, CudaRun
 
 /**
  * Gets the current device: the one set by the innermost `withDevice` or `CudaStream.withStream` region, or device 0.
+ *
+ * **Example** (The device of a region)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const name = CudaDevice.current.pipe(Effect.map((device) => device.name), CudaDevice.withDevice(1))
+ * ```
  *
  * @category current device
  * @since 0.1.0
@@ -151,6 +189,15 @@ export const withDevice: {
  *
  * The memory of released buffers stays in the device's pool for reuse and counts as used here.
  *
+ * **Example** (How much memory is free)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const freeShare = Effect.map(CudaDevice.memoryInfo(), ({ free, total }) => free / total)
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */
@@ -165,6 +212,14 @@ export const memoryInfo = (device?: DeviceInput): Effect.Effect<MemoryInfo, Cuda
  *
  * Fails with `InvalidArgument` for a name that is not an attribute.
  *
+ * **Example** (The number of multiprocessors)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ *
+ * const multiprocessors = CudaDevice.attribute("multiprocessorCount")
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */
@@ -178,6 +233,15 @@ export const attribute = (
  * Reads the range of stream priorities of a device, by default of the current device (`cuCtxGetStreamPriorityRange`). Lower numbers
  * have higher priority.
  *
+ * **Example** (A stream with the highest priority)
+ *
+ * ```ts
+ * import { CudaDevice, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const urgent = Effect.flatMap(CudaDevice.priorityRange(), (range) => CudaStream.make({ priority: range.greatest }))
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */
@@ -187,6 +251,17 @@ export const priorityRange = (device?: DeviceInput): Effect.Effect<PriorityRange
 /**
  * Returns whether `enablePeerAccess` can let a device access the memory of another one (`cuDeviceCanAccessPeer`). `CudaMemory.copy`
  * works between any two devices regardless.
+ *
+ * **Example** (Access where the machine offers it)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const connected = Effect.gen(function*() {
+ *   if (yield* CudaDevice.canAccessPeer(0, 1)) yield* CudaDevice.enablePeerAccess(0, 1)
+ * })
+ * ```
  *
  * @category accessors
  * @since 0.1.0
@@ -351,6 +426,18 @@ export const enablePeerAccess = (
  *
  * Memory that a graph with copies between the two devices uses stays accessible to the driver.
  *
+ * **Example** (Access for a while)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const shared = Effect.acquireRelease(
+ *   CudaDevice.enablePeerAccess(1, 0),
+ *   () => Effect.ignore(CudaDevice.disablePeerAccess(1, 0))
+ * )
+ * ```
+ *
  * @category peer access
  * @since 0.1.0
  */
@@ -371,6 +458,14 @@ export const disablePeerAccess = (
  *
  * Does not know about other processes, other runtimes and other code. `CudaDevice.memoryInfo` and `CudaHealth.sample` do.
  *
+ * **Example** (What the runtime does on a device)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ *
+ * const usage = CudaDevice.usage(0)
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */
@@ -389,6 +484,16 @@ export const usage = (device?: DeviceInput): Effect.Effect<DeviceUsage, CudaErro
  *
  * Covers the streams that this library created and the default streams that the program requested, but not the streams of other
  * libraries.
+ *
+ * **Example** (Before reading a clock)
+ *
+ * ```ts
+ * import { CudaDevice } from "effect-cuda"
+ * import * as Clock from "effect/Clock"
+ * import * as Effect from "effect/Effect"
+ *
+ * const finished = Effect.andThen(CudaDevice.synchronize(), Clock.currentTimeMillis)
+ * ```
  *
  * @category waiting
  * @since 0.1.0

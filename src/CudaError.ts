@@ -562,6 +562,15 @@ export const annotations = ({ call, deviceIndex, operation, reason, subject }: C
 /**
  * Returns the reason for a status code: an `UnknownStatus` with its number if the table does not contain the code.
  *
+ * **Example** (The meaning of a number)
+ *
+ * ```ts
+ * import { CudaError } from "effect-cuda"
+ *
+ * const reason = CudaError.reasonFromStatus(700) // IllegalAddress
+ * const isLost = reason.isSticky // true
+ * ```
+ *
  * @category reasons
  * @since 0.1.0
  */
@@ -569,6 +578,14 @@ export const reasonFromStatus = (code: number): StatusReason | UnknownStatus => 
 
 /**
  * Makes the reason for a code that the table does not contain, with the driver's name and description if there are any.
+ *
+ * **Example** (A status that this version does not know)
+ *
+ * ```ts
+ * import { CudaError } from "effect-cuda"
+ *
+ * const reason = CudaError.unknownStatus(12345, "CUDA_ERROR_NEW", "something new")
+ * ```
  *
  * @category reasons
  * @since 0.1.0
@@ -661,6 +678,14 @@ const listItems = <Item>(items: ReadonlyArray<Item>, print: (item: Item) => stri
 /**
  * Formats a CUDA version: 12040 is `12.4`.
  *
+ * **Example** (The version of a driver)
+ *
+ * ```ts
+ * import { CudaError } from "effect-cuda"
+ *
+ * const version = CudaError.formatVersion(13000) // "13.0"
+ * ```
+ *
  * @category formatting
  * @since 0.1.0
  */
@@ -668,6 +693,14 @@ export const formatVersion = (cuda: number): string => `${Math.floor(cuda / 1000
 
 /**
  * Formats a number of bytes: 1610612736 is `1.5 GiB`.
+ *
+ * **Example** (A size in a message)
+ *
+ * ```ts
+ * import { CudaError } from "effect-cuda"
+ *
+ * const size = CudaError.formatBytes(4096)
+ * ```
  *
  * @category formatting
  * @since 0.1.0

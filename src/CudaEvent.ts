@@ -293,6 +293,20 @@ export function fromHandle(
  * If the process that recorded the event is killed before the record is done, the event does not complete, and a stream that waits for it
  * hangs (observed with driver 580). `synchronize` can be interrupted. See `CudaInterprocess` for memory with an order that survives this.
  *
+ * **Example** (Waiting for another process)
+ *
+ * ```ts
+ * import { CudaEvent } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const handle: Uint8Array // from the other process
+ *
+ * const ordered = Effect.gen(function*() {
+ *   const produced = yield* CudaEvent.fromIpcHandle(handle)
+ *   yield* CudaEvent.synchronize(produced)
+ * }).pipe(Effect.scoped)
+ * ```
+ *
  * @category interprocess
  * @since 0.1.0
  */
@@ -309,6 +323,18 @@ export const fromIpcHandle = (handle: Uint8Array, options: {
  *
  * Fails with `InvalidArgument` for an event that was not created with `{ interprocess: true }`.
  *
+ * **Example** (A handle for another process)
+ *
+ * ```ts
+ * import { CudaEvent } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const handle = Effect.gen(function*() {
+ *   const produced = yield* CudaEvent.make({ interprocess: true })
+ *   return yield* CudaEvent.ipcHandle(produced) // valid while the event lives
+ * })
+ * ```
+ *
  * @category interprocess
  * @since 0.1.0
  */
@@ -322,6 +348,23 @@ export const ipcHandle = (self: CudaEvent): Effect.Effect<Uint8Array<ArrayBuffer
  * **Details**
  *
  * Fails with `DeviceMismatch` if the stream is on another device.
+ *
+ * **Example** (A stream waits for another one)
+ *
+ * ```ts
+ * import { CudaEvent } from "effect-cuda"
+ * import type { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const upload: CudaStream.CudaStream
+ * declare const compute: CudaStream.CudaStream
+ *
+ * const ordered = Effect.gen(function*() {
+ *   const uploaded = yield* CudaEvent.make()
+ *   yield* CudaEvent.record(uploaded, upload)
+ *   yield* CudaEvent.wait(uploaded, compute) // on the GPU
+ * }).pipe(Effect.scoped)
+ * ```
  *
  * @category ordering
  * @since 0.1.0
@@ -337,6 +380,23 @@ export const record: StreamOperation = streamOperation("CudaEvent.record", (self
  * Makes work enqueued on a stream (by default the current stream) from now on wait for the event's latest record
  * (`cuStreamWaitEvent`). The same as `CudaStream.waitEvent`.
  *
+ * **Example** (A stream waits for another one)
+ *
+ * ```ts
+ * import { CudaEvent } from "effect-cuda"
+ * import type { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const upload: CudaStream.CudaStream
+ * declare const compute: CudaStream.CudaStream
+ *
+ * const ordered = Effect.gen(function*() {
+ *   const uploaded = yield* CudaEvent.make()
+ *   yield* CudaEvent.record(uploaded, upload)
+ *   yield* CudaEvent.wait(uploaded, compute) // on the GPU
+ * }).pipe(Effect.scoped)
+ * ```
+ *
  * @category ordering
  * @since 0.1.0
  */
@@ -349,6 +409,17 @@ export const wait: StreamOperation = streamOperation("CudaEvent.wait", (self, st
 
 /**
  * Returns whether the event's latest record is done (`cuEventQuery`); true if the event was never recorded. Does not wait.
+ *
+ * **Example** (Looking without waiting)
+ *
+ * ```ts
+ * import { CudaEvent } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const event: CudaEvent.CudaEvent
+ *
+ * const state = Effect.map(CudaEvent.query(event), (done) => done ? "done" : "running")
+ * ```
  *
  * @category waiting
  * @since 0.1.0
@@ -365,6 +436,17 @@ export const query = (self: CudaEvent): Effect.Effect<boolean, CudaError> =>
  * Recording the event again or releasing it during the wait does not change which record the wait is for. Behind it is `cuEventQuery`.
  * If the device faults, fails with the reason as soon as the driver reports it.
  *
+ * **Example** (Waiting for at most a second)
+ *
+ * ```ts
+ * import { CudaEvent } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const event: CudaEvent.CudaEvent
+ *
+ * const reached = Effect.timeout(CudaEvent.synchronize(event), "1 second")
+ * ```
+ *
  * @category waiting
  * @since 0.1.0
  */
@@ -378,6 +460,24 @@ export const synchronize = (self: CudaEvent): Effect.Effect<void, CudaError> =>
  *
  * Fails, checked in this order, with `TimingDisabled` (only if forced past the types), `NotRecorded`, `NotFinished`, and
  * `DeviceMismatch` if the events are on different devices.
+ *
+ * **Example** (Time of a fill)
+ *
+ * ```ts
+ * import { CudaEvent, CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const time = Effect.gen(function*() {
+ *   const [start, end] = [yield* CudaEvent.make({ timing: true }), yield* CudaEvent.make({ timing: true })]
+ *   yield* CudaEvent.record(start)
+ *   yield* CudaMemory.fill(buffer, 0)
+ *   yield* CudaEvent.record(end)
+ *   yield* CudaEvent.synchronize(end)
+ *   return yield* CudaEvent.elapsedTime(start, end)
+ * }).pipe(Effect.scoped, CudaStream.withPooledStream())
+ * ```
  *
  * @category timing
  * @since 0.1.0

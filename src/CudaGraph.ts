@@ -307,6 +307,19 @@ const isOptions = (u: unknown): boolean => u === undefined || (Predicate.isObjec
 /**
  * Declares device memory as a parameter. Each launch is given a buffer or a part of one, with at least this many bytes.
  *
+ * **Example** (Memory given at each launch)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ *
+ * declare const result: CudaMemory.DeviceBuffer
+ *
+ * const graph = CudaGraph.recordWith(
+ *   { input: CudaGraph.buffer(4096) },
+ *   ({ input }) => CudaMemory.copy(result, input)
+ * )
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */
@@ -319,6 +332,19 @@ export const buffer = (byteLength: number, options: BufferOptions = {}): GraphMe
 
 /**
  * Declares pinned memory as a parameter. Each launch is given a buffer or a part of one, with at least this many bytes.
+ *
+ * **Example** (Pinned memory given at each launch)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ *
+ * declare const result: CudaMemory.DeviceBuffer
+ *
+ * const graph = CudaGraph.recordWith(
+ *   { request: CudaGraph.hostBuffer(4096) },
+ *   ({ request }) => CudaMemory.copy(result, request)
+ * )
+ * ```
  *
  * @category parameters
  * @since 0.1.0
@@ -598,6 +624,16 @@ export const fromTasks: {
 /**
  * Names the nodes that an effect records, for diagrams and for `setEnabled`.
  *
+ * **Example** (A node with a name in diagrams)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const graph = CudaGraph.record(CudaMemory.fill(buffer, 0).pipe(CudaGraph.named("clear")))
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -794,6 +830,17 @@ export const whileLoop = <A, E, R>(
  *
  * Inside a recording, both effects are recorded, and the device chooses at each launch.
  *
+ * **Example** (Work that depends on a value on the device)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ *
+ * declare const flag: CudaMemory.DeviceBuffer
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const graph = CudaGraph.record(CudaGraph.when(flag, CudaMemory.fill(buffer, 1), CudaMemory.fill(buffer, 2)))
+ * ```
+ *
  * @category conditions
  * @since 0.1.0
  */
@@ -811,6 +858,19 @@ export const when = <A, E, R, A2 = never, E2 = never, R2 = never>(
  * **Details**
  *
  * Inside a recording, all effects are recorded, and the device chooses at each launch.
+ *
+ * **Example** (One of three bodies)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ *
+ * declare const index: CudaMemory.DeviceBuffer
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const graph = CudaGraph.record(
+ *   CudaGraph.match(index, [CudaMemory.fill(buffer, 0), CudaMemory.fill(buffer, 1), CudaMemory.fill(buffer, 2)])
+ * )
+ * ```
  *
  * @category conditions
  * @since 0.1.0
@@ -887,6 +947,21 @@ const onHost = <E, R>(
  * Fails with `GraphRefused` if the driver cannot run the graph, and with `InvalidArgument` if `instances` is not an integer of at least
  * 1.
  *
+ * **Example** (Two launches at the same time)
+ *
+ * ```ts
+ * import { CudaGraph, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const graph: CudaGraph.CudaGraph<{}, void>
+ *
+ * const program = Effect.gen(function*() {
+ *   const exec = yield* CudaGraph.instantiate(graph, { instances: 2 })
+ *   yield* CudaGraph.launch(exec, yield* CudaStream.make())
+ *   yield* CudaGraph.launch(exec, yield* CudaStream.make())
+ * }).pipe(Effect.scoped)
+ * ```
+ *
  * @category launching
  * @since 0.1.0
  */
@@ -936,6 +1011,21 @@ export const instantiate: {
  * A graph with parameters is given a value for each. Values are checked like arguments: fails with `InvalidArgument` for memory of the
  * wrong kind or device, memory that is too small, and numbers that do not fit. Fails with `ResourceReleased` if a buffer, an event or a
  * module that the graph uses was released.
+ *
+ * **Example** (A graph on a stream)
+ *
+ * ```ts
+ * import { CudaGraph, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const exec: CudaGraph.CudaGraphExec<{}>
+ *
+ * const program = Effect.gen(function*() {
+ *   const stream = yield* CudaStream.make()
+ *   yield* CudaGraph.launch(exec, stream)
+ *   yield* CudaStream.synchronize(stream)
+ * }).pipe(Effect.scoped)
+ * ```
  *
  * @category launching
  * @since 0.1.0
@@ -1059,6 +1149,21 @@ export interface UpdateOperation {
  * The graphs must have the same parameters, and the same nodes and edges in the same order, marks of regions included: kernels, sizes,
  * addresses and arguments may differ. Otherwise fails with `GraphRefused`, and the executable graph is unchanged. So does a graph that needs more memory of its own.
  *
+ * **Example** (The same graph with other values)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const exec: CudaGraph.CudaGraphExec<{}>
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const changed = Effect.gen(function*() {
+ *   const graph = yield* CudaGraph.record(CudaMemory.fill(buffer, 2))
+ *   yield* CudaGraph.update(exec, graph)
+ * })
+ * ```
+ *
  * @category launching
  * @since 0.1.0
  */
@@ -1079,6 +1184,21 @@ const refOf = <Parameters extends GraphParameters>(graph: CudaGraph<Parameters>)
 
 /**
  * Makes later launches of an executable graph run another one, instantiated anew if the driver cannot update it. See `update`.
+ *
+ * **Example** (The same graph with other values)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const exec: CudaGraph.CudaGraphExec<{}>
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const changed = Effect.gen(function*() {
+ *   const graph = yield* CudaGraph.record(CudaMemory.fill(buffer, 2))
+ *   yield* CudaGraph.updateOrReplace(exec, graph)
+ * })
+ * ```
  *
  * @category launching
  * @since 0.1.0
@@ -1108,6 +1228,16 @@ export const updateOrReplace: UpdateOperation = dual(
  *
  * A name stands for all nodes with that name. Fails with `InvalidArgument` if there is none, and for
  * nodes that record events, conditions and captured work.
+ *
+ * **Example** (A node that is left out)
+ *
+ * ```ts
+ * import { CudaGraph } from "effect-cuda"
+ *
+ * declare const exec: CudaGraph.CudaGraphExec<{}>
+ *
+ * const withoutClearing = CudaGraph.setEnabled(exec, "clear", false)
+ * ```
  *
  * @category launching
  * @since 0.1.0
@@ -1145,6 +1275,16 @@ export const setEnabled: {
 /**
  * Moves what an executable graph needs to the device (`cuGraphUpload`), so that the first launch takes no longer than others.
  *
+ * **Example** (A first launch that is as fast as the others)
+ *
+ * ```ts
+ * import { CudaGraph } from "effect-cuda"
+ *
+ * declare const exec: CudaGraph.CudaGraphExec<{}>
+ *
+ * const prepared = CudaGraph.upload(exec)
+ * ```
+ *
  * @category launching
  * @since 0.1.0
  */
@@ -1162,6 +1302,16 @@ export const upload = <Parameters extends GraphParameters>(
  * Draws a graph as a Mermaid flowchart: boxes are kernels, slanted boxes copies, rounded ones fills, hexagons records of
  * events, diamonds conditions, flags marks of regions, and boxes with double sides captured work.
  *
+ * **Example** (A drawing)
+ *
+ * ```ts
+ * import { CudaGraph } from "effect-cuda"
+ *
+ * declare const graph: CudaGraph.CudaGraph<{}, void>
+ *
+ * const drawing = CudaGraph.toMermaid(graph)
+ * ```
+ *
  * @category diagrams
  * @since 0.1.0
  */
@@ -1170,6 +1320,16 @@ export const toMermaid = <Parameters extends GraphParameters, A>(self: CudaGraph
 
 /**
  * Draws a graph in the DOT language of Graphviz.
+ *
+ * **Example** (A drawing)
+ *
+ * ```ts
+ * import { CudaGraph } from "effect-cuda"
+ *
+ * declare const graph: CudaGraph.CudaGraph<{}, void>
+ *
+ * const drawing = CudaGraph.toDot(graph)
+ * ```
  *
  * @category diagrams
  * @since 0.1.0

@@ -36,12 +36,34 @@ export {
   /**
    * The health of the runtime's devices, as a service.
    *
+   * **Example** (The temperature of every device)
+   *
+   * ```ts
+   * import { CudaHealth } from "effect-cuda"
+   * import * as Effect from "effect/Effect"
+   *
+   * const temperatures = Effect.gen(function*() {
+   *   const { devices, sample } = yield* CudaHealth.CudaHealth
+   *   const samples = yield* Effect.forEach(devices, (_, index) => sample(index))
+   *   return samples.map(({ temperature }) => temperature)
+   * })
+   * ```
+   *
    * @category services
    * @since 0.1.0
    */
   CudaHealth,
   /**
    * Controls the numbers of `layerSimulated`.
+   *
+   * **Example** (A device that overheats)
+   *
+   * ```ts
+   * import { CudaHealth } from "effect-cuda"
+   * import * as Effect from "effect/Effect"
+   *
+   * const overheat = Effect.flatMap(CudaHealth.SimulatedHealth, (control) => control.set(0, { temperature: 92 }))
+   * ```
    *
    * @category services
    * @since 0.1.0
@@ -123,6 +145,18 @@ export type {
  * Loads NVML and calls `nvmlInit_v2`, off the JS thread. Closing the scope calls `nvmlShutdown`. Fails with `LibraryUnavailable` (which
  * lists every location tried), `KoffiNotLoaded`, or `LibraryFailed`. With a simulated runtime, the service is simulated, too, and loads
  * nothing.
+ *
+ * **Example** (Health without a layer)
+ *
+ * ```ts
+ * import { CudaHealth } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const sample = Effect.gen(function*() {
+ *   const health = yield* CudaHealth.make()
+ *   return yield* Effect.provideService(CudaHealth.sample(), CudaHealth.CudaHealth, health)
+ * }).pipe(Effect.scoped)
+ * ```
  *
  * @category constructors
  * @since 0.1.0
@@ -207,6 +241,15 @@ export const layerSimulated = (
  *
  * The calls run on the JS thread. On an H200 each took about 1 µs, except those for memory (9–29 µs) and utilization (13 µs).
  *
+ * **Example** (How busy a device is)
+ *
+ * ```ts
+ * import { CudaHealth } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const utilization = Effect.map(CudaHealth.sample(0), (sample) => sample.utilization)
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */
@@ -220,6 +263,15 @@ export const sample = (device?: DeviceInput): Effect.Effect<HealthSample, CudaEr
  * **Gotchas**
  *
  * In a container, the driver may list other processes or process ids than the container has; this was not tried.
+ *
+ * **Example** (Who else uses the device)
+ *
+ * ```ts
+ * import { CudaHealth } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const pids = Effect.map(CudaHealth.processes(), (processes) => processes.map((process) => process.pid))
+ * ```
  *
  * @category accessors
  * @since 0.1.0

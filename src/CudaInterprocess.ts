@@ -142,6 +142,17 @@ export const sharePool = (pool: MemoryPool): Effect.Effect<SharedPool, CudaError
  *
  * Memory that is still open when the pool's scope closes stays usable; the pool is then closed with the runtime.
  *
+ * **Example** (Memory of another process's pool)
+ *
+ * ```ts
+ * import { CudaInterprocess } from "effect-cuda"
+ *
+ * declare const token: CudaInterprocess.PoolToken
+ * declare const descriptor: number // received from the other process
+ *
+ * const opened = CudaInterprocess.openPool(token, descriptor)
+ * ```
+ *
  * @category pools
  * @since 0.1.0
  */
@@ -183,6 +194,22 @@ const deviceOf = (operation: string, uuid: string | undefined): Effect.Effect<nu
  * (`kernel.yama.ptrace_scope` 1) a process that this one has started. Fails with `NotPermitted` without the permission, with `NotSupported`
  * on other systems, and with `InvalidValue` if there is no such process or descriptor.
  *
+ * **Example** (A descriptor of another process)
+ *
+ * ```ts
+ * import { CudaInterprocess } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const token: CudaInterprocess.PoolToken
+ * declare const pid: number
+ * declare const theirs: number
+ *
+ * const opened = Effect.gen(function*() {
+ *   const descriptor = yield* CudaInterprocess.takeDescriptor(pid, theirs)
+ *   return yield* CudaInterprocess.openPool(token, descriptor)
+ * })
+ * ```
+ *
  * @category pools
  * @since 0.1.0
  */
@@ -221,6 +248,18 @@ export interface AllocateOptions extends BufferOptions {
  *
  * The driver puts small allocations into one block of 2 MiB, and a process that opens one of them can access the whole block.
  *
+ * **Example** (A buffer for another process)
+ *
+ * ```ts
+ * import { CudaInterprocess } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const token = Effect.gen(function*() {
+ *   const buffer = yield* CudaInterprocess.allocate(1 << 20)
+ *   return JSON.stringify(yield* CudaInterprocess.share(buffer)) // valid while the buffer lives
+ * })
+ * ```
+ *
  * @category memory
  * @since 0.1.0
  */
@@ -250,6 +289,18 @@ export const allocate = (
  *
  * Keep the buffer until all processes have closed the memory. The driver does not notice if its owner releases it first: they go on to
  * use memory that may belong to another buffer by then. Opening a token of released memory can also succeed.
+ *
+ * **Example** (A buffer for another process)
+ *
+ * ```ts
+ * import { CudaInterprocess } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const token = Effect.gen(function*() {
+ *   const buffer = yield* CudaInterprocess.allocate(1 << 20)
+ *   return JSON.stringify(yield* CudaInterprocess.share(buffer)) // valid while the buffer lives
+ * })
+ * ```
  *
  * @category memory
  * @since 0.1.0
@@ -532,6 +583,17 @@ export interface ExitingProcess {
 /**
  * Waits until a child process of `node:child_process` has ended, for the `gone` of `lend`. Ends at once if it has, or could not be started.
  *
+ * **Example** (Memory that is kept for a child)
+ *
+ * ```ts
+ * import { CudaInterprocess } from "effect-cuda"
+ * import type { ChildProcess } from "node:child_process"
+ *
+ * declare const child: ChildProcess
+ *
+ * const ended = CudaInterprocess.exitOf(child)
+ * ```
+ *
  * @category memory
  * @since 0.1.0
  */
@@ -568,6 +630,16 @@ export interface TorchStorage {
  * the storage. Fails with `InvalidArgument` for memory of expandable segments (`expandable_segments:True`), which PyTorch shares in another
  * way, and for handles of unknown versions. The format is that of PyTorch 2.11; tokens have no `device`, since PyTorch numbers devices as
  * its own process sees them.
+ *
+ * **Example** (A tensor of a PyTorch process)
+ *
+ * ```ts
+ * import { CudaInterprocess } from "effect-cuda"
+ *
+ * declare const storage: CudaInterprocess.TorchStorage // what `storage._share_cuda_()` gives there
+ *
+ * const token = CudaInterprocess.fromTorch(storage)
+ * ```
  *
  * @category interoperability
  * @since 0.1.0

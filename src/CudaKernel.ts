@@ -238,6 +238,16 @@ export const launch = <Parameters extends ReadonlyArray<ParameterKind>>(
  *
  * Loads the kernel's code into the device first, as `get` does. Fails with `InvalidArgument` for a name that is not an attribute.
  *
+ * **Example** (Registers per thread)
+ *
+ * ```ts
+ * import { CudaKernel } from "effect-cuda"
+ *
+ * declare const kernel: CudaKernel.CudaKernel
+ *
+ * const registers = CudaKernel.attribute(kernel, "numRegs")
+ * ```
+ *
  * @category attributes
  * @since 0.1.0
  */
@@ -260,6 +270,16 @@ export const attribute: {
  *
  * Loads the kernel's code into the device first, as `get` does. Fails with `InvalidArgument` for an attribute that cannot be set or a
  * value that is not a 32-bit integer, and with the driver's status for a value that it rejects.
+ *
+ * **Example** (More dynamic shared memory)
+ *
+ * ```ts
+ * import { CudaKernel } from "effect-cuda"
+ *
+ * declare const kernel: CudaKernel.CudaKernel
+ *
+ * const allowed = CudaKernel.setAttribute(kernel, "maxDynamicSharedSizeBytes", 100_000)
+ * ```
  *
  * @category attributes
  * @since 0.1.0
@@ -296,6 +316,16 @@ export const setAttribute: {
  * **Details**
  *
  * Fails with `InvalidArgument` for a size that the device or the kernel does not allow, as `launch` does.
+ *
+ * **Example** (How many blocks fit a multiprocessor)
+ *
+ * ```ts
+ * import { CudaKernel } from "effect-cuda"
+ *
+ * declare const kernel: CudaKernel.CudaKernel
+ *
+ * const blocks = CudaKernel.activeBlocks(kernel, { block: 256 })
+ * ```
  *
  * @category occupancy
  * @since 0.1.0
@@ -376,6 +406,16 @@ const inPlace = <A>(
  *
  * Fails with `InvalidArgument` for a launch that the device or the kernel does not allow, as `launch` does.
  *
+ * **Example** (How many clusters fit the device)
+ *
+ * ```ts
+ * import { CudaKernel } from "effect-cuda"
+ *
+ * declare const kernel: CudaKernel.CudaKernel
+ *
+ * const clusters = CudaKernel.activeClusters(kernel, { grid: 64, block: 256, cluster: 4 })
+ * ```
+ *
  * @category occupancy
  * @since 0.1.0
  */
@@ -397,6 +437,16 @@ export const activeClusters = (
  *
  * Ignores the cluster size of the launch itself. Fails with `InvalidArgument` for a launch that the device or the kernel does not allow,
  * as `launch` does.
+ *
+ * **Example** (The largest cluster)
+ *
+ * ```ts
+ * import { CudaKernel } from "effect-cuda"
+ *
+ * declare const kernel: CudaKernel.CudaKernel
+ *
+ * const size = CudaKernel.maxClusterSize(kernel, { grid: 64, block: 256 })
+ * ```
  *
  * @category occupancy
  * @since 0.1.0

@@ -189,6 +189,14 @@ class LibraryImpl<Functions extends LibraryFunctions> extends ResourceHandle<Lib
 /**
  * The stream on which a function enqueues work. It is not among the arguments, since `call` passes it.
  *
+ * **Example** (A function that works on a stream)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaParameter } from "effect-cuda"
+ *
+ * const sort = CudaLibrary.func([CudaParameter.pointer, CudaParameter.i32, CudaLibrary.stream])
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */
@@ -198,6 +206,14 @@ export const stream: StreamKind = Object.freeze({ kind: "stream" })
  * Memory of the host that the function reads before it returns (`const void*`): a factor, an algorithm, a descriptor. The argument is a
  * typed array that is not empty, and not of a `SharedArrayBuffer`.
  *
+ * **Example** (A scalar that the function reads from host memory)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaParameter } from "effect-cuda"
+ *
+ * const scale = CudaLibrary.func([CudaLibrary.hostInput, CudaParameter.pointer, CudaLibrary.stream])
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */
@@ -206,6 +222,14 @@ export const hostInput: HostKind<false> = Object.freeze({ kind: "host", access: 
 /**
  * Memory of the host that the function writes, and may read, before it returns (`int*`, `size_t*`).
  *
+ * **Example** (A version that the function writes)
+ *
+ * ```ts
+ * import { CudaLibrary } from "effect-cuda"
+ *
+ * const getVersion = CudaLibrary.func([CudaLibrary.hostOutput])
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */
@@ -213,6 +237,14 @@ export const hostOutput: HostKind<false> = Object.freeze({ kind: "host", access:
 
 /**
  * A string (`const char*`).
+ *
+ * **Example** (A function with a name as argument)
+ *
+ * ```ts
+ * import { CudaLibrary } from "effect-cuda"
+ *
+ * const setName = CudaLibrary.func([CudaLibrary.handleOf("solver"), CudaLibrary.text])
+ * ```
  *
  * @category parameters
  * @since 0.1.0
@@ -227,6 +259,14 @@ export const text: TextKind<false> = Object.freeze({ kind: "text", nullable: fal
  * C passes structs of up to 16 bytes that contain floating-point numbers in other registers, on Arm also larger ones of up to four equal
  * floating-point numbers. They are not supported.
  *
+ * **Example** (A struct of 128 bytes, by value)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaParameter } from "effect-cuda"
+ *
+ * const init = CudaLibrary.func([CudaParameter.i32, CudaLibrary.bytes(128)])
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */
@@ -239,6 +279,17 @@ export const bytes = (size: number): BytesKind => Object.freeze({ kind: "bytes",
  *
  * C passes most handles as pointers, and some, such as a `cufftHandle`, as an `int`: the option `as` says so.
  *
+ * **Example** (Functions that make and destroy a handle)
+ *
+ * ```ts
+ * import { CudaLibrary } from "effect-cuda"
+ *
+ * const functions = {
+ *   solverCreate: CudaLibrary.func([CudaLibrary.newHandleOf("solver")]),
+ *   solverDestroy: CudaLibrary.func([CudaLibrary.handleOf("solver")], { thread: "own" })
+ * }
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */
@@ -250,6 +301,17 @@ export const handleOf = <const Name extends string>(
 /**
  * Where a function stores the handle that it creates (`cublasHandle_t*`). Only `handle` calls such functions.
  *
+ * **Example** (Functions that make and destroy a handle)
+ *
+ * ```ts
+ * import { CudaLibrary } from "effect-cuda"
+ *
+ * const functions = {
+ *   solverCreate: CudaLibrary.func([CudaLibrary.newHandleOf("solver")]),
+ *   solverDestroy: CudaLibrary.func([CudaLibrary.handleOf("solver")], { thread: "own" })
+ * }
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */
@@ -260,6 +322,14 @@ export const newHandleOf = <const Name extends string>(
 
 /**
  * Makes a kind of pointer, handle, host memory or text that also accepts `null`.
+ *
+ * **Example** (Optional memory)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaParameter } from "effect-cuda"
+ *
+ * const run = CudaLibrary.func([CudaParameter.pointer, CudaLibrary.nullable(CudaParameter.input), CudaLibrary.stream])
+ * ```
  *
  * @category parameters
  * @since 0.1.0
@@ -352,6 +422,14 @@ export interface FunctionOptions<
  * **Gotchas**
  *
  * The description must be right. C cannot check it, and a wrong one crashes the process or corrupts its memory.
+ *
+ * **Example** (A function, and what it does on simulated devices)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaParameter } from "effect-cuda"
+ *
+ * const setTolerance = CudaLibrary.func([CudaParameter.f64], { simulate: () => 0 })
+ * ```
  *
  * @category descriptions
  * @since 0.1.0
@@ -453,6 +531,22 @@ export interface LoadOptions {
  * The system's loader is asked first, because it knows the libraries that the process has loaded already; then toolkits, Python packages and
  * conda environments are searched. Fails with `LibraryUnavailable`, which lists every place and what is wrong with it, and with
  * `InvalidArgument` for a description that cannot be right. Simulated devices load nothing.
+ *
+ * **Example** (A library, loaded at the start)
+ *
+ * ```ts
+ * import { CudaLibrary, CudaParameter } from "effect-cuda"
+ *
+ * const solver = CudaLibrary.define({
+ *   name: "solver",
+ *   files: () => ["libsolver.so.1"],
+ *   wheels: [],
+ *   statuses: { 1: ["SOLVER_BAD_VALUE", "a value is bad"] },
+ *   functions: { solverSetTolerance: CudaLibrary.func([CudaParameter.f64]) }
+ * })
+ *
+ * const loaded = CudaLibrary.load(solver)
+ * ```
  *
  * @category constructors
  * @since 0.1.0

@@ -616,6 +616,21 @@ const orAfter = <A, R, R2>(acquire: Effect.Effect<A, CudaError, R>, before: Effe
  *
  * Allocating more managed memory than a device has is untested.
  *
+ * **Example** (Memory that the host and the device use)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const stream = yield* CudaStream.make()
+ *   const shared = yield* CudaMemory.allocateManaged(4096)
+ *   yield* CudaMemory.fill(shared, 1, stream)
+ *   yield* CudaStream.synchronize(stream)
+ *   return shared.bytes[0] // 1
+ * }).pipe(Effect.scoped)
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -720,6 +735,19 @@ export const growable = (
  * If the device is full, waits for pending releases and tries again before failing with `OutOfMemory`. If it fails or is interrupted,
  * the buffer keeps its size. Fails with `InvalidArgument` beyond the buffer's `maxBytes`, and for other buffers.
  *
+ * **Example** (A buffer that changes its size)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const buffer = yield* CudaMemory.growable({ maxBytes: 2 ** 32, initial: 2 ** 20 })
+ *   yield* CudaMemory.grow(buffer, 2 ** 22)
+ *   yield* CudaMemory.shrink(buffer, 2 ** 21)
+ * })
+ * ```
+ *
  * @category growable buffers
  * @since 0.1.0
  */
@@ -750,6 +778,19 @@ export const grow: {
  *
  * Work of other code is known only as far as it was declared, for example with `access`. If it uses memory that is no longer there, it
  * faults, and the contexts are lost.
+ *
+ * **Example** (A buffer that changes its size)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const buffer = yield* CudaMemory.growable({ maxBytes: 2 ** 32, initial: 2 ** 20 })
+ *   yield* CudaMemory.grow(buffer, 2 ** 22)
+ *   yield* CudaMemory.shrink(buffer, 2 ** 21)
+ * })
+ * ```
  *
  * @category growable buffers
  * @since 0.1.0
@@ -783,6 +824,20 @@ export const shrink: {
  *
  * Pinning new memory takes about half a second per GiB, partly on a pool thread and partly in slices of about a millisecond on the JS
  * thread. Released memory is kept and reused immediately.
+ *
+ * **Example** (Pinned memory as an array)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const host = yield* CudaMemory.allocateHost(4000)
+ *   const device = yield* CudaMemory.allocate(4000)
+ *   CudaMemory.view(host, Float32Array).fill(1)
+ *   yield* CudaMemory.copy(device, host)
+ * })
+ * ```
  *
  * @category constructors
  * @since 0.1.0
@@ -1286,6 +1341,17 @@ const numberOf = (address: number | bigint): number => typeof address === "bigin
  * Memory of another process or library counts if it was allocated in, or pinned for, a context of this process. The driver pins large
  * buffers of `allocateHost` in several ranges, and answers with the one that contains the address.
  *
+ * **Example** (Whose address this is)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const address: number
+ *
+ * const device = Effect.map(CudaMemory.pointerAttributes(address), (attributes) => attributes?.deviceIndex)
+ * ```
+ *
  * @category interoperability
  * @since 0.1.0
  */
@@ -1347,6 +1413,16 @@ export function withOrdering(first?: Effect.Effect<unknown, unknown, unknown> | 
  * Takes a part of a buffer: `byteLength` bytes from `offset`, by default up to the end. The range is checked by the operation that uses
  * it.
  *
+ * **Example** (The second half of a buffer)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const cleared = CudaMemory.fill(CudaMemory.slice(buffer, buffer.byteLength / 2), 0)
+ * ```
+ *
  * @category ranges
  * @since 0.1.0
  */
@@ -1378,6 +1454,17 @@ const part = (self: Slice, offset: number, byteLength = self?.byteLength - offse
  * Treats a part of a buffer as rows, with `pitch` bytes from the start of one row to the start of the next. Checked by the operation
  * that uses them.
  *
+ * **Example** (The left half of an image)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const image: CudaMemory.DeviceBuffer // 512 rows of 1024 bytes
+ * declare const left: CudaMemory.DeviceBuffer // 512 rows of 512 bytes
+ *
+ * const copied = CudaMemory.copy2D(CudaMemory.rows(left, 512), CudaMemory.rows(image, 1024), { width: 512, height: 512 })
+ * ```
+ *
  * @category ranges
  * @since 0.1.0
  */
@@ -1408,6 +1495,16 @@ export const rows: {
  *
  * The array is the memory itself: read it only after the copy that fills it is done, and do not write to it before the copy that reads it
  * is done. An array over pinned memory has length 0 after the buffer is released, and so does every array created from a released buffer.
+ *
+ * **Example** (Pinned memory as numbers)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const host: CudaMemory.HostBuffer
+ *
+ * const numbers = CudaMemory.view(host, Float32Array) // the same bytes, not a copy
+ * ```
  *
  * @category accessors
  * @since 0.1.0
@@ -1474,6 +1571,23 @@ const viewAs = <A>(self: Slice<HostBuffer> | Slice<ManagedBuffer>, Type: TypedAr
  *
  * Between devices without a link, the driver stages the copy through the host, and blocks the event loop meanwhile. It does so as well for
  * memory of other code that is in no pool, until both devices have access to each other.
+ *
+ * **Example** (To the device and back)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const host: CudaMemory.HostBuffer
+ * declare const device: CudaMemory.DeviceBuffer
+ *
+ * const roundTrip = Effect.gen(function*() {
+ *   const stream = yield* CudaStream.make()
+ *   yield* CudaMemory.copy(device, host, stream)
+ *   yield* CudaMemory.copy(host, device, stream)
+ *   yield* CudaStream.synchronize(stream) // before reading host.bytes
+ * }).pipe(Effect.scoped)
+ * ```
  *
  * @category copies
  * @since 0.1.0
@@ -1627,6 +1741,18 @@ interface TypedCopy {
  * Everything else is checked as in `copy`. An older driver receives the copies one after another, and so does every driver for the legacy
  * default stream and for copies between devices.
  *
+ * **Example** (Many small copies with one call)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import type { CudaStream } from "effect-cuda"
+ *
+ * declare const pairs: ReadonlyArray<readonly [CudaMemory.DeviceBuffer, CudaMemory.DeviceBuffer]>
+ * declare const stream: CudaStream.CudaStream
+ *
+ * const copied = CudaMemory.copyBatch(pairs.map(([destination, source]) => ({ destination, source })), stream)
+ * ```
+ *
  * @category copies
  * @since 0.1.0
  */
@@ -1736,6 +1862,16 @@ export type Advice =
 /**
  * Advises the driver how managed memory will be used (`cuMemAdvise`). Affects only performance, not results. Fails like `prefetch`.
  *
+ * **Example** (A table that is mostly read)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const table: CudaMemory.ManagedBuffer
+ *
+ * const advised = CudaMemory.advise(table, { readMostly: true })
+ * ```
+ *
  * @category managed memory
  * @since 0.1.0
  */
@@ -1772,6 +1908,16 @@ export const advise: {
  * Returns when the fill is enqueued. `value` is an integer from 0 to 255. See `fill16` and `fill32` for wider values. Fails with
  * `InvalidArgument` for another value or a range outside the buffer, and with `DeviceMismatch` for a stream of another device.
  *
+ * **Example** (Zeros)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const cleared = CudaMemory.fill(buffer, 0)
+ * ```
+ *
  * @category copies
  * @since 0.1.0
  */
@@ -1780,6 +1926,16 @@ export const fill: FillOperation = fillOperation(8)
 /**
  * Fills device memory with a 16-bit value, like `fill` (`cuMemsetD16Async`). `value` is an integer from 0 to 65,535; offset and length
  * must be multiples of 2.
+ *
+ * **Example** (A pattern of two bytes)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const ones = CudaMemory.fill16(buffer, 0x3c00) // 1 as a 16-bit float
+ * ```
  *
  * @category copies
  * @since 0.1.0
@@ -2053,6 +2209,19 @@ const refuseNothing = (operation: string, { reads = [], stream, writes = [] }: E
  *
  * Does not wait for uses that other fibers enqueue meanwhile.
  *
+ * **Example** (Waiting for the uses of one buffer)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const buffer = yield* CudaMemory.allocate(4096, { ordered: true })
+ *   yield* CudaMemory.fill(buffer, 0)
+ *   yield* CudaMemory.synchronize(buffer)
+ * })
+ * ```
+ *
  * @category ordering
  * @since 0.1.0
  */
@@ -2069,6 +2238,16 @@ export const synchronize = (self: Slice): Effect.Effect<void, CudaError> =>
  * this adds a CPU copy on the JS thread at about 10 GB/s. Fails with `InvalidArgument` if the lengths differ or the array is detached
  * meanwhile, and for an array of another kind than the element type of the memory, if it has one. A `Uint8Array`, a `Buffer` and a
  * `DataView` hold bytes of any type.
+ *
+ * **Example** (Numbers to the device)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const uploaded = CudaMemory.upload(buffer, Float32Array.of(1, 2, 3))
+ * ```
  *
  * @category copies
  * @since 0.1.0
@@ -2120,6 +2299,21 @@ const uploadTo = (destination: unknown, source: unknown, stream: CudaStream | un
  * The data is copied through pinned memory in pieces of at most 16 MiB (`cuMemcpyDtoHAsync`). Compared with `copy` to a pinned buffer,
  * this adds a CPU copy on the JS thread at about 10 GB/s. The array is written while the effect runs, so after an interruption or failure
  * it may be partly written. Fails with `InvalidArgument` like `upload`. For memory with an element type, `toArray` makes the array.
+ *
+ * **Example** (Numbers from the device)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const downloaded = Effect.gen(function*() {
+ *   const numbers = new Float32Array(buffer.byteLength / 4)
+ *   yield* CudaMemory.download(numbers, buffer)
+ *   return numbers
+ * })
+ * ```
  *
  * @category copies
  * @since 0.1.0

@@ -160,6 +160,15 @@ export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaE
  * Gets the runtime's own pool of a device, by default of the current device. `CudaMemory.allocate` allocates from it unless another
  * pool is given. It lives as long as the runtime.
  *
+ * **Example** (What the pool of the device holds)
+ *
+ * ```ts
+ * import { CudaMemoryPool } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const held = Effect.flatMap(CudaMemoryPool.ofDevice(), CudaMemoryPool.statistics)
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -174,6 +183,16 @@ export const ofDevice = (device?: DeviceInput): Effect.Effect<MemoryPool, CudaEr
  * Reads how much memory a pool reserves and uses (`cuMemPoolGetAttribute`), in bytes. Memory counts as used until the GPU reaches its
  * release.
  *
+ * **Example** (What a pool holds)
+ *
+ * ```ts
+ * import { CudaMemoryPool } from "effect-cuda"
+ *
+ * declare const pool: CudaMemoryPool.MemoryPool
+ *
+ * const held = CudaMemoryPool.statistics(pool)
+ * ```
+ *
  * @category statistics
  * @since 0.1.0
  */
@@ -182,6 +201,18 @@ export const statistics = (self: MemoryPool): Effect.Effect<MemoryPoolStatistics
 
 /**
  * Resets the high-water marks of the statistics to the current values (`cuMemPoolSetAttribute`).
+ *
+ * **Example** (The highest use during a phase)
+ *
+ * ```ts
+ * import { CudaMemoryPool } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const pool: CudaMemoryPool.MemoryPool
+ *
+ * const measured = <A, E, R>(phase: Effect.Effect<A, E, R>) =>
+ *   CudaMemoryPool.resetHighWater(pool).pipe(Effect.andThen(phase), Effect.andThen(CudaMemoryPool.statistics(pool)))
+ * ```
  *
  * @category statistics
  * @since 0.1.0
@@ -196,6 +227,16 @@ export const resetHighWater = (self: MemoryPool): Effect.Effect<void, CudaError>
  *
  * Unused memory beyond that returns to the system at the driver's next opportunity; call `trim` to return it immediately. Fails with
  * `InvalidArgument` for a value that is neither a non-negative integer nor `Infinity`.
+ *
+ * **Example** (A pool that keeps up to 1 GiB)
+ *
+ * ```ts
+ * import { CudaMemoryPool } from "effect-cuda"
+ *
+ * declare const pool: CudaMemoryPool.MemoryPool
+ *
+ * const kept = CudaMemoryPool.setReleaseThreshold(pool, 2 ** 30)
+ * ```
  *
  * @category settings
  * @since 0.1.0
@@ -252,6 +293,20 @@ export const allowAccess: {
  * so far is done, and takes the access away, unless a graph copies the memory. For the runtime's own pool, does the same as
  * `CudaDevice.disablePeerAccess`. Cannot be used inside a recording.
  *
+ * **Example** (Access for a while)
+ *
+ * ```ts
+ * import { CudaMemoryPool } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const pool: CudaMemoryPool.MemoryPool
+ *
+ * const shared = Effect.acquireRelease(
+ *   CudaMemoryPool.allowAccess(pool, 1),
+ *   () => Effect.ignore(CudaMemoryPool.denyAccess(pool, 1))
+ * )
+ * ```
+ *
  * @category peer access
  * @since 0.1.0
  */
@@ -267,6 +322,16 @@ export const denyAccess: {
 /**
  * Lists the indices of the other devices that may access the memory of a pool, in ascending order.
  *
+ * **Example** (Which devices may use a pool)
+ *
+ * ```ts
+ * import { CudaMemoryPool } from "effect-cuda"
+ *
+ * declare const pool: CudaMemoryPool.MemoryPool
+ *
+ * const devices = CudaMemoryPool.peers(pool)
+ * ```
+ *
  * @category peer access
  * @since 0.1.0
  */
@@ -280,6 +345,16 @@ export const peers = (self: MemoryPool): ReadonlyArray<number> =>
  *
  * First waits for the releases already enqueued on the device, without blocking the event loop. Fails with `InvalidArgument` if
  * `keepBytes` is neither a non-negative integer nor `Infinity`, and with `ResourceReleased` if the pool is released meanwhile.
+ *
+ * **Example** (Returning unused memory to the system)
+ *
+ * ```ts
+ * import { CudaMemoryPool } from "effect-cuda"
+ *
+ * declare const pool: CudaMemoryPool.MemoryPool
+ *
+ * const returned = CudaMemoryPool.trim(pool)
+ * ```
  *
  * @category settings
  * @since 0.1.0

@@ -84,6 +84,21 @@ const scalar = <Name extends ScalarName>(kind: Name): ScalarKind<Name> =>
 /**
  * A signed 8-bit integer: `int8_t`, `signed char`.
  *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.i8])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
+ *
  * @category scalars
  * @since 0.1.0
  */
@@ -91,6 +106,21 @@ export const i8: ScalarKind<"i8"> = scalar("i8")
 
 /**
  * An unsigned 8-bit integer: `uint8_t`, `unsigned char`.
+ *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.u8])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
  *
  * @category scalars
  * @since 0.1.0
@@ -100,6 +130,21 @@ export const u8: ScalarKind<"u8"> = scalar("u8")
 /**
  * A signed 16-bit integer: `int16_t`, `short`.
  *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.i16])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
+ *
  * @category scalars
  * @since 0.1.0
  */
@@ -107,6 +152,21 @@ export const i16: ScalarKind<"i16"> = scalar("i16")
 
 /**
  * An unsigned 16-bit integer: `uint16_t`, `unsigned short`; also the bits of a `__half` or `__nv_bfloat16`.
+ *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.u16])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
  *
  * @category scalars
  * @since 0.1.0
@@ -116,6 +176,21 @@ export const u16: ScalarKind<"u16"> = scalar("u16")
 /**
  * A signed 32-bit integer: `int32_t`, `int`.
  *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.i32])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
+ *
  * @category scalars
  * @since 0.1.0
  */
@@ -123,6 +198,21 @@ export const i32: ScalarKind<"i32"> = scalar("i32")
 
 /**
  * An unsigned 32-bit integer: `uint32_t`, `unsigned`.
+ *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.u32])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
  *
  * @category scalars
  * @since 0.1.0
@@ -132,6 +222,21 @@ export const u32: ScalarKind<"u32"> = scalar("u32")
 /**
  * A signed 64-bit integer: `int64_t`, `long long`. Pass a `bigint`, or an integer `number` of magnitude up to 2^53.
  *
+ * **Example** (A kernel with a large number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.i64])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [2n ** 40n])
+ * })
+ * ```
+ *
  * @category scalars
  * @since 0.1.0
  */
@@ -139,6 +244,21 @@ export const i64: ScalarKind<"i64"> = scalar("i64")
 
 /**
  * An unsigned 64-bit integer: `uint64_t`, `size_t`. Pass a `bigint`, or an integer `number` up to 2^53.
+ *
+ * **Example** (A kernel with a large number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.u64])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [2n ** 40n])
+ * })
+ * ```
  *
  * @category scalars
  * @since 0.1.0
@@ -148,6 +268,21 @@ export const u64: ScalarKind<"u64"> = scalar("u64")
 /**
  * A half-precision float (`__half`). The number is rounded to the nearest 16-bit value.
  *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.f16])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
+ *
  * @category scalars
  * @since 0.1.0
  */
@@ -155,6 +290,21 @@ export const f16: ScalarKind<"f16"> = scalar("f16")
 
 /**
  * A bfloat16 (`__nv_bfloat16`). The number is rounded to the nearest 16-bit value.
+ *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.bf16])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
  *
  * @category scalars
  * @since 0.1.0
@@ -164,6 +314,21 @@ export const bf16: ScalarKind<"bf16"> = scalar("bf16")
 /**
  * A single-precision float (`float`). The number is rounded to the nearest 32-bit value.
  *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.f32])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
+ *
  * @category scalars
  * @since 0.1.0
  */
@@ -172,6 +337,21 @@ export const f32: ScalarKind<"f32"> = scalar("f32")
 /**
  * A double-precision float (`double`).
  *
+ * **Example** (A kernel with a number)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.f64])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [1])
+ * })
+ * ```
+ *
  * @category scalars
  * @since 0.1.0
  */
@@ -179,6 +359,21 @@ export const f64: ScalarKind<"f64"> = scalar("f64")
 
 /**
  * A boolean (`bool`).
+ *
+ * **Example** (A kernel with a flag)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.bool])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [true])
+ * })
+ * ```
  *
  * @category scalars
  * @since 0.1.0
@@ -207,6 +402,22 @@ const pointerKind = <Nullable extends boolean, Element extends ElementType | und
  *
  * A part only determines the pointer's address and which bytes are ordered. The kernel can still access memory outside it.
  *
+ * **Example** (A kernel with memory)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaMemory, CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.pointer])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [buffer])
+ * })
+ * ```
+ *
  * @category pointers
  * @since 0.1.0
  */
@@ -215,6 +426,22 @@ export const pointer: PointerKind<false, undefined> = pointerKind("readWrite", f
 /**
  * A pointer to memory that the kernel only reads (`const T*`). Launches that read the same ordered buffer do not wait for each other.
  *
+ * **Example** (A kernel with memory)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaMemory, CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.input])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [buffer])
+ * })
+ * ```
+ *
  * @category pointers
  * @since 0.1.0
  */
@@ -222,6 +449,22 @@ export const input: PointerKind<false, undefined> = pointerKind("read", false, u
 
 /**
  * A pointer to memory that the kernel only writes.
+ *
+ * **Example** (A kernel with memory)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaMemory, CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.output])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [buffer])
+ * })
+ * ```
  *
  * @category pointers
  * @since 0.1.0
@@ -294,6 +537,21 @@ export const outputOf = <const Type extends ElementType>(type: Type): PointerKin
 /**
  * Makes a kind of pointer that also accepts `null`.
  *
+ * **Example** (Memory that may be missing)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.nullable(CudaParameter.input)])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [null])
+ * })
+ * ```
+ *
  * @category pointers
  * @since 0.1.0
  */
@@ -307,6 +565,17 @@ export const nullable = <Element extends ElementType | undefined>(
  * **Gotchas**
  *
  * The runtime cannot check whether the device can access the memory, how long it lives, or what else uses it.
+ *
+ * **Example** (An address of other code)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ *
+ * declare const kernel: CudaKernel.CudaKernel<readonly [typeof CudaParameter.pointer]>
+ * declare const theirs: number
+ *
+ * const launched = CudaKernel.launch(kernel, { grid: 1, block: 32 }, [CudaParameter.address(theirs)])
+ * ```
  *
  * @category pointers
  * @since 0.1.0
@@ -362,6 +631,21 @@ export const struct = <const Fields extends StructFields>(
 /**
  * A fixed-length array passed by value, as the only field of a struct. Arguments are arrays or typed arrays of that length. Throws a
  * `RangeError` if the length is not a positive integer.
+ *
+ * **Example** (Three numbers by value)
+ *
+ * ```ts
+ * import { CudaKernel, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.array(CudaParameter.f32, 3)])
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [[1, 2, 3]])
+ * })
+ * ```
  *
  * @category aggregates
  * @since 0.1.0

@@ -232,6 +232,17 @@ const acquire = (
  *
  * Default streams, and streams of other code, are in no partition.
  *
+ * **Example** (Small work beside large work)
+ *
+ * ```ts
+ * import { CudaMemory, CudaPartition } from "effect-cuda"
+ *
+ * declare const partition: CudaPartition.CudaPartition
+ * declare const buffer: CudaMemory.DeviceBuffer
+ *
+ * const cleared = CudaMemory.fill(buffer, 0).pipe(CudaPartition.within(partition))
+ * ```
+ *
  * @category regions
  * @since 0.1.0
  */

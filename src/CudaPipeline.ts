@@ -320,6 +320,19 @@ export const outputBytes = (byteLength: number): OutputBytes => ({ _tag: "Output
  * Copies an array into pinned memory: a `fill` for elements that are arrays. Fails with `InvalidArgument` if the array does not
  * fit, or if the memory of either array is gone: detached, or cut off by resizing its buffer.
  *
+ * **Example** (Arrays through a device)
+ *
+ * ```ts
+ * import { CudaMemory, CudaPipeline } from "effect-cuda"
+ *
+ * const through = CudaPipeline.through({
+ *   inputBytes: 4096,
+ *   fill: CudaPipeline.copyIn,
+ *   work: ({ input, output }) => CudaMemory.copy(output, input),
+ *   take: CudaPipeline.copyOut
+ * })
+ * ```
+ *
  * @category transfers
  * @since 0.1.0
  */
@@ -338,6 +351,19 @@ export const copyIn = (element: HostArray, into: Uint8Array): Effect.Effect<numb
 
 /**
  * Copies the downloaded bytes into a new array: a `take`. Fails with `InvalidArgument` if their memory is gone.
+ *
+ * **Example** (Arrays through a device)
+ *
+ * ```ts
+ * import { CudaMemory, CudaPipeline } from "effect-cuda"
+ *
+ * const through = CudaPipeline.through({
+ *   inputBytes: 4096,
+ *   fill: CudaPipeline.copyIn,
+ *   work: ({ input, output }) => CudaMemory.copy(output, input),
+ *   take: CudaPipeline.copyOut
+ * })
+ * ```
  *
  * @category transfers
  * @since 0.1.0

@@ -89,6 +89,15 @@ export interface LeaseOptions extends PickOptions {
  * A context takes a few hundred MB of each device's memory and a good part of a second on first use. Pass `devices` to `pick` and `lease`
  * to leave the others alone.
  *
+ * **Example** (The load of every device)
+ *
+ * ```ts
+ * import { CudaPlacement } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const leases = Effect.map(CudaPlacement.loads, (loads) => loads.map((load) => load.leases))
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */

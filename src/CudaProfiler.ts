@@ -38,6 +38,17 @@ export type {
  * Decided once per thread, at the first annotation: a profiler sets the variable before the process starts. These variables are read
  * from the process, as NVTX itself does, not through the `ConfigProvider`.
  *
+ * **Example** (Details that only a profiler needs)
+ *
+ * ```ts
+ * import { CudaProfiler } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const described = Effect.gen(function*() {
+ *   if (yield* CudaProfiler.isListening) yield* CudaProfiler.mark("details")
+ * })
+ * ```
+ *
  * @category accessors
  * @since 0.1.0
  */

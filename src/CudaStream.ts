@@ -241,6 +241,16 @@ export const make = (
  *
  * Every request may create a stream until all 32 exist. If one stream is enough, get it once and keep it.
  *
+ * **Example** (A stream for one request)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const enqueued = (buffer: CudaMemory.DeviceBuffer) =>
+ *   Effect.flatMap(CudaStream.fromPool(), (stream) => CudaMemory.fill(buffer, 0, stream))
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -257,6 +267,14 @@ export const fromPool = (options: PriorityOptions = {}): Effect.Effect<CudaStrea
 /**
  * Gets a device's default stream: the legacy one (`CU_STREAM_LEGACY`) or the per-thread one (`CU_STREAM_PER_THREAD`). Both always
  * exist and are never destroyed.
+ *
+ * **Example** (The per-thread default stream)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ *
+ * const stream = CudaStream.defaultStream({ mode: "perThread" })
+ * ```
  *
  * @category constructors
  * @since 0.1.0
@@ -288,6 +306,16 @@ export const defaultStream = (options: {
  * stream must outlive every use of the wrapper, the release of every buffer that was used on it, and the next launch of every executable
  * graph that was last launched on it.
  *
+ * **Example** (A stream of another binding)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ *
+ * declare const theirs: { readonly handle: bigint }
+ *
+ * const stream = CudaStream.fromHandle(theirs.handle, { owner: theirs })
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -314,6 +342,15 @@ export const fromHandle = (handle: number | bigint, options: {
  * A region set on a stream of a runtime also applies to layers around that runtime. If the region's stream belongs to another runtime,
  * fails with `ForeignResource`, as does every operation there without an explicit stream.
  *
+ * **Example** (Waiting for the work of a region)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const finished = Effect.flatMap(CudaStream.current(), CudaStream.synchronize)
+ * ```
+ *
  * @category current stream
  * @since 0.1.0
  */
@@ -332,6 +369,21 @@ export const current = (device?: DeviceInput): Effect.Effect<CudaStream, CudaErr
 /**
  * Runs an effect with the given stream as the current stream of its device, and that device as the current device. Restores both
  * however the effect ends.
+ *
+ * **Example** (Operations without a stream argument)
+ *
+ * ```ts
+ * import { CudaMemory, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const buffer: CudaMemory.DeviceBuffer
+ * declare const stream: CudaStream.CudaStream
+ *
+ * const cleared = Effect.gen(function*() {
+ *   yield* CudaMemory.fill(buffer, 0)
+ *   yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 16), 1)
+ * }).pipe(CudaStream.withStream(stream))
+ * ```
  *
  * @category current stream
  * @since 0.1.0
@@ -406,6 +458,16 @@ const leaseOne = (runtime: CudaRuntimeService, options: PriorityOptions) =>
 /**
  * Returns whether all work enqueued on the stream so far is done (`cuStreamQuery`). Does not wait.
  *
+ * **Example** (Looking without waiting)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ *
+ * declare const stream: CudaStream.CudaStream
+ *
+ * const isIdle = CudaStream.query(stream)
+ * ```
+ *
  * @category waiting
  * @since 0.1.0
  */
@@ -421,6 +483,17 @@ export const query = (self: CudaStream): Effect.Effect<boolean, CudaError> =>
  * Queries the stream once (`cuStreamQuery`) and then waits for an event recorded on it (`cuEventRecord`). If the device faults, fails
  * with the reason as soon as the driver reports it.
  *
+ * **Example** (Waiting for at most a second)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const stream: CudaStream.CudaStream
+ *
+ * const finished = Effect.timeout(CudaStream.synchronize(stream), "1 second")
+ * ```
+ *
  * @category waiting
  * @since 0.1.0
  */
@@ -430,6 +503,21 @@ export const synchronize = (self: CudaStream): Effect.Effect<void, CudaError> =>
 /**
  * Makes work enqueued on the stream from now on wait for the event's latest record (`cuStreamWaitEvent`). Has no effect if the event
  * was never recorded. The two may be on different devices.
+ *
+ * **Example** (Work after another stream's upload)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const upload: CudaStream.CudaStream
+ * declare const compute: CudaStream.CudaStream
+ *
+ * const ordered = Effect.gen(function*() {
+ *   const uploaded = yield* CudaStream.recordEvent(upload)
+ *   yield* CudaStream.waitEvent(compute, uploaded)
+ * }).pipe(Effect.scoped)
+ * ```
  *
  * @category ordering
  * @since 0.1.0
@@ -446,6 +534,17 @@ export const waitEvent: {
 /**
  * Makes work enqueued on the stream from now on wait for all work that another stream holds now (`cuEventRecord` of an internal event,
  * then `cuStreamWaitEvent`). The two may be on different devices.
+ *
+ * **Example** (Work after another stream's work)
+ *
+ * ```ts
+ * import { CudaStream } from "effect-cuda"
+ *
+ * declare const upload: CudaStream.CudaStream
+ * declare const compute: CudaStream.CudaStream
+ *
+ * const ordered = CudaStream.waitStream(compute, upload)
+ * ```
  *
  * @category ordering
  * @since 0.1.0
@@ -466,6 +565,17 @@ export const waitStream: {
  * **Details**
  *
  * Fails with `DeviceMismatch` if the given event is on another device.
+ *
+ * **Example** (A point to wait for)
+ *
+ * ```ts
+ * import { CudaEvent, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const stream: CudaStream.CudaStream
+ *
+ * const reached = Effect.flatMap(CudaStream.recordEvent(stream), CudaEvent.synchronize).pipe(Effect.scoped)
+ * ```
  *
  * @category ordering
  * @since 0.1.0

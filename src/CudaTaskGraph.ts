@@ -206,6 +206,21 @@ const variance = {
 /**
  * A graph without tasks, to which tasks can be added.
  *
+ * **Example** (Two tasks as a diagram)
+ *
+ * ```ts
+ * import { CudaMemory, CudaTaskGraph } from "effect-cuda"
+ *
+ * declare const a: CudaMemory.DeviceBuffer
+ * declare const b: CudaMemory.DeviceBuffer
+ *
+ * const tasks = CudaTaskGraph.empty.pipe(
+ *   CudaTaskGraph.add("fill", CudaMemory.fill(a, 1)),
+ *   CudaTaskGraph.add("copy", ["fill"], CudaMemory.copy(b, a))
+ * )
+ * const diagram = CudaTaskGraph.toDot(tasks)
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -476,6 +491,21 @@ export const toMermaid: {
 
 /**
  * Draws a graph in the DOT language of Graphviz. See `toMermaid`.
+ *
+ * **Example** (Two tasks as a diagram)
+ *
+ * ```ts
+ * import { CudaMemory, CudaTaskGraph } from "effect-cuda"
+ *
+ * declare const a: CudaMemory.DeviceBuffer
+ * declare const b: CudaMemory.DeviceBuffer
+ *
+ * const tasks = CudaTaskGraph.empty.pipe(
+ *   CudaTaskGraph.add("fill", CudaMemory.fill(a, 1)),
+ *   CudaTaskGraph.add("copy", ["fill"], CudaMemory.copy(b, a))
+ * )
+ * const diagram = CudaTaskGraph.toDot(tasks)
+ * ```
  *
  * @category pictures
  * @since 0.1.0

@@ -389,6 +389,18 @@ export const withSpan: {
  * Throws a `CudaError` with the reason `InvalidArgument` if the time of a region is 10^12 seconds or more, or if the JSON would be
  * longer than the longest string.
  *
+ * **Example** (A file for Perfetto)
+ *
+ * ```ts
+ * import { CudaTiming } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import { writeFile } from "node:fs/promises"
+ *
+ * declare const timeline: CudaTiming.Timeline
+ *
+ * const written = Effect.promise(() => writeFile("trace.json", CudaTiming.toTraceJson(timeline)))
+ * ```
+ *
  * @category timelines
  * @since 0.1.0
  */

@@ -37,6 +37,18 @@ export interface AutoOptions {
  * Any other failure of the native runtime is a failure of this layer, so it does not hide a broken GPU, a wrong library
  * path (`libraryPath`, `EFFECT_CUDA_LIBRARY`), or a missing koffi.
  *
+ * **Example** (A program that runs anywhere)
+ *
+ * ```ts
+ * import { AutoRuntime, CudaDevice } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = CudaDevice.current.pipe(
+ *   Effect.map((device) => device.name),
+ *   Effect.provide(AutoRuntime.layer({ simulated: { devices: 2 } }))
+ * )
+ * ```
+ *
  * @category layers
  * @since 0.1.0
  */

@@ -434,6 +434,18 @@ export const format = <E>(report: Report<E>): string => describeReport(report).j
 /**
  * A program showed problems.
  *
+ * **Example** (The report of a failed exploration)
+ *
+ * ```ts
+ * import { CudaFaults, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const report = CudaFaults.everyCall(CudaMemory.allocateHost(64)).pipe(
+ *   Effect.flatMap(CudaFaults.expectNone),
+ *   Effect.catchTag("ProblemsFound", ({ report }) => Effect.succeed(report))
+ * )
+ * ```
+ *
  * @category errors
  * @since 0.1.0
  */

@@ -16,6 +16,15 @@ import { counting } from "./metrics/counting.ts"
 /**
  * The number of fibers currently waiting.
  *
+ * **Example** (Reading a metric)
+ *
+ * ```ts
+ * import { CudaMetrics } from "effect-cuda"
+ * import * as Metric from "effect/Metric"
+ *
+ * const value = Metric.value(CudaMetrics.outstandingWaits)
+ * ```
+ *
  * @category metrics
  * @since 0.1.0
  */
@@ -25,6 +34,15 @@ export const outstandingWaits = Metric.gauge("effect_cuda_waits_outstanding", {
 
 /**
  * The number of waits ended by a wake-up from the GPU.
+ *
+ * **Example** (Reading a metric)
+ *
+ * ```ts
+ * import { CudaMetrics } from "effect-cuda"
+ * import * as Metric from "effect/Metric"
+ *
+ * const value = Metric.value(CudaMetrics.wakeUps)
+ * ```
  *
  * @category metrics
  * @since 0.1.0
@@ -40,6 +58,15 @@ const waitTime = (stage: string) =>
 /**
  * The duration of waits, by what found them finished: polling, a wake-up by the GPU, a timer, or the clock of a
  * simulated device. `interrupted` is for waits that were interrupted.
+ *
+ * **Example** (Waits that were polled)
+ *
+ * ```ts
+ * import { CudaMetrics } from "effect-cuda"
+ * import * as Metric from "effect/Metric"
+ *
+ * const times = Metric.value(CudaMetrics.waitTimes.poll)
+ * ```
  *
  * @category metrics
  * @since 0.1.0

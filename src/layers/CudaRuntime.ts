@@ -126,6 +126,15 @@ export interface CudaRuntimeService
 /**
  * The runtime, provided by a layer: `NativeRuntime.layer`, `SimulatedRuntime.layer` or `AutoRuntime.layer`.
  *
+ * **Example** (What the runtime holds)
+ *
+ * ```ts
+ * import { CudaRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const live = Effect.flatMap(CudaRuntime.CudaRuntime, (runtime) => runtime.liveResources)
+ * ```
+ *
  * @category services
  * @since 0.1.0
  */

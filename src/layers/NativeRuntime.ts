@@ -76,6 +76,15 @@ export interface NativeOptions {
  * Fails with `KoffiNotLoaded`, `LibraryNotFound` (which lists every location tried), `FunctionMissing`, `DriverTooOld`, `NoDevice`, or
  * the status of a driver call that failed. Calls `cuInit`, off the JS thread.
  *
+ * **Example** (A runtime without a layer)
+ *
+ * ```ts
+ * import { NativeRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const version = Effect.map(NativeRuntime.make(), (runtime) => runtime.driverVersion).pipe(Effect.scoped)
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */

@@ -352,6 +352,15 @@ export interface GraphOperations {
 /**
  * The recording that an effect is part of.
  *
+ * **Example** (Whether a program is being recorded)
+ *
+ * ```ts
+ * import { CudaRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const isRecording = Effect.map(CudaRuntime.CurrentRecording, (recording) => recording !== undefined)
+ * ```
+ *
  * @category references
  * @since 0.1.0
  */
@@ -361,6 +370,15 @@ export const CurrentRecording = Context.Reference<RecordingRef | undefined>("eff
 
 /**
  * The name of the nodes that an effect records.
+ *
+ * **Example** (The name of the next node)
+ *
+ * ```ts
+ * import { CudaRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const name = Effect.map(CudaRuntime.CurrentNodeName, (current) => current ?? "unnamed")
+ * ```
  *
  * @category references
  * @since 0.1.0

@@ -363,6 +363,14 @@ const operationOf = (member: OperationMember): Operation => {
 /**
  * All operations of the runtime service, by member.
  *
+ * **Example** (The driver call behind an operation)
+ *
+ * ```ts
+ * import { CudaRuntime } from "effect-cuda"
+ *
+ * const { call } = CudaRuntime.operations.eventRecord
+ * ```
+ *
  * @category operations
  * @since 0.1.0
  */
