@@ -2244,7 +2244,7 @@ export const synchronize = (self: Slice): Effect.Effect<void, CudaError> =>
  * ```ts
  * import { CudaMemory } from "effect-cuda"
  *
- * declare const buffer: CudaMemory.DeviceBuffer
+ * declare const buffer: CudaMemory.DeviceBuffer // of 12 bytes
  *
  * const uploaded = CudaMemory.upload(buffer, Float32Array.of(1, 2, 3))
  * ```
