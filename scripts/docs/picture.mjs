@@ -1,5 +1,5 @@
 // Draws the picture of the README: the demo's pipeline on a simulated GPU, in virtual time. Requires the build and the built examples.
-// `node scripts/docs/picture.mjs` writes docs/pictures/pipeline.svg.
+// `npm run pictures` writes docs/pictures/pipeline.svg.
 import { CudaTiming, SimulatedRuntime } from "effect-cuda"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
