@@ -10,7 +10,7 @@ import type { CudaRuntimeService, PartitionRef, Priority, PriorityRange, StreamR
 import { refuseArgument } from "./handles.ts"
 import { placeOfStream } from "./partition.ts"
 import type { AnyPartition } from "./partition.ts"
-import { CurrentPlace } from "./place.ts"
+import { CurrentPlace, deviceIndexOf } from "./place.ts"
 import type { AnyStream, DeviceLike } from "./place.ts"
 
 /** Streams per device and priority. */
@@ -164,6 +164,12 @@ class StreamPool<Stream extends AnyStream> {
   }
 }
 
+/** Where streams are that work with those of an origin. */
+const besides = ({ deviceIndex, partition }: StreamRef, options: PoolOptions): PoolOptions =>
+  partition !== undefined && deviceIndexOf(options.device, deviceIndex) === deviceIndex
+    ? { ...options, partition: { ref: partition } }
+    : options
+
 const before = (slot: number): number => slot === 0 ? poolSize - 1 : slot - 1
 
 /** The pools of a device by priority, and its priority range once that is known. */
@@ -226,7 +232,10 @@ export class StreamPools<Stream extends AnyStream> {
     })
   }
 
-  /** Leases streams of several pools in turn. Must run uninterruptibly, like a lease of one. */
+  /**
+   * Leases streams of several pools in turn. On the device of the origin, they are in its partition. Must run uninterruptibly, like a
+   * lease of one.
+   */
   leaseOver(
     runtime: CudaRuntimeService,
     pools: ReadonlyArray<PoolOptions>,
@@ -238,7 +247,7 @@ export class StreamPools<Stream extends AnyStream> {
     const used = pools.slice(0, count)
     const lease = (options: PoolOptions, index: number) =>
       Effect.flatMap(
-        this.resolve(runtime, options),
+        this.resolve(runtime, besides(origin, options)),
         (pool) =>
           Effect.map(pool.lease(runtime, Math.ceil((count - index) / used.length), origin), (leased) => {
             leases.push(leased)
