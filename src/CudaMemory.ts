@@ -2442,7 +2442,7 @@ const withPieces = (
         for (const { byteLength, offset } of pieces) watch.keep(bytes.subarray(offset, offset + byteLength))
       }
       return Effect.scoped(Effect.flatMap(
-        Effect.forEach(pieces.slice(0, 2), () => makePinnedLane(runtime, deviceIndex, size)),
+        Effect.forEach(pieces.slice(0, 2), () => makePinnedLane(runtime, ref.deviceIndex, size)),
         (lanes) => use({ runtime, stream: ref, watch, bytesAt, pieces, lanes })
       ))
     })
