@@ -2,10 +2,13 @@
  * Memory of other processes on the driver: the exact calls, structs by value, descriptors, and releases that never block.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as CudaDevice from "effect-cuda/CudaDevice"
+import * as CudaGraph from "effect-cuda/CudaGraph"
 import * as CudaInterprocess from "effect-cuda/CudaInterprocess"
 import type { MemoryToken, PoolToken } from "effect-cuda/CudaInterprocess"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
+import type { MemoryPool } from "effect-cuda/CudaMemoryPool"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as CudaStream from "effect-cuda/CudaStream"
 import * as Effect from "effect/Effect"
@@ -175,6 +178,62 @@ describe("a pool of another process", () => {
         yield* CudaMemory.fill(buffer, 1, yield* CudaStream.make())
       })
     ))
+})
+
+describe("a pool of another process on a machine with two devices", () => {
+  const machine = {
+    prepare: () => {
+      stub.devices = 2
+    }
+  }
+  const theirMemory = (pool: MemoryPool) => CudaInterprocess.open(token("pool", stub.remoteMemory(size)), { pool })
+
+  it.live("gives the devices access that have access to its device, before and after it is opened", () =>
+    opened(({ context }) =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make({ device: 1 })
+        const [theirs, fd] = [yield* poolToken, yield* descriptor]
+        const early = yield* CudaInterprocess.openPool(theirs, fd)
+        yield* CudaDevice.enablePeerAccess(1, 0)
+        const late = yield* CudaInterprocess.openPool(theirs, fd)
+        assert.strictEqual(early.handle, late.handle)
+        for (const pool of [early, late]) {
+          assert.deepStrictEqual(CudaMemoryPool.peers(pool), [1])
+          yield* CudaMemory.fill(yield* theirMemory(pool), 0, stream)
+        }
+        yield* CudaStream.synchronize(stream)
+        const { lines } = yield* callsOf(CudaMemoryPool.denyAccess(late, 1))
+        assert.deepStrictEqual(lines.slice(-3), within(context, ["cuMemPoolSetAccess", late.handle, 1, 0]))
+        yield* failsWith(CudaMemory.fill(yield* theirMemory(early), 0, stream), "DeviceMismatch")
+        yield* CudaMemoryPool.allowAccess(early, 1)
+        yield* CudaMemory.fill(yield* theirMemory(late), 0, stream)
+      }), machine))
+
+  it.live("is closed again if such a device cannot access it", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        yield* CudaDevice.enablePeerAccess(1, 0)
+        const fd = yield* descriptor
+        const theirs = yield* poolToken
+        yield* Effect.scoped(theirPool)
+        stub.fail("cuDeviceCanAccessPeer", 1)
+        const { lines } = yield* callsOf(failsWith(CudaInterprocess.openPool(theirs, fd), "InvalidValue"))
+        assert.strictEqual(lines.at(-1)![0], "cuMemPoolDestroy")
+      }), machine))
+
+  it.live("keeps access that copies in graphs need", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const pool = yield* theirPool
+        const [from, to] = [yield* theirMemory(pool), yield* CudaMemory.allocate(size, { device: 1 })]
+        const work = Effect.flatMap(CudaStream.current(1), (stream) => CudaMemory.copy(to, from, stream))
+        const graph = yield* CudaGraph.record(work).pipe(CudaDevice.withDevice(1))
+        const { lines } = yield* callsOf(CudaGraph.instantiate(graph))
+        assert.deepInclude(lines, ["cuMemPoolSetAccess", pool.handle, 1, 3])
+        assert.notInclude(lines.map(([name]) => name), "cuPointerGetAttributes")
+        const denied = yield* callsOf(CudaMemoryPool.denyAccess(pool, 1))
+        assert.deepStrictEqual(denied.lines, [])
+      }), machine))
 })
 
 describe("memory of a pool of another process", () => {

@@ -2,6 +2,7 @@
  * Memory shared between simulated runtimes of one clock, each of which stands for a process.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as CudaDevice from "effect-cuda/CudaDevice"
 import * as CudaFaults from "effect-cuda/CudaFaults"
 import * as CudaInterprocess from "effect-cuda/CudaInterprocess"
 import type { MemoryToken } from "effect-cuda/CudaInterprocess"
@@ -158,6 +159,31 @@ describe("memory of another process", () => {
       yield* Scope.close(scope, Exit.void)
       assert.deepStrictEqual(yield* bytesOf(theirs, stream), new Uint8Array(size).fill(6))
       yield* failsWith(inProcess(user)(CudaInterprocess.open(token)), "InvalidValue")
+    }))
+
+  it.effect("of a pool is within reach of the devices that the pool allows", () =>
+    Effect.gen(function*() {
+      const machine = { devices: 2 }
+      const [owner, user] = [yield* SimulatedRuntime.make(machine), yield* SimulatedRuntime.make(machine)]
+      const { opened, pool } = yield* pools(owner, user)
+      const far = yield* inProcess(user)(CudaStream.make({ device: 1 }))
+      const original = yield* inProcess(owner)(CudaMemory.allocate(size, { pool }))
+      const token = yield* CudaInterprocess.share(original)
+      const buffer = yield* inProcess(user)(CudaInterprocess.open(token, { pool: opened }))
+      yield* failsWith(CudaMemory.fill(buffer, 4, far), "DeviceMismatch")
+      yield* CudaMemoryPool.allowAccess(opened, 1)
+      yield* CudaMemory.fill(buffer, 4, far)
+      assert.deepStrictEqual(yield* bytesOf(buffer, far), new Uint8Array(size).fill(4))
+      yield* CudaMemoryPool.denyAccess(opened, 1)
+      yield* failsWith(CudaMemory.fill(buffer, 4, far), "DeviceMismatch")
+      yield* inProcess(user)(CudaDevice.enablePeerAccess(1, 0))
+      yield* CudaMemory.fill(buffer, 5, far)
+      assert.deepStrictEqual(yield* bytesOf(buffer, far), new Uint8Array(size).fill(5))
+      // Memory outside of pools has no such access.
+      const single = yield* CudaInterprocess.share(yield* inProcess(owner)(CudaInterprocess.allocate(size)))
+      const alone = yield* inProcess(user)(CudaInterprocess.open(single))
+      const { advice } = yield* failsWith(CudaMemory.fill(alone, 4, far), "DeviceMismatch")
+      assert.include(advice, "no other device can access it")
     }))
 
   it.effect("stays valid when its pool is closed first", () =>

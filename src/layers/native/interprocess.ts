@@ -53,8 +53,8 @@ export class NativeInterprocess implements InterprocessBackend {
   readonly #memory: NativeMemory
   readonly #isIdle: () => boolean
   readonly #mappings = new Map<string, Mapping>()
-  /** How often each pool was opened. The driver opens a pool once, too. */
-  readonly #pools = new Map<CUmemoryPool, number>()
+  /** Each opened pool, and how often it was opened. The driver opens a pool once, too. */
+  readonly #pools = new Map<CUmemoryPool, { readonly first: MemoryPoolResource; opened: number }>()
   /** The pools of this process that were exported. */
   readonly #exported = new Set<CUmemoryPool>()
   /** Closed pools whose memory was still in use. */
@@ -108,8 +108,15 @@ export class NativeInterprocess implements InterprocessBackend {
       if (!this.#pools.has(handle)) this.#driver.warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(handle), handle)
       return this.#driver.answer("cuMemPoolSetAccess", set)
     }
-    this.#pools.set(handle, (this.#pools.get(handle) ?? 0) + 1)
-    this.pool = new MemoryPoolResource(owner, handle, deviceIndex, "opened")
+    const pool = new MemoryPoolResource(owner, handle, deviceIndex, "opened")
+    const known = this.#pools.get(handle)
+    if (known === undefined) this.#pools.set(handle, { first: pool, opened: 1 })
+    else {
+      known.opened++
+      pool.peers = known.first.peers
+      pool.held = known.first.held
+    }
+    this.pool = pool
     return success
   }
 
@@ -120,9 +127,9 @@ export class NativeInterprocess implements InterprocessBackend {
   /** A pool whose memory is still in use is closed with its device. */
   closePool(pool: MemoryPoolResource): number {
     const { handle } = pool
-    const opened = (this.#pools.get(handle) ?? 1) - 1
-    if (opened > 0) {
-      this.#pools.set(handle, opened)
+    const known = this.#pools.get(handle)
+    if (known !== undefined && known.opened > 1) {
+      known.opened--
       return success
     }
     if (this.isPoolUsed(pool)) {

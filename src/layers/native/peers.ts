@@ -95,6 +95,8 @@ export class NativePeers implements PeerBackend {
   /** Lets a device access the pool that memory comes from, for copies within graphs. Its context must be current. Returns a status. */
   hold(deviceIndex: number, memory: DeviceMemoryResource): number {
     const { calls } = this.#driver
+    // The driver does not say which opened pool memory is of.
+    if (memory.opened !== undefined && memory.pool !== undefined) return this.#holdPool(memory.pool, deviceIndex)
     this.#pool.words.fill(0)
     const found = calls.cuPointerGetAttributes(1, poolAttribute, this.#places, memory.address as CUdeviceptr)
     if (found !== success) return this.#driver.answer("cuPointerGetAttributes", found)
@@ -105,6 +107,11 @@ export class NativePeers implements PeerBackend {
     }
     this.#pools.withHandle(pool)?.held.add(deviceIndex)
     return this.#setAccess(pool, memory.deviceIndex, deviceIndex, poolAccess.readWrite)
+  }
+
+  #holdPool({ deviceIndex: owner, handle, held }: MemoryPoolResource, deviceIndex: number): number {
+    held.add(deviceIndex)
+    return this.#setAccess(handle, owner, deviceIndex, poolAccess.readWrite)
   }
 
   #setAccess(pool: CUmemoryPool, owner: number, deviceIndex: number, flags: number): number {

@@ -199,7 +199,12 @@ export class Arguments {
     }
     const resources = [String(memory), `the kernel on device ${this.#device}`] as const
     const deviceIndices = [memory.deviceIndex, this.#device] as const
-    return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices, advice: peerAdvice(...deviceIndices) })
+    return refuse(operation, {
+      _tag: "DeviceMismatch",
+      resources,
+      deviceIndices,
+      advice: peerAdvice(memory, this.#device)
+    })
   }
 
   #explainStruct(operation: string, path: string, { fields }: StructKind, value: unknown): Refusal {

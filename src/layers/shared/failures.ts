@@ -110,8 +110,10 @@ const refuseGivenAway = (operation: string, memory: Resource): Effect.Effect<nev
   )
 
 /** What to do about memory of one device that work on another one is to use. */
-export const peerAdvice = (memoryDevice: number, device: number): string =>
-  `Copy the memory, or give access with CudaDevice.enablePeerAccess(${device}, ${memoryDevice}) or the options of its pool.`
+export const peerAdvice = (memory: DeviceMemoryResource, device: number): string =>
+  memory.isGrowable || (memory.opened !== undefined && memory.pool === undefined)
+    ? "Copy the memory: no other device can access it."
+    : `Copy the memory, or give access with CudaDevice.enablePeerAccess(${device}, ${memory.deviceIndex}) or CudaMemoryPool.allowAccess.`
 
 /** Refuses memory that work on a stream of another device cannot use. */
 export const refuseReach = (
@@ -121,7 +123,12 @@ export const refuseReach = (
 ): Effect.Effect<never, CudaError> => {
   const deviceIndices = [memory.deviceIndex, stream.deviceIndex] as const
   const resources = [String(memory), String(stream)] as const
-  return refuse(operation, { _tag: "DeviceMismatch", resources, deviceIndices, advice: peerAdvice(...deviceIndices) })
+  return refuse(operation, {
+    _tag: "DeviceMismatch",
+    resources,
+    deviceIndices,
+    advice: peerAdvice(memory, stream.deviceIndex)
+  })
 }
 
 /** Refuses two resources that are on different devices. */

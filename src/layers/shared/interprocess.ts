@@ -18,6 +18,7 @@ import { inBytes } from "../runtime/words.ts"
 import type { Core } from "./Core.ts"
 import { refuse, refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { allocationError, free, refuseByteLength, withOptions } from "./memory.ts"
+import { allowFirst } from "./peers.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseToRecord } from "./recordings.ts"
@@ -104,6 +105,12 @@ const openPool = (
   if (status !== success) return core.failOn(operation, status, deviceIndex, `descriptor ${descriptor}`)
   const pool = interprocess.pool!
   pool.sharedAs = id
+  const allowed = allowFirst(core, pool, undefined)
+  if (allowed !== success) {
+    const error = core.error(operation, allowed, deviceIndex, String(pool))
+    interprocess.closePool(pool)
+    return Effect.fail(error)
+  }
   core.pools.add(pool)
   return Effect.succeed(pool)
 }
@@ -163,6 +170,7 @@ const allocate = (
   }
   const memory = withOptions(core.backend.interprocess.memory!, options)
   memory.sharing = "allocation"
+  memory.peers = core.backend.pools.ofDevice(deviceIndex).peers
   core.deviceMemory.add(memory)
   return Effect.succeed(memory)
 }
@@ -226,6 +234,10 @@ const open = (
   }
   const memory = withOptions(interprocess.memory!, options)
   memory.isForeign = shared.kind === "allocation"
+  if (pool !== undefined) {
+    memory.pool = pool
+    memory.peers = pool.peers
+  }
   const range = interprocess.rangeOf(memory)
   if (range !== undefined && memory.address + memory.byteLength > range.address + range.byteLength) {
     return Effect.andThen(Effect.ignore(free(core, memory)), refuseBeyond(operation, shared, range.byteLength))

@@ -70,6 +70,12 @@ export const refusePeer = (
   const { deviceIndex } = recording
   for (const memory of [to, from]) {
     if (memory.kind !== "device" || !isPeer(memory, deviceIndex)) continue
+    if (memory.isGrowable) {
+      return refuseToRecord(
+        operation,
+        `no other device can access the ${memory}, which graphs need. Copy before or after the launch`
+      )
+    }
     const status = devices.canAccessPeer(deviceIndex, memory.deviceIndex)
     if (status !== success) return core.failOn(operation, status, deviceIndex, String(memory))
     if (devices.value !== 0) continue

@@ -331,9 +331,10 @@ export class MemoryPoolResource implements MemoryPoolRef {
   readonly handle: CUmemoryPool
   readonly deviceIndex: number
   readonly origin: MemoryPoolRef["origin"]
-  readonly peers = new Set<number>()
+  /** The other devices that may access its memory. Shared by pools of other processes that are one pool for the driver. */
+  peers = new Set<number>()
   /** The devices that copies and graphs need access for, which keep the driver's access as long as the pool lives. */
-  readonly held = new Set<number>()
+  held = new Set<number>()
   /** True if it is accessible to whatever device has access to its own. */
   followsDevice = true
   constructor(owner: Owner, handle: CUmemoryPool, deviceIndex: number, origin: MemoryPoolRef["origin"]) {
