@@ -7,6 +7,7 @@ import { acrossDevicesContract } from "./acrossDevices.ts"
 import { arrayContract } from "./arrays.ts"
 import { blasContract } from "./blas.ts"
 import { branchContract, dependencyContract, forkContract } from "./branches.ts"
+import { combinationContract } from "./combinations.ts"
 import { copyContract } from "./copies.ts"
 import { deviceContract } from "./devices.ts"
 import { enqueueContract } from "./enqueue.ts"
@@ -80,5 +81,6 @@ export const contract = (rig: Rig): void => {
     pipelineContract(rig)
     acrossDevicesContract(rig)
     placementContract(rig)
+    combinationContract(rig)
   })
 }
