@@ -387,8 +387,11 @@ const meet = (
   size: number
 ): Effect.Effect<Fields, CudaError> =>
   Effect.gen(function*() {
-    const joint = yield* pretendHandle(shared, deviceIndex)
-    made.push(joint)
+    const taken = Effect.map(pretendHandle(shared, deviceIndex), (handle) => {
+      made.push(handle)
+      return handle
+    })
+    const joint = yield* Effect.uninterruptible(taken)
     const meetings = yield* joined
     return { rank, size, joint, direct: undefined, meetings }
   })
