@@ -15,12 +15,12 @@ import {
   CudaNccl,
   CudaPartition,
   CudaPlacement,
-  CudaRuntime,
   CudaStream,
   CudaTaskGraph,
   SimulatedRuntime
 } from "effect-cuda"
 import type { CudaError } from "effect-cuda/CudaError"
+import type { CudaRuntime } from "effect-cuda/CudaRuntime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -29,7 +29,7 @@ import { demo } from "./support/stubLibrary.ts"
 const mebi = 2 ** 20
 const size = 64
 
-type Program = Effect.Effect<unknown, CudaError, CudaRuntime.CudaRuntime | Scope.Scope>
+type Program = Effect.Effect<unknown, CudaError, CudaRuntime | Scope.Scope>
 
 const filling = (buffer: CudaMemory.DeviceBuffer) =>
   Effect.flatMap(CudaStream.current(), (stream) => CudaMemory.fill(buffer, 1, stream))
