@@ -10,6 +10,7 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { dual } from "effect/Function"
+import * as Predicate from "effect/Predicate"
 import * as Scope from "effect/Scope"
 import type { DeviceInput } from "./CudaDevice.ts"
 import { CudaError } from "./CudaError.ts"
@@ -19,7 +20,7 @@ import type { BufferOptions, DeviceBuffer, Slice } from "./CudaMemory.ts"
 import { MemoryPoolImpl } from "./CudaMemoryPool.ts"
 import type { MemoryPool } from "./CudaMemoryPool.ts"
 import type { CudaStream } from "./CudaStream.ts"
-import { rangeOf, refOfPool, runtimeOfPart, runtimeOfPool } from "./internal/given.ts"
+import { rangeOf, refOfPool, refuseForced, runtimeOfPart, runtimeOfPool, wrongHandleOf } from "./internal/given.ts"
 import { named, refuseArgument, released } from "./internal/handles.ts"
 import { CurrentOrdering } from "./internal/ordered.ts"
 import { resolveDevice } from "./internal/place.ts"
@@ -530,7 +531,10 @@ export const lend: {
     { gone, stream }: LendOptions<R2> = {}
   ): Effect.Effect<A, E | CudaError, R | R2> => {
     const operation = "CudaInterprocess.lend"
+    if (typeof use !== "function") return refuseForced(operation, "use", use, "a function of the token")
     const runtime = runtimeOfPart(part)
+    const wrong = wrongHandleOf(runtime)
+    if (wrong !== undefined) return wrong.refuse(operation)
     const event = Effect.provideService(
       CudaEvent.make({ interprocess: true, device: stream?.deviceIndex }),
       CudaRuntime,
@@ -644,14 +648,19 @@ export interface TorchStorage {
  * @category interoperability
  * @since 0.1.0
  */
-export const fromTorch = ({ event, handle, offset, size }: TorchStorage): Effect.Effect<MemoryToken, CudaError> =>
+export const fromTorch = (storage: TorchStorage): Effect.Effect<MemoryToken, CudaError> =>
   Effect.suspend(() => {
     const operation = "CudaInterprocess.fromTorch"
+    if (!Predicate.isObject(storage)) return refuseArgument(operation, "storage", storage, "a shared storage")
+    const { event, handle, offset, size } = storage
     const bytes = typeof handle === "string" ? bytesOf(handle) : handle
     const isPlain = bytes?.byteLength === handleSize
     const isTagged = bytes?.byteLength === handleSize + 2 && bytes[1] === torchAllocation
     if (!isPlain && !isTagged) {
       return refuseArgument(operation, "handle", handle, "64 bytes, or 66 of which the second is the letter c")
+    }
+    if (event !== undefined && typeof event !== "string" && !(event instanceof Uint8Array)) {
+      return refuseArgument(operation, "event", event, "the bytes of an event's handle, or the same in base64")
     }
     return Effect.succeed({
       _tag: MemoryTokenTag,

@@ -705,6 +705,11 @@ export interface GrowableOptions extends BufferOptions {
 export const growable = (
   options: GrowableOptions
 ): Effect.Effect<GrowableBuffer, CudaError, CudaRuntime | Scope.Scope> =>
+  Predicate.isObject(options)
+    ? makeGrowable(options)
+    : refuseArgument("CudaMemory.growable", "options", options, "a size to grow to")
+
+const makeGrowable = (options: GrowableOptions) =>
   reclaiming(options.device, {
     create: (runtime, device, fiber) => {
       const ordered = options.ordered ?? fiber.getRef(CurrentOrdering)

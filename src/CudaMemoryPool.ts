@@ -149,12 +149,18 @@ export const make = (options: MakeOptions = {}): Effect.Effect<MemoryPool, CudaE
         reuseFollowEventDependencies: options.reuseFollowEventDependencies ?? true,
         reuseAllowOpportunistic: options.reuseAllowOpportunistic ?? true,
         reuseAllowInternalDependencies: options.reuseAllowInternalDependencies ?? false,
-        peers: options.peers && Array.from(options.peers, (peer) => deviceIndexOf(peer, Number.NaN)),
+        peers: indicesOf(options.peers),
         shareable: options.shareable ?? false
       }),
     destroy: (runtime, ref) => runtime.poolDestroy(ref),
     wrap: (runtime, ref) => new MemoryPoolImpl(runtime, ref)
   })
+
+/** The indices of devices. A value that is not an array is passed on unchanged, and the runtime refuses it. */
+function indicesOf(devices: ReadonlyArray<DeviceInput> | undefined): ReadonlyArray<number> | undefined
+function indicesOf(devices: unknown): unknown {
+  return Array.isArray(devices) ? devices.map((device: DeviceInput) => deviceIndexOf(device, Number.NaN)) : devices
+}
 
 /**
  * Gets the runtime's own pool of a device, by default of the current device. `CudaMemory.allocate` allocates from it unless another

@@ -202,12 +202,16 @@ export const uniqueId: Effect.Effect<Uint8Array, CudaError, CudaNccl> = Effect.f
 )
 
 /**
- * An id as text, for messages, files and variables. `join` accepts it.
+ * An id as text, for messages, files and variables. `join` accepts it. Throws the `CudaError` if the value is not an id.
  *
  * @category conversions
  * @since 0.1.0
  */
-export const toToken = (id: Uint8Array): string => Buffer.from(id).toString("base64url")
+export const toToken = (id: Uint8Array): string => {
+  const bytes = idOf("CudaNccl.toToken", id)
+  if (bytes instanceof CudaFailure) throw bytes
+  return Buffer.from(bytes).toString("base64url")
+}
 
 const idOf = (operation: string, id: unknown): Uint8Array | CudaError => {
   const bytes = typeof id === "string" ? new Uint8Array(Buffer.from(id, "base64url")) : id

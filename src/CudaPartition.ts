@@ -18,7 +18,7 @@ import type { CudaError } from "./CudaError.ts"
 import { withPooledStream } from "./CudaStream.ts"
 import type { PriorityOptions } from "./CudaStream.ts"
 import { refuseForced } from "./internal/given.ts"
-import { DeviceHandle, oneLine, released, unlessLive } from "./internal/handles.ts"
+import { DeviceHandle, oneLine, refuseArgument, released, unlessLive } from "./internal/handles.ts"
 import { CurrentPartition } from "./internal/partition.ts"
 import { resolveDevice } from "./internal/place.ts"
 import { CudaRuntime } from "./layers/CudaRuntime.ts"
@@ -149,7 +149,9 @@ class PartitionImpl extends DeviceHandle<PartitionRef> implements CudaPartition 
 export const make = (
   options: MakeOptions
 ): Effect.Effect<CudaPartition, CudaError, CudaRuntime | Scope.Scope> =>
-  Effect.map(acquire([options.multiprocessors], options.device), ([partition]) => partition!)
+  Predicate.isObject(options)
+    ? Effect.map(acquire([options.multiprocessors], options.device), ([partition]) => partition!)
+    : refuseArgument("CudaPartition.make", "options", options, "a number of multiprocessors")
 
 /**
  * Makes several partitions at once, or none. They live as long as the scope.

@@ -10,11 +10,15 @@ import {
   CudaError,
   CudaEvent,
   CudaGraph,
+  CudaInterprocess,
   CudaKernel,
   CudaMemory,
   CudaMemoryPool,
   CudaModule,
+  CudaNccl,
+  CudaPartition,
   CudaPipeline,
+  CudaPlacement,
   CudaProgram,
   CudaRuntime,
   CudaStream,
@@ -46,6 +50,8 @@ const makeGiven = Effect.gen(function*() {
   const host = yield* CudaMemory.allocateHost(64)
   const managed = yield* CudaMemory.allocateManaged(64)
   const pool = yield* CudaMemoryPool.make()
+  const growable = yield* CudaMemory.growable({ maxBytes: 64, initial: 64 })
+  const partition = yield* CudaPartition.make({ multiprocessors: 8 })
   const module = yield* CudaModule.load(yield* program)
   const kernel = yield* CudaKernel.get(module, "put", signatures.put)
   const dependency = yield* CudaDependency.make([event])
@@ -56,8 +62,23 @@ const makeGiven = Effect.gen(function*() {
   const of = yield* CudaDevice.current
   // The driver is asked for the default stream once.
   yield* CudaStream.current()
-  const memory = { device, other, host, managed, pool }
-  return { stream, event, start, end, ...memory, module, kernel, dependency, branch, graph, recorded, exec, of }
+  const memory = { device, other, host, managed, growable, pool }
+  return {
+    stream,
+    partition,
+    event,
+    start,
+    end,
+    ...memory,
+    module,
+    kernel,
+    dependency,
+    branch,
+    graph,
+    recorded,
+    exec,
+    of
+  }
 })
 
 type Given = Effect.Success<typeof makeGiven>
@@ -229,7 +250,59 @@ const pools: ReadonlyArray<Call> = [
     argument: "pool",
     call: (wrong) => CudaMemoryPool.setReleaseThreshold(wrong, 1)
   },
-  { name: "CudaMemoryPool.trim", argument: "pool", call: (wrong) => CudaMemoryPool.trim(wrong) }
+  { name: "CudaMemoryPool.trim", argument: "pool", call: (wrong) => CudaMemoryPool.trim(wrong) },
+  { name: "CudaMemoryPool.allowAccess", argument: "pool", call: (wrong) => CudaMemoryPool.allowAccess(wrong, 0) },
+  { name: "CudaMemoryPool.denyAccess", argument: "pool", call: (wrong) => CudaMemoryPool.denyAccess(wrong, 0) },
+  { name: "CudaInterprocess.sharePool", argument: "pool", call: (wrong) => CudaInterprocess.sharePool(wrong) }
+]
+
+const tokens: ReadonlyArray<Call> = [
+  { name: "CudaInterprocess.openPool", argument: "token", call: (wrong) => CudaInterprocess.openPool(wrong, 0) },
+  { name: "CudaInterprocess.open", argument: "token", call: (wrong) => CudaInterprocess.open(wrong) }
+]
+
+const partitions: ReadonlyArray<Call> = [
+  {
+    name: "CudaPartition.within",
+    argument: "partition",
+    call: (wrong) => CudaPartition.within(Effect.void, wrong)
+  },
+  {
+    name: "CudaPartition.within, data last",
+    argument: "partition",
+    call: (wrong) => Effect.void.pipe(CudaPartition.within(wrong))
+  }
+]
+
+const optionalPartitions: ReadonlyArray<Call> = [
+  { name: "CudaStream.make", argument: "partition", call: (wrong) => CudaStream.make({ partition: wrong }) },
+  { name: "CudaStream.fromPool", argument: "partition", call: (wrong) => CudaStream.fromPool({ partition: wrong }) },
+  {
+    name: "CudaStream.withPooledStream",
+    argument: "partition",
+    call: (wrong) => CudaStream.withPooledStream(Effect.void, { partition: wrong })
+  }
+]
+
+const communicators: ReadonlyArray<Call> = [
+  { name: "CudaNccl.split", argument: "communicator", call: (wrong) => CudaNccl.split(wrong, { color: 0 }) },
+  { name: "CudaNccl.skipSplit", argument: "communicator", call: (wrong) => CudaNccl.skipSplit(wrong) },
+  { name: "CudaNccl.shrink", argument: "communicator", call: (wrong) => CudaNccl.shrink(wrong, { without: [1] }) },
+  { name: "CudaNccl.abort", argument: "communicator", call: (wrong) => CudaNccl.abort(wrong) },
+  { name: "CudaNccl.failure", argument: "communicator", call: (wrong) => CudaNccl.failure(wrong) },
+  { name: "CudaNccl.guard", argument: "communicator", call: (wrong) => CudaNccl.guard(Effect.void, [wrong]) },
+  {
+    name: "CudaNccl.allReduce",
+    argument: "communicator",
+    call: (wrong, { device }) => CudaNccl.run(CudaNccl.allReduce(wrong, { from: device, type: "u8" }))
+  }
+]
+
+/** Options that must be given. */
+const requiredOptions: ReadonlyArray<Call> = [
+  { name: "CudaPartition.make", argument: "options", call: (wrong) => CudaPartition.make(wrong) },
+  { name: "CudaMemory.growable", argument: "options", call: (wrong) => CudaMemory.growable(wrong) },
+  { name: "CudaInterprocess.fromTorch", argument: "storage", call: (wrong) => CudaInterprocess.fromTorch(wrong) }
 ]
 
 const dependencies: ReadonlyArray<Call> = [
@@ -562,6 +635,63 @@ const tables: ReadonlyArray<{
     }],
     wrong: (given) => wrongValues(given, "pool")
   },
+  { what: "a partition", calls: partitions, wrong: (given) => [undefined, ...wrongValues(given, "partition")] },
+  { what: "a partition, if any", calls: optionalPartitions, wrong: (given) => wrongValues(given, "partition") },
+  { what: "a token", calls: tokens, wrong: (given) => [undefined, ...wrongValues(given)] },
+  { what: "a communicator", calls: communicators, wrong: (given) => [undefined, ...wrongValues(given)] },
+  { what: "required options", calls: requiredOptions, wrong: () => [undefined, ...primitives] },
+  {
+    what: "what is done with shared memory",
+    calls: [{
+      name: "CudaInterprocess.lend",
+      argument: "use",
+      call: (wrong, { device }) => CudaInterprocess.lend(device, wrong)
+    }],
+    wrong: (given) => [undefined, ...wrongValues(given)].filter((u) => typeof u !== "function")
+  },
+  {
+    what: "the event of a shared storage",
+    calls: [{
+      name: "CudaInterprocess.fromTorch",
+      argument: "event",
+      call: (wrong) => CudaInterprocess.fromTorch({ handle: new Uint8Array(64), size: 8, offset: 0, event: wrong })
+    }],
+    wrong: (given) => wrongValues(given).filter((u) => typeof u !== "string")
+  },
+  {
+    what: "a growable buffer",
+    calls: [
+      { name: "CudaMemory.grow", argument: "buffer", call: (wrong) => CudaMemory.grow(wrong, 64) },
+      { name: "CudaMemory.shrink", argument: "buffer", call: (wrong) => CudaMemory.shrink(wrong, 0) }
+    ],
+    wrong: (given) => [undefined, ...wrongValues(given, "growable")]
+  },
+  {
+    what: "memory that other processes can open",
+    calls: [
+      { name: "CudaInterprocess.share", argument: "buffer", call: (wrong) => CudaInterprocess.share(wrong) },
+      {
+        name: "CudaInterprocess.lend",
+        argument: "buffer",
+        call: (wrong) => CudaInterprocess.lend(wrong, () => Effect.void)
+      }
+    ],
+    wrong: (given) => [undefined, ...wrongValues(given)].filter((u) => typeof u !== "function")
+  },
+  {
+    what: "lists of devices",
+    calls: [
+      { name: "CudaMemoryPool.make", argument: "peers", call: (wrong) => CudaMemoryPool.make({ peers: wrong }) },
+      { name: "CudaPlacement.pick", argument: "devices", call: (wrong) => CudaPlacement.pick({ devices: wrong }) },
+      { name: "CudaPlacement.lease", argument: "devices", call: (wrong) => CudaPlacement.lease({ devices: wrong }) },
+      {
+        name: "CudaBranch.all",
+        argument: "devices",
+        call: (wrong) => CudaBranch.all([Effect.void], { devices: wrong })
+      }
+    ],
+    wrong: (given) => wrongValues(given).filter((u) => !Array.isArray(u))
+  },
   {
     what: "a dependency",
     calls: dependencies,
@@ -601,7 +731,9 @@ const tables: ReadonlyArray<{
     what: "a buffer",
     calls: buffers,
     wrong: (given) =>
-      [undefined, ...wrongValues(given, "device", "other", "host", "managed")].filter((u) => typeof u !== "number")
+      [undefined, ...wrongValues(given, "device", "other", "host", "managed", "growable")].filter((u) =>
+        typeof u !== "number"
+      )
   },
   {
     what: "the buffer of a slice",

@@ -222,7 +222,7 @@ export class StreamPools<Stream extends AnyStream> {
       const place = placeOfStream(fiber, options, fiber.getRef(CurrentPlace).deviceIndex)
       const { deviceIndex, partition } = place
       const expected = "a live partition of that device"
-      if (partition !== undefined && partition.deviceIndex !== deviceIndex) {
+      if (partition !== undefined && (deviceIndex === undefined || partition?.deviceIndex !== deviceIndex)) {
         return refuseArgument("CudaStream.fromPool", "partition", partition, expected)
       }
       return Effect.map(runtime.devicePriorityRange(deviceIndex), (range) => {
@@ -270,7 +270,7 @@ export class StreamPools<Stream extends AnyStream> {
     options: PoolOptions
   ): Effect.Effect<Stream> | undefined {
     const ofDevice = Number.isInteger(deviceIndex) ? this.#of(runtime)[deviceIndex] : undefined
-    if (ofDevice?.range === undefined || (partition !== undefined && partition.state !== "live")) return undefined
+    if (ofDevice?.range === undefined || (partition !== undefined && partition?.state !== "live")) return undefined
     const made = ofDevice.of(partition).get(priorityOf(ofDevice.range, options))?.takeMade(runtime)
     return made && Effect.succeed(made)
   }

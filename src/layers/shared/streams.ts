@@ -166,8 +166,10 @@ const create = (core: Core, options: StreamOptions) =>
     if (typeof priority !== "number") return priority
     const unnamed = refuseName(options)
     if (unnamed !== undefined) return unnamed
-    const partition = options.partition && ownPartition(options.partition)
-    const refused = partition && refusePartition(core, "CudaStream.make", partition, options)
+    const partition = options.partition === undefined ? undefined : ownPartition(options.partition)
+    const refused = partition === undefined
+      ? undefined
+      : refusePartition(core, "CudaStream.make", partition, options)
     if (refused !== undefined) return refused
     const status = core.backend.streams.create(options.deviceIndex, priority, options.nonBlocking, partition)
     if (status !== success) {
