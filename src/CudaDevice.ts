@@ -375,8 +375,9 @@ export const link = (
  *
  * **Details**
  *
- * Covers the buffers of the runtime's own pool of `peer`, those of pools made without the option `peers`, before or after, and memory that
- * other code allocated with `cuMemAlloc` (`cuCtxEnablePeerAccess` and `cuMemPoolSetAccess`). Does nothing if the device already has access.
+ * Covers the buffers of the runtime's own pool of `peer`, those of pools made without the option `peers`, before or after, those of pools
+ * of other processes, and memory of `cuMemAlloc`, that of `CudaInterprocess.allocate` and of other code (`cuCtxEnablePeerAccess` and
+ * `cuMemPoolSetAccess`). Does nothing if the device already has access.
  * Without access, using a buffer of another device fails with `DeviceMismatch`, except in copies, which work between any two devices.
  *
  * Fails with `PeerAccessUnsupported` if the devices have no such link, with `TooManyPeers` if the driver can connect no more devices, and
@@ -386,20 +387,20 @@ export const link = (
  *
  * **Gotchas**
  *
- * Pools of other code, and the variables of modules, stay out of reach.
+ * Growable buffers, allocations of other processes that are in no pool, pools of other code, and the variables of modules stay out of reach.
  *
  * The values of a graph's memory parameters must be memory of the graph's device, with or without access.
  *
  * **Example** (A kernel that reads the memory of another device)
  *
  * ```ts
- * import { CudaDevice, CudaMemory } from "effect-cuda"
+ * import { CudaDevice, CudaMemory, CudaStream } from "effect-cuda"
  * import * as Effect from "effect/Effect"
  *
  * const program = Effect.gen(function*() {
  *   yield* CudaDevice.enablePeerAccess(1, 0)
  *   const table = yield* CudaMemory.allocate(4096, { device: 0 })
- *   yield* CudaMemory.fill(table, 1).pipe(CudaDevice.withDevice(1)) // written by device 1
+ *   yield* CudaMemory.fill(table, 1, yield* CudaStream.current(1)) // written by device 1
  * }).pipe(Effect.scoped)
  * ```
  *

@@ -136,6 +136,9 @@ export const sharePool = (pool: MemoryPool): Effect.Effect<SharedPool, CudaError
  * The pool serves to open memory. Allocating from it, statistics and settings fail with `InvalidArgument` or `InvalidValue`, because only
  * the process that made the pool can do that. The descriptor may be closed afterwards.
  *
+ * Devices that have access to its device have access to the pool, and `CudaMemoryPool.allowAccess` gives it to others. A pool that is opened
+ * twice is one pool, whose access changes for both. None of this was tried on GPUs.
+ *
  * Fails with `InvalidArgument` for a descriptor that is not open, for a pool of this process and for a device that this process does not
  * see, and with the driver's status, often `Unknown`, for a descriptor of something else.
  *

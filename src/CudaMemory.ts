@@ -680,7 +680,8 @@ export interface GrowableOptions extends BufferOptions {
  *
  * **Gotchas**
  *
- * The memory does not come from a pool and does not return to one. Kernels of other devices cannot access it; copies between devices can.
+ * The memory does not come from a pool and does not return to one. Kernels and graphs of other devices cannot access it;
+ * copies between devices on streams can.
  *
  * **Example** (A cache that grows with the requests)
  *
