@@ -246,7 +246,8 @@ export interface AllocateOptions extends BufferOptions {
  *
  * A buffer like any other. Allocating takes a few tenths of a millisecond of the JS thread. Releasing returns at once: the memory is freed
  * once the work that uses it is done and no device has work, because the driver would otherwise block the thread until then. Prefer a
- * shareable pool for memory that comes and goes.
+ * shareable pool for memory that comes and goes. If the device has no room, waits for pending releases and tries again before failing with
+ * `OutOfMemory`.
  *
  * **Gotchas**
  *
@@ -271,7 +272,7 @@ export const allocate = (
   byteLength: number,
   options: AllocateOptions = {}
 ): Effect.Effect<DeviceBuffer, CudaError, CudaRuntime | Scope.Scope> =>
-  makeScoped(options.device, {
+  CudaMemory.reclaiming(options.device, {
     create: (runtime, device, fiber) =>
       runtime.memoryAllocateShareable(device, byteLength, {
         ordered: options.ordered ?? fiber.getRef(CurrentOrdering)

@@ -573,8 +573,10 @@ const allocating = <Buffer>(
  * Allocates, and if the device or pool is full, tries again after pending releases. These may take long, so they are waited for between
  * the attempts, which cannot be interrupted. If a pool is given, only its unused memory is returned first, since it may merely have
  * reached its own limit; the second retry makes all pools of the device return theirs.
+ *
+ * @internal
  */
-const reclaiming = <Ref, Buffer>(
+export const reclaiming = <Ref, Buffer>(
   device: DeviceInput | undefined,
   kind: Kind<Ref, Buffer>,
   pool?: MemoryPool

@@ -10,10 +10,15 @@ import {
   CudaError,
   CudaEvent,
   CudaGraph,
+  CudaInterprocess,
   CudaKernel,
   CudaLibrary,
   CudaMemory,
+  CudaMemoryPool,
+  CudaNccl,
   CudaParameter,
+  CudaPartition,
+  CudaPlacement,
   CudaStream,
   SimulatedRuntime
 } from "effect-cuda"
@@ -373,6 +378,39 @@ export const arrayPlaceholders = () =>
   )
 
 const viewOf = (pinned: CudaMemory.PinnedArray<"f32">) => CudaMemory.view(pinned)
+
+/** The same for pools, growable buffers and memory that is lent, and for regions of partitions, leases and communicators. */
+export const bothFormsOf = (
+  { device, stream }: Given,
+  growable: CudaMemory.GrowableBuffer,
+  pool: CudaMemoryPool.MemoryPool,
+  partition: CudaPartition.CudaPartition,
+  communicators: ReadonlyArray<CudaNccl.Communicator>
+): ReadonlyArray<Effect.Effect<void, CudaError.CudaError, CudaRuntime>> => {
+  const use = (token: CudaInterprocess.MemoryToken) => Effect.asVoid(Effect.succeed(token.handle))
+  return [
+    CudaMemory.grow(growable, 8),
+    growable.pipe(CudaMemory.grow(8)),
+    CudaMemory.shrink(growable, 8),
+    growable.pipe(CudaMemory.shrink(8)),
+    CudaMemoryPool.allowAccess(pool, 1),
+    pool.pipe(CudaMemoryPool.allowAccess(1)),
+    CudaMemoryPool.denyAccess(pool, 1),
+    pool.pipe(CudaMemoryPool.denyAccess(1)),
+    CudaInterprocess.lend(device, use, { stream }),
+    device.pipe(CudaInterprocess.lend(use, { stream })),
+    CudaPartition.within(Effect.void, partition),
+    Effect.void.pipe(CudaPartition.within(partition)),
+    CudaPlacement.withLease(Effect.void, { perDevice: 1 }),
+    Effect.void.pipe(CudaPlacement.withLease({ perDevice: 1 })),
+    CudaNccl.guard(Effect.void, communicators),
+    Effect.void.pipe(CudaNccl.guard(communicators)),
+    // @ts-expect-error a buffer that does not grow
+    CudaMemory.grow(device, 8),
+    // @ts-expect-error no memory
+    CudaInterprocess.lend(stream, use)
+  ]
+}
 
 export const refused = ({ device, event, timed }: Given) => [
   // @ts-expect-error an event without times has no elapsed time

@@ -396,6 +396,29 @@ describe("an allocation outside of pools", () => {
       })
     ))
 
+  for (
+    const [what, call, allocate] of [
+      ["of the same kind", "cuMemAlloc_v2", CudaInterprocess.allocate(size)],
+      ["of a pool", "cuMemAllocFromPoolAsync", CudaMemory.allocate(size)]
+    ] as const
+  ) {
+    it.live(`makes room for memory ${what} once it is released`, () =>
+      opened(() =>
+        Effect.gen(function*() {
+          yield* Effect.scoped(CudaInterprocess.allocate(size))
+          stub.fail(call, 2)
+          const { lines } = yield* callsOf(allocate)
+          const names = lines.map(([name]) => name)
+          assert.deepStrictEqual(names.filter((name) => name === call || name === "cuMemFree_v2"), [
+            call,
+            "cuMemFree_v2",
+            call
+          ])
+          assert.strictEqual(stub.blocked, 0)
+        })
+      ))
+  }
+
   it.live("is freed with the runtime", () => opened(() => Effect.asVoid(CudaInterprocess.allocate(size))))
 
   it.live("of another process is opened by value, and closed only while no device has work", () =>

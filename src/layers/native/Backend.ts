@@ -119,7 +119,10 @@ export class NativeBackend implements Backend {
       driver.warn
     )
     this.pinned = new NativePinned(driver, this.#pinnedMemory, releases)
-    this.pools = new NativePools(driver, this.#managedMemory)
+    this.pools = new NativePools(driver, () => {
+      this.#managedMemory.freeIfIdle()
+      this.interprocess.freeIfIdle()
+    })
     this.peers = new NativePeers(driver, this.devices, this.pools, policy.connectsAll)
     this.copies = new NativeCopies(driver, this.peers)
     this.memory.pools = this.pools

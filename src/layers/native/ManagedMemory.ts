@@ -16,6 +16,7 @@ import { ManagedMemoryResource } from "../shared/resources.ts"
 import type { Owner } from "../shared/resources.ts"
 import { Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
+import { IdleMoments } from "./IdleMoments.ts"
 
 const nothing = new Uint8Array(0)
 
@@ -69,24 +70,20 @@ class Kept {
 /** Instances with views in JavaScript. Keeps their finalization registries reachable, which otherwise never call back. */
 const seen = new Set<ManagedMemory>()
 
-/** Delay before the next check for idle devices, in milliseconds. */
-const retryDelay = 10
-
 export class ManagedMemory {
   /** The last allocation. */
   taken: ManagedBlock = { address: nullHandle(), byteLength: 0 }
   readonly #driver: Driver
-  /** Whether all devices are idle, since any device may use the memory. */
-  readonly #isIdle: () => boolean
+  /** Idle moments of all devices, since any device may use the memory. */
+  readonly #idle: IdleMoments
   readonly #kept = new Map<number, Kept>()
   readonly #out = new Out<CUdeviceptr>()
   readonly #collected = new FinalizationRegistry((memory: NativeManagedMemory) => this.#unseen(memory))
-  #timer: NodeJS.Timeout | undefined
-  #isStopped = false
 
   constructor(driver: Driver, isIdle: () => boolean) {
     this.#driver = driver
-    this.#isIdle = isIdle
+    const freeAll = () => this.#kept.forEach((kept, device) => this.#freeAll(device, kept))
+    this.#idle = new IdleMoments(isIdle, freeAll, () => this.#isKept)
   }
 
   /** Allocates memory into `taken`. Reuses a kept block that is large enough and at most twice as large. */
@@ -136,19 +133,12 @@ export class ManagedMemory {
 
   #keep({ address, blockBytes, deviceIndex, isAdvised }: NativeManagedMemory): void {
     this.#of(deviceIndex).blocks.push({ address, byteLength: blockBytes, isReusable: !isAdvised })
-    if (this.#timer === undefined && !this.#isStopped) this.#timer = setTimeout(this.#freeLater, 0).unref()
+    this.#idle.request()
   }
 
   /** Frees all kept blocks, unless that would block. */
   freeIfIdle(): void {
-    if (!this.#isKept || !this.#isIdle()) return
-    for (const [device, kept] of this.#kept) this.#freeAll(device, kept)
-  }
-
-  readonly #freeLater = (): void => {
-    this.#timer = undefined
-    this.freeIfIdle()
-    if (this.#isKept) this.#timer = setTimeout(this.#freeLater, retryDelay).unref()
+    this.#idle.runIfIdle()
   }
 
   get #isKept(): boolean {
@@ -164,8 +154,7 @@ export class ManagedMemory {
 
   /** Stops checking for idle devices. Called before the devices are closed, one after the other. */
   stop(): void {
-    this.#isStopped = true
-    clearTimeout(this.#timer)
+    this.#idle.stop()
   }
 
   /** Frees the kept blocks of a device after its last work. Returns true if views remain; `release` is called when they are gone. */

@@ -23,6 +23,7 @@ import { DeviceMemoryResource, MemoryPoolResource } from "../shared/resources.ts
 import type { EventResource } from "../shared/resources.ts"
 import { Out } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
+import { IdleMoments } from "./IdleMoments.ts"
 import type { NativeMemory } from "./memory.ts"
 
 /** An allocation of a pool of another process, opened in this one. */
@@ -40,9 +41,6 @@ interface Pending {
   readonly address: CUdeviceptr
 }
 
-/** Delay before the next check for idle devices, in milliseconds. */
-const retryDelay = 10
-
 export class NativeInterprocess implements InterprocessBackend {
   readonly origin = originOf()
   descriptor = -1
@@ -51,7 +49,7 @@ export class NativeInterprocess implements InterprocessBackend {
   readonly handle = new Uint8Array(memoryHandleSize)
   readonly #driver: Driver
   readonly #memory: NativeMemory
-  readonly #isIdle: () => boolean
+  readonly #idle: IdleMoments
   readonly #mappings = new Map<string, Mapping>()
   /** Each opened pool, and how often it was opened. The driver opens a pool once, too. */
   readonly #pools = new Map<CUmemoryPool, { readonly first: MemoryPoolResource; opened: number }>()
@@ -63,13 +61,11 @@ export class NativeInterprocess implements InterprocessBackend {
   readonly #pointer = new Out<CUdeviceptr>()
   readonly #pool = new Out<CUmemoryPool>()
   readonly #integer = new Int32Array(1)
-  #timer: NodeJS.Timeout | undefined
-  #isStopped = false
 
   constructor(driver: Driver, memory: NativeMemory, isIdle: () => boolean) {
     this.#driver = driver
     this.#memory = memory
-    this.#isIdle = isIdle
+    this.#idle = new IdleMoments(isIdle, () => this.#runAll(() => true), () => this.#pending.length > 0)
   }
 
   sharePool({ handle }: MemoryPoolResource): number {
@@ -261,14 +257,12 @@ export class NativeInterprocess implements InterprocessBackend {
 
   #whenIdle(pending: Pending): void {
     this.#pending.push(pending)
-    if (this.#timer === undefined && !this.#isStopped) this.#timer = setTimeout(this.#later, 0).unref()
+    this.#idle.request()
   }
 
-  /** Frees and closes what waits for an idle device, unless that would block. */
-  readonly #later = (): void => {
-    this.#timer = undefined
-    if (this.#isIdle()) this.#runAll(() => true)
-    if (this.#pending.length > 0) this.#timer = setTimeout(this.#later, retryDelay).unref()
+  /** Frees and closes what waits for idle devices, unless that would block. */
+  freeIfIdle(): void {
+    this.#idle.runIfIdle()
   }
 
   #runAll(isMeant: (pending: Pending) => boolean): void {
@@ -287,8 +281,7 @@ export class NativeInterprocess implements InterprocessBackend {
 
   /** Stops checking for idle devices. Called before the devices are closed, one after the other. */
   stop(): void {
-    this.#isStopped = true
-    clearTimeout(this.#timer)
+    this.#idle.stop()
   }
 
   /** Frees and closes what is left of a device, after its last work. */

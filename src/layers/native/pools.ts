@@ -9,21 +9,21 @@ import type { PoolBackend } from "../shared/pools.ts"
 import { MemoryPoolResource } from "../shared/resources.ts"
 import { keepAll, poolProperties } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
-import type { ManagedMemory } from "./ManagedMemory.ts"
 
 export class NativePools implements PoolBackend {
   created: MemoryPoolResource | undefined
   statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
   readonly #driver: Driver
-  readonly #managed: ManagedMemory
+  /** Frees what waits for idle devices, unless that would block. */
+  readonly #freeIfIdle: () => void
   /** The runtime's pools, by device, if a program asked for them. */
   readonly #own: Array<MemoryPoolResource | undefined> = []
   /** The pools of the program. */
   readonly #ofProgram = new Map<number, MemoryPoolResource>()
 
-  constructor(driver: Driver, managed: ManagedMemory) {
+  constructor(driver: Driver, freeIfIdle: () => void) {
     this.#driver = driver
-    this.#managed = managed
+    this.#freeIfIdle = freeIfIdle
   }
 
   create(index: number, options: MemoryPoolOptions): number {
@@ -86,8 +86,8 @@ export class NativePools implements PoolBackend {
   }
 
   /**
-   * All releases have finished, so synchronizing returns immediately; the pool does not notice them otherwise. Kept
-   * managed memory is freed together with the runtime's pool, unless that would block.
+   * All releases have finished, so synchronizing returns immediately; the pool does not notice them otherwise. What waits for
+   * idle devices is freed together with the runtime's pool, unless that would block.
    */
   trim(pool: MemoryPoolResource, keepBytes: number): number {
     const { calls } = this.#driver
@@ -97,7 +97,7 @@ export class NativePools implements PoolBackend {
       if (status !== success) return this.#driver.answer("cuStreamSynchronize", status)
     }
     const keep = Math.min(keepBytes, Number.MAX_SAFE_INTEGER)
-    if (pool.origin === "runtime") this.#managed.freeIfIdle()
+    if (pool.origin === "runtime") this.#freeIfIdle()
     return this.#driver.answer("cuMemPoolTrimTo", calls.cuMemPoolTrimTo(pool.handle, keep))
   }
 
