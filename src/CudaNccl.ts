@@ -29,7 +29,7 @@ import { CollectiveImpl } from "./internal/nccl/collective.ts"
 import type { CollectiveKind, Given } from "./internal/nccl/collective.ts"
 import { CommunicatorImpl, CommunicatorRef, goneError, makeCommunicator } from "./internal/nccl/communicator.ts"
 import type { Shared } from "./internal/nccl/communicator.ts"
-import { definition, idBytes, leastVersion, versionOf } from "./internal/nccl/library.ts"
+import { definitionWith, idBytes, leastVersion, versionOf } from "./internal/nccl/library.ts"
 import {
   abortCommunicator,
   closeCommunicator,
@@ -44,6 +44,7 @@ import {
   connectLate,
   findCalls,
   joining,
+  lastWords,
   makeDirect,
   makeJoint,
   makeJointChild,
@@ -53,6 +54,7 @@ import {
   splitting,
   untilReady
 } from "./internal/nccl/native.ts"
+import type { NativeCalls } from "./internal/nccl/native.ts"
 import type { NcclOperator, NcclType } from "./internal/nccl/numbers.ts"
 import { runAll } from "./internal/nccl/run.ts"
 import { Rendezvous } from "./internal/nccl/simulated.ts"
@@ -157,8 +159,9 @@ const make = Effect.fnUntraced(function*(options: NcclOptions) {
     return yield* refuseArgument(operation, "connect", connect, "\"early\" or \"late\"")
   }
   const runtime = yield* CudaRuntime
-  const library = yield* CudaLibrary.load(definition, { path })
-  const native = yield* findCalls(library)
+  let native: NativeCalls | undefined = undefined
+  const library = yield* CudaLibrary.load(definitionWith(() => native && lastWords(native)), { path })
+  native = yield* findCalls(library)
   if (native !== undefined && native.version < leastVersion) {
     const reason = { _tag: "FunctionMissing", functionName: "ncclCommSplit", library: "NCCL", since: "2.18" } as const
     return yield* new CudaFailure({ operation, reason })
@@ -695,7 +698,8 @@ const liveRef = (operation: string, communicator: unknown): CommunicatorRef | Cu
 }
 
 /**
- * A collective of one rank, or sending or receiving: a value, which `run` issues.
+ * A collective of one rank, or sending or receiving: a value, which `run` issues, as often as you like. Its options are read when it is first
+ * issued, and its parts each time, as growable memory changes its size. Issuing the same value again saves checking it.
  *
  * @category models
  * @since 0.1.0

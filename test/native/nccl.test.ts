@@ -250,6 +250,64 @@ describe("collectives", () => {
       { prepare: (stub) => (stub.devices = 2) }
     ))
 
+  it.live("of several streams are one group, whatever is on each", () =>
+    withNccl(
+      Effect.gen(function*() {
+        const streams = [yield* CudaStream.make({ device: 0 }), yield* CudaStream.make({ device: 1 })]
+        const buffers = [yield* CudaMemory.allocate(64, { device: 0 }), yield* CudaMemory.allocate(64, { device: 1 })]
+        const communicators = yield* CudaNccl.local([0, 1])
+        const of = (rank: number, size: number) => {
+          const from = { buffer: buffers[rank]!, offset: 0, byteLength: size }
+          return CudaNccl.allReduce(communicators[rank]!, { from, type: "f32" }, streams[rank])
+        }
+        nccl.clear()
+        yield* CudaNccl.run(of(0, 8), of(1, 8), of(0, 16), of(1, 16))
+        assert.deepStrictEqual(nccl.records.map(({ count, grouped, rank }) => [rank, count, grouped]), [
+          [0, 2, 1],
+          [0, 4, 1],
+          [1, 2, 1],
+          [1, 4, 1]
+        ])
+        nccl.fail("ncclGroupEnd", 3)
+        const error = yield* Effect.flip(CudaNccl.run(of(0, 8), of(1, 8)))
+        assert.include(error.message, "the last words")
+        assert.strictEqual(error.call, "ncclGroupEnd")
+      }),
+      { prepare: (stub) => (stub.devices = 2) }
+    ))
+
+  it.live("run again as values: with what their parts are now, and only while all of it lives", () =>
+    withNccl(Effect.gen(function*() {
+      const stream = yield* CudaStream.make()
+      const scope = yield* Scope.make()
+      const buffer = yield* Scope.provide(CudaMemory.growable({ maxBytes: 1 << 24 }), scope)
+      yield* CudaMemory.grow(buffer, 64)
+      const part = { buffer, offset: 0, byteLength: 16 }
+      const communicator = yield* joinOne()
+      const whole = CudaNccl.run(CudaNccl.allReduce(communicator, { from: buffer, type: "f32" }, stream))
+      const piece = CudaNccl.run(CudaNccl.allReduce(communicator, { from: part, type: "f32" }, stream))
+      const both = Effect.andThen(whole, piece)
+      nccl.clear()
+      yield* both
+      yield* CudaMemory.grow(buffer, 128)
+      part.offset = 4
+      yield* both
+      const { address } = buffer
+      assert.deepStrictEqual(nccl.records.map(({ count, from, grouped }) => [count, from, grouped]), [
+        [16, address, 0],
+        [4, address, 0],
+        [32, address, 0],
+        [4, address + 4, 0]
+      ])
+      part.byteLength = 6
+      const { argument } = yield* failsWith(piece, "InvalidArgument")
+      assert.strictEqual(argument, "from.byteLength")
+      yield* Scope.close(scope, Exit.void)
+      yield* failsWith(whole, "ResourceReleased")
+      yield* CudaNccl.abort(communicator)
+      yield* failsWith(whole, "ResourceReleased")
+    })))
+
   it.live("that are polled are marked when they are on their stream, and not before", () =>
     withNccl(Effect.gen(function*() {
       const stream = yield* CudaStream.make()

@@ -6,6 +6,8 @@ import type { CudaErrorReason } from "../../CudaError.ts"
 import { isBuffer } from "../../CudaMemory.ts"
 import type { DeviceBuffer, Slice } from "../../CudaMemory.ts"
 import type { CudaStream } from "../../CudaStream.ts"
+import type { LibraryHandleRef, StreamRef } from "../../layers/CudaRuntime.ts"
+import { isStream } from "../given.ts"
 import { Handle, oneLine } from "../handles.ts"
 import { isWhole } from "../numbers.ts"
 import { CommunicatorImpl } from "./communicator.ts"
@@ -34,12 +36,15 @@ export class CollectiveImpl extends Handle {
   readonly communicator: CommunicatorImpl
   readonly stream: CudaStream | undefined
   readonly given: Given
+  /** Its plan, once it was checked. */
+  plan: Plan | undefined
   constructor(kind: CollectiveKind, communicator: CommunicatorImpl, given: Given, stream: CudaStream | undefined) {
     super()
     this.kind = kind
     this.communicator = communicator
     this.given = given
     this.stream = stream
+    this.plan = undefined
   }
   toString(): string {
     return oneLine("Collective", this.kind, String(this.communicator))
@@ -50,22 +55,93 @@ export class CollectiveImpl extends Handle {
   }
 }
 
-/** A collective that can be issued. */
-export interface Plan {
+/** The bytes of a part, as they were when its collective was checked. */
+interface PlannedPart {
+  readonly buffer: DeviceBuffer
+  readonly offset: number
+  readonly byteLength: number
+}
+
+const nothing: ReadonlyArray<PlannedPart> = []
+
+/** A collective that can be issued, with all that its calls need, so that issuing it again costs little. */
+export class Plan {
   readonly kind: CollectiveKind
   readonly communicator: CommunicatorRef
+  readonly stream: CudaStream | undefined
+  /** Its stream, if it was given one on which it can be. */
+  readonly place: StreamRef | undefined
   /** What the rank reads; undefined if it only receives. */
-  readonly from: Part | undefined
+  readonly from: PlannedPart | undefined
   /** What the rank writes; undefined if it only sends. */
-  readonly to: Part | undefined
+  readonly to: PlannedPart | undefined
+  readonly reads: ReadonlyArray<PlannedPart>
+  readonly writes: ReadonlyArray<PlannedPart>
   /** Elements, as the function counts them. */
   readonly count: number
   readonly type: NcclType
   readonly operator: NcclOperator
   /** The root, or the peer. */
   readonly other: number
-  readonly stream: CudaStream | undefined
+  /** Whether it is issued by a non-blocking communicator, and is on its stream only once that is ready. */
+  readonly isPolled: boolean
+  /** The communicator of NCCL that issues it. */
+  readonly handles: ReadonlyArray<LibraryHandleRef>
+  /** The arguments of its function. */
+  readonly fromAddress: number
+  readonly toAddress: number
+  readonly typeCode: number
+  readonly operatorCode: number
+  readonly #given: Parts
+  constructor(
+    { kind, stream }: CollectiveImpl,
+    communicator: CommunicatorRef,
+    given: Parts,
+    reads: ReadonlyArray<PlannedPart>,
+    writes: ReadonlyArray<PlannedPart>,
+    count: number,
+    type: NcclType,
+    operator: NcclOperator,
+    other: number
+  ) {
+    const { direct, handlesOfDirect, handlesOfJoint, shared } = communicator
+    this.kind = kind
+    this.communicator = communicator
+    this.stream = stream
+    this.place = placeOf(communicator, stream)
+    this.from = reads[0]
+    this.to = writes[0]
+    this.reads = reads
+    this.writes = writes
+    this.count = count
+    this.type = type
+    this.operator = operator
+    this.other = other
+    this.isPolled = shared.native !== undefined && (direct === undefined || kind === "send" || kind === "receive")
+    this.handles = this.isPolled ? handlesOfJoint : handlesOfDirect
+    this.fromAddress = this.from === undefined ? 0 : addressOf(this.from)
+    this.toAddress = this.to === undefined ? 0 : addressOf(this.to)
+    this.typeCode = elementTypes[type].code
+    this.operatorCode = operatorCodes[operator]
+    this.#given = given
+  }
+  /** Whether its parts are what they were: the size of growable memory changes. */
+  get isCurrent(): boolean {
+    return isAsBefore(this.from, this.#given.from) && isAsBefore(this.to, this.#given.to)
+  }
 }
+
+const placeOf = ({ deviceIndex, shared }: CommunicatorRef, stream: CudaStream | undefined): StreamRef | undefined =>
+  stream !== undefined && isStream(stream) && stream.runtime.identity === shared.runtime.identity &&
+    stream.ref.deviceIndex === deviceIndex
+    ? stream.ref
+    : undefined
+
+const isAsBefore = (planned: PlannedPart | undefined, given: Part | undefined): boolean =>
+  planned === undefined || given === undefined ||
+  (planned.byteLength === given.byteLength && planned.offset === given.offset && planned.buffer === given.buffer)
+
+const planned = ({ buffer, byteLength, offset }: Part): PlannedPart => ({ buffer, offset, byteLength })
 
 export const running = "CudaNccl.run"
 
@@ -96,9 +172,18 @@ const shapes: { readonly [Kind in CollectiveKind]: Shape } = {
   receive: { other: "peer", hasFrom: never, hasTo: always }
 }
 
-/** Checks a collective. Everything is read once, because a getter may return anything. */
+/** Checks a collective, unless that was done before and nothing has changed. */
 export const planOf = (given: unknown, index: number): Plan | CudaError => {
   if (!(given instanceof CollectiveImpl)) return no(`collectives[${index}]`, given, "a collective, such as allReduce")
+  const known = given.plan
+  if (known !== undefined && known.isCurrent) return known
+  const plan = check(given)
+  if (plan instanceof Plan) given.plan = plan
+  return plan
+}
+
+/** Everything is read once, because a getter may return anything. */
+const check = (given: CollectiveImpl): Plan | CudaError => {
   const { communicator, kind } = given
   if (!(communicator instanceof CommunicatorImpl)) {
     return no("communicator", communicator, "a communicator that CudaNccl has made")
@@ -106,29 +191,23 @@ export const planOf = (given: unknown, index: number): Plan | CudaError => {
   const { ref } = communicator
   if (typeof given.given !== "object" || given.given === null) return no("options", given.given, "options with a type")
   const { from, op = "sum", peer, root, to, type } = given.given
-  if (!Object.hasOwn(elementTypes, type)) {
-    return no("type", type, `one of ${Object.keys(elementTypes).join(", ")}`)
-  }
-  if (!Object.hasOwn(operatorCodes, op)) return no("op", op, `one of ${Object.keys(operatorCodes).join(", ")}`)
-  const { other: name } = shapes[kind]
+  if (!typeNames.has(type)) return no("type", type, `one of ${[...typeNames].join(", ")}`)
+  if (!operatorNames.has(op)) return no("op", op, `one of ${[...operatorNames].join(", ")}`)
+  const shape = shapes[kind]
+  const { other: name } = shape
   const other = name === undefined ? 0 : name === "root" ? root : peer
   if (!isWhole(other, 0, ref.size - 1)) return no(name!, other, `a rank from 0 to ${ref.size - 1}`)
-  const parts = partsOf(kind, ref, from, to, ref.rank === other)
+  const parts = partsOf(shape, ref, from, to, ref.rank === other)
   if (parts instanceof CudaError) return parts
-  const count = countOf(kind, ref, type, parts)
-  if (count instanceof CudaError) return count
-  return {
-    kind,
-    communicator: ref,
-    from: parts.from,
-    to: parts.to,
-    count,
-    type,
-    operator: op,
-    other,
-    stream: given.stream
-  }
+  const reads = parts.from === undefined ? nothing : [planned(parts.from)]
+  const writes = parts.to === parts.from ? reads : parts.to === undefined ? nothing : [planned(parts.to)]
+  const count = countOf(shape, ref, type, reads[0], writes[0])
+  return count instanceof CudaError ? count : new Plan(given, ref, parts, reads, writes, count, type, op, other)
 }
+
+/** A set finds a name sooner than an object says whether it has it. */
+const typeNames: ReadonlySet<unknown> = new Set(Object.keys(elementTypes))
+const operatorNames: ReadonlySet<unknown> = new Set(Object.keys(operatorCodes))
 
 interface Parts {
   readonly from: Part | undefined
@@ -137,14 +216,14 @@ interface Parts {
 
 /** The parts that the rank needs. One that is missing is the other one: in place. */
 const partsOf = (
-  kind: CollectiveKind,
+  { gathers, hasFrom, hasTo }: Shape,
   ref: CommunicatorRef,
   from: Part | undefined,
   to: Part | undefined,
   isRoot: boolean
 ): Parts | CudaError => {
-  const { gathers, hasFrom, hasTo } = shapes[kind]
-  const [reads, writes] = [hasFrom(isRoot), hasTo(isRoot)]
+  const reads = hasFrom(isRoot)
+  const writes = hasTo(isRoot)
   const inPlace = reads && writes && gathers === undefined
   const parts = {
     from: reads ? from ?? (inPlace ? to : undefined) : undefined,
@@ -154,7 +233,7 @@ const partsOf = (
     const wrong = refusePart("from", parts.from, ref)
     if (wrong !== undefined) return wrong
   }
-  if (writes) {
+  if (writes && parts.to !== parts.from) {
     const wrong = refusePart("to", parts.to, ref)
     if (wrong !== undefined) return wrong
   }
@@ -180,18 +259,21 @@ const refusePart = (name: string, part: Part | undefined, ref: CommunicatorRef):
 
 /** The number of elements, once the sizes fit together. */
 const countOf = (
-  kind: CollectiveKind,
+  { gathers }: Shape,
   ref: CommunicatorRef,
   type: NcclType,
-  { from, to }: Parts
+  from: PlannedPart | undefined,
+  to: PlannedPart | undefined
 ): number | CudaError => {
-  const { gathers } = shapes[kind]
-  const [fromFactor, toFactor] = [gathers === "from" ? ref.size : 1, gathers === "to" ? ref.size : 1]
-  const [name, part, factor] = from === undefined ? ["to", to!, toFactor] as const : ["from", from, fromFactor] as const
+  const fromFactor = gathers === "from" ? ref.size : 1
+  const toFactor = gathers === "to" ? ref.size : 1
+  const part = from ?? to!
+  const factor = from === undefined ? toFactor : fromFactor
   const { size } = elementTypes[type]
   const bytes = part.byteLength / factor
   if (!isWhole(bytes / size, 1)) {
     const unit = factor === 1 ? `${size}` : `${size} × ${factor}`
+    const name = from === undefined ? "to" : "from"
     return no(`${name}.byteLength`, part.byteLength, `a positive multiple of ${unit} bytes`)
   }
   if (from !== undefined && to !== undefined) {
@@ -204,7 +286,8 @@ const countOf = (
   return bytes / size
 }
 
-const addressOf = ({ buffer, offset }: Part): number => buffer.address + offset
+/** Not the address that programs are given, which the runtime is told about. */
+const addressOf = ({ buffer, offset }: Part): number => buffer.ref.address + offset
 
 /** Parts are the same, apart, or the rank's own piece of the larger one. */
 const refuseOverlap = (
@@ -215,8 +298,9 @@ const refuseOverlap = (
   gathers: Shape["gathers"]
 ): CudaError | undefined => {
   // While a graph is recorded, its own memory has no address.
-  if (from.buffer.ref !== to.buffer.ref) return undefined
-  const [first, second] = [addressOf(from), addressOf(to)]
+  if (from === to || from.buffer.ref !== to.buffer.ref) return undefined
+  const first = addressOf(from)
+  const second = addressOf(to)
   if (first + from.byteLength <= second || second + to.byteLength <= first) return undefined
   const shift = gathers === undefined ? 0 : rank * bytes
   if (gathers === "to" ? first === second + shift : second === first + shift) return undefined

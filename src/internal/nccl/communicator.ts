@@ -44,8 +44,12 @@ export class CommunicatorRef {
   readonly joint: LibraryHandleRef
   /** The blocking one, whose work is on its stream when a call returns. */
   readonly direct: LibraryHandleRef | undefined
+  /** Each as what a call uses. */
+  readonly handlesOfJoint: ReadonlyArray<LibraryHandleRef>
+  readonly handlesOfDirect: ReadonlyArray<LibraryHandleRef>
   /** Where its ranks meet on simulated devices. */
   readonly meetings: Meetings | undefined
+  #lastStream: StreamRef | undefined
   constructor(
     shared: Shared,
     fields: Pick<CommunicatorRef, "rank" | "size" | "deviceIndex" | "joint" | "direct" | "meetings">
@@ -56,6 +60,8 @@ export class CommunicatorRef {
     this.deviceIndex = fields.deviceIndex
     this.joint = fields.joint
     this.direct = fields.direct
+    this.handlesOfJoint = [fields.joint]
+    this.handlesOfDirect = fields.direct === undefined ? this.handlesOfJoint : [fields.direct]
     this.meetings = fields.meetings
   }
   get runtime(): CudaRuntimeService {
@@ -67,7 +73,9 @@ export class CommunicatorRef {
   }
   /** Notes a stream, and forgets those that are gone. */
   usedOn(stream: StreamRef): void {
-    if (stream.isRecording || this.streams.has(stream)) return
+    if (stream === this.#lastStream || stream.isRecording) return
+    this.#lastStream = stream
+    if (this.streams.has(stream)) return
     for (const other of this.streams) if (other.state === "released") this.streams.delete(other)
     this.streams.add(stream)
   }

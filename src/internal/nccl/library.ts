@@ -74,6 +74,12 @@ export const definition = CudaLibrary.define({
   }
 })
 
+/** The library, whose failures say what NCCL says about them. */
+export const definitionWith = (said: () => string | undefined): typeof definition => ({
+  ...definition,
+  statuses: (code: number) => reasonOf(code, said())
+})
+
 export type Nccl = CudaLibrary.CudaLibrary<typeof definition.functions>
 export type NcclFunction = keyof typeof definition.functions
 

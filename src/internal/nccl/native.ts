@@ -16,7 +16,6 @@ import type { Plan } from "./collective.ts"
 import type { Shared } from "./communicator.ts"
 import { configOf, inProgress, reasonOf, system } from "./library.ts"
 import type { Nccl, NcclFunction } from "./library.ts"
-import { elementTypes, operatorCodes } from "./numbers.ts"
 
 /** The functions that are called in a turn of the event loop. */
 export interface NativeCalls {
@@ -299,16 +298,11 @@ let simulatedHandles = 0
 export const pretendHandle = (shared: Shared, deviceIndex: number): Effect.Effect<LibraryHandleRef, CudaError> =>
   Effect.suspend(() => adopt(shared, BigUint64Array.of(BigInt(++simulatedHandles)), deviceIndex))
 
-const addressOf = (part: Plan["from"]): number => part === undefined ? 0 : part.buffer.address + part.offset
-
 /** Makes the call of a collective. Returns its status. */
-export const issue = ({ collectives }: NativeCalls, plan: Plan, handle: number, stream: number): number => {
-  const { count, kind, operator, other } = plan
+export const issue = ({ collectives }: NativeCalls, plan: Plan, stream: number): number => {
+  const { count, fromAddress: from, kind, operatorCode: op, other, toAddress: to, typeCode: type } = plan
+  const { handle } = plan.handles[0]!
   const call = collectives[kind]
-  const from = addressOf(plan.from)
-  const to = addressOf(plan.to)
-  const type = elementTypes[plan.type].code
-  const op = operatorCodes[operator]
   switch (kind) {
     case "allReduce":
     case "reduceScatter":
@@ -332,15 +326,4 @@ export const groupStart = (native: NativeCalls): number => Number(native.groupSt
 export const groupEnd = (native: NativeCalls, status: number): number => {
   const ended = Number(native.groupEnd())
   return status || ended
-}
-
-/** Makes calls that fail or succeed as one. */
-export const inGroup = (native: NativeCalls, calls: ReadonlyArray<() => number>): number => {
-  let status = groupStart(native)
-  if (status !== 0) return status
-  for (const call of calls) {
-    const code = call()
-    if (code !== 0 && code !== inProgress) status ||= code
-  }
-  return groupEnd(native, status)
 }

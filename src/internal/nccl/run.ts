@@ -8,8 +8,8 @@ import type {
   CaptureRef,
   CudaRuntimeService,
   ForeignSimulation,
-  LibraryHandleRef,
   MemoryAccess,
+  PlacedCall,
   StreamRef
 } from "../../layers/CudaRuntime.ts"
 import { isStream, rangeOf } from "../given.ts"
@@ -18,19 +18,64 @@ import { namedNode } from "../node.ts"
 import { CurrentAccess } from "../ordered.ts"
 import { onStream } from "../place.ts"
 import { planOf, running } from "./collective.ts"
-import type { Plan } from "./collective.ts"
+import type { CollectiveKind, Plan } from "./collective.ts"
 import { goneError } from "./communicator.ts"
 import type { CommunicatorRef } from "./communicator.ts"
-import { inProgress, reasonOf } from "./library.ts"
+import { inProgress } from "./library.ts"
+import type { Nccl } from "./library.ts"
 import { abortCommunicator } from "./lifecycle.ts"
-import { functionNames, groupEnd, groupStart, inGroup, issue, lastWords, untilReady } from "./native.ts"
+import { functionNames, groupEnd, groupStart, issue, untilReady } from "./native.ts"
 import type { NativeCalls } from "./native.ts"
 import { bytesOfPlans } from "./simulated.ts"
+import type { Meetings } from "./simulated.ts"
 
-/** Collectives on one stream. */
-interface Job {
+/** Collectives on one stream, as the part of a call of the runtime. The order of the memory is that of the plans. */
+class Job implements PlacedCall {
   readonly stream: StreamRef
-  readonly plans: ReadonlyArray<Plan>
+  readonly plans: Array<Plan>
+  reads: Plan["reads"]
+  writes: Plan["writes"]
+  handles: Plan["handles"]
+  readonly status: Nccl
+  readonly names: NonNullable<PlacedCall["names"]>
+  readonly simulate: ForeignSimulation | undefined
+  constructor(stream: StreamRef, plan: Plan, names: NonNullable<PlacedCall["names"]>) {
+    const { communicator: { meetings, shared }, handles, reads, writes } = plan
+    this.stream = stream
+    this.plans = [plan]
+    this.reads = reads
+    this.writes = writes
+    this.handles = handles
+    this.status = shared.library
+    this.names = names
+    this.simulate = meetings === undefined ? undefined : simulationOf(meetings, this.plans)
+  }
+  add(plan: Plan): void {
+    const handle = plan.handles[0]!
+    this.plans.push(plan)
+    this.reads = [...this.reads, ...plan.reads]
+    this.writes = [...this.writes, ...plan.writes]
+    if (!this.handles.includes(handle)) this.handles = [...this.handles, handle]
+  }
+}
+
+const nameOne = (kind: CollectiveKind) => ({ operation: running, call: functionNames[kind] })
+
+/** What failures name: the function of a single collective, or the end of a group. */
+const namesOf: { readonly [Kind in CollectiveKind]: NonNullable<PlacedCall["names"]> } = {
+  allReduce: nameOne("allReduce"),
+  broadcast: nameOne("broadcast"),
+  reduce: nameOne("reduce"),
+  allGather: nameOne("allGather"),
+  reduceScatter: nameOne("reduceScatter"),
+  send: nameOne("send"),
+  receive: nameOne("receive")
+}
+const inOneGroup = { operation: running, call: "ncclGroupEnd" }
+
+const simulationOf = (meetings: Meetings, plans: ReadonlyArray<Plan>): ForeignSimulation => (reads, writes) => {
+  const bytes = bytesOfPlans(plans, reads, writes)
+  return meetings.meet(plans, (plan) => bytes.get(plan)!)
 }
 
 /** Checks collectives, finds their streams, and issues them. */
@@ -45,28 +90,28 @@ export const runAll = (collectives: ReadonlyArray<unknown>): Effect.Effect<void,
       plans.push(plan)
     }
     if (plans.length === 0) return Effect.void
-    if (plans.length === 1) return withStream(plans[0]!, (stream) => issueJobs([{ stream, plans }]))
-    if (!plans.every(({ stream }) => isStream(stream))) return issueOnCurrent(plans)
     const streams: Array<StreamRef> = []
-    for (const plan of plans) {
-      const refused = refuseStream(plan, plan.stream!)
-      if (refused !== undefined) return Effect.fail(refused)
-      streams.push(plan.stream!.ref)
+    for (let index = 0; index < plans.length; index++) {
+      const { place } = plans[index]!
+      if (place === undefined) return issueOnCurrent(plans)
+      streams.push(place)
     }
-    return issueJobs(jobsOf(plans, streams))
+    return issueOn(plans, streams)
   })
 
-/** Some of the streams are the current ones of the devices. */
-const issueOnCurrent = (plans: ReadonlyArray<Plan>): Effect.Effect<void, CudaError> =>
-  Effect.flatMap(
+/** Some of the streams are the current ones of the devices, or wrong. */
+const issueOnCurrent = (plans: ReadonlyArray<Plan>): Effect.Effect<void, CudaError> => {
+  if (plans.length === 1) return withStream(plans[0]!, (stream) => issueOn(plans, [stream]))
+  return Effect.flatMap(
     Effect.forEach(plans, (plan) => withStream(plan, Effect.succeed)),
-    (streams) => issueJobs(jobsOf(plans, streams))
+    (streams) => issueOn(plans, streams)
   )
+}
 
 const refusePlan = ({ communicator }: Plan, first: Plan | undefined): CudaError | undefined => {
   if (communicator.state !== "live") return goneError(running, communicator)
-  const runtime = first?.communicator.runtime ?? communicator.runtime
-  if (communicator.runtime.identity === runtime.identity) return undefined
+  if (first === undefined || communicator.shared === first.communicator.shared) return undefined
+  if (communicator.runtime.identity === first.communicator.runtime.identity) return undefined
   return new CudaError({ operation: running, reason: { _tag: "ForeignResource", resource: String(communicator) } })
 }
 
@@ -76,11 +121,11 @@ const withStream = <A>(
 ): Effect.Effect<A, CudaError> => {
   const { communicator: { deviceIndex, runtime }, stream } = plan
   if (stream === undefined || !isStream(stream)) return onStream(running, runtime, deviceIndex, stream, use)
-  const refused = refuseStream(plan, stream)
+  const refused = refuseStream(plan.communicator, stream)
   return refused === undefined ? use(stream.ref) : Effect.fail(refused)
 }
 
-const refuseStream = ({ communicator }: Plan, { ref, runtime }: CudaStream): CudaError | undefined => {
+const refuseStream = (communicator: CommunicatorRef, { ref, runtime }: CudaStream): CudaError | undefined => {
   const { deviceIndex } = communicator
   if (runtime.identity !== communicator.runtime.identity) {
     return new CudaError({ operation: running, reason: { _tag: "ForeignResource", resource: String(ref) } })
@@ -92,103 +137,68 @@ const refuseStream = ({ communicator }: Plan, { ref, runtime }: CudaStream): Cud
 }
 
 /** There are few streams. */
-const jobsOf = (plans: ReadonlyArray<Plan>, streams: ReadonlyArray<StreamRef>): ReadonlyArray<Job> => {
-  const jobs: Array<{ readonly stream: StreamRef; readonly plans: Array<Plan> }> = []
+const issueOn = (plans: ReadonlyArray<Plan>, streams: ReadonlyArray<StreamRef>): Effect.Effect<void, CudaError> => {
+  const jobs: Array<Job> = []
+  const names = plans.length === 1 ? namesOf[plans[0]!.kind] : inOneGroup
+  let isPolled = false
+  let isRecording = false
   for (let index = 0; index < plans.length; index++) {
+    const plan = plans[index]!
     const stream = streams[index]!
-    const job = jobs.find((known) => known.stream === stream)
-    if (job === undefined) jobs.push({ stream, plans: [plans[index]!] })
-    else job.plans.push(plans[index]!)
+    plan.communicator.usedOn(stream)
+    isPolled ||= plan.isPolled
+    isRecording ||= stream.isRecording
+    const at = streams.indexOf(stream)
+    if (at === index) jobs.push(new Job(stream, plan, names))
+    else find(jobs, stream).add(plan)
   }
-  return jobs
+  if (isPolled) return locked(jobs, issueTogether(jobs))
+  const first = jobs[0]!
+  if (jobs.length > 1) return isRecording ? issueTogether(jobs) : enqueueAll(jobs)
+  const issued = enqueueOne(first)
+  return isRecording ? namedNode(issued, first.plans[0]!.kind) : issued
 }
 
-/** Whether a plan is issued by a non-blocking communicator, and is on its stream only once that is ready. */
-const isPolled = ({ communicator: { direct, shared }, kind }: Plan): boolean =>
-  shared.native !== undefined && (direct === undefined || kind === "send" || kind === "receive")
-
-const handleOf = (plan: Plan): LibraryHandleRef =>
-  isPolled(plan) ? plan.communicator.joint : plan.communicator.direct ?? plan.communicator.joint
-
-const issueJobs = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> => {
-  const [first] = jobs as readonly [Job]
-  for (let index = 0; index < jobs.length; index++) {
-    const { plans, stream } = jobs[index]!
-    for (let at = 0; at < plans.length; at++) plans[at]!.communicator.usedOn(stream)
-  }
-  if (jobs.some(mustWait)) return locked(jobs, issueTogether(jobs))
-  if (jobs.length > 1) return jobs.some(({ stream }) => stream.isRecording) ? issueTogether(jobs) : enqueueAll(jobs)
-  const issued = enqueueNow(first)
-  return first.stream.isRecording ? namedNode(issued, first.plans[0]!.kind) : issued
-}
-
-const mustWait = ({ plans }: Job): boolean => plans.some(isPolled)
+const find = (jobs: ReadonlyArray<Job>, stream: StreamRef): Job => jobs.find((job) => job.stream === stream)!
 
 /** One group on several streams. */
 const enqueueAll = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> => {
-  const { runtime, shared } = jobs[0]!.plans[0]!.communicator
-  const { native } = shared
-  const works = jobs.map((job) => {
-    // A spread copy would take longer than the rest.
-    const { handles, reads, writes } = usesOf(job)
-    const { stream } = job
-    return { reads, writes, handles, stream, status: shared.library, names: inOneGroup, simulate: simulationOf(job) }
-  })
-  if (native === undefined) return runtime.memoryEnqueueAll(works, () => {})
-  const calls = (streams: ReadonlyArray<number>) => {
-    let status = groupStart(native)
-    if (status !== 0) return status
-    for (let index = 0; index < jobs.length; index++) {
-      for (const plan of jobs[index]!.plans) status ||= issue(native, plan, handleOf(plan).handle!, streams[index]!)
-    }
-    return groupEnd(native, status)
-  }
-  return explained(native, runtime.memoryEnqueueAll(works, calls))
+  const { runtime, shared: { native } } = jobs[0]!.plans[0]!.communicator
+  if (native === undefined) return runtime.memoryEnqueueAll(jobs, () => {})
+  return runtime.memoryEnqueueAll(jobs, (streams) => callAll(native, jobs, streams))
 }
 
-const inOneGroup = { operation: running, call: "ncclGroupEnd" } as const
+const callAll = (native: NativeCalls, jobs: ReadonlyArray<Job>, streams: ReadonlyArray<number>): number => {
+  let status = groupStart(native)
+  if (status !== 0) return status
+  for (let index = 0; index < jobs.length; index++) {
+    status = issueIn(native, jobs[index]!.plans, streams[index]!, status)
+  }
+  return groupEnd(native, status)
+}
+
+/** Returns the first failure in a group. */
+const issueIn = (native: NativeCalls, plans: ReadonlyArray<Plan>, stream: number, status: number): number => {
+  for (let index = 0; index < plans.length; index++) {
+    const code = issue(native, plans[index]!, stream)
+    if (code !== inProgress) status ||= code
+  }
+  return status
+}
 
 /** One call, as any other that enqueues work: its memory is checked, ordered and captured. */
-const enqueueNow = (job: Job): Effect.Effect<void, CudaError> => {
+const enqueueOne = (job: Job): Effect.Effect<void, CudaError> => {
   const { plans, stream } = job
-  const [{ communicator: { runtime, shared }, kind }] = plans as readonly [Plan]
-  const { native } = shared
-  const names = { operation: running, call: plans.length === 1 ? functionNames[kind] : "ncclGroupEnd" }
-  const { handles, reads, writes } = usesOf(job)
-  const work = { reads, writes, handles, status: shared.library, names, simulate: simulationOf(job) }
-  if (native === undefined) return runtime.memoryEnqueue(work, () => {}, stream)
-  return explained(native, runtime.memoryEnqueue(work, (handle) => callAll(native, plans, handle), stream))
+  const { runtime, shared: { native } } = plans[0]!.communicator
+  if (native === undefined) return runtime.memoryEnqueue(job, () => {}, stream)
+  return runtime.memoryEnqueue(job, (handle) => callOne(native, plans, handle), stream)
 }
 
-const callAll = (native: NativeCalls, plans: ReadonlyArray<Plan>, stream: number): number => {
-  const call = (plan: Plan) => issue(native, plan, handleOf(plan).handle!, stream)
-  return plans.length === 1 ? call(plans[0]!) : inGroup(native, plans.map((plan) => () => call(plan)))
-}
-
-/** The memory and the handles of a job. The order of the memory is that of its plans. */
-const usesOf = ({ plans }: Job) => {
-  const [first] = plans as readonly [Plan]
-  if (plans.length === 1) {
-    return {
-      reads: first.from === undefined ? [] : [first.from],
-      writes: first.to === undefined ? [] : [first.to],
-      handles: [handleOf(first)]
-    }
-  }
-  return {
-    reads: plans.flatMap(({ from }) => from === undefined ? [] : [from]),
-    writes: plans.flatMap(({ to }) => to === undefined ? [] : [to]),
-    handles: Array.from(new Set(plans.map(handleOf)))
-  }
-}
-
-const simulationOf = ({ plans }: Job): ForeignSimulation | undefined => {
-  const { meetings } = plans[0]!.communicator
-  if (meetings === undefined) return undefined
-  return (reads, writes) => {
-    const bytes = bytesOfPlans(plans, reads, writes)
-    return meetings.meet(plans, (plan) => bytes.get(plan)!)
-  }
+/** A single call needs no group. */
+const callOne = (native: NativeCalls, plans: ReadonlyArray<Plan>, stream: number): number => {
+  if (plans.length === 1) return issue(native, plans[0]!, stream)
+  const status = groupStart(native)
+  return status === 0 ? groupEnd(native, issueIn(native, plans, stream, 0)) : status
 }
 
 /** Holds the communicators that must be ready for another call. */
@@ -198,7 +208,7 @@ const locked = (jobs: ReadonlyArray<Job>, self: Effect.Effect<void, CudaError>):
     .reduce((held, { lock }) => lock.withPermit(held), self)
 
 const polledIn = (jobs: ReadonlyArray<Job>): ReadonlySet<CommunicatorRef> =>
-  new Set(jobs.flatMap(({ plans }) => plans.filter(isPolled).map(({ communicator }) => communicator)))
+  new Set(jobs.flatMap(({ plans }) => plans.filter(({ isPolled }) => isPolled).map(({ communicator }) => communicator)))
 
 /** Work on several streams, and work that is on its stream only later, is an access of its memory until then. */
 const issueTogether = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> =>
@@ -213,11 +223,11 @@ const within = (
   const job = jobs[index]
   if (job === undefined) return issueAll(jobs, captures)
   const { runtime } = job.plans[0]!.communicator
-  const { handles, reads, writes } = usesOf(job)
+  const { handles, reads, simulate, stream, writes } = job
   const ranges = { reads: reads.map(rangeOf), writes: writes.map(rangeOf), handles }
-  const access: MemoryAccess = { ...ranges, stream: job.stream, outer }
+  const access: MemoryAccess = { ...ranges, stream, outer }
   const rest = (capture: CaptureRef) => within(jobs, index + 1, [...captures, capture], access)
-  const captured = capturing(runtime, { ...ranges, simulate: simulationOf(job) }, job.stream, rest)
+  const captured = capturing(runtime, { ...ranges, simulate }, stream, rest)
   return Effect.uninterruptibleMask((restore) =>
     Effect.onExit(
       restore(Effect.andThen(runtime.memoryBegin(access), captured)),
@@ -247,7 +257,7 @@ const issueAll = (jobs: ReadonlyArray<Job>, captures: ReadonlyArray<CaptureRef>)
   if (native === undefined) return Effect.void
   const polled = [...polledIn(jobs)]
   const calls = () => callGroup(native, jobs, captures, false) || callGroup(native, jobs, captures, true)
-  const called = explained(native, runtime.libraryTurn(library.ref, calls, deviceIndex)).pipe(named(running))
+  const called = runtime.libraryTurn(library.ref, calls, deviceIndex).pipe(named(running))
   return Effect.uninterruptibleMask((restore) =>
     Effect.suspend(() => {
       const gone = jobs.flatMap(({ plans }) => plans).find(({ communicator }) => communicator.state !== "live")
@@ -270,19 +280,13 @@ const callGroup = (
   captures: ReadonlyArray<CaptureRef>,
   arePolled: boolean
 ): number => {
-  const calls = jobs.flatMap(({ plans }, index) =>
-    plans.filter((plan) => isPolled(plan) === arePolled).map((plan) => () =>
-      issue(native, plan, handleOf(plan).handle!, captures[index]!.handle!)
-    )
-  )
-  if (calls.length === 0) return 0
-  const status = inGroup(native, calls)
+  if (!jobs.some(({ plans }) => plans.some(({ isPolled }) => isPolled === arePolled))) return 0
+  let status = groupStart(native)
+  if (status !== 0) return status
+  for (const [index, { plans }] of jobs.entries()) {
+    const ofKind = plans.filter(({ isPolled }) => isPolled === arePolled)
+    status = issueIn(native, ofKind, captures[index]!.handle!, status)
+  }
+  status = groupEnd(native, status)
   return arePolled && status === inProgress ? 0 : status
 }
-
-/** Adds the last words of NCCL to failures of it. */
-const explained = <A>(native: NativeCalls, self: Effect.Effect<A, CudaError>): Effect.Effect<A, CudaError> =>
-  Effect.mapError(self, (error) =>
-    error.reason._tag === "LibraryFailed"
-      ? new CudaError({ ...error, reason: reasonOf(error.reason.code, lastWords(native)) })
-      : error)

@@ -29,7 +29,7 @@ import { operation as driverCall } from "./operation.ts"
 import { refuseRange } from "./ranges.ts"
 import type { Refusal } from "./ranges.ts"
 import { refuseElsewhere, refuseToRecord } from "./recordings.ts"
-import { handlesOf, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
+import { handlesOf, ownHandleAlone, ownMemory, ownStream, unusable, unusableMemory } from "./resources.ts"
 import type { HandleResource, StreamResource } from "./resources.ts"
 
 type Call = (stream: number) => unknown
@@ -58,19 +58,28 @@ const enqueueAll = (core: Core, works: ReadonlyArray<PlacedCall>, call: CallOnAl
   const first = works[0]
   if (first === undefined) return Effect.void
   const names = first.names === undefined ? ofAll : namesOf(first.names)
-  for (const work of works) {
-    const refused = refusePlaced(core, names, work, call)
+  const streams: Array<StreamResource> = []
+  let isOrdered = core.backend.captures.simulate !== undefined
+  for (let index = 0; index < works.length; index++) {
+    const work = works[index]!
+    const stream = ownStream(work.stream)
+    const refused = refusePlaced(core, names, work, call, stream)
     if (refused !== undefined) return refused
+    isOrdered ||= areUsesOrdered(work)
+    streams.push(stream)
   }
-  const streams = works.map(({ stream }) => ownStream(stream))
-  if (core.backend.captures.simulate === undefined && works.every(areUnordered)) {
-    return enqueueUnordered(core, names, works, call, streams)
-  }
-  return enqueueAllInOrder(core, names, works, call, streams)
+  return isOrdered
+    ? enqueueAllInOrder(core, names, works, call, streams)
+    : enqueueUnordered(core, names, works, call, streams)
 }
 
-const areUnordered = ({ handles = [], reads = none, writes = none }: PlacedCall): boolean =>
-  !areOrdered(reads) && !areOrdered(writes) && handlesOf(handles).every(({ ordering }) => ordering === undefined)
+const areUsesOrdered = ({ handles = noRefs, reads = none, writes = none }: PlacedCall): boolean => {
+  if (areOrdered(reads) || areOrdered(writes)) return true
+  for (let index = 0; index < handles.length; index++) {
+    if (ownHandleAlone(handles[index]!).ordering !== undefined) return true
+  }
+  return false
+}
 
 const enqueueUnordered = (
   core: Core,
@@ -80,14 +89,25 @@ const enqueueUnordered = (
   streams: ReadonlyArray<StreamResource>
 ): Effect.Effect<void, CudaError> => {
   for (let index = 0; index < works.length; index++) {
-    const { handles, reads = none, writes = none } = works[index]!
+    const { handles = noRefs, reads = none, writes = none } = works[index]!
     const stream = streams[index]!
-    for (const handle of handlesOf(handles)) handle.usedOn(stream)
+    for (let at = 0; at < handles.length; at++) ownHandleAlone(handles[at]!).usedOn(stream)
     const used = use(reads, stream) || use(writes, stream)
     if (used !== success) return core.fail(names.begin, used, stream)
   }
-  const onAll = () => call(streams.map(({ handle }) => handle))
-  return callNative(core, names, works[0]!, onAll, streams[0]!, streams[0]!.handle) ?? Effect.void
+  return callOnAll(core, names, works, call, streams) ?? Effect.void
+}
+
+const callOnAll = (
+  core: Core,
+  names: CallNames,
+  works: ReadonlyArray<PlacedCall>,
+  call: CallOnAll,
+  streams: ReadonlyArray<StreamResource>
+): Refusal => {
+  const handles: Array<number> = []
+  for (let index = 0; index < streams.length; index++) handles.push(streams[index]!.handle)
+  return callNative(core, names, works[0]!, call, streams[0]!, handles)
 }
 
 const enqueueAllInOrder = (
@@ -103,8 +123,7 @@ const enqueueAllInOrder = (
     const work = works[index]
     if (work === undefined) {
       if (simulate !== undefined) return success
-      const onAll = () => call(streams.map(({ handle }) => handle))
-      failed = callNative(core, names, works[0]!, onAll, streams[0]!, streams[0]!.handle)
+      failed = callOnAll(core, names, works, call, streams)
       return success
     }
     const { reads = none, writes = none } = work
@@ -120,9 +139,13 @@ const enqueueAllInOrder = (
 
 const ofAll: CallNames = { begin: "CudaMemory.enqueueAll", end: "CudaMemory.enqueueAll", call: undefined }
 
-const refusePlaced = (core: Core, names: CallNames, work: PlacedCall, call: unknown): Refusal => {
-  const { reads = none, simulate, writes = none } = work
-  const stream = ownStream(work.stream)
+const refusePlaced = (
+  core: Core,
+  names: CallNames,
+  { handles = noRefs, reads = none, simulate, writes = none }: PlacedCall,
+  call: unknown,
+  stream: StreamResource
+): Refusal => {
   if (
     unusable(core.backend, stream) || typeof call !== "function" || !areUsable(core, reads, stream) ||
     !areUsable(core, writes, stream)
@@ -134,7 +157,8 @@ const refusePlaced = (core: Core, names: CallNames, work: PlacedCall, call: unkn
   }
   const elsewhere = core.recordings === 0 ? undefined : refuseElsewhere(names.begin, stream)
   if (elsewhere !== undefined) return elsewhere
-  for (const handle of handlesOf(work.handles)) {
+  for (let index = 0; index < handles.length; index++) {
+    const handle = ownHandleAlone(handles[index]!)
     if (unusable(core.backend, handle)) return refuseResource(names.begin, core.backend, handle)
     if (handle.deviceIndex !== stream.deviceIndex) return refuseDevices(names.begin, handle, stream)
   }
@@ -173,6 +197,7 @@ const namesOf = ({ call, operation }: NonNullable<EnqueuedCall["names"]>): CallN
 })
 const none: Parts = []
 const noHandles: ReadonlyArray<HandleResource> = []
+const noRefs: ReadonlyArray<LibraryHandleRef> = []
 
 /** A call with the handles of libraries that it uses. */
 interface CallWithHandles extends EnqueuedCall {
@@ -238,13 +263,13 @@ const use = (parts: Parts, stream: StreamResource): number => {
 }
 
 /** Makes the call, with the context of the stream's device current. Returns its failure. */
-const callNative = (
+const callNative = <Given>(
   core: Core,
   names: CallNames,
   work: EnqueuedCall,
-  call: Call,
+  call: (given: Given) => unknown,
   stream: StreamResource,
-  handle: number
+  given: Given
 ): Refusal => {
   const { captures } = core.backend
   const { deviceIndex } = stream
@@ -252,7 +277,7 @@ const callNative = (
   if (entered !== success) return core.fail(names.begin, entered, stream)
   let result: unknown
   try {
-    result = call(handle)
+    result = call(given)
   } finally {
     captures.leave(deviceIndex)
   }

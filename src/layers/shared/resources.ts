@@ -400,6 +400,7 @@ export class HandleResource implements LibraryHandleRef {
   readonly handle: number
   readonly deviceIndex: number
   readonly #users = new Set<StreamResource>()
+  #lastUser: StreamResource | undefined
   constructor(owner: Owner, fields: Pick<HandleResource, "kind" | "as" | "handle" | "deviceIndex">) {
     this.owner = owner
     this.kind = fields.kind
@@ -409,7 +410,9 @@ export class HandleResource implements LibraryHandleRef {
   }
   /** Notes that work on a stream is about to use it. */
   usedOn(stream: StreamResource): void {
-    if (stream.recording !== undefined || this.#users.has(stream)) return
+    if (stream === this.#lastUser || stream.recording !== undefined) return
+    this.#lastUser = stream
+    if (this.#users.has(stream)) return
     for (const user of this.#users) if (user.state === "released") this.#users.delete(user)
     this.#users.add(stream)
   }
@@ -554,7 +557,7 @@ export const handlesOf = (refs: ReadonlyArray<LibraryHandleRef> | undefined): Re
 
 const noHandles: ReadonlyArray<HandleResource> = []
 
-const ownHandleAlone = (ref: LibraryHandleRef): HandleResource => {
+export const ownHandleAlone = (ref: LibraryHandleRef): HandleResource => {
   const own = ownHandle(ref)
   if (own instanceof HandleResource) return own
   const expected = "a handle that is not per stream"
