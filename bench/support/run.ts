@@ -30,10 +30,14 @@ export const runOnGpu = (name: string, body: Body<Ground>): Promise<void> => sta
 
 /** Runs a benchmark on the first GPU, or on the stub driver if the process has the argument "stub". */
 export const runOnDriver = (name: string, body: Body<Ground>): Promise<void> =>
-  start(name, process.argv[2] === "stub" ? openStub : openGpu, body)
+  start(name, process.argv[2] === "stub" ? () => openStub() : openGpu, body)
 
 /** Runs a benchmark that needs no driver. */
 export const runAnywhere = (name: string, body: Body<void>): Promise<void> => start(name, () => undefined, body)
+
+/** Runs a benchmark on the stub driver, with several devices. */
+export const runOnStub = (name: string, devices: number, body: Body<Ground>): Promise<void> =>
+  start(name, () => openStub(devices), body)
 
 const openGpu = (): Ground | string => {
   const driver = openDriver()
@@ -42,8 +46,8 @@ const openGpu = (): Ground | string => {
   return { driver, isGpu: true, makeRuntime: NativeRuntime.make }
 }
 
-const openStub = (): Ground | string => {
-  const stub = buildStub()
+const openStub = (devices?: number): Ground | string => {
+  const stub = buildStub(devices)
   if ("problem" in stub) return stub.problem
   const driver = openDriver(stub.path)
   if (typeof driver === "string") return driver

@@ -10,16 +10,32 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 
 const fast = fileURLToPath(new URL("./fastDriver.c", import.meta.url))
+const nccl = fileURLToPath(new URL("./fastNccl.c", import.meta.url))
 const stub = fileURLToPath(new URL("../../test/support/stub/driver.c", import.meta.url))
 
-/** Builds the library, which exists until the process ends. Returns the reason if it cannot. */
-export const buildStub = (): { readonly path: string } | { readonly problem: string } => {
+type Built = { readonly path: string } | { readonly problem: string }
+
+const options = ["-O2", "-fPIC", "-pthread"]
+
+const makeFolder = (): string => {
   const folder = mkdtempSync(join(tmpdir(), "effect-cuda-bench-"))
   process.on("exit", () => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
+
+/** Builds NCCL without a GPU (`fastNccl.c`). */
+export const buildStubNccl = (): Built => {
+  const path = join(makeFolder(), "libnccl-stub.so")
+  const problem = compile([...options, "-shared", nccl, "-o", path])
+  return problem === undefined ? { path } : { problem }
+}
+
+/** Builds the driver, which exists until the process ends. Returns the reason if it cannot. */
+export const buildStub = (devices = 1): Built => {
+  const folder = makeFolder()
   const object = join(folder, "stub.o")
   const path = join(folder, "libcuda-stub.so")
-  const options = ["-O2", "-fPIC", "-pthread"]
-  const problem = compile([...options, ...renames(), "-c", stub, "-o", object]) ??
+  const problem = compile([...options, `-DSTUB_DEVICES=${devices}`, ...renames(), "-c", stub, "-o", object]) ??
     compile([...options, "-shared", fast, object, "-o", path])
   return problem === undefined ? { path } : { problem }
 }
