@@ -78,6 +78,19 @@ export const startPythonPeer = (
     return undefined
   })
 
+/** Starts a second process of Node.js with the library in a scope, which runs a program of `peers/`. */
+export const startNodePeer = (program: string): Effect.Effect<Peer, never, Scope.Scope> =>
+  Effect.map(
+    Effect.acquireRelease(Effect.sync(() => launchNode(program)), ({ stop }) => Effect.sync(stop)),
+    (started) => makePeer("the second process", started)
+  )
+
+const launchNode = (program: string): Launched => {
+  const script = fileURLToPath(new URL(`../peers/${program}.ts`, import.meta.url))
+  const child = spawn(process.execPath, [...process.execArgv, script], { stdio: ["pipe", "pipe", "inherit"] })
+  return { ask: converse(child, `The second process "${program}"`), stop: () => child.kill() }
+}
+
 /** A peer that fails is reported once, and returns nothing from then on. */
 const makePeer = (name: string, { ask }: Launched): Peer => {
   let isGone = false
