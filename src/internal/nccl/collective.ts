@@ -6,7 +6,7 @@ import type { CudaErrorReason } from "../../CudaError.ts"
 import { isBuffer } from "../../CudaMemory.ts"
 import type { DeviceBuffer, Slice } from "../../CudaMemory.ts"
 import type { CudaStream } from "../../CudaStream.ts"
-import type { LibraryHandleRef, StreamRef } from "../../layers/CudaRuntime.ts"
+import type { LibraryHandleRef, PlacedCall, StreamRef } from "../../layers/CudaRuntime.ts"
 import { isStream } from "../given.ts"
 import { Handle, oneLine } from "../handles.ts"
 import { isWhole } from "../numbers.ts"
@@ -64,6 +64,13 @@ interface PlannedPart {
 
 const nothing: ReadonlyArray<PlannedPart> = []
 
+/** Collectives on one stream, as the part of a call of the runtime. */
+export interface Job extends PlacedCall {
+  readonly plans: ReadonlyArray<Plan>
+  readonly reads: ReadonlyArray<PlannedPart>
+  readonly writes: ReadonlyArray<PlannedPart>
+}
+
 /** A collective that can be issued, with all that its calls need, so that issuing it again costs little. */
 export class Plan {
   readonly kind: CollectiveKind
@@ -92,6 +99,8 @@ export class Plan {
   readonly toAddress: number
   readonly typeCode: number
   readonly operatorCode: number
+  /** The last job of this collective alone. */
+  job: Job | undefined
   readonly #given: Parts
   constructor(
     { kind, stream }: CollectiveImpl,
@@ -123,6 +132,7 @@ export class Plan {
     this.toAddress = this.to === undefined ? 0 : addressOf(this.to)
     this.typeCode = elementTypes[type].code
     this.operatorCode = operatorCodes[operator]
+    this.job = undefined
     this.#given = given
   }
   /** Whether its parts are what they were: the size of growable memory changes. */

@@ -18,7 +18,7 @@ import { namedNode } from "../node.ts"
 import { CurrentAccess } from "../ordered.ts"
 import { onStream } from "../place.ts"
 import { planOf, running } from "./collective.ts"
-import type { CollectiveKind, Plan } from "./collective.ts"
+import type { CollectiveKind, Job, Plan } from "./collective.ts"
 import { goneError } from "./communicator.ts"
 import type { CommunicatorRef } from "./communicator.ts"
 import { inProgress } from "./library.ts"
@@ -29,40 +29,59 @@ import type { NativeCalls } from "./native.ts"
 import { bytesOfPlans } from "./simulated.ts"
 import type { Meetings } from "./simulated.ts"
 
-/** Collectives on one stream, as the part of a call of the runtime. The order of the memory is that of the plans. */
-class Job implements PlacedCall {
+type Names = NonNullable<PlacedCall["names"]>
+
+/** Collectives on one stream. The order of the memory is that of the plans. */
+class JobImpl implements Job {
   readonly stream: StreamRef
-  readonly plans: Array<Plan>
-  reads: Plan["reads"]
-  writes: Plan["writes"]
-  handles: Plan["handles"]
+  readonly plans: ReadonlyArray<Plan>
+  readonly reads: Job["reads"]
+  readonly writes: Job["writes"]
+  readonly handles: Job["handles"]
   readonly status: Nccl
-  readonly names: NonNullable<PlacedCall["names"]>
+  readonly names: Names
   readonly simulate: ForeignSimulation | undefined
-  constructor(stream: StreamRef, plan: Plan, names: NonNullable<PlacedCall["names"]>) {
-    const { communicator: { meetings, shared }, handles, reads, writes } = plan
+  constructor(
+    stream: StreamRef,
+    plans: ReadonlyArray<Plan>,
+    { handles, reads, writes }: Pick<Job, "handles" | "reads" | "writes">,
+    names: Names
+  ) {
+    const { meetings, shared } = plans[0]!.communicator
     this.stream = stream
-    this.plans = [plan]
+    this.plans = plans
     this.reads = reads
     this.writes = writes
     this.handles = handles
     this.status = shared.library
     this.names = names
-    this.simulate = meetings === undefined ? undefined : simulationOf(meetings, this.plans)
+    this.simulate = meetings === undefined ? undefined : simulationOf(meetings, plans)
   }
-  add(plan: Plan): void {
-    const handle = plan.handles[0]!
-    this.plans.push(plan)
-    this.reads = [...this.reads, ...plan.reads]
-    this.writes = [...this.writes, ...plan.writes]
-    if (!this.handles.includes(handle)) this.handles = [...this.handles, handle]
+}
+
+/** A collective that is issued again has its job already. */
+const jobOf = (plan: Plan, stream: StreamRef, names: Names): Job => {
+  const known = plan.job
+  if (known !== undefined && known.stream === stream && known.names === names) return known
+  const job = new JobImpl(stream, [plan], plan, names)
+  if (stream === plan.place) plan.job = job
+  return job
+}
+
+const joined = ({ plans, stream }: Job, plan: Plan, names: Names): Job => {
+  const all = [...plans, plan]
+  const uses = {
+    reads: all.flatMap(({ reads }) => reads),
+    writes: all.flatMap(({ writes }) => writes),
+    handles: Array.from(new Set(all.flatMap(({ handles }) => handles)))
   }
+  return new JobImpl(stream, all, uses, names)
 }
 
 const nameOne = (kind: CollectiveKind) => ({ operation: running, call: functionNames[kind] })
 
 /** What failures name: the function of a single collective, or the end of a group. */
-const namesOf: { readonly [Kind in CollectiveKind]: NonNullable<PlacedCall["names"]> } = {
+const namesOf: { readonly [Kind in CollectiveKind]: Names } = {
   allReduce: nameOne("allReduce"),
   broadcast: nameOne("broadcast"),
   reduce: nameOne("reduce"),
@@ -148,9 +167,8 @@ const issueOn = (plans: ReadonlyArray<Plan>, streams: ReadonlyArray<StreamRef>):
     plan.communicator.usedOn(stream)
     isPolled ||= plan.isPolled
     isRecording ||= stream.isRecording
-    const at = streams.indexOf(stream)
-    if (at === index) jobs.push(new Job(stream, plan, names))
-    else find(jobs, stream).add(plan)
+    if (streams.indexOf(stream) === index) jobs.push(jobOf(plan, stream, names))
+    else addTo(jobs, plan, stream, names)
   }
   if (isPolled) return locked(jobs, issueTogether(jobs))
   const first = jobs[0]!
@@ -159,7 +177,10 @@ const issueOn = (plans: ReadonlyArray<Plan>, streams: ReadonlyArray<StreamRef>):
   return isRecording ? namedNode(issued, first.plans[0]!.kind) : issued
 }
 
-const find = (jobs: ReadonlyArray<Job>, stream: StreamRef): Job => jobs.find((job) => job.stream === stream)!
+const addTo = (jobs: Array<Job>, plan: Plan, stream: StreamRef, names: Names): void => {
+  const index = jobs.findIndex((job) => job.stream === stream)
+  jobs[index] = joined(jobs[index]!, plan, names)
+}
 
 /** One group on several streams. */
 const enqueueAll = (jobs: ReadonlyArray<Job>): Effect.Effect<void, CudaError> => {
