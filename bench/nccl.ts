@@ -85,8 +85,9 @@ const makeApart = Effect.gen(function*() {
   const reduce = reduceOn([{ ...own, communicator }])
   const way: Way = ({ bytes, count, how }) =>
     Effect.map(
-      Effect.all([reduce(how, bytes, count), other.ask(how, bytes, count)], { concurrency: "unbounded" }),
-      ([nanos]) => nanos
+      // This process does nothing else until its fiber waits.
+      Effect.all([other.ask(how, bytes, count), reduce(how, bytes, count)], { concurrency: "unbounded" }),
+      ([, nanos]) => nanos
     )
   return yield* warm(way, apart)
 })

@@ -18,6 +18,9 @@ export interface Rank {
   readonly stream: CudaStream.CudaStream
 }
 
+/** So many are not counted, because ranks of other processes may begin later. */
+const before = 100
+
 /** Reduces in place, one run for all ranks of the process, until their streams have done it. Returns nanoseconds per all-reduce. */
 export const reduceOn =
   (ranks: ReadonlyArray<Rank>) => (how: How, bytes: number, count: number): Effect.Effect<number, CudaError> => {
@@ -28,9 +31,10 @@ export const reduceOn =
     const waits = ranks.map(({ stream }) => CudaStream.synchronize(stream))
     const wait = waits.reduce((before, each) => Effect.andThen(before, each))
     const step = how === "wait" ? () => Effect.andThen(run(), wait) : run
-    return Effect.suspend(() => {
-      const begun = performance.now()
-      const all = Effect.andThen(measureEffect(step, count), wait)
-      return Effect.map(all, () => (performance.now() - begun) * 1e6 / count)
-    })
+    const begun = Effect.map(Effect.andThen(measureEffect(run, before), wait), () => performance.now())
+    return Effect.flatMap(begun, (begun) =>
+      Effect.map(
+        Effect.andThen(measureEffect(step, count), wait),
+        () => (performance.now() - begun) * 1e6 / count
+      ))
   }
