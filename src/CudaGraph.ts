@@ -404,6 +404,23 @@ const bytesIn = (type: ElementType, length: number): number =>
 /**
  * Declares pinned memory with elements of a type as a parameter, like `array`.
  *
+ * **Example** (A graph that uploads the floats it is given)
+ *
+ * ```ts
+ * import { CudaGraph, CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const device = yield* CudaMemory.array("f32", 1000)
+ *   const graph = yield* CudaGraph.recordWith(
+ *     { source: CudaGraph.pinnedArray("f32", 1000) },
+ *     ({ source }) => CudaMemory.copy(device, source)
+ *   )
+ *   const exec = yield* CudaGraph.instantiate(graph)
+ *   yield* CudaGraph.launch(exec, { source: yield* CudaMemory.pinnedArray("f32", 1000) })
+ * })
+ * ```
+ *
  * @category parameters
  * @since 0.1.0
  */

@@ -1053,6 +1053,25 @@ export interface AdoptOptions<Functions extends LibraryFunctions, Kind extends s
  *
  * The number is not checked: a wrong one crashes the process. If this fails, the handle was not taken over, and nothing destroys it.
  *
+ * **Example** (A plan that other code has made)
+ *
+ * ```ts
+ * import { CudaLibrary } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const solver = CudaLibrary.define({
+ *   name: "solver",
+ *   files: () => ["libsolver.so.1"],
+ *   wheels: [],
+ *   statuses: { 1: ["SOLVER_BAD_VALUE", "a value is bad"] },
+ *   functions: { solverDestroyPlan: CudaLibrary.func([CudaLibrary.handleOf("plan")], { thread: "own" }) }
+ * })
+ *
+ * const planOf = (handle: number) =>
+ *   Effect.flatMap(CudaLibrary.load(solver), (library) =>
+ *     CudaLibrary.fromHandle(library, { kind: "plan", handle, destroy: "solverDestroyPlan" }))
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */

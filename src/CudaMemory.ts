@@ -1051,6 +1051,18 @@ export type NumberArray =
  * The kind of array follows from the type: a `Float32Array` for `f32`, a `BigInt64Array` for `i64`. `f16` and `bf16` are read as a
  * `Uint16Array` of their bits. Works and fails like `download`, and with `InvalidArgument` for more elements than an array can have.
  *
+ * **Example** (Reading part of an array)
+ *
+ * ```ts
+ * import { CudaMemory } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const values = yield* CudaMemory.fromArray(Float32Array.of(1, 2, 3, 4))
+ *   return yield* CudaMemory.toArray(CudaMemory.elements(values, 2)) // Float32Array [3, 4]
+ * }).pipe(Effect.scoped)
+ * ```
+ *
  * @category arrays
  * @since 0.1.0
  */

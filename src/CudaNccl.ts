@@ -110,6 +110,16 @@ export interface CudaNcclService {
 /**
  * Collectives, as a service.
  *
+ * **Example** (The version that was loaded)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const logged = Effect.flatMap(CudaNccl.CudaNccl, ({ path, version }) =>
+ *   Effect.logInfo(version === undefined ? "simulated collectives" : `NCCL ${version} from ${path}`))
+ * ```
+ *
  * @category services
  * @since 0.1.0
  */
@@ -142,6 +152,15 @@ export interface NcclOptions {
  *
  * Fails with `LibraryUnavailable` if NCCL is not found, and with `FunctionMissing` before version 2.18. On simulated devices nothing is loaded:
  * ranks meet in this process, bytes really move, and the time is that of the links (`peerBandwidth`).
+ *
+ * **Example** (Collectives beside a runtime)
+ *
+ * ```ts
+ * import { CudaNccl, NativeRuntime } from "effect-cuda"
+ * import * as Layer from "effect/Layer"
+ *
+ * const runtime = CudaNccl.layer({ connect: "late" }).pipe(Layer.provideMerge(NativeRuntime.layer()))
+ * ```
  *
  * @category layers
  * @since 0.1.0
@@ -196,6 +215,21 @@ const makeId = ({ library, native, runtime }: Shared): Effect.Effect<Uint8Array,
  *
  * The ranks find each other through the process that made the id, which must live until all have joined. An id is good for one communicator.
  *
+ * **Example** (An id for all ranks)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const tell: (rank: number, token: string) => Effect.Effect<void>
+ *
+ * const first = Effect.gen(function*() {
+ *   const id = yield* CudaNccl.uniqueId
+ *   yield* tell(1, CudaNccl.toToken(id))
+ *   return yield* CudaNccl.join({ id, rank: 0, size: 2 })
+ * })
+ * ```
+ *
  * @category constructors
  * @since 0.1.0
  */
@@ -206,6 +240,17 @@ export const uniqueId: Effect.Effect<Uint8Array, CudaError, CudaNccl> = Effect.f
 
 /**
  * An id as text, for messages, files and variables. `join` accepts it. Throws the `CudaError` if the value is not an id.
+ *
+ * **Example** (An id in a variable of a child)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import { fork } from "node:child_process"
+ *
+ * const started = Effect.map(CudaNccl.uniqueId, (id) =>
+ *   fork("rank.js", { env: { ...process.env, NCCL_TOKEN: CudaNccl.toToken(id) } }))
+ * ```
  *
  * @category conversions
  * @since 0.1.0
@@ -569,6 +614,16 @@ const meetColor = (
 /**
  * Takes part in the split of a communicator without becoming a member of a new one.
  *
+ * **Example** (A communicator of all ranks but the first)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const workers = (all: CudaNccl.Communicator) =>
+ *   all.rank === 0 ? Effect.as(CudaNccl.skipSplit(all), undefined) : CudaNccl.split(all, { color: 0 })
+ * ```
+ *
  * @category operations
  * @since 0.1.0
  */
@@ -628,6 +683,15 @@ export interface ShrinkOptions extends WaitLimits {
  * **Gotchas**
  *
  * Without `abort`, the communicator must have no work in progress. What collectives that were aborted have written is undefined.
+ *
+ * **Example** (Going on without a rank that is gone)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ *
+ * const remaining = (all: CudaNccl.Communicator, gone: number) =>
+ *   CudaNccl.shrink(all, { without: [gone], abort: true, timeout: "10 seconds" })
+ * ```
  *
  * @category constructors
  * @since 0.1.0
@@ -746,6 +810,16 @@ export interface AllReduceOptions {
 /**
  * Combines the elements of all ranks, and stores the result on each (`ncclAllReduce`).
  *
+ * **Example** (The average of gradients)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * const average = (communicator: CudaNccl.Communicator, gradients: CudaMemory.DeviceBuffer) =>
+ *   CudaNccl.run(CudaNccl.allReduce(communicator, { from: gradients, type: "f32", op: "avg" }))
+ * ```
+ *
  * @category collectives
  * @since 0.1.0
  */
@@ -770,6 +844,16 @@ export interface BroadcastOptions {
 /**
  * Copies the elements of one rank to all (`ncclBroadcast`).
  *
+ * **Example** (The weights of rank 0, for all)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * const share = (communicator: CudaNccl.Communicator, weights: CudaMemory.DeviceBuffer) =>
+ *   CudaNccl.run(CudaNccl.broadcast(communicator, { to: weights, type: "f32", root: 0 }))
+ * ```
+ *
  * @category collectives
  * @since 0.1.0
  */
@@ -789,6 +873,16 @@ export interface ReduceOptions extends AllReduceOptions {
 
 /**
  * Combines the elements of all ranks, and stores the result on one (`ncclReduce`).
+ *
+ * **Example** (The largest values, on rank 0)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * const largest = (communicator: CudaNccl.Communicator, values: CudaMemory.DeviceBuffer) =>
+ *   CudaNccl.run(CudaNccl.reduce(communicator, { from: values, type: "f32", op: "max", root: 0 }))
+ * ```
  *
  * @category collectives
  * @since 0.1.0
@@ -812,6 +906,16 @@ export interface GatherOptions {
  * Stores the elements of all ranks, in the order of the ranks, on each (`ncclAllGather`). `to` has the size of `from` times the number of
  * ranks, and `from` may be the rank's own piece of it.
  *
+ * **Example** (The parts of all ranks, on each)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * const gather = (communicator: CudaNccl.Communicator, part: CudaMemory.DeviceBuffer, whole: CudaMemory.DeviceBuffer) =>
+ *   CudaNccl.run(CudaNccl.allGather(communicator, { from: part, to: whole, type: "f32" }))
+ * ```
+ *
  * @category collectives
  * @since 0.1.0
  */
@@ -832,6 +936,16 @@ export interface ReduceScatterOptions extends GatherOptions {
 /**
  * Combines the elements of all ranks, and stores one piece of the result on each, in the order of the ranks (`ncclReduceScatter`). `from` has
  * the size of `to` times the number of ranks, and `to` may be the rank's own piece of it.
+ *
+ * **Example** (Each rank sums up its part)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * const sumParts = (communicator: CudaNccl.Communicator, whole: CudaMemory.DeviceBuffer, part: CudaMemory.DeviceBuffer) =>
+ *   CudaNccl.run(CudaNccl.reduceScatter(communicator, { from: whole, to: part, type: "f32" }))
+ * ```
  *
  * @category collectives
  * @since 0.1.0
@@ -862,6 +976,20 @@ export interface SendOptions {
  *
  * Issue what a rank sends and receives at the same time with one `run`. Two ranks that first send and then receive wait for each other.
  *
+ * **Example** (From rank 0 to rank 1)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * const pass = (communicator: CudaNccl.Communicator, values: CudaMemory.DeviceBuffer) =>
+ *   CudaNccl.run(
+ *     communicator.rank === 0
+ *       ? CudaNccl.send(communicator, { from: values, type: "f32", peer: 1 })
+ *       : CudaNccl.receive(communicator, { to: values, type: "f32", peer: 0 })
+ *   )
+ * ```
+ *
  * @category collectives
  * @since 0.1.0
  */
@@ -883,6 +1011,22 @@ export interface ReceiveOptions {
 
 /**
  * Receives elements from a rank (`ncclRecv`). See `send`.
+ *
+ * **Example** (From the rank before)
+ *
+ * ```ts
+ * import { CudaNccl } from "effect-cuda"
+ * import type { CudaMemory } from "effect-cuda"
+ *
+ * // Each rank passes its values to the next one, in a ring.
+ * const shift = (communicator: CudaNccl.Communicator, from: CudaMemory.DeviceBuffer, to: CudaMemory.DeviceBuffer) => {
+ *   const { rank, size } = communicator
+ *   return CudaNccl.run(
+ *     CudaNccl.send(communicator, { from, type: "f32", peer: (rank + 1) % size }),
+ *     CudaNccl.receive(communicator, { to, type: "f32", peer: (rank + size - 1) % size })
+ *   )
+ * }
+ * ```
  *
  * @category collectives
  * @since 0.1.0
@@ -941,6 +1085,18 @@ export const run = (...collectives: ReadonlyArray<Collective>): Effect.Effect<vo
  * Ends a communicator at once, and with it the work that waits for its other ranks (`ncclCommAbort`, off the JS thread). What such work has
  * written is undefined. Later operations fail with `ResourceReleased`.
  *
+ * **Example** (Giving up when a wait takes too long)
+ *
+ * ```ts
+ * import { CudaNccl, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const finished = (communicator: CudaNccl.Communicator, stream: CudaStream.CudaStream) =>
+ *   CudaStream.synchronize(stream).pipe(
+ *     Effect.timeoutOrElse({ duration: "10 seconds", orElse: () => CudaNccl.abort(communicator) })
+ *   )
+ * ```
+ *
  * @category operations
  * @since 0.1.0
  */
@@ -956,6 +1112,16 @@ export const abort = (communicator: Communicator): Effect.Effect<void, CudaError
  *
  * NCCL notices ranks that are gone by their network connections. Between processes of one machine it notices nothing (tried with 2.28): a
  * collective waits for a killed process until it is aborted. Use a timeout as well (see `guard`).
+ *
+ * **Example** (A wait that ends when the communicator fails)
+ *
+ * ```ts
+ * import { CudaNccl, CudaStream } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const finished = (communicator: CudaNccl.Communicator, stream: CudaStream.CudaStream) =>
+ *   Effect.raceFirst(CudaStream.synchronize(stream), CudaNccl.failure(communicator, { every: "50 millis" }))
+ * ```
  *
  * @category operations
  * @since 0.1.0

@@ -519,6 +519,22 @@ export const pointerOf = <const Type extends ElementType>(type: Type): PointerKi
 /**
  * A pointer to elements of a type that the kernel only reads (`const float*` for `f32`). See `pointerOf` and `input`.
  *
+ * **Example** (A kernel that reads floats)
+ *
+ * ```ts
+ * import { CudaKernel, CudaMemory, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.inputOf("f32")])
+ *   const values = yield* CudaMemory.fromArray(Float32Array.of(1, 2, 3))
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [values])
+ * })
+ * ```
+ *
  * @category pointers
  * @since 0.1.0
  */
@@ -527,6 +543,23 @@ export const inputOf = <const Type extends ElementType>(type: Type): PointerKind
 
 /**
  * A pointer to elements of a type that the kernel only writes. See `pointerOf` and `output`.
+ *
+ * **Example** (A kernel that writes floats)
+ *
+ * ```ts
+ * import { CudaKernel, CudaMemory, CudaParameter } from "effect-cuda"
+ * import type { CudaModule } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const module: CudaModule.CudaModule
+ *
+ * const launched = Effect.gen(function*() {
+ *   const kernel = yield* CudaKernel.get(module, "work", [CudaParameter.outputOf("f32")])
+ *   const values = yield* CudaMemory.array("f32", 32)
+ *   yield* CudaKernel.launch(kernel, { grid: 1, block: 32 }, [values])
+ *   return yield* CudaMemory.toArray(values)
+ * })
+ * ```
  *
  * @category pointers
  * @since 0.1.0

@@ -486,6 +486,18 @@ export const format = <A, E>(report: Report<A, E>): string => describeReport(rep
 /**
  * Prints a comparison of two runs: what differs, the schedule, and two timelines. A column of a timeline is the end of an operation.
  *
+ * **Example** (A schedule, run again)
+ *
+ * ```ts
+ * import { CudaChecker, CudaStream } from "effect-cuda"
+ * import * as Console from "effect/Console"
+ * import * as Effect from "effect/Effect"
+ *
+ * const print = CudaChecker.replay(CudaStream.make(), "seed 7").pipe(
+ *   Effect.flatMap((comparison) => Console.log(CudaChecker.formatComparison(comparison)))
+ * )
+ * ```
+ *
  * @category formatting
  * @since 0.1.0
  */
@@ -511,6 +523,20 @@ export const toSvg = <A, E>(comparison: Comparison<A, E>): string => pictureOf(c
 
 /**
  * An order of a program's work changes what comes of it.
+ *
+ * **Example** (The picture of a test that fails)
+ *
+ * ```ts
+ * import { CudaChecker, CudaMemory } from "effect-cuda"
+ * import * as Console from "effect/Console"
+ * import * as Effect from "effect/Effect"
+ *
+ * const test = CudaChecker.explore(CudaMemory.allocate(64)).pipe(
+ *   Effect.flatMap(CudaChecker.expectNone),
+ *   Effect.tapErrorTag("OrderMatters", ({ report }) =>
+ *     Effect.forEach(report.findings, (finding) => Console.log(CudaChecker.toSvg(finding))))
+ * )
+ * ```
  *
  * @category errors
  * @since 0.1.0

@@ -35,6 +35,17 @@ export interface DebugOptions {
 /**
  * Wraps a runtime for debugging. The result has the identity of the inner runtime.
  *
+ * **Example** (Debugging part of a program)
+ *
+ * ```ts
+ * import { CudaRuntime, DebugRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ *
+ * const debugged = <A, E, R>(program: Effect.Effect<A, E, R>) =>
+ *   Effect.flatMap(CudaRuntime.CudaRuntime, (runtime) =>
+ *     Effect.provideService(program, CudaRuntime.CudaRuntime, DebugRuntime.make(runtime, { log: false })))
+ * ```
+ *
  * @see {@link layer} for what it does
  * @category constructors
  * @since 0.1.0

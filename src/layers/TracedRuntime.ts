@@ -51,6 +51,20 @@ export interface TraceOptions {
  * Wraps a runtime for tracing. The result has the identity of the inner runtime. Its `liveResources` leave out the events and the streams
  * that measuring needs.
  *
+ * **Example** (A layer that traces if told to)
+ *
+ * ```ts
+ * import { CudaRuntime, NativeRuntime, TracedRuntime } from "effect-cuda"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ *
+ * const runtime = Layer.effect(
+ *   CudaRuntime.CudaRuntime,
+ *   Effect.flatMap(NativeRuntime.make(), (gpu) =>
+ *     process.env["GPU_TRACE"] === undefined ? Effect.succeed(gpu) : TracedRuntime.make(gpu, { roots: true }))
+ * )
+ * ```
+ *
  * @see {@link layer} for what becomes a span
  * @category constructors
  * @since 0.1.0
