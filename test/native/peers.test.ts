@@ -122,6 +122,25 @@ describe("the driver's access", () => {
       machine(2)
     ))
 
+  it.live("to memory in no pool is given again to graphs that were recorded with it", () =>
+    opened(
+      ({ context }) =>
+        Effect.gen(function*() {
+          const owner = yield* CudaMemory.allocate(64)
+          stub.hidesPools = true
+          const far = yield* CudaMemory.fromAddress(owner.address, 64, { device: 0 })
+          yield* CudaDevice.enablePeerAccess(1, 0)
+          const work = Effect.flatMap(CudaStream.current(1), (current) => CudaMemory.fill(far, 1, current))
+          const graph = yield* CudaGraph.record(work).pipe(CudaDevice.withDevice(1))
+          yield* CudaDevice.disablePeerAccess(1, 0)
+          const { lines } = yield* callsOf(CudaGraph.instantiate(graph))
+          assert.deepInclude(lines, ["cuCtxEnablePeerAccess", context, 0])
+          const { calls } = yield* callsOf(CudaDevice.disablePeerAccess(1, 0))
+          assert.notInclude(calls.map(({ name }) => name), "cuCtxDisablePeerAccess")
+        }),
+      machine(2)
+    ))
+
   it.live("is not asked for once the pool of a buffer is released", () =>
     opened(
       () =>

@@ -92,7 +92,7 @@ export class NativePeers implements PeerBackend {
     return status
   }
 
-  /** Lets a device access the pool that memory comes from, for copies within graphs. Its context must be current. Returns a status. */
+  /** Lets a device access memory of another one for as long as its pool, for graphs. Its context must be current. Returns a status. */
   hold(deviceIndex: number, memory: DeviceMemoryResource): number {
     const { calls } = this.#driver
     // The driver does not say which opened pool memory is of.
@@ -103,7 +103,8 @@ export class NativePeers implements PeerBackend {
     const pool = this.#pool.value
     if (pool === nullHandle()) {
       this.#heldContexts.add(pair(deviceIndex, memory.deviceIndex))
-      return success
+      // It may have been taken away since the graph was recorded.
+      return this.enable(deviceIndex, memory.deviceIndex)
     }
     this.#pools.withHandle(pool)?.held.add(deviceIndex)
     return this.#setAccess(pool, memory.deviceIndex, deviceIndex, poolAccess.readWrite)
