@@ -493,7 +493,12 @@ const interprocess: ReadonlyArray<Scenario> = [
     failing(name, "CudaInterprocess.open", openedPool, openingOf, { where: "of a pool", subject: ofProcess })
   ),
   ...(["cuCtxPushCurrent_v2", "cuMemAlloc_v2"] as const).map((name) =>
-    failing(name, "CudaInterprocess.allocate", openDevice, () => CudaInterprocess.allocate(64))
+    failing(
+      name,
+      "CudaInterprocess.allocate",
+      Effect.tap(runtime, () => openDevice),
+      (service) => service.memoryAllocateShareable(0, 64)
+    )
   ),
   ...(["cuCtxPushCurrent_v2", "cuIpcGetMemHandle"] as const).map((name) =>
     failing(name, "CudaInterprocess.share", CudaInterprocess.allocate(64), CudaInterprocess.share, {
