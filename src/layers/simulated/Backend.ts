@@ -126,6 +126,7 @@ export class SimulatedBackend implements Backend {
   /** The contents of a device buffer; undefined if the process has no memory for them. */
   bytesOf(memory: AnyMemoryResource): Uint8Array<ArrayBuffer> | undefined {
     this.driver.now()
+    this.driver.model.world.catchUp()
     const part = memoryPart(memory)
     return part.tryTouch() ? part.touch() : undefined
   }

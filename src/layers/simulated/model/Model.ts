@@ -4,8 +4,9 @@
  *
  * Does not depend on Effect. Callers first advance time (`world.advance`), and check `lost` where a fault must be reported.
  */
-import type { RowsTransfer } from "../../shared/copies.ts"
 import { neverFinishes } from "../../shared/waits.ts"
+import { CopyMove, FillMove, RowsMove } from "./moves.ts"
+import type { Move, Rows } from "./moves.ts"
 import { Device, EventRecord, Operation, Stream } from "./parts.ts"
 import type {
   DeviceTraits,
@@ -126,17 +127,15 @@ export class Model implements WatcherHome {
   }
 
   copy(stream: Stream, to: Storage, toOffset: number, from: Storage, fromOffset: number, bytes: number): void {
-    this.#move(stream, to, from, bytes, () => {
-      to.touch().set(from.touch().subarray(fromOffset, fromOffset + bytes), toOffset)
-    })
+    this.#move(stream, to, from, bytes, new CopyMove(to, toOffset, from, fromOffset, bytes))
   }
 
   copyRows(stream: Stream, to: Storage, from: Storage, rows: Rows): void {
-    this.#move(stream, to, from, rows.width * rows.height, () => moveRows(to.touch(), from.touch(), rows))
+    this.#move(stream, to, from, rows.width * rows.height, new RowsMove(to, from, rows))
   }
 
   /** Enqueues a copy. Allocates the memory of the process immediately, so that running the copy cannot fail. */
-  #move(stream: Stream, to: Storage, from: Storage, bytes: number, act: () => void): void {
+  #move(stream: Stream, to: Storage, from: Storage, bytes: number, move: Move): void {
     const kind = copyKind(to, from)
     const { traits } = stream.device
     const engine = engineOf(stream, kind)
@@ -146,7 +145,7 @@ export class Model implements WatcherHome {
     const duration = traits.copyLatency + transferTime(bytes, bandwidth ?? bandwidthOf(stream.device, kind))
     to.touch()
     from.touch()
-    this.world.enqueue(new Operation({ kind, stream, bytes, engine, duration, act }))
+    this.world.enqueue(new Operation({ kind, stream, bytes, engine, duration, move }))
   }
 
   /** Enqueues a prefetch, which only takes time, because the host and all devices share the bytes. */
@@ -179,7 +178,7 @@ export class Model implements WatcherHome {
         bytes,
         engine: stream.compute ?? stream.device.compute,
         duration: transferTime(bytes, traits.deviceBandwidth),
-        act: () => fillBytes(to.touch(), offset, value, bits, count)
+        move: new FillMove(to, offset, value, bits, count)
       })
     )
   }
@@ -394,18 +393,3 @@ const bandwidthOf = (device: Device, kind: OperationKind): number => {
 
 /** Whole nanoseconds, so that times are exact. */
 export const transferTime = (bytes: number, bandwidth: number): number => Math.ceil((bytes / bandwidth) * 1e9)
-
-type Rows = Pick<RowsTransfer, "toOffset" | "toPitch" | "fromOffset" | "fromPitch" | "width" | "height">
-
-const moveRows = (to: Uint8Array, from: Uint8Array, rows: Rows): void => {
-  for (let row = 0; row < rows.height; row++) {
-    const start = rows.fromOffset + row * rows.fromPitch
-    to.set(from.subarray(start, start + rows.width), rows.toOffset + row * rows.toPitch)
-  }
-}
-
-const fillBytes = (bytes: Uint8Array, offset: number, value: number, bits: 8 | 16 | 32, count: number): void => {
-  if (bits === 8) bytes.fill(value, offset, offset + count)
-  else if (bits === 16) new Uint16Array(bytes.buffer, bytes.byteOffset + offset, count).fill(value)
-  else new Uint32Array(bytes.buffer, bytes.byteOffset + offset, count).fill(value)
-}

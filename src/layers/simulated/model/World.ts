@@ -4,11 +4,17 @@
  *
  * A step handles one moment: first the operations that end, then the streams that continue because of that, and then the
  * engines, so that they choose among all operations that are ready. An operation costs O(log n).
+ *
+ * If moving data takes too long for a turn of the event loop, the world stands still and goes on in the next turn. Operations that are
+ * enqueued meanwhile start no earlier than they were enqueued, so the times are the same as if the data had moved at once. Only unordered
+ * operations that end in the same nanosecond may end in another order.
  */
 import { Heap } from "./Heap.ts"
+import type { Move } from "./moves.ts"
 import { EventRecord, Fault, Group, Operation, Watcher } from "./parts.ts"
 import type { Device, Engine, Stream, TimelineEntry, WatcherHome } from "./parts.ts"
 import type { Schedule } from "./schedule.ts"
+import type { Turns } from "./Turns.ts"
 
 /** `LaunchFailed`, the status of work whose code threw. */
 const launchFailed = 719
@@ -40,23 +46,46 @@ export class World {
   /** When work last ended or was held. */
   #lastChange = 0
   #polls = 0
+  readonly #clock: (() => number) | undefined
+  readonly #turns: Turns | undefined
+  /** The operation that is due, and whose data moves in later turns of the event loop. */
+  #moving: Operation | undefined
 
-  /** Advances time, and handles everything that happens until then. */
+  /**
+   * Data moves at once without a clock and turns, and also if there is a schedule. The clock says when something is enqueued while the
+   * world stands still.
+   */
+  constructor(clock?: () => number, turns?: Turns) {
+    this.#clock = clock
+    this.#turns = turns
+    if (turns !== undefined) turns.onNext = () => this.#goOnMoving(false)
+  }
+
+  /** Advances time, and handles everything that happens until then, or until data would take too long for this turn. */
   advance(to: number): void {
     if (this.#stepping) return
-    for (;;) {
-      const next = this.nextTime()
+    while (this.#moving === undefined) {
+      const next = this.#nextEnd()
       const latest = this.#latestStart
       if (Math.min(next, latest) > to) break
       this.now = Math.max(this.now, Math.min(next, latest))
       if (next <= latest) this.#step()
       else this.#letGo()
     }
-    if (to > this.now) this.now = to
+    if (to > this.now && this.#moving === undefined) this.now = to
+  }
+
+  /** Moves the data that is due at once, however long it takes. */
+  catchUp(): void {
+    while (this.#moving !== undefined) this.#goOnMoving(true)
   }
 
   /** When the next running operation ends; infinite if none will. */
   nextTime(): number {
+    return this.#moving === undefined ? this.#nextEnd() : this.now
+  }
+
+  #nextEnd(): number {
     for (;;) {
       const next = this.#ends.peek()
       if (next === undefined) return Infinity
@@ -68,6 +97,7 @@ export class World {
   enqueue(operation: Operation): void {
     const { stream } = operation
     operation.sequence = this.#sequence++
+    if (this.#moving !== undefined && this.#clock !== undefined) operation.notBefore = this.#clock()
     this.pending++
     if (!stream.nonBlocking) join(operation)
     if (operation.engine !== undefined) this.schedule?.enqueued(operation)
@@ -84,7 +114,8 @@ export class World {
   /** Records the stream's work so far. */
   record(stream: Stream, internal: boolean): EventRecord {
     const record = new EventRecord(stream)
-    if (stream.idle && (internal || stream.device.timeline === undefined)) this.finishRecord(record)
+    const isPassed = this.#moving === undefined && stream.idle
+    if (isPassed && (internal || stream.device.timeline === undefined)) this.finishRecord(record)
     else this.enqueue(new Operation({ kind: "record", stream, record, internal }))
     return record
   }
@@ -143,18 +174,46 @@ export class World {
 
   /** Handles the current moment until nothing more happens in it. */
   #step(): void {
-    if (this.#stepping) return
+    if (this.#stepping || this.#moving !== undefined) return
     this.#stepping = true
     do {
       this.#finishDue()
+      if (this.#moving !== undefined) break
       this.#driveStreams()
       this.#startEngines()
-    } while (this.#goOn.length > 0 || this.nextTime() <= this.now)
+    } while (this.#goOn.length > 0 || this.#nextEnd() <= this.now)
     this.#stepping = false
   }
 
   #finishDue(): void {
-    while (this.nextTime() <= this.now) this.#finish(this.#ends.pop()!)
+    while (this.#moving === undefined && this.#nextEnd() <= this.now) {
+      const operation = this.#ends.pop()!
+      if (operation.state === "delayed") {
+        operation.state = "queued"
+        this.#goOn.push(operation.stream)
+      } else if (operation.state === "ending") this.#conclude(operation, this.#noteEnd(operation))
+      else this.#finishOrMove(operation)
+    }
+  }
+
+  #finishOrMove(operation: Operation, isHurried = false): void {
+    this.schedule?.acting(operation)
+    const fault = perform(operation, isHurried || this.schedule !== undefined ? undefined : this.#turns)
+    if (fault !== undefined) return this.#finish(operation, fault)
+    this.#moving = operation
+    this.#turns?.hold()
+  }
+
+  /** Goes on with an operation that is due. */
+  #goOnMoving(isHurried: boolean): void {
+    const operation = this.#moving
+    if (operation === undefined || this.#stepping) return
+    this.#moving = undefined
+    this.#stepping = true
+    if (operation.state !== "dropped") this.#finishOrMove(operation, isHurried)
+    this.#stepping = false
+    this.#step()
+    if (this.#clock !== undefined) this.advance(this.#clock())
   }
 
   #driveStreams(): void {
@@ -168,7 +227,7 @@ export class World {
   /** Completes the operations at the head that take no time. Stops at one that must wait or needs an engine. */
   #drive(stream: Stream): void {
     for (let operation = stream.head; operation !== undefined; operation = stream.head) {
-      if (operation.state === "running") return
+      if (operation.state !== "queued" && operation.state !== "ready") return
       if (operation.state === "queued" && this.#mustWait(operation)) return
       if (operation.engine !== undefined) {
         if (this.schedule?.isHeld(operation) === true) {
@@ -202,10 +261,21 @@ export class World {
       return true
     }
     operation.gate = undefined
+    if (operation.notBefore > this.now) {
+      this.#delay(operation, operation.notBefore)
+      return true
+    }
     operation.state = "ready"
     operation.ready = this.now
     operation.start = this.now
     return false
+  }
+
+  /** Keeps an operation at the head of its stream until some time. */
+  #delay(operation: Operation, until: number): void {
+    operation.state = "delayed"
+    operation.end = until
+    this.#ends.push(operation)
   }
 
   #submit(operation: Operation, engine: Engine): void {
@@ -238,17 +308,14 @@ export class World {
     if (operation.end !== Infinity) this.#ends.push(operation)
   }
 
-  #finish(operation: Operation): void {
+  #finish(operation: Operation, fault: number): void {
     const engine = operation.engine!
     engine.busy--
     if (!engine.dirty && engine.queue.size > 0) {
       engine.dirty = true
       this.#dirty.push(engine)
     }
-    const { device } = operation.stream
-    this.schedule?.acting(operation)
-    const fault = run(operation)
-    if (device.lost !== 0 || (fault === 0 && operation.heldFor !== undefined)) return
+    if (operation.stream.device.lost !== 0 || (fault === 0 && operation.heldFor !== undefined)) return
     this.#conclude(operation, fault || this.#noteEnd(operation))
   }
 
@@ -263,8 +330,16 @@ export class World {
   end(operation: Operation): void {
     if (operation.heldFor === undefined || operation.state === "dropped") return
     operation.heldFor = undefined
+    if (this.#moving !== undefined && this.#clock !== undefined) return this.#endLater(operation, this.#clock())
     this.#conclude(operation, this.#noteEnd(operation))
     this.#step()
+  }
+
+  /** Ends an operation while the world stands still, at a time that it has not reached. */
+  #endLater(operation: Operation, time: number): void {
+    operation.state = "ending"
+    operation.end = time
+    this.#ends.push(operation)
   }
 
   /** Tells the schedule that work has ended. Returns the fault that ends work that goes on and on. */
@@ -340,7 +415,8 @@ export class World {
   runUntil(isOver: () => boolean): void {
     while (!this.#stepping && !isOver()) {
       const next = this.nextTime()
-      if (next !== Infinity) this.advance(next)
+      if (this.#moving !== undefined) this.catchUp()
+      else if (next !== Infinity) this.advance(next)
       else if (this.isHolding) this.#letGo()
       else return
     }
@@ -394,14 +470,32 @@ const entry = (operation: Operation, end: number): TimelineEntry => ({
   end
 })
 
-/** Runs the operation's action. Returns the status of the fault that it ends in, or 0. */
-const run = (operation: Operation): number => {
+/**
+ * Runs what the operation does. Returns the status of the fault that it ends in, or 0; undefined if the rest must wait for the next
+ * turn of the event loop.
+ */
+const perform = (operation: Operation, turns: Turns | undefined): number | undefined => {
+  const { act, move } = operation
   try {
-    operation.act?.()
+    if (turns === undefined || (act === undefined && (move === undefined || move.isSmall))) runAtOnce(operation)
+    else if (turns.isOver) return undefined
+    else if (move === undefined) turns.charge(() => act?.())
+    else if (!moveWithin(turns, move)) return undefined
     return operation.fault
   } catch (error) {
     return error instanceof Fault ? error.status : launchFailed
   }
+}
+
+const runAtOnce = ({ act, move }: Operation): void => {
+  act?.()
+  while (move?.step() === false);
+}
+
+/** Moves pieces. Returns false if the turn is over before the last one. */
+const moveWithin = (turns: Turns, move: Move): boolean => {
+  while (!turns.charge(() => move.step())) if (turns.isOver) return false
+  return true
 }
 
 /** Adds an operation to its device's order around the legacy default stream. */

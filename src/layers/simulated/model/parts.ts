@@ -2,6 +2,7 @@
  * The parts of simulated devices: streams, operations, engines, pools, and event records.
  */
 import { Heap } from "./Heap.ts"
+import type { Move } from "./moves.ts"
 
 /** Thrown by the action of an operation to end it in a fault with this status. */
 export class Fault extends Error {
@@ -41,6 +42,8 @@ export class Operation {
   readonly record: EventRecord | undefined
   /** Called when it ends. */
   readonly act: (() => void) | undefined
+  /** What it does to bytes when it ends. */
+  readonly move: Move | undefined
   /** The status of the fault that it ends in; 0 for none. */
   readonly fault: number
   /** True for the runtime's bookkeeping, which the timeline omits. */
@@ -57,9 +60,12 @@ export class Operation {
   ready = 0
   start = 0
   end = 0
-  state: "queued" | "ready" | "running" | "dropped" = "queued"
   /** What it waits for after its time, in words; undefined if it ends with it. */
   heldFor: string | undefined
+  /** The earliest time at which it may become ready. */
+  notBefore = 0
+  /** At its end, a delayed operation at the head of its stream is queued again, and an ending one is complete. */
+  state: "queued" | "delayed" | "ready" | "running" | "ending" | "dropped" = "queued"
 
   constructor(fields: {
     readonly kind: OperationKind
@@ -71,6 +77,7 @@ export class Operation {
     readonly engine?: Engine
     readonly record?: EventRecord
     readonly act?: () => void
+    readonly move?: Move
     readonly fault?: number
     readonly internal?: boolean
   }) {
@@ -82,6 +89,7 @@ export class Operation {
     this.engine = fields.engine
     this.record = fields.record
     this.act = fields.act
+    this.move = fields.move
     this.fault = fields.fault ?? 0
     this.internal = fields.internal ?? false
   }
