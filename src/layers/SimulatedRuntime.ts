@@ -29,6 +29,7 @@ import { makeControl } from "./simulated/control.ts"
 import type { KernelValue, SimulatedKernel, SimulatedLaunch } from "./simulated/kernelFunctions.ts"
 import { resolve } from "./simulated/options.ts"
 import type { SimulatedArray, SimulatedPointer } from "./simulated/pointers.ts"
+import { h200 } from "./simulated/profiles.ts"
 
 export type {
   /**
@@ -109,6 +110,34 @@ export const kernel = <const Parameters extends ReadonlyArray<ParameterKind>>(
 ): SimulatedKernel<Parameters> => definition
 
 /**
+ * Fixed times of the operations of a simulated device. Those without a value take no such time, except copies.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface SimulatedLatencies {
+  /** Of an upload, in addition to its transfer time. Default: `copyLatency`. */
+  readonly upload?: Duration.Input | undefined
+  /** Of a download. Default: `copyLatency`. */
+  readonly download?: Duration.Input | undefined
+  /** Of a copy within the device. Default: `copyLatency`. */
+  readonly copy?: Duration.Input | undefined
+  /** Of a copy between devices. Default: `copyLatency`. */
+  readonly peerCopy?: Duration.Input | undefined
+  readonly fill?: Duration.Input | undefined
+  /** From the end of everything that a kernel comes after to its start. */
+  readonly kernel?: Duration.Input | undefined
+  /** The same for a kernel of a graph. Default: `kernel`. */
+  readonly graphKernel?: Duration.Input | undefined
+  /** How long recording an event with timing holds up its stream. */
+  readonly timedRecord?: Duration.Input | undefined
+  /** From the end of an event to that of the wait for it on another stream, if that stream had to wait. */
+  readonly wait?: Duration.Input | undefined
+  /** The same if one of the streams copies and the other one computes. Default: `wait`. */
+  readonly waitAcrossEngines?: Duration.Input | undefined
+}
+
+/**
  * Options for a simulated device. The defaults describe a data center GPU with little memory.
  *
  * @category options
@@ -124,12 +153,18 @@ export interface SimulatedDeviceOptions {
   readonly copyEngines?: number | undefined
   /** Bytes per second between the host and the device, in each direction. Default: 50e9. */
   readonly hostBandwidth?: number | undefined
-  /** Bytes per second of fills and of copies within the device. Default: 2e12. */
+  /** Bytes per second from the device to the host, if they differ. Default: `hostBandwidth`. */
+  readonly downloadBandwidth?: number | undefined
+  /** Bytes per second of copies within the device. Default: 2e12. */
   readonly deviceBandwidth?: number | undefined
+  /** Bytes per second of fills. Default: `deviceBandwidth`. */
+  readonly fillBandwidth?: number | undefined
   /** Bytes per second between devices, in each direction; the slower end counts. Default: 200e9. */
   readonly peerBandwidth?: number | undefined
   /** The fixed time of every copy, in addition to its transfer time. Default: 5 µs. */
   readonly copyLatency?: Duration.Input | undefined
+  /** Fixed times of each kind of operation. */
+  readonly latencies?: SimulatedLatencies | undefined
   /** Default: from 0 (lowest) to -5 (highest). */
   readonly priorityRange?: PriorityRange | undefined
   /** How many kernels, fills and copies within the device run concurrently. Default: 128. */
@@ -164,9 +199,43 @@ export interface SimulatedOptions {
   readonly kernels?: Readonly<Record<string, SimulatedKernel>> | undefined
   /** The global variables of every module, by name: initial bytes, or a size in bytes. Each module has its own copies. */
   readonly globals?: Readonly<Record<string, Uint8Array | number>> | undefined
+  /**
+   * With `"none"`, operations only take time: copies and fills move no bytes, kernels and functions for native code do not run, and
+   * device memory takes up no memory of the process. What is read from a device is zeros, or what the host's memory held before, and
+   * conditions of graphs read zeros. Collectives of `CudaNccl` wait for no other rank, and take none of their time. For timelines of
+   * programs whose data does not matter. Default: `"moved"`.
+   */
+  readonly data?: "moved" | "none" | undefined
   /** Whether to record every operation for `timeline`, which grows as long as the runtime lives. Default: false. */
   readonly recordTimeline?: boolean | undefined
 }
+
+/**
+ * Options for devices that are like real ones, as measured.
+ *
+ * **Details**
+ *
+ * `h200` is an NVIDIA H200 (driver 580, CUDA 13.0, PCIe 5.0 × 16, NVLink): its attributes, memory, bandwidths and latencies. How well
+ * its timelines match real ones, and what the model leaves out, is in `docs/simulator.md`. Change single options with a spread.
+ *
+ * **Gotchas**
+ *
+ * The time of a kernel is its own `cost`.
+ *
+ * **Example** (Two H200 with less memory)
+ *
+ * ```ts
+ * import { SimulatedRuntime } from "effect-cuda"
+ *
+ * const device = { ...SimulatedRuntime.profiles.h200, memory: 8 * 2 ** 30 }
+ *
+ * const layer = SimulatedRuntime.layer({ devices: [device, device] })
+ * ```
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export const profiles: { readonly h200: SimulatedDeviceOptions } = { h200 }
 
 /**
  * An operation that a simulated device has completed. Times are in nanoseconds of virtual time.

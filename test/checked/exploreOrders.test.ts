@@ -21,6 +21,7 @@ import { Director } from "../../src/layers/exploration/orders/Director.ts"
 import type { Hold, Plan } from "../../src/layers/exploration/orders/holds.ts"
 import { Model } from "../../src/layers/simulated/model/Model.ts"
 import { EventState } from "../../src/layers/simulated/model/parts.ts"
+import type { Latencies } from "../../src/layers/simulated/model/parts.ts"
 import { World } from "../../src/layers/simulated/model/World.ts"
 import { program as kernels } from "../support/kernels.ts"
 import { makeRandom } from "../support/random.ts"
@@ -212,9 +213,13 @@ describe("schedules", () => {
   }
 
   /** Runs a program on a model under a schedule. Returns the order in which its works end. */
-  const endsOf = ({ kinds, steps }: Program, plan: Plan): ReadonlyArray<number> => {
+  const endsOf = (
+    { kinds, steps }: Program,
+    plan: Plan,
+    latencies?: Latencies
+  ): ReadonlyArray<number> => {
     const world = new World()
-    const model = new Model(world, [traits])
+    const model = new Model(world, [{ ...traits, latencies }])
     const device = model.devices[0]!
     const director = new Director(world, plan, {
       now: () => world.now,
@@ -234,7 +239,7 @@ describe("schedules", () => {
         const number = count++
         const duration = step.do === "fill" ? step.value * 10 : 35
         model.work(stream, { duration, act: () => ends.push(number) })
-      } else if (step.do === "record") model.record(marks[step.event]!, stream)
+      } else if (step.do === "record") model.record(marks[step.event]!, stream, true)
       else if (step.do === "wait") model.waitEvent(stream, marks[step.event]!)
       else {
         const record = world.record(stream, true)
@@ -264,6 +269,7 @@ describe("schedules", () => {
       for (let schedule = 0; schedule < 50; schedule++) {
         const ends = endsOf(program, { seed: schedule })
         refuse(program, ends)
+        refuse(program, endsOf(program, { seed: schedule }, { timedRecord: 20, wait: 15, waitAcrossEngines: 40 }))
         orders.add(`${seed} ${ends.join(" ")}`)
       }
     }

@@ -152,7 +152,7 @@ describe("data that moves over several turns", () => {
           assert.isTrue(bytes === atOnce.bytes[index], `buffer ${index}`)
         }
       },
-      { arbitrary: { runs: 25, size: 30 } }
+      { arbitrary: { runs: 12, size: 30 } }
     )
   }
 

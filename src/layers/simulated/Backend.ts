@@ -127,8 +127,11 @@ export class SimulatedBackend implements Backend {
   bytesOf(memory: AnyMemoryResource): Uint8Array<ArrayBuffer> | undefined {
     this.driver.now()
     this.driver.model.world.catchUp()
-    const part = memoryPart(memory)
-    return part.tryTouch() ? part.touch() : undefined
+    try {
+      return memoryPart(memory).touch()
+    } catch {
+      return undefined
+    }
   }
 
   readonly close: Effect.Effect<void> = Effect.sync(() => {

@@ -40,7 +40,8 @@ export class SimulatedDriver {
     this.owner = owner
     this.options = options
     this.#world = worldOf(clock)
-    this.model = new Model(this.#world.world, options.devices.map((device) => device.traits), options.recordTimeline)
+    const traits = options.devices.map((device) => device.traits)
+    this.model = new Model(this.#world.world, traits, options.recordTimeline, options.hasData)
     this.model.linkBandwidth = options.linkBandwidth
     this.pacer = new Pacer(this.model, clock, this.#world, context, this.#explain)
   }

@@ -72,11 +72,13 @@ export class SimulatedCaptures implements CaptureBackend {
   prepare({ reads, simulate, writes }: ForeignWork): Enqueue | number {
     const isThere = [...reads, ...writes].every(({ memory }) => memoryPart(ownMemory(memory)).tryTouch())
     if (!isThere) return statuses.OutOfMemory.code
+    const { model } = this.#driver
+    if (!model.hasData) return (stream) => model.work(stream, { duration: usualCost })
     const act = () => {
       const result: unknown = this.#run(() => simulate!(reads.map(bytesOf), writes.map(bytesOf)))
       return result instanceof ForeignWait ? this.#guarded(result) : undefined
     }
-    return (stream) => enqueueWaiting(this.#driver.model, stream, usualCost, act)
+    return (stream) => enqueueWaiting(model, stream, usualCost, act)
   }
 
   #run<A>(code: () => A): A {

@@ -46,7 +46,7 @@ export class SimulatedEvents implements EventBackend {
   record(event: EventResource, stream: StreamResource): number {
     const part = streamPart(stream)
     const status = this.#driver.begin("cuEventRecord", part.device)
-    if (status === success) this.#driver.model.record(simulatedEvent(event).part, part)
+    if (status === success) this.#driver.model.record(simulatedEvent(event).part, part, event.hasTiming)
     return status
   }
 

@@ -256,7 +256,7 @@ export class SimulatedGraphs implements GraphBackend {
 
   #prepareRecord(event: EventResource): Enqueue {
     const { part } = simulatedEvent(event)
-    return (stream) => this.#driver.model.record(part, stream)
+    return (stream) => this.#driver.model.record(part, stream, event.hasTiming)
   }
 
   #prepareKernel(work: KernelWork, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
@@ -270,7 +270,8 @@ export class SimulatedGraphs implements GraphBackend {
     const packed = { offsets: kernel.arguments.offsets, pointers, view }
     const status = this.#kernels.prepare(kernel, shape, packed, deviceIndex)
     if (status !== success) return status
-    const { prepared } = this.#kernels
+    const { latencies } = this.#driver.device(deviceIndex).traits
+    const prepared = { ...this.#kernels.prepared, lead: latencies?.graphKernel ?? latencies?.kernel ?? 0 }
     const engine = engineOf(work.partition) ?? this.#driver.device(deviceIndex).compute
     const own = usesNodePriority ? { ...prepared, engine, priority } : { ...prepared, engine }
     return (stream) => this.#driver.model.work(stream, own)

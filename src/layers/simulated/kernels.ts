@@ -146,7 +146,8 @@ export class SimulatedKernels implements KernelBackend {
     const duration = this.#costOf(kernel, definition, launch)
     if (duration === undefined) return this.#driver.device(deviceIndex).lost
     const act = () => this.#driver.runCode(`Kernel ${kernel.name}`, () => definition.run(launch))
-    this.prepared = { duration, act }
+    const lead = this.#driver.device(deviceIndex).traits.latencies?.kernel ?? 0
+    this.prepared = this.#driver.model.hasData ? { duration, lead, act } : { duration, lead }
     return success
   }
 

@@ -1,16 +1,17 @@
 /**
  * The options of a simulated runtime: defaults and validation.
  */
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import { deviceAttributes } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { DeviceProperties, PriorityRange } from "../CudaRuntime.ts"
 import { refuseArgument } from "../shared/failures.ts"
-import type { SimulatedDeviceOptions, SimulatedOptions } from "../SimulatedRuntime.ts"
+import type { SimulatedDeviceOptions, SimulatedLatencies, SimulatedOptions } from "../SimulatedRuntime.ts"
 import { nanoseconds } from "./durations.ts"
 import type { SimulatedKernel } from "./kernelFunctions.ts"
-import type { DeviceTraits } from "./model/parts.ts"
+import type { DeviceTraits, Latencies } from "./model/parts.ts"
 
 /** The options of the machine, with defaults filled in. */
 export interface ResolvedOptions {
@@ -23,6 +24,8 @@ export interface ResolvedOptions {
   /** Limit on pinned host memory, in bytes. */
   readonly hostMemory: number
   readonly recordTimeline: boolean
+  /** False if copies and kernels only take time. */
+  readonly hasData: boolean
   readonly kernels: ReadonlyMap<string, SimulatedKernel>
   /** The initial bytes of the global variables of every module. */
   readonly globals: ReadonlyMap<string, Uint8Array>
@@ -36,9 +39,10 @@ export interface ResolvedDevice {
   readonly attributes: { readonly [A in DeviceAttribute]: number }
 }
 
-/** The options of a device, with the copy latency in nanoseconds. */
-interface DeviceFields extends Omit<SimulatedDeviceOptions, "copyLatency"> {
+/** The options of a device, with latencies in nanoseconds. */
+interface DeviceFields extends Omit<SimulatedDeviceOptions, "copyLatency" | "latencies"> {
   readonly copyLatency?: number | undefined
+  readonly latencies?: Latencies | undefined
 }
 
 /** An invalid option. */
@@ -69,7 +73,8 @@ export const resolve = (options: SimulatedOptions): Effect.Effect<ResolvedOption
       hostMemory: options.hostMemory ?? Infinity,
       kernels: new Map(Object.entries(options.kernels ?? {})),
       globals: new Map(Object.entries(options.globals ?? {}).map(([name, initial]) => [name, bytesOf(initial)])),
-      recordTimeline: options.recordTimeline ?? false
+      recordTimeline: options.recordTimeline ?? false,
+      hasData: options.data !== "none"
     })
   })
 
@@ -81,7 +86,11 @@ const linksOf = (
 ): ResolvedOptions["linkBandwidth"] =>
 (from, to) => {
   const ends = [devices[from]!.traits, devices[to]!.traits]
-  if (!peerAccess(from, to) && !peerAccess(to, from)) return Math.min(...ends.map((traits) => traits.hostBandwidth))
+  if (!peerAccess(from, to) && !peerAccess(to, from)) {
+    return Math.min(
+      ...ends.map(({ downloadBandwidth, hostBandwidth }) => Math.min(hostBandwidth, downloadBandwidth ?? Infinity))
+    )
+  }
   const own = linkBandwidth?.(from, to)
   return own !== undefined && own > 0 ? own : Math.min(...ends.map((traits) => traits.peerBandwidth))
 }
@@ -99,9 +108,27 @@ const deviceFields = (
   const list: ReadonlyArray<SimulatedDeviceOptions> = devices
   return list.map((device) => ({
     ...device,
-    copyLatency: device.copyLatency === undefined ? undefined : nanoseconds(device.copyLatency) ?? NaN
+    copyLatency: nanosecondsOrNaN(device.copyLatency),
+    latencies: device.latencies && latenciesOf(device.latencies)
   }))
 }
+
+/** NaN for what is not a duration. */
+const nanosecondsOrNaN = (input: Duration.Input | undefined): number | undefined =>
+  input === undefined ? undefined : nanoseconds(input) ?? NaN
+
+const latenciesOf = (latencies: SimulatedLatencies): Latencies => ({
+  upload: nanosecondsOrNaN(latencies.upload),
+  download: nanosecondsOrNaN(latencies.download),
+  copy: nanosecondsOrNaN(latencies.copy),
+  peerCopy: nanosecondsOrNaN(latencies.peerCopy),
+  fill: nanosecondsOrNaN(latencies.fill),
+  kernel: nanosecondsOrNaN(latencies.kernel),
+  graphKernel: nanosecondsOrNaN(latencies.graphKernel),
+  timedRecord: nanosecondsOrNaN(latencies.timedRecord),
+  wait: nanosecondsOrNaN(latencies.wait),
+  waitAcrossEngines: nanosecondsOrNaN(latencies.waitAcrossEngines)
+})
 
 const refusedDevices = (devices: unknown): RefusedOption => ({
   argument: "devices",
@@ -110,7 +137,8 @@ const refusedDevices = (devices: unknown): RefusedOption => ({
 })
 
 const refuseOptions = (options: SimulatedOptions, devices: ReadonlyArray<DeviceFields>): RefusedOption | undefined => {
-  const { driverVersion, hostMemory, peers = "none" } = options
+  const { data = "moved", driverVersion, hostMemory, peers = "none" } = options
+  if (data !== "moved" && data !== "none") return { argument: "data", value: data, expected: `"moved" or "none"` }
   if (peers !== "none" && peers !== "all") return { argument: "peers", value: peers, expected: `"none" or "all"` }
   if (driverVersion !== undefined && !(Number.isInteger(driverVersion) && driverVersion > 0)) {
     return { argument: "driverVersion", value: driverVersion, expected: "a CUDA version, for example 13000" }
@@ -160,7 +188,10 @@ const resolveDevice = (fields: DeviceFields, ordinal: number): ResolvedDevice =>
     hostBandwidth: fields.hostBandwidth ?? 50e9,
     deviceBandwidth: fields.deviceBandwidth ?? 2e12,
     peerBandwidth: fields.peerBandwidth ?? 200e9,
-    copyLatency: fields.copyLatency ?? 5000
+    copyLatency: fields.copyLatency ?? 5000,
+    downloadBandwidth: fields.downloadBandwidth,
+    fillBandwidth: fields.fillBandwidth,
+    latencies: fields.latencies
   }
   const properties = {
     index: ordinal,
@@ -187,9 +218,20 @@ const refuseDevice = (fields: DeviceFields, ordinal: number): RefusedOption | un
     ["hostBandwidth", isRate, "a positive number"],
     ["deviceBandwidth", isRate, "a positive number"],
     ["peerBandwidth", isRate, "a positive number"],
+    ["downloadBandwidth", isRate, "a positive number"],
+    ["fillBandwidth", isRate, "a positive number"],
     ["copyLatency", isCountOrZero, "a finite, non-negative duration"]
-  ]) ?? refusePriorities(fields, ordinal) ?? refuseCapability(fields, ordinal) ??
+  ]) ?? refuseLatencies(fields, ordinal) ?? refusePriorities(fields, ordinal) ?? refuseCapability(fields, ordinal) ??
     refuseAttributes(`devices[${ordinal}]`, fields.attributes)
+
+const refuseLatencies = ({ latencies = {} }: DeviceFields, ordinal: number): RefusedOption | undefined => {
+  for (const [name, value] of Object.entries(latencies)) {
+    if (value === undefined || isCountOrZero(value)) continue
+    const expected = "a finite, non-negative duration"
+    return { argument: `devices[${ordinal}].latencies.${name}`, value, expected }
+  }
+  return undefined
+}
 
 const refusePriorities = ({ priorityRange }: DeviceFields, ordinal: number): RefusedOption | undefined => {
   if (priorityRange === undefined) return undefined

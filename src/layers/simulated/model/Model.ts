@@ -32,6 +32,8 @@ const firstStreamId = 16
 /** Work that is not a copy. The duration is in nanoseconds; infinite for work that hangs. */
 export interface ModelWork {
   readonly duration: number
+  /** Nanoseconds before it starts, in addition to the duration. */
+  readonly lead?: number
   readonly act?: () => void
   readonly fault?: number
   readonly priority?: number
@@ -49,6 +51,8 @@ export class Model implements WatcherHome {
   /** Bytes per second of copies between two devices. */
   linkBandwidth: ((from: number, to: number) => number) | undefined
   usedHostMemory = 0
+  /** False if copies and kernels only take time. */
+  readonly hasData: boolean
   readonly #streams = new Map<number, Stream>()
   #nextHandle = firstHandle
   #nextAddress = firstAddress
@@ -57,13 +61,15 @@ export class Model implements WatcherHome {
   /** How many of the decided waits have been told. */
   #told = 0
 
-  constructor(world: World, devices: ReadonlyArray<DeviceTraits>, recordTimeline = false) {
+  constructor(world: World, devices: ReadonlyArray<DeviceTraits>, recordTimeline = false, hasData = true) {
     this.world = world
+    this.hasData = hasData
     this.timeline = recordTimeline ? [] : undefined
     this.devices = devices.map((traits, ordinal) => new Device(ordinal, traits))
     for (const device of this.devices) {
       device.timeline = this.timeline
       device.siblings = this.devices
+      device.hasData = hasData
     }
   }
 
@@ -112,8 +118,9 @@ export class Model implements WatcherHome {
     stream.device.freedOn.delete(stream)
   }
 
-  record(event: EventState, stream: Stream): void {
-    event.current = this.world.record(stream, false)
+  record(event: EventState, stream: Stream, hasTiming = false): void {
+    const { latencies } = stream.device.traits
+    event.current = this.world.record(stream, false, hasTiming ? latencies?.timedRecord : 0)
   }
 
   waitEvent(stream: Stream, event: EventState): void {
@@ -137,15 +144,21 @@ export class Model implements WatcherHome {
   /** Enqueues a copy. Allocates the memory of the process immediately, so that running the copy cannot fail. */
   #move(stream: Stream, to: Storage, from: Storage, bytes: number, move: Move): void {
     const kind = copyKind(to, from)
-    const { traits } = stream.device
     const engine = engineOf(stream, kind)
     const bandwidth = kind === "peerToPeer"
       ? this.linkBandwidth?.(from.device!.ordinal, to.device!.ordinal)
       : undefined
-    const duration = traits.copyLatency + transferTime(bytes, bandwidth ?? bandwidthOf(stream.device, kind))
-    to.touch()
-    from.touch()
-    this.world.enqueue(new Operation({ kind, stream, bytes, engine, duration, move }))
+    const duration = copyLatency(stream.device, kind) +
+      transferTime(bytes, bandwidth ?? bandwidthOf(stream.device, kind))
+    const data = this.#prepare(move, to, from)
+    this.world.enqueue(new Operation({ kind, stream, bytes, engine, duration, ...data }))
+  }
+
+  /** Allocates the memory of the process, unless the devices have no data. */
+  #prepare(move: Move, ...memory: ReadonlyArray<Storage>): { readonly move?: Move } {
+    if (!this.hasData) return {}
+    for (const storage of memory) storage.touch()
+    return { move }
   }
 
   /** Enqueues a prefetch, which only takes time, because the host and all devices share the bytes. */
@@ -170,15 +183,15 @@ export class Model implements WatcherHome {
   fill(stream: Stream, to: Storage, offset: number, value: number, bits: 8 | 16 | 32, count: number): void {
     const { traits } = stream.device
     const bytes = count * (bits / 8)
-    to.touch()
+    const bandwidth = traits.fillBandwidth ?? traits.deviceBandwidth
     this.world.enqueue(
       new Operation({
         kind: "fill",
         stream,
         bytes,
         engine: stream.compute ?? stream.device.compute,
-        duration: transferTime(bytes, traits.deviceBandwidth),
-        move: new FillMove(to, offset, value, bits, count)
+        duration: (traits.latencies?.fill ?? 0) + transferTime(bytes, bandwidth),
+        ...this.#prepare(new FillMove(to, offset, value, bits, count), to)
       })
     )
   }
@@ -386,9 +399,22 @@ const engineOf = ({ compute, device }: Stream, kind: OperationKind) => {
 }
 
 const bandwidthOf = (device: Device, kind: OperationKind): number => {
-  const { deviceBandwidth, hostBandwidth, peerBandwidth } = device.traits
+  const { deviceBandwidth, downloadBandwidth, hostBandwidth, peerBandwidth } = device.traits
   if (kind === "deviceToDevice") return deviceBandwidth
+  if (kind === "deviceToHost") return downloadBandwidth ?? hostBandwidth
   return kind === "peerToPeer" ? peerBandwidth : hostBandwidth
+}
+
+const copyLatency = ({ traits }: Device, kind: OperationKind): number => {
+  const { copy, download, peerCopy, upload } = traits.latencies ?? {}
+  const own = kind === "hostToDevice"
+    ? upload
+    : kind === "deviceToHost"
+    ? download
+    : kind === "peerToPeer"
+    ? peerCopy
+    : copy
+  return own ?? traits.copyLatency
 }
 
 /** Whole nanoseconds, so that times are exact. */

@@ -45,7 +45,7 @@ export class Storage {
 
   /** Allocates the bytes. Returns false if the process cannot. */
   tryTouch(): boolean {
-    if (this.#bytes !== undefined) return true
+    if (this.#bytes !== undefined || this.device?.hasData === false) return true
     try {
       this.touch()
       return true
@@ -120,6 +120,7 @@ export class GrowableStorage extends Storage {
     return false
   }
   override tryTouch(): boolean {
+    if (this.device?.hasData === false) return true
     try {
       this.touch()
       return true

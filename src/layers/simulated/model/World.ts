@@ -112,11 +112,11 @@ export class World {
   }
 
   /** Records the stream's work so far. */
-  record(stream: Stream, internal: boolean): EventRecord {
+  record(stream: Stream, internal: boolean, duration = 0): EventRecord {
     const record = new EventRecord(stream)
-    const isPassed = this.#moving === undefined && stream.idle
+    const isPassed = this.#moving === undefined && duration === 0 && stream.idle
     if (isPassed && (internal || stream.device.timeline === undefined)) this.finishRecord(record)
-    else this.enqueue(new Operation({ kind: "record", stream, record, internal }))
+    else this.enqueue(new Operation({ kind: "record", stream, record, internal, duration }))
     return record
   }
 
@@ -189,9 +189,10 @@ export class World {
     while (this.#moving === undefined && this.#nextEnd() <= this.now) {
       const operation = this.#ends.pop()!
       if (operation.state === "delayed") {
-        operation.state = "queued"
+        operation.state = operation.hasWaited ? "ready" : "queued"
         this.#goOn.push(operation.stream)
       } else if (operation.state === "ending") this.#conclude(operation, this.#noteEnd(operation))
+      else if (operation.record !== undefined) this.#finishSlowRecord(operation, operation.record)
       else this.#finishOrMove(operation)
     }
   }
@@ -242,9 +243,13 @@ export class World {
         if (!record.done) {
           record.parked ??= []
           record.parked.push(stream)
+          operation.hasWaited = true
           return
         }
+        const goesOn = operation.hasWaited ? record.time + latencyOf(operation, record) : 0
+        if (goesOn > this.now) return this.#delay(operation, goesOn)
       } else if (operation.kind === "record") {
+        if (operation.duration > 0) return this.#runWithoutEngine(operation)
         this.finishRecord(operation.record!)
       } else {
         operation.act?.()
@@ -278,8 +283,16 @@ export class World {
     this.#ends.push(operation)
   }
 
+  /** Holds up the stream and nothing else. */
+  #runWithoutEngine(operation: Operation): void {
+    operation.state = "running"
+    operation.end = this.now + operation.duration
+    this.#ends.push(operation)
+  }
+
   #submit(operation: Operation, engine: Engine): void {
     operation.state = "running"
+    operation.stream.lastEngine = engine
     engine.queue.push(operation)
     if (engine.dirty) return
     engine.dirty = true
@@ -302,19 +315,14 @@ export class World {
 
   #start(operation: Operation, engine: Engine): void {
     engine.busy++
-    operation.start = this.now
+    operation.start = this.now + operation.lead
     operation.end = this.now + operation.duration
     operation.sequence = this.#sequence++
     if (operation.end !== Infinity) this.#ends.push(operation)
   }
 
   #finish(operation: Operation, fault: number): void {
-    const engine = operation.engine!
-    engine.busy--
-    if (!engine.dirty && engine.queue.size > 0) {
-      engine.dirty = true
-      this.#dirty.push(engine)
-    }
+    this.#leave(operation.engine!)
     if (operation.stream.device.lost !== 0 || (fault === 0 && operation.heldFor !== undefined)) return
     this.#conclude(operation, fault || this.#noteEnd(operation))
   }
@@ -324,6 +332,12 @@ export class World {
     this.#complete(operation)
     if (fault === 0) this.#goOn.push(stream)
     else this.lose(stream.device, fault)
+  }
+
+  /** Completes a record that has held up its stream. */
+  #finishSlowRecord(operation: Operation, record: EventRecord): void {
+    this.finishRecord(record)
+    this.#conclude(operation, 0)
   }
 
   /** Ends an operation that goes on after its time. */
@@ -422,6 +436,13 @@ export class World {
     }
   }
 
+  #leave(engine: Engine): void {
+    engine.busy--
+    if (engine.dirty || engine.queue.size === 0) return
+    engine.dirty = true
+    this.#dirty.push(engine)
+  }
+
   #complete(operation: Operation): void {
     const { group, stream } = operation
     stream.head = operation.next
@@ -447,6 +468,7 @@ export class World {
   finishRecord(record: EventRecord): void {
     record.done = true
     record.time = this.now
+    record.engine = record.stream?.lastEngine
     if (record.parked !== undefined) {
       for (const stream of record.parked) this.#goOn.push(stream)
       record.parked = undefined
@@ -457,6 +479,14 @@ export class World {
     }
     record.stream = undefined
   }
+}
+
+/** How long a stream that waited for a record takes to go on. */
+const latencyOf = ({ internal, stream }: Operation, record: EventRecord): number => {
+  const { latencies } = stream.device.traits
+  if (internal || latencies === undefined) return 0
+  const { wait = 0, waitAcrossEngines = wait } = latencies
+  return stream.lastEngine === record.engine ? wait : waitAcrossEngines
 }
 
 const endsFirst = (a: Operation, b: Operation): boolean => a.end === b.end ? a.sequence < b.sequence : a.end < b.end

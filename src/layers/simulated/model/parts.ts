@@ -35,6 +35,8 @@ export class Operation {
   readonly priority: number
   /** Nanoseconds from start to end. */
   readonly duration: number
+  /** Nanoseconds of the duration before it really starts. */
+  readonly lead: number
   readonly bytes: number
   /** The engine that it runs on; undefined for records, waits and releases. */
   readonly engine: Engine | undefined
@@ -64,6 +66,8 @@ export class Operation {
   heldFor: string | undefined
   /** The earliest time at which it may become ready. */
   notBefore = 0
+  /** True for a wait that found its record incomplete. */
+  hasWaited = false
   /** At its end, a delayed operation at the head of its stream is queued again, and an ending one is complete. */
   state: "queued" | "delayed" | "ready" | "running" | "ending" | "dropped" = "queued"
 
@@ -73,6 +77,7 @@ export class Operation {
     /** Default: that of the stream. */
     readonly priority?: number
     readonly duration?: number
+    readonly lead?: number
     readonly bytes?: number
     readonly engine?: Engine
     readonly record?: EventRecord
@@ -84,7 +89,8 @@ export class Operation {
     this.kind = fields.kind
     this.stream = fields.stream
     this.priority = fields.priority ?? fields.stream.priority
-    this.duration = fields.duration ?? 0
+    this.lead = fields.lead ?? 0
+    this.duration = (fields.duration ?? 0) + this.lead
     this.bytes = fields.bytes ?? 0
     this.engine = fields.engine
     this.record = fields.record
@@ -126,6 +132,8 @@ export class EventRecord {
   done = false
   /** When it completed, in nanoseconds. */
   time = 0
+  /** The engine of the last operation before it. */
+  engine: Engine | undefined
   /** Streams whose first operation waits for it. */
   parked: Array<Stream> | undefined
   watchers: Set<Watcher> | undefined
@@ -189,6 +197,8 @@ export class Stream {
   tail: Operation | undefined
   /** True once destroyed: pending work continues, but no more is enqueued. */
   destroyed = false
+  /** The engine of its latest operation that needed one. */
+  lastEngine: Engine | undefined
 
   constructor(
     device: Device,
@@ -340,11 +350,35 @@ export interface DeviceTraits {
   readonly deviceBandwidth: number
   readonly peerBandwidth: number
   readonly copyLatency: number
+  /** Default: `hostBandwidth`, which is that of uploads then. */
+  readonly downloadBandwidth?: number | undefined
+  /** Default: `deviceBandwidth`. */
+  readonly fillBandwidth?: number | undefined
+  readonly latencies?: Latencies | undefined
+}
+
+/** Fixed times of operations, in nanoseconds. */
+export interface Latencies {
+  /** Default of copies: `copyLatency`. Of the others: 0. */
+  readonly upload?: number | undefined
+  readonly download?: number | undefined
+  readonly copy?: number | undefined
+  readonly peerCopy?: number | undefined
+  readonly fill?: number | undefined
+  readonly kernel?: number | undefined
+  /** Default: `kernel`. */
+  readonly graphKernel?: number | undefined
+  readonly timedRecord?: number | undefined
+  readonly wait?: number | undefined
+  /** Default: `wait`. */
+  readonly waitAcrossEngines?: number | undefined
 }
 
 export class Device {
   readonly ordinal: number
   readonly traits: DeviceTraits
+  /** False if copies and kernels only take time. */
+  hasData = true
   readonly upload: Engine
   readonly download: Engine
   readonly compute: Engine
