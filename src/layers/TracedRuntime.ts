@@ -48,8 +48,8 @@ export interface TraceOptions {
 }
 
 /**
- * Wraps a runtime for tracing. The result has the identity of the inner runtime. Its `liveResources` leave out the events and the streams
- * that measuring needs.
+ * Wraps a runtime for tracing. The result has the identity of the inner runtime. Its `liveResources` leave out the events, streams and
+ * waits that measuring needs.
  *
  * **Example** (A layer that traces if told to)
  *
@@ -90,7 +90,8 @@ export const make = (
     })
     const liveResources = Effect.map(runtime.liveResources, (live) => {
       const held = measurer.held
-      return { ...live, streams: live.streams - held.streams, events: live.events - held.events }
+      const { events, streams, waits } = live
+      return { ...live, streams: streams - held.streams, events: events - held.events, waits: waits - held.waits }
     })
     return { ...traced, liveResources }
   })

@@ -25,6 +25,8 @@ export class Anchors {
   readonly deviceIndex: number
   stream: StreamRef | undefined
   readonly events: Array<EventRef> = []
+  /** Whether it waits for an event. */
+  isWaiting = false
 
   constructor(runtime: CudaRuntimeService, deviceIndex: number) {
     this.#runtime = runtime
@@ -56,7 +58,10 @@ export class Anchors {
     for (let queries = 0; queries < mostQueries && !isReached; queries++) {
       isReached = yield* this.#runtime.eventQuery(event)
     }
-    if (!isReached) yield* this.#runtime.eventSynchronize(event)
+    if (!isReached) {
+      this.isWaiting = true
+      yield* Effect.ensuring(this.#runtime.eventSynchronize(event), Effect.sync(() => void (this.isWaiting = false)))
+    }
     const uncertainty = (clock.currentTimeNanosUnsafe() - before) / 2n
     return { event, at: before + uncertainty, uncertainty }
   })

@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import type { CudaError } from "../../CudaError.ts"
-import type { CudaRuntimeService, EventRef, StreamRef } from "../CudaRuntime.ts"
+import type { CudaRuntimeService, EventRef, LiveResources, StreamRef } from "../CudaRuntime.ts"
 import { Anchors } from "./Anchors.ts"
 import type { Anchor } from "./Anchors.ts"
 
@@ -70,14 +70,15 @@ export class Measurer {
     this.#options = options
   }
 
-  /** The streams and events that this holds. */
-  get held(): { readonly streams: number; readonly events: number } {
-    let [streams, events] = [0, this.#events.size]
+  /** The streams and events that this holds, and its waits. */
+  get held(): Pick<LiveResources, "streams" | "events" | "waits"> {
+    let [streams, events, waits] = [0, this.#events.size, 0]
     for (const { anchors } of this.#devices.values()) {
       if (anchors.stream !== undefined) streams++
+      if (anchors.isWaiting) waits++
       events += anchors.events.length
     }
-    return { streams, events }
+    return { streams, events, waits }
   }
 
   /** Records the first event on a stream; undefined if too much is pending. */
