@@ -82,6 +82,8 @@ const makeApart = Effect.gen(function*() {
   const token = CudaNccl.toToken(yield* CudaNccl.uniqueId)
   const joined = CudaNccl.join({ id: token, rank: 0, size: 2, device: 0 })
   const [communicator] = yield* Effect.all([joined, other.ask("join", token)], { concurrency: "unbounded" })
+  // Ranks leave together: NCCL waits for the others.
+  yield* Effect.addFinalizer(() => other.ask("end"))
   const reduce = reduceOn([{ ...own, communicator }])
   const way: Way = ({ bytes, count, how }) =>
     Effect.map(

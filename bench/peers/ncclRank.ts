@@ -1,6 +1,6 @@
 /**
  * The second process of the benchmark of collectives, with rank 1 on device 1. "join TOKEN" joins a communicator. "reduce BYTES COUNT" and
- * "wait BYTES COUNT" reduce as `peers/nccl.c` does, and answer with nanoseconds.
+ * "wait BYTES COUNT" reduce as `peers/nccl.c` does, and answer with nanoseconds. "end" leaves the communicator.
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -28,6 +28,7 @@ const program = Effect.gen(function*() {
   while (true) {
     const words = yield* read
     if (words === undefined) return
+    if (words[0] === "end") return yield* answer(0)
     const [how, bytes, count] = words
     yield* answer(yield* reduce(how === "wait" ? "wait" : "reduce", Number(bytes), Number(count)))
   }
