@@ -233,7 +233,7 @@ export const kernelContract = (rig: Rig): void =>
           const from = yield* buffer(4)
           yield* CudaMemory.upload(to, Float32Array.of(1), stream)
           yield* CudaMemory.upload(from, Float32Array.of(2), stream)
-          yield* enqueue(stream, 5)
+          yield* enqueue(stream, 50)
           yield* CudaKernel.launch(add, one, [to, from, 1], stream)
         }))
         assert.isFalse(yield* CudaStream.query(stream))

@@ -87,7 +87,7 @@ export const libraryContract = (rig: Rig): void =>
         const library = yield* load
         const [stream, buffer] = [yield* CudaStream.make(), yield* CudaMemory.allocate(size)]
         const value = Uint8Array.of(4)
-        yield* (yield* Busy).enqueue(stream, 5)
+        yield* (yield* Busy).enqueue(stream, 50)
         yield* CudaLibrary.call(library, "demoFill", [buffer, value, BigInt(size)], stream)
         value[0] = 9
         yield* holds(buffer, 4, stream)
@@ -255,7 +255,7 @@ export const libraryContract = (rig: Rig): void =>
             yield* counts(0)
             yield* Effect.scoped(Effect.gen(function*() {
               for (const stream of [yield* CudaStream.make(), yield* CudaStream.make()]) {
-                yield* (yield* Busy).enqueue(stream, 5)
+                yield* (yield* Busy).enqueue(stream, 50)
                 yield* CudaMemory.fill(buffer, 1, stream)
                 yield* Effect.all([using(3, stream), using(3, stream)], { concurrency: 2 })
                 yield* holds(buffer, 3, stream)
@@ -402,7 +402,7 @@ export const libraryContract = (rig: Rig): void =>
         const buffer = yield* CudaMemory.allocate(size)
         const streams = [yield* CudaStream.make(), yield* CudaStream.make()]
         for (const stream of streams) {
-          yield* (yield* Busy).enqueue(stream, 5)
+          yield* (yield* Busy).enqueue(stream, 50)
           yield* CudaMemory.fill(buffer, 1, stream)
           yield* CudaLibrary.call(library, "demoFillOf", [handle, buffer, 7, size], stream)
           yield* holds(buffer, 7, stream)

@@ -85,7 +85,7 @@ export const orderingContract = (rig: Rig): void =>
           const all = [...yield* streams(3), yield* CudaStream.defaultStream()]
           const [first, second] = [yield* CudaMemory.allocate(256), yield* CudaMemory.allocate(256)]
           const host = yield* CudaMemory.allocateHost(32 * 256)
-          for (const stream of all) yield* busy.enqueue(stream, 5)
+          for (const stream of all) yield* busy.enqueue(stream, 50)
           for (let round = 0; round < 32; round++) {
             const on = (shift: number): Stream => all[(round * 3 + shift) % 4]!
             yield* CudaMemory.fill(first, round, on(0))

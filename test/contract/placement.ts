@@ -60,7 +60,7 @@ export const placementContract = (rig: Rig): void =>
         const work = Effect.gen(function*() {
           const stream = yield* CudaStream.make()
           const buffer = yield* CudaMemory.allocate(mebi)
-          yield* busy.enqueue(stream, 5)
+          yield* busy.enqueue(stream, 50)
           yield* CudaMemory.fill(buffer, 1, stream)
           yield* CudaStream.synchronize(stream)
           return buffer.deviceIndex
