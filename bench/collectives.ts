@@ -44,7 +44,7 @@ const makeOperations = (path: string) =>
     const ranks = [yield* makeRank(0, false), yield* makeRank(1, false)] as const
     const ordered = [yield* makeRank(0, true), yield* makeRank(1, true)] as const
     const communicators = yield* CudaNccl.local([0, 1])
-    const [first, second] = communicators as unknown as readonly [CudaNccl.Communicator, CudaNccl.Communicator]
+    const [first, second] = [communicators[0]!, communicators[1]!]
     const reduce = (communicator: CudaNccl.Communicator, { buffer, stream }: Rank) =>
       CudaNccl.allReduce(communicator, { from: buffer, type: "f32" }, stream)
     const made = [reduce(first, ranks[0]), reduce(second, ranks[1])] as const

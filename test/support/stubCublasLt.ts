@@ -3,18 +3,17 @@
  */
 import { assert } from "@effect/vitest"
 import type { definition } from "../../src/internal/blas/library.ts"
-import { buildLibrary } from "./stub/build.ts"
-import { addressOf, bindStub, keepLoaded, linesOf } from "./stub/loaded.ts"
+import { linesOf, LoadedStub } from "./stub/loaded.ts"
+import type { Bound } from "./stub/loaded.ts"
 
-const bind = (path: string) =>
-  bindStub(path, (bound) => ({
-    records: bound("stub_records", "str", []),
-    live: bound("stub_live", "int", ["int"]),
-    fail: bound("stub_fail", "void", ["str", "int", "int", "int"]),
-    failuresLeft: bound("stub_failures_left", "int", []),
-    setResults: bound("stub_set_results", "void", ["int"]),
-    setResult: bound("stub_set_result", "void", ["int", "uint64_t", "int"])
-  }))
+const functions = (bound: Bound) => ({
+  records: bound("stub_records", "str", []),
+  live: bound("stub_live", "int", ["int"]),
+  fail: bound("stub_fail", "void", ["str", "int", "int", "int"]),
+  failuresLeft: bound("stub_failures_left", "int", []),
+  setResults: bound("stub_set_results", "void", ["int"]),
+  setResult: bound("stub_set_result", "void", ["int", "uint64_t", "int"])
+})
 
 /** Attributes of a descriptor, by number. */
 export type Attributes = { readonly [attribute: string]: number }
@@ -57,31 +56,14 @@ export interface MatmulRecord extends ProductRecord {
 const kinds = ["handles", "products", "layouts", "preferences"] as const
 
 /** One loaded stub, which enqueues through a driver. */
-export class StubCublasLt {
-  readonly path: string
-  readonly #driver: string
-  readonly #control: ReturnType<typeof bind>
-
+export class StubCublasLt extends LoadedStub<ReturnType<typeof functions>> {
   constructor(driver: string, macros: ReadonlyArray<string> = []) {
-    this.path = buildLibrary("cublasLt.c", "libcublasLt", macros)
-    this.#driver = driver
-    this.#control = bind(this.path)
-    this.reset()
-    keepLoaded(this)
-  }
-
-  reset(): void {
-    this.#control.reset(addressOf(this.#driver, "cuMemsetD8Async"), addressOf(this.#driver, "stub_current"))
-  }
-
-  /** The calls, each followed by " off" if it was made off the JS thread, and by " context" if a context was current. */
-  get calls(): ReadonlyArray<string> {
-    return linesOf(this.#control.log())
+    super(driver, { file: "cublasLt.c", name: "libcublasLt", macros }, functions)
   }
 
   /** What the heuristic and products were given. */
   get records(): ReadonlyArray<HeuristicRecord | MatmulRecord> {
-    return linesOf(this.#control.records()).map((line): HeuristicRecord | MatmulRecord => JSON.parse(line))
+    return linesOf(this.control.records()).map((line): HeuristicRecord | MatmulRecord => JSON.parse(line))
   }
 
   get heuristics(): ReadonlyArray<HeuristicRecord> {
@@ -92,40 +74,31 @@ export class StubCublasLt {
     return this.records.filter((record) => record.call === "matmul")
   }
 
-  clear(): void {
-    this.#control.logClear()
-  }
-
   get live(): Record<(typeof kinds)[number], number> {
     const [handles = 0, products = 0, layouts = 0, preferences = 0] = kinds.map((_, kind): number =>
-      this.#control.live(kind)
+      this.control.live(kind)
     )
     return { handles, products, layouts, preferences }
   }
 
-  /** How long the heuristic takes, in milliseconds. */
-  set delay(milliseconds: number) {
-    this.#control.setDelay(milliseconds)
-  }
-
   /** Makes a function return a status: `times` calls (-1: all) after the next `after` calls. */
   fail(name: keyof typeof definition.functions, status: number, { after = 0, times = 1 } = {}): void {
-    this.#control.fail(name, status, after, times)
+    this.control.fail(name, status, after, times)
   }
 
   /** The algorithms that the heuristic finds: the bytes of their workspaces, and their states. Their bytes are their number, from 1. */
   set results(results: ReadonlyArray<{ readonly workspace?: number; readonly state?: number }>) {
-    this.#control.setResults(results.length)
+    this.control.setResults(results.length)
     for (const [index, { state = 0, workspace = 0 }] of results.entries()) {
-      this.#control.setResult(index, workspace, state)
+      this.control.setResult(index, workspace, state)
     }
   }
 
   /** Asserts that the library was used correctly, and that nothing it made is left. */
   assertReleased(): void {
-    const misuse: string = this.#control.misuse()
+    const misuse: string = this.control.misuse()
     assert.strictEqual(misuse, "")
     assert.deepStrictEqual(this.live, { handles: 0, products: 0, layouts: 0, preferences: 0 })
-    assert.strictEqual(this.#control.failuresLeft(), 0, "failures that were asked for and never happened")
+    assert.strictEqual(this.control.failuresLeft(), 0, "failures that were asked for and never happened")
   }
 }

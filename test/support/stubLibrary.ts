@@ -2,8 +2,8 @@
  * The stub library (`stub/library.c`) for tests, its description, and its control.
  */
 import { CudaLibrary, CudaParameter } from "effect-cuda"
-import { buildLibrary } from "./stub/build.ts"
-import { addressOf, bindStub, keepLoaded, linesOf } from "./stub/loaded.ts"
+import { LoadedStub } from "./stub/loaded.ts"
+import type { Bound } from "./stub/loaded.ts"
 
 const { bool, f16, f32, f64, i32, i64, i8, output, u16, u64, u8 } = CudaParameter
 const { bytes, func, handleOf, hostInput, hostOutput, newHandleOf, nullable, stream, text } = CudaLibrary
@@ -48,66 +48,39 @@ export const demo = CudaLibrary.define({
   }
 })
 
-const bind = (path: string) =>
-  bindStub(path, (bound) => ({
-    handles: bound("stub_handles", "str", []),
-    live: bound("stub_live", "int", []),
-    fail: bound("stub_fail", "void", ["str", "int"])
-  }))
+const functions = (bound: Bound) => ({
+  handles: bound("stub_handles", "str", []),
+  live: bound("stub_live", "int", []),
+  fail: bound("stub_fail", "void", ["str", "int"])
+})
 
 /** One loaded stub library, which enqueues through a driver. */
-export class StubLibrary {
-  readonly path: string
-  readonly #driver: string
-  readonly #control: ReturnType<typeof bind>
-
+export class StubLibrary extends LoadedStub<ReturnType<typeof functions>> {
   constructor(driver: string, macros: ReadonlyArray<string> = []) {
-    this.path = buildLibrary("library.c", "libeffectcudademo", macros)
-    this.#driver = driver
-    this.#control = bind(this.path)
-    this.reset()
-    keepLoaded(this)
-  }
-
-  reset(): void {
-    this.#control.reset(addressOf(this.#driver, "cuMemsetD8Async"), addressOf(this.#driver, "stub_current"))
-  }
-
-  /** The calls, each followed by " off" if it was made off the JS thread, and by " context" if a context was current. */
-  get calls(): ReadonlyArray<string> {
-    return linesOf(this.#control.log())
+    super(driver, { file: "library.c", name: "libeffectcudademo", macros }, functions)
   }
 
   /** The calls with a handle, each as the name and the handle. */
   get handles(): ReadonlyArray<readonly [name: string, handle: number]> {
-    const log: string = this.#control.handles()
+    const log: string = this.control.handles()
     return log.split("\n").filter((line) => line !== "").map((line) => {
       const [name = "", handle] = line.split(" ")
       return [name, Number(handle)] as const
     })
   }
 
-  clear(): void {
-    this.#control.logClear()
-  }
-
   /** The last misuse, or the empty string. */
   get misuse(): string {
-    return this.#control.misuse()
+    return this.control.misuse()
   }
 
   /** The handles that are not destroyed. */
   get live(): number {
-    return this.#control.live()
-  }
-
-  /** How long slow calls take, in milliseconds. */
-  set delay(milliseconds: number) {
-    this.#control.setDelay(milliseconds)
+    return this.control.live()
   }
 
   /** Makes every call of a function return a status. */
   fail(name: keyof typeof demo.functions, status: number): void {
-    this.#control.fail(name, status)
+    this.control.fail(name, status)
   }
 }

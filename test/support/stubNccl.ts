@@ -3,19 +3,18 @@
  */
 import { assert } from "@effect/vitest"
 import type { definition } from "../../src/internal/nccl/library.ts"
-import { buildLibrary } from "./stub/build.ts"
-import { addressOf, bindStub, keepLoaded, linesOf } from "./stub/loaded.ts"
+import { linesOf, LoadedStub } from "./stub/loaded.ts"
+import type { Bound } from "./stub/loaded.ts"
 
-const bind = (path: string) =>
-  bindStub(path, (bound) => ({
-    records: bound("stub_records", "str", []),
-    live: bound("stub_live", "int", []),
-    setQuestions: bound("stub_set_questions", "void", ["int"]),
-    setStuck: bound("stub_set_stuck", "void", ["int"]),
-    setVersion: bound("stub_set_version", "void", ["int"]),
-    setError: bound("stub_set_error", "void", ["uintptr_t", "int"]),
-    fail: bound("stub_fail", "void", ["str", "int", "int"])
-  }))
+const functions = (bound: Bound) => ({
+  records: bound("stub_records", "str", []),
+  live: bound("stub_live", "int", []),
+  setQuestions: bound("stub_set_questions", "void", ["int"]),
+  setStuck: bound("stub_set_stuck", "void", ["int"]),
+  setVersion: bound("stub_set_version", "void", ["int"]),
+  setError: bound("stub_set_error", "void", ["uintptr_t", "int"]),
+  fail: bound("stub_fail", "void", ["str", "int", "int"])
+})
 
 /** What a call was given. */
 export interface NcclRecord {
@@ -33,74 +32,48 @@ export interface NcclRecord {
 }
 
 /** One loaded stub, which enqueues through a driver. */
-export class StubNccl {
-  readonly path: string
-  readonly #driver: string
-  readonly #control: ReturnType<typeof bind>
-
+export class StubNccl extends LoadedStub<ReturnType<typeof functions>> {
   constructor(driver: string, macros: ReadonlyArray<string> = []) {
-    this.path = buildLibrary("nccl.c", "libnccl", macros)
-    this.#driver = driver
-    this.#control = bind(this.path)
-    this.reset()
-    keepLoaded(this)
-  }
-
-  reset(): void {
-    this.#control.reset(addressOf(this.#driver, "cuMemsetD8Async"), addressOf(this.#driver, "stub_current"))
-  }
-
-  /** The calls, each followed by " off" if it was made off the JS thread, and by " context" if a context was current. */
-  get calls(): ReadonlyArray<string> {
-    return linesOf(this.#control.log())
+    super(driver, { file: "nccl.c", name: "libnccl", macros }, functions)
   }
 
   /** What collectives, splits and shrinks were given. */
   get records(): ReadonlyArray<NcclRecord> {
-    return linesOf(this.#control.records()).map((line): NcclRecord => JSON.parse(line))
-  }
-
-  clear(): void {
-    this.#control.logClear()
+    return linesOf(this.control.records()).map((line): NcclRecord => JSON.parse(line))
   }
 
   /** The communicators that are not destroyed. */
   get live(): number {
-    return this.#control.live()
-  }
-
-  /** How long destroying takes, in milliseconds. */
-  set delay(milliseconds: number) {
-    this.#control.setDelay(milliseconds)
+    return this.control.live()
   }
 
   /** How often a non-blocking communicator is asked before it is ready. */
   set questions(count: number) {
-    this.#control.setQuestions(count)
+    this.control.setQuestions(count)
   }
 
   /** Whether non-blocking communicators are never ready, as those whose other ranks do not come. */
   set isStuck(value: boolean) {
-    this.#control.setStuck(value ? 1 : 0)
+    this.control.setStuck(value ? 1 : 0)
   }
 
   set version(version: number) {
-    this.#control.setVersion(version)
+    this.control.setVersion(version)
   }
 
   /** Makes a communicator fail. */
   failCommunicator(handle: number, status: number): void {
-    this.#control.setError(handle, status)
+    this.control.setError(handle, status)
   }
 
   /** Makes the calls of a function return a status, after the next `after`. */
   fail(name: keyof typeof definition.functions, status: number, after = 0): void {
-    this.#control.fail(name, status, after)
+    this.control.fail(name, status, after)
   }
 
   /** Asserts that the library was used correctly, and that nothing it made is left. */
   assertReleased(): void {
-    const misuse: string = this.#control.misuse()
+    const misuse: string = this.control.misuse()
     assert.strictEqual(misuse, "")
     assert.strictEqual(this.live, 0, "communicators that were not destroyed")
   }
