@@ -33,8 +33,8 @@ const holds = Effect.fnUntraced(function*(buffer: DeviceBuffer, value: number, s
   assert.deepStrictEqual(found, new Float32Array(size * size).fill(value))
 })
 
-describe.skipIf(!nativeRig.hasBlas)("cuBLAS", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!nativeRig.hasBlas)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("cuBLAS", (it) => {
     it.effect(
       "multiplies on each stream with its own handle, and in a graph with another",
       () =>

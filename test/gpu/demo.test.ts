@@ -11,8 +11,8 @@ import { gpu, nativeRig } from "../support/gpu.ts"
 
 const random = (byteLength: number) => randomFillSync(new Uint8Array(byteLength))
 
-describe.skipIf(gpu === undefined)("the demo on a GPU", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(gpu === undefined)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("the demo", (it) => {
     it.effect.each<readonly [string, Uint8Array, number]>([
       ["5 MiB and 77 bytes, in chunks of 1 MiB", random(5 * 2 ** 20 + 77), 2 ** 20],
       ["3,000,017 bytes, in chunks of an odd length", random(3_000_017), 300_007],

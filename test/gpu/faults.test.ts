@@ -10,8 +10,8 @@ import { failsWith } from "../support/assertions.ts"
 import { gpu, launchFault, nativeRig } from "../support/gpu.ts"
 import { Busy } from "../support/Rig.ts"
 
-describe.skipIf(gpu === undefined)("a faulting kernel", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(gpu === undefined)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("a faulting kernel", (it) => {
     it.effect.skipIf(nativeRig.deviceCount < 2)(
       "opens the second device first",
       () => Effect.scoped(CudaStream.make({ device: 1 }))

@@ -31,8 +31,8 @@ const runChild = (handle: Uint8Array): Effect.Effect<ChildResult> =>
     })
   })
 
-describe.skipIf(!canRun)("an interprocess event", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!canRun)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("an interprocess event", (it) => {
     it.effect("can be waited for in another process, on a stream and in a fiber", () =>
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()

@@ -60,8 +60,8 @@ const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     return Effect.map(Effect.ensuring(effect, stop), (value) => ({ longest, value }))
   })
 
-describe.skipIf(gpu === undefined)("kernels on a busy GPU", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(gpu === undefined)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("kernels on a busy GPU", (it) => {
     it.effect("load without waiting for it, resolve when it is idle, and unload later", () =>
       Effect.gen(function*() {
         const busy = yield* Busy

@@ -7,8 +7,8 @@ import * as Effect from "effect/Effect"
 import { cublas, made, matrices } from "../support/cublas.ts"
 import { launchFault, nativeRig } from "../support/gpu.ts"
 
-describe.skipIf(!nativeRig.hasBlas)("cuBLAS after a fault", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!nativeRig.hasBlas)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("cuBLAS after a fault", (it) => {
     it.effect("fails with the origin, whatever its status, and its handle is released", () =>
       Effect.gen(function*() {
         const library = yield* CudaLibrary.load(cublas)

@@ -32,8 +32,8 @@ const runBoth = (mode: "reduce" | "kill") =>
     return yield* Effect.all([runRank(token, 0, mode), runRank(token, 1, mode)], { concurrency: "unbounded" })
   }).pipe(Effect.provide(CudaNccl.layer()))
 
-describe.skipIf(!canRun)("two processes with a rank each", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!canRun)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("two processes with a rank each", (it) => {
     it.effect("reduce", () =>
       Effect.map(runBoth("reduce"), (results) => {
         const expected = { failed: "", first: 6, last: 6, handles: 0 }
@@ -52,8 +52,8 @@ describe.skipIf(!canRun)("two processes with a rank each", () => {
   })
 })
 
-describe.skipIf(!nativeRig.hasNccl || (gpu?.deviceCount ?? 0) < 2)("the event loop", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!nativeRig.hasNccl || (gpu?.deviceCount ?? 0) < 2)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("the event loop", (it) => {
     it.effect("goes on while a communicator is made and destroyed", () =>
       leavesNothing(
         Effect.gen(function*() {

@@ -98,8 +98,8 @@ const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     return Effect.map(Effect.ensuring(effect, stop), () => longest)
   })
 
-describe.skipIf(gpu === undefined)("partitions on a GPU", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(gpu === undefined)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("partitions", (it) => {
     it.effect("run their work on their own multiprocessors", () =>
       Effect.gen(function*() {
         const mark = yield* load
@@ -164,8 +164,8 @@ describe.skipIf(gpu === undefined)("partitions on a GPU", () => {
   })
 })
 
-describe.skipIf(gpu === undefined)("growable buffers on a GPU", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(gpu === undefined)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("growable buffers", (it) => {
     it.effect("grow and end beside a busy kernel without waiting for it, or blocking the event loop", () =>
       Effect.gen(function*() {
         const busy = yield* Busy

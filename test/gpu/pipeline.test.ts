@@ -115,8 +115,8 @@ const interrupted = Effect.fnUntraced(function*(round: Round) {
   return { exit, delivered, live: yield* runtime.liveResources }
 })
 
-describe.skipIf(gpu === undefined)("a pipeline", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(gpu === undefined)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("a pipeline", (it) => {
     it.effect(
       "leaves nothing behind and delivers correct elements when interrupted at 1,000 random points",
       () =>

@@ -56,8 +56,8 @@ const shared = {
   })
 }
 
-describe.skipIf(!canRun)("memory shared with another process", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!canRun)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("memory shared with another process", (it) => {
     for (const kind of ["pool", "allocation"] as const) {
       it.effect(
         `is lent after the work of its owner, and comes back after that of the child (${kind})`,
@@ -165,8 +165,8 @@ const nextLine = (child: Torch) =>
     child.stdout.on("data", onData)
   })
 
-describe.skipIf(!hasTorch)("memory shared with PyTorch", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!hasTorch)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("memory shared with PyTorch", (it) => {
     it.effect("is a tensor there and a buffer here", () =>
       leavesNothing(Effect.gen(function*() {
         const [stream, child] = [yield* CudaStream.make(), yield* torchWith("share")]

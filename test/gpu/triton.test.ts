@@ -50,8 +50,8 @@ const loadKernel = Effect.fnUntraced(function*(folder: string, name: string) {
   return { module, name: metadata.name, shape: { block: 32 * metadata.warps, sharedBytes: metadata.shared } }
 })
 
-describe.skipIf(!hasTriton)("a kernel compiled by Triton", () => {
-  layer(nativeRig.layer, { excludeTestServices: true })((it) => {
+describe.skipIf(!hasTriton)("on a GPU", () => {
+  layer(nativeRig.layer, { excludeTestServices: true })("a kernel compiled by Triton", (it) => {
     it.effect("runs with its arguments and Triton's two", () =>
       Effect.gen(function*() {
         const folder = yield* compiled
