@@ -73,6 +73,39 @@ export const memoryPoolContract = (rig: Rig): void =>
         yield* failsWith(CudaMemoryPool.setReleaseThreshold(pool, 0), "ResourceReleased")
       })))
 
+    it.effect("may be released while work uses their memory, again and again", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const busy = yield* Busy
+        for (let round = 0; round < 12; round++) {
+          yield* Effect.scoped(Effect.gen(function*() {
+            const pool = yield* CudaMemoryPool.make({ shareable: round % 2 === 1 })
+            const buffer = yield* CudaMemory.allocate(4096, { pool })
+            yield* busy.enqueue(stream, 2)
+            yield* CudaMemory.fill(buffer, round, stream)
+          }))
+          yield* Effect.scoped(CudaMemoryPool.make())
+          if (round % 4 === 3) yield* CudaStream.synchronize(stream)
+        }
+      })))
+
+    it.effect("give their memory back when the device is full", () =>
+      leavesNothing(Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        const busy = yield* Busy
+        const { free } = yield* CudaDevice.memoryInfo()
+        const most = Math.floor(free * 0.6)
+        for (let round = 0; round < 3; round++) {
+          yield* Effect.scoped(Effect.gen(function*() {
+            const pool = yield* CudaMemoryPool.make()
+            const buffer = yield* CudaMemory.allocate(most, { pool })
+            yield* busy.enqueue(stream, 20)
+            yield* CudaMemory.fill(CudaMemory.slice(buffer, 0, 64), 1, stream)
+          }))
+          yield* Effect.scoped(CudaMemory.allocate(most))
+        }
+      })))
+
     it.effect("of the runtime are one per device, never released", () =>
       leavesNothing(Effect.gen(function*() {
         const runtime = yield* CudaRuntime

@@ -1126,7 +1126,7 @@ describe("several instances", () => {
           assert.include(lines[0], "cuMemFreeAsync")
           assert.deepStrictEqual([stub.live.graphs, stub.live.graphExecs], [0, 0])
         }),
-      { left: { allocations: 1 } }
+      { left: { allocations: 1, pools: 1 } }
     ))
 
   it.live("free the memory that stands in for parameters after it was allocated", () =>

@@ -14,7 +14,7 @@ import * as References from "effect/References"
 import type * as Scope from "effect/Scope"
 import { failsWith, refuses } from "../support/assertions.ts"
 import { untilCollected } from "../support/garbage.ts"
-import { openStub, stubLayer, until } from "../support/stubDriver.ts"
+import { logged, onStub, openStub, pause, stubLayer, until } from "../support/stubDriver.ts"
 import { poolProperties, tracing, within } from "../support/tracing.ts"
 import { begin, isPending, succeeds } from "../support/waits.ts"
 
@@ -273,10 +273,60 @@ describe("a pool", () => {
         }))
         const runtime = yield* CudaRuntime
         yield* runtime.memoryFill({ memory: buffer, offset: 0, byteLength: 64 }, 1, 8, stream.ref)
+        assert.lengthOf(stub.calls("cuMemPoolDestroy"), 0)
         yield* runtime.memoryFree(buffer)
+        assert.lengthOf(stub.calls("cuMemPoolDestroy"), 1)
       })
     ))
+
+  it.live("is destroyed in the background, once its memory is free", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        stub.pending = "copies"
+        yield* filledAndReleased(stream)
+        assert.lengthOf(stub.calls("cuMemFreeAsync"), 1)
+        assert.lengthOf(stub.calls("cuMemPoolDestroy"), 0)
+        stub.finish(stream)
+        yield* until("the pool is destroyed", () => stub.calls("cuMemPoolDestroy").length === 1)
+      })
+    ))
+
+  it.live("is destroyed when the runtime closes, at the latest", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        stub.pending = "copies"
+        // The wait for the release fails, too.
+        stub.fail("cuStreamQuery", 1, { after: 1 })
+        yield* filledAndReleased(stream)
+        stub.finish(stream)
+        yield* pause(10)
+        assert.lengthOf(stub.calls("cuMemPoolDestroy"), 0)
+      })
+    ))
+
+  it.live("logs that destroying it in the background failed", () =>
+    Effect.gen(function*() {
+      const program = Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        stub.pending = "copies"
+        stub.fail("cuMemPoolDestroy", 1)
+        yield* filledAndReleased(stream)
+        stub.finish(stream)
+        yield* until("the pool is destroyed", () => stub.calls("cuMemPoolDestroy").length === 1)
+      })
+      const { lines } = yield* logged(onStub(stub, program, { left: { pools: 1 } }))
+      assert.match(lines.join("\n"), /cuMemPoolDestroy/)
+    }))
 })
+
+/** A pool, and memory of it that a stream fills, both released at once. */
+const filledAndReleased = (stream: CudaStream.CudaStream) =>
+  Effect.scoped(Effect.gen(function*() {
+    const pool = yield* CudaMemoryPool.make()
+    yield* CudaMemory.fill(yield* CudaMemory.allocate(64, { pool }), 1, stream)
+  }))
 
 describe("an allocation", () => {
   it.live("from a pool uses the runtime's own stream, like any other", () =>

@@ -1110,7 +1110,7 @@ describe("building the layer fails with the status of its call", () => {
   }
 })
 
-/** A failing release, and what it leaves in the driver. */
+/** A failing release, and what it leaves in the driver: with memory also its pool, which must not be destroyed before. */
 interface Release {
   readonly fails: StubFunctionName
   readonly what: string
@@ -1158,7 +1158,7 @@ const releases: ReadonlyArray<Release> = [
   {
     fails: "cuMemFreeAsync",
     what: "a device buffer",
-    left: { allocations: 1 },
+    left: { allocations: 1, pools: 1 },
     program: (arm) => Effect.andThen(CudaMemory.allocate(64), arm),
     says: /CudaMemory\.release \(buffer of 64 bytes at 0x[0-9a-f]+ on device 0\)/
   },
@@ -1227,14 +1227,14 @@ const releases: ReadonlyArray<Release> = [
   {
     fails: "cuMemFreeAsync",
     what: "a device buffer, on the stream that it was allocated on",
-    left: { allocations: 1 },
+    left: { allocations: 1, pools: 1 },
     program: (arm) => Effect.andThen(Effect.flatMap(stream, (made) => CudaMemory.allocate(64, { stream: made })), arm),
     says: /CudaMemory\.release \(buffer of 64 bytes at 0x[0-9a-f]+ on device 0\)/
   },
   {
     fails: "cuCtxPushCurrent_v2",
     what: "a device buffer, on the default stream that it was allocated on",
-    left: { allocations: 1 },
+    left: { allocations: 1, pools: 1 },
     program: (arm) =>
       Effect.andThen(
         Effect.flatMap(CudaStream.defaultStream(), (made) => CudaMemory.allocate(64, { stream: made })),
@@ -1245,7 +1245,7 @@ const releases: ReadonlyArray<Release> = [
   ...([
     ["cuGraphExecDestroy", "an executable graph", { graphExecs: 1 }],
     ["cuGraphDestroy", "the graph of an executable graph", { graphs: 1 }],
-    ["cuMemFreeAsync", "the memory of an executable graph", { allocations: 1 }]
+    ["cuMemFreeAsync", "the memory of an executable graph", { allocations: 1, pools: 1 }]
   ] as const).map(([fails, what, left]): Release => ({
     fails,
     what,
@@ -1500,8 +1500,8 @@ describe("a sticky fault", () => {
       assert.isAtMost(lines.length, 2)
       assert.isTrue(lines.every((line) => line.startsWith("Warn ")))
       assert.isUndefined(stub.misuse)
-      // Device memory is freed with its context.
-      assert.deepStrictEqual({ ...stub.live, allocations: 0 }, nothingLive)
+      // Device memory is freed with its context, and its pool must not be destroyed before.
+      assert.deepStrictEqual({ ...stub.live, allocations: 0 }, { ...nothingLive, pools: 1 })
     }))
 })
 

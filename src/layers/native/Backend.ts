@@ -119,7 +119,7 @@ export class NativeBackend implements Backend {
       driver.warn
     )
     this.pinned = new NativePinned(driver, this.#pinnedMemory, releases)
-    this.pools = new NativePools(driver, () => {
+    this.pools = new NativePools(driver, this.memory, () => {
       this.#managedMemory.freeIfIdle()
       this.interprocess.freeIfIdle()
     })
@@ -176,6 +176,7 @@ export class NativeBackend implements Backend {
   #closeDevice(device: NativeDevice): Effect.Effect<void> {
     return Effect.callback((resume) => {
       this.interprocess.closeDevice(device.index)
+      this.pools.closeDevice(device.index)
       const entered = device.enter()
       // Even if entering failed, because handles carry their context.
       device.tearDown(this.#driver.warn)

@@ -78,6 +78,8 @@ export class NativeDevice {
   readonly context: CUcontext
   priorities: PriorityRange = { least: 0, greatest: 0 }
   pool = nullHandle<CUmemoryPool>()
+  /** How many buffers of the pool the driver has not been told to free. */
+  inUse = 0
   /** Used for allocations only. It never waits for other work, so new memory is ready at once. */
   allocations = nullHandle<CUstream>()
   /** Used for frees only. It waits for the work on each buffer first. */
@@ -141,7 +143,7 @@ export class NativeDevice {
     return { call: "", status: success }
   }
 
-  /** Destroys what `setUp` created, and the kept events. */
+  /** Destroys what `setUp` created, and the kept events. Leaves a pool whose memory could not be freed, like `NativePools.closeDevice`. */
   tearDown(warn: Warn): void {
     const { allocations, calls, pool, releases } = this
     for (const events of [this.#markers, ...this.#events.values()]) {
@@ -149,7 +151,7 @@ export class NativeDevice {
     }
     if (allocations !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(allocations), allocations)
     if (releases !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(releases), releases)
-    if (pool !== 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
+    if (pool !== 0 && this.inUse === 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
     this.allocations = this.releases = nullHandle()
     this.pool = nullHandle()
   }

@@ -68,6 +68,8 @@ export class NativeMemory implements MemoryBackend {
       : this.#driver.answer("cuMemAllocFromPoolAsync", call())
     if (status !== success) return status
     this.allocated = new DeviceMemoryResource(this.#driver.owner, this.#out.value, byteLength, index)
+    const source = pool ?? device
+    source.inUse++
     return success
   }
 
@@ -108,7 +110,7 @@ export class NativeMemory implements MemoryBackend {
     const users = memory.pendingUsers
     const isLast = memory.opened === undefined || this.interprocess?.isLastUser(memory) === true
     const address = memory.opened?.base ?? memory.address
-    const free = () => isLast ? calls.cuMemFreeAsync(address, device.releases) : success
+    const free = () => isLast ? this.#freed(device, memory, calls.cuMemFreeAsync(address, device.releases)) : success
     for (const user of users) {
       const status = this.#orderReleases(device, nativeStream(user))
       if (status === success) continue
@@ -116,6 +118,14 @@ export class NativeMemory implements MemoryBackend {
       return status
     }
     return this.#driver.answer("cuMemFreeAsync", free())
+  }
+
+  /** Counts a buffer whose pool is told to free it. */
+  #freed(device: NativeDevice, { pool }: DeviceMemoryResource, status: number): number {
+    if (status !== success) return status
+    if (pool?.origin === "runtime") device.inUse--
+    else if (pool?.origin === "owned") this.pools?.freed(pool)
+    return status
   }
 
   /** Releases memory on the host, once the work of its users has finished. */
@@ -132,7 +142,7 @@ export class NativeMemory implements MemoryBackend {
   /** Releases memory in the order of the stream it was allocated on, if no other stream used it. */
   #freeOn(device: NativeDevice, stream: NativeStream, memory: DeviceMemoryResource): number {
     device.freedOn.add(stream)
-    const call = () => this.#driver.calls.cuMemFreeAsync(memory.address, stream.handle)
+    const call = () => this.#freed(device, memory, this.#driver.calls.cuMemFreeAsync(memory.address, stream.handle))
     return stream.needsContext
       ? this.#driver.inContextOf(stream.deviceIndex, "cuMemFreeAsync", call)
       : this.#driver.answer("cuMemFreeAsync", call())

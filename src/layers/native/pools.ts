@@ -1,5 +1,8 @@
 /**
  * Pools of device memory on the driver.
+ *
+ * A driver that destroys a pool before all its memory is freed crashes the process when it destroys another one (seen with 580.159.04). So
+ * a released pool is destroyed once the last of its memory is free, in the background.
  */
 import { poolAttributes } from "../../cuda/flags.ts"
 import type { CUmemoryPool } from "../../cuda/handles.ts"
@@ -9,20 +12,25 @@ import type { PoolBackend } from "../shared/pools.ts"
 import { MemoryPoolResource } from "../shared/resources.ts"
 import { keepAll, poolProperties } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
+import type { NativeMemory } from "./memory.ts"
 
 export class NativePools implements PoolBackend {
   created: MemoryPoolResource | undefined
   statistics: MemoryPoolStatistics = { reservedBytes: 0, reservedHighWater: 0, usedBytes: 0, usedHighWater: 0 }
   readonly #driver: Driver
+  readonly #memory: NativeMemory
   /** Frees what waits for idle devices, unless that would block. */
   readonly #freeIfIdle: () => void
   /** The runtime's pools, by device, if a program asked for them. */
   readonly #own: Array<MemoryPoolResource | undefined> = []
-  /** The pools of the program. */
+  /** The pools of the program that are not destroyed yet. */
   readonly #ofProgram = new Map<number, MemoryPoolResource>()
+  /** Released pools that are destroyed once their memory is free. */
+  readonly #leaving = new Set<MemoryPoolResource>()
 
-  constructor(driver: Driver, freeIfIdle: () => void) {
+  constructor(driver: Driver, memory: NativeMemory, freeIfIdle: () => void) {
     this.#driver = driver
+    this.#memory = memory
     this.#freeIfIdle = freeIfIdle
   }
 
@@ -55,7 +63,35 @@ export class NativePools implements PoolBackend {
     return device === undefined ? this.#ofProgram.get(handle) : this.ofDevice(device.index)
   }
 
+  /** Destroys a pool at once if all its memory is free, and otherwise later, when only the log tells of a failure. */
   destroy(pool: MemoryPoolResource): number {
+    this.#leaving.add(pool)
+    return pool.inUse === 0 ? this.#destroyOnceFree(pool) : success
+  }
+
+  /** Notes that the driver was told to free memory of a pool. */
+  freed(pool: MemoryPoolResource): void {
+    pool.inUse--
+    if (pool.inUse === 0 && this.#leaving.has(pool)) {
+      this.#driver.warn("cuMemPoolDestroy", this.#destroyOnceFree(pool), pool.handle)
+    }
+  }
+
+  /** After the releases enqueued so far. Without them, as in a lost context, the pool is destroyed with its device. */
+  #destroyOnceFree(pool: MemoryPoolResource): number {
+    let status: number = success
+    let isLater = false
+    this.#memory.watchReleases(pool.deviceIndex, (released) => {
+      if (released !== success || !this.#leaving.has(pool)) return
+      status = this.#destroyNow(pool)
+      if (isLater) this.#driver.warn("cuMemPoolDestroy", status, pool.handle)
+    })
+    isLater = true
+    return status
+  }
+
+  #destroyNow(pool: MemoryPoolResource): number {
+    this.#leaving.delete(pool)
     this.#ofProgram.delete(pool.handle)
     return this.#driver.answer("cuMemPoolDestroy", this.#driver.calls.cuMemPoolDestroy(pool.handle))
   }
@@ -99,6 +135,15 @@ export class NativePools implements PoolBackend {
     const keep = Math.min(keepBytes, Number.MAX_SAFE_INTEGER)
     if (pool.origin === "runtime") this.#freeIfIdle()
     return this.#driver.answer("cuMemPoolTrimTo", calls.cuMemPoolTrimTo(pool.handle, keep))
+  }
+
+  /** Destroys what is left of a device, after its last work. A pool whose memory could not be freed is kept. */
+  closeDevice(index: number): void {
+    for (const pool of this.#leaving) {
+      if (pool.deviceIndex === index && pool.inUse === 0) {
+        this.#driver.warn("cuMemPoolDestroy", this.#destroyNow(pool), pool.handle)
+      }
+    }
   }
 
   /** Marks the runtime's pool of a device as released, along with the device. */

@@ -78,7 +78,10 @@ export interface PoolOperations {
   readonly poolCreate: (deviceIndex: number, options: MemoryPoolOptions) => Effect.Effect<MemoryPoolRef, CudaError>
   /** The pool that the runtime allocates from by default. */
   readonly poolOfDevice: (deviceIndex: number) => Effect.Effect<MemoryPoolRef, CudaError>
-  /** Refuses new allocations, and destroys the pool (`cuMemPoolDestroy`). Existing allocations remain valid. */
+  /**
+   * Refuses new allocations, and destroys the pool once its memory is free (`cuMemPoolDestroy`). Existing allocations remain valid. If the
+   * pool is destroyed later, only the log tells of a failure.
+   */
   readonly poolDestroy: (pool: MemoryPoolRef) => Effect.Effect<void, CudaError>
   /** Reads the statistics (`cuMemPoolGetAttribute`). */
   readonly poolStatistics: (pool: MemoryPoolRef) => Effect.Effect<MemoryPoolStatistics, CudaError>

@@ -337,6 +337,8 @@ export class MemoryPoolResource implements MemoryPoolRef {
   held = new Set<number>()
   /** True if it is accessible to whatever device has access to its own. */
   followsDevice = true
+  /** How many of its buffers the driver has not been told to free. */
+  inUse = 0
   constructor(owner: Owner, handle: CUmemoryPool, deviceIndex: number, origin: MemoryPoolRef["origin"]) {
     this.owner = owner
     this.handle = handle

@@ -1287,6 +1287,7 @@ EXPORT Status cuMemPoolDestroy(Handle handle) {
   add_wide(&call, handle);
   Pool *pool = pool_of(&call, handle);
   if (ok(&call) && pool->imported && pool->used > 0) call.status = INVALID_VALUE;
+  if (ok(&call) && !pool->imported && pool->used > 0) misuse("a pool was destroyed before its memory was free");
   if (pool != NULL && gives_back(&call)) {
     pool->alive = false;
     pool->unseen = pool->kept = 0;
