@@ -98,6 +98,7 @@ export const driverFunctions = {
   cuEventDestroy_v2: [event],
   cuEventRecord: [event, stream],
   cuEventQuery: [event],
+  cuEventSynchronize: [event],
   cuEventElapsedTime: [memory, event, event],
   cuIpcGetEventHandle: [memory, event],
   cuIpcOpenEventHandle: [memory, ipcHandle],

@@ -1001,6 +1001,31 @@ describe("the table", () => {
       })
     ))
 
+  it.live("tells the driver that a release has finished before its pool is destroyed", () =>
+    opened(({ releases }) =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        stub.pending = "copies"
+        const { lines, result: pool } = yield* callsOf(Effect.scoped(Effect.gen(function*() {
+          const pool = yield* CudaMemoryPool.make()
+          yield* CudaMemory.fill(yield* CudaMemory.allocate(64, { pool }), 1, stream)
+          stub.clear()
+          return pool
+        })))
+        const [marker] = lines.findLast(([name]) => name === "cuEventRecord")!.slice(1)
+        assert.deepStrictEqual(lines.slice(-2), [["cuStreamQuery", releases], ["cuEventRecord", marker, releases]])
+        stub.clear()
+        stub.finish(stream)
+        yield* until("the pool is destroyed", () => stub.calls("cuMemPoolDestroy").length > 0)
+        assert.deepStrictEqual(stub.calls("cuEventSynchronize")[0]!.args, [marker])
+        assert.deepStrictEqual(stub.calls().slice(-2).map(({ name }) => name), [
+          "cuEventSynchronize",
+          "cuMemPoolDestroy"
+        ])
+        assert.deepStrictEqual(stub.calls("cuMemPoolDestroy")[0]!.args, [pool.handle])
+      })
+    ))
+
   it.live("has the functions of growable memory, tested elsewhere", () =>
     opened(() =>
       Effect.gen(function*() {

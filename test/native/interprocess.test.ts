@@ -126,6 +126,7 @@ describe("a pool of another process", () => {
           ...within(context, ["cuMemPoolImportFromShareableHandle", pool.handle, fd, 1]),
           ["cuMemPoolSetAccess", pool.handle, 0, 3],
           ["cuStreamQuery", releases],
+          ["cuStreamSynchronize", releases],
           ["cuMemPoolDestroy", pool.handle]
         ])
       })

@@ -297,11 +297,24 @@ describe("a pool", () => {
       Effect.gen(function*() {
         const stream = yield* CudaStream.make()
         stub.pending = "copies"
-        // The wait for the release fails, too.
+        // The wait for the release fails.
         stub.fail("cuStreamQuery", 1, { after: 1 })
         yield* filledAndReleased(stream)
         stub.finish(stream)
         yield* pause(10)
+        assert.lengthOf(stub.calls("cuMemPoolDestroy"), 0)
+      })
+    ))
+
+  it.live("is destroyed when the runtime closes if the driver does not notice the release", () =>
+    opened(() =>
+      Effect.gen(function*() {
+        const stream = yield* CudaStream.make()
+        stub.pending = "copies"
+        stub.fail("cuEventSynchronize", 1)
+        yield* filledAndReleased(stream)
+        stub.finish(stream)
+        yield* until("the release is noticed", () => stub.calls("cuEventSynchronize").length > 0)
         assert.lengthOf(stub.calls("cuMemPoolDestroy"), 0)
       })
     ))

@@ -216,8 +216,8 @@ const assertLeft = (name: StubFunctionName, what: string, lines: ReadonlyArray<s
   const left = Object.entries(stub.live).filter(([, count]) => count > 0)
   const expected = givingBack[name]
   if (expected !== undefined) assert.deepStrictEqual(left, expected.map((kind) => [kind, 1]), what)
-  else if (name !== "cuCtxPushCurrent_v2") assert.deepStrictEqual(left, [], what)
-  // If a context cannot be entered, what would have been released in it remains.
+  else if (name !== "cuCtxPushCurrent_v2" && name !== "cuStreamSynchronize") assert.deepStrictEqual(left, [], what)
+  // If a context cannot be entered, what would have been released in it remains; and a pool whose memory is not known to be free.
   else assert.isAtMost(left.reduce((sum, [, count]) => sum + count, 0), 1, what)
   if (left.length > 0) assert.include(lines.join("\n"), `(${transient})`, `${what}: nothing says what is left`)
   // A context that was just pushed can always be popped, on a real driver.

@@ -1466,7 +1466,8 @@ describe("a sticky fault", () => {
             "The contexts of this process were lost earlier: CudaEvent.record failed with CUDA_ERROR_ILLEGAL_ADDRESS on device 0"
           )
         }
-      })
+      }),
+      { left: { pools: 1 } }
     )))
 
   it.live("is the origin of failures on other devices too", () =>
@@ -1529,11 +1530,13 @@ describe("the scenarios", () => {
         "cuMemPoolCreate",
         "cuMemPoolSetAttribute"
       ]
+      // Leaves a pool to the runtime's release, and is no operation's failure.
+      const inBackground = ["cuEventSynchronize"]
       const building = Object.keys(driverFunctions).filter((name) =>
         /^cu(Init|DriverGet|DeviceGet|DeviceTotal)/.test(name)
       )
       const failed = new Set<string>([...operations, ...releases].map(({ fails }) => fails).concat())
-      for (const name of [...opening, ...building, ...exempt]) failed.add(name)
+      for (const name of [...opening, ...inBackground, ...building, ...exempt]) failed.add(name)
       assert.deepStrictEqual(functions.filter((name) => !failed.has(name)), [])
     }))
 })

@@ -176,10 +176,10 @@ export class NativeBackend implements Backend {
   #closeDevice(device: NativeDevice): Effect.Effect<void> {
     return Effect.callback((resume) => {
       this.interprocess.closeDevice(device.index)
-      this.pools.closeDevice(device.index)
+      const { keepsPool } = this.pools.closeDevice(device)
       const entered = device.enter()
       // Even if entering failed, because handles carry their context.
-      device.tearDown(this.#driver.warn)
+      device.tearDown(this.#driver.warn, keepsPool)
       if (entered === success) device.leave()
       this.pools.close(device.index)
       // The context must live as long as JavaScript has views of managed memory.

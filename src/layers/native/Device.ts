@@ -143,15 +143,15 @@ export class NativeDevice {
     return { call: "", status: success }
   }
 
-  /** Destroys what `setUp` created, and the kept events. Leaves a pool whose memory could not be freed, like `NativePools.closeDevice`. */
-  tearDown(warn: Warn): void {
+  /** Destroys what `setUp` created, and the kept events. */
+  tearDown(warn: Warn, keepsPool = false): void {
     const { allocations, calls, pool, releases } = this
     for (const events of [this.#markers, ...this.#events.values()]) {
       for (const event of events.splice(0)) warn("cuEventDestroy", calls.cuEventDestroy_v2(event), event)
     }
     if (allocations !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(allocations), allocations)
     if (releases !== 0) warn("cuStreamDestroy", calls.cuStreamDestroy_v2(releases), releases)
-    if (pool !== 0 && this.inUse === 0) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
+    if (pool !== 0 && !keepsPool) warn("cuMemPoolDestroy", calls.cuMemPoolDestroy(pool), pool)
     this.allocations = this.releases = nullHandle()
     this.pool = nullHandle()
   }

@@ -191,20 +191,39 @@ export class NativeMemory implements MemoryBackend {
     return watchAll(watches)(onDone, {})
   }
 
-  /** Watches one of the device's internal streams. Each wait has a separate lane. */
+  /**
+   * Watches one of the device's internal streams. Each wait has a separate lane. The driver is made to notice that releases have finished,
+   * because a query of an event does not tell its pools.
+   */
   #watchOwn(device: NativeDevice, stream: CUstream, onDone: OnDone): Cancel {
     const { calls } = this.#driver
+    const isNoticed = stream === device.releases
     const ended = (status: number): Cancel => {
       onDone(status)
       return () => {}
     }
     const idle = calls.cuStreamQuery(stream)
+    if (idle === success && isNoticed) {
+      return ended(this.#driver.answer("cuStreamSynchronize", calls.cuStreamSynchronize(stream)))
+    }
     if (idle !== notReady) return ended(this.#driver.answer("cuStreamQuery", idle))
     const marker = device.takeMarker()
     if (marker === undefined) return ended(this.#driver.madeBy(device))
     const recorded = calls.cuEventRecord(marker, stream)
     if (recorded === success) {
-      return this.#streams.watchMarker(new Lane(device.index, false), 0, marker, { wakeUp: false }, onDone)
+      // The marker keeps its record until others of this device take it, which is not before `onDone`.
+      const notice: OnDone = (status, stage) =>
+        onDone(
+          status === success ? this.#driver.answer("cuEventSynchronize", calls.cuEventSynchronize(marker)) : status,
+          stage
+        )
+      return this.#streams.watchMarker(
+        new Lane(device.index, false),
+        0,
+        marker,
+        { wakeUp: false },
+        isNoticed ? notice : onDone
+      )
     }
     device.giveMarker(marker)
     return ended(this.#driver.answer("cuEventRecord", recorded))

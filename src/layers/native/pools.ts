@@ -1,8 +1,8 @@
 /**
  * Pools of device memory on the driver.
  *
- * A driver that destroys a pool before all its memory is freed crashes the process when it destroys another one (seen with 580.159.04). So
- * a released pool is destroyed once the last of its memory is free, in the background.
+ * A driver that destroys a pool before all its memory is free, and before it noticed that, crashes the process in a later call (seen with
+ * 580.159.04). So a released pool is destroyed once the last of its memory is free, in the background.
  */
 import { poolAttributes } from "../../cuda/flags.ts"
 import type { CUmemoryPool } from "../../cuda/handles.ts"
@@ -11,6 +11,7 @@ import type { MemoryPoolOptions, MemoryPoolStatistics } from "../CudaRuntime.ts"
 import type { PoolBackend } from "../shared/pools.ts"
 import { MemoryPoolResource } from "../shared/resources.ts"
 import { keepAll, poolProperties } from "./Device.ts"
+import type { NativeDevice } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import type { NativeMemory } from "./memory.ts"
 
@@ -131,14 +132,24 @@ export class NativePools implements PoolBackend {
     if (this.#driver.answer("cuStreamQuery", calls.cuStreamQuery(releases)) === success) {
       const status = calls.cuStreamSynchronize(releases)
       if (status !== success) return this.#driver.answer("cuStreamSynchronize", status)
+      this.#destroyLeaving(pool.deviceIndex)
     }
     const keep = Math.min(keepBytes, Number.MAX_SAFE_INTEGER)
     if (pool.origin === "runtime") this.#freeIfIdle()
     return this.#driver.answer("cuMemPoolTrimTo", calls.cuMemPoolTrimTo(pool.handle, keep))
   }
 
-  /** Destroys what is left of a device, after its last work. A pool whose memory could not be freed is kept. */
-  closeDevice(index: number): void {
+  /** Destroys what is left of a device, after its last work, except pools whose memory is not known to be free. Says whether the runtime's is one. */
+  closeDevice({ inUse, index, releases }: NativeDevice): { readonly keepsPool: boolean } {
+    const { calls, warn } = this.#driver
+    const status = calls.cuStreamSynchronize(releases)
+    warn("cuStreamSynchronize", status, releases)
+    if (status === success) this.#destroyLeaving(index)
+    return { keepsPool: status !== success || inUse > 0 }
+  }
+
+  /** Call after the driver noticed that all releases have finished. */
+  #destroyLeaving(index: number): void {
     for (const pool of this.#leaving) {
       if (pool.deviceIndex === index && pool.inUse === 0) {
         this.#driver.warn("cuMemPoolDestroy", this.#destroyNow(pool), pool.handle)

@@ -1192,6 +1192,16 @@ EXPORT Status cuEventQuery(Handle handle) {
   return end(&call);
 }
 
+EXPORT Status cuEventSynchronize(Handle handle) {
+  Call call = begin("cuEventSynchronize", 0);
+  add_wide(&call, handle);
+  Event *event = event_of(&call, handle);
+  if (ok(&call) && event->record != NULL && !event->record->done) misuse("cuEventSynchronize would block the event loop");
+  Context *context = ok(&call) ? find(CONTEXT, event->context) : NULL;
+  if (context != NULL) see_frees(context->device);
+  return end(&call);
+}
+
 static Status elapsed(const Event *start, const Event *stop, float *milliseconds) {
   if (((start->flags | stop->flags) & 2) || start->record == NULL || stop->record == NULL) return INVALID_HANDLE;
   if (start->context != stop->context) return INVALID_HANDLE;
@@ -1287,7 +1297,9 @@ EXPORT Status cuMemPoolDestroy(Handle handle) {
   add_wide(&call, handle);
   Pool *pool = pool_of(&call, handle);
   if (ok(&call) && pool->imported && pool->used > 0) call.status = INVALID_VALUE;
-  if (ok(&call) && !pool->imported && pool->used > 0) misuse("a pool was destroyed before its memory was free");
+  if (ok(&call) && !pool->imported && pool->used + pool->unseen > 0) {
+    misuse("a pool was destroyed before its memory was free, and the driver knew it");
+  }
   if (pool != NULL && gives_back(&call)) {
     pool->alive = false;
     pool->unseen = pool->kept = 0;
@@ -3740,6 +3752,7 @@ EXPORT void stub_set_pending(int mask) { stub.pending = mask; }
 
 /* Makes every later call return this status, except those that need no context. */
 EXPORT void stub_fault(int status) { stub.fault = status; }
+EXPORT int stub_current_fault(void) { return stub.fault; }
 
 static Stream *any_stream(Handle handle, int device) {
   if (handle > 2) return find(STREAM, handle);
