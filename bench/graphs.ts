@@ -215,7 +215,8 @@ const measureRecording = (where: string, subjects: GraphSubjects) =>
         }
       })
     )
-    const compared = yield* compare({ operations, peers: [], prepare: () => Effect.void, warmUps: 2, batches: 5 })
+    // The code of recordings is new here, too.
+    const compared = yield* compare({ operations, peers: [], prepare: () => Effect.void, warmUps: 10, batches: 5 })
     const perNode = compared.map((one, index) => eachOf(one, operations[index]!.size))
     const group = `Recording, per node, ${where}`
     printCompared(`${group}, ns (medians of batches)`, perNode)

@@ -8,7 +8,7 @@ import type { CUcontext, CUdeviceptr, CUgraphNode, CUkernel, HostPointer } from 
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { setAddress, twoTo32 } from "../../cuda/parameters.ts"
 import type { RowsTransfer } from "../shared/copies.ts"
-import type { Bindings, KernelWork, RecordedShape } from "../shared/graphNodes.ts"
+import type { Bindings, KernelWork, RecordedPointer, RecordedShape } from "../shared/graphNodes.ts"
 import type { AnyMemoryResource } from "../shared/resources.ts"
 
 /** Memory at a fixed address, in words of 32 bits. */
@@ -135,50 +135,95 @@ const edgeWords = 4
 /** Byte offsets in a `CUDA_KERNEL_NODE_PARAMS_v2`. */
 const kernelAt = { grid: 8, block: 20, sharedBytes: 32, table: 40, kernel: 56, context: 64, size: 72 } as const
 
-/** `CUDA_KERNEL_NODE_PARAMS_v2`, followed by the arguments and the table of their addresses. */
-export class KernelBlock {
+/** Memory for many blocks, which lie side by side: binding goes from node to node, and the driver's calls leave nothing in the cache. */
+export class BlockMemory {
+  view = new DataView(new ArrayBuffer(0))
+  /** The address of the view. */
   address = nullHandle<HostPointer>()
   readonly #library: DriverLibrary
-  readonly #context: CUcontext
-  #view = new DataView(new ArrayBuffer(0))
-  #arguments = this.#view
-  /** The launch that was written last. */
-  #work: KernelWork | undefined
+  #used = 0
 
-  constructor(library: DriverLibrary, context: CUcontext) {
+  constructor(library: DriverLibrary) {
     this.#library = library
-    this.#context = context
   }
 
-  /** Writes a launch with its arguments as they are bound. If it is the same launch as the last time, writes only what bindings decide. */
-  write(work: KernelWork, bindings: Bindings): void {
-    if (work === this.#work) return bindings.writeBound(work, this.#arguments)
-    this.#writeLaunch(work)
-    bindings.writeArguments(work, this.#arguments)
+  /** Returns the position of new memory in the view, which is another one when the last is full. */
+  reserve(bytes: number): number {
+    if (this.#used + bytes > this.view.byteLength) {
+      const buffer = new ArrayBuffer(Math.max(bytes, Math.min(2 * this.view.byteLength, mostBlockBytes)))
+      this.view = new DataView(buffer)
+      this.address = this.#library.addressOf(buffer)
+      this.#used = 0
+    }
+    const start = this.#used
+    this.#used += bytes
+    return start
+  }
+}
+
+/** Size of the largest pieces of a `BlockMemory`. */
+const mostBlockBytes = 65_536
+
+/** `CUDA_KERNEL_NODE_PARAMS_v2`, followed by the arguments of the launch and the table of their addresses. */
+export class KernelBlock {
+  address = nullHandle<HostPointer>()
+  readonly #memory: BlockMemory
+  readonly #context: CUcontext
+  #view: DataView
+  /** The position of the arguments in the view. */
+  #arguments = 0
+  #room = 0
+  /** The launch that was written last, and those of its pointers that bindings decide. */
+  #work: KernelWork | undefined
+  #bound: ReadonlyArray<RecordedPointer> = []
+
+  constructor(memory: BlockMemory, context: CUcontext) {
+    this.#memory = memory
+    this.#context = context
+    this.#view = memory.view
+  }
+
+  /**
+   * Writes a launch with its arguments as they are bound. If it is the same launch as the last time, writes only what bindings decide, and
+   * returns false: the address is the same.
+   */
+  write(work: KernelWork, bindings: Bindings): boolean {
+    const isNew = work !== this.#work
+    if (isNew) this.#writeLaunch(work)
+    bindings.writeBound(this.#bound, work.scalars, this.#view, this.#arguments)
+    return isNew
   }
 
   #writeLaunch(work: KernelWork): void {
     this.#work = work
-    const { kernel, shape } = work
+    this.#bound = work.pointers.filter(({ memory }) => memory?.slot !== undefined)
+    const { bytes, kernel, shape } = work
     const { offsets } = kernel.arguments
-    const tableAt = kernelAt.size + Math.ceil(work.bytes.byteLength / 8) * 8
-    this.#reserve(tableAt + 8 * offsets.length)
+    const tableAt = kernelAt.size + Math.ceil(bytes.byteLength / 8) * 8
+    const start = this.#reserve(tableAt + 8 * offsets.length)
     const view = this.#view
-    this.#arguments = new DataView(view.buffer, kernelAt.size)
-    write32(view, kernelAt.grid, shape.gridX, shape.gridY, shape.gridZ)
-    write32(view, kernelAt.block, shape.blockX, shape.blockY, shape.blockZ)
-    write32(view, kernelAt.sharedBytes, shape.sharedBytes)
-    setAddress(view, kernelAt.table, offsets.length === 0 ? 0 : this.address + tableAt)
-    setAddress(view, kernelAt.kernel, kernel.handle)
-    setAddress(view, kernelAt.context, work.partition?.handle ?? this.#context)
-    offsets.forEach((offset, index) => setAddress(view, tableAt + 8 * index, this.address + kernelAt.size + offset))
+    write32(view, start + kernelAt.grid, shape.gridX, shape.gridY, shape.gridZ)
+    write32(view, start + kernelAt.block, shape.blockX, shape.blockY, shape.blockZ)
+    write32(view, start + kernelAt.sharedBytes, shape.sharedBytes)
+    setAddress(view, start + kernelAt.table, offsets.length === 0 ? 0 : this.address + tableAt)
+    setAddress(view, start + kernelAt.kernel, kernel.handle)
+    setAddress(view, start + kernelAt.context, work.partition?.handle ?? this.#context)
+    new Uint8Array(view.buffer, this.#arguments, bytes.byteLength).set(bytes)
+    offsets.forEach((offset, index) =>
+      setAddress(view, start + tableAt + 8 * index, this.address + kernelAt.size + offset)
+    )
   }
 
-  #reserve(bytes: number): void {
-    if (this.#view.byteLength >= bytes) return
-    const buffer = new ArrayBuffer(bytes)
-    this.#view = new DataView(buffer)
-    this.address = this.#library.addressOf(buffer)
+  /** Returns the position of the block. */
+  #reserve(bytes: number): number {
+    if (this.#room < bytes) {
+      const start = this.#memory.reserve(bytes)
+      this.#view = this.#memory.view
+      this.#arguments = start + kernelAt.size
+      this.#room = bytes
+      this.address = offsetBy(this.#memory.address, start)
+    }
+    return this.#arguments - kernelAt.size
   }
 }
 

@@ -2,7 +2,7 @@
  * Graphs on the driver: a graph and its executable copy per instance. The graph is kept, because later calls name its nodes.
  */
 import { graphUsesNodePriority } from "../../cuda/flags.ts"
-import type { CUcontext, CUevent, CUgraph, CUgraphExec, CUgraphNode } from "../../cuda/handles.ts"
+import type { CUcontext, CUevent, CUgraph, CUgraphExec, CUgraphNode, HostPointer } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
 import { twoTo32 } from "../../cuda/parameters.ts"
 import { statuses, success } from "../../cuda/status.ts"
@@ -23,7 +23,7 @@ import { Out } from "./Device.ts"
 import type { NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import type { NativeEvents } from "./events.ts"
-import { KernelBlock } from "./GraphBlocks.ts"
+import { BlockMemory, KernelBlock } from "./GraphBlocks.ts"
 import type { Setter } from "./GraphBlocks.ts"
 import { GraphBuild, GraphMemory, piecesOf, writeFill } from "./GraphBuild.ts"
 import type { NativePeers } from "./peers.ts"
@@ -43,6 +43,9 @@ class NativeInstance extends GraphInstance {
   readonly setters: ReadonlyArray<ReadonlyArray<Setter>>
   /** By node, the launches that were bound. */
   readonly kernels: Array<KernelBlock | undefined> = []
+  /** By node, the first of its nodes of the driver, and the address of its launch. In numbers side by side, like the launches. */
+  readonly places: Float64Array
+  #blocks: BlockMemory | undefined
   /** What its marks record between launches. */
   readonly idle: CUevent | undefined
   /** By event of the marks, the node that records it. */
@@ -68,11 +71,13 @@ class NativeInstance extends GraphInstance {
     this.nodes = nodes
     this.setters = setters
     this.usesPriorities = usesPriorities
+    this.places = new Float64Array(2 * nodes.length)
+    for (let index = 0; index < nodes.length; index++) this.places[2 * index] = nodes[index]![0] ?? 0
   }
 
   /** The block of a kernel node, which is made when the node is first bound. */
   kernel(library: DriverLibrary, index: number): KernelBlock {
-    return this.kernels[index] ??= new KernelBlock(library, this.context)
+    return this.kernels[index] ??= new KernelBlock(this.#blocks ??= new BlockMemory(library), this.context)
   }
 }
 
@@ -238,11 +243,14 @@ export class NativeGraphs implements GraphBackend {
 
   #bindKernel(instance: NativeInstance, index: number, work: KernelWork): number {
     const { calls, library } = this.#driver
-    const block = instance.kernel(library, index)
-    block.write(work, instance.bindings)
+    const { bindings, exec, places } = instance
+    const block = instance.kernels[index] ?? instance.kernel(library, index)
+    if (block.write(work, bindings)) places[2 * index + 1] = block.address
+    const node = places[2 * index] as CUgraphNode
+    const address = places[2 * index + 1] as HostPointer
     return this.#driver.answer(
       "cuGraphExecKernelNodeSetParams",
-      calls.cuGraphExecKernelNodeSetParams_v2(instance.exec, instance.nodes[index]![0]!, block.address)
+      calls.cuGraphExecKernelNodeSetParams_v2(exec, node, address)
     )
   }
 

@@ -279,10 +279,11 @@ const setMemory = (bindings: Bindings, slot: number, value: GraphValue): boolean
 
 /** Refuses copies among some nodes whose ends overlap because of the values. */
 export const refuseOverlaps = (
-  { nodes }: GraphResource,
+  { hasCopies, nodes }: GraphResource,
   indices: ReadonlyArray<number>,
   bindings: Bindings
 ): Refusal => {
+  if (!hasCopies) return undefined
   for (const index of indices) {
     const overlap = refuseOverlap(nodes[index]!, bindings)
     if (overlap !== undefined) return overlap

@@ -285,6 +285,8 @@ export class GraphResource implements GraphRef {
   readonly parameters: ReadonlyArray<readonly [name: string, kind: GraphParameter]>
   /** By parameter, how failures name its value. */
   readonly valueNames: ReadonlyArray<string>
+  /** Whether it has copies, whose ends may overlap when values change. */
+  readonly hasCopies: boolean
   /** By parameter, the slot of its memory; undefined for a scalar. */
   readonly slotOf: ReadonlyArray<number | undefined>
   /** By parameter, the nodes that use it. */
@@ -344,6 +346,7 @@ export class GraphResource implements GraphRef {
     this.deviceIndex = fields.deviceIndex
     this.nodes = fields.nodes
     this.parameters = fields.parameters
+    this.hasCopies = fields.nodes.some(({ work }) => work.kind === "copy" || work.kind === "copy2D")
     this.valueNames = fields.parameters.map(([name]) => `values.${name}`)
     this.slotOf = fields.slotOf
     this.usersOf = fields.usersOf
@@ -402,23 +405,22 @@ export class Bindings {
     return bound === undefined ? { memory, offset } : { memory: bound.memory, offset: bound.offset + offset }
   }
 
-  /** Writes a launch's arguments as they are bound. `view` covers at least its bytes. */
-  writeArguments(work: KernelWork, view: DataView): void {
-    new Uint8Array(view.buffer, view.byteOffset, work.bytes.byteLength).set(work.bytes)
-    this.writeBound(work, view)
-  }
-
-  /** Writes only the arguments that bindings decide. Allocates nothing for memory. */
-  writeBound({ pointers, scalars }: KernelWork, view: DataView): void {
+  /** Writes the arguments that bindings decide into those of a launch, which begin at `start`. Allocates nothing for memory. */
+  writeBound(
+    pointers: ReadonlyArray<RecordedPointer>,
+    scalars: ReadonlyArray<RecordedScalar>,
+    view: DataView,
+    start: number
+  ): void {
     for (const { at, memory, offset } of pointers) {
       if (memory?.slot === undefined) continue
       const bound = this.#located[memory.slot.index]
-      const start = bound === undefined ? memory.address : bound.memory.address + bound.offset
-      setAddress(view, at, start + offset)
+      const address = bound === undefined ? memory.address : bound.memory.address + bound.offset
+      setAddress(view, start + at, address + offset)
     }
     for (const { at, index, scalar } of scalars) {
       const value = this.scalars[index]
-      if (value !== undefined) scalarWriters[scalar](view, at)(value)
+      if (value !== undefined) scalarWriters[scalar](view, start + at)(value)
     }
   }
 }

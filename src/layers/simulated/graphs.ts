@@ -262,8 +262,8 @@ export class SimulatedGraphs implements GraphBackend {
   #prepareKernel(work: KernelWork, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
     const { bindings, usesNodePriority } = instance
     const { kernel, priority, shape } = work
-    const view = new DataView(new ArrayBuffer(work.bytes.byteLength))
-    bindings.writeArguments(work, view)
+    const view = new DataView(work.bytes.slice().buffer)
+    bindings.writeBound(work.pointers, work.scalars, view, 0)
     const pointers = work.pointers.map((pointer) =>
       pointer.memory === undefined ? pointer : { ...pointer, ...bindings.locate(pointer.memory, pointer.offset) }
     )
