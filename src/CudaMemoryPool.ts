@@ -122,8 +122,7 @@ export class MemoryPoolImpl extends DeviceHandle<MemoryPoolRef> implements Memor
  *
  * Releasing the pool rejects further allocations. Buffers allocated from it may outlive it: they remain valid, and their memory returns to
  * the system with the pool, once the last of it is free (`cuMemPoolDestroy`, in the background: the driver crashes if it is called earlier).
- * Fails with `InvalidArgument` if `maxBytes` is 0 or a size is neither
- * a non-negative integer nor `Infinity`.
+ * Fails with `InvalidArgument` if `maxBytes` is 0 or a size is neither a non-negative integer nor `Infinity`.
  *
  * **Example** (Limiting scratch memory to 256 MiB)
  *
