@@ -65,6 +65,18 @@ const expect = (output, expected = works) => {
   return line
 }
 
+/** pnpm ends with a failure when it skips a build script that it was told nothing about, but everything is installed. */
+const refusal = (install) => {
+  try {
+    install()
+  } catch (error) {
+    const [code] = /ERR_PNPM_\w+/.exec(error.message) ?? []
+    if (code === "ERR_PNPM_IGNORED_BUILDS") return code
+    throw error
+  }
+  return "no refusal"
+}
+
 const tarball = join(work, `${manifest.name}-${manifest.version}.tgz`)
 const dependencies = [tarball, `effect@${effectVersion}`]
 
@@ -164,9 +176,14 @@ const rows = {
     return expect(run(folder, "node", ["main.js"]))
   },
   "pnpm": () => {
-    const folder = newFolder("pnpm", { "main.js": program })
-    tool(folder, "pnpm@12", "pnpm", ["add", "--config.strict-dep-builds=false", ...dependencies])
+    const folder = newFolder("pnpm", { "main.js": program, "pnpm-workspace.yaml": "allowBuilds:\n  koffi: false\n" })
+    tool(folder, "pnpm@12", "pnpm", ["add", ...dependencies])
     return expect(run(folder, "node", ["main.js"]))
+  },
+  "pnpm without an answer": () => {
+    const folder = newFolder("pnpm without an answer", { "main.js": program })
+    const refused = refusal(() => tool(folder, "pnpm@12", "pnpm", ["add", ...dependencies]))
+    return `${refused}; ${expect(run(folder, "node", ["main.js"]))}`
   },
   "yarn 1": () => {
     const folder = newFolder("yarn 1", { "main.js": program })
