@@ -1,5 +1,6 @@
 /**
- * How handles print: `console.log`, `util.inspect` and `String` give one line, `toJSON` the whole structure.
+ * How handles print: `console.log`, `util.inspect` and `String` give one line, `toJSON` the whole structure. Failed assertions print
+ * those lines, and neither the runtime behind the handles nor the bytes of buffers.
  */
 import { assert, describe, it } from "@effect/vitest"
 import {
@@ -20,7 +21,10 @@ import {
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
+import * as nodeAssert from "node:assert"
 import { format, inspect } from "node:util"
+import { expect } from "vitest"
+import { openStub, stubLayer } from "./support/stubDriver.ts"
 
 const kernels = {
   scale: SimulatedRuntime.kernel({ parameters: [CudaParameter.u32, CudaParameter.f32], cost: 0, run: () => {} })
@@ -111,4 +115,61 @@ describe("a handle prints as one line", () => {
       printsAs(branch, `CudaBranch(stream ${id}, device 0, joined)`)
       printsAs(CudaTaskGraph.empty.pipe(CudaTaskGraph.add("one", Effect.void)), "CudaTaskGraph(1 task)")
     }).pipe(Effect.scoped, inRuntime))
+})
+
+/** The message of an assertion that fails. */
+const messageOf = (assertion: () => void): string => {
+  try {
+    assertion()
+  } catch (error) {
+    if (error instanceof Error) return error.message
+  }
+  return assert.fail("the assertion holds")
+}
+
+const stub = openStub()
+
+describe.each([
+  { name: "simulated", runtime: SimulatedRuntime.layer() },
+  { name: "native", runtime: stubLayer(stub) }
+])("a failed assertion, $name", ({ runtime }) => {
+  const bytes = 64 << 20
+  const different = Effect.gen(function*() {
+    return [
+      [yield* CudaStream.make({ name: "upload" }), yield* CudaStream.make({ name: "download" })],
+      [yield* CudaEvent.make({ timing: true }), yield* CudaEvent.make()],
+      [yield* CudaMemory.allocate(64, { ordered: true }), yield* CudaMemory.allocate(32)],
+      [yield* CudaMemory.allocateHost(bytes), yield* CudaMemory.allocateHost(bytes)],
+      [yield* CudaMemory.pinnedArray("f32", bytes / 4), yield* CudaMemory.pinnedArray("f32", bytes / 4)],
+      [yield* CudaMemory.pin(new Uint8Array(bytes)), yield* CudaMemory.pin(new Uint8Array(bytes))],
+      [yield* CudaMemory.allocateManaged(bytes), yield* CudaMemory.allocateManaged(bytes)],
+      [yield* CudaMemoryPool.make(), yield* CudaMemoryPool.ofDevice()],
+      [yield* CudaStream.make(), yield* CudaEvent.make()]
+    ] as const
+  })
+
+  it.live("of vitest prints both lines", () =>
+    Effect.gen(function*() {
+      for (const [one, other] of yield* different) {
+        const equal = messageOf(() => assert.deepStrictEqual<unknown>(one, other))
+        assert.strictEqual(equal, `expected ${one} to deeply equal ${other}`)
+        assert.strictEqual(
+          messageOf(() => assert.strictEqual<unknown>(one, other)),
+          `expected ${one} to equal ${other}`
+        )
+        assert.strictEqual(
+          messageOf(() => expect(one).toStrictEqual(other)),
+          `expected ${one} to strictly equal ${other}`
+        )
+      }
+    }).pipe(Effect.scoped, Effect.provide(runtime)))
+
+  it.live("of node:assert, which ignores how values print themselves, ends with a short message", () =>
+    Effect.gen(function*() {
+      for (const [one, other] of yield* different) {
+        const message = messageOf(() => nodeAssert.deepStrictEqual(one, other))
+        assert.include(message, "Expected values to be strictly deep-equal")
+        assert.isBelow(message.length, 3000)
+      }
+    }).pipe(Effect.scoped, Effect.provide(runtime)))
 })

@@ -50,6 +50,10 @@ export abstract class Handle implements Inspectable.Inspectable, Pipeable.Pipeab
   [Inspectable.NodeInspectSymbol](): string {
     return this.toString()
   }
+  /** The kind. Assertions of chai print long lines of values that have a tag, and the properties of others. */
+  get [Symbol.toStringTag](): string {
+    return this.toString().split("(", 1)[0]!
+  }
   pipe() {
     return Pipeable.pipeArguments(this, arguments)
   }

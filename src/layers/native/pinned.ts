@@ -13,21 +13,28 @@ import type { Driver } from "./Driver.ts"
 import type { Block, PinnedMemory, ProgramBlock } from "./PinnedMemory.ts"
 import type { Releases } from "./Releases.ts"
 
+/** Its block is private for the same reason as the bytes. */
 class PinnedResource extends HostMemoryResource {
-  readonly block: Block
+  readonly #block: Block
   constructor(owner: Owner, block: Block, byteLength: number) {
     super(owner, block.address, new Uint8Array(block.buffer, 0, byteLength))
-    this.block = block
+    this.#block = block
+  }
+  get block(): Block {
+    return this.#block
   }
 }
 
 /** Memory of the program. The block keeps it reachable, also after the release, until it is unpinned. */
 class PinnedArray extends HostMemoryResource {
-  readonly block: ProgramBlock
+  readonly #block: ProgramBlock
   constructor(owner: Owner, block: ProgramBlock, address: HostPointer, bytes: Uint8Array<ArrayBuffer>) {
     super(owner, address, bytes)
-    this.block = block
+    this.#block = block
     this.pinOffset = block.lead + address - block.address
+  }
+  get block(): ProgramBlock {
+    return this.#block
   }
 }
 

@@ -353,7 +353,8 @@ export class MemoryPoolResource implements MemoryPoolRef {
 
 export class HostMemoryResource extends MemoryResource<HostAddress> implements HostMemoryRef {
   readonly kind = "host"
-  bytes: Uint8Array<ArrayBuffer>
+  /** Private, since assertions print properties: all elements of large arrays, too. */
+  #bytes: Uint8Array<ArrayBuffer>
   /** The bytes before the memory in the pages that were pinned for it. */
   pinOffset = 0
   constructor(
@@ -363,7 +364,13 @@ export class HostMemoryResource extends MemoryResource<HostAddress> implements H
     byteLength: number = bytes.byteLength
   ) {
     super(owner, address, byteLength)
-    this.bytes = bytes
+    this.#bytes = bytes
+  }
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.#bytes
+  }
+  set bytes(bytes: Uint8Array<ArrayBuffer>) {
+    this.#bytes = bytes
   }
   override get isGivenAway(): boolean {
     return this.state === "live" && this.bytes.byteLength === 0 && this.slot === undefined
