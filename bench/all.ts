@@ -51,6 +51,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "forkJoin", part: "noGpu", parameters: stub },
   { name: "graphs", part: "noGpu", parameters: stub },
   { name: "simulated", part: "noGpu" },
+  { name: "largeCopies", part: "noGpu" },
   { name: "collectives", part: "noGpu" },
   { name: "handles", part: "noGpu", parameters: stub },
   { name: "startup", part: "noGpu", parameters: stub }

@@ -1,0 +1,85 @@
+/**
+ * What copies and fills of 1 GiB on a simulated device leave of the event loop: how long each takes in real time, and the longest pause
+ * between two turns of a program that does nothing else.
+ */
+import * as Effect from "effect/Effect"
+import type { CudaError } from "../src/CudaError.ts"
+import * as CudaMemory from "../src/CudaMemory.ts"
+import * as CudaStream from "../src/CudaStream.ts"
+import * as SimulatedRuntime from "../src/layers/SimulatedRuntime.ts"
+import { printTable } from "./support/report.ts"
+import { makeFigure } from "./support/results.ts"
+import { runAnywhere } from "./support/run.ts"
+import { fixed } from "./support/statistics.ts"
+
+const bytes = 2 ** 30
+const rounds = 5
+const group = "Simulated: 1 GiB in real time"
+
+/** Watches the event loop. The returned function ends that, and returns the longest pause in milliseconds. */
+const watchLoop = (): () => number => {
+  let longest = 0
+  let last = performance.now()
+  let immediate: NodeJS.Immediate
+  const note = () => {
+    const now = performance.now()
+    longest = Math.max(longest, now - last)
+    last = now
+  }
+  const turn = () => {
+    note()
+    immediate = setImmediate(turn)
+  }
+  immediate = setImmediate(turn)
+  return () => {
+    clearImmediate(immediate)
+    note()
+    return longest
+  }
+}
+
+const measure = (work: Effect.Effect<void, CudaError>, stream: CudaStream.CudaStream) =>
+  Effect.gen(function*() {
+    const end = watchLoop()
+    const start = performance.now()
+    yield* work
+    yield* CudaStream.synchronize(stream)
+    const elapsed = performance.now() - start
+    return { elapsed, pause: end() }
+  })
+
+const measureAll = (data: "moved" | "none") =>
+  Effect.gen(function*() {
+    const stream = yield* CudaStream.make()
+    const host = yield* CudaMemory.allocateHost(bytes)
+    const [device, other] = [yield* CudaMemory.allocate(bytes), yield* CudaMemory.allocate(bytes)]
+    const works = {
+      upload: CudaMemory.copy(device, host, stream),
+      "copy within the device": CudaMemory.copy(other, device, stream),
+      fill: CudaMemory.fill(other, 3, stream),
+      download: CudaMemory.copy(host, other, stream)
+    }
+    // The system provides the pages of memory at its first use, which is not what this measures.
+    for (const work of Object.values(works)) yield* measure(work, stream)
+    const figures = []
+    for (const [operation, work] of Object.entries(works)) {
+      const values = yield* Effect.replicateEffect(measure(work, stream), rounds)
+      const name = data === "none" ? `${operation}, no data` : operation
+      figures.push(
+        makeFigure({ group, name: `${name}: in all`, unit: "ms" }, values.map(({ elapsed }) => elapsed)),
+        makeFigure({ group, name: `${name}: longest pause`, unit: "ms" }, values.map(({ pause }) => pause))
+      )
+    }
+    return figures
+  }).pipe(
+    Effect.scoped,
+    Effect.provide(SimulatedRuntime.layer({ devices: [SimulatedRuntime.profiles.h200], data }))
+  )
+
+await runAnywhere("largeCopies", () =>
+  Effect.gen(function*() {
+    const figures = [...yield* measureAll("moved"), ...yield* measureAll("none")]
+    const rows = figures.map(({ high, median, name }) => [name, fixed(median, 1), fixed(high, 1)])
+    printTable(group, ["ms", "p50", "p90"], rows)
+    return figures
+  }))
