@@ -156,6 +156,11 @@ const bundlers = {
   "bun build": ["bun@1", "bun", bun]
 }
 
+const deno = (file, permissions, expected) => {
+  const args = ["run", "--node-modules-dir=manual", "--no-prompt", ...permissions, file]
+  return expect(tool(installed(), "deno@2", "deno", args), expected)
+}
+
 const rows = {
   "npm": () => expect(run(installed(), "node", ["main.js"])),
   "npm, its commands": () => {
@@ -213,11 +218,12 @@ const rows = {
     ) => [`Node.js ${version}`, () => expect(tool(installed(), `node@${version}`, "node", ["main.js"]))])
   ),
   "Bun": () => expect(tool(installed(), "bun@1", "bun", ["main.js"])),
-  "Deno": () => expect(tool(installed(), "deno@2", "deno", ["run", "--node-modules-dir=manual", "-A", "main.js"])),
-  "Deno, import without permissions": () => {
-    writeFileSync(join(installed(), "import.js"), `import "effect-cuda"; console.log("imported")\n`)
-    const args = ["run", "--node-modules-dir=manual", "--no-prompt", "import.js"]
-    return expect(tool(installed(), "deno@2", "deno", args), new Set(["imported"]))
+  "Deno, with what koffi needs": () => deno("main.js", ["--allow-ffi", "--allow-env", "--allow-sys=systemMemoryInfo"]),
+  "Deno, simulated devices without permissions": () => {
+    const [simulatedOnly] = program.split("const native")
+    const log = `Effect.runPromise(Effect.provide(copied, SimulatedRuntime.layer())).then(console.log)\n`
+    writeFileSync(join(installed(), "simulated.js"), simulatedOnly + log)
+    return deno("simulated.js", [], new Set(["1 2 3"]))
   }
 }
 

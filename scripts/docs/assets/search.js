@@ -20,7 +20,8 @@ const excerpt = (text, terms) => {
   const found = terms.map((term) => lower.indexOf(term)).filter((index) => index >= 0)
   const begin = Math.max(0, Math.min(...found, text.length) - 40)
   const start = found.length === 0 ? 0 : begin
-  return (start > 0 ? "… " : "") + text.slice(start, start + 140)
+  const end = text.length <= start + 140 ? text.length : Math.max(text.lastIndexOf(" ", start + 140), start + 100)
+  return (start > 0 ? "… " : "") + text.slice(start, end) + (end < text.length ? " …" : "")
 }
 
 /** Writes text with terms marked, without parsing any of it as HTML. */
