@@ -218,13 +218,8 @@ const rows = {
     ) => [`Node.js ${version}`, () => expect(tool(installed(), `node@${version}`, "node", ["main.js"]))])
   ),
   "Bun": () => expect(tool(installed(), "bun@1", "bun", ["main.js"])),
-  "Deno, with what koffi needs": () => deno("main.js", ["--allow-ffi", "--allow-env", "--allow-sys=systemMemoryInfo"]),
-  "Deno, simulated devices without permissions": () => {
-    const [simulatedOnly] = program.split("const native")
-    const log = `Effect.runPromise(Effect.provide(copied, SimulatedRuntime.layer())).then(console.log)\n`
-    writeFileSync(join(installed(), "simulated.js"), simulatedOnly + log)
-    return deno("simulated.js", [], new Set(["1 2 3"]))
-  }
+  "Deno, with --allow-ffi": () => deno("main.js", ["--allow-ffi"]),
+  "Deno, without permissions": () => deno("main.js", [], withoutKoffi)
 }
 
 run(root, "npm", ["pack", "--silent", "--pack-destination", work])

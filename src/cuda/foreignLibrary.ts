@@ -7,6 +7,7 @@
 import type Koffi from "koffi"
 import type { LibraryHandle, TypeObject } from "koffi"
 import { dirname, isAbsolute, join } from "node:path"
+import { environment } from "./environment.ts"
 import { openFirst, search, toolkitFolders } from "./find.ts"
 import type { Environment, Files, Found, Places } from "./find.ts"
 import { importKoffi, openForGood } from "./koffi.ts"
@@ -77,7 +78,7 @@ const find = async (
   }
   const open = (candidate: string) => openLibrary(koffi, candidate)
   const found = path === undefined
-    ? await searchFor(request, beside, placesOf(files, wheels, process.platform, process.env), open)
+    ? await searchFor(request, beside, placesOf(files, wheels, process.platform, environment), open)
     : await openFirst([path], open)
   return found._tag === "Loaded" ? found : { _tag: "NotFound", searched: [...missing, ...found.searched] }
 }

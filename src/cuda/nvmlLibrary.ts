@@ -6,6 +6,7 @@
  */
 import type Koffi from "koffi"
 import type { LibraryHandle } from "koffi"
+import { environment } from "./environment.ts"
 import { driverPlaces, openFirst } from "./find.ts"
 import type { Environment, Found } from "./find.ts"
 import { importKoffi, openForGood } from "./koffi.ts"
@@ -35,7 +36,7 @@ const loaded = new Map<string, NvmlLibrary>()
 export const load = async (path: string | undefined): Promise<NvmlLoadResult> => {
   const koffi = await importKoffi()
   if ("problem" in koffi) return { _tag: "KoffiNotLoaded", problem: koffi.problem }
-  const paths = path === undefined ? nvmlPlaces(process.platform, process.env) : [path]
+  const paths = path === undefined ? nvmlPlaces(process.platform, environment) : [path]
   return openFirst(paths, (found) => open(koffi, found))
 }
 

@@ -9,6 +9,7 @@ import type { LibraryHandle } from "koffi"
 import { readFile, stat } from "node:fs/promises"
 import { isAbsolute } from "node:path"
 import { inTurn } from "./asyncCalls.ts"
+import { environment } from "./environment.ts"
 import { newestFirst, search, toolkitFolders } from "./find.ts"
 import type { Environment, Files, Found, Places } from "./find.ts"
 import { importKoffi, koffiPath, openForGood, stackSize } from "./koffi.ts"
@@ -77,7 +78,7 @@ export const load = async (path: string | undefined, driverMajor: number): Promi
   const koffi = await importCompilerKoffi()
   if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
   const places = path === undefined
-    ? nvrtcPlaces(process.platform, process.env, driverMajor)
+    ? nvrtcPlaces(process.platform, environment, driverMajor)
     : { names: [path], folders: [] }
   return search(places, nvrtcFiles(driverMajor), (found) => open(koffi, found))
 }

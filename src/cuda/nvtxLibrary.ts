@@ -6,6 +6,7 @@
 import type Koffi from "koffi"
 import type { LibraryHandle } from "koffi"
 import { inTurn } from "./asyncCalls.ts"
+import { environment } from "./environment.ts"
 import { search } from "./find.ts"
 import type { Found } from "./find.ts"
 import { importKoffi, openForGood, prepareStack } from "./koffi.ts"
@@ -29,7 +30,7 @@ export const load = async (path: string | undefined): Promise<Found<NvtxLibrary>
   await prepareStack()
   const koffi = await importKoffi()
   if ("problem" in koffi) return { _tag: "NotFound", searched: [koffi] }
-  const places = path === undefined ? nvtxPlaces(process.platform, process.env) : { names: [path], folders: [] }
+  const places = path === undefined ? nvtxPlaces(process.platform, environment) : { names: [path], folders: [] }
   return search(places, nvtxFiles, (found) => open(koffi, found))
 }
 

@@ -6,6 +6,7 @@
  *
  * @since 0.1.0
  */
+import { environment } from "../cuda/environment.ts"
 import { injectionVariable } from "../cuda/nvtx.ts"
 import type { RangeId } from "../cuda/nvtx.ts"
 
@@ -50,12 +51,12 @@ let listening: boolean | undefined
 export const isListening = (): boolean => listening ??= decide()
 
 const decide = (): boolean => {
-  const { [injectionVariable]: tool = "", [libraryVariable]: library } = process.env
+  const { [injectionVariable]: tool = "", [libraryVariable]: library } = environment
   return library === "on" || tool !== "" && library !== "off"
 }
 
 const libraryPath = (): string | undefined => {
-  const { [libraryVariable]: library } = process.env
+  const { [libraryVariable]: library } = environment
   return library === "on" ? undefined : library || undefined
 }
 

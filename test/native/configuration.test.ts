@@ -4,8 +4,11 @@
 import "../support/deepStack.ts"
 import { assert, describe, it } from "@effect/vitest"
 import type * as NativeRuntime from "effect-cuda/layers/NativeRuntime"
+import * as Cause from "effect/Cause"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { environment } from "../../src/cuda/environment.ts"
 import { failsWith, refuses } from "../support/assertions.ts"
 import { onStub, openStub } from "../support/stubDriver.ts"
 import { makeFolder } from "../support/stubNvrtc.ts"
@@ -49,4 +52,37 @@ describe("the folder of the cache", () => {
     it.live(`is rejected as ${JSON.stringify(folder)}`, () =>
       refuses(onStub(stub, Effect.void, { programCache: { folder } }), "folder"))
   }
+})
+
+describe("an environment that Deno does not let the program read", () => {
+  const refused = () => {
+    throw Object.assign(new Error("Requires env access"), { name: "NotCapable" })
+  }
+
+  it.live("counts as not set for the options of the runtime", () =>
+    Effect.provideService(
+      onStub(stub, Effect.void, {}),
+      ConfigProvider.ConfigProvider,
+      ConfigProvider.make(() => Effect.sync(refused))
+    ))
+
+  it("counts as not set for other variables", () => {
+    const own = process.env
+    process.env = new Proxy({}, { get: refused })
+    try {
+      assert.isUndefined(environment["PATH"])
+    } finally {
+      process.env = own
+    }
+    assert.strictEqual(environment["PATH"], own["PATH"])
+  })
+
+  it.live("does not hide other defects of a ConfigProvider", () =>
+    Effect.gen(function*() {
+      const provider = ConfigProvider.make(() => Effect.die("a defect"))
+      const exit = yield* Effect.exit(
+        Effect.provideService(onStub(stub, Effect.void, {}), ConfigProvider.ConfigProvider, provider)
+      )
+      assert.isTrue(Exit.isFailure(exit) && Cause.hasDies(exit.cause))
+    }))
 })

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Semaphore from "effect/Semaphore"
 import { createHash } from "node:crypto"
+import { environment } from "../../cuda/environment.ts"
 import { nvrtcCompilation, nvrtcInvalidOption, nvrtcResult } from "../../cuda/nvrtc.ts"
 import { load, makeStop } from "../../cuda/nvrtcLibrary.ts"
 import type { NvrtcLibrary } from "../../cuda/nvrtcLibrary.ts"
@@ -43,7 +44,7 @@ interface Flight {
  * thread share this limit and leave half of the pool free. Worker threads each have their own limit but share the pool:
  * compiling on several of them may fill it, and file access then waits for the next compilation to end.
  */
-const gate = Semaphore.makeUnsafe(Math.max(1, Math.floor((Number(process.env["UV_THREADPOOL_SIZE"]) || 4) / 2)))
+const gate = Semaphore.makeUnsafe(Math.max(1, Math.floor((Number(environment["UV_THREADPOOL_SIZE"]) || 4) / 2)))
 
 /** Change this when the same job would compile to something else. */
 const keyFormat = 2

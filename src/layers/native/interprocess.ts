@@ -305,6 +305,15 @@ const statusOfError = (error: number): number => {
   return error === 38 ? statuses.NotSupported.code : statuses.InvalidValue.code
 }
 
+/** Deno refuses it without a permission. */
+const hostName = (): string => {
+  try {
+    return hostname()
+  } catch {
+    return ""
+  }
+}
+
 /** The same on every thread of a process, and different for every process, also in containers. */
 const originOf = (): string => {
   try {
@@ -312,6 +321,6 @@ const originOf = (): string => {
     const started = readFileSync("/proc/self/stat", "latin1").split(") ").at(-1)!.split(" ")[19]
     return `${process.pid}/${started}/${readlinkSync("/proc/self/ns/pid")}/${hostname()}`
   } catch {
-    return `${process.pid}/${hostname()}`
+    return `${process.pid}/${hostName()}`
   }
 }

@@ -8,6 +8,7 @@ import type * as Scope from "effect/Scope"
 import { totalmem } from "node:os"
 import { resolve } from "node:path"
 import { inTurn } from "../../cuda/asyncCalls.ts"
+import { environment } from "../../cuda/environment.ts"
 import { deviceAttributes, minimumDriverVersion } from "../../cuda/flags.ts"
 import type { DeviceAttribute } from "../../cuda/flags.ts"
 import type { CUdevice } from "../../cuda/handles.ts"
@@ -66,6 +67,15 @@ const check = (
   return fail(unknownStatus(status, words?.name, words?.description), call, subject)
 }
 
+/** Deno refuses it without a permission. Then pinned memory has no limit but the system's. */
+const memoryOfMachine = (): number => {
+  try {
+    return totalmem()
+  } catch {
+    return Number.MAX_SAFE_INTEGER
+  }
+}
+
 const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, CudaError> => {
   const policy = {
     wait: {
@@ -75,7 +85,7 @@ const resolvePolicy = (options: NativeOptions): Effect.Effect<NativePolicy, Cuda
       timerInterval: 1
     },
     pinned: {
-      maxBytes: options.pinned?.maxBytes ?? totalmem(),
+      maxBytes: options.pinned?.maxBytes ?? memoryOfMachine(),
       keepBytes: options.pinned?.keepBytes ?? 1024 ** 3
     },
     connectsAll: options.peers === "all"
@@ -113,7 +123,7 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
     return yield* invalidArgument(operation, "folder", folder, "the path of a folder")
   }
   const path = yield* readPath(operation, nvrtcPath, "EFFECT_CUDA_NVRTC")
-  const configured = folder ?? ((yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(process.env))
+  const configured = folder ?? ((yield* variable("EFFECT_CUDA_CACHE")) || cacheFolder(environment))
   const policy: CompilerPolicy = {
     path,
     cache: enabled,
@@ -127,7 +137,7 @@ const resolveCompiler = Effect.fnUntraced(function*({ nvrtcPath, programCache = 
 
 const loadLibrary = Effect.fnUntraced(function*(libraryPath: string | undefined) {
   const named = yield* readPath(operation, libraryPath, "EFFECT_CUDA_LIBRARY")
-  const paths = named === undefined ? candidates(process.platform, process.env) : [named]
+  const paths = named === undefined ? candidates(process.platform, environment) : [named]
   const result = yield* Effect.promise(() => load(paths))
   switch (result._tag) {
     case "Loaded":

@@ -6,10 +6,18 @@ import * as Effect from "effect/Effect"
 import { CudaError } from "../../CudaError.ts"
 
 /**
- * Reads a variable of the environment, or of the program's `ConfigProvider`; `undefined` if unset. Does not use
- * `Config`, which takes four times as long to import.
+ * Reads a variable of the environment, or of the program's `ConfigProvider`; `undefined` if unset, or if Deno does not let the program read
+ * the environment. Does not use `Config`, which takes four times as long to import.
  */
 export const readVariable = (operation: string, name: string): Effect.Effect<string | undefined, CudaError> =>
+  Effect.catchDefect(
+    readThrough(operation, name),
+    (defect) => isRefused(defect) ? Effect.succeed(undefined) : Effect.die(defect)
+  )
+
+const isRefused = (defect: unknown): boolean => defect instanceof Error && defect.name === "NotCapable"
+
+const readThrough = (operation: string, name: string): Effect.Effect<string | undefined, CudaError> =>
   Effect.flatMap(
     ConfigProvider.ConfigProvider,
     (provider) =>
