@@ -49,7 +49,7 @@ await runOnDriver("launch", (ground) =>
     const foreign = () => CudaMemory.enqueue({ reads: [part], writes: [buffer], stream }, raw)
     const operations = [...own, { ...three, name: `${three.name}, by CudaMemory.enqueue`, raw, effect: foreign }]
     const drain = Effect.sync(() => check("cuStreamSynchronize", driver.calls.cuStreamSynchronize(stream.handle)))
-    const compared = yield* compare({ operations, peers, prepare: () => drain })
+    const compared = yield* compare({ operations, peers, prepare: () => drain, warmUps: 6 })
     printCompared("Launches of an empty kernel, ns each (medians of batches)", compared)
     return comparedFigures("Launches of an empty kernel", compared)
   }).pipe(Effect.provideServiceEffect(CudaRuntime, ground.makeRuntime())))

@@ -8,6 +8,7 @@
  * (`NCCL_RUNTIME_CONNECT=0`); otherwise its first calls would wait for other ranks on the JS thread.
  */
 import * as Effect from "effect/Effect"
+import { environment } from "../../cuda/environment.ts"
 import { CudaError } from "../../CudaError.ts"
 import * as CudaLibrary from "../../CudaLibrary.ts"
 import type { CudaRuntime, CudaRuntimeService, LibraryHandleRef, NativeFunction } from "../../layers/CudaRuntime.ts"
@@ -78,7 +79,7 @@ export const connectLate: Effect.Effect<boolean> = Effect.sync(() => {
 
 /** Makes communicators connect while they are made. Returns false if that was decided otherwise, or cannot be set. */
 export const connectEarly: Effect.Effect<boolean, never, CudaRuntime> = Effect.suspend(() => {
-  const given = process.env[connectVariable]
+  const given = environment[connectVariable]
   if (given !== undefined || connectsLate) return Effect.succeed(given === "0")
   return Effect.gen(function*() {
     const library = yield* CudaLibrary.load(system)
