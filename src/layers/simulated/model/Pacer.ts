@@ -1,9 +1,12 @@
 /**
  * The timer of a simulated runtime: a fiber that exists only while there are waits. It sleeps until the next operation ends,
  * advances the world to that time, and ends the waits that are over.
+ *
+ * Timers of the system have a resolution of a millisecond, which is long for a GPU. So with the system's clock, the last part of a wait
+ * polls on every turn of the event loop, as waits for a GPU do.
  */
-import type * as Clock from "effect/Clock"
-import type * as Context from "effect/Context"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
@@ -12,6 +15,16 @@ import type { ClockedWorld } from "./worlds.ts"
 
 /** How early a sleep may end, in nanoseconds. Clocks with fractional milliseconds round. */
 const tolerance = 1000
+
+/** How late a timer of the system may be, in nanoseconds. Later ones make a wait longer. */
+const lateness = 2e6
+
+const systemClock = Context.get(Context.empty(), Clock.Clock)
+
+const nextTurn = Effect.callback<void>((resume) => {
+  const next = setImmediate(() => resume(Effect.void))
+  return Effect.sync(() => clearImmediate(next))
+})
 
 export class Pacer {
   readonly #model: Model
@@ -73,12 +86,21 @@ export class Pacer {
 
   readonly #run: Effect.Effect<void> = Effect.suspend(() => {
     const wait = Math.ceil(this.#due - this.#world.now())
-    const sleep = wait > 0 ? this.#clock.sleep(Duration.nanos(BigInt(wait))) : Effect.yieldNow
-    return Effect.flatMap(sleep, () => {
+    if (this.#clock === systemClock && wait > 0) return Effect.andThen(this.#approach(wait), this.#run)
+    return Effect.flatMap(wait > 0 ? this.#sleep(wait) : Effect.yieldNow, () => {
       this.#fire(this.#due)
       return this.#due === Infinity || this.#stopped ? Effect.void : this.#run
     })
   })
+
+  /** Passes a part of a wait. */
+  #approach(wait: number): Effect.Effect<void> {
+    return wait > lateness ? this.#sleep(wait - lateness) : nextTurn
+  }
+
+  #sleep(nanos: number): Effect.Effect<void> {
+    return this.#clock.sleep(Duration.nanos(BigInt(nanos)))
+  }
 
   #fire(due: number): void {
     const now = this.#world.now()
