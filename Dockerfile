@@ -10,7 +10,7 @@
 FROM node:22-slim AS build
 WORKDIR /build
 COPY . .
-RUN npm ci --no-audit --no-fund && npm pack --ignore-scripts --pack-destination /package
+RUN mkdir /package && npm ci --no-audit --no-fund && npm pack --ignore-scripts --pack-destination /package
 
 FROM node:22-slim
 # What the container toolkit mounts: the driver for compute, and NVML.
