@@ -11,6 +11,7 @@ import * as CudaKernel from "effect-cuda/CudaKernel"
 import * as CudaMemory from "effect-cuda/CudaMemory"
 import * as CudaMemoryPool from "effect-cuda/CudaMemoryPool"
 import * as CudaModule from "effect-cuda/CudaModule"
+import * as CudaParameter from "effect-cuda/CudaParameter"
 import * as CudaPartition from "effect-cuda/CudaPartition"
 import * as CudaProfiler from "effect-cuda/CudaProfiler"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
@@ -27,7 +28,17 @@ import { success } from "../../src/cuda/status.ts"
 import { ownEvent, ownStream } from "../../src/layers/shared/resources.ts"
 import { failsWith } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
-import { copy, deviceMemory, fill, graphOf, instanceOf, launch, nativeBackend, record } from "../support/nodeGraphs.ts"
+import {
+  bind,
+  copy,
+  deviceMemory,
+  fill,
+  graphOf,
+  instanceOf,
+  launch,
+  nativeBackend,
+  record
+} from "../support/nodeGraphs.ts"
 import { assertReleased, copyStub, nothingLive, onStub, openStub, stubLayer, until } from "../support/stubDriver.ts"
 import type { StubFunctionName } from "../support/stubDriver.ts"
 import { tracing, within } from "../support/tracing.ts"
@@ -912,9 +923,9 @@ describe("the table", () => {
           [fill(deviceMemory(buffer), 1), 1],
           [copy(buffer, host, bytes), 2],
           [record(event), 3]
-        ], { events: [event] })
+        ], { events: [event], parameters: [["value", CudaParameter.u32]] })
         const instance = yield* instanceOf(backend, graph)
-        for (const node of graph.nodes) assert.strictEqual(backend.graphs.bind(instance, node), success)
+        assert.strictEqual(bind(backend, instance, graph), success)
         assert.strictEqual(backend.graphs.setEnabled(instance, graph.nodes[0]!, false), success)
         assert.strictEqual(backend.graphs.update(instance, graph, instance.bindings), success)
         assert.strictEqual(backend.graphs.upload(instance, ownStream(stream.ref)), success)

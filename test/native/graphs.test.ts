@@ -27,7 +27,17 @@ import { ownEvent, ownMemory, ownStream } from "../../src/layers/shared/resource
 import { failsWith, nothingHeld, refuses } from "../support/assertions.ts"
 import { started } from "../support/fibers.ts"
 import { program, signatures } from "../support/kernels.ts"
-import { copy, deviceMemory, fill, graphOf, instanceOf, launch, nativeBackend, record } from "../support/nodeGraphs.ts"
+import {
+  bind,
+  copy,
+  deviceMemory,
+  fill,
+  graphOf,
+  instanceOf,
+  launch,
+  nativeBackend,
+  record
+} from "../support/nodeGraphs.ts"
 import type { NodeRow } from "../support/nodeGraphs.ts"
 import { assertQuiet, assertReleased, copyStub, logged, onStub, openStub, until } from "../support/stubDriver.ts"
 import type { StubDriver, StubFunctionName, StubOptions } from "../support/stubDriver.ts"
@@ -393,7 +403,7 @@ describe("binding", () => {
         const buffer = yield* CudaMemory.allocate(64)
         instance.bindings.set(0, { memory: deviceMemory(buffer), offset: 16 })
         instance.bindings.scalars[1] = 99
-        for (let turn = 0; turn < 2; turn++) assert.strictEqual(backend.graphs.bind(instance, graph.nodes[0]!), success)
+        for (let turn = 0; turn < 2; turn++) assert.strictEqual(bind(backend, instance, graph), success)
         const [set] = argumentsOf("cuGraphExecKernelNodeSetParams_v2")
         const [added] = argumentsOf("cuGraphAddKernelNode_v2")
         const [exec] = argumentsOf("cuGraphInstantiateWithParams").map((args) => args.at(-1))
@@ -440,7 +450,7 @@ describe("binding", () => {
         const instance = yield* instanceOf(backend, graph, bindings)
         yield* CudaMemory.fill(buffers[0]!, 0, stream)
         bindings.set(0, { memory: deviceMemory(buffers[1]!), offset: 64 })
-        for (const node of graph.nodes) assert.strictEqual(backend.graphs.bind(instance, node), success)
+        assert.strictEqual(bind(backend, instance, graph), success)
         assert.strictEqual(backend.graphs.launch(instance, graph, ownStream(stream.ref)), success)
         yield* CudaStream.synchronize(stream)
         assert.deepStrictEqual(Array.from(host.bytes.subarray(0, 16)), Array<number>(16).fill(3))
@@ -464,7 +474,7 @@ describe("binding", () => {
         const instance = yield* instanceOf(backend, graph)
         instance.bindings.set(0, { memory: ownMemory(host.ref), offset: segment - 100 })
         for (const node of graph.nodes) {
-          assert.strictEqual(backend.graphs.bind(instance, node), statuses.GraphExecUpdateFailure.code)
+          assert.strictEqual(bind(backend, instance, graph, [node]), statuses.GraphExecUpdateFailure.code)
           assert.strictEqual(backend.call, "cuGraphExecMemcpyNodeSetParams")
         }
         assert.lengthOf(stub.calls("cuGraphExecMemcpyNodeSetParams"), 0)
@@ -478,7 +488,7 @@ describe("binding", () => {
         const graph = graphOf(backend, [[record(event)]], { events: [event] })
         const instance = yield* instanceOf(backend, graph)
         stub.clear()
-        assert.strictEqual(backend.graphs.bind(instance, graph.nodes[0]!), success)
+        assert.strictEqual(bind(backend, instance, graph), success)
         assert.lengthOf(stub.calls(), 0)
       })
     ))
@@ -510,7 +520,7 @@ describe("updating", () => {
         assert.strictEqual(instance.bindings, others)
         assert.strictEqual(stub.live.graphs, 1)
         others.set(0, { memory: deviceMemory(two), offset: 0 })
-        for (const node of second.nodes) assert.strictEqual(backend.graphs.bind(instance, node), success)
+        assert.strictEqual(bind(backend, instance, second), success)
         assert.strictEqual(backend.graphs.launch(instance, second, ownStream(stream.ref)), success)
         yield* CudaStream.synchronize(stream)
         assert.deepStrictEqual(Array.from(host.bytes), [2, 2, 2, 2])

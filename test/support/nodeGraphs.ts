@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { success } from "../../src/cuda/status.ts"
 import { NativeBackend } from "../../src/layers/native/Backend.ts"
-import { Bindings, GraphNode, GraphResource } from "../../src/layers/shared/graphNodes.ts"
+import { Bindings, GraphNode, GraphResource, isMemoryParameter } from "../../src/layers/shared/graphNodes.ts"
 import type { GraphInstance, KernelWork, NodeWork, RecordedScalar } from "../../src/layers/shared/graphNodes.ts"
 import { regionsOf } from "../../src/layers/shared/graphPlan.ts"
 import { LaunchShape } from "../../src/layers/shared/launchShape.ts"
@@ -28,6 +28,7 @@ export const nativeBackend = (stream: CudaStream): NativeBackend => {
 /** A node, and the nodes that it depends on. */
 export type NodeRow = readonly [work: NodeWork, ...dependencies: ReadonlyArray<number>]
 
+/** All nodes use all parameters. */
 export const graphOf = (
   owner: Owner,
   rows: ReadonlyArray<NodeRow>,
@@ -37,8 +38,8 @@ export const graphOf = (
     deviceIndex: 0,
     nodes: nodesOf(rows),
     parameters,
-    slotOf: [],
-    usersOf: [],
+    slotOf: slotsOf(parameters),
+    usersOf: parameters.map(() => rows.map((_, index) => index)),
     alignmentOf: [],
     slots,
     scratch: [],
@@ -53,10 +54,27 @@ export const graphOf = (
     ...regionsOf(nodesOf(rows))
   })
 
+const slotsOf = (parameters: GraphResource["parameters"]): GraphResource["slotOf"] => {
+  let slots = 0
+  return parameters.map(([, kind]) => isMemoryParameter(kind) ? slots++ : undefined)
+}
+
 const nodesOf = (rows: ReadonlyArray<NodeRow>): ReadonlyArray<GraphNode> =>
   rows.map(([work, ...dependencies], index) =>
     new GraphNode(index, { work, operation: "", reads: [], writes: [] }, work.kind, dependencies, undefined)
   )
+
+/** Applies all bindings to some nodes. */
+export const bind = (
+  backend: NativeBackend,
+  instance: GraphInstance,
+  graph: GraphResource,
+  nodes: ReadonlyArray<GraphNode> = graph.nodes
+): number =>
+  backend.graphs.bind(instance, graph, {
+    parameters: graph.parameters.map((_, parameter) => parameter),
+    nodes: nodes.map(({ index }) => index)
+  })
 
 /** An instance, which is destroyed with the scope. */
 export const instanceOf = (

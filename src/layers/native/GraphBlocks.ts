@@ -6,9 +6,9 @@ import { graphNodeTypes, launchAttributes, memoryTypes, programmaticEdge } from 
 import { nullHandle, offsetBy } from "../../cuda/handles.ts"
 import type { CUcontext, CUdeviceptr, CUgraphNode, CUkernel, HostPointer } from "../../cuda/handles.ts"
 import type { DriverLibrary } from "../../cuda/library.ts"
-import { setAddress, twoTo32 } from "../../cuda/parameters.ts"
+import { scalarWriters, setAddress, twoTo32 } from "../../cuda/parameters.ts"
 import type { RowsTransfer } from "../shared/copies.ts"
-import type { Bindings, KernelWork, RecordedPointer, RecordedShape } from "../shared/graphNodes.ts"
+import type { Bindings, GraphResource, KernelWork, Located, RecordedShape } from "../shared/graphNodes.ts"
 import type { AnyMemoryResource } from "../shared/resources.ts"
 
 /** Memory at a fixed address, in words of 32 bits. */
@@ -135,97 +135,137 @@ const edgeWords = 4
 /** Byte offsets in a `CUDA_KERNEL_NODE_PARAMS_v2`. */
 const kernelAt = { grid: 8, block: 20, sharedBytes: 32, table: 40, kernel: 56, context: 64, size: 72 } as const
 
-/** Memory for many blocks, which lie side by side: binding goes from node to node, and the driver's calls leave nothing in the cache. */
-export class BlockMemory {
-  view = new DataView(new ArrayBuffer(0))
-  /** The address of the view. */
-  address = nullHandle<HostPointer>()
-  readonly #library: DriverLibrary
-  #used = 0
+/** The bytes of a launch: its `CUDA_KERNEL_NODE_PARAMS_v2`, its arguments, and the table of their addresses. */
+const bytesOf = ({ bytes, kernel }: KernelWork): number =>
+  kernelAt.size + roundUp(bytes.byteLength) + 8 * kernel.arguments.offsets.length
 
-  constructor(library: DriverLibrary) {
-    this.#library = library
-  }
+const roundUp = (bytes: number): number => Math.ceil(bytes / 8) * 8
 
-  /** Returns the position of new memory in the view, which is another one when the last is full. */
-  reserve(bytes: number): number {
-    if (this.#used + bytes > this.view.byteLength) {
-      const buffer = new ArrayBuffer(Math.max(bytes, Math.min(2 * this.view.byteLength, mostBlockBytes)))
-      this.view = new DataView(buffer)
-      this.address = this.#library.addressOf(buffer)
-      this.#used = 0
-    }
-    const start = this.#used
-    this.#used += bytes
-    return start
-  }
+/** Writes a launch at `start`, which has this address, with its arguments as they were recorded. */
+const writeLaunch = (
+  view: DataView,
+  start: number,
+  address: number,
+  { bytes, kernel, partition, shape }: KernelWork,
+  context: CUcontext
+): void => {
+  const { offsets } = kernel.arguments
+  const table = kernelAt.size + roundUp(bytes.byteLength)
+  write32(view, start + kernelAt.grid, shape.gridX, shape.gridY, shape.gridZ)
+  write32(view, start + kernelAt.block, shape.blockX, shape.blockY, shape.blockZ)
+  write32(view, start + kernelAt.sharedBytes, shape.sharedBytes)
+  setAddress(view, start + kernelAt.table, offsets.length === 0 ? 0 : address + table)
+  setAddress(view, start + kernelAt.kernel, kernel.handle)
+  setAddress(view, start + kernelAt.context, partition?.handle ?? context)
+  new Uint8Array(view.buffer, start + kernelAt.size, bytes.byteLength).set(bytes)
+  offsets.forEach((offset, index) => setAddress(view, start + table + 8 * index, address + kernelAt.size + offset))
 }
 
-/** Size of the largest pieces of a `BlockMemory`. */
-const mostBlockBytes = 65_536
-
-/** `CUDA_KERNEL_NODE_PARAMS_v2`, followed by the arguments of the launch and the table of their addresses. */
+/** One launch after another. */
 export class KernelBlock {
   address = nullHandle<HostPointer>()
-  readonly #memory: BlockMemory
+  readonly #library: DriverLibrary
   readonly #context: CUcontext
-  #view: DataView
-  /** The position of the arguments in the view. */
-  #arguments = 0
-  #room = 0
-  /** The launch that was written last, and those of its pointers that bindings decide. */
-  #work: KernelWork | undefined
-  #bound: ReadonlyArray<RecordedPointer> = []
+  #view = new DataView(new ArrayBuffer(0))
 
-  constructor(memory: BlockMemory, context: CUcontext) {
-    this.#memory = memory
+  constructor(library: DriverLibrary, context: CUcontext) {
+    this.#library = library
     this.#context = context
-    this.#view = memory.view
   }
 
-  /**
-   * Writes a launch with its arguments as they are bound. If it is the same launch as the last time, writes only what bindings decide, and
-   * returns false: the address is the same.
-   */
-  write(work: KernelWork, bindings: Bindings): boolean {
-    const isNew = work !== this.#work
-    if (isNew) this.#writeLaunch(work)
-    bindings.writeBound(this.#bound, work.scalars, this.#view, this.#arguments)
-    return isNew
-  }
-
-  #writeLaunch(work: KernelWork): void {
-    this.#work = work
-    this.#bound = work.pointers.filter(({ memory }) => memory?.slot !== undefined)
-    const { bytes, kernel, shape } = work
-    const { offsets } = kernel.arguments
-    const tableAt = kernelAt.size + Math.ceil(bytes.byteLength / 8) * 8
-    const start = this.#reserve(tableAt + 8 * offsets.length)
-    const view = this.#view
-    write32(view, start + kernelAt.grid, shape.gridX, shape.gridY, shape.gridZ)
-    write32(view, start + kernelAt.block, shape.blockX, shape.blockY, shape.blockZ)
-    write32(view, start + kernelAt.sharedBytes, shape.sharedBytes)
-    setAddress(view, start + kernelAt.table, offsets.length === 0 ? 0 : this.address + tableAt)
-    setAddress(view, start + kernelAt.kernel, kernel.handle)
-    setAddress(view, start + kernelAt.context, work.partition?.handle ?? this.#context)
-    new Uint8Array(view.buffer, this.#arguments, bytes.byteLength).set(bytes)
-    offsets.forEach((offset, index) =>
-      setAddress(view, start + tableAt + 8 * index, this.address + kernelAt.size + offset)
-    )
-  }
-
-  /** Returns the position of the block. */
-  #reserve(bytes: number): number {
-    if (this.#room < bytes) {
-      const start = this.#memory.reserve(bytes)
-      this.#view = this.#memory.view
-      this.#arguments = start + kernelAt.size
-      this.#room = bytes
-      this.address = offsetBy(this.#memory.address, start)
+  /** Writes a launch with its arguments as they are bound. The address may change. */
+  write(work: KernelWork, bindings: Bindings): void {
+    const size = bytesOf(work)
+    if (size > this.#view.byteLength) {
+      const buffer = new ArrayBuffer(2 * size)
+      this.#view = new DataView(buffer)
+      this.address = this.#library.addressOf(buffer)
     }
-    return this.#arguments - kernelAt.size
+    writeLaunch(this.#view, 0, this.address, work, this.#context)
+    bindings.writeBound(work.pointers, work.scalars, this.#view, kernelAt.size)
   }
 }
+
+/** Writes a scalar into the launches that use it. */
+type WriteScalar = (value: unknown) => boolean
+
+/**
+ * The launches of an instance that parameters change, and where the parameters are in them. All of it lies side by side: binding goes from
+ * node to node, and the driver's calls leave nothing in the cache.
+ */
+export class KernelBlocks {
+  readonly #words: Uint32Array
+  readonly #slotOf: GraphResource["slotOf"]
+  /** By parameter of memory: pairs of the position of an address in the words, and its offset from the beginning of the memory. */
+  readonly #pointers: ReadonlyArray<Float64Array>
+  readonly #scalars: ReadonlyArray<ReadonlyArray<WriteScalar>>
+
+  /** Writes the launches with their arguments as they are bound, and their addresses into `places`: see `NativeInstance`. */
+  constructor(
+    library: DriverLibrary,
+    graph: GraphResource,
+    bindings: Bindings,
+    context: CUcontext,
+    places: Float64Array
+  ) {
+    const works = launchesOf(graph)
+    const buffer = new ArrayBuffer(works.reduce((bytes, [, work]) => bytes + bytesOf(work), 0))
+    const view = new DataView(buffer)
+    const address = buffer.byteLength === 0 ? 0 : library.addressOf(buffer)
+    const pointers: Array<Array<number>> = graph.parameters.map(() => [])
+    const scalars: Array<Array<WriteScalar>> = graph.parameters.map(() => [])
+    let start = 0
+    for (const [index, work] of works) {
+      const first = start + kernelAt.size
+      places[2 * index + 1] = address + start
+      writeLaunch(view, start, address + start, work, context)
+      bindings.writeBound(work.pointers, work.scalars, view, first)
+      for (const { at, memory, offset } of work.pointers) {
+        const slot = memory?.slot?.index
+        if (slot !== undefined) pointers[graph.slotOf.indexOf(slot)]?.push((first + at) / 4, offset)
+      }
+      for (const { at, index, scalar } of work.scalars) scalars[index]!.push(scalarWriters[scalar](view, first + at))
+      start += bytesOf(work)
+    }
+    this.#words = new Uint32Array(buffer)
+    this.#slotOf = graph.slotOf
+    this.#pointers = pointers.map((pairs) => Float64Array.from(pairs))
+    this.#scalars = scalars
+  }
+
+  /** Writes the values of some parameters. */
+  write(bindings: Bindings, parameters: ReadonlyArray<number>): void {
+    for (let index = 0; index < parameters.length; index++) {
+      const parameter = parameters[index]!
+      const slot = this.#slotOf[parameter]
+      if (slot === undefined) this.#writeScalar(parameter, bindings.scalars[parameter])
+      else this.#writeAddress(this.#pointers[parameter]!, bindings.get(slot)!)
+    }
+  }
+
+  #writeAddress(pointers: Float64Array, { memory, offset }: Located): void {
+    const base = memory.address + offset
+    const words = this.#words
+    for (let index = 0; index < pointers.length; index += 2) {
+      const at = pointers[index]!
+      const address = base + pointers[index + 1]!
+      words[at] = address
+      words[at + 1] = address / twoTo32
+    }
+  }
+
+  #writeScalar(parameter: number, value: unknown): void {
+    const writers = this.#scalars[parameter]!
+    for (let index = 0; index < writers.length; index++) writers[index]!(value)
+  }
+}
+
+/** The launches that parameters change, with the indices of their nodes. */
+const launchesOf = ({ nodes, usersOf }: GraphResource): ReadonlyArray<readonly [index: number, work: KernelWork]> =>
+  Array.from(new Set(usersOf.flat())).flatMap((index) => {
+    const { work } = nodes[index]!
+    return work.kind === "kernel" ? [[index, work] as const] : []
+  })
 
 /** A kernel that passes a value in memory to a condition: it compares the value with a number. */
 export interface Setter {

@@ -24,7 +24,6 @@ import type { Driver } from "./Driver.ts"
 import {
   AttributeBlock,
   attributesOf,
-  BlockMemory,
   ConditionBlock,
   CopyBlock,
   EdgeBlock,
@@ -123,7 +122,7 @@ export class GraphBuild {
     this.#idle = idle
     this.context = driver.device(graph.deviceIndex).context
     this.usesPriorities = graph.nodes.some(hasPriority)
-    this.#kernel = new KernelBlock(new BlockMemory(driver.library), this.context)
+    this.#kernel = new KernelBlock(driver.library, this.context)
   }
 
   /** Makes the graph. The context must be current. */

@@ -2,8 +2,8 @@
  * Graphs on the driver: a graph and its executable copy per instance. The graph is kept, because later calls name its nodes.
  */
 import { graphUsesNodePriority } from "../../cuda/flags.ts"
+import { nullHandle } from "../../cuda/handles.ts"
 import type { CUcontext, CUevent, CUgraph, CUgraphExec, CUgraphNode, HostPointer } from "../../cuda/handles.ts"
-import type { DriverLibrary } from "../../cuda/library.ts"
 import { twoTo32 } from "../../cuda/parameters.ts"
 import { statuses, success } from "../../cuda/status.ts"
 import { GraphInstance } from "../shared/graphNodes.ts"
@@ -12,10 +12,10 @@ import type {
   ConditionalWork,
   FillWork,
   GraphBackend,
+  GraphChange,
   GraphNode,
   GraphRefusal,
   GraphResource,
-  KernelWork,
   NodeWork
 } from "../shared/graphNodes.ts"
 import type { EventResource, StreamResource } from "../shared/resources.ts"
@@ -23,7 +23,7 @@ import { Out } from "./Device.ts"
 import type { NativeStream } from "./Device.ts"
 import type { Driver } from "./Driver.ts"
 import type { NativeEvents } from "./events.ts"
-import { BlockMemory, KernelBlock } from "./GraphBlocks.ts"
+import { KernelBlocks } from "./GraphBlocks.ts"
 import type { Setter } from "./GraphBlocks.ts"
 import { GraphBuild, GraphMemory, piecesOf, writeFill } from "./GraphBuild.ts"
 import type { NativePeers } from "./peers.ts"
@@ -41,11 +41,10 @@ class NativeInstance extends GraphInstance {
   readonly usesPriorities: boolean
   /** By conditional node, the kernels that pass its value to the driver. */
   readonly setters: ReadonlyArray<ReadonlyArray<Setter>>
-  /** By node, the launches that were bound. */
-  readonly kernels: Array<KernelBlock | undefined> = []
-  /** By node, the first of its nodes of the driver, and the address of its launch. In numbers side by side, like the launches. */
+  /** By node, the first of its nodes of the driver, and the address of its launch if `kernels` has it, otherwise 0. */
   readonly places: Float64Array
-  #blocks: BlockMemory | undefined
+  /** The launches that parameters change, once one was bound. */
+  kernels: KernelBlocks | undefined
   /** What its marks record between launches. */
   readonly idle: CUevent | undefined
   /** By event of the marks, the node that records it. */
@@ -73,11 +72,6 @@ class NativeInstance extends GraphInstance {
     this.usesPriorities = usesPriorities
     this.places = new Float64Array(2 * nodes.length)
     for (let index = 0; index < nodes.length; index++) this.places[2 * index] = nodes[index]![0] ?? 0
-  }
-
-  /** The block of a kernel node, which is made when the node is first bound. */
-  kernel(library: DriverLibrary, index: number): KernelBlock {
-    return this.kernels[index] ??= new KernelBlock(this.#blocks ??= new BlockMemory(library), this.context)
   }
 }
 
@@ -208,11 +202,30 @@ export class NativeGraphs implements GraphBackend {
       : this.#driver.answer("cuGraphExecDestroy", execStatus)
   }
 
-  bind(resource: GraphInstance, { index, work }: GraphNode): number {
+  bind(resource: GraphInstance, graph: GraphResource, { nodes, parameters }: GraphChange): number {
     const instance = nativeInstance(resource)
+    const { calls, library } = this.#driver
+    const { bindings, context, exec, places } = instance
+    if (instance.kernels === undefined) instance.kernels = new KernelBlocks(library, graph, bindings, context, places)
+    else instance.kernels.write(bindings, parameters)
+    for (let at = 0; at < nodes.length; at++) {
+      const index = nodes[at]!
+      const node = places[2 * index] as CUgraphNode
+      const address = places[2 * index + 1] as HostPointer
+      const status = address === nullHandle()
+        ? this.#bindNode(instance, graph.nodes[index]!)
+        : this.#driver.answer(
+          "cuGraphExecKernelNodeSetParams",
+          calls.cuGraphExecKernelNodeSetParams_v2(exec, node, address)
+        )
+      if (status !== success) return status
+    }
+    return success
+  }
+
+  /** Applies the bindings to a node that is no launch. */
+  #bindNode(instance: NativeInstance, { index, work }: GraphNode): number {
     switch (work.kind) {
-      case "kernel":
-        return this.#bindKernel(instance, index, work)
       case "fill":
         return this.#bindFill(instance, index, work)
       case "copy":
@@ -222,6 +235,7 @@ export class NativeGraphs implements GraphBackend {
         return this.#driver.answer("cuGraphExecMemcpyNodeSetParams", cannotUpdate)
       case "conditional":
         return this.#bindConditional(instance, index, work)
+      case "kernel":
       case "graph":
       case "record":
       case "mark":
@@ -239,19 +253,6 @@ export class NativeGraphs implements GraphBackend {
       if (status !== success) return this.#driver.answer("cuGraphExecKernelNodeSetParams", status)
     }
     return success
-  }
-
-  #bindKernel(instance: NativeInstance, index: number, work: KernelWork): number {
-    const { calls, library } = this.#driver
-    const { bindings, exec, places } = instance
-    const block = instance.kernels[index] ?? instance.kernel(library, index)
-    if (block.write(work, bindings)) places[2 * index + 1] = block.address
-    const node = places[2 * index] as CUgraphNode
-    const address = places[2 * index + 1] as HostPointer
-    return this.#driver.answer(
-      "cuGraphExecKernelNodeSetParams",
-      calls.cuGraphExecKernelNodeSetParams_v2(exec, node, address)
-    )
   }
 
   #bindFill(instance: NativeInstance, index: number, work: FillWork): number {
@@ -315,7 +316,7 @@ export class NativeGraphs implements GraphBackend {
     const words = this.#update.fill(0)
     const status = this.#driver.calls.cuGraphExecUpdate_v2(instance.exec, build.handle, words)
     if (status === success) {
-      instance.kernels.length = 0
+      instance.kernels = undefined
       return success
     }
     const node = build.indexOf(nodeAt(words, updateAt.errorNode)) ??

@@ -14,7 +14,15 @@ import type { Core } from "./Core.ts"
 import { refuseArgument, refuseDescribed, refuseResource } from "./failures.ts"
 import { failGraph, hasShrunk, ownExec, refuseGraph } from "./graphChecks.ts"
 import { GraphExecResource, isMemoryParameter } from "./graphNodes.ts"
-import type { Bindings, GraphInstance, GraphNode, GraphResource, Located, NodeRange } from "./graphNodes.ts"
+import type {
+  Bindings,
+  GraphChange,
+  GraphInstance,
+  GraphNode,
+  GraphResource,
+  Located,
+  NodeRange
+} from "./graphNodes.ts"
 import { isGone } from "./moduleResources.ts"
 import { operation } from "./operation.ts"
 import { refuseRange } from "./ranges.ts"
@@ -164,15 +172,15 @@ export const bindValues = (
 ): Refusal => {
   const { graph } = exec
   const instance = instances[index]!
-  const touched = setValues(graph, instance, values)
-  if (touched === undefined) return undefined
+  const change = setValues(graph, instance, values)
+  if (change === undefined) return undefined
   instance.notedOn = undefined
-  const overlap = refuseOverlaps(graph, touched, instance.bindings)
+  const overlap = refuseOverlaps(graph, change.nodes, instance.bindings)
   if (overlap !== undefined) {
     instance.isStale = true
     return overlap
   }
-  const status = applyAll(core, exec, instances, index, touched)
+  const status = apply(core, exec, instances, index, change)
   return status === success ? undefined : failGraph(core, launchOperation, status, graph)
 }
 
@@ -242,24 +250,24 @@ const refuseMemory = (
     : refuseArgument(operation, `${name}.offset`, value.offset, `a multiple of ${alignment}`)
 }
 
-/** Stores values that differ from those of the instance. Returns the nodes that use them; undefined if nothing changed. */
+const changed: Array<number> = []
+
+/** Stores values that differ from those of the instance. Returns undefined if nothing changed. */
 export const setValues = (
   graph: GraphResource,
   instance: Pick<GraphInstance, "bindings" | "isStale">,
   values: ReadonlyArray<GraphValue>
-): ReadonlyArray<number> | undefined => {
+): GraphChange | undefined => {
   const { bindings } = instance
-  const { slotOf, usersOf } = graph
-  let touched: ReadonlyArray<number> | undefined
+  const { slotOf } = graph
+  changed.length = 0
   for (let parameter = 0; parameter < values.length; parameter++) {
     const slot = slotOf[parameter]
     const value = values[parameter]!
     const isChanged = slot === undefined ? setScalar(bindings, parameter, value) : setMemory(bindings, slot, value)
-    if (!isChanged && !instance.isStale) continue
-    const users = usersOf[parameter]!
-    touched = touched === undefined ? users : Array.from(new Set([...touched, ...users]))
+    if (isChanged || instance.isStale) changed.push(parameter)
   }
-  return touched
+  return changed.length === 0 ? undefined : graph.changeOf(changed)
 }
 
 const setScalar = ({ scalars }: Bindings, parameter: number, value: GraphValue): boolean => {
@@ -310,25 +318,19 @@ const refuseOverlap = ({ work }: GraphNode, bindings: Bindings): Refusal => {
 const spanOf = ({ height, width }: { readonly height: number; readonly width: number }, pitch: number): number =>
   (height - 1) * pitch + width
 
-/** Applies bindings to nodes. If the driver cannot change a node, makes the instance anew. */
-const applyAll = (
+/** Applies bindings. If the driver cannot change a node, makes the instance anew. */
+const apply = (
   core: Core,
   exec: GraphExecResource,
   instances: Array<GraphInstance>,
   index: number,
-  nodes: ReadonlyArray<number>
+  change: GraphChange
 ): number => {
-  const { graph } = exec
   const instance = instances[index]!
-  const { graphs } = core.backend
-  for (const node of nodes) {
-    const status = graphs.bind(instance, graph.nodes[node]!)
-    if (status === success) continue
-    instance.isStale = true
-    return cannotChange.includes(status) ? renew(core, exec, instances, index) : status
-  }
-  instance.isStale = false
-  return success
+  const status = core.backend.graphs.bind(instance, exec.graph, change)
+  instance.isStale = status !== success
+  if (status === success) return success
+  return cannotChange.includes(status) ? renew(core, exec, instances, index) : status
 }
 
 /** What the driver answers if a node must be made anew, for example when a copy goes from a pool to managed memory. */

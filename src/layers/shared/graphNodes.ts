@@ -317,6 +317,8 @@ export class GraphResource implements GraphRef {
   readonly unmeasured: number
   /** By mark of a region that can be measured, the index of its event: two per region, in the order of `regions`. */
   readonly marks: ReadonlyMap<number, number>
+  readonly #changes: ReadonlyArray<GraphChange>
+  #lastChange: GraphChange = { parameters: [], nodes: [] }
   constructor(
     owner: Owner,
     fields: Pick<
@@ -350,6 +352,7 @@ export class GraphResource implements GraphRef {
     this.valueNames = fields.parameters.map(([name]) => `values.${name}`)
     this.slotOf = fields.slotOf
     this.usersOf = fields.usersOf
+    this.#changes = fields.usersOf.map((nodes, parameter) => ({ parameters: [parameter], nodes }))
     this.alignmentOf = fields.alignmentOf
     this.slots = fields.slots
     this.scratch = fields.scratch
@@ -368,9 +371,28 @@ export class GraphResource implements GraphRef {
     this.unmeasured = fields.unmeasured
     this.marks = fields.marks
   }
+  /** The change of some parameters. Those of one parameter are kept, and the last one of several, since launches change the same ones. */
+  changeOf(parameters: ReadonlyArray<number>): GraphChange {
+    if (parameters.length === 1) return this.#changes[parameters[0]!]!
+    if (areSame(this.#lastChange.parameters, parameters)) return this.#lastChange
+    const nodes = new Set(parameters.flatMap((parameter) => this.usersOf[parameter]!))
+    return this.#lastChange = { parameters: [...parameters], nodes: Array.from(nodes) }
+  }
   toString(): string {
     return `graph of ${counted(this.nodes.length, "node")} on device ${this.deviceIndex}`
   }
+}
+
+/** Parameters with other values, and the nodes that use them. */
+export interface GraphChange {
+  readonly parameters: ReadonlyArray<number>
+  readonly nodes: ReadonlyArray<number>
+}
+
+const areSame = (a: ReadonlyArray<number>, b: ReadonlyArray<number>): boolean => {
+  if (a.length !== b.length) return false
+  for (let index = 0; index < a.length; index++) if (a[index] !== b[index]) return false
+  return true
 }
 
 /** Where memory is in an instance. */
@@ -466,8 +488,8 @@ export interface GraphBackend {
   /** Makes an instance. One that measures regions records events where they begin and end. */
   readonly instantiate: (graph: GraphResource, bindings: Bindings, measures?: boolean) => number
   readonly destroy: (instance: GraphInstance) => number
-  /** Applies the bindings to a node. A failure that is no fault means that the instance must be made anew. */
-  readonly bind: (instance: GraphInstance, node: GraphNode) => number
+  /** Applies the bindings of some parameters. A failure that is no fault means that the instance must be made anew. */
+  readonly bind: (instance: GraphInstance, graph: GraphResource, change: GraphChange) => number
   /** Changes the instance to another graph with the same structure, and to other bindings. */
   readonly update: (instance: GraphInstance, graph: GraphResource, bindings: Bindings) => number
   readonly setEnabled: (instance: GraphInstance, node: GraphNode, enabled: boolean) => number
