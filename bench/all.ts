@@ -37,6 +37,7 @@ const benchmarks: ReadonlyArray<Benchmark> = [
   { name: "encoder", part: "gpu" },
   { name: "encoderService", part: "gpu" },
   { name: "pipeline", part: "gpu" },
+  { name: "profile", part: "gpu" },
   { name: "devices", part: "gpu" },
   { name: "waiting/latency", part: "gpu" },
   { name: "waiting/cpu", part: "gpu" },

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import { failsWith, refuses } from "../support/assertions.ts"
 import { gpu, nativeRig } from "../support/gpu.ts"
 import { program, signatures } from "../support/kernels.ts"
+import { longestPause } from "../support/pauses.ts"
 import { Busy } from "../support/Rig.ts"
 
 const one = { grid: 1, block: 1 }
@@ -42,24 +43,6 @@ ${registers.map((name, index) => `  st.volatile.global.u32 [%to+${4 * index}], $
 
 const loaded = (idleTimeout: number) => Effect.flatMap(program, (made) => CudaModule.load(made, { idleTimeout }))
 
-/** Runs an effect and returns the longest time the event loop was blocked meanwhile, in milliseconds. */
-const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.suspend(() => {
-    let longest = 0
-    let last = performance.now()
-    const look = () => {
-      const now = performance.now()
-      longest = Math.max(longest, now - last)
-      last = now
-    }
-    const timer = setInterval(look, 1)
-    const stop = Effect.sync(() => {
-      look()
-      clearInterval(timer)
-    })
-    return Effect.map(Effect.ensuring(effect, stop), (value) => ({ longest, value }))
-  })
-
 describe.skipIf(gpu === undefined)("on a GPU", () => {
   layer(nativeRig.layer, { excludeTestServices: true })("kernels on a busy GPU", (it) => {
     it.effect("load without waiting for it, resolve when it is idle, and unload later", () =>
@@ -72,7 +55,7 @@ describe.skipIf(gpu === undefined)("on a GPU", () => {
         yield* Effect.scoped(Effect.flatMap(loaded(0), (module) => CudaKernel.get(module, "put", signatures.put)))
         const start = performance.now()
         yield* busy.enqueue(stream, busyMillis)
-        const { longest } = yield* longestPause(
+        const longest = yield* longestPause(
           Effect.scoped(Effect.gen(function*() {
             const module = yield* loaded(Infinity)
             assert.isBelow(performance.now() - start, busyMillis)

@@ -17,14 +17,15 @@ import {
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { gpu, nativeRig } from "../support/gpu.ts"
+import { longestPause } from "../support/pauses.ts"
 import { Busy } from "../support/Rig.ts"
 
 const mebi = 2 ** 20
 const gibi = 2 ** 30
 
-/** Longer than any event-loop pause other than a wait for the GPU, in milliseconds. */
-const noticed = 150
-const busyMillis = 400
+const busyMillis = 500
+/** Longer than any event-loop pause other than a wait for the GPU, in milliseconds: other test files run at the same time. */
+const noticed = busyMillis / 2
 
 /** Each block marks the multiprocessor that it runs on, and stays there for some nanoseconds. */
 const where = CudaProgram.fromBytes(
@@ -79,24 +80,6 @@ const marked =
     })
 
 const marksOf = (mark: Mark) => marked((to, stream) => CudaKernel.launch(mark, blocks, [to, 20_000], stream))
-
-/** Runs an effect and returns the longest time the event loop was blocked meanwhile, in milliseconds. */
-const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.suspend(() => {
-    let longest = 0
-    let last = performance.now()
-    const look = () => {
-      const now = performance.now()
-      longest = Math.max(longest, now - last)
-      last = now
-    }
-    const timer = setInterval(look, 1)
-    const stop = Effect.sync(() => {
-      look()
-      clearInterval(timer)
-    })
-    return Effect.map(Effect.ensuring(effect, stop), () => longest)
-  })
 
 describe.skipIf(gpu === undefined)("on a GPU", () => {
   layer(nativeRig.layer, { excludeTestServices: true })("partitions", (it) => {

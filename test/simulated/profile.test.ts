@@ -8,8 +8,6 @@ import {
   CudaKernel,
   CudaMemory,
   CudaModule,
-  CudaParameter,
-  CudaPipeline,
   CudaProgram,
   CudaStream,
   CudaTiming,
@@ -18,9 +16,9 @@ import {
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Kernels from "../../examples/demo/Kernels.ts"
+import { demoTimeline } from "../support/demoPipeline.ts"
 
 const mebibyte = 2 ** 20
 
@@ -106,7 +104,7 @@ describe("the profile of the H200", () => {
 
   it.effect.each([1, 4])("draws the demo's pipeline with %i slots like the GPU", (slots) =>
     Effect.gen(function*() {
-      const { regions } = yield* inVirtualTime(pipeline(8 * mebibyte, slots, 32))
+      const { regions } = yield* inVirtualTime(demoTimeline({ chunkBytes: 8 * mebibyte, chunks: 32, slots }))
       const median = (name: string) => {
         const times = regions.filter((region) => region.name === name).map(({ duration }) => micros(duration))
         return times.toSorted((a, b) => a - b)[times.length >> 1]!
@@ -116,33 +114,4 @@ describe("the profile of the H200", () => {
       assertNear("work", median("work"), work, 0.07)
       assertNear("download", median("download"), download, 0.07)
     }).pipe(Effect.scoped, Effect.provide(layer)))
-})
-
-/** The work of the demo, with a host that does nothing. */
-const pipeline = Effect.fnUntraced(function*(chunkBytes: number, slots: number, chunks: number) {
-  const byteLength = chunkBytes * chunks
-  const summary = yield* Kernels.make(byteLength)
-  const parameters = {
-    input: CudaGraph.buffer(chunkBytes),
-    output: CudaGraph.buffer(chunkBytes),
-    bytesAfter: CudaParameter.u64
-  }
-  const graph = yield* CudaGraph.recordWith(
-    parameters,
-    ({ bytesAfter, input, output }) => Effect.andThen(CudaMemory.copy(output, input), summary.add(input, bytesAfter))
-  )
-  const exec = yield* CudaGraph.instantiate(graph, { instances: slots })
-  const [timeline] = yield* Stream.range(0, chunks - 1).pipe(
-    CudaPipeline.through({
-      slots,
-      inputBytes: chunkBytes,
-      fill: (_: number, into) => Effect.succeed(into.byteLength),
-      work: ({ element, input, output }) =>
-        CudaGraph.launch(exec, { input, output, bytesAfter: byteLength - (element + 1) * chunkBytes }),
-      take: () => Effect.void
-    }),
-    Stream.runDrain,
-    CudaTiming.timeline
-  )
-  return timeline
 })

@@ -76,6 +76,8 @@ export class SimulatedGraphs implements GraphBackend {
   readonly #copies: SimulatedCopies
   readonly #kernels: SimulatedKernels
   readonly #captures: SimulatedCaptures
+  /** The arguments of the launch that is being prepared. */
+  #arguments = new Uint8Array(64)
 
   constructor(
     driver: SimulatedDriver,
@@ -262,7 +264,7 @@ export class SimulatedGraphs implements GraphBackend {
   #prepareKernel(work: KernelWork, instance: SimulatedInstance, deviceIndex: number): Enqueue | number {
     const { bindings, usesNodePriority } = instance
     const { kernel, priority, shape } = work
-    const view = new DataView(work.bytes.slice().buffer)
+    const view = this.#copyOf(work.bytes)
     bindings.writeBound(work.pointers, work.scalars, view, 0)
     const pointers = work.pointers.map((pointer) =>
       pointer.memory === undefined ? pointer : { ...pointer, ...bindings.locate(pointer.memory, pointer.offset) }
@@ -275,6 +277,13 @@ export class SimulatedGraphs implements GraphBackend {
     const engine = engineOf(work.partition) ?? this.#driver.device(deviceIndex).compute
     const own = usesNodePriority ? { ...prepared, engine, priority } : { ...prepared, engine }
     return (stream) => this.#driver.model.work(stream, own)
+  }
+
+  /** A copy of arguments, which the next one overwrites: launches decode it at once. */
+  #copyOf(bytes: Uint8Array): DataView {
+    if (bytes.byteLength > this.#arguments.byteLength) this.#arguments = new Uint8Array(2 * bytes.byteLength)
+    this.#arguments.set(bytes)
+    return new DataView(this.#arguments.buffer)
   }
 
   #prepareFill({ bits, count, memory, offset, value }: FillWork, bindings: Bindings): Enqueue | number {

@@ -21,10 +21,16 @@ const lateness = 2e6
 
 const systemClock = Context.get(Context.empty(), Clock.Clock)
 
-const nextTurn = Effect.callback<void>((resume) => {
-  const next = setImmediate(() => resume(Effect.void))
-  return Effect.sync(() => clearImmediate(next))
-})
+/** Passes turns of the event loop until it is time. */
+const turnsUntil = (isTime: () => boolean): Effect.Effect<void> =>
+  Effect.callback((resume) => {
+    const look = () => {
+      if (isTime()) resume(Effect.void)
+      else next = setImmediate(look)
+    }
+    let next = setImmediate(look)
+    return Effect.sync(() => clearImmediate(next))
+  })
 
 export class Pacer {
   readonly #model: Model
@@ -95,7 +101,7 @@ export class Pacer {
 
   /** Passes a part of a wait. */
   #approach(wait: number): Effect.Effect<void> {
-    return wait > lateness ? this.#sleep(wait - lateness) : nextTurn
+    return wait > lateness ? this.#sleep(wait - lateness) : turnsUntil(() => this.#world.now() >= this.#due)
   }
 
   #sleep(nanos: number): Effect.Effect<void> {
