@@ -2,6 +2,8 @@
 import { readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
+import { BaseSequencer } from "vitest/node"
+import type { TestSpecification } from "vitest/node"
 
 // vitest 5 reports failures with Map.groupBy, which Node 20 does not have.
 const groupBy = <K, V>(items: Iterable<V>, keyOf: (item: V, index: number) => K): Map<K, Array<V>> => {
@@ -28,6 +30,15 @@ const layers = Object.entries(manifest.exports).flatMap(([path, target]) =>
 
 const src = fileURLToPath(new URL("./src/", import.meta.url))
 
+/** Begins with the file that waits for other processes most of the time, so that the others do not wait for it at the end. */
+class WaitingFirst extends BaseSequencer {
+  override async sort(files: Array<TestSpecification>): Promise<Array<TestSpecification>> {
+    const sorted = await super.sort(files)
+    const waits = ({ moduleId }: TestSpecification) => moduleId.endsWith("test/cluster/process.test.ts")
+    return [...sorted.filter(waits), ...sorted.filter((file) => !waits(file))]
+  }
+}
+
 /** What yielding fibers do not change: pure functions and models, other processes and threads, and what is built from the rest. */
 const unyielding = [
   "test/checked/*roperty.test.ts",
@@ -51,6 +62,7 @@ export default defineConfig(({ mode }) => ({
     // Tests in real time share the processor with each other. What fails twice is a failure. Fibers that yield often share the event loop
     // with real timers and threads, too.
     retry: mode === "yielding" ? 2 : 1,
+    sequence: { sequencer: WaitingFirst },
     setupFiles: mode === "yielding" ? ["test/support/yielding.ts"] : [],
     ...(process.env["CI"] ? { maxWorkers: 2 } : {}),
     testTimeout: 20_000,

@@ -357,10 +357,10 @@ export class NativeGraphs implements GraphBackend {
     return this.#driver.inContextOf(stream.deviceIndex, "cuGraphUpload", call)
   }
 
-  launch(resource: GraphInstance, { events }: GraphResource, stream: StreamResource): number {
+  launch(resource: GraphInstance, { events, isPlain }: GraphResource, stream: StreamResource): number {
     const instance = nativeInstance(resource)
     if (instance.events !== undefined) return this.#launchRecording(instance, [...events, ...instance.events], stream)
-    return events.length === 0 ? this.#launch(instance, stream) : this.#launchRecording(instance, events, stream)
+    return isPlain ? this.#launch(instance, stream) : this.#launchRecording(instance, events, stream)
   }
 
   #launchRecording(instance: NativeInstance, events: ReadonlyArray<EventResource>, stream: StreamResource): number {

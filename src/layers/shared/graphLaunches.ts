@@ -92,7 +92,7 @@ export const enqueue = (
   if (status !== success) return status
   instance.launchedOn = stream
   instance.follows = undefined
-  for (const event of graph.events) noteRecorded(event)
+  if (!graph.isPlain) { for (const event of graph.events) noteRecorded(event) }
   return success
 }
 
@@ -133,10 +133,11 @@ const refuseStream = (core: Core, operation: string, exec: GraphExecResource, st
 /** True if the graph uses something that was released, or bytes that a buffer no longer has. */
 const hasGone = (
   { backend }: Core,
-  { events, growable, handles, memories, modules, partitions }: GraphResource
+  { events, growable, handles, isPlain, memories, modules, partitions }: GraphResource
 ): boolean => {
   for (const memory of memories) if (unusableMemory(backend, memory)) return true
   for (const module of modules) if (isGone(backend, module)) return true
+  if (isPlain) return false
   for (const event of events) if (unusable(backend, event)) return true
   for (const handle of handles) if (unusable(backend, handle)) return true
   for (const partition of partitions) if (unusable(backend, partition)) return true
@@ -390,7 +391,7 @@ const noteUses = (graph: GraphResource, instance: GraphInstance, stream: StreamR
 }
 
 const enqueueUses = (core: Core, graph: GraphResource, instance: GraphInstance, stream: StreamResource): number =>
-  usesOrdered(graph, instance) || !useAlone(core, graph.handles, stream)
+  usesOrdered(graph, instance) || !(graph.isPlain || useAlone(core, graph.handles, stream))
     ? enqueueInOrder(core, graph, instance, stream)
     : core.backend.graphs.launch(instance, graph, stream)
 

@@ -308,6 +308,8 @@ export class GraphResource implements GraphRef {
   readonly handles: ReadonlyArray<HandleResource>
   /** The events that it records, in the order of recording. */
   readonly events: ReadonlyArray<EventResource>
+  /** True without partitions, handles, events, and growable memory: launches look at little then, since little is in the cache. */
+  readonly isPlain: boolean
   /** All bytes that it reads and writes, merged. Scratch memory is left out. */
   readonly reads: ReadonlyArray<NodeRange>
   readonly writes: ReadonlyArray<NodeRange>
@@ -367,6 +369,8 @@ export class GraphResource implements GraphRef {
     this.reads = fields.reads
     this.writes = fields.writes
     this.growable = [...fields.reads, ...fields.writes].filter(isGrowable)
+    const { events, growable, handles, partitions } = this
+    this.isPlain = events.length + growable.length + handles.length + partitions.length === 0
     this.regions = fields.regions
     this.unmeasured = fields.unmeasured
     this.marks = fields.marks
