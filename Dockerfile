@@ -5,7 +5,7 @@
 #   docker run --rm effect-cuda demo
 #
 # The host needs the NVIDIA driver and the NVIDIA Container Toolkit; the image needs neither a driver nor a CUDA toolkit. Add the
-# libraries that a program uses (NVRTC, cuBLASLt, NCCL), for example from NVIDIA's apt repository. This file has not been built yet.
+# libraries that a program uses (NVRTC, cuBLASLt, NCCL), for example from NVIDIA's apt repository.
 
 FROM node:22-slim AS build
 WORKDIR /build
