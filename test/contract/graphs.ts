@@ -22,6 +22,7 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import { failsWith, leavesNothing, refuses } from "../support/assertions.ts"
 import { program, signatures } from "../support/kernels.ts"
+import { makeRandom } from "../support/random.ts"
 import { Busy } from "../support/Rig.ts"
 import type { Rig } from "../support/Rig.ts"
 
@@ -569,6 +570,46 @@ const parameterContract = (rig: Rig): void =>
           }
         })
       ))
+
+    it.effect.each([1, 2])(
+      "any of them change from launch to launch, with %i instances",
+      (instances) =>
+        onStream(() =>
+          Effect.gen(function*() {
+            const { u32 } = CudaParameter
+            const put = yield* kernel("put")
+            const graph = yield* CudaGraph.recordWith(
+              { a: CudaGraph.buffer(size), b: CudaGraph.buffer(size), x: u32, y: u32 },
+              ({ a, b, x, y }) =>
+                Effect.gen(function*() {
+                  yield* CudaKernel.launch(put, one, [a, x])
+                  yield* CudaKernel.launch(put, one, [b, y])
+                  yield* CudaKernel.launch(put, one, [CudaMemory.slice(a, 4), y])
+                })
+            )
+            const exec = yield* CudaGraph.instantiate(graph, { instances })
+            const all = yield* buffers(0, 0, 0, 0)
+            const words = all.map(() => new Uint32Array(size / 4))
+            const random = makeRandom(instances)
+            const given = { a: 0, b: 2, x: 1, y: 1 }
+            for (let launch = 0; launch < 64; launch++) {
+              if (random(2) === 0) given.a = random(2)
+              if (random(2) === 0) given.b = 2 + random(2)
+              if (random(2) === 0) given.x = random(1000)
+              if (random(2) === 0) given.y = random(1000)
+              const values = { a: all[given.a]!, b: all[given.b]!, x: given.x, y: given.y }
+              if (launch % 8 === 7) yield* refuses(CudaGraph.launch(exec, { ...values, x: -1 }), "values.x")
+              yield* CudaGraph.launch(exec, values)
+              words[given.a]!.set([given.x, given.y])
+              words[given.b]!.set([given.y])
+              for (const [index, buffer] of all.entries()) {
+                const bytes = yield* bytesOf(buffer)
+                assert.deepStrictEqual(new Uint32Array(bytes.buffer), words[index], `launch ${launch}, buffer ${index}`)
+              }
+            }
+          })
+        )
+    )
 
     it.effect("values are checked like arguments", () =>
       onStream(() =>

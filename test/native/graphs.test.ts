@@ -39,6 +39,7 @@ import {
   record
 } from "../support/nodeGraphs.ts"
 import type { NodeRow } from "../support/nodeGraphs.ts"
+import { makeRandom } from "../support/random.ts"
 import { assertQuiet, assertReleased, copyStub, logged, onStub, openStub, until } from "../support/stubDriver.ts"
 import type { StubDriver, StubFunctionName, StubOptions } from "../support/stubDriver.ts"
 import { tracing } from "../support/tracing.ts"
@@ -422,6 +423,43 @@ describe("binding", () => {
           hex(BigUint64Array.of(BigInt(buffer.address + 20))),
           hex(Uint32Array.of(99))
         ])
+      })
+    ))
+
+  it.live("changes the launches whose parameters changed, and only those, in any sequence", () =>
+    withGraphs(({ stream }) =>
+      Effect.gen(function*() {
+        const { put } = yield* kernels
+        const { u32 } = CudaParameter
+        const config = { grid: 1, block: 1 }
+        const graph = yield* CudaGraph.recordWith(
+          { a: CudaGraph.buffer(64), b: CudaGraph.buffer(64), x: u32, y: u32 },
+          ({ a, b, x, y }) =>
+            Effect.gen(function*() {
+              yield* CudaKernel.launch(put, config, [a, x])
+              yield* CudaKernel.launch(put, config, [b, 7])
+              yield* CudaKernel.launch(put, config, [CudaMemory.slice(a, 8), y])
+            })
+        )
+        const exec = yield* CudaGraph.instantiate(graph)
+        const nodes = argumentsOf("cuGraphAddKernelNode_v2").map((args) => args.at(-1))
+        const buffers = yield* Effect.forEach([0, 1, 2], () => CudaMemory.allocate(64))
+        const random = makeRandom(1)
+        let before: ReadonlyArray<string> = []
+        for (let launch = 0; launch < 200; launch++) {
+          const [a, b] = [buffers[random(3)]!, buffers[random(3)]!]
+          const [x, y] = [random(2), random(2)]
+          stub.clear()
+          yield* CudaGraph.launch(exec, { a, b, x, y }, stream)
+          const launches = [[a.address, x], [b.address, 7], [a.address + 8, y]].map(([to, value]) =>
+            [hex(BigUint64Array.of(BigInt(to!))), hex(Uint32Array.of(value!))].join(" ")
+          )
+          const expected = launches.flatMap((own, index) => own === before[index] ? [] : [`${nodes[index]} ${own}`])
+          const calls = argumentsOf("cuGraphExecKernelNodeSetParams_v2")
+          const set = calls.map((args) => [args[1], args.at(-2), args.at(-1)].join(" "))
+          assert.deepStrictEqual(set.toSorted(), expected.toSorted(), `launch ${launch}`)
+          before = launches
+        }
       })
     ))
 
