@@ -1123,6 +1123,28 @@ describe("several instances", () => {
       })
     ))
 
+  it.live("are made anew if an update of one fails and the others cannot go back, and end if that fails too", () =>
+    withGraphs(({ stream }) =>
+      Effect.gen(function*() {
+        const [buffer] = yield* filled(stream, 0)
+        const [first, second] = [yield* filling(buffer!, 1), yield* filling(buffer!, 2)]
+        const exec = yield* CudaGraph.instantiate(first, { instances: 3 })
+        const ran = Effect.forEach([0, 1, 2], () =>
+          Effect.andThen(CudaGraph.launch(exec, stream), firstByte(buffer!, stream)))
+        // The third instance is refused, and then the first one, on its way back.
+        stub.fail("cuGraphExecUpdate_v2", 910, { after: 2, times: 2 })
+        yield* failsWith(CudaGraph.update(exec, second), "GraphExecUpdateFailure")
+        assert.deepStrictEqual(yield* ran, [1, 1, 1])
+        assert.strictEqual(stub.live.graphExecs, 3)
+        stub.fail("cuGraphExecUpdate_v2", 910, { after: 2, times: 2 })
+        stub.fail("cuGraphInstantiateWithParams", 2)
+        const { lines } = yield* logged(failsWith(CudaGraph.update(exec, second), "GraphExecUpdateFailure"))
+        assert.lengthOf(lines, 1)
+        assert.strictEqual(stub.live.graphExecs, 0)
+        yield* failsWith(CudaGraph.launch(exec, stream), "ResourceReleased")
+      })
+    ))
+
   it.live("are all disabled, or none if one fails", () =>
     withGraphs(({ stream }) =>
       Effect.gen(function*() {

@@ -73,6 +73,11 @@ class NativeInstance extends GraphInstance {
     this.places = new Float64Array(2 * nodes.length)
     for (let index = 0; index < nodes.length; index++) this.places[2 * index] = nodes[index]![0] ?? 0
   }
+
+  dropKernels(): void {
+    this.kernels = undefined
+    for (let at = 1; at < this.places.length; at += 2) this.places[at] = 0
+  }
 }
 
 type CopyWork = Extract<NodeWork, { readonly kind: "copy" }>
@@ -316,7 +321,7 @@ export class NativeGraphs implements GraphBackend {
     const words = this.#update.fill(0)
     const status = this.#driver.calls.cuGraphExecUpdate_v2(instance.exec, build.handle, words)
     if (status === success) {
-      instance.kernels = undefined
+      instance.dropKernels()
       return success
     }
     const node = build.indexOf(nodeAt(words, updateAt.errorNode)) ??

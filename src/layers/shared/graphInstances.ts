@@ -7,6 +7,7 @@ import { annotations } from "../../CudaError.ts"
 import type { CudaError } from "../../CudaError.ts"
 import type { Core } from "./Core.ts"
 import { failGraph } from "./graphChecks.ts"
+import { remake } from "./graphLaunches.ts"
 import { Bindings, isMemoryParameter } from "./graphNodes.ts"
 import type { GraphExecResource, GraphInstance, GraphResource } from "./graphNodes.ts"
 import { allocate, free } from "./memory.ts"
@@ -67,7 +68,7 @@ const bindScratch = (core: Core, operation: string, graph: GraphResource): Effec
 }
 
 /** What stands in for parameters of device memory until they are given: the driver checks the addresses of copies and fills. */
-class StandIn {
+export class StandIn {
   readonly #slots: ReadonlyArray<number>
   readonly #memory: DeviceMemoryResource | undefined
   constructor(slots: ReadonlyArray<number>, memory: DeviceMemoryResource | undefined) {
@@ -111,11 +112,7 @@ export const updateInstance = (
   graph: GraphResource,
   standIn: StandIn
 ): number => {
-  const bindings = new Bindings(graph)
-  const { scratch } = instance
-  if (scratch !== undefined) {
-    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: scratch, offset })
-  }
+  const bindings = withScratch(graph, instance)
   standIn.bind(bindings)
   const status = core.backend.graphs.update(instance, graph, bindings)
   standIn.unbind(bindings)
@@ -123,6 +120,29 @@ export const updateInstance = (
   instance.bindings = bindings
   instance.notedOn = undefined
   return success
+}
+
+/** Bindings that have only the scratch memory of an instance. */
+export const withScratch = (graph: GraphResource, { scratch }: GraphInstance): Bindings => {
+  const bindings = new Bindings(graph)
+  if (scratch !== undefined) {
+    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: scratch, offset })
+  }
+  return bindings
+}
+
+/** Updates an instance back to the graph of the executable one, or makes it anew. Returns a status. */
+export const returnInstance = (core: Core, exec: GraphExecResource, index: number, standIn: StandIn): number => {
+  const { all, graph } = exec
+  const instance = all[index]!
+  if (updateInstance(core, instance, graph, standIn) === success) return success
+  const bindings = withScratch(graph, instance)
+  standIn.bind(bindings)
+  const status = remake(core, exec, instance, bindings, false)
+  standIn.unbind(bindings)
+  if (status !== success) return status
+  all[index] = core.backend.graphs.made!
+  return core.backend.graphs.destroy(instance)
 }
 
 /** Destroys the instances that measure regions. Returns the first status other than 0. */

@@ -11,6 +11,7 @@ import type { EventRef, GraphExecRef, GraphRegionRef, GraphValue } from "../Cuda
 import type { GraphOperations } from "../runtime/graphs.ts"
 import type { Core } from "./Core.ts"
 import { refuseArgument, refuseResource } from "./failures.ts"
+import { withScratch } from "./graphInstances.ts"
 import {
   bindValues,
   enqueue,
@@ -23,7 +24,7 @@ import {
   remake,
   setValues
 } from "./graphLaunches.ts"
-import { Bindings, GraphExecResource } from "./graphNodes.ts"
+import { GraphExecResource } from "./graphNodes.ts"
 import type { GraphInstance } from "./graphNodes.ts"
 import { refuseElsewhere } from "./recordings.ts"
 import { ownEvent, ownStream, unusable } from "./resources.ts"
@@ -117,10 +118,7 @@ const make = (
 ): GraphInstance | undefined => {
   const { graph } = exec
   const { graphs } = core.backend
-  const bindings = new Bindings(graph)
-  if (plain.scratch !== undefined) {
-    for (const { offset, slot } of graph.scratch) bindings.set(slot, { memory: plain.scratch, offset })
-  }
+  const bindings = withScratch(graph, plain)
   setValues(graph, { bindings, isStale: false }, values)
   if (refuseOverlaps(graph, graph.usersOf.flat(), bindings) !== undefined) return undefined
   if (remake(core, exec, plain, bindings, true) === success) return graphs.made

@@ -29,9 +29,11 @@ import {
   dropMeasuring,
   logged,
   makeInstances,
+  returnInstance,
   updateInstance,
   withStandIn
 } from "./graphInstances.ts"
+import type { StandIn } from "./graphInstances.ts"
 import { launchOperations } from "./graphLaunches.ts"
 import { GraphExecResource, GraphResource, isMemoryParameter } from "./graphNodes.ts"
 import type { GraphNode } from "./graphNodes.ts"
@@ -220,7 +222,7 @@ const update = (core: Core, ref: GraphExecRef, graphRef: GraphRef): Effect.Effec
 
 const updateOperation = "CudaGraph.update"
 
-/** Updates all instances. If one is refused, those updated before are updated back. */
+/** Updates all instances. If one is refused, those updated before go back. */
 const updateAll = (core: Core, exec: GraphExecResource, graph: GraphResource): Effect.Effect<void, CudaError> => {
   const { graph: before } = exec
   const conditional = [...before.nodes, ...graph.nodes].find(({ kind }) => kind === "conditional")
@@ -259,13 +261,22 @@ const updateAll = (core: Core, exec: GraphExecResource, graph: GraphResource): E
       const status = updateInstance(core, instance, graph, standIn)
       if (status === success) continue
       const failed = failGraph(core, updateOperation, status, graph)
-      for (const updated of exec.all.slice(0, index)) updateInstance(core, updated, before, standIn)
+      const ended = goBack(core, exec, index, standIn)
       core.backend.graphs.refusal = undefined
-      return failed
+      return Effect.andThen(logged(core, ended, exec), failed)
     }
     exec.graph = graph
     return logged(core, dropMeasuring(core, exec), exec)
   })
+}
+
+/** Returns the first instances to the graph of the executable one, which ends if that fails, rather than do something else. */
+const goBack = (core: Core, exec: GraphExecResource, count: number, standIn: StandIn): number => {
+  for (let index = 0; index < count; index++) {
+    const status = returnInstance(core, exec, index, standIn)
+    if (status !== success) return dropExec(core, exec) || status
+  }
+  return success
 }
 
 const isSameMark = (one: GraphNode | undefined, other: GraphNode | undefined): boolean =>

@@ -2,8 +2,8 @@
  * The timer of a simulated runtime: a fiber that exists only while there are waits. It sleeps until the next operation ends,
  * advances the world to that time, and ends the waits that are over.
  *
- * Timers of the system have a resolution of a millisecond, which is long for a GPU. So with the system's clock, the last part of a wait
- * polls on every turn of the event loop, as waits for a GPU do.
+ * Timers of the system have a resolution of a millisecond, which is long for a GPU. So with the system's clock, the fiber polls on every
+ * turn of the event loop shortly before operations end, but only for a while if no wait ends: then it waits for many operations.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -18,6 +18,9 @@ const tolerance = 1000
 
 /** How late a timer of the system may be, in nanoseconds. Later ones make a wait longer. */
 const lateness = 2e6
+
+/** How long it polls at most, in nanoseconds, until a wait begins or ends. */
+const patience = 2e6
 
 const systemClock = Context.get(Context.empty(), Clock.Clock)
 
@@ -43,6 +46,8 @@ export class Pacer {
   #fiber: Fiber.Fiber<void> | undefined
   #firing = false
   #stopped = false
+  /** Nanoseconds left to poll. */
+  #patience = patience
 
   constructor(
     model: Model,
@@ -61,6 +66,7 @@ export class Pacer {
 
   /** Makes the fiber wake in time for the current waits. */
   arm(): void {
+    this.#patience = patience
     if (this.#firing || this.#stopped) return
     const due = this.#nextDue()
     if (due >= this.#due) return
@@ -101,7 +107,19 @@ export class Pacer {
 
   /** Passes a part of a wait. */
   #approach(wait: number): Effect.Effect<void> {
-    return wait > lateness ? this.#sleep(wait - lateness) : turnsUntil(() => this.#world.now() >= this.#due)
+    if (wait > lateness) {
+      this.#patience = patience
+      return this.#sleep(wait - lateness)
+    }
+    return this.#patience > 0 ? this.#poll() : this.#sleep(wait)
+  }
+
+  #poll(): Effect.Effect<void> {
+    const start = this.#world.now()
+    const end = Math.min(this.#due, start + this.#patience)
+    return Effect.map(turnsUntil(() => this.#world.now() >= end), () => {
+      this.#patience -= this.#world.now() - start
+    })
   }
 
   #sleep(nanos: number): Effect.Effect<void> {
