@@ -1164,7 +1164,9 @@ export interface UpdateOperation {
  * **Details**
  *
  * The graphs must have the same parameters, and the same nodes and edges in the same order, marks of regions included: kernels, sizes,
- * addresses and arguments may differ. Otherwise fails with `GraphRefused`, and the executable graph is unchanged. So does a graph that needs more memory of its own.
+ * addresses and arguments may differ. Otherwise fails with `GraphRefused`, and the executable graph is unchanged. So does a graph that needs
+ * more memory of its own. If the driver fails while it changes one of several instances back, the executable graph is released, and later
+ * launches fail with `ResourceReleased`.
  *
  * **Example** (The same graph with other values)
  *
