@@ -296,10 +296,16 @@ export const simulatedKernels: Readonly<Record<string, SimulatedRuntime.Simulate
 
 const ArrayBufferBytes = Uint8Array<ArrayBuffer>
 
-/** Writes the value that a kernel received for a parameter back to bytes. */
+/** The bytes of an argument: of a value that a launch is given, or that a kernel received. */
+export const argumentBytes = (kind: CudaParameter.ParameterKind, value: unknown): Uint8Array<ArrayBuffer> => {
+  const bytes = new Uint8Array(kind.size)
+  write(new DataView(bytes.buffer), 0, kind, value)
+  return bytes
+}
+
+/** Writes the bytes of an argument. */
 const write = (view: DataView, at: number, kind: CudaParameter.ParameterKind, value: unknown): void => {
   const number = typeof value === "number" ? value : 0
-  const whole = typeof value === "bigint" ? value : 0n
   switch (kind.kind) {
     case "pointer":
       return view.setBigUint64(at, BigInt(addressOf(value)), true)
@@ -314,9 +320,9 @@ const write = (view: DataView, at: number, kind: CudaParameter.ParameterKind, va
       }
       return
     case "i64":
-      return view.setBigInt64(at, whole, true)
+      return view.setBigInt64(at, wholeOf(value), true)
     case "u64":
-      return view.setBigUint64(at, whole, true)
+      return view.setBigUint64(at, wholeOf(value), true)
     case "f64":
       return view.setFloat64(at, number, true)
     case "f32":
@@ -333,8 +339,14 @@ const write = (view: DataView, at: number, kind: CudaParameter.ParameterKind, va
   }
 }
 
-const addressOf = (value: unknown): number =>
-  typeof value === "object" && value !== null && "address" in value ? Number(value.address) : 0
+const wholeOf = (value: unknown): bigint => typeof value === "bigint" || typeof value === "number" ? BigInt(value) : 0n
+
+/** The address of memory or of a part of it; 0 for `null`. */
+const addressOf = (value: unknown): number => {
+  if (typeof value !== "object" || value === null) return 0
+  if ("address" in value) return Number(value.address)
+  return "buffer" in value && "offset" in value ? addressOf(value.buffer) + Number(value.offset) : 0
+}
 
 /** The bits of numbers that are exact in 16 bits. */
 const halves = (kind: "f16" | "bf16", value: number): number => {
