@@ -15,13 +15,19 @@ interface KernelNode {
   readonly args: ArgumentBytes
 }
 
+interface Exec {
+  kernels: Array<KernelNode>
+  /** Whether nothing was refused since its last launch, so that the runtime knows what it holds. */
+  isKnown: boolean
+}
+
 /** The first values of a call that describes a kernel. */
 const configLength = 9
 
 export class DriverGraphs {
   /** By graph, in the order of creation. Those in the bodies of conditions belong to the whole graph. */
   readonly #graphs = new Map<number, Array<KernelNode>>()
-  readonly #execs = new Map<number, Array<KernelNode>>()
+  readonly #execs = new Map<number, Exec>()
   /** The kernels of the graph that was made last. Graphs are made one after another. */
   #building: Array<KernelNode> = []
 
@@ -29,13 +35,21 @@ export class DriverGraphs {
   follow(calls: ReadonlyArray<DriverCall>): ReadonlyArray<ReadonlyArray<ArgumentBytes>> {
     const launches: Array<ReadonlyArray<ArgumentBytes>> = []
     for (const { args, name, status, times } of calls) {
-      if (status !== 0) continue
-      if (name === "cuGraphLaunch") {
-        const launched = this.#kernels(args[0]).map((kernel) => kernel.args)
+      if (status !== 0) {
+        if (name.includes("NodeSetParams")) this.#exec(args[0]).isKnown = false
+      } else if (name === "cuGraphLaunch") {
+        const exec = this.#exec(args[0])
+        exec.isKnown = true
+        const launched = exec.kernels.map((kernel) => kernel.args)
         for (let time = 0; time < times; time++) launches.push(launched)
       } else this.#change(name, args)
     }
     return launches
+  }
+
+  /** Notes that a launch was refused: the next one of the same executable graph may set all arguments again. */
+  noteRefused(): void {
+    for (const exec of this.#execs.values()) exec.isKnown = false
   }
 
   #change(name: DriverCall["name"], args: Line): void {
@@ -48,33 +62,37 @@ export class DriverGraphs {
         this.#building.push(kernelNode(args.at(-1), args.slice(0, -3)))
         return
       case "cuGraphInstantiateWithParams":
-        this.#execs.set(Number(args.at(-1)), [...this.#graphs.get(Number(args[0]))!])
+        this.#execs.set(Number(args.at(-1)), { kernels: [...this.#graph(args[0])], isKnown: false })
         return
       case "cuGraphExecKernelNodeSetParams_v2":
-        return this.#set(args[0], kernelNode(args[1], args.slice(2)))
+        return this.#set(this.#exec(args[0]), kernelNode(args[1], args.slice(2)))
       case "cuGraphExecUpdate_v2":
-        return this.#update(args[0], this.#graphs.get(Number(args[1]))!)
+        return this.#update(this.#exec(args[0]), this.#graph(args[1]))
     }
   }
 
-  #kernels(exec: number | string | undefined): Array<KernelNode> {
-    return this.#execs.get(Number(exec))!
+  #graph(handle: number | string | undefined): Array<KernelNode> {
+    return this.#graphs.get(Number(handle))!
   }
 
-  /** Changes only the arguments of a kernel. */
-  #set(exec: number | string | undefined, kernel: KernelNode): void {
-    const kernels = this.#kernels(exec)
+  #exec(handle: number | string | undefined): Exec {
+    return this.#execs.get(Number(handle))!
+  }
+
+  /** Only arguments change, and those of a known graph are not set again. */
+  #set({ isKnown, kernels }: Exec, kernel: KernelNode): void {
     const index = kernels.findIndex(({ node }) => node === kernel.node)
-    assert.isAtLeast(index, 0, `the executable graph has node ${kernel.node}`)
-    assert.deepStrictEqual(kernel.config, kernels[index]!.config, `the configuration of node ${kernel.node}`)
+    const before = kernels[index]
+    assert.deepStrictEqual(kernel.config, before?.config, `the configuration of node ${kernel.node}`)
+    if (isKnown) assert.notDeepEqual(kernel.args, before?.args, `node ${kernel.node} has these arguments already`)
     kernels[index] = kernel
   }
 
-  /** The driver pairs the nodes in the order of creation. The executable graph keeps the names of its own. */
-  #update(exec: number | string | undefined, graph: ReadonlyArray<KernelNode>): void {
-    const kernels = this.#kernels(exec)
-    assert.lengthOf(graph, kernels.length)
-    for (const [index, { node }] of kernels.entries()) kernels[index] = { ...graph[index]!, node }
+  /** The driver pairs the nodes in the order of creation. The executable graph keeps its own nodes. */
+  #update(exec: Exec, graph: ReadonlyArray<KernelNode>): void {
+    assert.lengthOf(graph, exec.kernels.length)
+    exec.kernels = exec.kernels.map(({ node }, index) => ({ ...graph[index]!, node }))
+    exec.isKnown = false
   }
 }
 
