@@ -205,8 +205,8 @@ const recordOperation = (kernels: Kernels, inner: InnerGraph | undefined) => {
   return record
 }
 
-/** The arguments that kernels should get. What the driver or the runtime chooses is undefined. */
-type Expected = ReadonlyArray<ReadonlyArray<string | undefined>>
+/** The arguments that kernels should get: bytes, memory of the graph, or what only the driver knows. */
+type Expected = ReadonlyArray<ReadonlyArray<string | "scratch" | undefined>>
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex")
 
@@ -226,7 +226,7 @@ const expectedOf = (variant: number, operation: Operation): Expected => {
     case "embed":
       return innerOperations(variant, operation.given).flatMap((inside) => expectedOf(variant, inside))
     case "putScratch":
-      return [[undefined, ...allBytes([u32], [operation.value])]]
+      return [["scratch", ...allBytes([u32], [operation.value])]]
     case "region":
       return expectedOf(variant, operation.inside)
     case "when": {
@@ -314,6 +314,8 @@ interface Run {
   readonly stream: CudaStream.CudaStream
   readonly memory: Memory
   readonly driver: DriverGraphs
+  /** The seed and the step, for messages. */
+  where: string
   /** The variant that it launches. */
   variant: number
   /** The values of the last launch. */
@@ -330,7 +332,7 @@ const makeRun = (seed: number) =>
     const loaded = yield* kernels
     const graphs = yield* Effect.forEach(programs, (described) => recordProgram(loaded, described))
     const made = yield* callsOf(CudaGraph.instantiate(graphs[0]!, { instances: 1 + seed % 3 }))
-    driver.follow(made.calls)
+    driver.follow(made.calls, `seed ${seed}`)
     return {
       random: makeRandom(seed),
       shape,
@@ -340,17 +342,18 @@ const makeRun = (seed: number) =>
       stream: yield* CudaStream.make(),
       memory,
       driver,
+      where: `seed ${seed}`,
       variant: 0,
       values: firstValues(memory)
     }
   })
 
 /** Runs an effect that may fail. Returns the statuses of the driver, and the launches in it. */
-const attempt = <A>({ driver }: Run, effect: Effect.Effect<A, CudaError, CudaRuntime>) =>
+const attempt = <A>({ driver, where }: Run, effect: Effect.Effect<A, CudaError, CudaRuntime>) =>
   Effect.gen(function*() {
     const { calls, result } = yield* callsOf(Effect.result(effect))
     const returned = new Set(calls.map(({ status }) => status))
-    return { isDone: Result.isSuccess(result), returned, launches: driver.follow(calls) }
+    return { isDone: Result.isSuccess(result), returned, launches: driver.follow(calls, where) }
   })
 
 const { GraphExecUpdateFailure, InvalidValue, NotSupported, OutOfMemory } = statuses
@@ -360,12 +363,14 @@ const isFinal = (returned: ReadonlySet<number>): boolean =>
   returned.has(OutOfMemory.code) || returned.has(NotSupported.code)
 
 /** Updates to or replaces by a variant. The driver may refuse the update of any instance. */
-const changeGraph = (run: Run, change: CudaGraph.UpdateOperation, where: string) =>
+const changeGraph = (run: Run, change: CudaGraph.UpdateOperation) =>
   Effect.gen(function*() {
-    const { exec, graphs, random, shape } = run
+    const { exec, graphs, random, shape, where } = run
     const variant = choose(random, variants)
     // A graph with a condition is refused without a call of the driver.
     if (!shape.hasCondition && random(3) === 0) {
+      // If the driver says why, a graph is replaced instead.
+      stub.refuseGraph(choose(random, [0, 5]))
       stub.fail("cuGraphExecUpdate_v2", GraphExecUpdateFailure.code, { after: random(exec.instances) })
     }
     const { isDone, returned } = yield* attempt(run, change(exec, graphs[variant]!))
@@ -395,13 +400,21 @@ const overlaps = ({ shape, values }: Run): boolean => {
   return shape.copies && to.buffer === from.buffer && Math.abs(to.offset - from.offset) < to.byteLength
 }
 
-const expectedLaunch = ({ programs, values, variant }: Run): Expected =>
-  operationsOf(programs[variant]!, values).flatMap((operation) => expectedOf(variant, operation))
+/** The arguments that a launch should have. Some are taken from the launch itself, if they can be right. */
+const expectedLaunch = ({ driver, programs, values, variant }: Run, launched: ReadonlyArray<ArgumentBytes>) => {
+  const expected = operationsOf(programs[variant]!, values).flatMap((operation) => expectedOf(variant, operation))
+  return expected.map((args, kernel) =>
+    args.map((arg, at) => {
+      const own = launched[kernel]?.[at]
+      return arg === undefined || (arg === "scratch" && driver.hasAllocated(own)) ? own : arg
+    })
+  )
+}
 
 /** Launches with the values, also measured, and compares the arguments. */
-const launch = (run: Run, where: string) =>
+const launch = (run: Run) =>
   Effect.gen(function*() {
-    const { driver, exec, random, stream, values } = run
+    const { exec, random, stream, values, where } = run
     const isMeasured = random(4) === 0
     const launching = CudaGraph.launch(exec, values, stream)
     const { isDone, launches, returned } = yield* attempt(
@@ -410,46 +423,47 @@ const launch = (run: Run, where: string) =>
     )
     if (overlaps(run)) assert.isFalse(isDone, `${where}: copies overlapping parts`)
     // A launch that cannot be measured is an ordinary one.
-    else if (!isDone || !isMeasured) assert.strictEqual(isDone, !isFinal(returned), `${where}: fails or not`)
-    if (!isDone) driver.noteRefused()
+    else if (!isDone || !isMeasured) assert.strictEqual(isDone, !isFinal(returned), `${where}: whether it succeeds`)
+    if (!isDone) run.driver.noteRefused()
     assert.lengthOf(launches, isDone ? 1 : 0, where)
-    for (const launched of launches) {
-      const expected = expectedLaunch(run).map((args, kernel) => args.map((arg, at) => arg ?? launched[kernel]?.[at]))
-      assert.deepStrictEqual(launched, expected, where)
-    }
+    for (const launched of launches) assert.deepStrictEqual(launched, expectedLaunch(run, launched), where)
   })
 
-const step = (run: Run, where: string) => {
+const step = (run: Run) => {
   const { exec, random } = run
   switch (random(20)) {
     case 0:
-      return changeGraph(run, CudaGraph.update, where)
+      return changeGraph(run, CudaGraph.update)
     case 1:
-      return changeGraph(run, CudaGraph.updateOrReplace, where)
+      return changeGraph(run, CudaGraph.updateOrReplace)
     case 2:
       return CudaGraph.setEnabled(exec, random(4), random(2) === 0)
     default:
       changeValues(run)
       failSome(random)
-      return launch(run, where)
+      return launch(run)
   }
 }
 
 /** Launches until every failure that was asked for has happened. */
-const finish = (run: Run, where: string) =>
+const finish = (run: Run) =>
   Effect.gen(function*() {
     for (let extra = 0; extra < 200 && stub.failuresLeft > 0; extra++) {
       yield* attempt(run, Effect.scoped(CudaGraph.instantiate(run.graphs[0]!)))
       changeValues(run)
-      yield* launch(run, `${where}, launch ${extra}`)
+      yield* launch(run)
     }
   })
 
 const check = (seed: number) =>
   Effect.gen(function*() {
     const run = yield* makeRun(seed)
-    for (let at = 0; at < 150; at++) yield* step(run, `seed ${seed}, step ${at}`)
-    yield* finish(run, `seed ${seed}, at the end`)
+    for (let at = 0; at < 150; at++) {
+      run.where = `seed ${seed}, step ${at}`
+      yield* step(run)
+    }
+    run.where = `seed ${seed}, at the end`
+    yield* finish(run)
   })
 
 describe("the arguments of kernels in executable graphs", () => {

@@ -1,7 +1,10 @@
 /**
- * A model of the stub driver's graphs, made from its calls: the kernels of each executable graph, with their arguments.
+ * A model of the stub driver's graphs, made from its calls: the kernels of each executable graph, with their arguments, and the memory
+ * that was allocated for them.
  */
 import { assert } from "@effect/vitest"
+import { CudaParameter } from "effect-cuda"
+import { argumentBytes } from "./kernels.ts"
 import type { DriverCall } from "./stubDriver.ts"
 import type { Line } from "./tracing.ts"
 
@@ -28,11 +31,13 @@ export class DriverGraphs {
   /** By graph, in the order of creation. Those in the bodies of conditions belong to the whole graph. */
   readonly #graphs = new Map<number, Array<KernelNode>>()
   readonly #execs = new Map<number, Exec>()
+  /** Addresses, as bytes of an argument. */
+  readonly #memory = new Set<string>()
   /** The kernels of the graph that was made last. Graphs are made one after another. */
   #building: Array<KernelNode> = []
 
   /** Follows calls of the driver. Returns the kernels of each launch, in the order of creation. */
-  follow(calls: ReadonlyArray<DriverCall>): ReadonlyArray<ReadonlyArray<ArgumentBytes>> {
+  follow(calls: ReadonlyArray<DriverCall>, where: string): ReadonlyArray<ReadonlyArray<ArgumentBytes>> {
     const launches: Array<ReadonlyArray<ArgumentBytes>> = []
     for (const { args, name, status, times } of calls) {
       if (status !== 0) {
@@ -42,7 +47,7 @@ export class DriverGraphs {
         exec.isKnown = true
         const launched = exec.kernels.map((kernel) => kernel.args)
         for (let time = 0; time < times; time++) launches.push(launched)
-      } else this.#change(name, args)
+      } else this.#change(name, args, where)
     }
     return launches
   }
@@ -52,8 +57,19 @@ export class DriverGraphs {
     for (const exec of this.#execs.values()) exec.isKnown = false
   }
 
-  #change(name: DriverCall["name"], args: Line): void {
+  /** Whether an argument is the address of memory that these calls allocated and did not free. */
+  hasAllocated(argument: string | undefined): boolean {
+    return argument !== undefined && this.#memory.has(argument)
+  }
+
+  #change(name: DriverCall["name"], args: Line, where: string): void {
     switch (name) {
+      case "cuMemAllocFromPoolAsync":
+        this.#memory.add(addressBytes(args[0]))
+        return
+      case "cuMemFreeAsync":
+        this.#memory.delete(addressBytes(args[0]))
+        return
       case "cuGraphCreate":
         this.#building = []
         this.#graphs.set(Number(args[0]), this.#building)
@@ -65,7 +81,7 @@ export class DriverGraphs {
         this.#execs.set(Number(args.at(-1)), { kernels: [...this.#graph(args[0])], isKnown: false })
         return
       case "cuGraphExecKernelNodeSetParams_v2":
-        return this.#set(this.#exec(args[0]), kernelNode(args[1], args.slice(2)))
+        return this.#set(this.#exec(args[0]), kernelNode(args[1], args.slice(2)), where)
       case "cuGraphExecUpdate_v2":
         return this.#update(this.#exec(args[0]), this.#graph(args[1]))
     }
@@ -80,11 +96,11 @@ export class DriverGraphs {
   }
 
   /** Only arguments change, and those of a known graph are not set again. */
-  #set({ isKnown, kernels }: Exec, kernel: KernelNode): void {
+  #set({ isKnown, kernels }: Exec, kernel: KernelNode, where: string): void {
     const index = kernels.findIndex(({ node }) => node === kernel.node)
     const before = kernels[index]
-    assert.deepStrictEqual(kernel.config, before?.config, `the configuration of node ${kernel.node}`)
-    if (isKnown) assert.notDeepEqual(kernel.args, before?.args, `node ${kernel.node} has these arguments already`)
+    assert.deepStrictEqual(kernel.config, before?.config, `${where}: the configuration of a kernel`)
+    if (isKnown) assert.notDeepEqual(kernel.args, before?.args, `${where}: a kernel has these arguments already`)
     kernels[index] = kernel
   }
 
@@ -102,3 +118,6 @@ const kernelNode = (node: number | string | undefined, description: Line): Kerne
   config: description.slice(0, configLength),
   args: description.slice(configLength).map(String)
 })
+
+const addressBytes = (address: number | string | undefined): string =>
+  Buffer.from(argumentBytes(CudaParameter.u64, Number(address))).toString("hex")
