@@ -326,7 +326,8 @@ export class NativeGraphs implements GraphBackend {
     }
     const node = build.indexOf(nodeAt(words, updateAt.errorNode)) ??
       build.indexOf(nodeAt(words, updateAt.errorFromNode))
-    this.#refuse(updateProblems[words[updateAt.result]!], node)
+    const unexplained = status === cannotUpdate ? "it differs in a way that an update cannot apply" : undefined
+    this.#refuse(updateProblems[words[updateAt.result]!] ?? unexplained, node)
     return status
   }
 
