@@ -14,6 +14,7 @@ import {
 } from "effect-cuda"
 import type { DeviceBuffer } from "effect-cuda/CudaMemory"
 import { CudaRuntime } from "effect-cuda/CudaRuntime"
+import type { Address } from "effect-cuda/CudaRuntime"
 import * as NativeRuntime from "effect-cuda/NativeRuntime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -23,7 +24,7 @@ import * as Scope from "effect/Scope"
 import { statuses, success } from "../../src/cuda/status.ts"
 import type { NativeBackend } from "../../src/layers/native/Backend.ts"
 import { Bindings, devicePlaceholder, hostPlaceholder } from "../../src/layers/shared/graphNodes.ts"
-import { ownEvent, ownMemory, ownStream } from "../../src/layers/shared/resources.ts"
+import { DeviceMemoryResource, ownEvent, ownMemory, ownStream } from "../../src/layers/shared/resources.ts"
 import { failsWith, nothingHeld, refuses } from "../support/assertions.ts"
 import { started } from "../support/fibers.ts"
 import { program, signatures } from "../support/kernels.ts"
@@ -383,7 +384,7 @@ describe("a launch", () => {
 })
 
 describe("binding", () => {
-  it.live("writes the addresses and values of a launch", () =>
+  it.live("writes the addresses and values of a launch, and then those that changed", () =>
     withGraphs(({ backend, context }) =>
       Effect.gen(function*() {
         const { put } = yield* kernels
@@ -404,8 +405,12 @@ describe("binding", () => {
         const buffer = yield* CudaMemory.allocate(64)
         instance.bindings.set(0, { memory: deviceMemory(buffer), offset: 16 })
         instance.bindings.scalars[1] = 99
-        for (let turn = 0; turn < 2; turn++) assert.strictEqual(bind(backend, instance, graph), success)
-        const [set] = argumentsOf("cuGraphExecKernelNodeSetParams_v2")
+        assert.strictEqual(bind(backend, instance, graph), success)
+        const far = new DeviceMemoryResource(backend, 0x7f12_3456_7000 as Address, 64, 0)
+        instance.bindings.set(0, { memory: far, offset: 24 })
+        instance.bindings.scalars[1] = 100
+        assert.strictEqual(bind(backend, instance, graph), success)
+        const [set, again] = argumentsOf("cuGraphExecKernelNodeSetParams_v2")
         const [added] = argumentsOf("cuGraphAddKernelNode_v2")
         const [exec] = argumentsOf("cuGraphInstantiateWithParams").map((args) => args.at(-1))
         assert.deepStrictEqual(set, [
@@ -422,6 +427,11 @@ describe("binding", () => {
           context,
           hex(BigUint64Array.of(BigInt(buffer.address + 20))),
           hex(Uint32Array.of(99))
+        ])
+        assert.deepStrictEqual(again, [
+          ...set!.slice(0, -2),
+          hex(BigUint64Array.of(BigInt(far.address + 28))),
+          hex(Uint32Array.of(100))
         ])
       })
     ))
