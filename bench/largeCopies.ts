@@ -7,6 +7,7 @@ import type { CudaError } from "../src/CudaError.ts"
 import * as CudaMemory from "../src/CudaMemory.ts"
 import * as CudaStream from "../src/CudaStream.ts"
 import * as SimulatedRuntime from "../src/layers/SimulatedRuntime.ts"
+import { longestTurn } from "./support/loop.ts"
 import { printTable } from "./support/report.ts"
 import { makeFigure } from "./support/results.ts"
 import { runAnywhere } from "./support/run.ts"
@@ -16,37 +17,8 @@ const bytes = 2 ** 30
 const rounds = 5
 const group = "Simulated: 1 GiB in real time"
 
-/** Watches the event loop. The returned function ends that, and returns the longest pause in milliseconds. */
-const watchLoop = (): () => number => {
-  let longest = 0
-  let last = performance.now()
-  let immediate: NodeJS.Immediate
-  const note = () => {
-    const now = performance.now()
-    longest = Math.max(longest, now - last)
-    last = now
-  }
-  const turn = () => {
-    note()
-    immediate = setImmediate(turn)
-  }
-  immediate = setImmediate(turn)
-  return () => {
-    clearImmediate(immediate)
-    note()
-    return longest
-  }
-}
-
 const measure = (work: Effect.Effect<void, CudaError>, stream: CudaStream.CudaStream) =>
-  Effect.gen(function*() {
-    const end = watchLoop()
-    const start = performance.now()
-    yield* work
-    yield* CudaStream.synchronize(stream)
-    const elapsed = performance.now() - start
-    return { elapsed, pause: end() }
-  })
+  longestTurn(Effect.andThen(work, CudaStream.synchronize(stream)))
 
 const measureAll = (data: "moved" | "none") =>
   Effect.gen(function*() {
@@ -67,7 +39,7 @@ const measureAll = (data: "moved" | "none") =>
       const name = data === "none" ? `${operation}, no data` : operation
       figures.push(
         makeFigure({ group, name: `${name}: in all`, unit: "ms" }, values.map(({ elapsed }) => elapsed)),
-        makeFigure({ group, name: `${name}: longest pause`, unit: "ms" }, values.map(({ pause }) => pause))
+        makeFigure({ group, name: `${name}: longest pause`, unit: "ms" }, values.map(({ longest }) => longest))
       )
     }
     return figures

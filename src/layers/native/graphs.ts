@@ -326,8 +326,7 @@ export class NativeGraphs implements GraphBackend {
     }
     const node = build.indexOf(nodeAt(words, updateAt.errorNode)) ??
       build.indexOf(nodeAt(words, updateAt.errorFromNode))
-    const unexplained = status === cannotUpdate ? "it differs in a way that an update cannot apply" : undefined
-    this.#refuse(updateProblems[words[updateAt.result]!] ?? unexplained, node)
+    this.#refuse(updateProblems[words[updateAt.result]!], node)
     return status
   }
 
